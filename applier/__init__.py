@@ -1,0 +1,18 @@
+"""The appliers' side: handlers in Python, and the workers that apply commands in turn."""
+
+from inturn.applier.batch import Batch
+from inturn.applier.command import Command
+from inturn.applier.fleet import Fleet, Outcome
+from inturn.applier.handlers import Applier, Handler, NoHandler
+from inturn.applier.turns import HandlerBrokeTransaction
+
+__all__ = [
+    "Applier",
+    "Batch",
+    "Command",
+    "Fleet",
+    "Handler",
+    "HandlerBrokeTransaction",
+    "NoHandler",
+    "Outcome",
+]

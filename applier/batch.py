@@ -1,0 +1,65 @@
+"""Batch: what one transaction of turns did, and the two ways to make one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+import psycopg
+from psycopg import sql
+
+#: The clock hand before the first claim: start from the oldest ready key.
+OLDEST = "-infinity"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction of turns did.
+
+    Attributes:
+        keys: how many keys were claimed; 0: none was ready.
+        commands: how many commands were applied.
+        failures: how many failed, each the end of its key's turn.
+        redo: nothing was changed; the keys have to be claimed again one at a time.
+        hand: when the last claimed key had become ready: where the next claim starts.
+    """
+
+    keys: int = 0
+    commands: int = 0
+    failures: int = 0
+    redo: bool = False
+    hand: datetime | str = OLDEST
+
+
+class Target(Protocol):
+    """What applies the commands of a topic: makes one batch on a connection in autocommit."""
+
+    @property
+    def topic(self) -> str: ...
+
+    def apply_batch(
+        self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int
+    ) -> Batch: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SqlTarget:
+    """A topic whose commands a SQL function applies: the database does the whole batch."""
+
+    topic: str
+    schema: str
+    applier_id: str
+
+    def apply_batch(
+        self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int
+    ) -> Batch:
+        query = sql.SQL(
+            "SELECT keys, commands, failures, redo, hand FROM {}.apply_batch(%s, %s, %s, %s)"
+        ).format(sql.Identifier(self.schema))
+        with connection.transaction():
+            row = connection.execute(
+                query, (self.topic, since, max_keys, self.applier_id)
+            ).fetchone()
+        assert row is not None  # noqa: S101 - for mypy: the function returns one row
+        return Batch(*row) if row[0] else Batch()

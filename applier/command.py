@@ -1,0 +1,30 @@
+"""Command: what a handler is called with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command of a key, as it was appended.
+
+    Attributes:
+        topic, key, seq: its place; seq counts from 1 in every key.
+        name: what it is called.
+        payload: the JSON value, made anew for every attempt.
+        created_at: when it was appended (timezone-aware, the database's clock).
+        attempt: 1 at the first try, 2 after one failure, and so on.
+        epoch: the number of the key's turn; grows with every turn.
+    """
+
+    topic: str
+    key: str
+    seq: int
+    name: str
+    payload: Any
+    created_at: datetime
+    attempt: int
+    epoch: int

@@ -1,0 +1,31 @@
+"""How a handler's exception is written into the database: whole, bounded, and always storable."""
+
+from __future__ import annotations
+
+import traceback
+
+#: The most characters of an error that are kept; the database cuts at the same length.
+MAX_ERROR_CHARACTERS = 8000
+
+_SUMMARY_CHARACTERS = 1000
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception as text: what it says first, then its traceback with all causes.
+
+    The text holds no NUL and no lone surrogate, which PostgreSQL refuses, and at most
+    MAX_ERROR_CHARACTERS; a longer one loses its middle.
+    """
+    lines = traceback.TracebackException.from_exception(error)
+    summary = _storable("".join(lines.format_exception_only()).strip())
+    text = f"{summary[:_SUMMARY_CHARACTERS]}\n\n{_storable(''.join(lines.format()).strip())}"
+    if len(text) <= MAX_ERROR_CHARACTERS:
+        return text
+    left_out = f"\n[... {len(text) - MAX_ERROR_CHARACTERS} characters left out ...]\n"
+    tail = (MAX_ERROR_CHARACTERS - len(left_out)) // 2
+    head = MAX_ERROR_CHARACTERS - len(left_out) - tail
+    return text[:head] + left_out + text[-tail:]
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

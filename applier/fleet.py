@@ -1,0 +1,265 @@
+"""Fleet: the workers of one process, from their start to their bounded end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from inturn.applier.batch import SqlTarget, Target
+from inturn.applier.handlers import Applier
+from inturn.applier.listener import Listener
+from inturn.applier.stop import Bell, Stop
+from inturn.applier.turns import PythonTarget
+from inturn.applier.worker import Totals, Worker
+from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
+from inturn.schema.source import DEFAULT_SCHEMA
+from inturn.schema.version import check_version
+
+#: How long a cancelled statement may take to come back, in seconds.
+_CANCEL_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a fleet ended.
+
+    Attributes:
+        keys, commands, failures: turns taken, commands applied, commands failed.
+        held: keys of its topics that are held now; None when the database could not tell.
+        seconds: how long it ran.
+        cut: some command was not finished within the grace time and was rolled back.
+        error: what ended a worker before its time.
+    """
+
+    keys: int
+    commands: int
+    failures: int
+    held: int | None
+    seconds: float
+    cut: bool
+    error: Exception | None
+
+
+class Fleet:
+    """Workers in threads, each on its own connection, applying the same topics."""
+
+    def __init__(
+        self,
+        dsn: str,
+        applier: Applier | None = None,
+        *,
+        topics: Sequence[str] = (),
+        workers: int = 1,
+        max_keys: int = 32,
+        drain: bool = False,
+        schema: str = DEFAULT_SCHEMA,
+    ) -> None:
+        """Make a fleet; nothing is connected yet.
+
+        Args:
+            dsn: libpq connection string.
+            applier: the handlers of the topics with target `python`; without it only topics with
+                SQL targets are served.
+            topics: which to serve; empty: every topic that can be.
+            workers: how many threads and connections.
+            max_keys: the most keys that share a transaction.
+            drain: stop when nothing is ready.
+            schema: where inturn is installed.
+        """
+        self._dsn = dsn
+        self._applier = applier
+        self._only = list(topics)
+        self._count = workers
+        self._max_keys = max_keys
+        self._drain = drain
+        self._schema = schema
+        self.stop = Stop()
+        self.bell = Bell(workers)
+        self.topics: list[str] = []
+        self._workers: list[Worker] = []
+        self._threads: list[threading.Thread] = []
+        self._started_at = 0.0
+
+    def start(self) -> None:
+        """Connect once, choose the topics, and start the threads.
+
+        Raises:
+            psycopg.Error: the database cannot be reached or refuses.
+            SchemaMismatch: its schema is not one that this package serves.
+            UnknownTopic, TargetRefused: a topic asked for is not there, or cannot be served.
+        """
+        with self._connect() as connection:
+            check_version(connection, self._schema)
+            targets = self._choose(connection)
+        self.topics = sorted(targets)
+        self._started_at = time.monotonic()
+        for number in range(self._count):
+            worker = Worker(
+                self._connect,
+                [
+                    targets[topic](f"{socket.gethostname()}:{os.getpid()}:{number + 1}")
+                    for topic in self.topics
+                ],
+                schema=self._schema,
+                max_keys=self._max_keys,
+                drain=self._drain,
+                stop=self.stop,
+                bell=self.bell,
+            )
+            self._workers.append(worker)
+            self._spawn(worker.run, f"inturn-worker-{number + 1}")
+        if not self._drain:
+            listener = Listener(
+                self._connect, self.topics, schema=self._schema, stop=self.stop, bell=self.bell
+            )
+            threading.Thread(target=listener.run, name="inturn-listener", daemon=True).start()
+
+    @property
+    def running(self) -> bool:
+        """Whether a worker is still at work."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    @property
+    def totals(self) -> Totals:
+        """What the workers have done so far."""
+        return Totals(
+            keys=sum(worker.totals.keys for worker in self._workers),
+            commands=sum(worker.totals.commands for worker in self._workers),
+            failures=sum(worker.totals.failures for worker in self._workers),
+        )
+
+    def request_stop(self) -> None:
+        """Ask every worker to end after the command in hand."""
+        self.stop.request()
+        self.bell.ring_all()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the workers to end, for at most that many seconds; return whether they have."""
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(deadline - time.monotonic(), 0))
+        return not self.running
+
+    def end(self, grace: float) -> Outcome:
+        """End the workers: after the command in hand, or by cancelling it when the grace is over.
+
+        Args:
+            grace: seconds that the commands in hand may still take.
+        """
+        self.request_stop()
+        cut = not self.wait(grace)
+        if cut:
+            self.stop.expire()
+            for worker in self._workers:
+                worker.cancel()
+            self.wait(_CANCEL_SECONDS)
+        totals = self.totals
+        return Outcome(
+            keys=totals.keys,
+            commands=totals.commands,
+            failures=totals.failures,
+            held=self._count_held(),
+            seconds=time.monotonic() - self._started_at,
+            cut=cut,
+            error=next((worker.error for worker in self._workers if worker.error), None),
+        )
+
+    def pending(self) -> int:
+        """Return how many commands are ready to be applied now. Reads them all.
+
+        Raises:
+            psycopg.Error: the database cannot be reached or refuses.
+        """
+        with self._connect() as connection:
+            row = connection.execute(
+                sql.SQL("SELECT {}.pending_commands(%s)").format(sql.Identifier(self._schema)),
+                (self.topics,),
+            ).fetchone()
+        return int(row[0]) if row else 0
+
+    def _count_held(self) -> int | None:
+        try:
+            with self._connect() as connection:
+                row = connection.execute(
+                    sql.SQL(
+                        "SELECT count(*) FROM {}.key_cursor"
+                        " WHERE topic = ANY (%s) AND held_at IS NOT NULL"
+                    ).format(sql.Identifier(self._schema)),
+                    (self.topics,),
+                ).fetchone()
+        except psycopg.Error:
+            return None
+        return int(row[0]) if row else None
+
+    def _spawn(self, run: Callable[[], None], name: str) -> None:
+        # Daemons: a handler that never returns must not keep the process after its grace.
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        connection = psycopg.connect(
+            self._dsn, autocommit=True, application_name="inturn apply", client_encoding="utf8"
+        )
+        # Whatever the database's default: see the function require_read_committed.
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        return connection
+
+    def _choose(self, connection: psycopg.Connection[Any]) -> dict[str, Callable[[str], Target]]:
+        """Return, for every topic to be served, what makes its target for an applier's name."""
+        rows: list[tuple[str, str]] = connection.execute(
+            sql.SQL("SELECT name, target FROM {}.topic ORDER BY name").format(
+                sql.Identifier(self._schema)
+            )
+        ).fetchall()
+        there = dict(rows)
+        handled = self._applier.topics if self._applier else []
+        for topic in [*self._only, *handled]:
+            if topic not in there:
+                raise UnknownTopic(
+                    f"topic {topic!r} does not exist",
+                    hint=f"Create it first: inturn topic create {topic}",
+                    topic=topic,
+                )
+        chosen: dict[str, Callable[[str], Target]] = {}
+        for topic in self._only or there:
+            target = self._target(topic, there[topic], handled)
+            if target is not None:
+                chosen[topic] = target
+            elif self._only:
+                raise TargetRefused(
+                    f"topic {topic!r} is applied by Python and no handler of it was given",
+                    hint="Name the module: inturn apply --app MODULE:APPLIER",
+                    topic=topic,
+                )
+        if not chosen:
+            raise InturnError(
+                "there is no topic to serve",
+                hint="Create one with a SQL target, or name handlers: inturn apply --app"
+                " MODULE:APPLIER",
+            )
+        return chosen
+
+    def _target(
+        self, topic: str, target: str, handled: Sequence[str]
+    ) -> Callable[[str], Target] | None:
+        if target.startswith("sql:"):
+            if topic in handled:
+                raise TargetRefused(
+                    f"topic {topic!r} has handlers in Python and the target {target}",
+                    hint="Remove one: a topic has one target",
+                    topic=topic,
+                )
+            return lambda name: SqlTarget(topic, self._schema, name)
+        if self._applier is not None and topic in handled:
+            applier = self._applier
+            return lambda name: PythonTarget(topic, applier, self.stop, self._schema, name)
+        return None

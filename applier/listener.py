@@ -1,0 +1,56 @@
+"""Listener: hears that keys turned ready and rings for a worker. Without it, workers poll."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from inturn.applier.stop import Bell, Stop
+
+log = logging.getLogger("inturn.applier")
+
+_CHECK_STOP_SECONDS = 0.25
+_RECONNECT_SECONDS = 5.0
+
+
+class Listener:
+    """LISTENs on a connection of its own. `run` is what a thread runs."""
+
+    def __init__(
+        self,
+        connect: Callable[[], psycopg.Connection[Any]],
+        topics: Collection[str],
+        *,
+        schema: str,
+        stop: Stop,
+        bell: Bell,
+    ) -> None:
+        self._connect = connect
+        self._topics = frozenset(topics)
+        self._channel = sql.Identifier(f"{schema}.ready")
+        self._stop = stop
+        self._bell = bell
+
+    def run(self) -> None:
+        """Listen until stopped. A lost connection is made again; meanwhile the workers poll."""
+        while not self._stop.requested:
+            try:
+                with self._connect() as connection:
+                    connection.execute(sql.SQL("LISTEN {}").format(self._channel))
+                    # What turned ready while nobody listened.
+                    self._bell.ring_all()
+                    self._hear(connection)
+            except psycopg.Error as error:
+                if not self._stop.requested:
+                    log.info("not listening, polling instead: %s", " ".join(str(error).split()))
+                    self._stop.wait(_RECONNECT_SECONDS)
+
+    def _hear(self, connection: psycopg.Connection[Any]) -> None:
+        while not self._stop.requested:
+            for notification in connection.notifies(timeout=_CHECK_STOP_SECONDS):
+                if notification.payload in self._topics:
+                    self._bell.ring()

@@ -1,0 +1,201 @@
+"""Worker: goes round its topics on one connection, applies what is ready, sleeps else."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from inturn.applier.batch import OLDEST, Batch, Target
+from inturn.applier.stop import Bell, Stop
+from inturn.schema.errors import InturnError
+from inturn.schema.version import check_version
+
+log = logging.getLogger("inturn.applier")
+
+#: How long a visit to a topic lasts at most while other topics wait, in seconds. Every visit
+#: starts from the oldest ready key.
+VISIT_SECONDS = 1.0
+#: A batch under this many seconds doubles the keys of the next one; a longer one halves them.
+SHORT_BATCH_SECONDS = 0.010
+#: An idle worker looks again after the first of these, then after ever longer, up to the second.
+FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.02, 1.0
+#: The same for connecting again after the connection was lost.
+FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS = 0.1, 10.0
+#: A draining worker gives up after this many attempts in a row to connect again.
+DRAIN_RECONNECTS = 5
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a worker has done so far."""
+
+    keys: int = 0
+    commands: int = 0
+    failures: int = 0
+
+
+class Worker:
+    """One connection's worth of applying. `run` is what a thread runs."""
+
+    def __init__(
+        self,
+        connect: Callable[[], psycopg.Connection[Any]],
+        targets: Sequence[Target],
+        *,
+        schema: str,
+        max_keys: int,
+        drain: bool,
+        stop: Stop,
+        bell: Bell,
+    ) -> None:
+        """Make a worker.
+
+        Args:
+            connect: gives a connection in autocommit with isolation level READ COMMITTED.
+            targets: one a topic, in the order in which they are visited.
+            schema: where inturn is installed.
+            max_keys: the most keys that share a transaction.
+            drain: stop when nothing is ready, rather than wait for more.
+            stop, bell: shared with the other workers of the process.
+        """
+        self._connect = connect
+        self._targets = targets
+        self._topics = [target.topic for target in targets]
+        self._schema = schema
+        self._max_keys = max_keys
+        self._drain = drain
+        self._stop = stop
+        self._bell = bell
+        self._connection: psycopg.Connection[Any] | None = None
+        self._lost_in_a_row = 0
+        self.totals = Totals()
+        #: Why the worker ended before it should have; None while it runs and after a good end.
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Apply until stopped, or with drain until nothing is ready. Never raises: see `error`."""
+        while not self._stop.requested:
+            try:
+                with self._connect() as self._connection:
+                    check_version(self._connection, self._schema)
+                    self._serve(self._connection)
+                    return
+            except psycopg.Error as error:
+                if self._stop.requested:
+                    return
+                self._lost_in_a_row += 1
+                if self._drain and self._lost_in_a_row > DRAIN_RECONNECTS:
+                    self.error = error
+                    return
+                self._wait_to_reconnect(error)
+            except InturnError as error:
+                self.error = error
+                return
+            except Exception as error:
+                if self._stop.expired:
+                    return
+                log.exception("worker failed")
+                self.error = error
+                return
+
+    def cancel(self) -> None:
+        """Cancel the statement that the worker waits for, if any, and so its transaction."""
+        connection = self._connection
+        if connection is not None and not connection.closed:
+            try:
+                connection.cancel_safe(timeout=2.0)
+            except psycopg.Error as error:
+                log.warning("could not cancel: %s", error)
+
+    def _serve(self, connection: psycopg.Connection[Any]) -> None:
+        poll_seconds = FIRST_POLL_SECONDS
+        while not self._stop.requested:
+            if self._round(connection):
+                poll_seconds = FIRST_POLL_SECONDS
+                continue
+            if self._drain:
+                return
+            looked_at = self._announce_sleep(connection)
+            # Looks once more: a key that became ready before the announcement notified nobody.
+            if self._round(connection):
+                poll_seconds = FIRST_POLL_SECONDS
+                continue
+            due = self._seconds_to_next_ready(connection, looked_at)
+            if self._bell.wait(poll_seconds if due is None else min(poll_seconds, due)):
+                poll_seconds = FIRST_POLL_SECONDS
+            else:
+                poll_seconds = min(poll_seconds * 2, LAST_POLL_SECONDS)
+
+    def _round(self, connection: psycopg.Connection[Any]) -> bool:
+        """Visit every topic once; return whether any had a ready key."""
+        found = [self._visit(connection, target) for target in self._targets]
+        return any(found)
+
+    def _visit(self, connection: psycopg.Connection[Any], target: Target) -> bool:
+        leave_at = time.monotonic() + VISIT_SECONDS
+        hand: datetime | str = OLDEST
+        max_keys, alone, found = 1, 0, False
+        while not self._stop.requested and time.monotonic() < leave_at:
+            started_at = time.monotonic()
+            batch = target.apply_batch(connection, hand, 1 if alone else max_keys)
+            if batch.keys == 0:
+                break
+            if not found:
+                # There may be more than one worker's worth: wake another, which wakes another.
+                self._bell.ring()
+            found = True
+            self._lost_in_a_row = 0
+            if batch.redo:
+                alone = batch.keys
+                continue
+            alone = max(alone - 1, 0)
+            hand = batch.hand
+            self._count(batch)
+            short = time.monotonic() - started_at < SHORT_BATCH_SECONDS
+            max_keys = min(max_keys * 2, self._max_keys) if short else max(max_keys // 2, 1)
+        return found
+
+    def _count(self, batch: Batch) -> None:
+        self.totals.keys += batch.keys
+        self.totals.commands += batch.commands
+        self.totals.failures += batch.failures
+
+    def _announce_sleep(self, connection: psycopg.Connection[Any]) -> datetime:
+        row = connection.execute(
+            sql.SQL("SELECT clock_timestamp(), {}.announce_sleep(%s)").format(
+                sql.Identifier(self._schema)
+            ),
+            (self._topics,),
+        ).fetchone()
+        assert row is not None  # noqa: S101 - for mypy: one row
+        looked_at: datetime = row[0]
+        return looked_at
+
+    def _seconds_to_next_ready(
+        self, connection: psycopg.Connection[Any], since: datetime
+    ) -> float | None:
+        row = connection.execute(
+            sql.SQL("SELECT extract(epoch FROM {}.next_ready(%s, %s) - clock_timestamp())").format(
+                sql.Identifier(self._schema)
+            ),
+            (self._topics, since),
+        ).fetchone()
+        return None if row is None or row[0] is None else max(float(row[0]), 0.0)
+
+    def _wait_to_reconnect(self, error: psycopg.Error) -> None:
+        seconds = min(FIRST_RECONNECT_SECONDS * 2**self._lost_in_a_row, LAST_RECONNECT_SECONDS)
+        seconds *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+        log.warning(
+            "lost the database, connecting again in %.1f s: %s",
+            seconds,
+            " ".join(str(error).split()),
+        )
+        self._stop.wait(seconds)

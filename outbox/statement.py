@@ -1,0 +1,148 @@
+"""The statements that append, their parameters, and what a driver's errors on them mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from sqlalchemy import TextClause, text
+from sqlalchemy.exc import DBAPIError
+
+from inturn.schema.errors import (
+    CommandRefused,
+    IdempotencyKeyRefused,
+    KeyRefused,
+    NameRefused,
+    PayloadRefused,
+    from_database,
+)
+from inturn.schema.source import check_schema_name
+
+_ONE = """SELECT {schema}.append(
+    {topic}, {key}, {name}, CAST({payload} AS jsonb), {idempotency_key})"""
+_MANY = """SELECT {schema}.append_many({topic}, CAST({key} AS text[]), CAST({name} AS text[]),
+    CAST({payload} AS jsonb[]), CAST({idempotency_key} AS text[]))"""
+_PARAMETERS = ("topic", "key", "name", "payload", "idempotency_key")
+
+# What PostgreSQL raises for JSON that it cannot store: a lone surrogate, \u0000 or a character
+# that the database's encoding lacks, nesting beyond its stack.
+_NOT_STORABLE = frozenset({"22P02", "22P05", "54001"})
+
+
+@dataclass(frozen=True, slots=True)
+class NewCommand:
+    """A command to be appended by `append_many`.
+
+    Attributes:
+        key: what must stay in order; 1 to 512 octets of text, compared byte by byte.
+        name: what the command is called; 1 to 128 octets.
+        payload: anything that json.dumps takes, up to the topic's max_payload_bytes.
+        idempotency_key: the same again on the same key appends nothing and gives the first seq.
+    """
+
+    key: str
+    name: str
+    payload: Any = field(default_factory=dict)
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A call of append or append_many, for any driver."""
+
+    template: str
+    schema: str
+    parameters: dict[str, Any]
+    topic: str
+    key: str | None
+
+    def for_psycopg(self) -> bytes:
+        places = {name: f"%({name})s" for name in _PARAMETERS}
+        return self.template.format(schema=self.schema, **places).encode()
+
+    def for_sqlalchemy(self) -> TextClause:
+        places = {name: f":{name}" for name in _PARAMETERS}
+        return text(self.template.format(schema=self.schema, **places))
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn the driver's errors into inturn's, where they are about what was appended."""
+        try:
+            yield
+        except (psycopg.Error, DBAPIError) as error:
+            cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+            known = from_database(cause, topic=self.topic, key=self.key)
+            if known is None and getattr(cause, "sqlstate", None) in _NOT_STORABLE:
+                known = PayloadRefused(
+                    f"payload is JSON that PostgreSQL cannot store: {str(cause).splitlines()[0]}",
+                    topic=self.topic,
+                    key=self.key,
+                )
+            if known is None:
+                raise
+            raise known from error
+
+
+def one(topic: str, command: NewCommand, schema: str) -> Statement:
+    """Return the statement that appends one command.
+
+    Raises:
+        CommandRefused: a part of it cannot be sent to PostgreSQL at all.
+    """
+    parameters = {"topic": topic, **_checked(topic, command)}
+    return Statement(_ONE, check_schema_name(schema), parameters, topic, command.key)
+
+
+def many(topic: str, commands: Sequence[NewCommand], schema: str) -> Statement:
+    """Return the statement that appends many commands of one topic.
+
+    Raises:
+        CommandRefused: a part of one of them cannot be sent to PostgreSQL at all.
+    """
+    checked = [_checked(topic, command) for command in commands]
+    columns = {name: [row[name] for row in checked] for name in _PARAMETERS if name != "topic"}
+    return Statement(_MANY, check_schema_name(schema), {"topic": topic, **columns}, topic, None)
+
+
+def _checked(topic: str, command: NewCommand) -> dict[str, str | None]:
+    parts: tuple[tuple[str, str | None, type[CommandRefused]], ...] = (
+        ("key", command.key, KeyRefused),
+        ("name", command.name, NameRefused),
+        ("idempotency_key", command.idempotency_key, IdempotencyKeyRefused),
+    )
+    for part, value, refused in parts:
+        if value is not None and ("\0" in value or not _encodes(value)):
+            raise refused(
+                f"{part} {value[:40]!r} holds a NUL or a lone surrogate",
+                hint="PostgreSQL's text cannot: encode it first, as hex for instance",
+                topic=topic,
+                key=command.key,
+            )
+    try:
+        payload = json.dumps(command.payload, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PayloadRefused(
+            f"payload of command {command.name!r} for key {command.key!r} is no JSON: {error}",
+            hint="NaN, infinity, circular and very deep values cannot be stored, nor what"
+            " json.dumps does not know",
+            topic=topic,
+            key=command.key,
+        ) from error
+    return {
+        "key": command.key,
+        "name": command.name,
+        "payload": payload,
+        "idempotency_key": command.idempotency_key,
+    }
+
+
+def _encodes(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,165 @@
+"""The exceptions of inturn: one tree, each with the SQLSTATE that the database raises for it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class InturnError(Exception):
+    """Base of every error that inturn raises.
+
+    Attributes:
+        message: what is wrong, in one line.
+        hint: what to do about it; empty when there is nothing to add.
+        topic, key, seq: what it concerns, as far as known.
+    """
+
+    sqlstate: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        topic: str | None = None,
+        key: str | None = None,
+        seq: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.topic = topic
+        self.key = key
+        self.seq = seq
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.hint}" if self.hint else self.message
+
+
+class UnknownTopic(InturnError):
+    """The topic was never created."""
+
+    sqlstate = "IT001"
+
+
+class CommandRefused(InturnError):
+    """The command cannot be appended as it is; nothing was."""
+
+
+class KeyRefused(CommandRefused):
+    """The key is NULL, empty or over 512 octets."""
+
+    sqlstate = "IT002"
+
+
+class PayloadRefused(CommandRefused):
+    """The payload is over the topic's limit, or no JSON that PostgreSQL can store."""
+
+    sqlstate = "IT003"
+
+
+class NameRefused(CommandRefused):
+    """The command's name is NULL, empty or over 128 octets."""
+
+    sqlstate = "IT004"
+
+
+class IdempotencyKeyRefused(CommandRefused):
+    """The idempotency key is empty or over 512 octets."""
+
+    sqlstate = "IT005"
+
+
+class ArraysDiffer(CommandRefused):
+    """The arrays given to append_many differ in length."""
+
+    sqlstate = "IT006"
+
+
+class SeqRefused(CommandRefused):
+    """A row inserted into the outbox brought its own seq."""
+
+    sqlstate = "IT007"
+
+
+class AppendConflict(InturnError):
+    """The caller's snapshot is older than the key's last append: run the transaction again."""
+
+    sqlstate = "40001"
+
+
+class TopicExists(InturnError):
+    """The topic exists already, with other settings."""
+
+    sqlstate = "IT010"
+
+
+class SettingRefused(InturnError):
+    """A setting of a topic is out of range."""
+
+    sqlstate = "IT011"
+
+
+class TargetRefused(InturnError):
+    """The topic's target cannot be called, or not in this way."""
+
+    sqlstate = "IT012"
+
+
+class Fenced(InturnError):
+    """The key has had another turn since this claim: this turn changed nothing."""
+
+    sqlstate = "IT030"
+
+
+class WrongIsolation(InturnError):
+    """A turn was taken outside READ COMMITTED."""
+
+    sqlstate = "IT031"
+
+
+class SchemaMismatch(InturnError):
+    """The schema in the database is not one that this version of inturn can serve."""
+
+
+class CommandsPending(InturnError):
+    """A downgrade was refused because commands have not been applied."""
+
+
+class SchemaNameRefused(InturnError):
+    """The name cannot be used for the schema."""
+
+
+def _concrete(base: type[InturnError]) -> list[type[InturnError]]:
+    return [base, *(found for child in base.__subclasses__() for found in _concrete(child))]
+
+
+BY_SQLSTATE: dict[str, type[InturnError]] = {
+    error.sqlstate: error for error in _concrete(InturnError) if error.sqlstate is not None
+}
+
+
+class _Diagnostic:
+    """What both psycopg's Diagnostic and psycopg2's offer."""
+
+    message_primary: str | None
+    message_hint: str | None
+
+
+def from_database(
+    error: BaseException, *, topic: str | None = None, key: str | None = None
+) -> InturnError | None:
+    """Return the inturn error for a driver's error, or None when it is none of ours.
+
+    Args:
+        error: a psycopg error, or another driver's that has a SQLSTATE in `sqlstate` or `pgcode`.
+        topic, key: what was being appended, to be carried on the error.
+    """
+    sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    kind = BY_SQLSTATE.get(sqlstate or "")
+    if kind is None:
+        return None
+    diagnostic: _Diagnostic | None = getattr(error, "diag", None)
+    message = getattr(diagnostic, "message_primary", None) or str(error)
+    hint = getattr(diagnostic, "message_hint", None) or ""
+    return kind(message, hint=hint, topic=topic, key=key)

@@ -1,0 +1,143 @@
+"""Installing, upgrading and removing the schema, by Alembic, in one transaction."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Any
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, NullPool, create_engine, text
+
+from inturn.schema.errors import CommandsPending, SchemaMismatch, SchemaNameRefused
+from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name
+from inturn.schema.version import HEAD, installed_version
+
+
+def upgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]:
+    """Install the schema, or upgrade it to the revision that this package serves.
+
+    Any number may run at once: one does the work, the others wait for it and find it done.
+
+    Args:
+        dsn: libpq connection string; what it leaves out comes from the PG* variables.
+        schema: the schema's name; the roles are named after it.
+
+    Returns:
+        The revision before (None: not installed) and the one now.
+
+    Raises:
+        SchemaNameRefused: the name cannot be used.
+        SchemaMismatch: the schema in the database is newer than this package.
+        psycopg.Error: the database refused; nothing was changed.
+    """
+    with _locked(dsn, schema) as connection:
+        before = installed_version(_driver(connection), schema)
+        if before is not None and before > HEAD:
+            raise SchemaMismatch(
+                f"schema {schema} is at revision {before}, newer than the {HEAD} of this inturn",
+                hint="Upgrade this machine's package with: pip install --upgrade inturn",
+            )
+        if before != HEAD:
+            command.upgrade(_config(schema, connection=connection), HEAD)
+    return before, HEAD
+
+
+def upgrade_script(*, schema: str = DEFAULT_SCHEMA, from_revision: str | None = None) -> str:
+    """Return the SQL that `upgrade` would run, for a DBA to read and run.
+
+    Args:
+        schema: the schema's name.
+        from_revision: what is installed now; None for a database without it.
+
+    Raises:
+        SchemaNameRefused: the name cannot be used.
+    """
+    check_schema_name(schema)
+    output = io.StringIO()
+    revisions = HEAD if from_revision is None else f"{from_revision}:{HEAD}"
+    command.upgrade(_config(schema, output=output), revisions, sql=True)
+    return output.getvalue()
+
+
+def downgrade(
+    dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base", force: bool = False
+) -> None:
+    """Take the schema back to an earlier revision; `base` removes it. The roles stay.
+
+    Args:
+        dsn: libpq connection string.
+        schema: the schema's name.
+        revision: the revision to go back to.
+        force: also when commands are pending, which removing the schema loses.
+
+    Raises:
+        CommandsPending: some key has commands that are not applied, and force is not set.
+        SchemaMismatch: the schema is not installed.
+        psycopg.Error: the database refused (a SQL target still takes the type `command`, say);
+            nothing was changed.
+    """
+    with _locked(dsn, schema) as connection:
+        if installed_version(_driver(connection), schema) is None:
+            raise SchemaMismatch(
+                f"schema {schema} is not installed in this database", hint="There is nothing to do"
+            )
+        # Appends wait here until this is through, so that none slips in behind the count.
+        connection.execute(text(f"LOCK TABLE {schema}.command_log IN ACCESS EXCLUSIVE MODE"))
+        pending = connection.execute(
+            text(
+                f"SELECT count(*) FROM {schema}.key_cursor"  # noqa: S608 - a checked name
+                " WHERE ready_at IS NOT NULL OR held_at IS NOT NULL"
+            )
+        ).scalar_one()
+        if pending and not force:
+            raise CommandsPending(
+                f"{pending} keys of schema {schema} have commands that are not applied",
+                hint="Apply them first (inturn apply --drain), or lose them with --force",
+            )
+        command.downgrade(_config(schema, connection=connection), revision)
+        if revision == "base":
+            connection.execute(text(f"DROP TABLE {schema}.schema_version"))
+            connection.execute(text(f"DROP SCHEMA {schema}"))
+
+
+@contextmanager
+def _locked(dsn: str, schema: str) -> Iterator[Connection]:
+    """Yield a connection in a transaction that no other install of this schema shares its time with."""
+    check_schema_name(schema)
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(dsn), poolclass=NullPool
+    )
+    with engine.begin() as connection:
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
+            {"name": f"inturn upgrade {schema}"},
+        )
+        if (
+            connection.execute(text("SELECT quote_ident(:name)"), {"name": schema}).scalar()
+            != schema
+        ):
+            raise SchemaNameRefused(
+                f"schema name {schema!r} is a reserved word of SQL", hint="Choose another name"
+            )
+        yield connection
+
+
+def _driver(connection: Connection) -> psycopg.Connection[Any]:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - for mypy: the engine above made it
+    return driver
+
+
+def _config(
+    schema: str, *, connection: Connection | None = None, output: io.StringIO | None = None
+) -> Config:
+    config = Config(output_buffer=output) if output is not None else Config()
+    config.set_main_option("script_location", str(files("inturn.schema") / "revisions"))
+    config.set_main_option("path_separator", "os")
+    config.attributes.update(schema=schema, connection=connection)
+    return config

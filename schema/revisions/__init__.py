@@ -1,0 +1,1 @@
+"""The migrations: frozen once released, never edited."""

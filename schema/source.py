@@ -1,0 +1,58 @@
+"""The SQL of the schema as it stands today: the files of sql/, in the manifest's order."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+from inturn.schema.errors import SchemaNameRefused
+
+DEFAULT_SCHEMA = "inturn"
+
+_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+# Where the files name the schema: before a dot, after the word SCHEMA, and in the names of the roles.
+_MENTION = re.compile(
+    r"(?<=SCHEMA )inturn\b|\binturn(?=\.)|\binturn(?=_(?:caller|applier|operator)\b)"
+)
+
+
+def check_schema_name(schema: str) -> str:
+    """Return the name unchanged.
+
+    Raises:
+        SchemaNameRefused: it is no plain identifier. The SQL is text in which the name is put in
+            place, in strings and messages too, so it may hold nothing that needs quoting there.
+    """
+    if not _NAME.fullmatch(schema) or schema.startswith("pg_"):
+        raise SchemaNameRefused(
+            f"schema name {schema!r} cannot be used",
+            hint="Use 1 to 40 of a-z, 0-9 and _, not beginning with a digit or pg_",
+        )
+    return schema
+
+
+def rename(sql: str, schema: str) -> str:
+    """Return SQL written for the schema `inturn` as SQL for another schema and its roles.
+
+    Raises:
+        SchemaNameRefused: see `check_schema_name`.
+    """
+    check_schema_name(schema)
+    return sql if schema == DEFAULT_SCHEMA else _MENTION.sub(schema, sql)
+
+
+def manifest() -> list[str]:
+    """Return the paths of the SQL files, relative to sql/, in the order in which they run."""
+    lines = (files("inturn.schema") / "sql" / "manifest").read_text("utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def script(schema: str = DEFAULT_SCHEMA) -> str:
+    """Return the SQL that builds today's schema into an empty one.
+
+    Raises:
+        SchemaNameRefused: see `check_schema_name`.
+    """
+    root = files("inturn.schema") / "sql"
+    parts = (f"-- {path}\n{root.joinpath(path).read_text('utf-8')}" for path in manifest())
+    return rename("\n".join(parts), schema)

@@ -1,0 +1,33 @@
+-- Applies the commands of topics with SQL targets until none is ready: the whole applier, for psql and pg_cron.
+--
+-- topics: NULL for every topic with a SQL target. max_seconds: stop after this long even if some are ready.
+-- max_keys: the most keys that share a transaction. Returns how many commands were applied and how many failed.
+-- Commits after every batch, so it cannot be called inside a transaction block (2D000).
+-- Any number may run at once. Locks and raises what apply_batch does.
+CREATE PROCEDURE inturn.apply(
+    topics text[] DEFAULT NULL, max_seconds double precision DEFAULT NULL, max_keys integer DEFAULT 32,
+    INOUT commands bigint DEFAULT 0, INOUT failures bigint DEFAULT 0
+)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    stop_at constant timestamptz := coalesce(clock_timestamp() + make_interval(secs => max_seconds), 'infinity');
+    applier constant text := format('sql:%s', pg_backend_pid());
+    served text;
+    visit record;
+    found_any boolean := true;
+BEGIN
+    commands := 0; failures := 0;
+    topics := coalesce(topics, ARRAY(SELECT t.name FROM inturn.topic t WHERE t.target LIKE 'sql:%' ORDER BY t.name));
+    -- Whatever the session's default; every batch chains its transaction to this one.
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    WHILE found_any AND clock_timestamp() < stop_at LOOP
+        found_any := false;
+        FOREACH served IN ARRAY topics LOOP
+            CALL inturn.visit_topic(served, stop_at, max_keys, applier, commands, failures, found_any);
+        END LOOP;
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE inturn.apply IS 'Applies the commands of topics with SQL targets until none is ready.';

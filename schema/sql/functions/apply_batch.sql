@@ -1,0 +1,78 @@
+-- Claims up to max_keys ready keys of a topic with a SQL target, applies their next commands, and ends the turns.
+-- The caller commits at once afterwards: finish has locked the keys against their callers.
+--
+-- since: as in claim; pass the returned hand to the next call.
+-- redo: a command failed while several keys shared the transaction. Nothing was changed; commit, then call with
+-- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
+-- Locks: rows in key_cursor (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
+-- Raises IT001, IT012, and what claim, finish and fail raise.
+CREATE FUNCTION inturn.apply_batch(
+    topic text, since timestamptz, max_keys integer, applier text,
+    OUT keys integer, OUT commands bigint, OUT failures integer, OUT redo boolean, OUT hand timestamptz
+)
+LANGUAGE plpgsql VOLATILE
+-- No SET clauses: they would reach into the target.
+AS $$
+DECLARE
+    settings inturn.topic;
+    query text;
+    claimed record;
+    fresh record;
+    done_keys text[]; done_seqs bigint[];
+    step_by_step boolean := false;
+    done_seq bigint;
+    failed_keys text[] := '{}';
+BEGIN
+    keys := 0; commands := 0; failures := 0; redo := false; hand := since;
+    SELECT * INTO settings FROM inturn.topic t WHERE t.name = apply_batch.topic;
+    IF NOT FOUND THEN
+        PERFORM inturn.refuse_topic(topic);
+    END IF;
+    query := inturn.target_query(inturn.target_function(topic, settings.target));
+
+    SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs,
+           array_agg(c.attempts) AS attempts, max(c.ready_at) AS ready_at
+    INTO claimed FROM inturn.claim(topic, since, max_keys) c;
+    IF claimed.keys IS NULL THEN
+        RETURN;
+    END IF;
+    keys := cardinality(claimed.keys);
+    hand := claimed.ready_at;
+
+    SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs
+    INTO fresh FROM unnest(claimed.keys, claimed.applied_seqs, claimed.attempts) c (key, applied_seq, attempts)
+    WHERE c.attempts = 0;
+    BEGIN
+        EXECUTE query INTO done_keys, done_seqs, commands
+        USING topic, fresh.keys, fresh.applied_seqs, settings.batch_commands, 1;
+    EXCEPTION WHEN assert_failure OR OTHERS THEN
+        IF cardinality(fresh.keys) > 1 THEN
+            redo := true;
+            RETURN;
+        END IF;
+        step_by_step := true;
+    END;
+    FOR i IN 1 .. keys LOOP
+        CONTINUE WHEN claimed.attempts[i] = 0 AND NOT step_by_step;
+        done_seq := inturn.apply_key(
+            topic, claimed.keys[i], claimed.epochs[i], claimed.applied_seqs[i], claimed.attempts[i] + 1,
+            CASE WHEN claimed.attempts[i] > 0 THEN 1 ELSE settings.batch_commands END, query, applier);
+        IF done_seq IS NULL THEN
+            failed_keys := failed_keys || claimed.keys[i];
+            failures := failures + 1;
+        ELSE
+            done_keys := done_keys || claimed.keys[i];
+            done_seqs := done_seqs || done_seq;
+            commands := commands + done_seq - claimed.applied_seqs[i];
+        END IF;
+    END LOOP;
+
+    PERFORM inturn.finish(topic, array_agg(c.key), array_agg(c.epoch), array_agg(c.applied_seq + 1),
+                          array_agg(coalesce(d.seq, c.applied_seq)), applier)
+    FROM unnest(claimed.keys, claimed.epochs, claimed.applied_seqs) c (key, epoch, applied_seq)
+    LEFT JOIN unnest(done_keys, done_seqs) d (key, seq) ON d.key = c.key
+    WHERE c.key <> ALL (failed_keys)
+    HAVING count(*) > 0;
+END
+$$;
+COMMENT ON FUNCTION inturn.apply_batch IS 'Claims ready keys of a topic with a SQL target, applies their next commands, ends the turns.';

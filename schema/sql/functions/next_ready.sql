@@ -1,0 +1,16 @@
+-- Returns when the next key of these topics becomes ready, NULL when none is due. Takes no locks.
+--
+-- since: the database's clock when the applier last looked; keys that were ready before are in other hands.
+CREATE FUNCTION inturn.next_ready(topics text[], since timestamptz) RETURNS timestamptz
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+AS $$
+BEGIN
+    RETURN (SELECT min(c.ready_at) FROM unnest(topics) t (topic) CROSS JOIN LATERAL (
+        SELECT c.ready_at FROM inturn.key_cursor c
+        WHERE c.topic = t.topic AND c.ready_at > since ORDER BY c.ready_at LIMIT 1) c);
+END
+$$;
+COMMENT ON FUNCTION inturn.next_ready IS 'When the next key of these topics becomes ready; NULL when none is due.';

@@ -1,0 +1,41 @@
+-- Applies ready keys of one topic for up to a second, then lets the other topics have their turn. Internal to apply.
+--
+-- Commits after every batch. The clock hand starts from the oldest ready key at every visit, and follows the claims
+-- from there (see claim). Keys share a transaction only while that stays short: their number doubles after a batch
+-- of under 10 ms and halves after a longer one, so that a slow handler holds up its own key and no other.
+-- found_any is set when there was a key to claim. Locks and raises what apply_batch does.
+CREATE PROCEDURE inturn.visit_topic(
+    topic text, stop_at timestamptz, max_keys integer, applier text,
+    INOUT commands bigint, INOUT failures bigint, INOUT found_any boolean
+)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    leave_at constant timestamptz := least(stop_at, clock_timestamp() + interval '1 second');
+    hand timestamptz := '-infinity';
+    width integer := 1;
+    alone integer := 0;
+    started_at timestamptz;
+    batch record;
+BEGIN
+    WHILE clock_timestamp() < leave_at LOOP
+        started_at := clock_timestamp();
+        SELECT * INTO batch FROM inturn.apply_batch(topic, hand, CASE WHEN alone > 0 THEN 1 ELSE width END, applier);
+        COMMIT AND CHAIN;
+        EXIT WHEN batch.keys = 0;
+        found_any := true;
+        commands := commands + batch.commands;
+        failures := failures + batch.failures;
+        IF batch.redo THEN
+            -- The hand stays where it was: the same keys are claimed again, one at a time.
+            alone := batch.keys;
+        ELSE
+            alone := greatest(alone - 1, 0);
+            hand := batch.hand;
+            width := CASE WHEN clock_timestamp() - started_at < interval '10 ms'
+                          THEN least(width * 2, max_keys) ELSE greatest(width / 2, 1) END;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE inturn.visit_topic IS 'Internal to apply: applies ready keys of one topic for up to a second.';

@@ -1,0 +1,18 @@
+-- Makes an idle key ready, and notifies if an applier of its topic may be asleep. Internal to append.
+--
+-- The caller holds the key's row in key_sequence, and the key is drained: no applier holds the row in
+-- key_cursor that is locked here, so no caller waits for a handler.
+CREATE FUNCTION inturn.wake_key(topic text, key text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    INSERT INTO inturn.key_cursor AS c (topic, key, ready_at)
+    VALUES (wake_key.topic, wake_key.key, clock_timestamp())
+    ON CONFLICT ON CONSTRAINT key_cursor_pkey DO UPDATE SET ready_at = EXCLUDED.ready_at;
+    IF EXISTS (SELECT FROM inturn.listener l
+               WHERE l.topic = wake_key.topic AND l.asleep_until > clock_timestamp()) THEN
+        PERFORM pg_notify('inturn.ready', wake_key.topic);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION inturn.wake_key IS 'Internal to append: makes an idle key ready and wakes a sleeping applier.';

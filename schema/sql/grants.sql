@@ -1,0 +1,46 @@
+-- Every privilege, in one place. Nothing here is granted to PUBLIC.
+REVOKE ALL ON ALL TABLES IN SCHEMA inturn FROM PUBLIC;
+REVOKE ALL ON ALL ROUTINES IN SCHEMA inturn FROM PUBLIC;
+
+GRANT USAGE ON SCHEMA inturn TO inturn_caller, inturn_applier, inturn_operator;
+GRANT SELECT ON inturn.schema_version TO inturn_caller, inturn_applier, inturn_operator;
+
+-- A caller appends and nothing more. The view reads as empty; RETURNING needs the SELECT.
+GRANT EXECUTE ON FUNCTION
+    inturn.append(text, text, text, jsonb, text),
+    inturn.append_many(text, text[], text[], jsonb[], text[])
+TO inturn_caller;
+GRANT SELECT, INSERT ON inturn.outbox TO inturn_caller;
+
+-- An applier moves cursors with its own privileges: its targets run with them too.
+GRANT EXECUTE ON ROUTINE
+    inturn.claim(text, timestamptz, integer),
+    inturn.claim_commands(text, timestamptz, integer),
+    inturn.finish(text, text[], bigint[], bigint[], bigint[], text),
+    inturn.fail(text, text, bigint, bigint, bigint, text, text),
+    inturn.require_read_committed(),
+    inturn.refuse_topic(text),
+    inturn.target_function(text, text),
+    inturn.target_query(regprocedure),
+    inturn.apply_key(text, text, bigint, bigint, integer, integer, text, text),
+    inturn.apply_batch(text, timestamptz, integer, text),
+    inturn.visit_topic(text, timestamptz, integer, text, bigint, bigint, boolean),
+    inturn.apply(text[], double precision, integer, bigint, bigint),
+    inturn.announce_sleep(text[]),
+    inturn.next_ready(text[], timestamptz),
+    inturn.pending_commands(text[])
+TO inturn_applier;
+GRANT SELECT ON inturn.topic, inturn.command_log TO inturn_applier;
+GRANT SELECT, UPDATE ON inturn.key_cursor, inturn.key_sequence TO inturn_applier;
+GRANT SELECT, INSERT, UPDATE ON inturn.listener TO inturn_applier;
+GRANT INSERT ON inturn.turn TO inturn_applier;
+
+-- An operator reads everything and creates topics.
+GRANT SELECT ON ALL TABLES IN SCHEMA inturn TO inturn_operator;
+GRANT INSERT ON inturn.topic TO inturn_operator;
+GRANT EXECUTE ON FUNCTION
+    inturn.create_topic(text, text, integer, interval, interval, integer, integer),
+    inturn.target_function(text, text),
+    inturn.list_keys(text, text, integer),
+    inturn.pending_commands(text[])
+TO inturn_operator;

@@ -1,0 +1,27 @@
+-- The appliers' side of a key: how far it is applied, and when an applier should come by.
+CREATE TABLE inturn.key_cursor (
+    topic text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    applied_seq bigint NOT NULL DEFAULT 0
+        CHECK (applied_seq >= 0),
+    ready_at timestamptz,
+    epoch bigint NOT NULL DEFAULT 0,
+    attempts integer NOT NULL DEFAULT 0,
+    empty_turns integer NOT NULL DEFAULT 0,
+    last_error text,
+    failed_at timestamptz,
+    held_at timestamptz,
+    PRIMARY KEY (topic, key),
+    CHECK (held_at IS NULL OR ready_at IS NULL)
+) WITH (fillfactor = 80);
+-- The claim's index, and the only one that every turn has to maintain.
+CREATE INDEX key_cursor_ready ON inturn.key_cursor (topic, ready_at) WHERE ready_at IS NOT NULL;
+CREATE INDEX key_cursor_held ON inturn.key_cursor (topic, held_at) WHERE held_at IS NOT NULL;
+COMMENT ON TABLE inturn.key_cursor IS 'The appliers'' side of a key: how far it is applied, and when it is ready.';
+COMMENT ON COLUMN inturn.key_cursor.applied_seq IS 'Everything up to here has taken effect.';
+COMMENT ON COLUMN inturn.key_cursor.ready_at IS 'From when on an applier may claim the key; NULL: idle or held.';
+COMMENT ON COLUMN inturn.key_cursor.epoch IS 'Counts the turns of the key; the fencing token.';
+COMMENT ON COLUMN inturn.key_cursor.attempts IS 'How often the next command has failed.';
+COMMENT ON COLUMN inturn.key_cursor.empty_turns IS 'Turns in a row that found nothing to apply because a caller''s transaction was open.';
+COMMENT ON COLUMN inturn.key_cursor.last_error IS 'The latest failure of the next command.';
+COMMENT ON COLUMN inturn.key_cursor.held_at IS 'Since when the key stands still because its next command failed for good.';

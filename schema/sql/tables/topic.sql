@@ -1,0 +1,24 @@
+-- What kinds of command there are, and what applies each. Read by every append and every claim,
+-- so nothing that changes often may live here.
+CREATE TABLE inturn.topic (
+    name text COLLATE "C" PRIMARY KEY
+        CHECK (octet_length(name) BETWEEN 1 AND 128),
+    target text NOT NULL
+        CHECK (target = 'python' OR target LIKE 'sql:_%'),
+    max_attempts integer NOT NULL DEFAULT 5
+        CHECK (max_attempts >= 1),
+    backoff_base interval NOT NULL DEFAULT '1 second'
+        CHECK (backoff_base > '0' AND backoff_base <= backoff_cap),
+    backoff_cap interval NOT NULL DEFAULT '5 minutes'
+        CHECK (backoff_cap <= '7 days'),
+    max_payload_bytes integer NOT NULL DEFAULT 1048576
+        CHECK (max_payload_bytes BETWEEN 2 AND 67108864),
+    batch_commands integer NOT NULL DEFAULT 100
+        CHECK (batch_commands BETWEEN 1 AND 10000),
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE inturn.topic IS 'What kinds of command there are, and what applies each.';
+COMMENT ON COLUMN inturn.topic.target IS 'python, or sql:SCHEMA.FUNCTION, which takes one inturn.command.';
+COMMENT ON COLUMN inturn.topic.max_attempts IS 'A command that failed this often holds its key.';
+COMMENT ON COLUMN inturn.topic.backoff_base IS 'The wait before the second attempt; doubled before each further one.';
+COMMENT ON COLUMN inturn.topic.batch_commands IS 'The most commands of one key in one turn.';

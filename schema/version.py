@@ -1,0 +1,59 @@
+"""Which schema in the database this version of inturn can serve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from inturn.schema.errors import SchemaMismatch
+from inturn.schema.source import DEFAULT_SCHEMA
+
+#: The revision that this package installs, and the only one that it serves.
+HEAD = "0001"
+
+
+def installed_version(
+    connection: psycopg.Connection[Any], schema: str = DEFAULT_SCHEMA
+) -> str | None:
+    """Return the revision of the schema in the database, None when it is not installed.
+
+    Raises:
+        psycopg.Error: the database refused the question.
+    """
+    found = connection.execute(
+        "SELECT to_regclass(format('%%I.schema_version', %s::text))", (schema,)
+    ).fetchone()
+    if found is None or found[0] is None:
+        return None
+    version = connection.execute(
+        sql.SQL("SELECT version_num FROM {}.schema_version").format(sql.Identifier(schema))
+    ).fetchone()
+    return None if version is None else str(version[0])
+
+
+def check_version(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCHEMA) -> None:
+    """Make sure that the schema in the database is one that this package serves.
+
+    Raises:
+        SchemaMismatch: it is not installed, older or newer.
+        psycopg.Error: the database refused the question.
+    """
+    version = installed_version(connection, schema)
+    if version == HEAD:
+        return
+    if version is None:
+        raise SchemaMismatch(
+            f"schema {schema} is not installed in database {connection.info.dbname}",
+            hint="Install it with: inturn upgrade",
+        )
+    if version < HEAD:
+        raise SchemaMismatch(
+            f"schema {schema} is at revision {version}, older than the {HEAD} that this inturn serves",
+            hint="Upgrade it with: inturn upgrade",
+        )
+    raise SchemaMismatch(
+        f"schema {schema} is at revision {version}, newer than the {HEAD} that this inturn serves",
+        hint="Upgrade this machine's package with: pip install --upgrade inturn",
+    )

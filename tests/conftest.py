@@ -1,0 +1,78 @@
+"""The fixtures: one server a run, one database a test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+from support.database import Database
+from support.server import Server
+
+from inturn.schema.install import upgrade
+
+_TEMPLATE = "inturn_template"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A running server of the version in INTURN_TEST_PG: 18 (default), 16, or Debian's 15."""
+    server = Server(int(os.environ.get("INTURN_TEST_PG", "18")))
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def template(server: Server) -> str:
+    """The name of a database with the schema installed, to copy."""
+    with server.connect() as admin:
+        admin.execute(f"CREATE DATABASE {_TEMPLATE}")
+    upgrade(server.dsn(_TEMPLATE))
+    return _TEMPLATE
+
+
+@pytest.fixture
+def empty_database(server: Server) -> Iterator[Database]:
+    """A fresh database without the schema."""
+    database = Database(server, f"test_{next(_numbers)}")
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def database(server: Server, template: str) -> Iterator[Database]:
+    """A fresh database with the schema installed."""
+    database = Database(server, f"test_{next(_numbers)}", template=template)
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def witness(database: Database) -> Database:
+    """The database with topic `orders`, whose SQL target writes each command into app.witness.
+
+    app.witness (id, key, seq, name, xid, at) is append-only, in the order of the effects. A command
+    named `fail` raises after its effect; `hang` waits for app.gate's row, which a test may lock.
+    """
+    database.execute("""
+        CREATE SCHEMA app;
+        CREATE TABLE app.witness (
+            id bigserial PRIMARY KEY, key text COLLATE "C" NOT NULL, seq bigint NOT NULL,
+            name text NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+            at timestamptz NOT NULL DEFAULT clock_timestamp());
+        CREATE TABLE app.gate (key text PRIMARY KEY);
+        CREATE FUNCTION app.apply_order(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO app.witness (key, seq, name) VALUES (command.key, command.seq, command.name);
+            IF command.name = 'fail' THEN
+                RAISE EXCEPTION 'refused %', command.key;
+            ELSIF command.name = 'hang' THEN
+                PERFORM FROM app.gate WHERE gate.key = command.key FOR UPDATE;
+            END IF;
+        END $$;
+        SELECT inturn.create_topic('orders', 'sql:app.apply_order', backoff_base => '10 ms');
+    """)
+    return database

@@ -1,0 +1,119 @@
+"""A database of a test's own, and sessions in it that may block."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, LiteralString, cast
+
+import psycopg
+
+from support.server import Server
+
+#: How long a condition that has to come may take, in seconds; only a broken test waits it out.
+PATIENCE = 30.0
+
+
+def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """Ask until the condition holds and return what it gave; the asking is not the synchronisation."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.002)
+    raise AssertionError(f"did not come within {patience:.0f} s: {what}")
+
+
+class Session:
+    """A connection with a thread of its own, for statements that may block."""
+
+    def __init__(self, database: Database, *, autocommit: bool = False, **parameters: Any) -> None:
+        self.connection = database.connect(autocommit=autocommit, **parameters)
+        self.pid = self.connection.info.backend_pid
+        self._database = database
+        self._thread = ThreadPoolExecutor(1, f"session-{self.pid}")
+
+    def execute(self, query: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+        """Run a statement to its end and return its rows."""
+        cursor = self.connection.execute(cast(LiteralString, query), parameters)
+        return cursor.fetchall() if cursor.description else []
+
+    def begin(
+        self, query: str, parameters: Sequence[Any] | None = None
+    ) -> Future[list[tuple[Any, ...]]]:
+        """Start a statement in the session's thread, for `wait_blocked` or the future's result."""
+        return self._thread.submit(self.execute, query, parameters)
+
+    def wait_blocked(self) -> list[int]:
+        """Wait until the running statement waits for a lock; return the pids that hold it."""
+        return cast(
+            list[int],
+            until(
+                lambda: self._database.execute("SELECT pg_blocking_pids(%s)", [self.pid])[0][0],
+                f"session {self.pid} blocked",
+            ),
+        )
+
+    def commit(self) -> None:
+        self.connection.commit()
+
+    def rollback(self) -> None:
+        self.connection.rollback()
+
+    def kill(self) -> None:
+        """Terminate its backend and wait until it is gone."""
+        self._database.execute("SELECT pg_terminate_backend(%s, 10000)", [self.pid])
+
+    def close(self) -> None:
+        self.connection.close()
+        self._thread.shutdown(wait=True)
+
+
+class Database:
+    """A fresh database; everything opened through it is closed with it."""
+
+    def __init__(self, server: Server, name: str, *, template: str | None = None) -> None:
+        self.server = server
+        self.name = name
+        with server.connect() as admin:
+            of = f" TEMPLATE {template}" if template else ""
+            admin.execute(cast(LiteralString, f"CREATE DATABASE {name}{of}"))
+        self.dsn = server.dsn(name)
+        self._connections: list[psycopg.Connection[Any]] = []
+        self._sessions: list[Session] = []
+        self._admin = self.connect(autocommit=True)
+
+    def connect(self, *, autocommit: bool = True, **parameters: Any) -> psycopg.Connection[Any]:
+        """Return a new connection."""
+        connection = psycopg.connect(self.dsn, autocommit=autocommit, **parameters)
+        self._connections.append(connection)
+        return connection
+
+    def session(self, **parameters: Any) -> Session:
+        """Return a new session, in a transaction from its first statement on."""
+        session = Session(self, **parameters)
+        self._sessions.append(session)
+        return session
+
+    def execute(self, query: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+        """Run a statement in autocommit and return its rows."""
+        if self._admin.closed:
+            self._admin = self.connect(autocommit=True)
+        cursor = self._admin.execute(cast(LiteralString, query), parameters)
+        return cursor.fetchall() if cursor.description else []
+
+    def value(self, query: str, parameters: Sequence[Any] | None = None) -> Any:
+        """Run a statement in autocommit and return the first column of its first row."""
+        return self.execute(query, parameters)[0][0]
+
+    def drop(self) -> None:
+        for session in self._sessions:
+            # A statement that still blocks would keep the thread.
+            if not session.connection.closed:
+                session.connection.cancel_safe()
+            session.close()
+        for connection in self._connections:
+            connection.close()
+        with self.server.connect() as admin:
+            admin.execute(cast(LiteralString, f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)"))

