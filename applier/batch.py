@@ -51,15 +51,11 @@ class SqlTarget:
     schema: str
     applier_id: str
 
-    def apply_batch(
-        self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int
-    ) -> Batch:
+    def apply_batch(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> Batch:
         query = sql.SQL(
             "SELECT keys, commands, failures, redo, hand FROM {}.apply_batch(%s, %s, %s, %s)"
         ).format(sql.Identifier(self.schema))
         with connection.transaction():
-            row = connection.execute(
-                query, (self.topic, since, max_keys, self.applier_id)
-            ).fetchone()
+            row = connection.execute(query, (self.topic, since, max_keys, self.applier_id)).fetchone()
         assert row is not None  # noqa: S101 - for mypy: the function returns one row
         return Batch(*row) if row[0] else Batch()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import socket
 import threading
@@ -19,9 +21,11 @@ from inturn.applier.listener import Listener
 from inturn.applier.stop import Bell, Stop
 from inturn.applier.turns import PythonTarget
 from inturn.applier.worker import Totals, Worker
-from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
+from inturn.schema.errors import TargetRefused, UnknownTopic
 from inturn.schema.source import DEFAULT_SCHEMA
 from inturn.schema.version import check_version
+
+log = logging.getLogger("inturn.applier")
 
 #: How long a cancelled statement may take to come back, in seconds.
 _CANCEL_SECONDS = 5.0
@@ -68,7 +72,7 @@ class Fleet:
             dsn: libpq connection string.
             applier: the handlers of the topics with target `python`; without it only topics with
                 SQL targets are served.
-            topics: which to serve; empty: every topic that can be.
+            topics: which to serve; empty: every topic that can be, also those created later.
             workers: how many threads and connections.
             max_keys: the most keys that share a transaction.
             drain: stop when nothing is ready.
@@ -98,16 +102,15 @@ class Fleet:
         """
         with self._connect() as connection:
             check_version(connection, self._schema)
-            targets = self._choose(connection)
-        self.topics = sorted(targets)
+            self.topics = [target.topic for target in self._choose(connection, "")]
+        if not self.topics:
+            log.warning("no topic to serve yet: create one with a SQL target, or name handlers with --app")
         self._started_at = time.monotonic()
         for number in range(self._count):
+            name = f"{socket.gethostname()}:{os.getpid()}:{number + 1}"
             worker = Worker(
                 self._connect,
-                [
-                    targets[topic](f"{socket.gethostname()}:{os.getpid()}:{number + 1}")
-                    for topic in self.topics
-                ],
+                functools.partial(self._choose, applier_id=name),
                 schema=self._schema,
                 max_keys=self._max_keys,
                 drain=self._drain,
@@ -117,9 +120,7 @@ class Fleet:
             self._workers.append(worker)
             self._spawn(worker.run, f"inturn-worker-{number + 1}")
         if not self._drain:
-            listener = Listener(
-                self._connect, self.topics, schema=self._schema, stop=self.stop, bell=self.bell
-            )
+            listener = Listener(self._connect, schema=self._schema, stop=self.stop, bell=self.bell)
             threading.Thread(target=listener.run, name="inturn-listener", daemon=True).start()
 
     @property
@@ -190,8 +191,7 @@ class Fleet:
             with self._connect() as connection:
                 row = connection.execute(
                     sql.SQL(
-                        "SELECT count(*) FROM {}.key_cursor"
-                        " WHERE topic = ANY (%s) AND held_at IS NOT NULL"
+                        "SELECT count(*) FROM {}.key_cursor WHERE topic = ANY (%s) AND held_at IS NOT NULL"
                     ).format(sql.Identifier(self._schema)),
                     (self.topics,),
                 ).fetchone()
@@ -213,12 +213,10 @@ class Fleet:
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         return connection
 
-    def _choose(self, connection: psycopg.Connection[Any]) -> dict[str, Callable[[str], Target]]:
-        """Return, for every topic to be served, what makes its target for an applier's name."""
+    def _choose(self, connection: psycopg.Connection[Any], applier_id: str) -> list[Target]:
+        """Return the targets of the topics to be served, with the name of the applier that asks."""
         rows: list[tuple[str, str]] = connection.execute(
-            sql.SQL("SELECT name, target FROM {}.topic ORDER BY name").format(
-                sql.Identifier(self._schema)
-            )
+            sql.SQL("SELECT name, target FROM {}.topic ORDER BY name").format(sql.Identifier(self._schema))
         ).fetchall()
         there = dict(rows)
         handled = self._applier.topics if self._applier else []
@@ -229,37 +227,27 @@ class Fleet:
                     hint=f"Create it first: inturn topic create {topic}",
                     topic=topic,
                 )
-        chosen: dict[str, Callable[[str], Target]] = {}
-        for topic in self._only or there:
-            target = self._target(topic, there[topic], handled)
-            if target is not None:
-                chosen[topic] = target
-            elif self._only:
-                raise TargetRefused(
-                    f"topic {topic!r} is applied by Python and no handler of it was given",
-                    hint="Name the module: inturn apply --app MODULE:APPLIER",
-                    topic=topic,
-                )
-        if not chosen:
-            raise InturnError(
-                "there is no topic to serve",
-                hint="Create one with a SQL target, or name handlers: inturn apply --app"
-                " MODULE:APPLIER",
-            )
-        return chosen
+        targets = [self._target(topic, there[topic], applier_id) for topic in self._only or sorted(there)]
+        return [target for target in targets if target is not None]
 
-    def _target(
-        self, topic: str, target: str, handled: Sequence[str]
-    ) -> Callable[[str], Target] | None:
+    def _target(self, topic: str, target: str, applier_id: str) -> Target | None:
+        """Return what applies a topic here, None when that is another process's work."""
+        applier = self._applier
+        handled = applier is not None and topic in applier.topics
         if target.startswith("sql:"):
-            if topic in handled:
+            if handled:
                 raise TargetRefused(
                     f"topic {topic!r} has handlers in Python and the target {target}",
                     hint="Remove one: a topic has one target",
                     topic=topic,
                 )
-            return lambda name: SqlTarget(topic, self._schema, name)
-        if self._applier is not None and topic in handled:
-            applier = self._applier
-            return lambda name: PythonTarget(topic, applier, self.stop, self._schema, name)
+            return SqlTarget(topic, self._schema, applier_id)
+        if applier is not None and handled:
+            return PythonTarget(topic, applier, self.stop, self._schema, applier_id)
+        if self._only:
+            raise TargetRefused(
+                f"topic {topic!r} is applied by Python and no handler of it was given",
+                hint="Name the module: inturn apply --app MODULE:APPLIER",
+                topic=topic,
+            )
         return None

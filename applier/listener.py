@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -23,14 +23,12 @@ class Listener:
     def __init__(
         self,
         connect: Callable[[], psycopg.Connection[Any]],
-        topics: Collection[str],
         *,
         schema: str,
         stop: Stop,
         bell: Bell,
     ) -> None:
         self._connect = connect
-        self._topics = frozenset(topics)
         self._channel = sql.Identifier(f"{schema}.ready")
         self._stop = stop
         self._bell = bell
@@ -51,6 +49,5 @@ class Listener:
 
     def _hear(self, connection: psycopg.Connection[Any]) -> None:
         while not self._stop.requested:
-            for notification in connection.notifies(timeout=_CHECK_STOP_SECONDS):
-                if notification.payload in self._topics:
-                    self._bell.ring()
+            for _ in connection.notifies(timeout=_CHECK_STOP_SECONDS):
+                self._bell.ring()

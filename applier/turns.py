@@ -63,9 +63,7 @@ class PythonTarget:
     schema: str
     applier_id: str
 
-    def apply_batch(
-        self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int
-    ) -> Batch:
+    def apply_batch(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> Batch:
         """Claim ready keys, apply their commands, end their turns, all in one transaction.
 
         Args:
@@ -114,13 +112,9 @@ class PythonTarget:
         for key, applied_seq, epoch, attempt, ready_at, seq, name, payload, created_at in rows:
             turn = turns.get(key)
             if turn is None:
-                turn = turns[key] = _Turn(
-                    key, applied_seq, epoch, attempt, ready_at, done_seq=applied_seq
-                )
+                turn = turns[key] = _Turn(key, applied_seq, epoch, attempt, ready_at, done_seq=applied_seq)
             if seq is not None:
-                turn.commands.append(
-                    Command(self.topic, key, seq, name, payload, created_at, attempt, epoch)
-                )
+                turn.commands.append(Command(self.topic, key, seq, name, payload, created_at, attempt, epoch))
         return list(turns.values())
 
     def _apply(self, connection: psycopg.Connection[Any], turns: list[_Turn]) -> None:
@@ -150,9 +144,7 @@ class PythonTarget:
             else:
                 return
 
-    def _run(
-        self, connection: psycopg.Connection[Any], turn: _Turn, commands: list[Command]
-    ) -> None:
+    def _run(self, connection: psycopg.Connection[Any], turn: _Turn, commands: list[Command]) -> None:
         for index, command in enumerate(commands):
             if self.stop.requested:
                 return
@@ -210,9 +202,7 @@ class PythonTarget:
         if connection.info.parameter_status("server_encoding") != "UTF8":
             error = error.encode("ascii", "backslashreplace").decode("ascii")
         connection.execute(
-            sql.SQL("SELECT {}.fail(%s, %s, %s, %s, %s, %s, %s)").format(
-                sql.Identifier(self.schema)
-            ),
+            sql.SQL("SELECT {}.fail(%s, %s, %s, %s, %s, %s, %s)").format(sql.Identifier(self.schema)),
             (
                 self.topic,
                 turn.key,
@@ -242,7 +232,7 @@ class PythonTarget:
         assert turn.failed is not None  # noqa: S101 - for mypy: the caller asks
         log.warning(
             "command failed: %s",
-            turn.error.partition("\n")[0],
+            turn.error.partition("\n")[0][:300],
             extra={
                 "topic": self.topic,
                 "key": turn.key,

@@ -27,7 +27,9 @@ VISIT_SECONDS = 1.0
 SHORT_BATCH_SECONDS = 0.010
 #: An idle worker looks again after the first of these, then after ever longer, up to the second.
 FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.02, 1.0
-#: The same for connecting again after the connection was lost.
+#: How often a worker asks which topics there are.
+CHOOSE_SECONDS = 5.0
+#: The same as for polling, for connecting again after the connection was lost.
 FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS = 0.1, 10.0
 #: A draining worker gives up after this many attempts in a row to connect again.
 DRAIN_RECONNECTS = 5
@@ -48,7 +50,7 @@ class Worker:
     def __init__(
         self,
         connect: Callable[[], psycopg.Connection[Any]],
-        targets: Sequence[Target],
+        choose: Callable[[psycopg.Connection[Any]], Sequence[Target]],
         *,
         schema: str,
         max_keys: int,
@@ -60,22 +62,24 @@ class Worker:
 
         Args:
             connect: gives a connection in autocommit with isolation level READ COMMITTED.
-            targets: one a topic, in the order in which they are visited.
+            choose: gives the topics to serve, in the order in which they are visited; asked
+                again now and then, so that a new topic needs no restart.
             schema: where inturn is installed.
             max_keys: the most keys that share a transaction.
             drain: stop when nothing is ready, rather than wait for more.
             stop, bell: shared with the other workers of the process.
         """
         self._connect = connect
-        self._targets = targets
-        self._topics = [target.topic for target in targets]
+        self._choose = choose
+        self._targets: Sequence[Target] = ()
+        self._chosen_at = 0.0
         self._schema = schema
         self._max_keys = max_keys
         self._drain = drain
         self._stop = stop
         self._bell = bell
         self._connection: psycopg.Connection[Any] | None = None
-        self._lost_in_a_row = 0
+        self._failed_in_a_row = 0
         self.totals = Totals()
         #: Why the worker ended before it should have; None while it runs and after a good end.
         self.error: Exception | None = None
@@ -91,11 +95,12 @@ class Worker:
             except psycopg.Error as error:
                 if self._stop.requested:
                     return
-                self._lost_in_a_row += 1
-                if self._drain and self._lost_in_a_row > DRAIN_RECONNECTS:
+                lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+                self._failed_in_a_row += 1
+                if self._drain and (not lost or self._failed_in_a_row > DRAIN_RECONNECTS):
                     self.error = error
                     return
-                self._wait_to_reconnect(error)
+                self._wait_to_reconnect(error, lost=lost)
             except InturnError as error:
                 self.error = error
                 return
@@ -117,7 +122,11 @@ class Worker:
 
     def _serve(self, connection: psycopg.Connection[Any]) -> None:
         poll_seconds = FIRST_POLL_SECONDS
+        self._chosen_at = -CHOOSE_SECONDS
         while not self._stop.requested:
+            if time.monotonic() - self._chosen_at > CHOOSE_SECONDS:
+                self._targets = self._choose(connection)
+                self._chosen_at = time.monotonic()
             if self._round(connection):
                 poll_seconds = FIRST_POLL_SECONDS
                 continue
@@ -152,7 +161,7 @@ class Worker:
                 # There may be more than one worker's worth: wake another, which wakes another.
                 self._bell.ring()
             found = True
-            self._lost_in_a_row = 0
+            self._failed_in_a_row = 0
             if batch.redo:
                 alone = batch.keys
                 continue
@@ -170,32 +179,26 @@ class Worker:
 
     def _announce_sleep(self, connection: psycopg.Connection[Any]) -> datetime:
         row = connection.execute(
-            sql.SQL("SELECT clock_timestamp(), {}.announce_sleep(%s)").format(
-                sql.Identifier(self._schema)
-            ),
-            (self._topics,),
+            sql.SQL("SELECT clock_timestamp(), {}.announce_sleep(%s)").format(sql.Identifier(self._schema)),
+            ([target.topic for target in self._targets],),
         ).fetchone()
         assert row is not None  # noqa: S101 - for mypy: one row
         looked_at: datetime = row[0]
         return looked_at
 
-    def _seconds_to_next_ready(
-        self, connection: psycopg.Connection[Any], since: datetime
-    ) -> float | None:
+    def _seconds_to_next_ready(self, connection: psycopg.Connection[Any], since: datetime) -> float | None:
         row = connection.execute(
             sql.SQL("SELECT extract(epoch FROM {}.next_ready(%s, %s) - clock_timestamp())").format(
                 sql.Identifier(self._schema)
             ),
-            (self._topics, since),
+            ([target.topic for target in self._targets], since),
         ).fetchone()
         return None if row is None or row[0] is None else max(float(row[0]), 0.0)
 
-    def _wait_to_reconnect(self, error: psycopg.Error) -> None:
-        seconds = min(FIRST_RECONNECT_SECONDS * 2**self._lost_in_a_row, LAST_RECONNECT_SECONDS)
+    def _wait_to_reconnect(self, error: psycopg.Error, *, lost: bool) -> None:
+        seconds = min(FIRST_RECONNECT_SECONDS * 2**self._failed_in_a_row, LAST_RECONNECT_SECONDS)
         seconds *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
-        log.warning(
-            "lost the database, connecting again in %.1f s: %s",
-            seconds,
-            " ".join(str(error).split()),
-        )
+        what = "lost the database" if lost else "the database refused"
+        reason = " ".join(str(error).split())
+        log.warning("%s, connecting again in %.1f s: %s", what, seconds, reason)
         self._stop.wait(seconds)

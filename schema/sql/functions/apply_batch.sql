@@ -1,7 +1,7 @@
 -- Claims up to max_keys ready keys of a topic with a SQL target, applies their next commands, and ends the turns.
 -- The caller commits at once afterwards: finish has locked the keys against their callers.
 --
--- since: as in claim; pass the returned hand to the next call.
+-- since: as in claim; pass the returned hand to the next call. keys = 0: none was ready, there is no hand.
 -- redo: a command failed while several keys shared the transaction. Nothing was changed; commit, then call with
 -- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
 -- Locks: rows in key_cursor (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
@@ -23,7 +23,7 @@ DECLARE
     done_seq bigint;
     failed_keys text[] := '{}';
 BEGIN
-    keys := 0; commands := 0; failures := 0; redo := false; hand := since;
+    keys := 0; commands := 0; failures := 0; redo := false;
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = apply_batch.topic;
     IF NOT FOUND THEN
         PERFORM inturn.refuse_topic(topic);

