@@ -1,0 +1,123 @@
+"""What an error tells the user: one line, and an exit code."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import psycopg
+
+from inturn.cli.exit_codes import ExitCode
+from inturn.cli.output import escape
+from inturn.schema.errors import (
+    InturnError,
+    SchemaMismatch,
+    TargetRefused,
+    TopicExists,
+    UnknownTopic,
+    from_database,
+)
+
+_MISSING = "A part of the schema is missing; compare it with: inturn upgrade --sql"
+_HINTS = {
+    "25006": "Name the primary server: this one, or this session, takes no writes",
+    "40001": "Run it again",
+    "40P01": "Run it again",
+    "42501": "Use its owner's login, or grant this one inturn_operator to look and set up,"
+    " inturn_caller to append, inturn_applier to apply",
+    "42883": _MISSING,
+    "42P01": _MISSING,
+    "53100": "Make room on the database server's disk",
+    "55P03": "Try again when the session that holds the lock has finished",
+}
+
+# The database's own hints for these are in SQL.
+_SHELL_HINTS: dict[type[InturnError], str] = {
+    UnknownTopic: "Create it with: inturn topic create NAME; or see: inturn topic list",
+    TopicExists: "Compare with: inturn topic list",
+    TargetRefused: "Write sql:SCHEMA.FUNCTION, and create it before: it takes one inturn.command",
+}
+
+# Belt and braces: no message is built from a password, but a usage error quotes what was typed.
+_SECRETS = (
+    (re.compile(r"(://[^\s:/@]*):[^\s]*@"), r"\1:***@"),
+    (re.compile(r"(?i)(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)"), r"\1***"),
+)
+
+
+class Failure(click.ClickException):
+    """A command failed in a way that its user can understand.
+
+    Args:
+        message: what is wrong, in one line.
+        hint: what to do about it.
+        code: the exit code.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", code: ExitCode = ExitCode.ERROR) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.code = code
+
+
+def explain(error: BaseException) -> tuple[str, ExitCode]:
+    """Return an error's one line, without passwords and control characters, and its exit code."""
+    original = getattr(error, "orig", None)  # SQLAlchemy's wrapping of the driver's error
+    if isinstance(original, psycopg.Error):
+        error = original
+    if isinstance(error, psycopg.Error):
+        error = from_database(error) or error
+        if isinstance(error, InturnError):
+            error.hint = _SHELL_HINTS.get(type(error), error.hint)
+    message, hint, code = _parts(error)
+    line = ". ".join(" ".join(part.split()).rstrip(".") for part in (message, hint) if part)
+    for pattern, replacement in _SECRETS:
+        line = pattern.sub(replacement, line)
+    return escape(line), code
+
+
+def _parts(error: BaseException) -> tuple[str, str, ExitCode]:
+    match error:
+        case click.Abort():
+            parts = "interrupted", "", ExitCode.INTERRUPTED
+        case click.ClickException():
+            parts = _click_parts(error)
+        case InturnError():
+            code = ExitCode.SCHEMA if isinstance(error, SchemaMismatch) else ExitCode.ERROR
+            parts = error.message, error.hint, code
+        case psycopg.Error():
+            parts = _database_parts(error)
+        case UnicodeError():
+            parts = "an argument, or the input, is not UTF-8", "", ExitCode.ERROR
+        case OSError():
+            where = f": {error.filename}" if error.filename else ""
+            parts = f"{error.strerror or error}{where}", "", ExitCode.ERROR
+        case _:
+            hint = "Please report it, with the traceback that INTURN_TRACEBACK=1 prints"
+            parts = f"internal error: {type(error).__name__}: {error}", hint, ExitCode.ERROR
+    return parts
+
+
+def _click_parts(error: click.ClickException) -> tuple[str, str, ExitCode]:
+    match error:
+        case Failure():
+            return error.message, error.hint, error.code
+        case click.UsageError():
+            hint = f"See: {error.ctx.command_path} --help" if error.ctx else ""
+            return error.format_message(), hint, ExitCode.USAGE
+    return error.format_message(), "", ExitCode.ERROR
+
+
+def _database_parts(error: psycopg.Error) -> tuple[str, str, ExitCode]:
+    state = error.sqlstate
+    message = error.diag.message_primary or str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, psycopg.OperationalError) and (state is None or state.startswith(("08", "57P"))):
+        return (
+            f"the connection to the database was lost: {message}",
+            "What was not committed did not happen; try again when the database is back",
+            ExitCode.UNREACHABLE,
+        )
+    if error.diag.message_detail:
+        message = f"{message} ({error.diag.message_detail.rstrip('.')})"
+    hint = error.diag.message_hint or _HINTS.get(state or "", "")
+    return f"the database refused: {message}", hint, ExitCode.ERROR

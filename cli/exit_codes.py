@@ -1,0 +1,23 @@
+"""What the exit status of `inturn` says."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The exit codes of every command; scripts may rely on them."""
+
+    OK = 0
+    #: Refused or failed; the line on stderr says why.
+    ERROR = 1
+    #: The command line was wrong.
+    USAGE = 2
+    #: The work is done as far as it can be, but some keys are held.
+    HELD = 3
+    #: The database could not be reached, or went away.
+    UNREACHABLE = 4
+    #: The schema is not installed, or older or newer than this inturn serves.
+    SCHEMA = 5
+    #: Stopped before the work in hand was done: the grace ran out.
+    UNFINISHED = 6
+    #: Ctrl-C.
+    INTERRUPTED = 130

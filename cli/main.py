@@ -1,0 +1,161 @@
+"""The `inturn` command: its options, its commands, and how an error reaches the user."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from inturn.cli.exit_codes import ExitCode
+
+#: heading → command → where it is, and its line in the help. Nothing is imported before it is called.
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "Set up": {
+        "upgrade": ("inturn.cli.install:upgrade", "Install the schema, or upgrade it."),
+        "downgrade": ("inturn.cli.install:downgrade", "Remove the schema, or go back a revision."),
+        "topic": ("inturn.cli.topic:topic", "Create topics and list them."),
+        "embedded": ("inturn.cli.embedded_command:embedded", "The PostgreSQL that inturn brings."),
+    },
+    "Append": {"append": ("inturn.cli.append:append", "Append a command to a key.")},
+    "Apply": {
+        "apply": ("inturn.cli.apply:apply", "Apply commands, each key in turn."),
+        "demo": ("inturn.cli.demo:demo", "See the problem happen, and not happen."),
+    },
+    "Look": {
+        "keys": ("inturn.cli.keys:keys", "List keys and where they stand."),
+        "show": ("inturn.cli.show:show", "Show a key's commands and turns."),
+    },
+}
+
+_EPILOG = """\b
+Without --dsn the database is the one that INTURN_DSN names, else libpq's own
+PG* variables where PGHOST or PGSERVICE is set, else the embedded PostgreSQL.
+Keep passwords in ~/.pgpass or INTURN_DSN: other users can see --dsn.
+
+\b
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 some keys are held,
+4 database unreachable or gone, 5 schema not fitting, 6 stopped before the
+work in hand was done, 130 interrupted.
+
+\b
+Example:
+  inturn upgrade && inturn topic create orders
+  inturn append orders order-42 insert '{"amount": 3}'
+  inturn keys"""
+
+
+class _Commands(click.Group):
+    """The commands, under their headings, each imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return [name for section in COMMANDS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        for section in COMMANDS.values():
+            if cmd_name in section:
+                module, _, attribute = section[cmd_name][0].partition(":")
+                command: click.Command = getattr(import_module(module), attribute)
+                for leaf in _leaves(command):
+                    _accept_database_options(leaf)
+                return command
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        for heading, section in COMMANDS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, line) for name, (_, line) in section.items()])
+
+
+def _leaves(command: click.Command) -> Iterator[click.Command]:
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            yield from _leaves(child)
+    else:
+        yield command
+
+
+def _accept_database_options(command: click.Command) -> None:
+    """Let --dsn and --schema also stand after the command, where hands put them."""
+    taken = {option for parameter in command.params for option in parameter.opts}
+    for name in ("dsn", "schema"):
+        if f"--{name}" not in taken:
+            command.params.append(click.Option([f"--{name}"], hidden=True, expose_value=False, callback=_set))
+
+
+def _set(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        setattr(ctx.obj, str(param.name), value)
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option("--dsn", metavar="CONNECTION", help="The database, as libpq's URI or key=value string.")
+@click.option(
+    "--schema",
+    envvar="INTURN_SCHEMA",
+    show_envvar=True,
+    show_default=True,
+    default="inturn",
+    help="The schema of inturn in it.",
+)
+@click.version_option(package_name="inturn", prog_name="inturn")
+@click.pass_context
+def cli(ctx: click.Context, dsn: str | None, schema: str) -> None:
+    """Commands of one key take effect strictly in turn, in your own PostgreSQL.
+
+    --dsn and --schema may stand before or after the command.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        return
+    from inturn.cli.database import Database
+
+    ctx.obj = Database(dsn=dsn, schema=schema)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit; every error is one line on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        result: Any = cli.main(args, prog_name="inturn", standalone_mode=False)
+        sys.stdout.flush()
+    except Exception as error:
+        if os.environ.get("INTURN_TRACEBACK"):
+            raise
+        sys.exit(_report(error))
+    sys.exit(result if isinstance(result, int) else ExitCode.OK)
+
+
+def _report(error: Exception) -> ExitCode:
+    if isinstance(error, ImportError):
+        line, code = _missing(error), ExitCode.ERROR
+    else:
+        from inturn.cli.errors import explain
+
+        line, code = explain(error)
+    click.echo(f"inturn: {line}", err=True)
+    if isinstance(error, OSError):  # a full stdout would complain once more at exit
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _missing(error: ImportError) -> str:
+    if "pq wrapper" in str(error):
+        return "psycopg finds no libpq. Install it, or: pip install 'inturn[binary]'"
+    return f"a part of inturn cannot be loaded: {' '.join(str(error).split())}. Reinstall inturn"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""What commands print: tables that hold on a terminal of 80 columns, and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import zip_longest
+from math import isfinite
+from typing import Any, Literal
+
+import click
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+_GAP = 2
+_LEAST = 8
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_STYLES = {"held": "bold red", "failing": "red", "retrying": "yellow", "retry": "yellow"}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        heading: its heading.
+        right: align to the right, for numbers.
+        cut: where a cell may be cut when the terminal is too narrow; None: never.
+    """
+
+    heading: str
+    right: bool = False
+    cut: Literal["middle", "end"] | None = None
+
+
+def escape(text: str) -> str:
+    """Return text with everything that is not plainly visible as an escape, like `\\x1b` or `\\n`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    # repr knows the short names; of what it prints as it is, nothing is left by now.
+    return repr(character)[1:-1]
+
+
+def first_line(text: str | None) -> str:
+    """Return the first line that says something, empty for None."""
+    return next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
+
+
+def age(seconds: float | None) -> str:
+    """Return a span of time in seconds as people say it: 12s, 3m, 2h, 5d; empty for None."""
+    if seconds is None:
+        return ""
+    whole = max(0, int(seconds))
+    for unit, length in (("d", _DAY), ("h", _HOUR), ("m", _MINUTE)):
+        if whole >= length:
+            return f"{whole // length}{unit}"
+    return f"{whole}s"
+
+
+def duration(seconds: float) -> str:
+    """Return a short span of time in seconds: 3ms, 1.5s, 2m."""
+    if seconds < 1:
+        return f"{max(0, seconds) * 1000:.0f}ms"
+    return f"{seconds:.1f}s" if seconds < _MINUTE else age(seconds)
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
+    """Print a table: on a terminal as wide as that is; elsewhere uncut and plain.
+
+    Args:
+        columns, rows: the table.
+        notes: one a row, empty for none: what went wrong with it. On a terminal a note has a line of
+            its own below the row, elsewhere it is the row's last column, error.
+    """
+    console = Console(highlight=False, markup=False, emoji=False)
+    if any(notes) and not console.is_terminal:
+        columns = [*columns, Column("error")]
+        rows = [[*row, note] for row, note in zip(rows, notes, strict=True)]
+    cells = [[escape(cell) for cell in row] for row in rows]
+    widths = [
+        max(cell_len(text) for text in (column.heading, *(row[i] for row in cells)))
+        for i, column in enumerate(columns)
+    ]
+    total = sum(widths) + _GAP * len(columns)
+    if console.is_terminal:
+        _shrink(columns, widths, total - _GAP - console.width)
+    else:
+        console = Console(highlight=False, width=total)
+    with console.capture() as printed:
+        console.print(_table(columns, cells, widths))
+    lines = printed.get().splitlines()
+    for line, note in zip_longest(lines, ["", *notes] if console.is_terminal else [], fillvalue=""):
+        click.echo(line.rstrip())
+        if note:
+            click.echo("  " + shorten(escape(note), console.width - 2))
+
+
+def _table(columns: Sequence[Column], cells: list[list[str]], widths: list[int]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for column, width in zip(columns, widths, strict=True):
+        table.add_column(
+            column.heading,
+            justify="right" if column.right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=width,
+        )
+    for row in cells:
+        table.add_row(*map(_cell, columns, row, widths))
+    return table
+
+
+def _cell(column: Column, text: str, width: int) -> Text:
+    style = _STYLES.get(text.partition(" ")[0], "") if column.heading in ("state", "outcome") else ""
+    return Text(shorten(text, width, column.cut or "end"), style=style)
+
+
+def _shrink(columns: Sequence[Column], widths: list[int], excess: int) -> None:
+    """Take the excess from the columns that may be cut, the widest first."""
+    for _ in range(excess):
+        cuttable = [i for i, column in enumerate(columns) if column.cut and widths[i] > _LEAST]
+        if not cuttable:
+            return
+        widths[max(cuttable, key=widths.__getitem__)] -= 1
+
+
+def shorten(text: str, width: int, cut: Literal["middle", "end"] = "end") -> str:
+    """Return text in at most `width` terminal cells, an ellipsis where some was cut out."""
+    if cell_len(text) <= width:
+        return text
+    tail = (width - 1) // 2 if cut == "middle" else 0
+    end = set_cell_size(text[::-1], tail)[::-1] if tail else ""
+    return set_cell_size(text, width - 1 - tail) + "…" + end
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document; times as ISO 8601 in UTC, everything but ASCII escaped."""
+    click.echo(json.dumps(document, indent=2, default=_json))
+
+
+def _json(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    raise TypeError(f"no JSON for {type(value).__name__}")
+
+
+def load_payload(text: str) -> Any:
+    """Return a payload that the database gave as text; a number out of Python's range stays text."""
+    return json.loads(text, parse_float=_number(float), parse_int=_number(int))
+
+
+def _number(kind: Callable[[str], float]) -> Callable[[str], float | str]:
+    def read(text: str) -> float | str:
+        try:
+            number = kind(text)
+        except ValueError:
+            return text
+        return number if isinstance(number, int) or isfinite(number) else text
+
+    return read

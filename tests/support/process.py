@@ -1,0 +1,121 @@
+"""`inturn` as a process of its own: started, signalled, killed, and asked what it said."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+TESTS = Path(__file__).parents[1]
+
+
+class InturnProcess:
+    """A running `inturn`; leaving its block kills it.
+
+    Args:
+        dsn: the database, given as INTURN_DSN.
+        args: the command line after `inturn`.
+        environment: more variables.
+    """
+
+    def __init__(self, dsn: str, *args: str, environment: Mapping[str, str] | None = None) -> None:
+        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TESTS)]))
+        self._out = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed at the end of the block
+        self._err = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._popen = subprocess.Popen(
+            [str(Path(sys.executable).with_name("inturn")), *args],
+            stdin=subprocess.DEVNULL,
+            stdout=self._out,
+            stderr=self._err,
+            text=True,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("PG")},
+                "PYTHONPATH": path,
+                "PGCONNECT_TIMEOUT": "10",
+                "INTURN_DSN": dsn,
+                **(environment or {}),
+            },
+        )
+
+    @property
+    def out(self) -> str:
+        return self._read(self._out.fileno())
+
+    @property
+    def err(self) -> str:
+        return self._read(self._err.fileno())
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        self._popen.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL it, and wait until it is gone."""
+        self._popen.kill()
+        self._popen.wait()
+
+    def exit_code(self, seconds: float = 60) -> int:
+        """Wait for its end."""
+        try:
+            return self._popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running: {self.out}\n{self.err}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+        if error is not None:
+            error.add_note(f"inturn said: {self.out}{self.err}")
+        self._out.close()
+        self._err.close()
+
+    @staticmethod
+    def _read(descriptor: int) -> str:
+        # The child writes at the end of the same open file: read without moving its position.
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
+
+
+def inturn_apply(
+    dsn: str, *args: str, app: str | None = "support.shop:applier", **environment: str
+) -> InturnProcess:
+    """Start `inturn apply`, by default with the handlers of support.shop."""
+    named = ["--app", app] if app else []
+    return InturnProcess(dsn, "apply", *named, *args, environment=environment)
+
+
+def run_inturn(dsn: str, *args: str, **environment: str) -> tuple[int, str, str]:
+    """Run `inturn` to its end; return its exit code, stdout and stderr."""
+    with InturnProcess(dsn, *args, environment=environment) as process:
+        return process.exit_code(), process.out, process.err
+
+
+def run_apply(
+    dsn: str, *args: str, app: str | None = "support.shop:applier", **environment: str
+) -> tuple[int, str, str]:
+    """Run `inturn apply` to its end; return its exit code, stdout and stderr."""
+    named = ["--app", app] if app else []
+    return run_inturn(dsn, "apply", *named, *args, **environment)
+
+
+def seconds_of(process: InturnProcess) -> float:
+    """Return how long the process takes from now to its end."""
+    started_at = time.monotonic()
+    process.exit_code()
+    return time.monotonic() - started_at
