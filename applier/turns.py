@@ -153,7 +153,7 @@ class PythonTarget:
                 self._check_transaction(connection, command)
             except HandlerBrokeTransaction:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 # A lost connection and an end of the grace time are no failures of the command.
                 if connection.broken or connection.closed or self.stop.expired:
                     raise

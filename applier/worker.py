@@ -20,9 +20,10 @@ from inturn.schema.version import check_version
 
 log = logging.getLogger("inturn.applier")
 
-#: How long a visit to a topic lasts at most while other topics wait, in seconds. Every visit
-#: starts from the oldest ready key.
-VISIT_SECONDS = 1.0
+#: A visit to a topic starts from the oldest ready key and lasts, in seconds, ten times as long as
+#: its first batch took (which walks over the index entries of earlier turns), within these bounds.
+#: So a key whose caller committed late, behind the clock hand, waits no longer than that.
+SHORTEST_VISIT_SECONDS, LONGEST_VISIT_SECONDS = 0.1, 1.0
 #: A batch under this many seconds doubles the keys of the next one; a longer one halves them.
 SHORT_BATCH_SECONDS = 0.010
 #: An idle worker looks again after the first of these, then after ever longer, up to the second.
@@ -149,18 +150,20 @@ class Worker:
         return any(found)
 
     def _visit(self, connection: psycopg.Connection[Any], target: Target) -> bool:
-        leave_at = time.monotonic() + VISIT_SECONDS
+        leave_at: float | None = None
         hand: datetime | str = OLDEST
-        max_keys, alone, found = 1, 0, False
-        while not self._stop.requested and time.monotonic() < leave_at:
+        max_keys, alone = 1, 0
+        while not self._stop.requested and (leave_at is None or time.monotonic() < leave_at):
             started_at = time.monotonic()
             batch = target.apply_batch(connection, hand, 1 if alone else max_keys)
             if batch.keys == 0:
                 break
-            if not found:
+            seconds = time.monotonic() - started_at
+            if leave_at is None:
+                visit = min(max(10 * seconds, SHORTEST_VISIT_SECONDS), LONGEST_VISIT_SECONDS)
+                leave_at = started_at + visit
                 # There may be more than one worker's worth: wake another, which wakes another.
                 self._bell.ring()
-            found = True
             self._failed_in_a_row = 0
             if batch.redo:
                 alone = batch.keys
@@ -168,9 +171,9 @@ class Worker:
             alone = max(alone - 1, 0)
             hand = batch.hand
             self._count(batch)
-            short = time.monotonic() - started_at < SHORT_BATCH_SECONDS
+            short = seconds < SHORT_BATCH_SECONDS
             max_keys = min(max_keys * 2, self._max_keys) if short else max(max_keys // 2, 1)
-        return found
+        return leave_at is not None
 
     def _count(self, batch: Batch) -> None:
         self.totals.keys += batch.keys

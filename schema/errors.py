@@ -15,6 +15,8 @@ class InturnError(Exception):
     """
 
     sqlstate: ClassVar[str | None] = None
+    #: What to do about it when the database does not say.
+    default_hint: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -27,7 +29,7 @@ class InturnError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.default_hint
         self.topic = topic
         self.key = key
         self.seq = seq
@@ -86,6 +88,7 @@ class AppendConflict(InturnError):
     """The caller's snapshot is older than the key's last append: run the transaction again."""
 
     sqlstate = "40001"
+    default_hint = "Roll back and run the transaction again"
 
 
 class TopicExists(InturnError):

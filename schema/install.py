@@ -64,9 +64,7 @@ def upgrade_script(*, schema: str = DEFAULT_SCHEMA, from_revision: str | None = 
     return output.getvalue()
 
 
-def downgrade(
-    dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base", force: bool = False
-) -> None:
+def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base", force: bool = False) -> None:
     """Take the schema back to an earlier revision; `base` removes it. The roles stay.
 
     Args:
@@ -109,18 +107,13 @@ def downgrade(
 def _locked(dsn: str, schema: str) -> Iterator[Connection]:
     """Yield a connection in a transaction that no other install of this schema shares its time with."""
     check_schema_name(schema)
-    engine = create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(dsn), poolclass=NullPool
-    )
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn), poolclass=NullPool)
     with engine.begin() as connection:
         connection.execute(
             text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
             {"name": f"inturn upgrade {schema}"},
         )
-        if (
-            connection.execute(text("SELECT quote_ident(:name)"), {"name": schema}).scalar()
-            != schema
-        ):
+        if connection.execute(text("SELECT quote_ident(:name)"), {"name": schema}).scalar() != schema:
             raise SchemaNameRefused(
                 f"schema name {schema!r} is a reserved word of SQL", hint="Choose another name"
             )

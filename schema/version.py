@@ -14,9 +14,7 @@ from inturn.schema.source import DEFAULT_SCHEMA
 HEAD = "0001"
 
 
-def installed_version(
-    connection: psycopg.Connection[Any], schema: str = DEFAULT_SCHEMA
-) -> str | None:
+def installed_version(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCHEMA) -> str | None:
     """Return the revision of the schema in the database, None when it is not installed.
 
     Raises:

@@ -16,6 +16,7 @@ GRANT SELECT, INSERT ON inturn.outbox TO inturn_caller;
 GRANT EXECUTE ON ROUTINE
     inturn.claim(text, timestamptz, integer),
     inturn.claim_commands(text, timestamptz, integer),
+    inturn.move_cursors(tid[], tid[], boolean[], bigint[], bigint[], bigint[]),
     inturn.finish(text, text[], bigint[], bigint[], bigint[], text),
     inturn.fail(text, text, bigint, bigint, bigint, text, text),
     inturn.require_read_committed(),
@@ -40,6 +41,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA inturn TO inturn_operator;
 GRANT INSERT ON inturn.topic TO inturn_operator;
 GRANT EXECUTE ON FUNCTION
     inturn.create_topic(text, text, integer, interval, interval, integer, integer),
+    inturn.check_topic(inturn.topic),
     inturn.target_function(text, text),
     inturn.list_keys(text, text, integer),
     inturn.pending_commands(text[])

@@ -32,7 +32,7 @@ CREATE TABLE inturn.topic (
     backoff_cap interval NOT NULL DEFAULT '5 minutes'
         CHECK (backoff_cap <= '7 days'),
     max_payload_bytes integer NOT NULL DEFAULT 1048576
-        CHECK (max_payload_bytes BETWEEN 2 AND 67108864),
+        CHECK (max_payload_bytes BETWEEN 1024 AND 67108864),
     batch_commands integer NOT NULL DEFAULT 100
         CHECK (batch_commands BETWEEN 1 AND 10000),
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
@@ -41,21 +41,20 @@ COMMENT ON TABLE inturn.topic IS 'What kinds of command there are, and what appl
 COMMENT ON COLUMN inturn.topic.target IS 'python, or sql:SCHEMA.FUNCTION, which takes one inturn.command.';
 COMMENT ON COLUMN inturn.topic.max_attempts IS 'A command that failed this often holds its key.';
 COMMENT ON COLUMN inturn.topic.backoff_base IS 'The wait before the second attempt; doubled before each further one.';
+COMMENT ON COLUMN inturn.topic.max_payload_bytes IS 'The longest payload, as text. At least 1024: append looks here only for longer ones.';
 COMMENT ON COLUMN inturn.topic.batch_commands IS 'The most commands of one key in one turn.';
 
 -- tables/command_log.sql
 -- The commands, append-only. No foreign keys: they would lock the topic's row in every caller's transaction.
+-- No CHECKs: every statement would parse them anew, a third of an append. append refuses what does not fit, and
+-- nobody else may write here.
 CREATE TABLE inturn.command_log (
     topic text COLLATE "C" NOT NULL,
-    key text COLLATE "C" NOT NULL
-        CHECK (octet_length(key) BETWEEN 1 AND 512),
-    seq bigint NOT NULL
-        CHECK (seq >= 1),
-    name text COLLATE "C" NOT NULL
-        CHECK (octet_length(name) BETWEEN 1 AND 128),
+    key text COLLATE "C" NOT NULL,
+    seq bigint NOT NULL,
+    name text COLLATE "C" NOT NULL,
     payload jsonb NOT NULL,
-    idempotency_key text COLLATE "C"
-        CHECK (octet_length(idempotency_key) BETWEEN 1 AND 512),
+    idempotency_key text COLLATE "C",
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (topic, key, seq)
 );
@@ -66,24 +65,27 @@ COMMENT ON COLUMN inturn.command_log.created_at IS 'When it was appended, under 
 
 -- tables/key_sequence.sql
 -- The callers' side of a key: the row whose lock a caller holds to commit while it takes the next number.
--- Updated only when appliers have drained the key, so a hot key's row gathers no dead versions.
+-- Updated only when appliers have drained the key, and by every 32nd command that finds it undrained, so a hot
+-- key's row gathers few dead versions. No CHECKs: see command_log.
 CREATE TABLE inturn.key_sequence (
     topic text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
-    drained_seq bigint NOT NULL DEFAULT 0
-        CHECK (drained_seq >= 0),
+    drained_seq bigint NOT NULL DEFAULT 0,
+    known_seq bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (topic, key)
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE inturn.key_sequence IS 'The callers'' side of a key; its row lock orders the callers of the key.';
 COMMENT ON COLUMN inturn.key_sequence.drained_seq IS 'Up to here appliers had applied everything when the key last went idle.';
+COMMENT ON COLUMN inturn.key_sequence.known_seq IS
+    'A number that the key has reached. The search for its last one starts here, or at drained_seq if that is greater: a probe of the log reads every entry of its key on the page.';
 
 -- tables/key_cursor.sql
 -- The appliers' side of a key: how far it is applied, and when an applier should come by.
+-- No CHECKs: see command_log. held_at and ready_at are never both set.
 CREATE TABLE inturn.key_cursor (
     topic text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
-    applied_seq bigint NOT NULL DEFAULT 0
-        CHECK (applied_seq >= 0),
+    applied_seq bigint NOT NULL DEFAULT 0,
     ready_at timestamptz,
     epoch bigint NOT NULL DEFAULT 0,
     attempts integer NOT NULL DEFAULT 0,
@@ -91,8 +93,7 @@ CREATE TABLE inturn.key_cursor (
     last_error text,
     failed_at timestamptz,
     held_at timestamptz,
-    PRIMARY KEY (topic, key),
-    CHECK (held_at IS NULL OR ready_at IS NULL)
+    PRIMARY KEY (topic, key)
 ) WITH (fillfactor = 80);
 -- The claim's index, and the only one that every turn has to maintain.
 CREATE INDEX key_cursor_ready ON inturn.key_cursor (topic, ready_at) WHERE ready_at IS NOT NULL;
@@ -164,16 +165,17 @@ $$;
 COMMENT ON FUNCTION inturn.refuse_topic IS 'Internal: says that a topic does not exist.';
 
 -- functions/refuse_command.sql
--- Says what is wrong with a command that append has refused. Internal to append. Takes no locks.
+-- Refuses a command that cannot be appended; returns when nothing is wrong with it. Internal to append. Takes no locks.
 --
 -- Raises IT001 unknown topic, IT002 key, IT003 payload, IT004 command name, IT005 idempotency key.
-CREATE FUNCTION inturn.refuse_command(
-    topic text, key text, name text, payload jsonb, idempotency_key text, max_bytes integer
-) RETURNS void
+CREATE FUNCTION inturn.refuse_command(topic text, key text, name text, payload jsonb, idempotency_key text) RETURNS void
 LANGUAGE plpgsql STABLE
 AS $$
+DECLARE
+    max_bytes integer;
 BEGIN
-    IF max_bytes IS NULL THEN
+    SELECT t.max_payload_bytes INTO max_bytes FROM inturn.topic t WHERE t.name = refuse_command.topic;
+    IF NOT FOUND THEN
         PERFORM inturn.refuse_topic(topic);
     ELSIF coalesce(octet_length(key), 0) NOT BETWEEN 1 AND 512 THEN
         RAISE EXCEPTION USING ERRCODE = 'IT002',
@@ -191,39 +193,14 @@ BEGIN
             MESSAGE = format('payload of command %L for key %L is %s bytes, over the %s that topic %L allows',
                              name, key, octet_length(payload::text), max_bytes, topic),
             HINT = 'Store the large part elsewhere and append a reference to it, or raise the topic''s max_payload_bytes.';
-    ELSE
+    ELSIF octet_length(idempotency_key) NOT BETWEEN 1 AND 512 THEN
         RAISE EXCEPTION USING ERRCODE = 'IT005',
             MESSAGE = format('idempotency key of command %L for key %L is %s octets long', name, key, octet_length(idempotency_key)),
             HINT = 'An idempotency key is NULL or 1 to 512 octets of text.';
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn.refuse_command IS 'Internal to append: says what is wrong with a command.';
-
--- functions/lock_key.sql
--- Locks a key that had no row in key_sequence until the end of the transaction, and returns its drained_seq.
--- Internal to append.
---
--- Two first callers meet on the primary key: the second waits for the first, then finds its row and locks it, or
--- inserts its own if the first rolled back.
-CREATE FUNCTION inturn.lock_key(topic text, key text) RETURNS bigint
-LANGUAGE plpgsql VOLATILE
-AS $$
-DECLARE
-    drained bigint;
-BEGIN
-    LOOP
-        INSERT INTO inturn.key_sequence AS s (topic, key) VALUES (lock_key.topic, lock_key.key)
-        ON CONFLICT DO NOTHING RETURNING s.drained_seq INTO drained;
-        EXIT WHEN FOUND;
-        SELECT s.drained_seq INTO drained FROM inturn.key_sequence s
-        WHERE s.topic = lock_key.topic AND s.key = lock_key.key FOR UPDATE;
-        EXIT WHEN FOUND;
-    END LOOP;
-    RETURN drained;
-END
-$$;
-COMMENT ON FUNCTION inturn.lock_key IS 'Internal to append: locks a new key for its callers and returns its drained_seq.';
+COMMENT ON FUNCTION inturn.refuse_command IS 'Internal to append: refuses a command that cannot be appended.';
 
 -- functions/wake_key.sql
 -- Makes an idle key ready, and notifies if an applier of its topic may be asleep. Internal to append.
@@ -233,17 +210,76 @@ COMMENT ON FUNCTION inturn.lock_key IS 'Internal to append: locks a new key for 
 CREATE FUNCTION inturn.wake_key(topic text, key text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 AS $$
+DECLARE
+    asleep boolean;
 BEGIN
     INSERT INTO inturn.key_cursor AS c (topic, key, ready_at)
     VALUES (wake_key.topic, wake_key.key, clock_timestamp())
-    ON CONFLICT ON CONSTRAINT key_cursor_pkey DO UPDATE SET ready_at = EXCLUDED.ready_at;
-    IF EXISTS (SELECT FROM inturn.listener l
-               WHERE l.topic = wake_key.topic AND l.asleep_until > clock_timestamp()) THEN
+    ON CONFLICT ON CONSTRAINT key_cursor_pkey DO UPDATE SET ready_at = EXCLUDED.ready_at
+    RETURNING EXISTS (SELECT FROM inturn.listener l
+                      WHERE l.topic = wake_key.topic AND l.asleep_until > clock_timestamp()) INTO asleep;
+    IF asleep THEN
         PERFORM pg_notify('inturn.ready', wake_key.topic);
     END IF;
 END
 $$;
 COMMENT ON FUNCTION inturn.wake_key IS 'Internal to append: makes an idle key ready and wakes a sleeping applier.';
+
+-- functions/append_first.sql
+-- Appends the first command to a new key and returns 1; NULL when the key has just become known. Internal to append.
+--
+-- Two first callers meet on the primary key: the second waits for the first, and gets NULL, or is the first itself
+-- if that one rolled back. At REPEATABLE READ and SERIALIZABLE it gets 40001.
+-- Locks, in this order, held to commit: the key's new row in key_sequence; its row in key_cursor.
+-- Raises what refuse_command raises.
+CREATE FUNCTION inturn.append_first(topic text, key text, name text, payload jsonb, idempotency_key text)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    INSERT INTO inturn.key_sequence (topic, key)
+    SELECT t.name, append_first.key FROM inturn.topic t
+    WHERE t.name = append_first.topic AND octet_length(append_first.key) BETWEEN 1 AND 512
+      AND coalesce(octet_length(append_first.idempotency_key), 1) BETWEEN 1 AND 512
+    ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        PERFORM inturn.refuse_command(topic, key, name, payload, idempotency_key);
+        RETURN NULL;
+    END IF;
+    INSERT INTO inturn.command_log (topic, key, seq, name, payload, idempotency_key)
+    VALUES (append_first.topic, append_first.key, 1, append_first.name,
+            coalesce(append_first.payload, '{}'), append_first.idempotency_key);
+    PERFORM inturn.wake_key(topic, key);
+    RETURN 1;
+END
+$$;
+COMMENT ON FUNCTION inturn.append_first IS 'Internal to append: appends the first command to a new key.';
+
+-- functions/insert_on_snapshot.sql
+-- Inserts a command for a caller at REPEATABLE READ or SERIALIZABLE, and returns its seq. Internal to append.
+--
+-- Such a caller may read the last number, or miss an idempotency key, on a snapshot older than its lock. It then
+-- collides with a command that it does not see, which ON CONFLICT turns from 23505 into 40001: retry the transaction.
+-- The caller holds the key's row in key_sequence; known is a number that the key has reached.
+CREATE FUNCTION inturn.insert_on_snapshot(
+    topic text, key text, known bigint, name text, payload jsonb, idempotency_key text
+) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    new_seq bigint;
+BEGIN
+    INSERT INTO inturn.command_log AS l (topic, key, seq, name, payload, idempotency_key)
+    VALUES (insert_on_snapshot.topic, insert_on_snapshot.key,
+            1 + coalesce((SELECT l.seq FROM inturn.command_log l
+                          WHERE l.topic = insert_on_snapshot.topic AND l.key = insert_on_snapshot.key AND l.seq > known
+                          ORDER BY l.seq DESC LIMIT 1), known),
+            insert_on_snapshot.name, coalesce(insert_on_snapshot.payload, '{}'), insert_on_snapshot.idempotency_key)
+    ON CONFLICT DO NOTHING RETURNING l.seq INTO new_seq;
+    RETURN new_seq;
+END
+$$;
+COMMENT ON FUNCTION inturn.insert_on_snapshot IS 'Internal to append: inserts a command at REPEATABLE READ or SERIALIZABLE.';
 
 -- functions/append.sql
 -- Appends one command to a key, in the caller's transaction, and returns its seq.
@@ -251,6 +287,7 @@ COMMENT ON FUNCTION inturn.wake_key IS 'Internal to append: makes an idle key re
 -- The same idempotency key again on the same key appends nothing and returns the first seq.
 -- Locks, in this order, held to commit: the key's row in key_sequence; for an idle key, its row in key_cursor.
 -- Raises IT001 to IT005 (see refuse_command); 40001 when the caller's snapshot is older than the key's last append.
+-- The last number is looked for in a statement after the lock: on the lock's own snapshot, numbers would repeat.
 CREATE FUNCTION inturn.append(
     topic text, key text, name text,
     payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL
@@ -260,49 +297,51 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE
-    max_bytes integer;
     drained bigint;
+    known bigint;
     new_seq bigint;
 BEGIN
-    SELECT t.max_payload_bytes, s.drained_seq INTO max_bytes, drained
-    FROM inturn.topic t JOIN inturn.key_sequence s ON s.topic = t.name
-    WHERE t.name = append.topic AND s.key = append.key FOR UPDATE OF s;
-    IF NOT FOUND THEN
-        SELECT t.max_payload_bytes INTO max_bytes FROM inturn.topic t WHERE t.name = append.topic;
+    -- Every topic takes 1024 bytes of payload; only for more is its limit looked up.
+    IF octet_length(name) BETWEEN 1 AND 128 IS NOT TRUE OR octet_length(payload::text) > 1024 THEN
+        PERFORM inturn.refuse_command(topic, key, name, payload, idempotency_key);
     END IF;
-    IF (octet_length(key) BETWEEN 1 AND 512 AND octet_length(name) BETWEEN 1 AND 128
-        AND coalesce(octet_length(payload::text), 2) <= max_bytes
-        AND coalesce(octet_length(idempotency_key), 1) BETWEEN 1 AND 512) IS NOT TRUE
-    THEN
-        PERFORM inturn.refuse_command(topic, key, name, payload, idempotency_key, max_bytes);
-    END IF;
-    IF drained IS NULL THEN
-        drained := inturn.lock_key(topic, key);
-    END IF;
+    LOOP
+        SELECT s.drained_seq, greatest(s.drained_seq, s.known_seq) INTO drained, known FROM inturn.key_sequence s
+        WHERE s.topic = append.topic AND s.key = append.key FOR UPDATE;
+        EXIT WHEN FOUND;
+        -- No row yet: this is the key's first command, unless another caller's has just committed.
+        new_seq := inturn.append_first(topic, key, name, payload, idempotency_key);
+        IF new_seq IS NOT NULL THEN
+            RETURN new_seq;
+        END IF;
+    END LOOP;
 
     -- From here on statements see every earlier append to the key: its caller has committed or is gone.
     IF idempotency_key IS NOT NULL THEN
+        PERFORM inturn.refuse_command(topic, key, name, payload, idempotency_key);
         SELECT l.seq INTO new_seq FROM inturn.command_log l
         WHERE l.topic = append.topic AND l.key = append.key AND l.idempotency_key = append.idempotency_key;
         IF FOUND THEN
             RETURN new_seq;
         END IF;
     END IF;
-    INSERT INTO inturn.command_log (topic, key, seq, name, payload, idempotency_key)
-    SELECT append.topic, append.key, 1 + greatest(drained, (
-               SELECT l.seq FROM inturn.command_log l
-               WHERE l.topic = append.topic AND l.key = append.key AND l.seq > drained ORDER BY l.seq DESC LIMIT 1)),
-           append.name, coalesce(append.payload, '{}'), append.idempotency_key
-    RETURNING seq INTO new_seq;
-    IF new_seq IS NULL THEN
-        RAISE serialization_failure USING
-            MESSAGE = format('could not append to key %L of topic %L: it has commands that this transaction''s snapshot does not see', key, topic),
-            HINT = 'Retry the transaction.';
+    IF current_setting('transaction_isolation') = 'read committed' THEN
+        INSERT INTO inturn.command_log AS l (topic, key, seq, name, payload, idempotency_key)
+        VALUES (append.topic, append.key,
+                1 + coalesce((SELECT l.seq FROM inturn.command_log l
+                              WHERE l.topic = append.topic AND l.key = append.key AND l.seq > known
+                              ORDER BY l.seq DESC LIMIT 1), known),
+                append.name, coalesce(append.payload, '{}'), append.idempotency_key)
+        RETURNING l.seq INTO new_seq;
+    ELSE
+        new_seq := inturn.insert_on_snapshot(topic, key, known, name, payload, idempotency_key);
     END IF;
 
     -- The first command after the drained ones finds the key idle. Any later one finds it awake, or held.
     IF new_seq = drained + 1 THEN
         PERFORM inturn.wake_key(topic, key);
+    ELSIF new_seq % 32 = 0 THEN
+        UPDATE inturn.key_sequence s SET known_seq = new_seq WHERE s.topic = append.topic AND s.key = append.key;
     END IF;
     RETURN new_seq;
 END
@@ -467,6 +506,50 @@ END
 $$;
 COMMENT ON FUNCTION inturn.claim_commands IS 'Claims ready keys and returns their next commands in order.';
 
+-- functions/move_cursors.sql
+-- Moves the cursors of claimed keys, and the drained_seq of those that go idle; returns how many moved.
+-- Internal to finish.
+--
+-- The rows are named by their place (ctid), which their locks keep: joined to an array of keys, a plan made while
+-- the tables were small walks over every key of the topic. The settings leave the planner no other way.
+-- Locks nothing that finish and claim have not locked.
+CREATE FUNCTION inturn.move_cursors(
+    sequences tid[], cursors tid[], drained boolean[], epochs bigint[], from_seqs bigint[], applied_seqs bigint[]
+) RETURNS integer
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+SET enable_indexscan = off
+SET enable_indexonlyscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_material = off
+AS $$
+DECLARE
+    moved integer;
+BEGIN
+    UPDATE inturn.key_sequence s SET drained_seq = t.applied_seq
+    FROM unnest(sequences, drained, applied_seqs) t (tid, drained, applied_seq)
+    WHERE s.ctid = t.tid AND t.drained;
+
+    -- The epoch again: a claim that was lost on the way moves nothing.
+    UPDATE inturn.key_cursor c SET
+        applied_seq = t.applied_seq,
+        epoch = CASE WHEN t.applied_seq >= t.from_seq THEN t.epoch ELSE c.epoch END,
+        attempts = 0, last_error = NULL, failed_at = NULL,
+        empty_turns = CASE WHEN t.applied_seq >= t.from_seq THEN 0 ELSE c.empty_turns + 1 END,
+        ready_at = CASE
+            WHEN t.drained THEN NULL
+            WHEN t.applied_seq >= t.from_seq THEN clock_timestamp()
+            ELSE clock_timestamp() + least(power(2, least(c.empty_turns, 10)), 100) * interval '1 ms' END
+    FROM unnest(cursors, drained, epochs, from_seqs, applied_seqs) t (tid, drained, epoch, from_seq, applied_seq)
+    WHERE c.ctid = t.tid AND c.epoch = t.epoch - 1 AND c.applied_seq = t.from_seq - 1;
+    GET DIAGNOSTICS moved = ROW_COUNT;
+    RETURN moved;
+END
+$$;
+COMMENT ON FUNCTION inturn.move_cursors IS 'Internal to finish: moves the cursors of claimed keys; returns how many moved.';
+
 -- functions/finish.sql
 -- Ends turns: moves each key's cursor to its last applied command and lets it go idle, or to the back of the queue.
 --
@@ -477,55 +560,43 @@ COMMENT ON FUNCTION inturn.claim_commands IS 'Claims ready keys and returns thei
 -- of these keys wait: all handlers of a transaction run before it, and nothing after it.
 -- Raises IT030 when another turn was recorded since the claim, IT031 outside READ COMMITTED.
 CREATE FUNCTION inturn.finish(
-    topic text, keys text[], epochs bigint[], from_seqs bigint[], applied_seqs bigint[],
-    applier text
+    topic text, keys text[], epochs bigint[], from_seqs bigint[], applied_seqs bigint[], applier text
 ) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 SET enable_bitmapscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
 AS $$
 DECLARE
-    locked text[];
-    drained text[];
+    sequences tid[];
+    cursors tid[];
+    drained boolean[];
     moved integer;
 BEGIN
     PERFORM inturn.require_read_committed();
 
-    SELECT array_agg(s.key) INTO locked FROM (
-        SELECT s.key FROM inturn.key_sequence s
-        WHERE s.topic = finish.topic AND s.key = ANY (keys) FOR UPDATE SKIP LOCKED) s;
+    -- Rows are looked up one by one, in subqueries: see move_cursors.
+    SELECT array_agg(s.ctid ORDER BY t.position) INTO sequences
+    FROM unnest(keys) WITH ORDINALITY t (key, position) LEFT JOIN LATERAL (
+        SELECT s.ctid FROM inturn.key_sequence s
+        WHERE s.topic = finish.topic AND s.key = t.key FOR UPDATE SKIP LOCKED LIMIT 1) s ON true;
+
     -- A statement of its own, whose snapshot is newer than the locks: in the statement above, a command that
     -- was committed while it ran would be missed, and its key would sleep for good.
-    SELECT coalesce(array_agg(t.key), '{}') INTO drained
-    FROM unnest(keys, applied_seqs) t (key, applied_seq)
-    WHERE t.key = ANY (locked) AND NOT EXISTS (
-        SELECT FROM inturn.command_log l
-        WHERE l.topic = finish.topic AND l.key = t.key AND l.seq = t.applied_seq + 1);
+    SELECT array_agg(t.sequence IS NOT NULL AND (
+               SELECT true FROM inturn.command_log l
+               WHERE l.topic = finish.topic AND l.key = t.key AND l.seq = t.applied_seq + 1) IS NULL
+               ORDER BY t.position),
+           array_agg((SELECT c.ctid FROM inturn.key_cursor c WHERE c.topic = finish.topic AND c.key = t.key)
+               ORDER BY t.position)
+    INTO drained, cursors
+    FROM unnest(keys, applied_seqs, sequences) WITH ORDINALITY t (key, applied_seq, sequence, position);
 
-    UPDATE inturn.key_sequence s SET drained_seq = t.applied_seq
-    FROM unnest(keys, applied_seqs) t (key, applied_seq)
-    WHERE s.topic = finish.topic AND s.key = t.key AND t.key = ANY (drained) AND s.drained_seq <> t.applied_seq;
-
-    UPDATE inturn.key_cursor c SET
-        applied_seq = t.applied_seq,
-        epoch = CASE WHEN t.applied_seq >= t.from_seq THEN t.epoch ELSE c.epoch END,
-        attempts = 0, last_error = NULL, failed_at = NULL,
-        empty_turns = CASE WHEN t.applied_seq >= t.from_seq THEN 0 ELSE c.empty_turns + 1 END,
-        ready_at = CASE
-            WHEN t.key = ANY (drained) THEN NULL
-            WHEN t.applied_seq >= t.from_seq THEN clock_timestamp()
-            ELSE clock_timestamp() + least(power(2, least(c.empty_turns, 10)), 100) * interval '1 ms' END
-    FROM unnest(keys, epochs, from_seqs, applied_seqs) t (key, epoch, from_seq, applied_seq)
-    WHERE c.topic = finish.topic AND c.key = t.key AND c.epoch = t.epoch - 1 AND c.applied_seq = t.from_seq - 1;
-    GET DIAGNOSTICS moved = ROW_COUNT;
+    moved := inturn.move_cursors(sequences, cursors, drained, epochs, from_seqs, applied_seqs);
     IF moved <> cardinality(keys) THEN
         RAISE EXCEPTION USING ERRCODE = 'IT030',
             MESSAGE = format('%s of %s turns of topic %L were fenced off: their keys have had another turn since the claim',
                              cardinality(keys) - moved, cardinality(keys), topic);
     END IF;
-
     INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, outcome, applier, started_at)
     SELECT finish.topic, t.key, t.epoch, t.from_seq, t.applied_seq, 'applied', finish.applier, now()
     FROM unnest(keys, epochs, from_seqs, applied_seqs) t (key, epoch, from_seq, applied_seq)
@@ -764,10 +835,12 @@ $$;
 COMMENT ON FUNCTION inturn.apply_batch IS 'Claims ready keys of a topic with a SQL target, applies their next commands, ends the turns.';
 
 -- functions/visit_topic.sql
--- Applies ready keys of one topic for up to a second, then lets the other topics have their turn. Internal to apply.
+-- Applies ready keys of one topic for a while, then lets the other topics have their turn. Internal to apply.
 --
 -- Commits after every batch. The clock hand starts from the oldest ready key at every visit, and follows the claims
--- from there (see claim). Keys share a transaction only while that stays short: their number doubles after a batch
+-- from there (see claim). A visit lasts ten times as long as its first batch took, which walks over the entries of
+-- earlier turns, but at least 100 ms and at most a second: so long may a key wait whose caller committed late, behind
+-- the hand. Keys share a transaction only while that stays short: their number doubles after a batch
 -- of under 10 ms and halves after a longer one, so that a slow handler holds up its own key and no other.
 -- found_any is set when there was a key to claim. Locks and raises what apply_batch does.
 CREATE PROCEDURE inturn.visit_topic(
@@ -777,11 +850,12 @@ CREATE PROCEDURE inturn.visit_topic(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    leave_at constant timestamptz := least(stop_at, clock_timestamp() + interval '1 second');
+    leave_at timestamptz := stop_at;
     hand timestamptz := '-infinity';
     width integer := 1;
     alone integer := 0;
     started_at timestamptz;
+    took interval;
     batch record;
 BEGIN
     WHILE clock_timestamp() < leave_at LOOP
@@ -789,6 +863,10 @@ BEGIN
         SELECT * INTO batch FROM inturn.apply_batch(topic, hand, CASE WHEN alone > 0 THEN 1 ELSE width END, applier);
         COMMIT AND CHAIN;
         EXIT WHEN batch.keys = 0;
+        took := clock_timestamp() - started_at;
+        IF hand = '-infinity' THEN
+            leave_at := least(leave_at, started_at + greatest(least(took * 10, interval '1 s'), interval '100 ms'));
+        END IF;
         found_any := true;
         commands := commands + batch.commands;
         failures := failures + batch.failures;
@@ -798,13 +876,13 @@ BEGIN
         ELSE
             alone := greatest(alone - 1, 0);
             hand := batch.hand;
-            width := CASE WHEN clock_timestamp() - started_at < interval '10 ms'
+            width := CASE WHEN took < interval '10 ms'
                           THEN least(width * 2, max_keys) ELSE greatest(width / 2, 1) END;
         END IF;
     END LOOP;
 END
 $$;
-COMMENT ON PROCEDURE inturn.visit_topic IS 'Internal to apply: applies ready keys of one topic for up to a second.';
+COMMENT ON PROCEDURE inturn.visit_topic IS 'Internal to apply: applies ready keys of one topic for a while.';
 
 -- functions/apply.sql
 -- Applies the commands of topics with SQL targets until none is ready: the whole applier, for psql and pg_cron.
@@ -878,13 +956,50 @@ END
 $$;
 COMMENT ON FUNCTION inturn.next_ready IS 'When the next key of these topics becomes ready; NULL when none is due.';
 
+-- functions/check_topic.sql
+-- Refuses a topic whose settings are out of range. Internal to create_topic. Takes no locks.
+--
+-- Raises IT011 for the first setting that is, IT012 for a target that cannot be called.
+CREATE FUNCTION inturn.check_topic(topic inturn.topic) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    problem constant text := CASE
+        WHEN topic.name IS NULL THEN 'its name is NULL'
+        WHEN octet_length(topic.name) NOT BETWEEN 1 AND 128
+            THEN format('its name has %s octets; 1 to 128 are allowed', octet_length(topic.name))
+        WHEN (topic.target = 'python' OR topic.target LIKE 'sql:_%') IS NOT TRUE
+            THEN format('target is %s; python or sql:SCHEMA.FUNCTION are allowed', coalesce(quote_literal(topic.target), 'NULL'))
+        WHEN (topic.max_attempts >= 1) IS NOT TRUE
+            THEN format('max_attempts is %s; 1 or more are allowed', topic.max_attempts)
+        WHEN (topic.backoff_base > '0') IS NOT TRUE
+            THEN format('backoff_base is %s; it must be over 0', coalesce(topic.backoff_base::text, 'NULL'))
+        WHEN (topic.backoff_cap BETWEEN topic.backoff_base AND '7 days') IS NOT TRUE
+            THEN format('backoff_cap is %s; from backoff_base (%s) to 7 days are allowed',
+                        coalesce(topic.backoff_cap::text, 'NULL'), topic.backoff_base)
+        WHEN (topic.max_payload_bytes BETWEEN 1024 AND 67108864) IS NOT TRUE
+            THEN format('max_payload_bytes is %s; 1024 to 67108864 are allowed', topic.max_payload_bytes)
+        WHEN (topic.batch_commands BETWEEN 1 AND 10000) IS NOT TRUE
+            THEN format('batch_commands is %s; 1 to 10000 are allowed', topic.batch_commands)
+        END;
+BEGIN
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT011',
+            MESSAGE = format('topic %s is refused: %s', coalesce(quote_literal(left(topic.name, 40)), 'NULL'), problem),
+            HINT = 'Give another value, or leave the setting out for its default.';
+    ELSIF topic.target LIKE 'sql:%' THEN
+        PERFORM inturn.target_function(topic.name, topic.target);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION inturn.check_topic IS 'Internal to create_topic: refuses settings that are out of range.';
+
 -- functions/create_topic.sql
 -- Creates a topic. Returns true, or false when it is there already with the same settings.
 --
 -- target: 'python', or 'sql:SCHEMA.FUNCTION', a function that takes one inturn.command.
 -- Locks: none beyond the new row.
--- Raises IT010 when the topic exists with other settings, IT011 for a setting out of range, IT012 for a target
--- that cannot be called.
+-- Raises IT010 when the topic exists with other settings, and what check_topic raises.
 CREATE FUNCTION inturn.create_topic(
     name text, target text DEFAULT 'python', max_attempts integer DEFAULT 5,
     backoff_base interval DEFAULT '1 second', backoff_cap interval DEFAULT '5 minutes',
@@ -894,34 +1009,24 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    violated text;
+    topic constant inturn.topic :=
+        ROW(name, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, clock_timestamp());
 BEGIN
-    IF target LIKE 'sql:%' THEN
-        PERFORM inturn.target_function(name, target);
-    END IF;
-    INSERT INTO inturn.topic (name, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands)
-    VALUES (name, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands)
-    ON CONFLICT DO NOTHING;
+    PERFORM inturn.check_topic(topic);
+    INSERT INTO inturn.topic SELECT topic.* ON CONFLICT DO NOTHING;
     IF FOUND THEN
         RETURN true;
     END IF;
     PERFORM FROM inturn.topic t
     WHERE (t.name, t.target, t.max_attempts, t.backoff_base, t.backoff_cap, t.max_payload_bytes, t.batch_commands)
-        = (create_topic.name, create_topic.target, create_topic.max_attempts, create_topic.backoff_base,
-           create_topic.backoff_cap, create_topic.max_payload_bytes, create_topic.batch_commands);
+        = (topic.name, topic.target, topic.max_attempts, topic.backoff_base, topic.backoff_cap,
+           topic.max_payload_bytes, topic.batch_commands);
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'IT010',
             MESSAGE = format('topic %L exists already, with other settings', name),
             HINT = 'Compare with: SELECT * FROM inturn.topic.';
     END IF;
     RETURN false;
-EXCEPTION WHEN check_violation OR not_null_violation THEN
-    GET STACKED DIAGNOSTICS violated = MESSAGE_TEXT;
-    RAISE EXCEPTION USING ERRCODE = 'IT011',
-        MESSAGE = format('topic %s cannot be created: %s', coalesce(quote_literal(left(name, 200)), 'NULL'), violated),
-        HINT = 'name: 1 to 128 octets; target: python or sql:SCHEMA.FUNCTION; max_attempts: 1 or more; '
-               'backoff_base: over 0, up to backoff_cap; backoff_cap: up to 7 days; '
-               'max_payload_bytes: 2 to 67108864; batch_commands: 1 to 10000.';
 END
 $$;
 COMMENT ON FUNCTION inturn.create_topic IS 'Creates a topic; false when it is there already with the same settings.';
@@ -996,6 +1101,7 @@ GRANT SELECT, INSERT ON inturn.outbox TO inturn_caller;
 GRANT EXECUTE ON ROUTINE
     inturn.claim(text, timestamptz, integer),
     inturn.claim_commands(text, timestamptz, integer),
+    inturn.move_cursors(tid[], tid[], boolean[], bigint[], bigint[], bigint[]),
     inturn.finish(text, text[], bigint[], bigint[], bigint[], text),
     inturn.fail(text, text, bigint, bigint, bigint, text, text),
     inturn.require_read_committed(),
@@ -1020,6 +1126,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA inturn TO inturn_operator;
 GRANT INSERT ON inturn.topic TO inturn_operator;
 GRANT EXECUTE ON FUNCTION
     inturn.create_topic(text, text, integer, interval, interval, integer, integer),
+    inturn.check_topic(inturn.topic),
     inturn.target_function(text, text),
     inturn.list_keys(text, text, integer),
     inturn.pending_commands(text[])

@@ -1,13 +1,14 @@
--- Says what is wrong with a command that append has refused. Internal to append. Takes no locks.
+-- Refuses a command that cannot be appended; returns when nothing is wrong with it. Internal to append. Takes no locks.
 --
 -- Raises IT001 unknown topic, IT002 key, IT003 payload, IT004 command name, IT005 idempotency key.
-CREATE FUNCTION inturn.refuse_command(
-    topic text, key text, name text, payload jsonb, idempotency_key text, max_bytes integer
-) RETURNS void
+CREATE FUNCTION inturn.refuse_command(topic text, key text, name text, payload jsonb, idempotency_key text) RETURNS void
 LANGUAGE plpgsql STABLE
 AS $$
+DECLARE
+    max_bytes integer;
 BEGIN
-    IF max_bytes IS NULL THEN
+    SELECT t.max_payload_bytes INTO max_bytes FROM inturn.topic t WHERE t.name = refuse_command.topic;
+    IF NOT FOUND THEN
         PERFORM inturn.refuse_topic(topic);
     ELSIF coalesce(octet_length(key), 0) NOT BETWEEN 1 AND 512 THEN
         RAISE EXCEPTION USING ERRCODE = 'IT002',
@@ -25,11 +26,11 @@ BEGIN
             MESSAGE = format('payload of command %L for key %L is %s bytes, over the %s that topic %L allows',
                              name, key, octet_length(payload::text), max_bytes, topic),
             HINT = 'Store the large part elsewhere and append a reference to it, or raise the topic''s max_payload_bytes.';
-    ELSE
+    ELSIF octet_length(idempotency_key) NOT BETWEEN 1 AND 512 THEN
         RAISE EXCEPTION USING ERRCODE = 'IT005',
             MESSAGE = format('idempotency key of command %L for key %L is %s octets long', name, key, octet_length(idempotency_key)),
             HINT = 'An idempotency key is NULL or 1 to 512 octets of text.';
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn.refuse_command IS 'Internal to append: says what is wrong with a command.';
+COMMENT ON FUNCTION inturn.refuse_command IS 'Internal to append: refuses a command that cannot be appended.';

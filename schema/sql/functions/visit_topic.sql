@@ -1,7 +1,9 @@
--- Applies ready keys of one topic for up to a second, then lets the other topics have their turn. Internal to apply.
+-- Applies ready keys of one topic for a while, then lets the other topics have their turn. Internal to apply.
 --
 -- Commits after every batch. The clock hand starts from the oldest ready key at every visit, and follows the claims
--- from there (see claim). Keys share a transaction only while that stays short: their number doubles after a batch
+-- from there (see claim). A visit lasts ten times as long as its first batch took, which walks over the entries of
+-- earlier turns, but at least 100 ms and at most a second: so long may a key wait whose caller committed late, behind
+-- the hand. Keys share a transaction only while that stays short: their number doubles after a batch
 -- of under 10 ms and halves after a longer one, so that a slow handler holds up its own key and no other.
 -- found_any is set when there was a key to claim. Locks and raises what apply_batch does.
 CREATE PROCEDURE inturn.visit_topic(
@@ -11,11 +13,12 @@ CREATE PROCEDURE inturn.visit_topic(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    leave_at constant timestamptz := least(stop_at, clock_timestamp() + interval '1 second');
+    leave_at timestamptz := stop_at;
     hand timestamptz := '-infinity';
     width integer := 1;
     alone integer := 0;
     started_at timestamptz;
+    took interval;
     batch record;
 BEGIN
     WHILE clock_timestamp() < leave_at LOOP
@@ -23,6 +26,10 @@ BEGIN
         SELECT * INTO batch FROM inturn.apply_batch(topic, hand, CASE WHEN alone > 0 THEN 1 ELSE width END, applier);
         COMMIT AND CHAIN;
         EXIT WHEN batch.keys = 0;
+        took := clock_timestamp() - started_at;
+        IF hand = '-infinity' THEN
+            leave_at := least(leave_at, started_at + greatest(least(took * 10, interval '1 s'), interval '100 ms'));
+        END IF;
         found_any := true;
         commands := commands + batch.commands;
         failures := failures + batch.failures;
@@ -32,10 +39,10 @@ BEGIN
         ELSE
             alone := greatest(alone - 1, 0);
             hand := batch.hand;
-            width := CASE WHEN clock_timestamp() - started_at < interval '10 ms'
+            width := CASE WHEN took < interval '10 ms'
                           THEN least(width * 2, max_keys) ELSE greatest(width / 2, 1) END;
         END IF;
     END LOOP;
 END
 $$;
-COMMENT ON PROCEDURE inturn.visit_topic IS 'Internal to apply: applies ready keys of one topic for up to a second.';
+COMMENT ON PROCEDURE inturn.visit_topic IS 'Internal to apply: applies ready keys of one topic for a while.';

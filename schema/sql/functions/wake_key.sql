@@ -5,12 +5,15 @@
 CREATE FUNCTION inturn.wake_key(topic text, key text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 AS $$
+DECLARE
+    asleep boolean;
 BEGIN
     INSERT INTO inturn.key_cursor AS c (topic, key, ready_at)
     VALUES (wake_key.topic, wake_key.key, clock_timestamp())
-    ON CONFLICT ON CONSTRAINT key_cursor_pkey DO UPDATE SET ready_at = EXCLUDED.ready_at;
-    IF EXISTS (SELECT FROM inturn.listener l
-               WHERE l.topic = wake_key.topic AND l.asleep_until > clock_timestamp()) THEN
+    ON CONFLICT ON CONSTRAINT key_cursor_pkey DO UPDATE SET ready_at = EXCLUDED.ready_at
+    RETURNING EXISTS (SELECT FROM inturn.listener l
+                      WHERE l.topic = wake_key.topic AND l.asleep_until > clock_timestamp()) INTO asleep;
+    IF asleep THEN
         PERFORM pg_notify('inturn.ready', wake_key.topic);
     END IF;
 END

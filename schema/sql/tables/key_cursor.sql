@@ -1,9 +1,9 @@
 -- The appliers' side of a key: how far it is applied, and when an applier should come by.
+-- No CHECKs: see command_log. held_at and ready_at are never both set.
 CREATE TABLE inturn.key_cursor (
     topic text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
-    applied_seq bigint NOT NULL DEFAULT 0
-        CHECK (applied_seq >= 0),
+    applied_seq bigint NOT NULL DEFAULT 0,
     ready_at timestamptz,
     epoch bigint NOT NULL DEFAULT 0,
     attempts integer NOT NULL DEFAULT 0,
@@ -11,8 +11,7 @@ CREATE TABLE inturn.key_cursor (
     last_error text,
     failed_at timestamptz,
     held_at timestamptz,
-    PRIMARY KEY (topic, key),
-    CHECK (held_at IS NULL OR ready_at IS NULL)
+    PRIMARY KEY (topic, key)
 ) WITH (fillfactor = 80);
 -- The claim's index, and the only one that every turn has to maintain.
 CREATE INDEX key_cursor_ready ON inturn.key_cursor (topic, ready_at) WHERE ready_at IS NOT NULL;

@@ -12,7 +12,7 @@ CREATE TABLE inturn.topic (
     backoff_cap interval NOT NULL DEFAULT '5 minutes'
         CHECK (backoff_cap <= '7 days'),
     max_payload_bytes integer NOT NULL DEFAULT 1048576
-        CHECK (max_payload_bytes BETWEEN 2 AND 67108864),
+        CHECK (max_payload_bytes BETWEEN 1024 AND 67108864),
     batch_commands integer NOT NULL DEFAULT 100
         CHECK (batch_commands BETWEEN 1 AND 10000),
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
@@ -21,4 +21,5 @@ COMMENT ON TABLE inturn.topic IS 'What kinds of command there are, and what appl
 COMMENT ON COLUMN inturn.topic.target IS 'python, or sql:SCHEMA.FUNCTION, which takes one inturn.command.';
 COMMENT ON COLUMN inturn.topic.max_attempts IS 'A command that failed this often holds its key.';
 COMMENT ON COLUMN inturn.topic.backoff_base IS 'The wait before the second attempt; doubled before each further one.';
+COMMENT ON COLUMN inturn.topic.max_payload_bytes IS 'The longest payload, as text. At least 1024: append looks here only for longer ones.';
 COMMENT ON COLUMN inturn.topic.batch_commands IS 'The most commands of one key in one turn.';

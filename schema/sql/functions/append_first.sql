@@ -1,0 +1,28 @@
+-- Appends the first command to a new key and returns 1; NULL when the key has just become known. Internal to append.
+--
+-- Two first callers meet on the primary key: the second waits for the first, and gets NULL, or is the first itself
+-- if that one rolled back. At REPEATABLE READ and SERIALIZABLE it gets 40001.
+-- Locks, in this order, held to commit: the key's new row in key_sequence; its row in key_cursor.
+-- Raises what refuse_command raises.
+CREATE FUNCTION inturn.append_first(topic text, key text, name text, payload jsonb, idempotency_key text)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    INSERT INTO inturn.key_sequence (topic, key)
+    SELECT t.name, append_first.key FROM inturn.topic t
+    WHERE t.name = append_first.topic AND octet_length(append_first.key) BETWEEN 1 AND 512
+      AND coalesce(octet_length(append_first.idempotency_key), 1) BETWEEN 1 AND 512
+    ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        PERFORM inturn.refuse_command(topic, key, name, payload, idempotency_key);
+        RETURN NULL;
+    END IF;
+    INSERT INTO inturn.command_log (topic, key, seq, name, payload, idempotency_key)
+    VALUES (append_first.topic, append_first.key, 1, append_first.name,
+            coalesce(append_first.payload, '{}'), append_first.idempotency_key);
+    PERFORM inturn.wake_key(topic, key);
+    RETURN 1;
+END
+$$;
+COMMENT ON FUNCTION inturn.append_first IS 'Internal to append: appends the first command to a new key.';

@@ -1,0 +1,36 @@
+-- Refuses a topic whose settings are out of range. Internal to create_topic. Takes no locks.
+--
+-- Raises IT011 for the first setting that is, IT012 for a target that cannot be called.
+CREATE FUNCTION inturn.check_topic(topic inturn.topic) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    problem constant text := CASE
+        WHEN topic.name IS NULL THEN 'its name is NULL'
+        WHEN octet_length(topic.name) NOT BETWEEN 1 AND 128
+            THEN format('its name has %s octets; 1 to 128 are allowed', octet_length(topic.name))
+        WHEN (topic.target = 'python' OR topic.target LIKE 'sql:_%') IS NOT TRUE
+            THEN format('target is %s; python or sql:SCHEMA.FUNCTION are allowed', coalesce(quote_literal(topic.target), 'NULL'))
+        WHEN (topic.max_attempts >= 1) IS NOT TRUE
+            THEN format('max_attempts is %s; 1 or more are allowed', topic.max_attempts)
+        WHEN (topic.backoff_base > '0') IS NOT TRUE
+            THEN format('backoff_base is %s; it must be over 0', coalesce(topic.backoff_base::text, 'NULL'))
+        WHEN (topic.backoff_cap BETWEEN topic.backoff_base AND '7 days') IS NOT TRUE
+            THEN format('backoff_cap is %s; from backoff_base (%s) to 7 days are allowed',
+                        coalesce(topic.backoff_cap::text, 'NULL'), topic.backoff_base)
+        WHEN (topic.max_payload_bytes BETWEEN 1024 AND 67108864) IS NOT TRUE
+            THEN format('max_payload_bytes is %s; 1024 to 67108864 are allowed', topic.max_payload_bytes)
+        WHEN (topic.batch_commands BETWEEN 1 AND 10000) IS NOT TRUE
+            THEN format('batch_commands is %s; 1 to 10000 are allowed', topic.batch_commands)
+        END;
+BEGIN
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT011',
+            MESSAGE = format('topic %s is refused: %s', coalesce(quote_literal(left(topic.name, 40)), 'NULL'), problem),
+            HINT = 'Give another value, or leave the setting out for its default.';
+    ELSIF topic.target LIKE 'sql:%' THEN
+        PERFORM inturn.target_function(topic.name, topic.target);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION inturn.check_topic IS 'Internal to create_topic: refuses settings that are out of range.';
