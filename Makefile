@@ -28,7 +28,7 @@ lint: .venv/installed-dev
 	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases tests
 
 bench: .venv/installed-dev  ## Speed, as ratios against pgbench's plain INSERT in the same run.
-	$(BIN)/python -m tests.bench
+	PYTHONPATH=tests $(BIN)/python -m bench
 
 soak: .venv/installed-dev  ## The long runs.
 	$(BIN)/python -m pytest -m soak --timeout 1800

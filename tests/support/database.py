@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, LiteralString, cast
+from typing import Any, cast
 
 import psycopg
 
@@ -36,12 +36,10 @@ class Session:
 
     def execute(self, query: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
         """Run a statement to its end and return its rows."""
-        cursor = self.connection.execute(cast(LiteralString, query), parameters)
+        cursor = self.connection.execute(query, parameters)
         return cursor.fetchall() if cursor.description else []
 
-    def begin(
-        self, query: str, parameters: Sequence[Any] | None = None
-    ) -> Future[list[tuple[Any, ...]]]:
+    def begin(self, query: str, parameters: Sequence[Any] | None = None) -> Future[list[tuple[Any, ...]]]:
         """Start a statement in the session's thread, for `wait_blocked` or the future's result."""
         return self._thread.submit(self.execute, query, parameters)
 
@@ -78,7 +76,7 @@ class Database:
         self.name = name
         with server.connect() as admin:
             of = f" TEMPLATE {template}" if template else ""
-            admin.execute(cast(LiteralString, f"CREATE DATABASE {name}{of}"))
+            admin.execute(f"CREATE DATABASE {name}{of}")
         self.dsn = server.dsn(name)
         self._connections: list[psycopg.Connection[Any]] = []
         self._sessions: list[Session] = []
@@ -100,7 +98,7 @@ class Database:
         """Run a statement in autocommit and return its rows."""
         if self._admin.closed:
             self._admin = self.connect(autocommit=True)
-        cursor = self._admin.execute(cast(LiteralString, query), parameters)
+        cursor = self._admin.execute(query, parameters)
         return cursor.fetchall() if cursor.description else []
 
     def value(self, query: str, parameters: Sequence[Any] | None = None) -> Any:
@@ -116,4 +114,4 @@ class Database:
         for connection in self._connections:
             connection.close()
         with self.server.connect() as admin:
-            admin.execute(cast(LiteralString, f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)"))
+            admin.execute(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")

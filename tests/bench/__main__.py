@@ -1,0 +1,116 @@
+"""The run: all figures on one throw-away server, and beside each the plain INSERT of its minute."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+
+from rich.console import Console
+from rich.table import Table
+from support.database import Database
+from support.server import Server
+
+from bench import measures, pgbench
+from inturn.schema.install import upgrade
+
+_SETTINGS = "fsync = on\nshared_buffers = 512MB\nmax_wal_size = 4GB\ncheckpoint_timeout = 30min\n"
+
+
+class Run:
+    """One run: measures, and keeps what it measured."""
+
+    def __init__(self, database: Database, seconds: int, protocol: str) -> None:
+        self._database = database
+        self._seconds = seconds
+        self._protocol = protocol
+        self.rows: list[dict[str, object]] = []
+
+    def clients(self, script: str, clients: int) -> float:
+        return pgbench.rate(
+            self._database, script, clients=clients, seconds=self._seconds, protocol=self._protocol
+        )
+
+    def plain(self) -> float:
+        return self.clients(pgbench.PLAIN, 16)
+
+    def add(self, what: str, value: float, unit: str, ratio: float | None, target: str) -> None:
+        self.rows.append({"work": what, "value": value, "unit": unit, "ratio": ratio, "asked": target})
+        print(f"  {what}: {value:,.1f} {unit}" + (f", ratio {ratio:.2f}" if ratio else ""), file=sys.stderr)
+
+    def beside_plain(self, what: str, script: str, target: str) -> None:
+        """Measure a script between two runs of the plain INSERT."""
+        before = self.plain()
+        found = self.clients(script, 16)
+        plain = statistics.mean([before, self.plain()])
+        self.add(what, found, "/s", found / plain, target)
+
+    def all(self) -> None:
+        self.beside_plain("append, every command a new key, 16 clients", pgbench.NEW_KEYS, "0.65")
+        self._database.execute("CALL inturn.apply()")
+        self.beside_plain("append over 1,000 active keys, 16 clients", pgbench.ACTIVE_KEYS, "0.9")
+        self._database.execute("CALL inturn.apply()")
+        self.one_key()
+        self._database.execute("CALL inturn.apply()")
+        plain = self.plain()
+        self.add("plain INSERT, 16 clients", plain, "/s", 1.0, "")
+        database = self._database
+        for what, measure, keys, commands, target in (
+            ("CALL inturn.apply(), one-command keys", measures.drain_by_sql, 100_000, 100_000, "0.75"),
+            ("CALL inturn.apply(), 100 commands a key", measures.drain_by_sql, 2_000, 200_000, "7"),
+            ("Python target, one-command keys", measures.drain_by_python, 10_000, 10_000, "0.11"),
+            ("Python target, 100 commands a key", measures.drain_by_python, 200, 20_000, "0.21"),
+        ):
+            found = measure(database, keys, commands, what)
+            self.add(what, found, "/s", found / plain, target)
+        times = measures.latency_milliseconds(database, 50)
+        self.add("commit to handler's start, idle: median", statistics.median(times), "ms", None, "5 ms")
+        self.add("the same, 95th percentile", times[int(len(times) * 0.95)], "ms", None, "")
+        first, last = measures.drain_under_snapshot(database, 12)
+        self.add("CALL inturn.apply(), snapshot held, first second", first, "/s", first / plain, "")
+        self.add("the same, six seconds later", last, "/s", last / plain, "")
+        for waiting in (1_000, 1_000_000):
+            found = measures.claim_milliseconds(database, waiting)
+            self.add(f"a claim beside {waiting:,} waiting keys", found, "ms", None, "")
+
+    def one_key(self) -> None:
+        alone = self.clients(pgbench.ONE_KEY, 1)
+        self.add("append to one key, 1 client", alone, "/s", None, "")
+        for clients in (16, 64):
+            found = self.clients(pgbench.ONE_KEY, clients)
+            self.add(f"the same, {clients} clients, against 1", found, "/s", found / alone, "0.8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=8, help="per pgbench run (default: 8)")
+    parser.add_argument("--protocol", default="prepared", choices=["simple", "extended", "prepared"])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    server = Server(int(os.environ.get("INTURN_TEST_PG", "18")), extra_settings=_SETTINGS)
+    try:
+        server.start()
+        database = Database(server, "bench")
+        upgrade(database.dsn)
+        database.execute(measures.PREPARE)
+        run = Run(database, options.seconds, options.protocol)
+        run.all()
+    finally:
+        server.remove()
+    if options.json:
+        print(json.dumps(run.rows, indent=2))
+        return
+    table = Table(title=f"PostgreSQL {server.version}, {os.cpu_count()} cores, {options.protocol}")
+    for heading in ("work", "measured", "ratio to plain", "asked"):
+        table.add_column(heading, justify="left" if heading == "work" else "right")
+    for row in run.rows:
+        ratio = f"{row['ratio']:.2f}" if row["ratio"] else ""
+        value = f"{row['value']:,.0f}" if row["unit"] == "/s" else f"{row['value']:.2f}"
+        table.add_row(str(row["work"]), f"{value} {row['unit']}", ratio, str(row["asked"]))
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()

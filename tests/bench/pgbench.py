@@ -1,0 +1,60 @@
+"""Running pgbench: plain INSERTs and appends, with the same clients and the same protocol."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+from support.database import Database
+
+#: The plain INSERT: the same columns, in a table as one writes it: a bigserial key and nothing else.
+PLAIN = """
+\\set k random(1, 1000000000)
+INSERT INTO app.plain (topic, key, name, payload) VALUES ('orders', 'k' || :k, 'insert', '{"amount": 1}');
+"""
+NEW_KEYS = """
+\\set k random(1, 1000000000)
+SELECT inturn.append('orders', 'k' || :k, 'insert', '{"amount": 1}');
+"""
+ACTIVE_KEYS = """
+\\set k random(1, 1000)
+SELECT inturn.append('orders', 'active' || :k, 'insert', '{"amount": 1}');
+"""
+ONE_KEY = """
+SELECT inturn.append('orders', 'one', 'insert', '{"amount": 1}');
+"""
+
+
+def rate(database: Database, script: str, *, clients: int, seconds: int, protocol: str) -> float:
+    """Run a script for some seconds and return its transactions a second.
+
+    Raises:
+        RuntimeError: pgbench failed, or a transaction did.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
+        file.write(script)
+        file.flush()
+        done = subprocess.run(
+            [
+                str(database.server.binaries / "pgbench"),
+                "--no-vacuum",
+                f"--protocol={protocol}",
+                f"--file={file.name}",
+                f"--client={clients}",
+                f"--jobs={min(clients, os.cpu_count() or 1)}",
+                f"--time={seconds}",
+                database.dsn,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path("/"),
+        )
+    found = re.search(r"^tps = ([0-9.]+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"number of failed transactions: ([1-9]\d*)", done.stdout)
+    if done.returncode or failed or not found:
+        raise RuntimeError(f"pgbench failed:\n{done.stdout}{done.stderr}")
+    return float(found[1])
