@@ -7,18 +7,21 @@ import traceback
 #: The most characters of an error that are kept; the database cuts at the same length.
 MAX_ERROR_CHARACTERS = 8000
 
-_SUMMARY_CHARACTERS = 1000
+_SUMMARY_CHARACTERS = 300
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception as text: what it says first, then its traceback with all causes.
+    """Return a handler's exception as text: a line that says what, then the traceback with all causes.
 
     The text holds no NUL and no lone surrogate, which PostgreSQL refuses, and at most
     MAX_ERROR_CHARACTERS; a longer one loses its middle.
     """
-    lines = traceback.TracebackException.from_exception(error)
-    summary = _storable("".join(lines.format_exception_only()).strip())
-    text = f"{summary[:_SUMMARY_CHARACTERS]}\n\n{_storable(''.join(lines.format()).strip())}"
+    # The first frame is the applier's own.
+    frames = error.__traceback__ and error.__traceback__.tb_next
+    lines = traceback.TracebackException(type(error), error, frames)
+    said = "".join(lines.format_exception_only()).strip().partition("\n")[0]
+    summary = _storable(said.removeprefix(f"{type(error).__module__}."))[:_SUMMARY_CHARACTERS]
+    text = f"{summary}\n\n{_storable(''.join(lines.format()).strip())}"
     if len(text) <= MAX_ERROR_CHARACTERS:
         return text
     left_out = f"\n[... {len(text) - MAX_ERROR_CHARACTERS} characters left out ...]\n"

@@ -64,6 +64,7 @@ class Fleet:
         workers: int = 1,
         max_keys: int = 32,
         drain: bool = False,
+        prepare: bool = True,
         schema: str = DEFAULT_SCHEMA,
     ) -> None:
         """Make a fleet; nothing is connected yet.
@@ -76,6 +77,8 @@ class Fleet:
             workers: how many threads and connections.
             max_keys: the most keys that share a transaction.
             drain: stop when nothing is ready.
+            prepare: let the driver prepare statements on the server; not through a pooler in
+                transaction mode that does not know them.
             schema: where inturn is installed.
         """
         self._dsn = dsn
@@ -84,6 +87,7 @@ class Fleet:
         self._count = workers
         self._max_keys = max_keys
         self._drain = drain
+        self._prepare_threshold = 5 if prepare else None
         self._schema = schema
         self.stop = Stop()
         self.bell = Bell(workers)
@@ -98,13 +102,14 @@ class Fleet:
         Raises:
             psycopg.Error: the database cannot be reached or refuses.
             SchemaMismatch: its schema is not one that this package serves.
-            UnknownTopic, TargetRefused: a topic asked for is not there, or cannot be served.
+            UnknownTopic, TargetRefused: a topic asked for is not there or cannot be served, or
+                there is none to drain.
         """
         with self._connect() as connection:
             check_version(connection, self._schema)
             self.topics = [target.topic for target in self._choose(connection, "")]
         if not self.topics:
-            log.warning("no topic to serve yet: create one with a SQL target, or name handlers with --app")
+            self._report_nothing_to_serve()
         self._started_at = time.monotonic()
         for number in range(self._count):
             name = f"{socket.gethostname()}:{os.getpid()}:{number + 1}"
@@ -199,6 +204,13 @@ class Fleet:
             return None
         return int(row[0]) if row else None
 
+    def _report_nothing_to_serve(self) -> None:
+        message = "there is no topic to serve"
+        hint = "Create one with a SQL target, or name handlers: inturn apply --app MODULE:APPLIER"
+        if self._drain:
+            raise TargetRefused(message, hint=hint)
+        log.warning("%s yet. %s", message, hint)
+
     def _spawn(self, run: Callable[[], None], name: str) -> None:
         # Daemons: a handler that never returns must not keep the process after its grace.
         thread = threading.Thread(target=run, name=name, daemon=True)
@@ -207,7 +219,11 @@ class Fleet:
 
     def _connect(self) -> psycopg.Connection[Any]:
         connection = psycopg.connect(
-            self._dsn, autocommit=True, application_name="inturn apply", client_encoding="utf8"
+            self._dsn,
+            autocommit=True,
+            prepare_threshold=self._prepare_threshold,
+            application_name="inturn apply",
+            client_encoding="utf8",
         )
         # Whatever the database's default: see the function require_read_committed.
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED

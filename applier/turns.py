@@ -16,7 +16,7 @@ from inturn.applier.command import Command
 from inturn.applier.failure import describe
 from inturn.applier.handlers import Applier
 from inturn.applier.stop import Stop
-from inturn.schema.errors import InturnError
+from inturn.schema.errors import Fenced, InturnError
 
 log = logging.getLogger("inturn.applier")
 
@@ -84,6 +84,11 @@ class PythonTarget:
                 self._end(connection, turns)
         except _Redo:
             return Batch(keys=len(turns), redo=True)
+        except psycopg.DatabaseError as error:
+            # A handler ended the transaction and began another. Alone, it is found out.
+            if error.sqlstate != Fenced.sqlstate or len(turns) == 1:
+                raise
+            return Batch(keys=len(turns), redo=True)
         except HandlerBrokeTransaction as error:
             # The claim went with the transaction: the failure is recorded in one of its own.
             turn = next(turn for turn in turns if turn.key == error.key)
@@ -141,6 +146,8 @@ class PythonTarget:
                 turn.failed = failure.command
                 turn.error = describe(failure.__cause__ or failure)
                 commands = commands[: failure.index]
+            except psycopg.errors.InvalidSavepointSpecification as error:
+                raise self._broke(commands[-1]) from error
             else:
                 return
 
@@ -168,13 +175,16 @@ class PythonTarget:
                 "it must raise, or run the statement in a savepoint (connection.transaction())"
             )
         if status is not TransactionStatus.INTRANS:
-            raise HandlerBrokeTransaction(
-                f"the handler of command {command.name!r} ended the transaction",
-                hint="Its effects are not undone. Remove its COMMIT or ROLLBACK",
-                topic=command.topic,
-                key=command.key,
-                seq=command.seq,
-            )
+            raise self._broke(command)
+
+    def _broke(self, command: Command) -> HandlerBrokeTransaction:
+        return HandlerBrokeTransaction(
+            f"the handler of command {command.name!r}, or one before it, ended the transaction",
+            hint="Its effects are not undone. Remove its COMMIT or ROLLBACK",
+            topic=command.topic,
+            key=command.key,
+            seq=command.seq,
+        )
 
     def _end(self, connection: psycopg.Connection[Any], turns: list[_Turn]) -> None:
         for turn in turns:
@@ -226,7 +236,16 @@ class PythonTarget:
         turn.failed = turn.commands[0]
         turn.error = describe(error)
         with connection.transaction():
-            self._fail(connection, turn)
+            claimed = connection.execute(
+                sql.SQL(
+                    "SELECT FROM {}.key_cursor WHERE topic = %s AND key = %s AND epoch = %s"
+                    " FOR UPDATE SKIP LOCKED"
+                ).format(sql.Identifier(self.schema)),
+                (self.topic, turn.key, turn.epoch - 1),
+            )
+            # If it is gone, the next applier meets the same handler.
+            if claimed.rowcount:
+                self._fail(connection, turn)
 
     def _log_failure(self, turn: _Turn) -> None:
         assert turn.failed is not None  # noqa: S101 - for mypy: the caller asks

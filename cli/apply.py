@@ -69,7 +69,12 @@ Example:
     show_default=True,
     help="The log, on stderr, and the summary, on stdout.",
 )
-@click.option("--quiet", is_flag=True, help="No summary when there was nothing to do, no progress bar.")
+@click.option(
+    "--no-prepare",
+    is_flag=True,
+    help="Prepare no statements: for PgBouncer before 1.21, in transaction mode.",
+)
+@click.option("--quiet", is_flag=True, help="Warnings only; no summary when there was nothing to do.")
 @pass_database
 def apply(
     database: Database,
@@ -81,6 +86,7 @@ def apply(
     max_seconds: float | None,
     grace: float,
     log_format: str,
+    no_prepare: bool,
     quiet: bool,
 ) -> int:
     """Apply the commands of every key strictly in turn; different keys in parallel.
@@ -89,7 +95,7 @@ def apply(
     Any number of these may run at once, on any machines. SIGTERM and Ctrl-C stop it
     after the command in hand; a second one cuts that off.
     """
-    logs.set_up(log_format)
+    logs.set_up(log_format, quiet=quiet)
     fleet = Fleet(
         database.conninfo,
         _load(app) if app else None,
@@ -97,6 +103,7 @@ def apply(
         workers=workers,
         max_keys=batch,
         drain=drain,
+        prepare=not no_prepare,
         schema=database.schema,
     )
     signals = _Signals()
@@ -115,7 +122,7 @@ def apply(
             fleet.wait(_LOOK_SECONDS)
             bar.update()
     outcome = fleet.end(0)
-    _summarise(outcome, log_format, quiet=quiet)
+    _summarise(outcome, log_format, quiet=quiet, with_rate=drain)
     if outcome.error is not None:
         raise outcome.error
     if outcome.cut:
@@ -192,17 +199,17 @@ def _load(app: str) -> Applier:
     return found
 
 
-def _summarise(outcome: Outcome, log_format: str, *, quiet: bool) -> None:
+def _summarise(outcome: Outcome, log_format: str, *, quiet: bool, with_rate: bool) -> None:
     if quiet and not (outcome.keys or outcome.held or outcome.cut):
         return
     seconds = outcome.seconds
-    line = f"applied {outcome.commands:,} commands in {seconds:.1f} s"
-    if outcome.commands and seconds:
+    line = f"applied {_count(outcome.commands, 'command')} in {seconds:.1f} s"
+    if with_rate and outcome.commands and seconds:
         line += f" ({outcome.commands / seconds:,.0f}/s)"
     if outcome.failures:
         line += f", {outcome.failures:,} failed"
     if outcome.held:
-        line += f", {outcome.held:,} keys held: see inturn keys --state held"
+        line += f", {_count(outcome.held, 'key')} held: see inturn keys --state held"
     if outcome.cut:
         line += ", cut off a command when the grace was over"
     click.echo(
@@ -217,3 +224,7 @@ def _summarise(outcome: Outcome, log_format: str, *, quiet: bool) -> None:
         if log_format == "json"
         else line
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext
@@ -28,6 +29,7 @@ from inturn.schema.install import upgrade
 _DATABASE = "inturn_demo"
 _MARK = "made by inturn demo; removed by its next run"
 _MACHINES = 2
+_CLIENTS = 8
 _PATIENCE_SECONDS = 60.0
 
 _EPILOG = """\b
@@ -126,13 +128,23 @@ def _by_inturn(way: str, topic: str, dsn: str, orders: int, seed: int) -> _Resul
         connection.execute("TRUNCATE orders")
         connection.commit()
         started_at = time.monotonic()
-        for order, name in _calls(orders):
-            payload = {"delay": service.delay_seconds(order, name, seed)}
-            append(connection, topic, order, name, payload)
-            connection.commit()
+        with ThreadPoolExecutor(_CLIENTS) as clients:
+            # A's clients, each with its share of the orders.
+            shares = [range(1 + n, orders + 1, _CLIENTS) for n in range(_CLIENTS)]
+            list(clients.map(lambda share: _append(dsn, topic, share, seed), shares))
         _wait_until_applied(connection, topic, orders)
         seconds = time.monotonic() - started_at
     return _Result(way, _count_orders(dsn), seconds)
+
+
+def _append(dsn: str, topic: str, orders: range, seed: int) -> None:
+    """Be one client of A: append the commands of some orders, each in a transaction of its own."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for number in orders:
+            for name in ("insert", "delete"):
+                order = f"order-{number}"
+                payload = {"delay": service.delay_seconds(order, name, seed)}
+                append(connection, topic, order, name, payload)
 
 
 def _calls(orders: int) -> Iterator[tuple[str, str]]:

@@ -78,7 +78,7 @@ def _listed(
         connection.cursor(row_factory=dict_row)
         .execute(
             sql.SQL(
-                "SELECT topic_name AS topic, key, key_state AS state, applied_seq, last_seq,"
+                "SELECT topic, key, state, applied_seq, last_seq,"
                 " pending, oldest_pending_at, attempts, ready_at, held_at, last_error"
                 " FROM {}.list_keys(%s::text, %s::text, %s::integer)"
             ).format(sql.Identifier(schema)),

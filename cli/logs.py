@@ -30,14 +30,14 @@ class _TextFormatter(logging.Formatter):
         return line
 
 
-def set_up(log_format: str) -> None:
-    """Send the log of inturn to stderr, in the format `text` or `json`."""
+def set_up(log_format: str, *, quiet: bool = False) -> None:
+    """Send the log of inturn to stderr, in the format `text` or `json`; quiet: warnings only."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_json_formatter() if log_format == "json" else _TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def as_json(message: str, **fields: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
+from psycopg.rows import tuple_row
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
@@ -50,7 +51,7 @@ def append(
         AppendConflict: roll back and run the transaction again (REPEATABLE READ, SERIALIZABLE).
         psycopg.Error, sqlalchemy.exc.DBAPIError: anything else the database says.
     """
-    command = NewCommand(key, name, {} if payload is None else payload, idempotency_key)
+    command = NewCommand(key, name, payload, idempotency_key)
     return int(_run(connection, statement.one(topic, command, schema)))
 
 
@@ -87,7 +88,7 @@ async def append_async(
     schema: str = DEFAULT_SCHEMA,
 ) -> int:
     """Do as `append`, on psycopg's AsyncConnection or SQLAlchemy's async ones."""
-    command = NewCommand(key, name, {} if payload is None else payload, idempotency_key)
+    command = NewCommand(key, name, payload, idempotency_key)
     return int(await _run_async(connection, statement.one(topic, command, schema)))
 
 
@@ -109,7 +110,7 @@ def _run(connection: SyncConnection, call: Statement) -> Any:
     with call.errors():
         if isinstance(connection, psycopg.Connection):
             # A cursor of our own: the connection's row factory may make anything of a row.
-            with psycopg.Cursor(connection) as cursor:
+            with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
                 row = cursor.execute(call.for_psycopg(), call.parameters).fetchone()
             return row[0] if row else None
         return connection.execute(call.for_sqlalchemy(), call.parameters).scalar_one()
@@ -118,7 +119,7 @@ def _run(connection: SyncConnection, call: Statement) -> Any:
 async def _run_async(connection: AnyAsyncConnection, call: Statement) -> Any:
     with call.errors():
         if isinstance(connection, psycopg.AsyncConnection):
-            async with psycopg.AsyncCursor(connection) as cursor:
+            async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
                 await cursor.execute(call.for_psycopg(), call.parameters)
                 row = await cursor.fetchone()
             return row[0] if row else None

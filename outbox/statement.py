@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -18,6 +18,7 @@ from inturn.schema.errors import (
     KeyRefused,
     NameRefused,
     PayloadRefused,
+    UnknownTopic,
     from_database,
 )
 from inturn.schema.source import check_schema_name
@@ -33,6 +34,9 @@ _PARAMETERS = ("topic", "key", "name", "payload", "idempotency_key")
 _NOT_STORABLE = frozenset({"22P02", "22P05", "54001"})
 
 
+_TEXT_HINT = "Give a str that PostgreSQL can store; encode anything else first, as hex for instance"
+
+
 @dataclass(frozen=True, slots=True)
 class NewCommand:
     """A command to be appended by `append_many`.
@@ -40,13 +44,13 @@ class NewCommand:
     Attributes:
         key: what must stay in order; 1 to 512 octets of text, compared byte by byte.
         name: what the command is called; 1 to 128 octets.
-        payload: anything that json.dumps takes, up to the topic's max_payload_bytes.
+        payload: anything that json.dumps takes, up to the topic's max_payload_bytes; None: {}.
         idempotency_key: the same again on the same key appends nothing and gives the first seq.
     """
 
     key: str
     name: str
-    payload: Any = field(default_factory=dict)
+    payload: Any = None
     idempotency_key: str | None = None
 
 
@@ -79,6 +83,7 @@ class Statement:
             if known is None and getattr(cause, "sqlstate", None) in _NOT_STORABLE:
                 known = PayloadRefused(
                     f"payload is JSON that PostgreSQL cannot store: {str(cause).splitlines()[0]}",
+                    hint="Leave out \\u0000 and lone surrogates, and nest less deeply",
                     topic=self.topic,
                     key=self.key,
                 )
@@ -93,7 +98,7 @@ def one(topic: str, command: NewCommand, schema: str) -> Statement:
     Raises:
         CommandRefused: a part of it cannot be sent to PostgreSQL at all.
     """
-    parameters = {"topic": topic, **_checked(topic, command)}
+    parameters = {"topic": _checked_topic(topic), **_checked(topic, command)}
     return Statement(_ONE, check_schema_name(schema), parameters, topic, command.key)
 
 
@@ -103,6 +108,7 @@ def many(topic: str, commands: Sequence[NewCommand], schema: str) -> Statement:
     Raises:
         CommandRefused: a part of one of them cannot be sent to PostgreSQL at all.
     """
+    topic = _checked_topic(topic)
     checked = [_checked(topic, command) for command in commands]
     columns = {name: [row[name] for row in checked] for name in _PARAMETERS if name != "topic"}
     return Statement(_MANY, check_schema_name(schema), {"topic": topic, **columns}, topic, None)
@@ -115,15 +121,10 @@ def _checked(topic: str, command: NewCommand) -> dict[str, str | None]:
         ("idempotency_key", command.idempotency_key, IdempotencyKeyRefused),
     )
     for part, value, refused in parts:
-        if value is not None and ("\0" in value or not _encodes(value)):
-            raise refused(
-                f"{part} {value[:40]!r} holds a NUL or a lone surrogate",
-                hint="PostgreSQL's text cannot: encode it first, as hex for instance",
-                topic=topic,
-                key=command.key,
-            )
+        if problem := _not_text(value):
+            raise refused(f"{part} {value!r:.60} {problem}", hint=_TEXT_HINT, topic=topic, key=command.key)
     try:
-        payload = json.dumps(command.payload, allow_nan=False)
+        payload = "{}" if command.payload is None else json.dumps(command.payload, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise PayloadRefused(
             f"payload of command {command.name!r} for key {command.key!r} is no JSON: {error}",
@@ -140,9 +141,22 @@ def _checked(topic: str, command: NewCommand) -> dict[str, str | None]:
     }
 
 
-def _encodes(value: str) -> bool:
+def _checked_topic(topic: str) -> str:
+    if problem := _not_text(topic):
+        raise UnknownTopic(f"topic {topic!r:.60} {problem}", hint=_TEXT_HINT)
+    return topic
+
+
+def _not_text(value: object) -> str:
+    """Return why a value is no text that PostgreSQL can store; empty when it is, or NULL."""
+    if value is None:
+        return ""  # the database says what it thinks of that
+    if not isinstance(value, str):
+        return f"is a {type(value).__name__}, no str"
+    if "\0" in value:
+        return "holds a NUL"
     try:
         value.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return "holds a lone surrogate"
+    return ""

@@ -129,6 +129,10 @@ class CommandsPending(InturnError):
     """A downgrade was refused because commands have not been applied."""
 
 
+class SchemaInUse(InturnError):
+    """A downgrade was refused because something outside the schema depends on it."""
+
+
 class SchemaNameRefused(InturnError):
     """The name cannot be used for the schema."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -12,8 +13,9 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, NullPool, create_engine, text
+from sqlalchemy.exc import DBAPIError
 
-from inturn.schema.errors import CommandsPending, SchemaMismatch, SchemaNameRefused
+from inturn.schema.errors import CommandsPending, SchemaInUse, SchemaMismatch, SchemaNameRefused
 from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name
 from inturn.schema.version import HEAD, installed_version
 
@@ -43,7 +45,8 @@ def upgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]
                 hint="Upgrade this machine's package with: pip install --upgrade inturn",
             )
         if before != HEAD:
-            command.upgrade(_config(schema, connection=connection), HEAD)
+            with _alembic:
+                command.upgrade(_config(schema, connection=connection), HEAD)
     return before, HEAD
 
 
@@ -60,7 +63,8 @@ def upgrade_script(*, schema: str = DEFAULT_SCHEMA, from_revision: str | None = 
     check_schema_name(schema)
     output = io.StringIO()
     revisions = HEAD if from_revision is None else f"{from_revision}:{HEAD}"
-    command.upgrade(_config(schema, output=output), revisions, sql=True)
+    with _alembic:
+        command.upgrade(_config(schema, output=output), revisions, sql=True)
     return output.getvalue()
 
 
@@ -76,16 +80,15 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
     Raises:
         CommandsPending: some key has commands that are not applied, and force is not set.
         SchemaMismatch: the schema is not installed.
-        psycopg.Error: the database refused (a SQL target still takes the type `command`, say);
-            nothing was changed.
+        SchemaInUse: something outside depends on it: a SQL target that takes the type `command`.
+        psycopg.Error: the database refused; nothing was changed.
     """
     with _locked(dsn, schema) as connection:
         if installed_version(_driver(connection), schema) is None:
             raise SchemaMismatch(
                 f"schema {schema} is not installed in this database", hint="There is nothing to do"
             )
-        # Appends wait here until this is through, so that none slips in behind the count.
-        connection.execute(text(f"LOCK TABLE {schema}.command_log IN ACCESS EXCLUSIVE MODE"))
+        _lock_tables(connection, schema)
         pending = connection.execute(
             text(
                 f"SELECT count(*) FROM {schema}.key_cursor"  # noqa: S608 - a checked name
@@ -94,13 +97,30 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
         ).scalar_one()
         if pending and not force:
             raise CommandsPending(
-                f"{pending} keys of schema {schema} have commands that are not applied",
+                f"schema {schema} has commands that are not applied, on {pending} key"
+                + ("s" if pending > 1 else ""),
                 hint="Apply them first (inturn apply --drain), or lose them with --force",
             )
-        command.downgrade(_config(schema, connection=connection), revision)
+        try:
+            with _alembic:
+                command.downgrade(_config(schema, connection=connection), revision)
+        except DBAPIError as error:
+            if isinstance(error.orig, psycopg.errors.DependentObjectsStillExist):
+                detail = error.orig.diag.message_detail or ""
+                raise SchemaInUse(
+                    f"schema {schema} is still in use: {detail.splitlines()[0]}",
+                    hint="Drop or change what depends on it first",
+                ) from None
+            raise
         if revision == "base":
             connection.execute(text(f"DROP TABLE {schema}.schema_version"))
             connection.execute(text(f"DROP SCHEMA {schema}"))
+
+
+#: Alembic keeps what it works on in globals of the process.
+_alembic = threading.Lock()
+
+_TABLES = ("key_sequence", "topic", "command_log", "key_cursor", "listener", "turn")
 
 
 @contextmanager
@@ -108,16 +128,37 @@ def _locked(dsn: str, schema: str) -> Iterator[Connection]:
     """Yield a connection in a transaction that no other install of this schema shares its time with."""
     check_schema_name(schema)
     engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn), poolclass=NullPool)
-    with engine.begin() as connection:
-        connection.execute(
-            text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
-            {"name": f"inturn upgrade {schema}"},
-        )
-        if connection.execute(text("SELECT quote_ident(:name)"), {"name": schema}).scalar() != schema:
-            raise SchemaNameRefused(
-                f"schema name {schema!r} is a reserved word of SQL", hint="Choose another name"
+    try:
+        with engine.begin() as connection:
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
+                {"name": f"inturn upgrade {schema}"},
             )
-        yield connection
+            quoted = connection.execute(text("SELECT quote_ident(:name)"), {"name": schema}).scalar()
+            if quoted != schema:
+                raise SchemaNameRefused(
+                    f"schema name {schema!r} is a reserved word of SQL", hint="Choose another name"
+                )
+            yield connection
+    except DBAPIError as error:
+        # The driver's own words, without the script that SQLAlchemy appends to them.
+        raise error.orig or error from None
+
+
+def _lock_tables(connection: Connection, schema: str) -> None:
+    """Keep callers and appliers out until the end of the transaction.
+
+    They lock in other orders. Gives up before a deadlock would be found, so that none of them is
+    ever its victim.
+    """
+    connection.execute(
+        text(
+            "SELECT set_config('lock_timeout', (setting::integer / 2)::text, true)"
+            " FROM pg_settings WHERE name = 'deadlock_timeout'"
+        )
+    )
+    tables = ", ".join(f"{schema}.{table}" for table in _TABLES)
+    connection.execute(text(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE"))
 
 
 def _driver(connection: Connection) -> psycopg.Connection[Any]:

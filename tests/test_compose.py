@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from support.database import Database
 
 ROOT = Path(__file__).parents[1]

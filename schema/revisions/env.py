@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alembic import context
+from sqlalchemy import inspect
 
 schema: str = context.config.attributes["schema"]
 connection = context.config.attributes["connection"]
@@ -15,5 +16,7 @@ context.configure(
     transactional_ddl=True,
 )
 with context.begin_transaction():
-    context.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+    # Where it exists already, a DBA may have made it for a login that may not.
+    if connection is None or not inspect(connection).has_schema(schema):
+        context.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
     context.run_migrations()

@@ -1,4 +1,5 @@
 -- Every privilege, in one place. Nothing here is granted to PUBLIC.
+REVOKE ALL ON SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA inturn FROM PUBLIC;
 
@@ -22,7 +23,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.require_read_committed(),
     inturn.refuse_topic(text),
     inturn.target_function(text, text),
-    inturn.target_query(regprocedure),
+    inturn.target_query(text, text),
     inturn.apply_key(text, text, bigint, bigint, integer, integer, text, text),
     inturn.apply_batch(text, timestamptz, integer, text),
     inturn.visit_topic(text, timestamptz, integer, text, bigint, bigint, boolean),

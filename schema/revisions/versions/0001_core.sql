@@ -512,7 +512,7 @@ COMMENT ON FUNCTION inturn.claim_commands IS 'Claims ready keys and returns thei
 --
 -- The rows are named by their place (ctid), which their locks keep: joined to an array of keys, a plan made while
 -- the tables were small walks over every key of the topic. The settings leave the planner no other way.
--- Locks nothing that finish and claim have not locked.
+-- Locks nothing that finish and claim have not locked. Raises XX000 when a row is not where its lock should keep it.
 CREATE FUNCTION inturn.move_cursors(
     sequences tid[], cursors tid[], drained boolean[], epochs bigint[], from_seqs bigint[], applied_seqs bigint[]
 ) RETURNS integer
@@ -531,8 +531,14 @@ BEGIN
     UPDATE inturn.key_sequence s SET drained_seq = t.applied_seq
     FROM unnest(sequences, drained, applied_seqs) t (tid, drained, applied_seq)
     WHERE s.ctid = t.tid AND t.drained;
+    GET DIAGNOSTICS moved = ROW_COUNT;
+    -- A key that went idle while its drained_seq stayed behind would never be woken again.
+    IF moved <> cardinality(array_positions(drained, true)) THEN
+        RAISE internal_error USING MESSAGE = 'a row in key_sequence has moved under its lock';
+    END IF;
 
-    -- The epoch again: a claim that was lost on the way moves nothing.
+    -- Moves only what this transaction has claimed, whose lock is in xmax: if a handler ended the transaction and
+    -- began another, the claim went with it.
     UPDATE inturn.key_cursor c SET
         applied_seq = t.applied_seq,
         epoch = CASE WHEN t.applied_seq >= t.from_seq THEN t.epoch ELSE c.epoch END,
@@ -543,7 +549,8 @@ BEGIN
             WHEN t.applied_seq >= t.from_seq THEN clock_timestamp()
             ELSE clock_timestamp() + least(power(2, least(c.empty_turns, 10)), 100) * interval '1 ms' END
     FROM unnest(cursors, drained, epochs, from_seqs, applied_seqs) t (tid, drained, epoch, from_seq, applied_seq)
-    WHERE c.ctid = t.tid AND c.epoch = t.epoch - 1 AND c.applied_seq = t.from_seq - 1;
+    WHERE c.ctid = t.tid AND c.xmax = pg_current_xact_id()::xid
+      AND c.epoch = t.epoch - 1 AND c.applied_seq = t.from_seq - 1;
     GET DIAGNOSTICS moved = ROW_COUNT;
     RETURN moved;
 END
@@ -558,7 +565,7 @@ COMMENT ON FUNCTION inturn.move_cursors IS 'Internal to finish: moves the cursor
 -- up to 100 ms, since a caller's transaction is open on it.
 -- Locks the keys' rows in key_sequence, skipping those that a caller holds. From here to the commit the callers
 -- of these keys wait: all handlers of a transaction run before it, and nothing after it.
--- Raises IT030 when another turn was recorded since the claim, IT031 outside READ COMMITTED.
+-- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED.
 CREATE FUNCTION inturn.finish(
     topic text, keys text[], epochs bigint[], from_seqs bigint[], applied_seqs bigint[], applier text
 ) RETURNS void
@@ -594,7 +601,7 @@ BEGIN
     moved := inturn.move_cursors(sequences, cursors, drained, epochs, from_seqs, applied_seqs);
     IF moved <> cardinality(keys) THEN
         RAISE EXCEPTION USING ERRCODE = 'IT030',
-            MESSAGE = format('%s of %s turns of topic %L were fenced off: their keys have had another turn since the claim',
+            MESSAGE = format('%s of %s turns of topic %L were fenced off: their claims are not held any more',
                              cardinality(keys) - moved, cardinality(keys), topic);
     END IF;
     INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, outcome, applier, started_at)
@@ -612,7 +619,7 @@ COMMENT ON FUNCTION inturn.finish IS 'Ends turns that applied what they took: mo
 -- backoff_base * 2^(attempts - 1), up to backoff_cap), or held once the command has failed max_attempts times.
 -- Returns 'retry' or 'held'. The key cannot go idle here, so its callers are not locked.
 -- Locks the key's row in key_cursor, which the claim has locked already.
--- Raises IT030 when another turn was recorded since the claim, IT031 outside READ COMMITTED.
+-- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED.
 CREATE FUNCTION inturn.fail(
     topic text, key text, epoch bigint, from_seq bigint, failed_seq bigint,
     error text, applier text
@@ -629,11 +636,11 @@ BEGIN
     PERFORM inturn.require_read_committed();
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = fail.topic;
     SELECT CASE WHEN failed_seq > from_seq THEN 1 ELSE c.attempts + 1 END INTO failures FROM inturn.key_cursor c
-    WHERE c.topic = fail.topic AND c.key = fail.key AND c.epoch = fail.epoch - 1 AND c.applied_seq = from_seq - 1
-    FOR UPDATE;
+    WHERE c.topic = fail.topic AND c.key = fail.key AND c.xmax = pg_current_xact_id()::xid
+      AND c.epoch = fail.epoch - 1 AND c.applied_seq = from_seq - 1;
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'IT030',
-            MESSAGE = format('turn %s of key %L of topic %L was fenced off: the key has had another turn since the claim',
+            MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more',
                              epoch, key, topic);
     END IF;
     outcome := CASE WHEN failures >= settings.max_attempts THEN 'held' ELSE 'retry' END;
@@ -655,26 +662,27 @@ $$;
 COMMENT ON FUNCTION inturn.fail IS 'Ends a turn whose last command failed: records the error, sets the next attempt or holds the key.';
 
 -- functions/target_function.sql
--- Returns the function that a SQL target names. Internal to create_topic and the appliers. Takes no locks.
+-- Returns the function that a SQL target names. Internal to check_topic and target_query. Takes no locks.
 --
 -- Raises IT012 when there is no such function taking one inturn.command.
 CREATE FUNCTION inturn.target_function(topic text, target text) RETURNS regprocedure
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
-    name text := substr(target, length('sql:') + 1);
-    found regprocedure := to_regprocedure(name || '(inturn.command)');
+    name constant text := substr(target, length('sql:') + 1);
+    resolved regprocedure;
 BEGIN
-    IF target NOT LIKE 'sql:%' OR found IS NULL THEN
+    BEGIN
+        resolved := to_regprocedure(name || '(inturn.command)');
+    EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception THEN
+        resolved := NULL; -- no name at all, or in a schema that this role may not look into
+    END;
+    IF resolved IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT012',
-            MESSAGE = CASE WHEN target LIKE 'sql:%'
-                THEN format('target of topic %L: there is no function %s(inturn.command)', topic, name)
-                ELSE format('topic %L has the target %s, which SQL cannot apply', topic, target) END,
-            HINT = CASE WHEN target LIKE 'sql:%'
-                THEN format('Name it with its schema, and create it first: CREATE FUNCTION %s(command inturn.command) RETURNS void ...', name)
-                ELSE 'Apply it with: inturn apply --app MODULE:APPLIER.' END;
+            MESSAGE = format('target of topic %L: there is no function %s(inturn.command)', topic, name),
+            HINT = format('Name it with its schema, and create it first: CREATE FUNCTION %s(command inturn.command) RETURNS void ...', name);
     END IF;
-    RETURN found;
+    RETURN resolved;
 END
 $$;
 COMMENT ON FUNCTION inturn.target_function IS 'Internal: the function that a SQL target names.';
@@ -686,7 +694,8 @@ COMMENT ON FUNCTION inturn.target_function IS 'Internal: the function that a SQL
 -- It gives one row: the keys that had commands, the last seq of each, and how many commands there were.
 -- Commands are called as they are read, never collected: a key's in order (LATERAL is a nested loop over a sorted
 -- inner side), one key after the other. OFFSET 0 keeps the call below the grouping, which may sort.
-CREATE FUNCTION inturn.target_query(target regprocedure) RETURNS text
+-- Takes no locks. Raises what target_function does.
+CREATE FUNCTION inturn.target_query(topic text, target text) RETURNS text
 LANGUAGE sql STABLE
 AS $$
 SELECT format($query$
@@ -699,7 +708,7 @@ SELECT format($query$
             OFFSET 0) c
         GROUP BY c.key
         OFFSET 0) k
-$query$, target::oid::regproc)
+$query$, inturn.target_function(topic, target)::oid::regproc)
 $$;
 COMMENT ON FUNCTION inturn.target_query IS 'Internal: the query that calls a SQL target for the next commands of some keys.';
 
@@ -708,28 +717,29 @@ COMMENT ON FUNCTION inturn.target_query IS 'Internal: the query that calls a SQL
 -- Internal to apply_batch: for a key that is being tried again, or whose commands failed together.
 --
 -- When command n fails, all of this turn is rolled back and the commands before n run again: their effects stay.
--- Returns the last applied seq, or NULL after a failure, which has ended the turn.
+-- done_seq: the last applied one. failed: the one after it failed, and that has ended the turn.
 -- Locks and raises what fail does. A cancelled query (statement_timeout) and a terminated session end the
 -- transaction; they are not failures of the command.
 CREATE FUNCTION inturn.apply_key(
     topic text, key text, epoch bigint, applied_seq bigint, attempt integer, max_commands integer,
-    query text, applier text
-) RETURNS bigint
+    target text, applier text,
+    OUT done_seq bigint, OUT failed boolean
+)
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     stop_seq bigint := applied_seq + max_commands;
-    done_seq bigint;
     commands bigint;
-    failed boolean := false;
     message text; detail text; hint text; context text;
     error text;
 BEGIN
+    failed := false;
     LOOP
         BEGIN
             done_seq := applied_seq;
             WHILE done_seq < stop_seq LOOP
-                EXECUTE format('SELECT commands FROM (%s) AS q (keys, seqs, commands)', query)
+                EXECUTE format('SELECT commands FROM (%s) AS q (keys, seqs, commands)',
+                               inturn.target_query(topic, target))
                 INTO commands USING topic, ARRAY[key], ARRAY[done_seq], 1, attempt;
                 EXIT WHEN commands = 0;
                 done_seq := done_seq + 1;
@@ -746,10 +756,8 @@ BEGIN
         END;
     END LOOP;
     IF failed THEN
-        PERFORM inturn.fail(topic, key, epoch, applied_seq + 1, stop_seq + 1, error, applier);
-        RETURN NULL;
+        PERFORM inturn.fail(topic, key, epoch, applied_seq + 1, done_seq + 1, error, applier);
     END IF;
-    RETURN done_seq;
 END
 $$;
 COMMENT ON FUNCTION inturn.apply_key IS 'Internal to apply_batch: applies the next commands of one key one by one, and records a failure.';
@@ -762,7 +770,8 @@ COMMENT ON FUNCTION inturn.apply_key IS 'Internal to apply_batch: applies the ne
 -- redo: a command failed while several keys shared the transaction. Nothing was changed; commit, then call with
 -- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
 -- Locks: rows in key_cursor (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
--- Raises IT001, IT012, and what claim, finish and fail raise.
+-- Raises IT001, IT012 for a topic without a SQL target, and what claim, finish and fail raise. A target that is not
+-- there fails the commands, as one that raises does: the other topics go on.
 CREATE FUNCTION inturn.apply_batch(
     topic text, since timestamptz, max_keys integer, applier text,
     OUT keys integer, OUT commands bigint, OUT failures integer, OUT redo boolean, OUT hand timestamptz
@@ -772,12 +781,11 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     settings inturn.topic;
-    query text;
     claimed record;
     fresh record;
     done_keys text[]; done_seqs bigint[];
     step_by_step boolean := false;
-    done_seq bigint;
+    turn record;
     failed_keys text[] := '{}';
 BEGIN
     keys := 0; commands := 0; failures := 0; redo := false;
@@ -785,7 +793,11 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM inturn.refuse_topic(topic);
     END IF;
-    query := inturn.target_query(inturn.target_function(topic, settings.target));
+    IF settings.target NOT LIKE 'sql:%' THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT012',
+            MESSAGE = format('topic %L has the target %s, which SQL cannot apply', topic, settings.target),
+            HINT = 'Apply it with: inturn apply --app MODULE:APPLIER.';
+    END IF;
 
     SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs,
            array_agg(c.attempts) AS attempts, max(c.ready_at) AS ready_at
@@ -800,7 +812,7 @@ BEGIN
     INTO fresh FROM unnest(claimed.keys, claimed.applied_seqs, claimed.attempts) c (key, applied_seq, attempts)
     WHERE c.attempts = 0;
     BEGIN
-        EXECUTE query INTO done_keys, done_seqs, commands
+        EXECUTE inturn.target_query(topic, settings.target) INTO done_keys, done_seqs, commands
         USING topic, fresh.keys, fresh.applied_seqs, settings.batch_commands, 1;
     EXCEPTION WHEN assert_failure OR OTHERS THEN
         IF cardinality(fresh.keys) > 1 THEN
@@ -811,16 +823,17 @@ BEGIN
     END;
     FOR i IN 1 .. keys LOOP
         CONTINUE WHEN claimed.attempts[i] = 0 AND NOT step_by_step;
-        done_seq := inturn.apply_key(
+        SELECT * INTO turn FROM inturn.apply_key(
             topic, claimed.keys[i], claimed.epochs[i], claimed.applied_seqs[i], claimed.attempts[i] + 1,
-            CASE WHEN claimed.attempts[i] > 0 THEN 1 ELSE settings.batch_commands END, query, applier);
-        IF done_seq IS NULL THEN
+            CASE WHEN claimed.attempts[i] > 0 THEN 1 ELSE settings.batch_commands END,
+            settings.target, applier);
+        commands := commands + turn.done_seq - claimed.applied_seqs[i];
+        IF turn.failed THEN
             failed_keys := failed_keys || claimed.keys[i];
             failures := failures + 1;
         ELSE
             done_keys := done_keys || claimed.keys[i];
-            done_seqs := done_seqs || done_seq;
-            commands := commands + done_seq - claimed.applied_seqs[i];
+            done_seqs := done_seqs || turn.done_seq;
         END IF;
     END LOOP;
 
@@ -971,16 +984,17 @@ DECLARE
         WHEN (topic.target = 'python' OR topic.target LIKE 'sql:_%') IS NOT TRUE
             THEN format('target is %s; python or sql:SCHEMA.FUNCTION are allowed', coalesce(quote_literal(topic.target), 'NULL'))
         WHEN (topic.max_attempts >= 1) IS NOT TRUE
-            THEN format('max_attempts is %s; 1 or more are allowed', topic.max_attempts)
+            THEN format('max_attempts is %s; 1 or more are allowed', coalesce(topic.max_attempts::text, 'NULL'))
         WHEN (topic.backoff_base > '0') IS NOT TRUE
             THEN format('backoff_base is %s; it must be over 0', coalesce(topic.backoff_base::text, 'NULL'))
         WHEN (topic.backoff_cap BETWEEN topic.backoff_base AND '7 days') IS NOT TRUE
             THEN format('backoff_cap is %s; from backoff_base (%s) to 7 days are allowed',
                         coalesce(topic.backoff_cap::text, 'NULL'), topic.backoff_base)
         WHEN (topic.max_payload_bytes BETWEEN 1024 AND 67108864) IS NOT TRUE
-            THEN format('max_payload_bytes is %s; 1024 to 67108864 are allowed', topic.max_payload_bytes)
+            THEN format('max_payload_bytes is %s; 1024 to 67108864 are allowed',
+                        coalesce(topic.max_payload_bytes::text, 'NULL'))
         WHEN (topic.batch_commands BETWEEN 1 AND 10000) IS NOT TRUE
-            THEN format('batch_commands is %s; 1 to 10000 are allowed', topic.batch_commands)
+            THEN format('batch_commands is %s; 1 to 10000 are allowed', coalesce(topic.batch_commands::text, 'NULL'))
         END;
 BEGIN
     IF problem IS NOT NULL THEN
@@ -1034,12 +1048,12 @@ COMMENT ON FUNCTION inturn.create_topic IS 'Creates a topic; false when it is th
 -- functions/list_keys.sql
 -- Lists keys and where they stand, the worst first: held, then ready (the longest first), then idle. Takes no locks.
 --
--- topic, state: NULL for all. state: held, retrying (its next command failed and waits for its next attempt),
+-- of_topic, of_state: NULL for all. state: held, retrying (its next command failed and waits for its next attempt),
 -- ready, idle. pending counts commands that are committed and not applied; oldest_pending_at is when the next
 -- one was appended. Each state is read from its own index, so this stays quick with millions of keys.
-CREATE FUNCTION inturn.list_keys(topic text DEFAULT NULL, state text DEFAULT NULL, max_keys integer DEFAULT 50)
+CREATE FUNCTION inturn.list_keys(of_topic text DEFAULT NULL, of_state text DEFAULT NULL, max_keys integer DEFAULT 50)
 RETURNS TABLE (
-    topic_name text, key text, key_state text, applied_seq bigint, last_seq bigint, pending bigint,
+    topic text, key text, state text, applied_seq bigint, last_seq bigint, pending bigint,
     oldest_pending_at timestamptz, attempts integer, ready_at timestamptz, held_at timestamptz, last_error text
 )
 LANGUAGE sql STABLE
@@ -1048,24 +1062,24 @@ SELECT c.topic, c.key, c.state, c.applied_seq, l.last_seq, l.last_seq - c.applie
        c.attempts, c.ready_at, c.held_at, c.last_error
 FROM inturn.topic t CROSS JOIN LATERAL (
     (SELECT 1 AS rank, 'held' AS state, c.* FROM inturn.key_cursor c
-     WHERE c.topic = t.name AND c.held_at IS NOT NULL AND coalesce(list_keys.state, 'held') = 'held'
+     WHERE c.topic = t.name AND c.held_at IS NOT NULL AND coalesce(of_state, 'held') = 'held'
      ORDER BY c.held_at LIMIT max_keys)
     UNION ALL
     (SELECT 2, CASE WHEN c.attempts > 0 THEN 'retrying' ELSE 'ready' END, c.* FROM inturn.key_cursor c
      WHERE c.topic = t.name AND c.ready_at IS NOT NULL
-       AND coalesce(list_keys.state, CASE WHEN c.attempts > 0 THEN 'retrying' ELSE 'ready' END)
+       AND coalesce(of_state, CASE WHEN c.attempts > 0 THEN 'retrying' ELSE 'ready' END)
            = CASE WHEN c.attempts > 0 THEN 'retrying' ELSE 'ready' END
      ORDER BY c.ready_at LIMIT max_keys)
     UNION ALL
     (SELECT 3, 'idle', c.* FROM inturn.key_cursor c
-     WHERE c.topic = t.name AND c.ready_at IS NULL AND c.held_at IS NULL AND coalesce(list_keys.state, 'idle') = 'idle'
+     WHERE c.topic = t.name AND c.ready_at IS NULL AND c.held_at IS NULL AND coalesce(of_state, 'idle') = 'idle'
      ORDER BY c.key LIMIT max_keys)
 ) c
 CROSS JOIN LATERAL (
     SELECT greatest(c.applied_seq, (SELECT max(l.seq) FROM inturn.command_log l
                                     WHERE l.topic = c.topic AND l.key = c.key)) AS last_seq) l
 LEFT JOIN inturn.command_log o ON o.topic = c.topic AND o.key = c.key AND o.seq = c.applied_seq + 1
-WHERE list_keys.topic IS NULL OR t.name = list_keys.topic
+WHERE of_topic IS NULL OR t.name = of_topic
 ORDER BY c.rank, coalesce(c.held_at, c.ready_at), c.topic, c.key LIMIT max_keys
 $$;
 COMMENT ON FUNCTION inturn.list_keys IS 'Lists keys and where they stand, the worst first.';
@@ -1084,6 +1098,7 @@ COMMENT ON FUNCTION inturn.pending_commands IS 'Counts the commands of ready key
 
 -- grants.sql
 -- Every privilege, in one place. Nothing here is granted to PUBLIC.
+REVOKE ALL ON SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA inturn FROM PUBLIC;
 
@@ -1107,7 +1122,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.require_read_committed(),
     inturn.refuse_topic(text),
     inturn.target_function(text, text),
-    inturn.target_query(regprocedure),
+    inturn.target_query(text, text),
     inturn.apply_key(text, text, bigint, bigint, integer, integer, text, text),
     inturn.apply_batch(text, timestamptz, integer, text),
     inturn.visit_topic(text, timestamptz, integer, text, bigint, bigint, boolean),

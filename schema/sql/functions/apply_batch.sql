@@ -5,7 +5,8 @@
 -- redo: a command failed while several keys shared the transaction. Nothing was changed; commit, then call with
 -- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
 -- Locks: rows in key_cursor (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
--- Raises IT001, IT012, and what claim, finish and fail raise.
+-- Raises IT001, IT012 for a topic without a SQL target, and what claim, finish and fail raise. A target that is not
+-- there fails the commands, as one that raises does: the other topics go on.
 CREATE FUNCTION inturn.apply_batch(
     topic text, since timestamptz, max_keys integer, applier text,
     OUT keys integer, OUT commands bigint, OUT failures integer, OUT redo boolean, OUT hand timestamptz
@@ -15,12 +16,11 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     settings inturn.topic;
-    query text;
     claimed record;
     fresh record;
     done_keys text[]; done_seqs bigint[];
     step_by_step boolean := false;
-    done_seq bigint;
+    turn record;
     failed_keys text[] := '{}';
 BEGIN
     keys := 0; commands := 0; failures := 0; redo := false;
@@ -28,7 +28,11 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM inturn.refuse_topic(topic);
     END IF;
-    query := inturn.target_query(inturn.target_function(topic, settings.target));
+    IF settings.target NOT LIKE 'sql:%' THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT012',
+            MESSAGE = format('topic %L has the target %s, which SQL cannot apply', topic, settings.target),
+            HINT = 'Apply it with: inturn apply --app MODULE:APPLIER.';
+    END IF;
 
     SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs,
            array_agg(c.attempts) AS attempts, max(c.ready_at) AS ready_at
@@ -43,7 +47,7 @@ BEGIN
     INTO fresh FROM unnest(claimed.keys, claimed.applied_seqs, claimed.attempts) c (key, applied_seq, attempts)
     WHERE c.attempts = 0;
     BEGIN
-        EXECUTE query INTO done_keys, done_seqs, commands
+        EXECUTE inturn.target_query(topic, settings.target) INTO done_keys, done_seqs, commands
         USING topic, fresh.keys, fresh.applied_seqs, settings.batch_commands, 1;
     EXCEPTION WHEN assert_failure OR OTHERS THEN
         IF cardinality(fresh.keys) > 1 THEN
@@ -54,16 +58,17 @@ BEGIN
     END;
     FOR i IN 1 .. keys LOOP
         CONTINUE WHEN claimed.attempts[i] = 0 AND NOT step_by_step;
-        done_seq := inturn.apply_key(
+        SELECT * INTO turn FROM inturn.apply_key(
             topic, claimed.keys[i], claimed.epochs[i], claimed.applied_seqs[i], claimed.attempts[i] + 1,
-            CASE WHEN claimed.attempts[i] > 0 THEN 1 ELSE settings.batch_commands END, query, applier);
-        IF done_seq IS NULL THEN
+            CASE WHEN claimed.attempts[i] > 0 THEN 1 ELSE settings.batch_commands END,
+            settings.target, applier);
+        commands := commands + turn.done_seq - claimed.applied_seqs[i];
+        IF turn.failed THEN
             failed_keys := failed_keys || claimed.keys[i];
             failures := failures + 1;
         ELSE
             done_keys := done_keys || claimed.keys[i];
-            done_seqs := done_seqs || done_seq;
-            commands := commands + done_seq - claimed.applied_seqs[i];
+            done_seqs := done_seqs || turn.done_seq;
         END IF;
     END LOOP;
 

@@ -12,16 +12,17 @@ DECLARE
         WHEN (topic.target = 'python' OR topic.target LIKE 'sql:_%') IS NOT TRUE
             THEN format('target is %s; python or sql:SCHEMA.FUNCTION are allowed', coalesce(quote_literal(topic.target), 'NULL'))
         WHEN (topic.max_attempts >= 1) IS NOT TRUE
-            THEN format('max_attempts is %s; 1 or more are allowed', topic.max_attempts)
+            THEN format('max_attempts is %s; 1 or more are allowed', coalesce(topic.max_attempts::text, 'NULL'))
         WHEN (topic.backoff_base > '0') IS NOT TRUE
             THEN format('backoff_base is %s; it must be over 0', coalesce(topic.backoff_base::text, 'NULL'))
         WHEN (topic.backoff_cap BETWEEN topic.backoff_base AND '7 days') IS NOT TRUE
             THEN format('backoff_cap is %s; from backoff_base (%s) to 7 days are allowed',
                         coalesce(topic.backoff_cap::text, 'NULL'), topic.backoff_base)
         WHEN (topic.max_payload_bytes BETWEEN 1024 AND 67108864) IS NOT TRUE
-            THEN format('max_payload_bytes is %s; 1024 to 67108864 are allowed', topic.max_payload_bytes)
+            THEN format('max_payload_bytes is %s; 1024 to 67108864 are allowed',
+                        coalesce(topic.max_payload_bytes::text, 'NULL'))
         WHEN (topic.batch_commands BETWEEN 1 AND 10000) IS NOT TRUE
-            THEN format('batch_commands is %s; 1 to 10000 are allowed', topic.batch_commands)
+            THEN format('batch_commands is %s; 1 to 10000 are allowed', coalesce(topic.batch_commands::text, 'NULL'))
         END;
 BEGIN
     IF problem IS NOT NULL THEN

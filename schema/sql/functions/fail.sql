@@ -4,7 +4,7 @@
 -- backoff_base * 2^(attempts - 1), up to backoff_cap), or held once the command has failed max_attempts times.
 -- Returns 'retry' or 'held'. The key cannot go idle here, so its callers are not locked.
 -- Locks the key's row in key_cursor, which the claim has locked already.
--- Raises IT030 when another turn was recorded since the claim, IT031 outside READ COMMITTED.
+-- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED.
 CREATE FUNCTION inturn.fail(
     topic text, key text, epoch bigint, from_seq bigint, failed_seq bigint,
     error text, applier text
@@ -21,11 +21,11 @@ BEGIN
     PERFORM inturn.require_read_committed();
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = fail.topic;
     SELECT CASE WHEN failed_seq > from_seq THEN 1 ELSE c.attempts + 1 END INTO failures FROM inturn.key_cursor c
-    WHERE c.topic = fail.topic AND c.key = fail.key AND c.epoch = fail.epoch - 1 AND c.applied_seq = from_seq - 1
-    FOR UPDATE;
+    WHERE c.topic = fail.topic AND c.key = fail.key AND c.xmax = pg_current_xact_id()::xid
+      AND c.epoch = fail.epoch - 1 AND c.applied_seq = from_seq - 1;
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'IT030',
-            MESSAGE = format('turn %s of key %L of topic %L was fenced off: the key has had another turn since the claim',
+            MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more',
                              epoch, key, topic);
     END IF;
     outcome := CASE WHEN failures >= settings.max_attempts THEN 'held' ELSE 'retry' END;

@@ -5,7 +5,7 @@
 -- up to 100 ms, since a caller's transaction is open on it.
 -- Locks the keys' rows in key_sequence, skipping those that a caller holds. From here to the commit the callers
 -- of these keys wait: all handlers of a transaction run before it, and nothing after it.
--- Raises IT030 when another turn was recorded since the claim, IT031 outside READ COMMITTED.
+-- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED.
 CREATE FUNCTION inturn.finish(
     topic text, keys text[], epochs bigint[], from_seqs bigint[], applied_seqs bigint[], applier text
 ) RETURNS void
@@ -41,7 +41,7 @@ BEGIN
     moved := inturn.move_cursors(sequences, cursors, drained, epochs, from_seqs, applied_seqs);
     IF moved <> cardinality(keys) THEN
         RAISE EXCEPTION USING ERRCODE = 'IT030',
-            MESSAGE = format('%s of %s turns of topic %L were fenced off: their keys have had another turn since the claim',
+            MESSAGE = format('%s of %s turns of topic %L were fenced off: their claims are not held any more',
                              cardinality(keys) - moved, cardinality(keys), topic);
     END IF;
     INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, outcome, applier, started_at)

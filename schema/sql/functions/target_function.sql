@@ -1,23 +1,24 @@
--- Returns the function that a SQL target names. Internal to create_topic and the appliers. Takes no locks.
+-- Returns the function that a SQL target names. Internal to check_topic and target_query. Takes no locks.
 --
 -- Raises IT012 when there is no such function taking one inturn.command.
 CREATE FUNCTION inturn.target_function(topic text, target text) RETURNS regprocedure
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
-    name text := substr(target, length('sql:') + 1);
-    found regprocedure := to_regprocedure(name || '(inturn.command)');
+    name constant text := substr(target, length('sql:') + 1);
+    resolved regprocedure;
 BEGIN
-    IF target NOT LIKE 'sql:%' OR found IS NULL THEN
+    BEGIN
+        resolved := to_regprocedure(name || '(inturn.command)');
+    EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception THEN
+        resolved := NULL; -- no name at all, or in a schema that this role may not look into
+    END;
+    IF resolved IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT012',
-            MESSAGE = CASE WHEN target LIKE 'sql:%'
-                THEN format('target of topic %L: there is no function %s(inturn.command)', topic, name)
-                ELSE format('topic %L has the target %s, which SQL cannot apply', topic, target) END,
-            HINT = CASE WHEN target LIKE 'sql:%'
-                THEN format('Name it with its schema, and create it first: CREATE FUNCTION %s(command inturn.command) RETURNS void ...', name)
-                ELSE 'Apply it with: inturn apply --app MODULE:APPLIER.' END;
+            MESSAGE = format('target of topic %L: there is no function %s(inturn.command)', topic, name),
+            HINT = format('Name it with its schema, and create it first: CREATE FUNCTION %s(command inturn.command) RETURNS void ...', name);
     END IF;
-    RETURN found;
+    RETURN resolved;
 END
 $$;
 COMMENT ON FUNCTION inturn.target_function IS 'Internal: the function that a SQL target names.';

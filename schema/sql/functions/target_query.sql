@@ -4,7 +4,8 @@
 -- It gives one row: the keys that had commands, the last seq of each, and how many commands there were.
 -- Commands are called as they are read, never collected: a key's in order (LATERAL is a nested loop over a sorted
 -- inner side), one key after the other. OFFSET 0 keeps the call below the grouping, which may sort.
-CREATE FUNCTION inturn.target_query(target regprocedure) RETURNS text
+-- Takes no locks. Raises what target_function does.
+CREATE FUNCTION inturn.target_query(topic text, target text) RETURNS text
 LANGUAGE sql STABLE
 AS $$
 SELECT format($query$
@@ -17,6 +18,6 @@ SELECT format($query$
             OFFSET 0) c
         GROUP BY c.key
         OFFSET 0) k
-$query$, target::oid::regproc)
+$query$, inturn.target_function(topic, target)::oid::regproc)
 $$;
 COMMENT ON FUNCTION inturn.target_query IS 'Internal: the query that calls a SQL target for the next commands of some keys.';

@@ -1,0 +1,26 @@
+"""Logins that hold one of the three roles, as the processes of a service have them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from support.database import Database
+
+
+def login(database: Database, *roles: str) -> str:
+    """Create a login with these roles, named for the test's database, and return its DSN."""
+    name = "_".join([database.name, *(role.rpartition("_")[2] for role in roles)])
+    admin = database.connect()
+    admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+    for role in roles:
+        admin.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(name)))
+    return make_conninfo(database.dsn, user=name)
+
+
+def connect_as(database: Database, *roles: str) -> psycopg.Connection[Any]:
+    """Return a connection, in autocommit, of a new login with these roles."""
+    return database.connect(user=conninfo_to_dict(login(database, *roles))["user"])

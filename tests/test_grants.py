@@ -1,0 +1,444 @@
+"""Who may do what: read from the catalog, attempted by logins, and not to be tricked."""
+
+from __future__ import annotations
+
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg import sql
+from support.database import Database
+from support.logins import connect_as, login
+from support.refusal import refusal
+
+from inturn.applier import Applier, Command, Fleet
+from inturn.outbox import append
+from inturn.schema.install import upgrade
+
+ROLES = ("inturn_caller", "inturn_applier", "inturn_operator")
+APPEND = "SELECT inturn.append('orders', 'a', 'insert')"
+
+#: What each role may call: its protocol, beside the internal parts of it.
+ROUTINES = {
+    "inturn_caller": {"append", "append_many"},
+    "inturn_applier": {
+        *("claim", "claim_commands", "finish", "fail", "apply", "apply_batch"),
+        *("announce_sleep", "next_ready", "pending_commands"),
+    },
+    "inturn_operator": {"create_topic", "list_keys", "pending_commands"},
+}
+
+#: relation: what each role may do with it, as caller, applier, operator.
+RELATIONS = {
+    "topic": ("", "SELECT", "INSERT SELECT"),
+    "command_log": ("", "SELECT", "SELECT"),
+    "key_sequence": ("", "SELECT UPDATE", "SELECT"),
+    "key_cursor": ("", "SELECT UPDATE", "SELECT"),
+    "turn": ("", "INSERT", "SELECT"),
+    "listener": ("", "INSERT SELECT UPDATE", "SELECT"),
+    "outbox": ("INSERT SELECT", "", "SELECT"),
+    "schema_version": ("SELECT", "SELECT", "SELECT"),
+}
+
+
+@pytest.fixture
+def orders(witness: Database) -> Database:
+    """The witness database, whose target the applier may run, with one command."""
+    witness.execute("""
+        GRANT USAGE ON SCHEMA app TO inturn_applier;
+        GRANT EXECUTE ON FUNCTION app.apply_order TO inturn_applier;
+        GRANT INSERT ON app.witness TO inturn_applier;
+        GRANT USAGE ON SEQUENCE app.witness_id_seq TO inturn_applier;
+        SELECT inturn.append('orders', 'a', 'insert');
+    """)
+    return witness
+
+
+# The catalog.
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_may_call_exactly_its_protocol(database: Database, role: str) -> None:
+    rows = database.execute(
+        """
+        SELECT proname, starts_with(obj_description(oid, 'pg_proc'), 'Internal') FROM pg_proc
+        WHERE pronamespace = 'inturn'::regnamespace AND has_function_privilege(%s, oid, 'EXECUTE')
+        """,
+        [role],
+    )
+    assert {name for name, internal in rows if not internal} == ROUTINES[role]
+    if role == "inturn_caller":
+        assert [name for name, internal in rows if internal] == []
+
+
+def test_the_insides_of_append_are_granted_to_nobody(database: Database) -> None:
+    insides = """
+        SELECT proname FROM pg_proc WHERE pronamespace = 'inturn'::regnamespace
+            AND obj_description(oid, 'pg_proc') ~ '^(Internal to append|Trigger)'
+    """
+    assert database.execute(insides)
+    for role in ROLES:
+        granted = insides + " AND has_function_privilege(%s, oid, 'EXECUTE')"
+        assert database.execute(granted, [role]) == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_has_exactly_its_privileges_on_relations(database: Database, role: str) -> None:
+    rows = database.execute(
+        """
+        SELECT relname, (
+            SELECT coalesce(string_agg(privilege, ' ' ORDER BY privilege), '')
+            FROM unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[])
+                AS p (privilege)
+            WHERE has_table_privilege(%s, c.oid, privilege))
+        FROM pg_class c
+        WHERE relnamespace = 'inturn'::regnamespace AND relkind IN ('r', 'v', 'p', 'm', 'S', 'f')
+        """,
+        [role],
+    )
+    place = ROLES.index(role)
+    assert dict(rows) == {name: given[place] for name, given in RELATIONS.items()}
+
+
+def test_no_privilege_is_on_a_single_column(database: Database) -> None:
+    query = """
+        SELECT attrelid::regclass, attname FROM pg_attribute
+        JOIN pg_class c ON c.oid = attrelid
+        WHERE relnamespace = 'inturn'::regnamespace AND attacl IS NOT NULL
+    """
+    assert database.execute(query) == []
+
+
+def test_public_has_nothing(database: Database) -> None:
+    granted = database.execute("""
+        SELECT what, privilege_type FROM (
+            SELECT oid::regprocedure::text, coalesce(proacl, acldefault('f', proowner))
+            FROM pg_proc WHERE pronamespace = 'inturn'::regnamespace
+            UNION ALL
+            SELECT oid::regclass::text, coalesce(relacl, acldefault('r', relowner))
+            FROM pg_class WHERE relnamespace = 'inturn'::regnamespace AND relkind IN ('r', 'v')
+            UNION ALL
+            SELECT nspname, coalesce(nspacl, acldefault('n', nspowner))
+            FROM pg_namespace WHERE nspname = 'inturn'
+        ) AS everything (what, acl), aclexplode(acl) WHERE grantee = 0
+    """)
+    assert granted == []
+
+
+def test_public_has_nothing_where_it_is_given_everything_by_default(
+    empty_database: Database,
+) -> None:
+    empty_database.execute("""
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO PUBLIC;
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC;
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON ROUTINES TO PUBLIC;
+    """)
+    upgrade(empty_database.dsn)
+    test_public_has_nothing(empty_database)
+
+
+def test_no_role_may_create_in_the_schema_or_grant_on(database: Database) -> None:
+    for role in ROLES:
+        assert not database.value("SELECT has_schema_privilege(%s, 'inturn', 'CREATE')", [role])
+    grantable = """
+        SELECT relname FROM pg_class c, aclexplode(relacl) WHERE relnamespace =
+            'inturn'::regnamespace AND is_grantable AND grantee <> relowner
+        UNION ALL
+        SELECT proname FROM pg_proc p, aclexplode(proacl) WHERE pronamespace =
+            'inturn'::regnamespace AND is_grantable AND grantee <> proowner
+    """
+    assert database.execute(grantable) == []
+
+
+def test_the_roles_are_siblings_that_cannot_log_in(database: Database) -> None:
+    for role in ROLES:
+        others = [other for other in ROLES if other != role]
+        for other in others:
+            assert not database.value("SELECT pg_has_role(%s, %s, 'MEMBER')", [role, other])
+        assert database.execute(
+            "SELECT rolsuper, rolcanlogin, rolcreaterole, rolcreatedb, rolbypassrls, rolreplication"
+            " FROM pg_roles WHERE rolname = %s",
+            [role],
+        ) == [(False,) * 6]
+
+
+def test_only_append_runs_as_its_owner_and_pins_its_search_path(database: Database) -> None:
+    definers = database.execute("""
+        SELECT proname, (SELECT setting FROM unnest(proconfig) AS c (setting)
+                         WHERE setting LIKE 'search_path=%')
+        FROM pg_proc WHERE pronamespace = 'inturn'::regnamespace AND prosecdef ORDER BY 1
+    """)
+    assert definers == [("append", "search_path=pg_catalog, pg_temp")]
+
+
+def test_no_function_builds_sql_from_a_callers_value(database: Database) -> None:
+    dynamic = database.execute("""
+        SELECT proname FROM pg_proc WHERE pronamespace = 'inturn'::regnamespace
+        AND prosrc ~* '\\mEXECUTE\\M' ORDER BY 1
+    """)
+    # The applier's own, which call a target that an operator named.
+    assert dynamic == [("apply_batch",), ("apply_key",)]
+
+
+# Attempts.
+
+
+def test_a_caller_appends_by_every_door(orders: Database) -> None:
+    with connect_as(orders, "inturn_caller") as caller:
+        assert caller.execute(APPEND).fetchone() == (2,)
+        many = caller.execute("SELECT inturn.append_many('orders', '{a,b}', '{update,insert}')")
+        assert many.fetchone() == ([3, 1],)
+        inserted = caller.execute(
+            "INSERT INTO inturn.outbox (topic, key, name) VALUES ('orders', 'b', 'update') RETURNING seq"
+        )
+        assert inserted.fetchone() == (2,)
+        with caller.cursor().copy("COPY inturn.outbox (topic, key, name) FROM STDIN") as copy:
+            copy.write_row(("orders", "b", "delete"))
+        assert caller.execute("SELECT * FROM inturn.outbox").fetchall() == []
+    rows = orders.execute("SELECT key, seq FROM inturn.command_log ORDER BY 1, 2")
+    assert rows == [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 2), ("b", 3)]
+
+
+NOT_A_CALLERS = [
+    "SELECT FROM inturn.command_log",
+    "SELECT FROM inturn.key_sequence FOR UPDATE",
+    "SELECT FROM inturn.key_cursor",
+    "SELECT FROM inturn.topic",
+    "SELECT FROM inturn.turn",
+    "SELECT FROM inturn.listener",
+    "INSERT INTO inturn.command_log (topic, key, seq, name, payload) VALUES ('orders', 'a', 9, 'x', '{}')",
+    "INSERT INTO inturn.key_cursor (topic, key) VALUES ('orders', 'z')",
+    "INSERT INTO inturn.topic (name, target) VALUES ('mine', 'python')",
+    "UPDATE inturn.command_log SET name = 'x'",
+    "UPDATE inturn.key_cursor SET applied_seq = 9",
+    "UPDATE inturn.key_sequence SET drained_seq = 9",
+    "DELETE FROM inturn.command_log",
+    "TRUNCATE inturn.command_log",
+    "BEGIN; LOCK TABLE inturn.key_sequence IN SHARE MODE",
+    "ALTER TABLE inturn.command_log ADD COLUMN mine integer",
+    "DROP VIEW inturn.outbox",
+    "CREATE TABLE inturn.mine ()",
+    "CREATE FUNCTION inturn.mine() RETURNS void LANGUAGE sql AS ''",
+    "CREATE TRIGGER mine INSTEAD OF INSERT ON inturn.outbox"  # noqa: ISC004
+    " FOR EACH ROW EXECUTE FUNCTION inturn.append_from_outbox()",
+    "SELECT inturn.claim('orders')",
+    "SELECT inturn.claim_commands('orders')",
+    "SELECT inturn.finish('orders', '{a}', '{1}', '{1}', '{1}', 'me')",
+    "SELECT inturn.fail('orders', 'a', 1, 1, 1, 'e', 'me')",
+    "CALL inturn.apply()",
+    "SELECT inturn.announce_sleep('{orders}')",
+    "SELECT inturn.create_topic('mine')",
+    "SELECT inturn.list_keys()",
+    "SET ROLE inturn_applier",
+    "SET ROLE inturn_operator",
+]
+
+
+def test_a_caller_can_do_nothing_else(orders: Database) -> None:
+    session = connect_as(orders, "inturn_caller")
+    for attempt in NOT_A_CALLERS:
+        assert refusal(session, attempt).sqlstate == "42501", attempt
+        session.rollback()
+
+
+NOT_AN_APPLIERS = [
+    APPEND,
+    "SELECT inturn.append_many('orders', '{a}', '{insert}')",
+    "INSERT INTO inturn.outbox (topic, key, name) VALUES ('orders', 'a', 'insert')",
+    "COPY inturn.outbox (topic, key, name) FROM STDIN",
+    "INSERT INTO inturn.command_log (topic, key, seq, name, payload) VALUES ('orders', 'a', 2, 'x', '{}')",
+    "UPDATE inturn.command_log SET name = 'x'",
+    "DELETE FROM inturn.command_log",
+    "UPDATE inturn.topic SET target = 'python'",
+    "UPDATE inturn.turn SET outcome = 'applied'",
+    "DELETE FROM inturn.turn",
+    "DELETE FROM inturn.key_cursor",
+    "INSERT INTO inturn.key_cursor (topic, key) VALUES ('orders', 'z')",
+    "SELECT inturn.create_topic('mine')",
+    "SELECT inturn.list_keys()",
+    "CREATE TABLE inturn.mine ()",
+    "SET ROLE inturn_caller",
+    "SET ROLE inturn_operator",
+]
+
+
+def test_an_applier_neither_appends_nor_rewrites_what_was_appended(
+    orders: Database,
+) -> None:
+    session = connect_as(orders, "inturn_applier")
+    for attempt in NOT_AN_APPLIERS:
+        assert refusal(session, attempt).sqlstate == "42501", attempt
+        session.rollback()
+
+
+NOT_AN_OPERATORS = [
+    APPEND,
+    "INSERT INTO inturn.outbox (topic, key, name) VALUES ('orders', 'a', 'insert')",
+    "CALL inturn.apply()",
+    "SELECT inturn.claim('orders')",
+    "SELECT inturn.finish('orders', '{a}', '{1}', '{1}', '{1}', 'me')",
+    "UPDATE inturn.key_cursor SET applied_seq = 9",
+    "DELETE FROM inturn.command_log",
+    "UPDATE inturn.topic SET target = 'python'",
+    "DELETE FROM inturn.topic",
+    "CREATE TABLE inturn.mine ()",
+    "SET ROLE inturn_caller",
+    "SET ROLE inturn_applier",
+]
+
+
+def test_an_operator_neither_appends_nor_applies(orders: Database) -> None:
+    session = connect_as(orders, "inturn_operator")
+    for attempt in NOT_AN_OPERATORS:
+        assert refusal(session, attempt).sqlstate == "42501", attempt
+        session.rollback()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_calling_another_roles_protocol_is_refused_before_it_starts(orders: Database, role: str) -> None:
+    session = connect_as(orders, role)
+    routines = orders.execute("""
+        SELECT proname::text, prokind = 'p', ARRAY(
+            SELECT format_type(type, NULL) FROM unnest(proargtypes) AS t (type)),
+            obj_description(oid, 'pg_proc')
+        FROM pg_proc WHERE pronamespace = 'inturn'::regnamespace
+    """)
+    others = set().union(*ROUTINES.values()) - ROUTINES[role]
+    refused = set()
+    for name, is_procedure, types, comment in routines:
+        if name in others or comment.startswith("Internal to append"):
+            arguments = ", ".join(f"NULL::{type_}" for type_ in types)
+            call = f"{'CALL' if is_procedure else 'SELECT'} inturn.{name}({arguments})"
+            assert refusal(session, call).sqlstate == "42501", call
+            refused.add(name)
+    assert refused >= others
+
+
+def test_an_operator_reads_everything_and_creates_topics(orders: Database) -> None:
+    with connect_as(orders, "inturn_operator") as operator:
+        created = operator.execute("SELECT inturn.create_topic('mine', max_attempts => 3)")
+        assert created.fetchone() == (True,)
+        for relation in RELATIONS:
+            operator.execute(sql.SQL("SELECT * FROM inturn.{}").format(sql.Identifier(relation)))
+        listed = operator.execute("SELECT key, state FROM inturn.list_keys()")
+        assert listed.fetchall() == [("a", "ready")]
+        pending = operator.execute("SELECT inturn.pending_commands('{orders}')")
+        assert pending.fetchone() == (1,)
+
+
+def test_a_login_without_a_role_does_not_even_see_the_functions(orders: Database) -> None:
+    nobody = connect_as(orders)
+    for attempt in (APPEND, "SELECT FROM inturn.outbox", "CALL inturn.apply()"):
+        assert refusal(nobody, attempt).sqlstate == "42501"
+
+
+# Tricks.
+
+
+def test_what_a_caller_puts_in_its_own_schemas_captures_nothing(orders: Database) -> None:
+    with connect_as(orders, "inturn_caller") as caller:
+        orders.execute(f"CREATE SCHEMA trap AUTHORIZATION {caller.info.user}")
+        caller.execute("CREATE TEMP TABLE captured (what text)")
+        for schema in ("pg_temp", "trap"):
+            caller.execute(trap_in(schema))
+        for path in ("DEFAULT", "pg_temp, pg_catalog", "trap, pg_temp, inturn, pg_catalog"):
+            caller.execute(sql.SQL("SET search_path = {}").format(sql.SQL(path)))
+            caller.execute("SELECT inturn.append('orders', 'a', 'insert')")
+            caller.execute("SELECT inturn.append('orders', 'n', 'insert', '{}', NULL)")
+            caller.execute("SELECT inturn.append('orders', 'i', 'insert', '{}', 'once')")
+            caller.execute("SELECT inturn.append_many('orders', '{a,b}', '{x,y}')")
+            caller.execute("INSERT INTO inturn.outbox (topic, key, name) VALUES ('orders','c','x')")
+            refused = refusal(caller, "SELECT inturn.append('orders', repeat('x', 513), 'insert')")
+            assert refused.sqlstate == "IT002"
+        for table in ("captured", "pg_temp.command_log", "trap.command_log", "trap.key_cursor"):
+            query = sql.SQL("SELECT count(*) OPERATOR(pg_catalog.+) 0 FROM {}")
+            assert caller.execute(query.format(sql.SQL(table))).fetchone() == (0,)
+    counts = "SELECT key, count(*) FROM inturn.command_log GROUP BY key ORDER BY key"
+    assert orders.execute(counts) == [("a", 7), ("b", 3), ("c", 3), ("i", 1), ("n", 3)]
+
+
+def trap_in(schema: LiteralString) -> sql.Composed:
+    """Return what would capture unqualified names: tables, functions, operators, types."""
+    return sql.SQL("""
+        CREATE TABLE {0}.topic (name text, max_payload_bytes integer);
+        CREATE TABLE {0}.key_sequence (topic text, key text, drained_seq bigint);
+        CREATE TABLE {0}.command_log (topic text, key text, seq bigint, name text,
+            payload jsonb, idempotency_key text);
+        CREATE TABLE {0}.key_cursor (topic text, key text, ready_at timestamptz);
+        CREATE TABLE {0}.listener (topic text, asleep_until timestamptz);
+        CREATE FUNCTION {0}.append(text, text, text, jsonb, text) RETURNS bigint
+            LANGUAGE sql AS 'INSERT INTO captured VALUES (''append''); SELECT 99::bigint';
+        CREATE FUNCTION {0}.octet_length(text) RETURNS integer
+            LANGUAGE sql AS 'INSERT INTO captured VALUES (''length''); SELECT 1';
+        CREATE FUNCTION {0}.clock_timestamp() RETURNS timestamptz
+            LANGUAGE sql AS 'INSERT INTO captured VALUES (''clock''); SELECT now()';
+        CREATE FUNCTION {0}.pg_notify(text, text) RETURNS void
+            LANGUAGE sql AS 'INSERT INTO captured VALUES (''notify'')';
+        CREATE FUNCTION {0}.same(text, text) RETURNS boolean
+            LANGUAGE sql AS 'INSERT INTO captured VALUES (''same''); SELECT true';
+        CREATE OPERATOR {0}.= (FUNCTION = {0}.same, LEFTARG = text, RIGHTARG = text);
+        CREATE FUNCTION {0}.over(integer, integer) RETURNS boolean
+            LANGUAGE sql AS 'INSERT INTO captured VALUES (''over''); SELECT false';
+        CREATE OPERATOR {0}.> (FUNCTION = {0}.over, LEFTARG = integer, RIGHTARG = integer);
+        CREATE DOMAIN {0}.int8 AS integer CHECK (value < 0);
+        CREATE DOMAIN {0}.jsonb AS pg_catalog.jsonb CHECK (value = '"never"');
+        CREATE TYPE {0}.record AS (nothing integer);
+    """).format(sql.SQL(schema))
+
+
+# A service whose processes hold one role each.
+
+
+def test_the_whole_run_without_a_superuser_by_sql(orders: Database) -> None:
+    with (
+        connect_as(orders, "inturn_caller") as caller,
+        connect_as(orders, "inturn_applier") as applier,
+        connect_as(orders, "inturn_operator") as operator,
+    ):
+        assert caller.execute("SELECT inturn.append('orders', 'a', 'delete')").fetchone() == (2,)
+        caller.execute("SELECT inturn.append('orders', 'b', 'fail')")
+        assert applier.execute("CALL inturn.apply(max_seconds => 30)").fetchone() == (2, 1)
+        listed = operator.execute("SELECT key, state, applied_seq FROM inturn.list_keys()")
+        assert listed.fetchall() == [("b", "retrying", 0), ("a", "idle", 2)]
+        turns = operator.execute("SELECT outcome, error FROM inturn.turn WHERE key = 'b'")
+        outcome, error = turns.fetchone() or (None, "")
+        assert (outcome, error.splitlines()[0]) == ("retry", "refused b (SQLSTATE P0001)")
+    assert orders.execute("SELECT key, seq FROM app.witness ORDER BY id") == [("a", 1), ("a", 2)]
+
+
+def test_the_whole_run_without_a_superuser_in_python(orders: Database) -> None:
+    orders.execute("SELECT inturn.create_topic('mails')")
+    with connect_as(orders, "inturn_caller") as caller:
+        append(caller, "mails", "m", "send")
+        append(caller, "orders", "a", "delete")
+    applier = Applier()
+
+    @applier.handler("mails")
+    def send(connection: psycopg.Connection[Any], command: Command) -> None:
+        connection.execute(
+            "INSERT INTO app.witness (key, seq, name) VALUES (%s, %s, %s)",
+            (command.key, command.seq, connection.info.user),
+        )
+
+    fleet = Fleet(login(orders, "inturn_applier"), applier, drain=True)
+    fleet.start()
+    assert fleet.wait(60)
+    outcome = fleet.end(1)
+    assert outcome.error is None
+    assert (outcome.commands, outcome.failures, outcome.held) == (3, 0, 0)
+    assert orders.execute("SELECT key, seq, name FROM app.witness ORDER BY key, seq") == [
+        ("a", 1, "insert"),
+        ("a", 2, "delete"),
+        ("m", 1, f"{orders.name}_applier"),
+    ]
+
+
+def test_an_applier_without_a_right_that_its_target_needs_fails_the_command_and_says_so(
+    witness: Database,
+) -> None:
+    witness.execute("GRANT USAGE ON SCHEMA app TO inturn_applier")
+    witness.execute("SELECT inturn.append('orders', 'a', 'insert')")
+    with connect_as(witness, "inturn_applier") as applier:
+        applier.execute("CALL inturn.apply(max_seconds => 30)")
+    assert witness.value("SELECT count(*) FROM app.witness") == 0
+    assert "permission denied" in witness.value("SELECT last_error FROM inturn.key_cursor")

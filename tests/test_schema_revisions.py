@@ -1,0 +1,91 @@
+"""The migrations: frozen once released, and together the same as the living files."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from support.database import Database
+from support.dump import dump
+from support.server import Server
+
+from inturn.schema import source
+from inturn.schema.version import HEAD
+
+#: SHA-256 of what was released. A change to the schema is a new revision, never an edit of these.
+RELEASED = {
+    "0001_core.sql": "02ce12fa41ce3f5e4900a535d70884d8db9e45185e44b06f0944e8b11d14ee9e",
+    "0001_core_down.sql": "40be6f845965d88006c712f95fc6ebb33de2d5e01baa971d33a1c133d14cd735",
+}
+
+VERSIONS = files("inturn.schema.revisions.versions")
+
+
+def alembic_scripts() -> ScriptDirectory:
+    config = Config()
+    config.set_main_option("script_location", str(files("inturn.schema") / "revisions"))
+    config.set_main_option("path_separator", "os")
+    return ScriptDirectory.from_config(config)
+
+
+def test_every_released_revision_is_what_it_was() -> None:
+    frozen = {
+        entry.name: hashlib.sha256(entry.read_bytes()).hexdigest()
+        for entry in VERSIONS.iterdir()
+        if entry.name.endswith(".sql")
+    }
+    assert frozen == RELEASED
+
+
+def test_the_package_serves_the_newest_revision_and_there_is_one_line_of_them() -> None:
+    scripts = alembic_scripts()
+    assert scripts.get_heads() == [HEAD]
+    assert len(scripts.get_bases()) == 1
+    numbers = [script.revision for script in scripts.walk_revisions()]
+    # Their order as text is their age: check_version compares them so.
+    assert numbers == sorted(numbers, reverse=True)
+
+
+@pytest.mark.parametrize("schema", ["inturn", "living"])
+def test_the_living_files_build_what_the_migrations_build(
+    database: Database, empty_database: Database, server: Server, schema: str
+) -> None:
+    # The table that Alembic makes before the first revision.
+    version_table = f"""
+        CREATE SCHEMA {schema};
+        CREATE TABLE {schema}.schema_version (
+            version_num varchar(32) NOT NULL CONSTRAINT schema_version_pkc PRIMARY KEY);
+    """
+    server.run(
+        *("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction"),
+        *("-d", empty_database.dsn),
+        input=version_table + source.script(schema),
+    )
+    assert dump(empty_database, schema) == source.rename(dump(database), schema).replace(
+        "Schema: inturn", f"Schema: {schema}"
+    ).replace("Name: inturn", f"Name: {schema}")
+
+
+def test_the_manifest_names_every_sql_file_once() -> None:
+    root = files("inturn.schema") / "sql"
+    there = {
+        f"{folder.name}/{entry.name}"
+        for folder in root.iterdir()
+        if folder.is_dir()
+        for entry in folder.iterdir()
+    } | {entry.name for entry in root.iterdir() if entry.name.endswith(".sql")}
+    assert sorted(source.manifest()) == sorted(there)
+
+
+def test_each_function_has_a_file_of_its_own_with_a_comment(database: Database) -> None:
+    functions = database.execute("""
+        SELECT proname::text, obj_description(oid, 'pg_proc') FROM pg_proc
+        WHERE pronamespace = 'inturn'::regnamespace ORDER BY 1
+    """)
+    assert [f"functions/{name}.sql" for name, _ in functions] == sorted(
+        path for path in source.manifest() if path.startswith("functions/")
+    )
+    assert [name for name, comment in functions if not comment] == []
