@@ -1,0 +1,306 @@
+"""P7: effects in the same database happen exactly once, whatever dies at whatever moment."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Literal
+
+import psycopg
+import pytest
+from support.database import Database, until
+from support.process import inturn_apply, run_apply
+from support.proxy import Proxy
+from support.server import Server
+from support.shop import (
+    after_restart,
+    append,
+    append_keys,
+    applied,
+    apply_all,
+    assert_once_and_in_turn,
+    at_work,
+    count_applied,
+    gate_shut,
+    open_shop,
+    wait_at_gate,
+)
+
+from inturn.schema.install import upgrade
+
+_APPEND = "SELECT inturn.append('shop', %s, %s, '{}', %s)"
+_PLACES = pytest.mark.parametrize("place", ["before", "after", "commit"])
+
+
+def _alive(database: Database, pids: list[int]) -> bool:
+    return bool(database.value("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY (%s)", [pids]))
+
+
+@_PLACES
+def test_an_applier_killed_before_after_and_in_the_commit_of_its_work_has_it_done_once(
+    database: Database, place: str
+) -> None:
+    open_shop(database)
+    append(database, "a", "insert", place, "delete")
+    append(database, "b", "insert")
+    with gate_shut(database) as gate:
+        with inturn_apply(database.dsn) as process:
+            pids = wait_at_gate(database)
+            process.kill()
+        # Its backend does not know yet: the key stays claimed, for it may yet commit.
+        assert apply_all(database).commands <= 1
+        assert applied(database, "a") == []
+        gate.rollback()
+        until(lambda: not _alive(database, pids), "the end of the killed applier's backend")
+    # Killed in COMMIT it was past the point of no return; else nothing of it is left.
+    assert applied(database, "a") == ([1, 2, 3] if place == "commit" else [])
+    code, _, _ = run_apply(database.dsn, "--drain")
+    assert code == 0
+    assert applied(database, "a") == [1, 2, 3]
+    assert_once_and_in_turn(database)
+
+
+@_PLACES
+@pytest.mark.parametrize("target", ["sql", "python"])
+def test_a_backend_terminated_before_after_and_in_the_commit_of_its_work_has_it_done_once(
+    database: Database, target: Literal["sql", "python"], place: str
+) -> None:
+    open_shop(database, target=target)
+    with at_work(database):
+        with gate_shut(database):
+            append(database, "a", "insert", place, "delete")
+            for pid in wait_at_gate(database):
+                database.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+            assert applied(database, "a") == []
+        until(lambda: len(applied(database, "a")) >= 3, "the effects, after connecting again")
+    assert_once_and_in_turn(database)
+    # A lost connection is no failure of the command.
+    assert database.value("SELECT count(*) FROM inturn.turn WHERE outcome <> 'applied'") == 0
+
+
+def test_a_handler_that_kills_its_process_leaves_nothing_behind(database: Database) -> None:
+    open_shop(database)
+    append(database, "a", "insert", "die")
+    assert run_apply(database.dsn, "--drain")[0] == -9
+    until(
+        lambda: (
+            database.value("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'inturn apply'")
+            == 0
+        ),
+        "the end of its backends",
+    )
+    assert count_applied(database) == 0
+    assert database.execute("SELECT applied_seq, epoch FROM inturn.key_cursor") == [(0, 0)]
+
+
+def _wait_for_more(database: Database, more: int) -> None:
+    goal = count_applied(database) + more
+    until(lambda: count_applied(database) >= goal, f"{more} more effects", 60)
+
+
+def test_processes_killed_again_and_again_apply_everything_once(database: Database) -> None:
+    open_shop(database, settings="batch_commands => 5")
+    keys = 40
+    for _ in range(20):
+        for name in ("insert", "update", "delete"):
+            append_keys(database, keys, name=name)
+    chance = random.Random(7)
+    for _ in range(4):
+        with inturn_apply(database.dsn, "--workers", "2", "--batch", "4"):
+            _wait_for_more(database, chance.randrange(20, 200))
+    assert count_applied(database) < keys * 60, "it was through before it was killed"
+    until(lambda: run_apply(database.dsn, "--drain") and _drained(database), "drained")
+    assert_once_and_in_turn(database)
+
+
+def _drained(database: Database) -> bool:
+    return bool(database.value("SELECT count(*) = 0 FROM inturn.key_cursor WHERE ready_at IS NOT NULL"))
+
+
+@pytest.mark.parametrize("target", ["sql", "python"])
+def test_backends_terminated_at_random_apply_everything_once(
+    database: Database, target: Literal["sql", "python"]
+) -> None:
+    open_shop(database, target=target, settings="batch_commands => 5")
+    for _ in range(30):
+        append_keys(database, 40)
+    rounds = 5
+    with at_work(database, workers=2, max_keys=4):
+        for _ in range(rounds):
+            _wait_for_more(database, 30)
+            killed = database.execute("""
+                SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE datname = current_database() AND application_name = 'inturn apply'""")
+            assert killed
+        until(lambda: _drained(database), "drained", 60)
+    assert_once_and_in_turn(database)
+
+
+@pytest.fixture
+def own_server(server: Server) -> Iterator[Server]:
+    """A server that a test may crash."""
+    own = Server(server.version)
+    own.start()
+    yield own
+    own.remove()
+
+
+class _Callers:
+    """Threads that append to a few keys each until told to stop, whatever happens to the server."""
+
+    def __init__(self, dsn: str, count: int) -> None:
+        self.acknowledged: dict[str, list[int]] = defaultdict(list)
+        self._over = threading.Event()
+        self._dsn = dsn
+        self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def count(self) -> int:
+        return sum(len(seqs) for seqs in list(self.acknowledged.values()))
+
+    def _call(self, caller: int) -> None:
+        number = 0
+        while not self._over.is_set():
+            with suppress(psycopg.OperationalError), psycopg.connect(self._dsn) as connection:
+                while not self._over.is_set():
+                    number += 1
+                    key = f"caller{caller}-{number % 3}"
+                    row = connection.execute(_APPEND, [key, "insert", None]).fetchone()
+                    connection.commit()
+                    assert row is not None
+                    self.acknowledged[key].append(row[0])
+            self._over.wait(0.02)  # the server is down: no busy waiting
+
+    def stop(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def _crash_under_load(server: Server, rounds: int, floor: int) -> None:
+    database = Database(server, "crash")
+    upgrade(database.dsn)
+    open_shop(database)
+
+    def ask(query: str) -> Any:
+        # Each time anew: the server comes and goes.
+        try:
+            with psycopg.connect(database.dsn, autocommit=True) as connection:
+                row = connection.execute(query).fetchone()
+                return row[0] if row else None
+        except psycopg.OperationalError:
+            return 0
+
+    def wait_for_progress() -> None:
+        applied_goal = ask("SELECT count(*) FROM app.witness") + floor
+        acknowledged_goal = callers.count + floor
+        until(lambda: ask("SELECT count(*) FROM app.witness") >= applied_goal, "appliers go on", 60)
+        until(lambda: callers.count >= acknowledged_goal, "callers go on", 60)
+
+    callers = _Callers(database.dsn, 3)
+    try:
+        with at_work(database, workers=2):
+            for _ in range(rounds):
+                wait_for_progress()
+                server.stop("immediate")
+                server.start()
+            callers.stop()
+            until(
+                lambda: (
+                    ask("SELECT count(*) FROM inturn.key_cursor WHERE ready_at IS NOT NULL") == 0
+                    and ask("SELECT count(*) FROM app.witness") >= callers.count
+                ),
+                "drained",
+                60,
+            )
+    finally:
+        callers.stop()
+    assert_once_and_in_turn(after_restart(database))
+    for key, seqs in callers.acknowledged.items():
+        assert seqs == sorted(seqs)
+        assert set(seqs) <= set(applied(database, key))
+    database.drop()
+
+
+def test_a_server_crashed_again_and_again_under_load_loses_and_repeats_nothing(
+    own_server: Server,
+) -> None:
+    _crash_under_load(own_server, rounds=3, floor=100)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_server_crashed_thirty_times_under_load_loses_and_repeats_nothing(
+    own_server: Server,
+) -> None:
+    _crash_under_load(own_server, rounds=30, floor=500)
+
+
+Cut = Literal["request", "reply"]
+
+
+@pytest.mark.parametrize("what", ["request", "reply"])
+@pytest.mark.parametrize("before", ["new key", "idle key", "busy key"])
+def test_a_caller_cut_off_in_its_commit_appends_once_by_its_idempotency_key(
+    database: Database, what: Cut, before: str
+) -> None:
+    open_shop(database)
+    expected = 1
+    if before != "new key":
+        append(database, "a", "first")
+        expected = 2
+    if before == "idle key":
+        apply_all(database)
+    with Proxy(database.server) as proxy:
+        proxy.cut_at(b"COMMIT", what)
+        with psycopg.connect(proxy.dsn(database.name)) as connection:
+            row = connection.execute(_APPEND, ["a", "insert", "request-1"]).fetchone()
+            assert row == (expected,)
+            with pytest.raises(psycopg.OperationalError):
+                connection.commit()
+        assert proxy.cuts == 1
+        with psycopg.connect(proxy.dsn(database.name)) as connection:
+            row = connection.execute(_APPEND, ["a", "insert", "request-1"]).fetchone()
+            assert row == (expected,)
+        with psycopg.connect(proxy.dsn(database.name)) as connection:
+            assert connection.execute(_APPEND, ["a", "delete", None]).fetchone() == (expected + 1,)
+    apply_all(database)
+    assert applied(database, "a") == list(range(1, expected + 2))
+    assert_once_and_in_turn(database)
+
+
+@pytest.mark.parametrize("what", ["request", "reply"])
+@pytest.mark.parametrize("target", ["sql", "python"])
+def test_an_applier_cut_off_in_its_commit_applies_once(
+    database: Database, target: Literal["sql", "python"], what: Cut
+) -> None:
+    open_shop(database, target=target)
+    with Proxy(database.server) as proxy:
+        proxy.cut_at(b"COMMIT", what)
+        with at_work(database, dsn=proxy.dsn(database.name)):
+            append(database, "a", "insert", "update")
+            until(lambda: proxy.cuts == 1, "the cut")
+            append(database, "a", "delete")
+            until(lambda: len(applied(database, "a")) >= 3, "the effects, after connecting again")
+    apply_all(database)
+    assert_once_and_in_turn(database)
+
+
+@pytest.mark.parametrize("target", ["sql", "python"])
+def test_a_failing_command_leaves_no_effect_and_what_came_before_it_has_one(
+    database: Database, target: Literal["sql", "python"]
+) -> None:
+    open_shop(database, target=target, settings="max_attempts => 2, backoff_base => '1 ms'")
+    append(database, "a", "insert", "update", "fail", "delete")
+    append_keys(database, 20)
+    until(lambda: apply_all(database).held == 1, "held")
+    assert applied(database, "a") == [1, 2]
+    assert count_applied(database) == 22
+    assert database.execute(
+        "SELECT from_seq, to_seq, outcome FROM inturn.turn WHERE key = 'a' ORDER BY epoch"
+    ) == [(1, 2, "retry"), (3, 2, "held")]

@@ -1,0 +1,47 @@
+"""What a statement costs: its plan, and the blocks that it reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+
+Plan = dict[str, Any]
+
+
+def explain(connection: psycopg.Connection[Any], query: str, parameters: Sequence[Any] = ()) -> Plan:
+    """Run a statement under EXPLAIN (ANALYZE, BUFFERS) and return its plan; it takes effect."""
+    row = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query}", parameters).fetchone()
+    assert row is not None
+    plan: Plan = row[0][0]["Plan"]
+    return plan
+
+
+def buffers(plan: Plan) -> int:
+    """Return how many blocks it read, those of the functions that it called included."""
+    return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
+
+
+def nodes(plan: Plan) -> Iterator[Plan]:
+    """Walk over the plan, from the top."""
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def query_of_claim(connection: psycopg.Connection[Any]) -> tuple[str, dict[str, str]]:
+    """Return the query inside claim, with $1 topic, $2 since, $3 now, $4 max_keys, and its settings."""
+    row = connection.execute(
+        "SELECT prosrc, proconfig FROM pg_proc WHERE oid = 'inturn.claim'::regproc"
+    ).fetchone()
+    assert row is not None
+    source, settings = row
+    found = re.search(r"RETURN QUERY\s+(SELECT.*?SKIP LOCKED)", source, re.DOTALL)
+    assert found is not None, "claim has no query that skips locked rows"
+    query = found[1]
+    for name, number in (("claim.topic", 1), ("since", 2), ("now", 3), ("max_keys", 4)):
+        query, replaced = re.subn(rf"\b{re.escape(name)}\b", f"${number}", query)
+        assert replaced == 1, name
+    return query, dict(setting.split("=", 1) for setting in settings)

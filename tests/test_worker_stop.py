@@ -1,0 +1,183 @@
+"""The end of `inturn apply`: by signal, by grace, by --max-seconds."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from support.database import Database, until
+from support.process import inturn_apply, run_apply
+from support.shop import (
+    append,
+    append_keys,
+    applied,
+    applier,
+    apply_all,
+    assert_once_and_in_turn,
+    count_applied,
+    gate_shut,
+    open_shop,
+    wait_at_gate,
+)
+
+from inturn.applier import Fleet
+
+_SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+
+@_SIGNALS
+def test_a_signal_ends_an_idle_worker_at_once(database: Database, number: signal.Signals) -> None:
+    open_shop(database)
+    with inturn_apply(database.dsn, "--workers", "2") as process:
+        append(database, "a", "insert")
+        until(lambda: applied(database, "a"), "at work")
+        process.send(number)
+        assert process.exit_code(10) == 0
+        assert "applied 1 command " in process.out
+
+
+def test_a_stop_lets_the_command_in_hand_end_and_takes_no_further_one(database: Database) -> None:
+    open_shop(database)
+    append(database, "a", "insert", "after", "insert", "insert")
+    fleet = Fleet(database.dsn, applier)
+    with gate_shut(database) as gate:
+        fleet.start()
+        wait_at_gate(database)
+        fleet.request_stop()
+        gate.rollback()
+        assert fleet.wait(20)
+    outcome = fleet.end(0)
+    assert (outcome.commands, outcome.failures, outcome.cut) == (2, 0, False)
+    # The two behind it in the same turn are not done, and what is done is committed.
+    assert applied(database, "a") == [1, 2]
+    assert database.execute("SELECT applied_seq, attempts FROM inturn.key_cursor") == [(2, 0)]
+    assert database.execute("SELECT from_seq, to_seq, outcome FROM inturn.turn") == [(1, 2, "applied")]
+    apply_all(database)
+    assert applied(database, "a") == [1, 2, 3, 4]
+    assert_once_and_in_turn(database)
+
+
+@_SIGNALS
+def test_a_signal_ends_a_process_within_a_turn_and_keeps_what_is_done(
+    database: Database, number: signal.Signals
+) -> None:
+    open_shop(database, settings="batch_commands => 10000")
+    behind = 5_000
+    append(database, "a", "after", *["insert"] * behind)
+    with gate_shut(database) as gate, inturn_apply(database.dsn) as process:
+        wait_at_gate(database)
+        process.send(number)
+        gate.rollback()
+        assert process.exit_code(20) == 0
+    done = count_applied(database)
+    assert 1 <= done < behind
+    assert database.execute("SELECT applied_seq, attempts FROM inturn.key_cursor") == [(done, 0)]
+    assert applied(database, "a") == list(range(1, done + 1))
+
+
+def test_when_the_grace_is_over_the_command_is_cut_off_and_another_worker_does_it(
+    database: Database,
+) -> None:
+    open_shop(database)
+    append(database, "a", "insert", "after", "insert")
+    append(database, "b", "insert")
+    with gate_shut(database) as gate:
+        with inturn_apply(database.dsn, "--grace", "0.2", "--batch", "1") as process:
+            wait_at_gate(database)
+            process.send(signal.SIGTERM)
+            assert process.exit_code(10) == 6
+            assert "cut off" in process.out
+        # Its backend is gone too, though its statement would still wait: the key is free.
+        until(
+            lambda: (
+                database.value(
+                    "SELECT count(*) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND application_name = 'inturn apply'"
+                )
+                == 0
+            ),
+            "the end of its backend",
+            3,
+        )
+        assert applied(database, "a") == []
+        # Cut off is no failure: no attempt is counted, nothing recorded.
+        assert database.execute(
+            "SELECT applied_seq, attempts, last_error FROM inturn.key_cursor WHERE key = 'a'"
+        ) == [(0, 0, None)]
+        gate.rollback()
+    assert run_apply(database.dsn, "--drain")[0] == 0
+    assert applied(database, "a") == [1, 2, 3]
+    assert_once_and_in_turn(database)
+
+
+def test_a_second_signal_cuts_the_grace_short(database: Database) -> None:
+    open_shop(database)
+    append(database, "a", "after")
+    with gate_shut(database), inturn_apply(database.dsn, "--grace", "60") as process:
+        wait_at_gate(database)
+        # Two of the same number that come at once would count as one.
+        process.send(signal.SIGTERM)
+        process.send(signal.SIGINT)
+        assert process.exit_code(10) == 6
+    assert count_applied(database) == 0
+
+
+def test_max_seconds_ends_a_daemon_and_a_drain_with_what_is_done_kept(database: Database) -> None:
+    open_shop(database, settings="batch_commands => 1")
+    with inturn_apply(database.dsn, "--max-seconds", "0.2") as process:
+        assert process.exit_code(10) == 0
+    append(database, "a", "before", "insert")
+    with (
+        gate_shut(database),
+        inturn_apply(database.dsn, "--drain", "--max-seconds", "0.2", "--grace", "0.1") as process,
+    ):
+        assert process.exit_code(10) == 6
+    assert run_apply(database.dsn, "--drain", "--max-seconds", "60")[0] == 0
+    assert_once_and_in_turn(database)
+
+
+def test_max_seconds_bounds_a_drain_that_never_ends(database: Database) -> None:
+    open_shop(database, settings="batch_commands => 1")
+    database.execute("""
+        SELECT inturn.append_many('shop', array_fill('deep'::text, ARRAY[20000]),
+                                  array_fill('insert'::text, ARRAY[20000]))
+    """)
+    code, out, _ = run_apply(database.dsn, "--drain", "--max-seconds", "0.5")
+    assert code == 0
+    done = count_applied(database)
+    assert 0 < done < 20_000
+    assert f"applied {done:,} commands" in out
+    assert applied(database, "deep") == list(range(1, done + 1))
+
+
+def test_drain_ends_when_nothing_is_ready_and_leaves_what_waits_for_its_retry(
+    database: Database,
+) -> None:
+    open_shop(database, settings="backoff_base => '1 hour', backoff_cap => '1 hour'")
+    append_keys(database, 100)
+    append(database, "a", "insert", "fail")
+    code, out, _ = run_apply(database.dsn, "--drain", "--workers", "2")
+    assert code == 0
+    assert "applied 101 commands" in out
+    assert "1 failed" in out
+    assert count_applied(database) == 101
+
+
+def test_overlapping_drains_share_the_work_and_repeat_none(database: Database) -> None:
+    open_shop(database, settings="batch_commands => 2")
+    append(database, "a", "after")
+    append(database, "b", "after")
+    with (
+        gate_shut(database) as gate,
+        inturn_apply(database.dsn, "--drain") as first,
+        inturn_apply(database.dsn, "--drain") as second,
+    ):
+        wait_at_gate(database, 2)
+        for _ in range(4):
+            append_keys(database, 100)
+        gate.rollback()
+        assert first.exit_code() == second.exit_code() == 0
+    assert run_apply(database.dsn, "--drain")[0] == 0
+    processes = "SELECT count(DISTINCT split_part(applier, ':', 2)) FROM inturn.turn"
+    assert database.value(processes) == 2, "the two had all the work"
+    assert_once_and_in_turn(database)

@@ -1,0 +1,222 @@
+"""An idle worker wakes by NOTIFY within milliseconds, and by polling when NOTIFY never comes."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import psycopg
+import pytest
+from support.database import Database, until
+from support.shop import (
+    TOPIC,
+    append,
+    append_keys,
+    applied,
+    apply_all,
+    assert_once_and_in_turn,
+    at_work,
+    open_shop,
+    wait_applied,
+)
+
+import inturn.applier.worker as worker_module
+from inturn.applier.worker import Worker
+
+
+def _asleep(database: Database) -> bool:
+    return bool(database.value("SELECT count(*) FROM inturn.listener WHERE asleep_until > clock_timestamp()"))
+
+
+def _seconds_to_effect(database: Database, key: str) -> float:
+    committed_at = time.time()
+    append(database, key, "insert")
+    return wait_applied(database, key) - committed_at
+
+
+def _settle(database: Database) -> None:
+    """Wait until the worker sleeps for a second at a time: it has looked in vain ever longer."""
+    until(lambda: _asleep(database), "the first sleep")
+    quiet_at = time.monotonic() + 1.5
+    until(lambda: time.monotonic() > quiet_at, "polls of 0.02 + 0.04 + ... s behind it")
+
+
+def test_an_idle_worker_wakes_by_notify_well_before_it_would_poll(database: Database) -> None:
+    open_shop(database)
+    with at_work(database):
+        _settle(database)
+        waits = []
+        for number in range(3):
+            waits.append(_seconds_to_effect(database, f"k{number}"))
+            _settle(database)
+    # By polling it would be half a second.
+    assert statistics.median(waits) < 0.25, waits
+
+
+def test_many_wakes_in_a_row_take_milliseconds(database: Database) -> None:
+    open_shop(database)
+    with at_work(database):
+        until(lambda: _asleep(database), "the first sleep")
+        waits = [_seconds_to_effect(database, f"k{number}") for number in range(20)]
+    assert statistics.median(waits) < 0.25, waits
+
+
+def test_a_worker_drains_by_polling_when_nobody_is_notified(database: Database) -> None:
+    open_shop(database)
+    # As after a crash, which empties the unlogged table, or behind a pooler: nothing ever notifies.
+    database.execute("""
+        CREATE FUNCTION app.forget() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+        CREATE TRIGGER forget BEFORE INSERT OR UPDATE ON inturn.listener
+            FOR EACH ROW EXECUTE FUNCTION app.forget();
+    """)
+    with at_work(database):
+        for number in range(3):
+            append(database, f"k{number}", "insert")
+            wait_applied(database, f"k{number}", patience=10)
+    assert not _asleep(database)
+    assert_once_and_in_turn(database)
+
+
+def test_a_worker_whose_listener_was_terminated_goes_on_by_polling(database: Database) -> None:
+    open_shop(database)
+    listening = "query LIKE 'LISTEN%%' AND datname = current_database()"
+    with at_work(database):
+        until(
+            lambda: database.value(f"SELECT count(*) FROM pg_stat_activity WHERE {listening}", []),
+            "the listener",
+        )
+        killed = database.execute(
+            f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {listening}", []
+        )
+        assert killed == [(True,)]
+        append(database, "a", "insert")
+        until(lambda: applied(database, "a"), "the effect", 10)
+
+
+@pytest.fixture
+def ear(database: Database) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """A session that listens beside the workers."""
+    open_shop(database)
+    connection = database.connect()
+    connection.execute('LISTEN "inturn.ready"')
+    yield connection
+    connection.close()
+
+
+def _heard(ear: psycopg.Connection[tuple[object, ...]], database: Database) -> list[str]:
+    """Return what was notified until now: a mark of our own comes after it."""
+    database.execute("NOTIFY \"inturn.ready\", 'the end'")
+    heard: list[str] = []
+    for notification in ear.notifies(timeout=30):
+        if notification.payload == "the end":
+            return heard
+        heard.append(notification.payload)
+    raise AssertionError("no notification came at all")
+
+
+def _announce(database: Database) -> None:
+    database.execute("SELECT inturn.announce_sleep(ARRAY['shop'])")
+
+
+def test_append_notifies_when_a_key_turns_ready_while_an_applier_sleeps(
+    database: Database, ear: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    _announce(database)
+    append(database, "a", "insert")
+    assert _heard(ear, database) == [TOPIC]
+    append(database, "a", "update")
+    assert _heard(ear, database) == [], "the key was ready already"
+    apply_all(database)
+    _announce(database)
+    append(database, "a", "delete")
+    assert _heard(ear, database) == [TOPIC], "an idle key turned ready again"
+
+
+def test_append_notifies_nobody_while_no_applier_sleeps(
+    database: Database, ear: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    append_keys(database, 10)
+    assert _heard(ear, database) == []
+    database.execute("INSERT INTO inturn.listener VALUES ('shop', clock_timestamp() - interval '1 ms')")
+    append_keys(database, 10, prefix="more")
+    assert _heard(ear, database) == [], "the sleep was announced too long ago"
+
+
+def test_append_notifies_nobody_for_the_sleep_of_another_topics_applier(
+    database: Database, ear: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    database.execute("SELECT inturn.announce_sleep(ARRAY['other'])")
+    append(database, "a", "insert")
+    assert _heard(ear, database) == []
+
+
+def test_a_rolled_back_append_notifies_nobody(
+    database: Database, ear: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    _announce(database)
+    caller = database.session()
+    caller.execute("SELECT inturn.append('shop', 'a', 'insert')")
+    caller.rollback()
+    assert _heard(ear, database) == []
+
+
+def test_a_sleep_is_announced_at_most_once_a_second(database: Database) -> None:
+    open_shop(database)
+    _announce(database)
+    first = database.execute("SELECT asleep_until, xmin::text FROM inturn.listener")
+    for _ in range(50):
+        _announce(database)
+    again = database.execute("SELECT asleep_until, xmin::text FROM inturn.listener")
+    ((late,),) = database.execute(
+        "SELECT clock_timestamp() > asleep_until - interval '1 second' FROM inturn.listener"
+    )
+    assert late or first == again
+
+
+def test_a_key_that_turns_ready_between_the_look_and_the_announcement_is_found_at_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It notifies nobody, and is ready before the sleep is announced: only a second look finds it."""
+    open_shop(database)
+    keys = [f"k{number}" for number in range(3)]
+    sleeps = itertools.count(1)
+    appended_at: dict[str, float] = {}
+    announce = Worker._announce_sleep
+
+    def append_first(worker: Worker, connection: psycopg.Connection[Any]) -> datetime:
+        key = f"k{len(appended_at)}"
+        # Not at every sleep: the first after some work is cut short by the worker's own ring.
+        if key in keys and next(sleeps) % 3 == 0:
+            database.execute("DELETE FROM inturn.listener")
+            append(database, key, "insert")
+            appended_at[key] = time.time()
+        return announce(worker, connection)
+
+    monkeypatch.setattr(Worker, "_announce_sleep", append_first)
+    monkeypatch.setattr(worker_module, "FIRST_POLL_SECONDS", 0.5)
+    monkeypatch.setattr(worker_module, "LAST_POLL_SECONDS", 0.5)
+    with at_work(database):
+        applied_at = {key: wait_applied(database, key) for key in keys}
+    waits = [applied_at[key] - appended_at[key] for key in keys]
+    # By polling it would be half a second.
+    assert statistics.median(waits) < 0.25, waits
+
+
+def test_a_key_that_waits_for_its_retry_is_tried_when_it_is_due_not_when_polled(
+    database: Database,
+) -> None:
+    open_shop(database, settings="backoff_base => '1.5 seconds', max_attempts => 2")
+    append(database, "a", "fail")
+    with at_work(database):
+        until(lambda: database.value("SELECT held_at IS NOT NULL FROM inturn.key_cursor"), "held", 20)
+    due, tried = database.execute("""
+        SELECT extract(epoch FROM finished_at)::float8, extract(epoch FROM started_at)::float8
+        FROM inturn.turn ORDER BY epoch
+    """)
+    waited = tried[1] - due[0]
+    # Half to the whole of 1.5 s by jitter, and then at once: polling alone would add up to a second.
+    assert 0.7 < waited < 1.5 + 0.5
