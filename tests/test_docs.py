@@ -1,0 +1,338 @@
+"""The documentation: its commands print what it shows, its links lead somewhere, its reference is whole.
+
+A line above a block of code says what is done with it:
+
+    <!-- run -->            console: its commands print what is shown; sql, python: it runs without error
+    <!-- run until -->      console: the same, asked again until it prints that
+    <!-- file: NAME -->     it is what this file holds from here on
+    <!-- not run: WHY -->   nothing
+    <!-- help: COMMAND -->  it is this command's help
+
+All blocks of a page share one shell in a folder of their own, and a database `shop`. What a page takes for
+granted is in a comment at its top: `<!-- prepare`, shell commands, `-->`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from support.database import Database, until
+from support.server import Server
+
+import inturn.applier
+import inturn.outbox
+from inturn.cli.exit_codes import ExitCode
+from inturn.cli.main import cli
+from inturn.schema.errors import BY_SQLSTATE
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+REFERENCE = ROOT / "docs" / "reference"
+
+_BLOCK = re.compile(
+    r"^(?:<!-- (?P<verb>run until|run|file|not run|help)(?:: (?P<what>[^\n]+?))? -->\n\n?)?"
+    r"^```(?P<language>\w+)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+_PREPARE = re.compile(r"^<!-- prepare\n(.*?)^-->$", re.MULTILINE | re.DOTALL)
+# What differs from run to run: times, rates, who applied.
+_VARIES = (
+    (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d[\d:.+Z]*"), "TIME"),
+    (re.compile(r"[\w.-]+:\d+:\d+\b"), "APPLIER"),
+    (re.compile(r"\bsql:\d+\b"), "APPLIER"),
+    (re.compile(r"\b\d+(?:\.\d+)? ?(?:ms|s|m)\b"), "SPAN"),
+    (re.compile(r" \([\d,]+/s\)"), ""),
+    (re.compile(r"\[\d+\] \d+$"), "JOB"),
+    (re.compile(r"[-─]{3,}"), "--"),
+    (re.compile(r"\s+"), " "),
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code in a page."""
+
+    verb: str
+    what: str
+    language: str
+    text: str
+    line: int
+
+
+def _blocks(page: Path) -> list[Block]:
+    text = page.read_text()
+    return [
+        Block(
+            found["verb"] or "",
+            found["what"] or "",
+            found["language"],
+            found["text"],
+            text.count("\n", 0, found.start("language")) + 1,
+        )
+        for found in _BLOCK.finditer(text)
+    ]
+
+
+def _dialogue(text: str) -> Iterator[tuple[str, str]]:
+    """Yield each command of a console block, with its continued lines, and the output shown for it."""
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        lines = part.splitlines()
+        count = 1
+        while count < len(lines) and (lines[count].startswith("> ") or lines[count] == ">"):
+            count += 1
+        command = "\n".join([lines[0], *(line[2:] for line in lines[1:count])])
+        yield command, "\n".join(lines[count:])
+
+
+def _settled(output: str) -> list[str]:
+    lines = []
+    for line in output.replace("\r", "").splitlines():
+        settled = line
+        for pattern, replacement in _VARIES:
+            settled = pattern.sub(replacement, settled)
+        if settled.strip():
+            lines.append(settled.strip())
+    return lines
+
+
+def _matches(shown: str, printed: str) -> bool:
+    """Whether the output is the one shown, in which a line `...` stands for any number of lines."""
+    pattern = "".join("(?:.*\n)*?" if line == "..." else re.escape(line) + "\n" for line in _settled(shown))
+    return re.fullmatch(pattern, "".join(line + "\n" for line in _settled(printed))) is not None
+
+
+class Shell:
+    """A bash that keeps its variables and jobs from command to command, on a terminal of 80 columns."""
+
+    _END = "=== end of command ==="
+
+    def __init__(self, folder: Path, dsn: str, binaries: Path) -> None:
+        ours, theirs = os.openpty()
+        self._output = os.fdopen(ours, "rb", buffering=0)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{binaries}{os.pathsep}{os.environ['PATH']}"
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN", "PYTHON"))}
+        self._process = subprocess.Popen(
+            ["bash", "--noprofile", "--norc"],
+            stdin=subprocess.PIPE,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=folder,
+            env={
+                **environment,
+                "PATH": path,
+                "INTURN_DSN": dsn,
+                "TERM": "dumb",
+                "PAGER": "cat",
+                "COLUMNS": "80",
+            },
+        )
+        os.close(theirs)
+
+    def run(self, command: str) -> tuple[str, int]:
+        """Return what a command prints, on both streams, and its exit status."""
+        assert self._process.stdin is not None
+        # What is started in the background may not hold the terminal, nor read what we write.
+        script = f"{{ {command}\n}} </dev/null\nprintf '\\n{self._END}%s\\n' $?\n"
+        self._process.stdin.write(script.encode())
+        self._process.stdin.flush()
+        printed = ""
+        while not (found := re.search(rf"\r?\n{self._END}(\d+)\r?\n", printed)):
+            printed += self._output.read(65536).decode()
+        return printed[: found.start()], int(found[1])
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\nkill $(jobs -p) 2>/dev/null; wait\n")
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._output.close()
+
+
+@pytest.fixture
+def shop(server: Server) -> Iterator[Database]:
+    """The database that the pages call shop, without the schema."""
+    database = Database(server, "shop")
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def shell(shop: Database, tmp_path: Path) -> Iterator[Shell]:
+    shell = Shell(tmp_path, shop.dsn, shop.server.binaries)
+    yield shell
+    shell.close()
+
+
+def _runs(page: Path) -> bool:
+    return any(block.verb in {"run", "run until"} for block in _blocks(page))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if _runs(p)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_print_what_the_page_shows(page: Path, shell: Shell, tmp_path: Path) -> None:
+    for commands in _PREPARE.findall(page.read_text()):
+        printed, status = shell.run(commands)
+        assert status == 0, printed
+    for block in _blocks(page):
+        where = f"{page.relative_to(ROOT)}:{block.line}"
+        if block.verb == "file":
+            (tmp_path / block.what).write_text(block.text)
+        elif block.verb in {"run", "run until"} and block.language == "console":
+            for command, shown in _dialogue(block.text):
+                _check(shell, command, shown, where, again=block.verb == "run until")
+        elif block.verb == "run":
+            program = {
+                "sql": 'psql -qX -v ON_ERROR_STOP=1 "$INTURN_DSN"',
+                "python": "python",
+                "sh": "bash -eu",
+            }
+            (tmp_path / "block").write_text(block.text)
+            printed, status = shell.run(f"{program[block.language]} < block")
+            assert status == 0, f"{where}:\n{printed}"
+
+
+def _check(shell: Shell, command: str, shown: str, where: str, *, again: bool) -> None:
+    if command.startswith("export INTURN_DSN="):
+        return  # ours names the test's server
+    printed, _ = shell.run(command)
+    if again and not _matches(shown, printed):
+        until(lambda: _matches(shown, shell.run(command)[0]), f"{where}: {command}\n{shown}")
+    elif not again:
+        assert _matches(shown, printed), f"{where}: $ {command}\n{printed}\nshown:\n{shown}"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "tutorial" / "first-hour.md"])
+def test_every_block_of_the_first_pages_says_whether_it_runs(page: Path) -> None:
+    unmarked = [
+        b.line for b in _blocks(page) if b.language in {"console", "sh", "sql", "python"} and not b.verb
+    ]
+    assert unmarked == []
+
+
+def _prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", _prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in _anchors(linked), target
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+)", index.read_text())}
+    pages = {page for page in PAGES if page.parent != ROOT and page != index}
+    assert pages - linked == set()
+
+
+def test_named_tests_exist() -> None:
+    there = set()
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        there |= {file.stem, *re.findall(r"def (test_\w+)", file.read_text())}
+    for page in PAGES:
+        assert set(re.findall(r"`(?:\w+::)?(test_\w+)`", page.read_text())) - there == set(), page
+
+
+def _commands(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    yield words
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
+            yield from _commands(child, (*words, name))
+
+
+def test_cli_reference_has_every_commands_help() -> None:
+    shown = {block.what: block.text for block in _blocks(REFERENCE / "cli.md") if block.verb == "help"}
+    real = {}
+    for words in _commands(cli, ("inturn",)):
+        result = CliRunner().invoke(cli, [*words[1:], "--help"], prog_name="inturn", terminal_width=80)
+        real[" ".join(words)] = result.output
+    assert shown == real
+
+
+def test_cli_reference_has_every_exit_code() -> None:
+    shown = re.findall(r"^\| (\d+) \| `(\w+)` \|", (REFERENCE / "cli.md").read_text(), re.MULTILINE)
+    assert {(int(number), name) for number, name in shown} == {(int(code), code.name) for code in ExitCode}
+
+
+def _joined(text: str) -> str:
+    """Text without what a line break may add."""
+    return re.sub(r"\s+", " ", text).replace("( ", "(").replace(" )", ")").strip()
+
+
+def test_sql_reference_has_every_public_routine(database: Database) -> None:
+    rows = database.execute(
+        "SELECT format(E'%s(%s)%s', proname, pg_get_function_arguments(oid),"
+        "              CASE prokind WHEN 'f' THEN ' RETURNS ' || pg_get_function_result(oid) ELSE '' END)"
+        " FROM pg_proc WHERE pronamespace = 'inturn'::regnamespace"
+        " AND obj_description(oid, 'pg_proc') !~ '^(Internal|Trigger)'"
+    )
+    blocks = [block.text for block in _blocks(REFERENCE / "sql.md") if block.text.startswith("inturn.")]
+    assert sorted(_joined(text) for text in blocks) == sorted(_joined(f"inturn.{row[0]}") for row in rows)
+
+
+def test_error_reference_has_every_sqlstate() -> None:
+    text = (REFERENCE / "errors.md").read_text()
+    shown = dict(re.findall(r"^\| `(\w{5})` \| `(\w+)` \|", text, re.MULTILINE))
+    assert shown == {sqlstate: error.__name__ for sqlstate, error in BY_SQLSTATE.items()}
+    sources = "".join(file.read_text() for file in (ROOT / "schema" / "sql").rglob("*.sql"))
+    raised = set(re.findall(r"ERRCODE = '(\w{5})'", sources))
+    assert raised - shown.keys() == set()
+    assert {sqlstate for sqlstate in shown if sqlstate.startswith("IT")} - raised == set()
+
+
+def test_table_reference_has_every_column(database: Database) -> None:
+    real: dict[str, list[str]] = {}
+    for table, column in database.execute(
+        "SELECT relname::text, attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
+        " WHERE relnamespace = 'inturn'::regnamespace AND relkind IN ('r', 'v', 'c') AND attnum > 0"
+        " AND NOT attisdropped ORDER BY attnum"
+    ):
+        real.setdefault(table, []).append(column)
+    shown = {}
+    for section in re.split(r"^## ", (REFERENCE / "tables.md").read_text(), flags=re.MULTILINE)[1:]:
+        name = section.partition("\n")[0].strip("`")
+        shown[name] = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert shown == real
+
+
+def test_settings_reference_has_every_setting_and_its_default(database: Database) -> None:
+    real = database.execute(
+        "SELECT column_name::text, trim(both '''' FROM split_part(column_default, '::', 1))"
+        " FROM information_schema.columns WHERE table_schema = 'inturn' AND table_name = 'topic'"
+        " AND column_name NOT IN ('name', 'created_at')"
+    )
+    text = (REFERENCE / "settings.md").read_text()
+    shown = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", text, re.MULTILINE)
+    times = {"00:00:01": "1 second", "00:05:00": "5 minutes"}
+    assert dict(shown) == {name: times.get(default or "", default or "python") for name, default in real}
+
+
+def test_python_reference_has_every_public_name() -> None:
+    text = (REFERENCE / "python.md").read_text()
+    for module in (inturn.outbox, inturn.applier):
+        for name in module.__all__:
+            assert f"`{name}" in text, f"{module.__name__}.{name}"
