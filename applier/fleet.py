@@ -62,7 +62,7 @@ class Fleet:
         *,
         topics: Sequence[str] = (),
         workers: int = 1,
-        max_keys: int = 32,
+        max_keys: int = 50,
         drain: bool = False,
         prepare: bool = True,
         schema: str = DEFAULT_SCHEMA,

@@ -44,8 +44,8 @@ Example:
 )
 @click.option(
     "--batch",
-    type=click.IntRange(1, 64),
-    default=32,
+    type=click.IntRange(1, 60),
+    default=50,
     show_default=True,
     help="The most keys that share a transaction; only while that stays short.",
 )

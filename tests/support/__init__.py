@@ -3,6 +3,4 @@
 import pytest
 
 # What they assert is shown in full, as in a test.
-pytest.register_assert_rewrite(
-    *(f"support.{name}" for name in ("crowd", "oracle", "race", "scenes"))
-)
+pytest.register_assert_rewrite(*(f"support.{name}" for name in ("crowd", "oracle", "race", "scenes")))

@@ -445,7 +445,8 @@ COMMENT ON FUNCTION inturn.require_read_committed IS 'Internal to finish and fai
 -- claim (the clock hand), so that it does not walk again over the index entries of the turns before, which stay
 -- as long as any snapshot is held; from time to time it starts from -infinity again.
 -- epoch is the number of the turn that this claim starts.
--- Locks the rows in key_cursor, skipping locked ones; held until the end of the transaction.
+-- Locks the rows in key_cursor, skipping locked ones; held until the end of the transaction. Claim at its top level:
+-- finish and fail do not know a claim made under a savepoint.
 -- Every row is a key: rows of commands are never locked, so nothing slides past a locked head.
 CREATE FUNCTION inturn.claim(topic text, since timestamptz DEFAULT '-infinity', max_keys integer DEFAULT 1)
 RETURNS TABLE (key text, applied_seq bigint, epoch bigint, attempts integer, ready_at timestamptz)
@@ -901,11 +902,12 @@ COMMENT ON PROCEDURE inturn.visit_topic IS 'Internal to apply: applies ready key
 -- Applies the commands of topics with SQL targets until none is ready: the whole applier, for psql and pg_cron.
 --
 -- topics: NULL for every topic with a SQL target. max_seconds: stop after this long even if some are ready.
--- max_keys: the most keys that share a transaction. Returns how many commands were applied and how many failed.
+-- max_keys: the most keys that share a transaction; keep it under 64, since each that is tried again takes a
+-- subtransaction, and more of them slow down every other session. Returns how many commands were applied and how many failed.
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
 -- Any number may run at once. Locks and raises what apply_batch does.
 CREATE PROCEDURE inturn.apply(
-    topics text[] DEFAULT NULL, max_seconds double precision DEFAULT NULL, max_keys integer DEFAULT 32,
+    topics text[] DEFAULT NULL, max_seconds double precision DEFAULT NULL, max_keys integer DEFAULT 50,
     INOUT commands bigint DEFAULT 0, INOUT failures bigint DEFAULT 0
 )
 LANGUAGE plpgsql

@@ -1,11 +1,12 @@
 -- Applies the commands of topics with SQL targets until none is ready: the whole applier, for psql and pg_cron.
 --
 -- topics: NULL for every topic with a SQL target. max_seconds: stop after this long even if some are ready.
--- max_keys: the most keys that share a transaction. Returns how many commands were applied and how many failed.
+-- max_keys: the most keys that share a transaction; keep it under 64, since each that is tried again takes a
+-- subtransaction, and more of them slow down every other session. Returns how many commands were applied and how many failed.
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
 -- Any number may run at once. Locks and raises what apply_batch does.
 CREATE PROCEDURE inturn.apply(
-    topics text[] DEFAULT NULL, max_seconds double precision DEFAULT NULL, max_keys integer DEFAULT 32,
+    topics text[] DEFAULT NULL, max_seconds double precision DEFAULT NULL, max_keys integer DEFAULT 50,
     INOUT commands bigint DEFAULT 0, INOUT failures bigint DEFAULT 0
 )
 LANGUAGE plpgsql

@@ -4,7 +4,8 @@
 -- claim (the clock hand), so that it does not walk again over the index entries of the turns before, which stay
 -- as long as any snapshot is held; from time to time it starts from -infinity again.
 -- epoch is the number of the turn that this claim starts.
--- Locks the rows in key_cursor, skipping locked ones; held until the end of the transaction.
+-- Locks the rows in key_cursor, skipping locked ones; held until the end of the transaction. Claim at its top level:
+-- finish and fail do not know a claim made under a savepoint.
 -- Every row is a key: rows of commands are never locked, so nothing slides past a locked head.
 CREATE FUNCTION inturn.claim(topic text, since timestamptz DEFAULT '-infinity', max_keys integer DEFAULT 1)
 RETURNS TABLE (key text, applied_seq bigint, epoch bigint, attempts integer, ready_at timestamptz)

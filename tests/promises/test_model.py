@@ -1,0 +1,328 @@
+"""All promises at once: Hypothesis drives callers, appliers and faults against a model, one list per key."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Flaky
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from support.database import Database, Session, until
+from support.oracle import Oracle
+from support.race import blocked, kill, replace_in
+
+_TARGET = """
+    ALTER TABLE app.witness ADD n bigint;
+    CREATE TABLE app.poison (n bigint PRIMARY KEY);
+    CREATE FUNCTION app.apply_model(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO app.witness (key, seq, name, n)
+        VALUES (command.key, command.seq, command.name, (command.payload->>'n')::bigint);
+        PERFORM pg_advisory_xact_lock_shared(4242);
+        IF EXISTS (SELECT FROM app.poison p WHERE p.n = (command.payload->>'n')::bigint) THEN
+            RAISE EXCEPTION 'poison';
+        END IF;
+    END $$;
+"""
+_examples = itertools.count(1)
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Caller:
+    """A caller's session, and what its open transaction has appended: per savepoint a list of (key, n)."""
+
+    session: Session
+    levels: list[list[tuple[str, int]]] = field(default_factory=lambda: [[]])
+    waiting: tuple[str, int, Future[Any]] | None = None
+
+    @property
+    def appended(self) -> list[tuple[str, int]]:
+        return list(itertools.chain.from_iterable(self.levels))
+
+    def kill(self, database: Database) -> None:
+        kill(database, self.session, self.waiting[2] if self.waiting else None)
+
+    def forget(self) -> None:
+        self.levels, self.waiting = [[]], None
+
+
+class Machine(RuleBasedStateMachine):
+    """Three callers and one applier that may leave its turn open, on the two keys of a new topic."""
+
+    database: Database
+    oracle: Oracle
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.topic = f"model{next(_examples)}"
+        self.database.execute(
+            "SELECT inturn.create_topic(%s, 'sql:app.apply_model', max_attempts => 3,"
+            " backoff_base => '1 microsecond', batch_commands => 3)",
+            [self.topic],
+        )
+        self.callers = [Caller(self.database.session()) for _ in range(3)]
+        self.applier = self.database.session()
+        self.turn_open = False
+        self.committed: dict[str, list[int]] = {f"{self.topic} {name}": [] for name in "ab"}
+        self.poison: set[int] = set()
+
+    # Callers.
+
+    @rule(who=st.integers(0, 2), what=st.integers(0, 1))
+    def append(self, who: int, what: int) -> None:
+        caller, key = self.callers[who], list(self.committed)[what]
+        holders = [other for other in self.callers if other is not caller and key in dict(other.appended)]
+        if caller.waiting or any(other.waiting for other in [*holders, *self._waiters_on(key)]):
+            return  # it is busy, or would wait for one who waits: that may end in a deadlock
+        n = next(_numbers)
+        running = caller.session.begin(
+            "SELECT inturn.append(%s, %s, 'insert', jsonb_build_object('n', %s::bigint))",
+            [self.topic, key, n],
+        )
+        caller.waiting = key, n, running
+        waits = blocked(self.database, caller.session, running)
+        if holders:
+            assert waits, "appended to a key that another caller holds"
+        assert not waits or holders or self.turn_open, "waits for nobody"
+        self._settle()
+
+    @rule(who=st.integers(0, 2), what=st.integers(0, 1))
+    def append_and_commit(self, who: int, what: int) -> None:
+        self.append(who, what)
+        self.commit(who)
+
+    @rule(who=st.integers(0, 2))
+    def savepoint(self, who: int) -> None:
+        caller = self.callers[who]
+        if not caller.waiting:
+            caller.session.execute("SAVEPOINT s")
+            caller.levels.append([])
+
+    @rule(who=st.integers(0, 2))
+    def roll_back_to_savepoint(self, who: int) -> None:
+        caller = self.callers[who]
+        if not caller.waiting and len(caller.levels) > 1:
+            caller.session.execute("ROLLBACK TO s")
+            caller.session.execute("RELEASE s")
+            caller.levels.pop()
+            self._settle()
+
+    @rule(who=st.integers(0, 2))
+    def commit(self, who: int) -> None:
+        caller = self.callers[who]
+        if not caller.waiting:
+            caller.session.commit()
+            for key, n in caller.appended:
+                self.committed[key].append(n)
+            caller.forget()
+            self._settle()
+
+    @rule(who=st.integers(0, 2))
+    def roll_back(self, who: int) -> None:
+        caller = self.callers[who]
+        if not caller.waiting:
+            caller.session.rollback()
+            caller.forget()
+            self._settle()
+
+    @rule(who=st.integers(0, 2))
+    def kill_caller(self, who: int) -> None:
+        caller = self.callers[who]
+        caller.kill(self.database)
+        self.callers[who] = Caller(self.database.session())
+        self._settle()
+
+    # Appliers.
+
+    @precondition(lambda self: not self.turn_open)
+    @rule(max_keys=st.integers(1, 2))
+    def take_turns(self, max_keys: int) -> None:
+        assert not blocked(self.database, self.applier, self._apply(max_keys)), (
+            "an applier waits for a caller"
+        )
+        self.turn_open = True
+
+    @precondition(lambda self: self.turn_open)
+    @rule(how=st.sampled_from(["commit", "commit", "commit", "rollback", "kill"]))
+    def end_turns(self, how: str) -> None:
+        if how == "kill":
+            self._kill_applier()
+        else:
+            {"commit": self.applier.commit, "rollback": self.applier.rollback}[how]()
+        self.turn_open = False
+        self._settle()
+
+    @precondition(lambda self: not self.turn_open)
+    @rule(max_keys=st.integers(1, 2))
+    def kill_applier_in_its_first_handler(self, max_keys: int) -> None:
+        with self.database.connect() as gate:
+            gate.execute("SELECT pg_advisory_lock(4242)")
+            running = self._apply(max_keys)
+            if blocked(self.database, self.applier, running):
+                self._kill_applier(running)
+            else:
+                self.applier.commit()
+        self._settle()
+
+    @precondition(lambda self: not self.turn_open)
+    @rule()
+    def drain(self) -> None:
+        """Afterwards every key is applied up to its end or up to its poison."""
+        mine = f"SELECT count(*) FROM inturn.key_cursor WHERE topic = '{self.topic}' AND ready_at IS NOT NULL"
+        held = {key for caller in self.callers for key, _ in caller.appended}
+
+        def drained() -> bool:
+            # One key at a time: beside others, a poisoned key only asks for that (redo).
+            self.database.execute("SELECT inturn.apply_batch(%s, '-infinity', 1, 'drain')", [self.topic])
+            return bool(self.database.value(f"{mine} AND key <> ALL (%s)", [list(held)]) == 0)
+
+        until(drained, "all keys drained that no caller holds", patience=5)
+        for key, applied in self._applied().items():
+            numbers = self.committed[key]
+            if key not in held:
+                assert applied == len(numbers) or numbers[applied] in self.poison | self._held_at()
+
+    @rule(which=st.integers(0, 99))
+    def poison_a_command(self, which: int) -> None:
+        pending = [n for key, applied in self._applied().items() for n in self.committed[key][applied:]]
+        if pending and not self.turn_open:
+            n = pending[which % len(pending)]
+            self.poison.add(n)
+            self.database.execute("INSERT INTO app.poison VALUES (%s) ON CONFLICT DO NOTHING", [n])
+
+    @rule()
+    def cure_all(self) -> None:
+        self.poison.clear()
+        self.database.execute("DELETE FROM app.poison")
+
+    # What holds after every step.
+
+    @invariant()
+    def promises_hold(self) -> None:
+        self.oracle.check(f"{self.topic} %")
+
+    @invariant()
+    def log_and_witness_are_the_model(self) -> None:
+        log: dict[str, list[int]] = {key: [] for key in self.committed}
+        log.update(
+            self.database.execute(
+                "SELECT key, array_agg((payload->>'n')::bigint ORDER BY seq) FROM inturn.command_log"
+                " WHERE topic = %s GROUP BY key",
+                [self.topic],
+            )
+        )
+        assert log == self.committed
+        for key, applied in self._applied().items():
+            assert self._witness(key) == self.committed[key][:applied]
+
+    def teardown(self) -> None:
+        """Let everybody end; then nothing may be left behind."""
+        for caller in self.callers:
+            caller.kill(self.database)
+        self.callers.clear()
+        self.applier.rollback()
+        self.turn_open = False
+        try:
+            self.drain()
+            self.promises_hold()
+            self.log_and_witness_are_the_model()
+        finally:
+            self.applier.close()
+
+    # Helpers.
+
+    def _waiters_on(self, key: str) -> list[Caller]:
+        return [caller for caller in self.callers if caller.waiting and caller.waiting[0] == key]
+
+    def _settle(self) -> None:
+        """Take the result of every append that goes on now: its seq is the key's next."""
+        for caller in self.callers:
+            if caller.waiting is None:
+                continue
+            key, n, running = caller.waiting
+            if blocked(self.database, caller.session, running):
+                continue
+            before = sum(other == key for other, _ in caller.appended)
+            assert running.result() == [(len(self.committed[key]) + before + 1,)]
+            caller.levels[-1].append((key, n))
+            caller.waiting = None
+
+    def _apply(self, max_keys: int) -> Future[list[tuple[Any, ...]]]:
+        return self.applier.begin(
+            "SELECT inturn.apply_batch(%s, '-infinity', %s, 'model')", [self.topic, max_keys]
+        )
+
+    def _kill_applier(self, running: Future[Any] | None = None) -> None:
+        kill(self.database, self.applier, running)
+        self.applier = self.database.session()
+
+    def _applied(self) -> dict[str, int]:
+        return dict.fromkeys(self.committed, 0) | dict(
+            self.database.execute(
+                "SELECT key, applied_seq FROM inturn.key_cursor WHERE topic = %s", [self.topic]
+            )
+        )
+
+    def _held_at(self) -> set[int]:
+        """The numbers of the commands that keys are held at."""
+        rows = self.database.execute(
+            "SELECT key, applied_seq FROM inturn.key_cursor WHERE topic = %s AND held_at IS NOT NULL",
+            [self.topic],
+        )
+        return {self.committed[key][applied] for key, applied in rows}
+
+    def _witness(self, key: str) -> list[int]:
+        rows = self.database.execute("SELECT n FROM app.witness WHERE key = %s ORDER BY id", [key])
+        return [n for (n,) in rows]
+
+
+def play(database: Database, examples: int, phases: Sequence[Phase]) -> None:
+    database.execute(_TARGET)
+    Machine.database, Machine.oracle = database, Oracle(database)
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            phases=phases,
+            deadline=None,
+            database=None,
+            derandomize=False,
+            print_blob=True,
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_model_any_interleaving_keeps_every_promise(witness: Database) -> None:
+    play(witness, 50, [Phase.generate, Phase.shrink])
+
+
+@pytest.mark.parametrize(
+    ("function", "pattern", "without"),
+    [
+        ("append", r"new_seq = drained \+ 1", "false"),
+        ("finish", r"t\.sequence IS NOT NULL AND \(.*?\) IS NULL", "t.sequence IS NOT NULL"),
+    ],
+    ids=["wake_in_append", "look_in_finish"],
+)
+def test_model_finds_what_a_missing_guard_breaks(
+    witness: Database, function: str, pattern: str, without: str
+) -> None:
+    replace_in(witness, function, (pattern, without))
+    with pytest.raises((AssertionError, Flaky)):
+        play(witness, 100, [Phase.generate])

@@ -1,0 +1,100 @@
+"""P4: a committed, unapplied command's key is ready or held, never idle."""
+
+from __future__ import annotations
+
+import pytest
+from support import scenes
+from support.crowd import Crowd
+from support.database import Database
+from support.oracle import Oracle
+from support.race import APPEND, append, unblocked
+
+
+@pytest.fixture
+def oracle(witness: Database) -> Oracle:
+    return Oracle(witness)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback", "kill"])
+def test_p4_finish_beside_an_open_append_skips_and_stays_ready(
+    witness: Database, oracle: Oracle, end: str
+) -> None:
+    scenes.finish_beside_an_open_append(witness, oracle, end)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback", "kill"])
+def test_p4_append_beside_an_open_finish_waits_and_wakes(witness: Database, oracle: Oracle, end: str) -> None:
+    scenes.append_beside_a_finish(witness, oracle, end)
+
+
+def test_p4_append_between_claim_and_finish_keeps_the_key_ready(witness: Database, oracle: Oracle) -> None:
+    scenes.append_between_claim_and_finish(witness, oracle)
+
+
+def test_p4_append_between_snapshot_and_lock_of_finish_keeps_the_key_ready(
+    witness: Database, oracle: Oracle
+) -> None:
+    scenes.append_between_snapshot_and_lock_of_finish(witness, oracle)
+
+
+def test_p4_append_to_a_drained_key_wakes_it(witness: Database, oracle: Oracle) -> None:
+    scenes.append_to_a_drained_key(witness, oracle)
+
+
+@pytest.mark.parametrize("end", ["rollback", "kill"])
+def test_p4_a_caller_that_is_undone_on_a_drained_key_leaves_it_wakeable(
+    witness: Database, oracle: Oracle, end: str
+) -> None:
+    append(witness, "x")
+    scenes.drain(witness, oracle)
+    caller = witness.session()
+    assert append(caller, "x") == 2
+    unblocked(witness, witness.session(autocommit=True), "CALL inturn.apply()", [])
+    {"rollback": caller.rollback, "kill": caller.kill}[end]()
+    oracle.check_drained()
+    assert append(witness, "x") == 2
+    assert scenes.drain(witness, oracle) == 2
+
+
+def test_p4_a_caller_that_waited_for_one_that_was_undone_wakes_the_key(
+    witness: Database, oracle: Oracle
+) -> None:
+    append(witness, "x")
+    scenes.drain(witness, oracle)
+    first, second = witness.session(), witness.session()
+    append(first, "x")
+    waiting = second.begin(APPEND, ["x"])
+    second.wait_blocked()
+    first.rollback()
+    assert waiting.result() == [(2,)]
+    second.commit()
+    assert scenes.drain(witness, oracle) == 2
+
+
+def test_p4_a_savepoint_rolled_back_on_a_drained_key_does_not_put_it_to_sleep(
+    witness: Database, oracle: Oracle
+) -> None:
+    """The wake-up is undone with the savepoint; the next append of the transaction wakes again."""
+    append(witness, "x")
+    scenes.drain(witness, oracle)
+    caller = witness.session()
+    caller.execute("SAVEPOINT s")
+    append(caller, "x")
+    caller.execute("ROLLBACK TO s")
+    assert append(caller, "x") == 2
+    caller.execute("SAVEPOINT s")
+    append(caller, "x")
+    caller.execute("ROLLBACK TO s")
+    caller.commit()
+    assert scenes.drain(witness, oracle) == 2
+
+
+@pytest.mark.timeout(240)
+def test_p4_nothing_is_left_behind_after_50000_commands(witness: Database, oracle: Oracle) -> None:
+    """Keys run dry and are woken all the time: the appliers are faster than the callers of any key."""
+    crowd = Crowd(witness)
+    with oracle.watching(seconds_between=1.0), crowd.applying(2):
+        crowd.call(5, "'orders', 5600, 5000, rollbacks => 0.05, widest => 2")
+    assert oracle.check_drained() >= 50_000
+    woken = witness.value("SELECT count(*) FROM inturn.turn")
+    assert woken > 5_000, "the keys hardly ever ran dry: this run proves little"

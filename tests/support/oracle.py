@@ -1,0 +1,159 @@
+"""The oracle: what must hold in every single snapshot of the database, while all are at work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from support.database import Database, until
+
+#: Adds to `witness` what proves who came after whom. The snapshot in which an effect (or a receipt)
+#: was written sees the one before it as committed, or both are of one transaction: so the one
+#: transaction had ended before the other did, and nothing of it can have run beside the other.
+_EVIDENCE = """
+    ALTER TABLE app.witness ADD seen pg_snapshot NOT NULL DEFAULT pg_current_snapshot();
+    CREATE TABLE app.receipt (
+        key text COLLATE "C" NOT NULL, seq bigint NOT NULL,
+        xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+        seen pg_snapshot NOT NULL DEFAULT pg_current_snapshot());
+"""
+
+#: One statement, so one snapshot. Every row is a broken promise.
+_VIOLATIONS = r"""
+WITH
+asked AS (SELECT %s::text AS keys),
+log AS (SELECT *, lag(created_at) OVER one AS before FROM inturn.command_log
+        WHERE key LIKE (SELECT keys FROM asked) WINDOW one AS (PARTITION BY topic, key ORDER BY seq)),
+known AS (SELECT topic, key, count(*) AS commands, max(seq) AS last,
+                 bool_and(created_at >= coalesce(before, created_at)) AS forward
+          FROM log GROUP BY topic, key),
+effect AS (SELECT *, row_number() OVER one AS place, lag(xid) OVER one AS before FROM app.witness
+           WHERE key LIKE (SELECT keys FROM asked) WINDOW one AS (PARTITION BY key ORDER BY id)),
+applied AS (SELECT key, count(*) AS effects, max(seq) AS last FROM effect GROUP BY key),
+receipt AS (SELECT *, lag(xid) OVER one AS before, row_number() OVER one AS place FROM app.receipt
+            WHERE key LIKE (SELECT keys FROM asked) WINDOW one AS (PARTITION BY key ORDER BY seq)),
+turn AS (SELECT *, lag(to_seq, 1, 0::bigint) OVER one AS before, row_number() OVER one AS place
+         FROM inturn.turn
+         WHERE key LIKE (SELECT keys FROM asked) WINDOW one AS (PARTITION BY topic, key ORDER BY epoch)),
+key AS (SELECT k.*, c.key IS NOT NULL AS has_cursor, coalesce(c.applied_seq, 0) AS applied_seq,
+               c.ready_at, c.held_at, s.drained_seq, coalesce(a.effects, 0) AS effects,
+               coalesce(a.last, 0) AS last_effect
+        FROM known k LEFT JOIN inturn.key_cursor c USING (topic, key)
+        LEFT JOIN inturn.key_sequence s USING (topic, key) LEFT JOIN applied a USING (key))
+SELECT 'P1: seqs have a hole', key, commands, last FROM key WHERE commands <> last
+UNION ALL SELECT 'P1: created_at runs backwards', key, commands, last FROM key WHERE NOT forward
+UNION ALL SELECT 'P1: committed before the seq before it', key, seq, place FROM receipt
+    WHERE before <> xid AND NOT pg_visible_in_snapshot(before, seen)
+UNION ALL SELECT 'P1: a seq given twice or rolled back and kept', key, seq, place FROM receipt
+    WHERE seq <> place
+UNION ALL SELECT 'P2: worked beside the turn before it', key, seq, place FROM effect
+    WHERE before <> xid AND NOT pg_visible_in_snapshot(before, seen)
+UNION ALL SELECT 'P2: turns do not join', key, from_seq, before FROM turn
+    WHERE from_seq <> before + 1 OR epoch <> place
+UNION ALL SELECT 'P3: applied out of turn', key, seq, place FROM effect WHERE seq <> place
+UNION ALL SELECT 'P3: applied, not committed', key, last_effect, last FROM key WHERE last_effect > last
+UNION ALL SELECT 'P3: applied, not in the log', key, effects, 0 FROM applied a
+    WHERE NOT EXISTS (SELECT FROM known k WHERE k.key = a.key)
+UNION ALL SELECT 'P7: effects are not what the cursor says', key, effects, applied_seq FROM key
+    WHERE effects <> applied_seq
+UNION ALL SELECT 'P3: held and ready at once', key, applied_seq, last FROM key
+    WHERE held_at IS NOT NULL AND ready_at IS NOT NULL
+UNION ALL SELECT 'P4: lost: unapplied and idle', key, last, applied_seq FROM key
+    WHERE last > applied_seq AND ready_at IS NULL AND held_at IS NULL
+UNION ALL SELECT 'P4: drained_seq is not where the key went idle', key, drained_seq, applied_seq FROM key
+    WHERE drained_seq IS NULL OR drained_seq > applied_seq
+        OR has_cursor AND ready_at IS NULL AND held_at IS NULL AND drained_seq <> applied_seq
+LIMIT 20
+"""
+
+
+class Oracle:
+    """Watches the database of the fixture `witness`, from the moment it is made."""
+
+    def __init__(self, database: Database) -> None:
+        database.execute(_EVIDENCE)
+        self._database = database
+        # Without statistics the planner takes the crowd for a handful.
+        self._connection = database.connect(options="-c enable_nestloop=off -c work_mem=64MB")
+
+    def violations(self, keys: str = "%") -> list[tuple[object, ...]]:
+        """Return what is broken in one snapshot, for keys LIKE a pattern."""
+        return self._connection.execute(_VIOLATIONS, [keys]).fetchall()
+
+    def check(self, keys: str = "%") -> None:
+        """Assert that nothing is broken."""
+        found = self.violations(keys)
+        assert not found, found
+
+    def check_drained(self, keys: str = "%") -> int:
+        """Assert that every key is idle with all its commands applied; return how many there are."""
+        self.check(keys)
+        assert not self._database.execute(
+            "SELECT * FROM inturn.key_cursor"
+            " WHERE key LIKE %s AND (ready_at IS NOT NULL OR held_at IS NOT NULL)",
+            [keys],
+        )
+        commands, effects = self._database.execute(
+            "SELECT (SELECT count(*) FROM inturn.command_log WHERE key LIKE %s),"
+            " (SELECT count(*) FROM app.witness WHERE key LIKE %s)",
+            [keys, keys],
+        )[0]
+        assert commands == effects
+        return int(commands)
+
+    def wait_no_key_ready(self) -> None:
+        """Wait until appliers have left no key ready: an empty turn puts it off for some ms."""
+        until(
+            lambda: (
+                not self._database.value("SELECT count(*) FROM inturn.key_cursor WHERE ready_at IS NOT NULL")
+            ),
+            "no key ready",
+        )
+
+    @contextmanager
+    def watching(self, seconds_between: float = 0.05) -> Iterator[Watch]:
+        """Check again and again while the block runs; at its end, assert that nothing was broken."""
+        watch = Watch(self, seconds_between)
+        with watch:
+            yield watch
+        assert not watch.seen, watch.seen
+        assert watch.looks > 1, "the run was over before it was watched"
+
+
+class Watch:
+    """A thread that looks at one snapshot after the other."""
+
+    def __init__(self, oracle: Oracle, seconds_between: float) -> None:
+        self._oracle = oracle
+        self._seconds_between = seconds_between
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="oracle", daemon=True)
+        self._failure: BaseException | None = None
+        self.looks = 0
+        self.seen: list[tuple[object, ...]] = []
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._failure is not None and error is None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            while not self.seen:
+                self.seen = self._oracle.violations()
+                self.looks += 1
+                if self._stop.wait(self._seconds_between):
+                    return
+        except BaseException as failure:  # noqa: BLE001 - raised again by the thread that waits
+            self._failure = failure
