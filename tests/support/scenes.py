@@ -21,12 +21,18 @@ FENCED, NOT_READ_COMMITTED = "IT030", "IT031"
 def drain(database: Database, oracle: Oracle) -> int:
     """Apply all that is ready; every key is idle then, with all its commands applied. Return their number."""
     oracle.check()
-    until(lambda: apply(database) or not ready(database), "no key ready")
+    until(lambda: applied_all(database), "no key ready")
     return oracle.check_drained()
 
 
 def apply(database: Database) -> None:
     database.execute("CALL inturn.apply()")
+
+
+def applied_all(database: Database) -> bool:
+    """Apply what is ready; return whether nothing is any more."""
+    apply(database)
+    return not ready(database)
 
 
 def ready(database: Database) -> list[str]:
@@ -115,7 +121,7 @@ def late_finish_after_a_failed_turn(database: Database, oracle: Oracle) -> None:
     refused(late, FENCED, turn.finish(1))
     refused(late, FENCED, turn.fail(1))
     assert oracle.violations() == []
-    until(lambda: apply(database) or not ready(database), "no key ready")
+    until(lambda: applied_all(database), "no key ready")
     assert database.execute("SELECT outcome, to_seq FROM inturn.turn ORDER BY epoch") == [
         ("retry", 0),
         ("applied", 1),
