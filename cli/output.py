@@ -21,7 +21,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 _GAP = 2
 _LEAST = 8
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
-_STYLES = {"held": "bold red", "failing": "red", "retrying": "yellow", "retry": "yellow"}
+_STYLES = {"held": "bold red", "retrying": "yellow"}
 
 
 @dataclass(frozen=True, slots=True)

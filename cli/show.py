@@ -120,7 +120,7 @@ def _command_state(seq: int, key: dict[str, Any]) -> str:
         return "applied"
     if seq > key["applied_seq"] + 1:
         return "pending"
-    return "held" if key["held_at"] else "failing" if key["attempts"] else "next"
+    return "held" if key["held_at"] else "retrying" if key["attempts"] else "next"
 
 
 def _print(key: dict[str, Any]) -> None:

@@ -402,7 +402,7 @@ def test_the_whole_run_without_a_superuser_by_sql(orders: Database) -> None:
         assert listed.fetchall() == [("b", "retrying", 0), ("a", "idle", 2)]
         turns = operator.execute("SELECT outcome, error FROM inturn.turn WHERE key = 'b'")
         outcome, error = turns.fetchone() or (None, "")
-        assert (outcome, error.splitlines()[0]) == ("retry", "refused b (SQLSTATE P0001)")
+        assert (outcome, error.splitlines()[0]) == ("retrying", "refused b (SQLSTATE P0001)")
     assert orders.execute("SELECT key, seq FROM app.witness ORDER BY id") == [("a", 1), ("a", 2)]
 
 

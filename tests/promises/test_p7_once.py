@@ -303,4 +303,4 @@ def test_a_failing_command_leaves_no_effect_and_what_came_before_it_has_one(
     assert count_applied(database) == 22
     assert database.execute(
         "SELECT from_seq, to_seq, outcome FROM inturn.turn WHERE key = 'a' ORDER BY epoch"
-    ) == [(1, 2, "retry"), (3, 2, "held")]
+    ) == [(1, 2, "retrying"), (3, 2, "held")]

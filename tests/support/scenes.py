@@ -123,7 +123,7 @@ def late_finish_after_a_failed_turn(database: Database, oracle: Oracle) -> None:
     assert oracle.violations() == []
     until(lambda: applied_all(database), "no key ready")
     assert database.execute("SELECT outcome, to_seq FROM inturn.turn ORDER BY epoch") == [
-        ("retry", 0),
+        ("retrying", 0),
         ("applied", 1),
     ]
     oracle.check_drained()

@@ -2,7 +2,7 @@
 --
 -- The key is ready again after an exponential backoff with jitter (between half and the whole of
 -- backoff_base * 2^(attempts - 1), up to backoff_cap), or held once the command has failed max_attempts times.
--- Returns 'retry' or 'held'. The key cannot go idle here, so its callers are not locked.
+-- Returns 'retrying' or 'held'. The key cannot go idle here, so its callers are not locked.
 -- Locks the key's row in key_cursor, which the claim has locked already.
 -- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED.
 CREATE FUNCTION inturn.fail(
@@ -28,7 +28,7 @@ BEGIN
             MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more',
                              epoch, key, topic);
     END IF;
-    outcome := CASE WHEN failures >= settings.max_attempts THEN 'held' ELSE 'retry' END;
+    outcome := CASE WHEN failures >= settings.max_attempts THEN 'held' ELSE 'retrying' END;
     wait := make_interval(secs => (0.5 + random() / 2) * least(
         extract(epoch FROM settings.backoff_cap)::double precision,
         extract(epoch FROM settings.backoff_base)::double precision * power(2, least(failures - 1, 60))));
@@ -36,7 +36,7 @@ BEGIN
     UPDATE inturn.key_cursor c SET
         applied_seq = failed_seq - 1, epoch = fail.epoch, attempts = failures, empty_turns = 0,
         last_error = left(error, 8000), failed_at = clock_timestamp(),
-        ready_at = CASE outcome WHEN 'retry' THEN clock_timestamp() + wait END,
+        ready_at = CASE outcome WHEN 'retrying' THEN clock_timestamp() + wait END,
         held_at = CASE outcome WHEN 'held' THEN clock_timestamp() END
     WHERE c.topic = fail.topic AND c.key = fail.key;
     INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, outcome, applier, started_at, error)

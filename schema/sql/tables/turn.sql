@@ -6,7 +6,7 @@ CREATE TABLE inturn.turn (
     from_seq bigint NOT NULL,
     to_seq bigint NOT NULL,
     outcome text NOT NULL
-        CHECK (outcome IN ('applied', 'retry', 'held')),
+        CHECK (outcome IN ('applied', 'retrying', 'held')),
     applier text NOT NULL,
     started_at timestamptz NOT NULL,
     finished_at timestamptz NOT NULL DEFAULT clock_timestamp(),
