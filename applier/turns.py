@@ -149,6 +149,10 @@ class PythonTarget:
             except psycopg.errors.InvalidSavepointSpecification as error:
                 raise self._broke(commands[-1]) from error
             else:
+                if turn.failed is not None and turn.done_seq < turn.failed.seq - 1:
+                    # A stop cut the second run short: the failed command is not next yet, and to
+                    # record its failure would pass over those in between.
+                    turn.failed = None
                 return
 
     def _run(self, connection: psycopg.Connection[Any], turn: _Turn, commands: list[Command]) -> None:

@@ -16,6 +16,7 @@ from support.process import inturn_apply, run_apply
 from support.proxy import Proxy
 from support.server import Server
 from support.shop import (
+    TOPIC,
     after_restart,
     append,
     append_keys,
@@ -27,8 +28,13 @@ from support.shop import (
     gate_shut,
     open_shop,
     wait_at_gate,
+    write_witness,
 )
 
+from inturn.applier import Applier, Command
+from inturn.applier.batch import OLDEST
+from inturn.applier.stop import Stop
+from inturn.applier.turns import PythonTarget
 from inturn.schema.install import upgrade
 
 _APPEND = "SELECT inturn.append('shop', %s, %s, '{}', %s)"
@@ -304,3 +310,34 @@ def test_a_failing_command_leaves_no_effect_and_what_came_before_it_has_one(
     assert database.execute(
         "SELECT from_seq, to_seq, outcome FROM inturn.turn WHERE key = 'a' ORDER BY epoch"
     ) == [(1, 2, "retrying"), (3, 2, "held")]
+
+
+def test_a_stop_while_what_came_before_a_failure_runs_again_loses_nothing(database: Database) -> None:
+    open_shop(database)
+    stop, handlers = Stop(), Applier()
+
+    @handlers.handler(TOPIC)
+    def handle(connection: psycopg.Connection[Any], command: Command) -> None:
+        write_witness(connection, command)
+        if command.name == "fail":
+            # As SIGTERM does at this moment: 1 and 2 are about to be undone, and run again.
+            stop.request()
+            raise ValueError("refused")
+
+    append(database, "a", "insert", "insert", "fail", "insert")
+    connection = database.connect()
+    PythonTarget(TOPIC, handlers, stop, "inturn", "stopped").apply_batch(connection, OLDEST, 1)
+    applied_seq = database.value("SELECT applied_seq FROM inturn.key_cursor")
+    assert count_applied(database) == applied_seq, "what is recorded as applied has its effect"
+
+    @handlers.handler(TOPIC, "fail")
+    def mended(connection: psycopg.Connection[Any], command: Command) -> None:
+        write_witness(connection, command)
+
+    target = PythonTarget(TOPIC, handlers, Stop(), "inturn", "next")
+    until(
+        lambda: target.apply_batch(connection, OLDEST, 1).keys == 0 and count_applied(database) == 4,
+        "drained",
+    )
+    assert_once_and_in_turn(database)
+    assert database.value("SELECT applied_seq FROM inturn.key_cursor") == 4
