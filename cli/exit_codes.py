@@ -19,5 +19,9 @@ class ExitCode(IntEnum):
     SCHEMA = 5
     #: Stopped before the work in hand was done: the grace ran out.
     UNFINISHED = 6
+    #: `keys --check` found keys that match.
+    FOUND = 7
+    #: `verify` found a promise broken.
+    VIOLATED = 8
     #: Ctrl-C.
     INTERRUPTED = 130

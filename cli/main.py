@@ -18,8 +18,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Set up": {
         "upgrade": ("inturn.cli.install:upgrade", "Install the schema, or upgrade it."),
         "downgrade": ("inturn.cli.install:downgrade", "Remove the schema, or go back a revision."),
-        "topic": ("inturn.cli.topic:topic", "Create topics and list them."),
+        "topic": ("inturn.cli.topic:topic", "Create topics, list and change them."),
         "embedded": ("inturn.cli.embedded_command:embedded", "The PostgreSQL that inturn brings."),
+        "completion": ("inturn.cli.completion:completion", "Complete commands and keys in your shell."),
     },
     "Append": {"append": ("inturn.cli.append:append", "Append a command to a key.")},
     "Apply": {
@@ -27,8 +28,20 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("inturn.cli.demo:demo", "See the problem happen, and not happen."),
     },
     "Look": {
+        "status": ("inturn.cli.status:status", "Sum up the topics and the appliers."),
         "keys": ("inturn.cli.keys:keys", "List keys and where they stand."),
-        "show": ("inturn.cli.show:show", "Show a key's commands and turns."),
+        "why": ("inturn.cli.why:why", "Say why a key does not move, and what to do."),
+        "show": ("inturn.cli.show:show", "Show a key's commands, turns and operators."),
+        "verify": ("inturn.cli.verify:verify", "Prove from what is stored that all was in turn."),
+    },
+    "Put right": {
+        "retry": ("inturn.cli.actions:retry", "Try a failed command again, now."),
+        "skip": ("inturn.cli.actions:skip", "Pass over a key's next command."),
+        "amend": ("inturn.cli.amend:amend", "Change a pending command."),
+        "replay": ("inturn.cli.actions:replay", "Append an applied or skipped command again."),
+        "pause": ("inturn.cli.actions:pause", "Keep a key or a topic standing still."),
+        "resume": ("inturn.cli.actions:resume", "Let it go on."),
+        "cancel-rest": ("inturn.cli.actions:cancel_rest", "Pass over all that is pending on a key."),
     },
 }
 
@@ -40,7 +53,8 @@ Keep passwords in ~/.pgpass or INTURN_DSN: other users can see --dsn.
 \b
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 some keys are held,
 4 database unreachable or gone, 5 schema not fitting, 6 stopped before the
-work in hand was done, 130 interrupted.
+work in hand was done, 7 keys --check found some, 8 verify found a violation,
+130 interrupted.
 
 \b
 Example:
@@ -88,7 +102,11 @@ def _accept_database_options(command: click.Command) -> None:
 
 
 def _set(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    if value is not None:
+    if value is None:
+        return
+    if ctx.obj is None:  # a shell completes the line
+        ctx.find_root().params[str(param.name)] = value
+    else:
         setattr(ctx.obj, str(param.name), value)
 
 
@@ -128,6 +146,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        if "_INTURN_COMPLETE" in os.environ:  # a shell asks: see completion
+            import_module("inturn.cli.completion")
         result: Any = cli.main(args, prog_name="inturn", standalone_mode=False)
         sys.stdout.flush()
     except Exception as error:

@@ -1,7 +1,8 @@
-"""`inturn topic`: topics are created, and listed."""
+"""`inturn topic`: topics are created, changed, and listed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,9 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from inturn.cli.database import Database, pass_database
-from inturn.cli.output import Column, json_option, print_json, print_table
+from inturn.cli.key_text import TOPIC
+from inturn.cli.operator import Action, Operator, operator_options, reason_option
+from inturn.cli.output import Column, escape, json_option, print_json, print_table
 
 
 @click.group(
@@ -18,10 +21,42 @@ from inturn.cli.output import Column, json_option, print_json, print_table
     epilog="""\b
 Example:
   inturn topic create orders
+  inturn topic set orders --max-attempts 10
   inturn topic list""",
 )
 def topic() -> None:
-    """Create topics and list them."""
+    """Create topics, list and change them."""
+
+
+_TARGET = "What applies its commands: python, or sql:SCHEMA.FUNCTION."
+_SETTINGS: tuple[tuple[str, str, Any, str, str], ...] = (
+    ("--target", "TARGET", str, _TARGET, "python"),
+    ("--max-attempts", "N", int, "A command that failed so often is tried no more.", "5"),
+    ("--backoff-base", "INTERVAL", str, "The wait before the second attempt, then doubled.", "1 second"),
+    ("--backoff-cap", "INTERVAL", str, "The longest wait.", "5 minutes"),
+    ("--max-payload-bytes", "N", int, "The largest payload.", "1048576"),
+    ("--batch-commands", "N", int, "The most commands in one turn.", "100"),
+    (
+        "--on-exhausted",
+        "WHAT",
+        click.Choice(["hold", "skip", "cancel-rest"]),
+        "When attempts run out: hold the key, skip the command, or skip all that is pending on the key.",
+        "hold",
+    ),
+)
+
+
+def _settings(*, defaults: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that gives a command an option for every setting of a topic."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option, metavar, kind, text, default in reversed(_SETTINGS):
+            shown = f"{text}  [default: {default}]" if defaults else text
+            name = None if isinstance(kind, click.Choice) else metavar
+            command = click.option(option, type=kind, metavar=name, help=shown)(command)
+        return command
+
+    return decorate
 
 
 @topic.command(
@@ -30,20 +65,7 @@ Example:
   inturn topic create orders --target sql:app.apply_order --max-attempts 10"""
 )
 @click.argument("name")
-@click.option(
-    "--target",
-    metavar="TARGET",
-    help="What applies its commands: python, or sql:SCHEMA.FUNCTION.  [default: python]",
-)
-@click.option("--max-attempts", type=int, help="A command that failed so often holds its key.  [default: 5]")
-@click.option(
-    "--backoff-base",
-    metavar="INTERVAL",
-    help="The wait before the second attempt, then doubled.  [default: 1 second]",
-)
-@click.option("--backoff-cap", metavar="INTERVAL", help="The longest wait.  [default: 5 minutes]")
-@click.option("--max-payload-bytes", type=int, help="The largest payload.  [default: 1048576]")
-@click.option("--batch-commands", type=int, help="The most commands in one turn.  [default: 100]")
+@_settings(defaults=True)
 @pass_database
 def create(database: Database, /, name: str, **settings: str | int | None) -> None:
     """Create a topic; done already, it says so.
@@ -62,6 +84,39 @@ def create(database: Database, /, name: str, **settings: str | int | None) -> No
 
 
 @topic.command(
+    "set",
+    epilog="""\b
+Example:
+  inturn topic set orders --on-exhausted skip --reason 'ticket 99'""",
+)
+@click.argument("name", type=TOPIC)
+@_settings(defaults=False)
+@reason_option(required=False)
+@operator_options
+@pass_database
+def set_topic(
+    database: Database, /, name: str, *, reason: str | None, operator: Operator, **settings: str | int | None
+) -> None:
+    """Change settings of a topic; appliers that run follow within seconds.
+
+    INTERVAL is as PostgreSQL writes it: '500 ms', '2 minutes'.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    if not given:
+        raise click.UsageError("Give a setting to change.")
+    with database.connect() as connection:
+        arguments = {"topic": name, "reason": reason, **given}
+        actions = operator.act(connection, database.schema, "set_topic", arguments)
+    operator.report(actions, _changed)
+
+
+def _changed(action: Action) -> str:
+    before, after = action["before"], action["after"]
+    changes = [f"{key} {before[key]} -> {after[key]}" for key in after if before[key] != after[key]]
+    return f"topic {escape(action['topic'])}: {', '.join(changes)}"
+
+
+@topic.command(
     "list",
     epilog="""\b
 Example:
@@ -77,7 +132,8 @@ def list_topics(database: Database, *, as_json: bool) -> None:
             .execute(
                 sql.SQL(
                     "SELECT name AS topic, target, max_attempts, backoff_base, backoff_cap,"
-                    " max_payload_bytes, batch_commands, created_at FROM {}.topic ORDER BY name"
+                    " max_payload_bytes, batch_commands, on_exhausted, paused_at, paused_until, created_at"
+                    " FROM {}.topic ORDER BY name"
                 ).format(sql.Identifier(database.schema))
             )
             .fetchall()
@@ -90,6 +146,7 @@ def list_topics(database: Database, *, as_json: bool) -> None:
                 Column("topic", cut="middle"),
                 Column("target", cut="middle"),
                 Column("attempts", right=True),
+                Column("then"),
                 Column("backoff"),
                 Column("payload", right=True),
                 Column("batch", right=True),
@@ -114,6 +171,7 @@ def _row(topic: dict[str, Any]) -> list[str]:
         topic["topic"],
         topic["target"],
         str(topic["max_attempts"]),
+        topic["on_exhausted"],
         f"{_span(topic['backoff_base'])} to {_span(topic['backoff_cap'])}",
         f"{topic['max_payload_bytes']:,} B",
         str(topic["batch_commands"]),

@@ -121,6 +121,36 @@ class WrongIsolation(InturnError):
     sqlstate = "IT031"
 
 
+class UnknownKey(InturnError):
+    """The topic has no such key: nothing was ever committed on it."""
+
+    sqlstate = "IT040"
+
+
+class ActionRefused(InturnError):
+    """What an operator asked for makes no sense in the state that the key or topic is in now."""
+
+    sqlstate = "IT041"
+
+
+class KeyBusy(InturnError):
+    """The key stayed in other hands for as long as the operator was willing to wait."""
+
+    sqlstate = "IT042"
+
+
+class ReasonRequired(InturnError):
+    """An operator's change of what takes effect was given no reason."""
+
+    sqlstate = "IT043"
+
+
+class OptionRefused(InturnError):
+    """A list was asked for by a state or an order that does not exist."""
+
+    sqlstate = "IT044"
+
+
 class SchemaMismatch(InturnError):
     """The schema in the database is not one that this version of inturn can serve."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, NullPool, create_engine, text
+from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from inturn.schema.errors import CommandsPending, SchemaInUse, SchemaMismatch, SchemaNameRefused
@@ -71,6 +71,8 @@ def upgrade_script(*, schema: str = DEFAULT_SCHEMA, from_revision: str | None = 
 def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base", force: bool = False) -> None:
     """Take the schema back to an earlier revision; `base` removes it. The roles stay.
 
+    What only a later revision knows is lost; no command is, but by removing the schema.
+
     Args:
         dsn: libpq connection string.
         schema: the schema's name.
@@ -89,12 +91,17 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
                 f"schema {schema} is not installed in this database", hint="There is nothing to do"
             )
         _lock_tables(connection, schema)
-        pending = connection.execute(
-            text(
-                f"SELECT count(*) FROM {schema}.key_cursor"  # noqa: S608 - a checked name
-                " WHERE ready_at IS NOT NULL OR held_at IS NOT NULL"
-            )
-        ).scalar_one()
+        pending = (
+            0
+            if revision != "base"
+            else connection.execute(
+                text(
+                    f"SELECT count(*) FROM {schema}.key_cursor c WHERE EXISTS ("  # noqa: S608 - a checked name
+                    f" SELECT FROM {schema}.command_log l"
+                    " WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq)"
+                )
+            ).scalar_one()
+        )
         if pending and not force:
             raise CommandsPending(
                 f"schema {schema} has commands that are not applied, on {pending} key"
@@ -121,6 +128,8 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
 _alembic = threading.Lock()
 
 _TABLES = ("key_sequence", "topic", "command_log", "key_cursor", "listener", "turn")
+# Not in every revision.
+_MORE_TABLES = ("skip", "operator_action", "applier")
 
 
 @contextmanager
@@ -157,7 +166,8 @@ def _lock_tables(connection: Connection, schema: str) -> None:
             " FROM pg_settings WHERE name = 'deadlock_timeout'"
         )
     )
-    tables = ", ".join(f"{schema}.{table}" for table in _TABLES)
+    there = set(inspect(connection).get_table_names(schema))
+    tables = ", ".join(f"{schema}.{name}" for name in (*_TABLES, *_MORE_TABLES) if name in there)
     connection.execute(text(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE"))
 
 

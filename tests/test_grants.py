@@ -23,9 +23,14 @@ ROUTINES = {
     "inturn_caller": {"append", "append_many"},
     "inturn_applier": {
         *("claim", "claim_commands", "finish", "fail", "apply", "apply_batch"),
-        *("announce_sleep", "next_ready", "pending_commands"),
+        *("announce_applier", "announce_sleep", "next_ready", "pending_commands"),
     },
-    "inturn_operator": {"create_topic", "list_keys", "pending_commands"},
+    "inturn_operator": {
+        *("create_topic", "set_topic", "pause_topic", "resume_topic"),
+        *("list_keys", "topic_status", "pending_commands", "key_state"),
+        *("list_appliers", "why", "timeline", "verify", "verify_slice", "verify_topics"),
+        *("retry", "retry_all", "skip", "cancel_rest", "replay", "amend", "pause", "resume"),
+    },
 }
 
 #: relation: what each role may do with it, as caller, applier, operator.
@@ -36,6 +41,10 @@ RELATIONS = {
     "key_cursor": ("", "SELECT UPDATE", "SELECT"),
     "turn": ("", "INSERT", "SELECT"),
     "listener": ("", "INSERT SELECT UPDATE", "SELECT"),
+    "applier": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
+    "skip": ("", "INSERT SELECT", "SELECT"),
+    "operator_action_id_seq": ("", "", ""),
+    "operator_action": ("", "", "SELECT"),
     "outbox": ("INSERT SELECT", "", "SELECT"),
     "schema_version": ("SELECT", "SELECT", "SELECT"),
 }
@@ -162,13 +171,23 @@ def test_the_roles_are_siblings_that_cannot_log_in(database: Database) -> None:
         ) == [(False,) * 6]
 
 
-def test_only_append_runs_as_its_owner_and_pins_its_search_path(database: Database) -> None:
+#: What runs as its owner: a caller's append, and what an operator may do only by being recorded.
+DEFINERS = {
+    "append",
+    # These show an operator the sessions of others.
+    *("list_appliers", "why"),
+    *("set_topic", "pause_topic", "resume_topic"),
+    *("retry", "retry_all", "skip", "cancel_rest", "replay", "amend", "pause", "resume"),
+}
+
+
+def test_what_runs_as_its_owner_pins_its_search_path(database: Database) -> None:
     definers = database.execute("""
         SELECT proname, (SELECT setting FROM unnest(proconfig) AS c (setting)
                          WHERE setting LIKE 'search_path=%')
         FROM pg_proc WHERE pronamespace = 'inturn'::regnamespace AND prosecdef ORDER BY 1
     """)
-    assert definers == [("append", "search_path=pg_catalog, pg_temp")]
+    assert dict(definers) == dict.fromkeys(DEFINERS, "search_path=pg_catalog, pg_temp")
 
 
 def test_no_function_builds_sql_from_a_callers_value(database: Database) -> None:
@@ -177,7 +196,7 @@ def test_no_function_builds_sql_from_a_callers_value(database: Database) -> None
         AND prosrc ~* '\\mEXECUTE\\M' ORDER BY 1
     """)
     # The applier's own, which call a target that an operator named.
-    assert dynamic == [("apply_batch",), ("apply_key",)]
+    assert dynamic == [("apply_batch",), ("apply_key",), ("list_keys",)]
 
 
 # Attempts.
@@ -318,7 +337,7 @@ def test_an_operator_reads_everything_and_creates_topics(orders: Database) -> No
     with connect_as(orders, "inturn_operator") as operator:
         created = operator.execute("SELECT inturn.create_topic('mine', max_attempts => 3)")
         assert created.fetchone() == (True,)
-        for relation in RELATIONS:
+        for relation in RELATIONS.keys() - {"operator_action_id_seq"}:
             operator.execute(sql.SQL("SELECT * FROM inturn.{}").format(sql.Identifier(relation)))
         listed = operator.execute("SELECT key, state FROM inturn.list_keys()")
         assert listed.fetchall() == [("a", "ready")]

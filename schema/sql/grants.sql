@@ -19,15 +19,19 @@ GRANT EXECUTE ON ROUTINE
     inturn.claim_commands(text, timestamptz, integer),
     inturn.move_cursors(tid[], tid[], boolean[], bigint[], bigint[], bigint[]),
     inturn.finish(text, text[], bigint[], bigint[], bigint[], text),
-    inturn.fail(text, text, bigint, bigint, bigint, text, text),
+    inturn.fail(text, text, bigint, bigint, bigint, text, text, text, interval),
+    inturn.backoff(inturn.topic, integer),
+    inturn.pass_over(text, text, bigint, bigint, bigint, text, text),
     inturn.require_read_committed(),
     inturn.refuse_topic(text),
     inturn.target_function(text, text),
     inturn.target_query(text, text),
+    inturn.read_verdict(text, text),
     inturn.apply_key(text, text, bigint, bigint, integer, integer, text, text),
     inturn.apply_batch(text, timestamptz, integer, text),
     inturn.visit_topic(text, timestamptz, integer, text, bigint, bigint, boolean),
     inturn.apply(text[], double precision, integer, bigint, bigint),
+    inturn.announce_applier(text, text[], text, integer, text, boolean),
     inturn.announce_sleep(text[]),
     inturn.next_ready(text[], timestamptz),
     inturn.pending_commands(text[])
@@ -36,14 +40,37 @@ GRANT SELECT ON inturn.topic, inturn.command_log TO inturn_applier;
 GRANT SELECT, UPDATE ON inturn.key_cursor, inturn.key_sequence TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE ON inturn.listener TO inturn_applier;
 GRANT INSERT ON inturn.turn TO inturn_applier;
+GRANT SELECT, INSERT ON inturn.skip TO inturn_applier;
+GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.applier TO inturn_applier;
 
--- An operator reads everything and creates topics.
+-- An operator reads everything, creates topics, and puts right by functions that run as their owner and record who did it.
 GRANT SELECT ON ALL TABLES IN SCHEMA inturn TO inturn_operator;
 GRANT INSERT ON inturn.topic TO inturn_operator;
 GRANT EXECUTE ON FUNCTION
-    inturn.create_topic(text, text, integer, interval, interval, integer, integer),
+    inturn.create_topic(text, text, integer, interval, interval, integer, integer, text),
     inturn.check_topic(inturn.topic),
     inturn.target_function(text, text),
-    inturn.list_keys(text, text, integer),
-    inturn.pending_commands(text[])
+    inturn.keys_query(text, text),
+    inturn.list_keys(text, text, integer, text, interval, bigint, text),
+    inturn.topic_status(text, interval),
+    inturn.pending_commands(text[]),
+    inturn.key_state(inturn.key_cursor),
+    inturn.timeline(text, text, integer),
+    inturn.verify_topics(),
+    inturn.verify_slice(text, text, integer),
+    inturn.verify_rows(text, text, text[], bigint[], bigint, bigint),
+    inturn.verify(text, text, text),
+    inturn.list_appliers(),
+    inturn.why(text, text),
+    inturn.retry(text, text, text),
+    inturn.retry_all(text, text, text, interval, text),
+    inturn.skip(text, text, bigint, text),
+    inturn.cancel_rest(text, text, text),
+    inturn.replay(text, text, bigint, text),
+    inturn.amend(text, text, bigint, text, text, jsonb, jsonb),
+    inturn.pause(text, text, text, timestamptz),
+    inturn.resume(text, text, text),
+    inturn.pause_topic(text, text, timestamptz),
+    inturn.resume_topic(text, text),
+    inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text)
 TO inturn_operator;

@@ -3,6 +3,7 @@
 -- topics: NULL for every topic with a SQL target. max_seconds: stop after this long even if some are ready.
 -- max_keys: the most keys that share a transaction; keep it under 64, since each that is tried again takes a
 -- subtransaction, and more of them slow down every other session. Returns how many commands were applied and how many failed.
+-- Announces itself at its start and every few seconds (see list_appliers).
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
 -- Any number may run at once. Locks and raises what apply_batch does.
 CREATE PROCEDURE inturn.apply(
@@ -17,6 +18,7 @@ DECLARE
     served text;
     visit record;
     found_any boolean := true;
+    announced_at timestamptz := '-infinity';
 BEGIN
     commands := 0; failures := 0;
     topics := coalesce(topics, ARRAY(SELECT t.name FROM inturn.topic t WHERE t.target LIKE 'sql:%' ORDER BY t.name));
@@ -26,6 +28,12 @@ BEGIN
     WHILE found_any AND clock_timestamp() < stop_at LOOP
         found_any := false;
         FOREACH served IN ARRAY topics LOOP
+            IF announced_at < clock_timestamp() - interval '5 seconds' THEN
+                PERFORM inturn.announce_applier(applier, topics, 'database session', NULL,
+                                                (SELECT v.version_num FROM inturn.schema_version v));
+                COMMIT AND CHAIN;
+                announced_at := clock_timestamp();
+            END IF;
             CALL inturn.visit_topic(served, stop_at, max_keys, applier, commands, failures, found_any);
         END LOOP;
     END LOOP;

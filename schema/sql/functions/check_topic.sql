@@ -1,4 +1,4 @@
--- Refuses a topic whose settings are out of range. Internal to create_topic. Takes no locks.
+-- Refuses a topic whose settings are out of range. Internal to create_topic and set_topic. Takes no locks.
 --
 -- Raises IT011 for the first setting that is, IT012 for a target that cannot be called.
 CREATE FUNCTION inturn.check_topic(topic inturn.topic) RETURNS void
@@ -23,6 +23,8 @@ DECLARE
                         coalesce(topic.max_payload_bytes::text, 'NULL'))
         WHEN (topic.batch_commands BETWEEN 1 AND 10000) IS NOT TRUE
             THEN format('batch_commands is %s; 1 to 10000 are allowed', coalesce(topic.batch_commands::text, 'NULL'))
+        WHEN (topic.on_exhausted IN ('hold', 'skip', 'cancel-rest')) IS NOT TRUE
+            THEN format('on_exhausted is %s; hold, skip or cancel-rest are allowed', coalesce(quote_literal(topic.on_exhausted), 'NULL'))
         END;
 BEGIN
     IF problem IS NOT NULL THEN
@@ -34,4 +36,4 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn.check_topic IS 'Internal to create_topic: refuses settings that are out of range.';
+COMMENT ON FUNCTION inturn.check_topic IS 'Internal to create_topic and set_topic: refuses settings that are out of range.';

@@ -1,37 +1,117 @@
--- Lists keys and where they stand, the worst first: held, then ready (the longest first), then idle. Takes no locks.
+-- Lists keys and where they stand, the worst first: held, retrying (the next attempt soonest first), paused, ready (the
+-- longest first), idle. Takes no locks.
 --
--- of_topic, of_state: NULL for all. state: held, retrying (its next command failed and waits for its next attempt),
--- ready, idle. pending counts commands that are committed and not applied; oldest_pending_at is when the next
--- one was appended. Each state is read from its own index, so this stays quick with millions of keys.
-CREATE FUNCTION inturn.list_keys(of_topic text DEFAULT NULL, of_state text DEFAULT NULL, max_keys integer DEFAULT 50)
-RETURNS TABLE (
+-- of_topic, of_state: NULL for all; several states are separated by commas. of_like: a LIKE pattern that the key matches.
+-- older_than: the next command was appended so long ago, or longer. min_lag: at least so many commands are pending.
+-- sort_by: lag, age (of the next command) or attempts, the greatest first.
+-- state: see key_state; what its topic does, topic_paused says. pending counts commands that are committed and not
+-- applied; oldest_pending_at is when the next one was appended; last_error is of its latest attempt.
+--
+-- Each state is read from its own index, and only as far as max_keys: quick with millions of keys. Every filter is exact;
+-- a filter by age, or by a lag of at most 32, looks into the log for each key that is not idle until it has found
+-- max_keys: where a million are pending and none matches, that takes two seconds. Sorted by attempts, and by lags over 32,
+-- the list is exact. Sorted by age or lesser lags it is exact while no state but idle has more than 20,000 keys that
+-- pass the filters; beyond, it is that of the worst 20,000 of each such state, and a WARNING says so.
+-- Raises IT044 for a state or sort_by that does not exist.
+CREATE FUNCTION inturn.list_keys(
+    of_topic text DEFAULT NULL, of_state text DEFAULT NULL, max_keys integer DEFAULT 50,
+    of_like text DEFAULT NULL, older_than interval DEFAULT NULL, min_lag bigint DEFAULT NULL, sort_by text DEFAULT NULL
+) RETURNS TABLE (
     topic text, key text, state text, applied_seq bigint, last_seq bigint, pending bigint,
-    oldest_pending_at timestamptz, attempts integer, ready_at timestamptz, held_at timestamptz, last_error text
+    oldest_pending_at timestamptz, attempts integer, ready_at timestamptz, held_at timestamptz, last_error text,
+    paused_at timestamptz, paused_until timestamptz, topic_paused boolean
 )
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_sort = off
+SET jit = off
 AS $$
-SELECT c.topic, c.key, c.state, c.applied_seq, l.last_seq, l.last_seq - c.applied_seq, o.created_at,
-       c.attempts, c.ready_at, c.held_at, c.last_error
-FROM inturn.topic t CROSS JOIN LATERAL (
-    (SELECT 1 AS rank, 'held' AS state, c.* FROM inturn.key_cursor c
-     WHERE c.topic = t.name AND c.held_at IS NOT NULL AND coalesce(of_state, 'held') = 'held'
-     ORDER BY c.held_at LIMIT max_keys)
-    UNION ALL
-    (SELECT 2, CASE WHEN c.attempts > 0 THEN 'retrying' ELSE 'ready' END, c.* FROM inturn.key_cursor c
-     WHERE c.topic = t.name AND c.ready_at IS NOT NULL
-       AND coalesce(of_state, CASE WHEN c.attempts > 0 THEN 'retrying' ELSE 'ready' END)
-           = CASE WHEN c.attempts > 0 THEN 'retrying' ELSE 'ready' END
-     ORDER BY c.ready_at LIMIT max_keys)
-    UNION ALL
-    (SELECT 3, 'idle', c.* FROM inturn.key_cursor c
-     WHERE c.topic = t.name AND c.ready_at IS NULL AND c.held_at IS NULL AND coalesce(of_state, 'idle') = 'idle'
-     ORDER BY c.key LIMIT max_keys)
-) c
-CROSS JOIN LATERAL (
-    SELECT greatest(c.applied_seq, (SELECT max(l.seq) FROM inturn.command_log l
-                                    WHERE l.topic = c.topic AND l.key = c.key)) AS last_seq) l
-LEFT JOIN inturn.command_log o ON o.topic = c.topic AND o.key = c.key AND o.seq = c.applied_seq + 1
-WHERE of_topic IS NULL OR t.name = of_topic
-ORDER BY c.rank, coalesce(c.held_at, c.ready_at), c.topic, c.key LIMIT max_keys
+DECLARE
+    ranks constant text[] := '{held,retrying,paused,ready,idle}';
+    most bigint := greatest(max_keys, 20000);
+    deep_lag constant bigint := 32;
+    states text[] := coalesce(string_to_array(of_state, ','), ranks);
+    appended_by constant timestamptz := statement_timestamp() - older_than;
+    found bigint := 0;
+    passing bigint;
+    bounded boolean := false;
+    parts text[] := '{}';
+    part text;
+    details constant text := $query$
+        SELECT c.topic, c.key, c.state, c.applied_seq, l.last_seq, l.last_seq - c.applied_seq, o.created_at,
+               c.attempts, c.ready_at, c.held_at, c.last_error, c.paused_at, c.paused_until,
+               t.paused_at IS NOT NULL AND statement_timestamp() < coalesce(t.paused_until, 'infinity')
+        FROM (%s) c
+        JOIN inturn.topic t ON t.name = c.topic
+        CROSS JOIN LATERAL (
+            SELECT greatest(c.applied_seq, (SELECT max(l.seq) FROM inturn.command_log l
+                                            WHERE l.topic = c.topic AND l.key = c.key)) AS last_seq) l
+        LEFT JOIN inturn.command_log o ON o.topic = c.topic AND o.key = c.key AND o.seq = c.applied_seq + 1
+        ORDER BY %s array_position($7, c.state), c.at, c.key, c.topic LIMIT $8$query$;
+BEGIN
+    IF NOT states <@ ranks OR states = '{}' THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('there is no state %L', of_state),
+            HINT = 'Give one of held, retrying, paused, ready, idle, or several with commas between them.';
+    ELSIF sort_by NOT IN ('lag', 'age', 'attempts') THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('keys cannot be sorted by %L', sort_by),
+            HINT = 'Give lag, age or attempts.';
+    END IF;
+    states := ARRAY(SELECT s FROM unnest(ranks) s WHERE s = ANY (states)
+                    -- Nothing is pending on an idle key (P4).
+                    AND (s <> 'idle' OR coalesce(min_lag, 0) <= 0 AND older_than IS NULL));
+    IF states = '{}' THEN
+        RETURN;
+    END IF;
+
+    IF sort_by IS NULL AND coalesce(min_lag, 0) <= deep_lag THEN
+        -- State by state: the search for an idle key must not begin while there are others to list.
+        FOREACH state IN ARRAY states LOOP
+            RETURN QUERY EXECUTE format(details, inturn.keys_query(state), '')
+            USING of_topic, of_like, min_lag, appended_by, max_keys - found, states, ranks, max_keys - found;
+            GET DIAGNOSTICS passing = ROW_COUNT;
+            found := found + passing;
+            EXIT WHEN found >= max_keys;
+        END LOOP;
+        RETURN;
+    END IF;
+
+    IF min_lag > deep_lag THEN
+        parts := ARRAY[inturn.keys_query('deep')];
+    ELSIF sort_by = 'attempts' THEN
+        most := max_keys;
+        parts := ARRAY(SELECT inturn.keys_query(s, CASE WHEN s IN ('ready', 'idle') THEN '' ELSE 'c.attempts DESC,' END)
+                       FROM unnest(states) s);
+    ELSE
+        FOREACH state IN ARRAY states LOOP
+            part := inturn.keys_query(state);
+            IF state = 'idle' THEN
+                part := part || format('LIMIT %s', max_keys);
+            ELSE
+                EXECUTE format('SELECT count(*) FROM (%s LIMIT $5) c', part)
+                INTO passing USING of_topic, of_like, min_lag, appended_by, most + 1, states;
+                bounded := bounded OR passing > most;
+            END IF;
+            parts := parts || part;
+        END LOOP;
+        IF bounded AND sort_by = 'lag' THEN
+            parts := parts || inturn.keys_query('deep');
+        END IF;
+    END IF;
+    FOR topic, key, state, applied_seq, last_seq, pending, oldest_pending_at, attempts, ready_at, held_at, last_error,
+        paused_at, paused_until, topic_paused
+    IN EXECUTE format(details, '(' || array_to_string(parts, CASE WHEN bounded THEN ') UNION (' ELSE ') UNION ALL (' END) || ')',
+                      CASE sort_by WHEN 'lag' THEN 'l.last_seq - c.applied_seq DESC,' WHEN 'age' THEN 'o.created_at,'
+                                   WHEN 'attempts' THEN 'c.attempts DESC,' END)
+    USING of_topic, of_like, min_lag, appended_by, most, states, ranks, max_keys
+    LOOP
+        RETURN NEXT;
+    END LOOP;
+    IF bounded AND (sort_by = 'age' OR pending <= deep_lag) THEN
+        RAISE WARNING USING MESSAGE = format('more than %s keys of a state: sorted among the worst %s of each', most, most);
+    END IF;
+END
 $$;
 COMMENT ON FUNCTION inturn.list_keys IS 'Lists keys and where they stand, the worst first.';

@@ -33,7 +33,7 @@ BEGIN
     UPDATE inturn.key_cursor c SET
         applied_seq = t.applied_seq,
         epoch = CASE WHEN t.applied_seq >= t.from_seq THEN t.epoch ELSE c.epoch END,
-        attempts = 0, last_error = NULL, failed_at = NULL,
+        attempts = 0, last_error = NULL, failed_at = NULL, paused_at = NULL, paused_until = NULL,
         empty_turns = CASE WHEN t.applied_seq >= t.from_seq THEN 0 ELSE c.empty_turns + 1 END,
         ready_at = CASE
             WHEN t.drained THEN NULL

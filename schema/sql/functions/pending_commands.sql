@@ -6,5 +6,7 @@ AS $$
 SELECT count(*) FROM inturn.key_cursor c
 JOIN inturn.command_log l ON l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq
 WHERE c.topic = ANY (topics) AND c.ready_at <= clock_timestamp()
+  AND NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = c.topic AND t.paused_at IS NOT NULL
+                  AND clock_timestamp() < coalesce(t.paused_until, 'infinity'))
 $$;
 COMMENT ON FUNCTION inturn.pending_commands IS 'Counts the commands of ready keys that are not applied.';

@@ -4,7 +4,8 @@
 -- from there (see claim). A visit lasts ten times as long as its first batch took, which walks over the entries of
 -- earlier turns, but at least 100 ms and at most a second: so long may a key wait whose caller committed late, behind
 -- the hand. Keys share a transaction only while that stays short: their number doubles after a batch
--- of under 10 ms and halves after a longer one, so that a slow handler holds up its own key and no other.
+-- of under 10 ms and halves after a longer one, so that a slow handler holds up its own key and no other. After one of
+-- at least 100 ms it steps back for a moment: an operator who waits for the key gets it before it is claimed again.
 -- found_any is set when there was a key to claim. Locks and raises what apply_batch does.
 CREATE PROCEDURE inturn.visit_topic(
     topic text, stop_at timestamptz, max_keys integer, applier text,
@@ -27,6 +28,9 @@ BEGIN
         COMMIT AND CHAIN;
         EXIT WHEN batch.keys = 0;
         took := clock_timestamp() - started_at;
+        IF took >= interval '100 ms' THEN
+            PERFORM pg_sleep(least(extract(epoch FROM took) / 50, 0.02));
+        END IF;
         IF hand = '-infinity' THEN
             leave_at := least(leave_at, started_at + greatest(least(took * 10, interval '1 s'), interval '100 ms'));
         END IF;

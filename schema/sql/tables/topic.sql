@@ -15,11 +15,18 @@ CREATE TABLE inturn.topic (
         CHECK (max_payload_bytes BETWEEN 1024 AND 67108864),
     batch_commands integer NOT NULL DEFAULT 100
         CHECK (batch_commands BETWEEN 1 AND 10000),
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    on_exhausted text NOT NULL DEFAULT 'hold'
+        CHECK (on_exhausted IN ('hold', 'skip', 'cancel-rest')),
+    paused_at timestamptz,
+    paused_until timestamptz
 );
 COMMENT ON TABLE inturn.topic IS 'What kinds of command there are, and what applies each.';
 COMMENT ON COLUMN inturn.topic.target IS 'python, or sql:SCHEMA.FUNCTION, which takes one inturn.command.';
-COMMENT ON COLUMN inturn.topic.max_attempts IS 'A command that failed this often holds its key.';
+COMMENT ON COLUMN inturn.topic.max_attempts IS 'A command that failed this often is tried no more: see on_exhausted.';
 COMMENT ON COLUMN inturn.topic.backoff_base IS 'The wait before the second attempt; doubled before each further one.';
 COMMENT ON COLUMN inturn.topic.max_payload_bytes IS 'The longest payload, as text. At least 1024: append looks here only for longer ones.';
 COMMENT ON COLUMN inturn.topic.batch_commands IS 'The most commands of one key in one turn.';
+COMMENT ON COLUMN inturn.topic.on_exhausted IS 'What then: hold its key, skip the command, or cancel-rest: skip all that is pending on the key.';
+COMMENT ON COLUMN inturn.topic.paused_at IS 'Since when an operator keeps all its keys standing still.';
+COMMENT ON COLUMN inturn.topic.paused_until IS 'When they go on by themselves; NULL while paused: when an operator says so.';

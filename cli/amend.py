@@ -1,0 +1,122 @@
+"""`inturn amend`: a pending command is changed, by option or in an editor."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+from psycopg import Connection, sql
+
+from inturn.cli.database import Database, pass_database
+from inturn.cli.errors import Failure
+from inturn.cli.exit_codes import ExitCode
+from inturn.cli.key_text import KEY, shown
+from inturn.cli.operator import (
+    Action,
+    Operator,
+    find_key,
+    operator_options,
+    place,
+    reason_option,
+    topic_option,
+)
+from inturn.cli.payload import read_payload, storable
+
+
+@click.command(
+    epilog="""\b
+Example:
+  inturn amend order-42 17 --edit --reason 'wrong currency, ticket 99'
+  inturn amend order-42 17 --payload '{"amount": 3}' --reason 'ticket 99'"""
+)
+@click.argument("key", type=KEY)
+@click.argument("seq", type=int)
+@topic_option
+@click.option("--payload", metavar="JSON", help="The new payload; - reads it from standard input.")
+@click.option("--edit", is_flag=True, help="Edit the payload in $VISUAL or $EDITOR.")
+@click.option("--name", metavar="NAME", help="The command's new name.")
+@reason_option(required=True)
+@operator_options
+@pass_database
+def amend(
+    database: Database,
+    /,
+    key: str,
+    seq: int,
+    *,
+    topic: str | None,
+    payload: str | None,
+    edit: bool,
+    name: str | None,
+    reason: str,
+    operator: Operator,
+) -> None:
+    """Change the payload or the name of a pending command.
+
+    The original stays readable: inturn show KEY --payload. A held key stays held
+    until it is retried.
+    """
+    if edit and payload is not None:
+        raise click.UsageError("Give --payload or --edit, not both.")
+    if not edit and payload is None and name is None:
+        raise click.UsageError("Give --payload, --edit or --name.")
+    with database.connect() as connection:
+        found_topic, found_key = find_key(connection, database, key, topic)
+        was = _payload(connection, database.schema, found_topic, found_key, seq)
+        new = _edited(was) if edit and was is not None else read_payload(payload) if payload else None
+        arguments = {
+            "topic": found_topic,
+            "key": found_key,
+            "seq": seq,
+            "reason": reason,
+            "name": name,
+            "payload": new,
+            # Whoever changed it since is not overwritten.
+            "was": was,
+        }
+        with storable(found_topic, found_key):
+            actions = operator.act(connection, database.schema, "amend", arguments)
+        held = connection.execute(
+            sql.SQL("SELECT held_at IS NOT NULL FROM {}.key_cursor WHERE topic = %s AND key = %s").format(
+                sql.Identifier(database.schema)
+            ),
+            (found_topic, found_key),
+        ).fetchone()
+    operator.report(actions, lambda action: _amended(action, held=bool(held and held[0])))
+
+
+def _payload(connection: Connection[Any], schema: str, topic: str, key: str, seq: int) -> str | None:
+    """Return the command's payload, laid out to be read; None when there is no such command."""
+    row = connection.execute(
+        sql.SQL(
+            "SELECT jsonb_pretty(payload) FROM {}.command_log WHERE topic = %s AND key = %s AND seq = %s"
+        ).format(sql.Identifier(schema)),
+        (topic, key, seq),
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _edited(payload: str) -> str:
+    """Return the payload as the user's editor left it; until it is JSON, the editor comes up again."""
+    text = payload
+    while True:
+        edited = click.edit(text, extension=".json")
+        if edited is None or edited.strip() == payload.strip():
+            raise Failure("the payload was not changed in the editor", hint="Nothing was done")
+        text = edited
+        try:
+            json.loads(text)
+        except ValueError as error:
+            if not sys.stdin.isatty():
+                raise Failure(f"what the editor left is no JSON: {error}", code=ExitCode.USAGE) from None
+            click.confirm(f"This is no JSON: {error}. Edit it again?", default=True, abort=True, err=True)
+        else:
+            return text
+
+
+def _amended(action: Action, *, held: bool) -> str:
+    line = f"{place(action)}: command {action['seq']} is amended"
+    again = f"inturn retry {shown(action['key'])} --topic {shown(action['topic'])}"
+    return f"{line}; the key stays held until: {again}" if held else line

@@ -1,0 +1,167 @@
+"""How an operator acts on a key or a topic: who it is, how long it waits, or only to see what it would do."""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from psycopg import Connection, sql
+from psycopg.rows import dict_row
+
+from inturn.cli.database import Database
+from inturn.cli.errors import Failure
+from inturn.cli.key_text import TOPIC, resolve, shown
+from inturn.cli.output import escape, json_option, print_json
+from inturn.schema.errors import UnknownKey
+
+#: The longest that PostgreSQL takes, 24 days.
+_LONGEST_TIMEOUT_MS = 2**31 - 1
+
+#: One recorded action: a row of operator_action.
+Action = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """How an operator acts.
+
+    Attributes:
+        acting_as: whom the operator acts for; None: for nobody else.
+        dry_run: do it, and roll it back.
+        timeout: seconds to wait for whoever has the key in hand.
+        as_json: print what was recorded as JSON.
+    """
+
+    acting_as: str | None
+    dry_run: bool
+    timeout: float
+    as_json: bool
+
+    def act(
+        self, connection: Connection[Any], schema: str, function: str, arguments: Mapping[str, object]
+    ) -> list[Action]:
+        """Call one of the operators' functions, and return what it recorded.
+
+        Args:
+            connection: in autocommit.
+            schema: where inturn is installed.
+            function: its name.
+            arguments: its arguments by name; a payload as text.
+
+        Raises:
+            psycopg.Error: refused; nothing was changed.
+        """
+        call = sql.SQL("SELECT * FROM {}.{}({})").format(
+            sql.Identifier(schema),
+            sql.Identifier(function),
+            sql.SQL(", ").join(
+                sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in arguments
+            ),
+        )
+        settings = {
+            "lock_timeout": f"{min(max(round(self.timeout * 1000), 1), _LONGEST_TIMEOUT_MS)}ms",
+            f"{schema}.os_user": _os_user(),
+            f"{schema}.acting_as": self.acting_as or "",
+        }
+        with connection.transaction(force_rollback=self.dry_run):
+            for name, value in settings.items():
+                connection.execute("SELECT set_config(%s, %s, true)", (name, value))
+            return connection.cursor(row_factory=dict_row).execute(call, arguments).fetchall()
+
+    def report(self, actions: list[Action], say: Callable[[Action], str]) -> None:
+        """Print what was done: a line each, or JSON."""
+        if self.as_json:
+            print_json([{**action, "dry_run": self.dry_run} for action in actions])
+            return
+        for action in actions:
+            click.echo(("dry run, nothing changed: " if self.dry_run else "") + say(action))
+
+
+def operator_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of every action; it gets them as `operator`."""
+
+    @click.option("--as", "acting_as", metavar="WHO", help="Whom you act for; it is recorded beside you.")
+    @click.option("--dry-run", is_flag=True, help="Say what it would do, and change nothing.")
+    @click.option(
+        "--timeout",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        default=5.0,
+        show_default=True,
+        help="Wait so long for whoever has the key in hand.",
+    )
+    @json_option
+    @functools.wraps(command)
+    def with_operator(
+        *args: Any, acting_as: str | None, dry_run: bool, timeout: float, as_json: bool, **options: Any
+    ) -> Any:
+        return command(*args, operator=Operator(acting_as, dry_run, timeout, as_json), **options)
+
+    return with_operator
+
+
+def reason_option(*, required: bool) -> Callable[..., Any]:
+    """Return the option --reason."""
+    return click.option("--reason", metavar="TEXT", required=required, help="Why; it is recorded.")
+
+
+topic_option = click.option(
+    "--topic",
+    type=TOPIC,
+    metavar="NAME",
+    help="The key's topic; only needed where several topics have the key.",
+)
+
+
+def find_key(
+    connection: Connection[Any], database: Database, text: str, topic: str | None
+) -> tuple[str, str]:
+    """Return the topic and the key that were typed.
+
+    Raises:
+        UnknownKey: no topic has the key.
+        Failure: several have it, and none was named.
+    """
+    key = resolve(connection, database.schema, text, topic)
+    if topic is not None:
+        return topic, key
+    found = connection.execute(
+        sql.SQL(
+            "SELECT t.name FROM {schema}.topic t WHERE EXISTS ("
+            "SELECT FROM {schema}.key_cursor c WHERE c.topic = t.name AND c.key = %s) ORDER BY 1"
+        ).format(schema=sql.Identifier(database.schema)),
+        (key,),
+    ).fetchall()
+    if not found:
+        raise UnknownKey(f"no topic has a key {shown(key)}", hint="List keys with: inturn keys", key=key)
+    if len(found) > 1:
+        names = ", ".join(escape(name) for (name,) in found)
+        raise Failure(f"key {shown(key)} is in several topics: {names}", hint="Name one with --topic")
+    return found[0][0], key
+
+
+def place(action: Action) -> str:
+    """Return what an action was on, as it is printed."""
+    topic = escape(action["topic"])
+    return f"{topic} {shown(action['key'])}" if action["key"] else f"topic {topic}"
+
+
+def change(action: Action) -> str:
+    """Return the states before and after, as they are printed."""
+    before, after = action["before"]["state"], action["after"]["state"]
+    return before if before == after else f"{before} -> {after}"
+
+
+def _os_user() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # no such user in the system's list
+        user = str(os.getuid())
+    became = os.environ.get("SUDO_USER")
+    return f"{user}@{socket.gethostname()}" + (f" (sudo by {became})" if became and became != user else "")

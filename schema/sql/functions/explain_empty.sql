@@ -1,0 +1,31 @@
+-- Explains a key on which nothing committed is pending: a caller's transaction is open on it, or it is idle.
+-- Internal to why. Takes no locks.
+--
+-- locked: its row in key_sequence is.
+CREATE FUNCTION inturn.explain_empty(c inturn.key_cursor, locked boolean)
+RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    sequence record;
+    last inturn.turn;
+BEGIN
+    IF locked THEN
+        -- All that wait for a row stand in its queue, the lock on its place.
+        SELECT s.xmax AS locker, (SELECT count(DISTINCT l.pid) FROM pg_locks l
+                                  WHERE l.locktype = 'tuple' AND l.relation = s.tableoid
+                                    AND (l.page, l.tuple) = ((s.ctid::text::point)[0], (s.ctid::text::point)[1])) AS waiting
+        INTO sequence FROM inturn.key_sequence s WHERE s.topic = c.topic AND s.key = c.key;
+        RETURN QUERY SELECT * FROM inturn.explain_append(
+            inturn.session_facts(inturn.row_holders(sequence.locker, 'inturn.key_sequence')), sequence.waiting, c.applied_seq + 1);
+        RETURN;
+    END IF;
+    SELECT * INTO last FROM inturn.turn u WHERE u.topic = c.topic AND u.key = c.key ORDER BY u.epoch DESC LIMIT 1;
+    RETURN QUERY SELECT 'nothing_pending', last.finished_at,
+        format('Every command that was committed on it has had its turn, up to %s%s', c.applied_seq,
+               coalesce('; the last turn was that of ' || last.applier, '')),
+        'inturn show --topic {topic} {key}  # what is not there was not committed',
+        jsonb_build_object('applied_seq', c.applied_seq, 'applier', last.applier, 'applied_at', last.finished_at);
+END
+$$;
+COMMENT ON FUNCTION inturn.explain_empty IS 'Internal to why: explains a key on which nothing is pending.';

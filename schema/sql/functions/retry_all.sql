@@ -1,0 +1,30 @@
+-- Makes every held or retrying key that the filters of list_keys find ready now; returns the recorded actions.
+--
+-- of_state: held or retrying. A key in other hands is left out: it is being retried, or acted upon, at this moment.
+-- Locks the keys' rows in key_cursor, skipping locked ones. Raises what list_keys does.
+CREATE FUNCTION inturn.retry_all(
+    of_topic text DEFAULT NULL, of_state text DEFAULT 'held', of_like text DEFAULT NULL,
+    older_than interval DEFAULT NULL, reason text DEFAULT NULL
+) RETURNS SETOF inturn.operator_action
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    was inturn.key_cursor;
+BEGIN
+    PERFORM inturn.require_read_committed();
+    FOR was IN
+        SELECT c.* FROM inturn.list_keys(of_topic => retry_all.of_topic, of_state => retry_all.of_state, max_keys => 1000000,
+                                         of_like => retry_all.of_like, older_than => retry_all.older_than) l
+        CROSS JOIN LATERAL (SELECT c.* FROM inturn.key_cursor c WHERE c.topic = l.topic AND c.key = l.key
+                            FOR UPDATE SKIP LOCKED) c
+    LOOP
+        -- The list was made before the lock was taken.
+        CONTINUE WHEN inturn.key_state(was) <> of_state;
+        RETURN NEXT inturn.retry_key(was, reason);
+    END LOOP;
+    PERFORM inturn.notify_appliers(t.name) FROM inturn.topic t WHERE t.name = of_topic OR of_topic IS NULL;
+END
+$$;
+COMMENT ON FUNCTION inturn.retry_all IS 'Makes every held or retrying key that the filters find ready now.';

@@ -1,0 +1,36 @@
+-- Changes settings of a topic; returns the recorded action. Appliers that run follow within seconds.
+--
+-- NULL leaves a setting as it is.
+-- Locks: the topic's row.
+-- Raises IT041 when nothing would change, what check_topic raises, and what lock_topic raises.
+CREATE FUNCTION inturn.set_topic(
+    topic text, reason text DEFAULT NULL, target text DEFAULT NULL, max_attempts integer DEFAULT NULL,
+    backoff_base interval DEFAULT NULL, backoff_cap interval DEFAULT NULL,
+    max_payload_bytes integer DEFAULT NULL, batch_commands integer DEFAULT NULL, on_exhausted text DEFAULT NULL
+) RETURNS inturn.operator_action
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    was constant inturn.topic := inturn.lock_topic(topic);
+    settings inturn.topic := was;
+BEGIN
+    settings.target := coalesce(target, was.target);
+    settings.max_attempts := coalesce(max_attempts, was.max_attempts);
+    settings.backoff_base := coalesce(backoff_base, was.backoff_base);
+    settings.backoff_cap := coalesce(backoff_cap, was.backoff_cap);
+    settings.max_payload_bytes := coalesce(max_payload_bytes, was.max_payload_bytes);
+    settings.batch_commands := coalesce(batch_commands, was.batch_commands);
+    settings.on_exhausted := coalesce(on_exhausted, was.on_exhausted);
+    IF settings = was THEN
+        PERFORM inturn.refuse_action(topic, '', 'has these settings already', 'Nothing was changed.');
+    END IF;
+    PERFORM inturn.check_topic(settings);
+    UPDATE inturn.topic t SET (target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, on_exhausted)
+        = (settings.target, settings.max_attempts, settings.backoff_base, settings.backoff_cap,
+           settings.max_payload_bytes, settings.batch_commands, settings.on_exhausted)
+    WHERE t.name = set_topic.topic;
+    RETURN inturn.record_action(topic, '', NULL, 'set', reason, to_jsonb(was), to_jsonb(settings));
+END
+$$;
+COMMENT ON FUNCTION inturn.set_topic IS 'Changes settings of a topic.';

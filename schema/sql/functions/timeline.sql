@@ -1,0 +1,23 @@
+-- Returns the latest turns of a key and what operators did to it, merged by time, the newest first. Takes no locks.
+--
+-- kind turn: epoch, from_seq and to_seq as in turn, what is its outcome, done_by the applier, says the error.
+-- kind action: from_seq is the number it was about, what is the action, done_by the login, says the reason.
+CREATE FUNCTION inturn.timeline(of_topic text, of_key text, max_entries integer DEFAULT 20)
+RETURNS TABLE (
+    at timestamptz, kind text, epoch bigint, from_seq bigint, to_seq bigint, what text, done_by text, os_user text,
+    acting_as text, started_at timestamptz, says text, before jsonb, after jsonb
+)
+LANGUAGE sql STABLE
+SET enable_seqscan = off
+AS $$
+SELECT * FROM (
+    (SELECT t.finished_at AS at, 'turn', t.epoch, t.from_seq, t.to_seq, t.outcome, t.applier,
+            NULL::text, NULL::text, t.started_at, t.error, NULL::jsonb, NULL::jsonb
+     FROM inturn.turn t WHERE t.topic = of_topic AND t.key = of_key ORDER BY t.epoch DESC LIMIT max_entries)
+    UNION ALL
+    (SELECT a.acted_at, 'action', NULL, a.seq, NULL, a.action, a.db_user,
+            a.os_user, a.acting_as, NULL, a.reason, a.before, a.after
+     FROM inturn.operator_action a WHERE a.topic = of_topic AND a.key = of_key ORDER BY a.id DESC LIMIT max_entries)
+) e ORDER BY e.at DESC, e.epoch DESC LIMIT max_entries
+$$;
+COMMENT ON FUNCTION inturn.timeline IS 'The latest turns of a key and what operators did to it, merged by time.';

@@ -1,0 +1,21 @@
+-- Returns the topics to verify: all that are there, and any that rows are left of although it is not. Takes no locks.
+--
+-- Each step looks for the next name in the primary keys, so the number of rows does not matter.
+CREATE FUNCTION inturn.verify_topics() RETURNS SETOF text
+LANGUAGE sql STABLE
+SET enable_seqscan = off
+AS $$
+WITH RECURSIVE step (topic) AS (
+    SELECT '' COLLATE "C"
+    UNION ALL
+    SELECT least((SELECT min(t.name) FROM inturn.topic t WHERE t.name > step.topic),
+                 (SELECT min(l.topic) FROM inturn.command_log l WHERE l.topic > step.topic),
+                 (SELECT min(s.topic) FROM inturn.key_sequence s WHERE s.topic > step.topic),
+                 (SELECT min(c.topic) FROM inturn.key_cursor c WHERE c.topic > step.topic),
+                 (SELECT min(t.topic) FROM inturn.turn t WHERE t.topic > step.topic),
+                 (SELECT min(k.topic) FROM inturn.skip k WHERE k.topic > step.topic))
+    FROM step WHERE step.topic IS NOT NULL
+)
+SELECT step.topic FROM step WHERE step.topic <> ''
+$$;
+COMMENT ON FUNCTION inturn.verify_topics IS 'The topics to verify: all there are, and any that rows are left of.';

@@ -1,0 +1,19 @@
+-- Who applies, as each applier says of itself every few seconds. Unlogged: after a crash they say it again.
+CREATE UNLOGGED TABLE inturn.applier (
+    applier text COLLATE "C" PRIMARY KEY,
+    topics text[] NOT NULL,
+    host text NOT NULL,
+    pid integer,
+    backend_pid integer NOT NULL,
+    backend_start timestamptz NOT NULL,
+    revision text NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    pooled boolean NOT NULL DEFAULT false
+) WITH (fillfactor = 50);
+COMMENT ON TABLE inturn.applier IS 'Who applies what, as each applier said of itself when it was last seen.';
+COMMENT ON COLUMN inturn.applier.applier IS 'The applier, as in turn.';
+COMMENT ON COLUMN inturn.applier.pid IS 'Its process on host; NULL: it is a session of the database.';
+COMMENT ON COLUMN inturn.applier.backend_start IS 'With backend_pid: which session of the database it uses, in pg_stat_activity.';
+COMMENT ON COLUMN inturn.applier.revision IS 'The revision of the schema that it serves.';
+COMMENT ON COLUMN inturn.applier.pooled IS 'It goes through a pooler: the session may be another one by now.';
