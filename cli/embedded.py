@@ -64,15 +64,15 @@ def data_folder() -> Path:
     return folder
 
 
-def find() -> str | None:
+def find(seconds: float = _SECONDS_TO_SETTLE) -> str | None:
     """Return the running server's connection string, None when none runs.
 
-    Waits while the server is starting or stopping, up to a minute.
+    Waits while the server is starting or stopping, for so long.
 
     Raises:
         Failure: it took longer.
     """
-    give_up = monotonic() + _SECONDS_TO_SETTLE
+    give_up = monotonic() + seconds
     while True:
         conninfo = _conninfo()
         if conninfo is None:
@@ -83,7 +83,7 @@ def find() -> str | None:
             case Ping.NO_RESPONSE:
                 return None
         if monotonic() > give_up:
-            raise _failure(f"has been starting or stopping for {_SECONDS_TO_SETTLE} seconds")
+            raise _failure(f"has been starting or stopping for {seconds:.0f} seconds")
         sleep(0.05)
 
 

@@ -2,27 +2,90 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import click
+import psycopg
 from psycopg import Connection, sql
 from psycopg.rows import dict_row
 
 from inturn.cli.database import Database, pass_database
-from inturn.cli.output import Column, age, first_line, json_option, print_json, print_table
+from inturn.cli.errors import Failure
+from inturn.cli.exit_codes import ExitCode
+from inturn.cli.key_text import TOPIC, shown
+from inturn.cli.output import Column, age, first_line, json_option, print_json, table_lines
 from inturn.schema.errors import UnknownTopic
 
-_STATES = ("held", "retrying", "ready", "idle")
+_STATES = ("held", "retrying", "paused", "ready", "idle")
+_NO_INTERVAL = ("22007", "22008", "22015")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What to list."""
+
+    topic: str | None
+    state: str | None
+    limit: int
+    like: str | None
+    older_than: str | None
+    lagging: int | None
+    sort: str | None
+
+    @property
+    def filtered(self) -> bool:
+        return any(f is not None for f in (self.topic, self.state, self.like, self.older_than, self.lagging))
+
+
+@dataclass
+class _Listing:
+    """What was found, of which `limit` keys are listed, and when."""
+
+    limit: int
+    found: list[dict[str, Any]]
+    now: datetime
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def keys(self) -> list[dict[str, Any]]:
+        return self.found[: self.limit]
+
+    @property
+    def remarks(self) -> list[str]:
+        more = [f"there are more than {self.limit}; see them with --limit"]
+        return [f"inturn: {text}" for text in self.warnings + more * (len(self.found) > self.limit)]
 
 
 @click.command(
     epilog="""\b
 Example:
-  inturn keys --topic orders --state held"""
+  inturn keys --topic orders --held --retrying
+  inturn keys --older-than 10m --check || echo 'keys stand still'"""
 )
-@click.option("--topic", metavar="NAME", help="Only this topic's.")
-@click.option("--state", type=click.Choice(_STATES), help="Only keys in this state.")
+@click.option("--held", is_flag=True, help="Keys whose next command failed for good.")
+@click.option("--retrying", is_flag=True, help="Whose next command failed, and is tried again.")
+@click.option("--paused", is_flag=True, help="That an operator keeps standing still.")
+@click.option("--ready", is_flag=True, help="That have commands to apply.")
+@click.option("--idle", is_flag=True, help="With everything applied.")
+@click.option("--state", type=click.Choice(_STATES), hidden=True)
+@click.option(
+    "--lagging",
+    type=click.IntRange(min=1),
+    is_flag=False,
+    flag_value=100,
+    metavar="[N]",
+    help="With N commands pending or more; 100 if no N is given.",
+)
+@click.option("--older-than", metavar="TIME", help="Whose next command has waited so long: 90s, 10m, 2h, 1d.")
+@click.option("--topic", type=TOPIC, metavar="NAME", help="Only this topic's.")
+@click.option("--like", metavar="PATTERN", help="Whose key matches: % is any text, _ one character.")
+@click.option(
+    "--sort", type=click.Choice(["lag", "age", "attempts"]), help="The greatest first; else the worst state."
+)
 @click.option(
     "--limit",
     type=click.IntRange(1, 1_000_000),
@@ -31,29 +94,61 @@ Example:
     show_default=True,
     help="List at most N.",
 )
+@click.option("--check", is_flag=True, help="Exit with 7 if there are such keys; say nothing if not.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0.1),
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    help="List again every 2 seconds, or so many, until Ctrl-C.",
+)
 @json_option
 @pass_database
-def keys(database: Database, *, topic: str | None, state: str | None, limit: int, as_json: bool) -> None:
+def keys(
+    database: Database,
+    /,
+    *,
+    state: str | None,
+    topic: str | None,
+    like: str | None,
+    older_than: str | None,
+    lagging: int | None,
+    sort: str | None,
+    limit: int,
+    check: bool,
+    watch: float | None,
+    as_json: bool,
+    **states: bool,
+) -> int:
     """List keys and where they stand, the worst first.
 
-    held: its next command failed for good. retrying: it failed, and is tried again.
-    ready: it has commands to apply. idle: everything is applied. lag counts the
-    commands not applied, age is how long the next of them has waited.
+    Several states: keys in any of them. lag counts the commands not applied, age
+    is how long the next of them has waited. What is ready or retrying in a paused
+    topic is listed as `topic paused`. Keys are printed so that a shell takes them
+    back; before one that begins with a dash, put -- .
     """
+    chosen = [name for name in _STATES if states[name] or name == state]
+    wanted = _Wanted(topic, ",".join(chosen) or None, limit, like, older_than, lagging, sort)
+    if check and not (chosen or lagging or older_than):
+        raise click.UsageError("--check needs --held, another state, --lagging or --older-than.")
+    if watch and (check or as_json or not sys.stdout.isatty()):
+        raise click.UsageError("--watch needs a terminal, and goes neither with --json nor with --check.")
     with database.connect() as connection:
         if topic is not None:
             require_topic(connection, database.schema, topic)
-        found = _listed(connection, database.schema, topic, state, limit + 1)
-        clock = connection.execute("SELECT clock_timestamp()").fetchone()
-    now: datetime = clock[0] if clock else datetime.now(UTC)
+        if watch:
+            return _watch(connection, database.schema, wanted, watch)
+        listing = _list(connection, database.schema, wanted)
     if as_json:
-        print_json(found[:limit])
-    elif found:
-        _print(found[:limit], now)
-        if len(found) > limit:
-            click.echo(f"inturn: there are more than {limit}; see them with --limit", err=True)
-    else:
-        click.echo("inturn: no such keys" if topic or state else "inturn: no keys yet", err=True)
+        print_json(listing.keys)
+    elif listing.found:
+        click.echo("\n".join(_lines(listing)))
+    elif not check:
+        click.echo("inturn: no such keys" if wanted.filtered else "inturn: no keys yet", err=True)
+    for remark in listing.remarks:
+        click.echo(remark, err=True)
+    return ExitCode.FOUND if check and listing.found else ExitCode.OK
 
 
 def require_topic(connection: Connection[Any], schema: str, topic: str) -> None:
@@ -71,50 +166,104 @@ def require_topic(connection: Connection[Any], schema: str, topic: str) -> None:
         )
 
 
-def _listed(
-    connection: Connection[Any], schema: str, topic: str | None, state: str | None, limit: int
-) -> list[dict[str, Any]]:
-    return (
-        connection.cursor(row_factory=dict_row)
-        .execute(
-            sql.SQL(
-                "SELECT topic, key, state, applied_seq, last_seq,"
-                " pending, oldest_pending_at, attempts, ready_at, held_at, last_error"
-                " FROM {}.list_keys(%s::text, %s::text, %s::integer)"
-            ).format(sql.Identifier(schema)),
-            (topic, state, limit),
+def _list(connection: Connection[Any], schema: str, wanted: _Wanted) -> _Listing:
+    warnings: list[str] = []
+
+    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+        if diagnostic.severity_nonlocalized == "WARNING":
+            warnings.append(diagnostic.message_primary or "")
+
+    connection.add_notice_handler(note)
+    try:
+        found = (
+            connection.cursor(row_factory=dict_row)
+            .execute(
+                sql.SQL(
+                    "SELECT topic, key, state, applied_seq, last_seq, pending, oldest_pending_at, attempts,"
+                    " ready_at, held_at, last_error, paused_at, paused_until, topic_paused"
+                    " FROM {}.list_keys(%s::text, %s::text, %s::integer,"
+                    " %s::text, %s::interval, %s::bigint, %s::text)"
+                ).format(sql.Identifier(schema)),
+                (
+                    wanted.topic,
+                    wanted.state,
+                    wanted.limit + 1,
+                    wanted.like,
+                    wanted.older_than,
+                    wanted.lagging,
+                    wanted.sort,
+                ),
+            )
+            .fetchall()
         )
-        .fetchall()
-    )
+    except psycopg.DataError as error:
+        if error.sqlstate in _NO_INTERVAL:
+            raise Failure(
+                f"--older-than cannot be '{wanted.older_than}'",
+                hint="Write 90s, 10m, 2h, 1d, or an interval as PostgreSQL reads it",
+                code=ExitCode.USAGE,
+            ) from None
+        raise
+    finally:
+        connection.remove_notice_handler(note)
+    clock = connection.execute("SELECT clock_timestamp()").fetchone()
+    assert clock is not None  # noqa: S101 - a SELECT without FROM has a row
+    return _Listing(wanted.limit, found, clock[0], warnings)
 
 
-def _print(found: list[dict[str, Any]], now: datetime) -> None:
-    failing = any(key["last_error"] for key in found)
+def _watch(connection: Connection[Any], schema: str, wanted: _Wanted, seconds: float) -> int:
+    """List again and again, until Ctrl-C; what was listed last stays."""
+    from rich.live import Live
+    from rich.text import Text
+
+    try:
+        with Live(auto_refresh=False, vertical_overflow="ellipsis") as live:
+            while True:
+                listing = _list(connection, schema, wanted)
+                lines = _lines(listing) if listing.found else ["no such keys"]
+                head = f"{listing.now.astimezone():%H:%M:%S}, every {seconds:g} s, until Ctrl-C"
+                text = Text.from_ansi("\n".join([head, *lines, *listing.remarks]))
+                live.update(text, refresh=True)
+                time.sleep(seconds)
+    except KeyboardInterrupt:
+        return ExitCode.OK
+
+
+def _lines(listing: _Listing) -> list[str]:
     columns = [
         Column("topic", cut="middle"),
-        Column("key", cut="middle"),
+        Column("key", cut="middle", whole=True),
         Column("state"),
         Column("applied", right=True),
         Column("lag", right=True),
         Column("age", right=True),
     ]
-    if failing:
-        columns.append(Column("attempts", right=True))
-    print_table(
-        columns,
-        [_row(key, now)[: len(columns)] for key in found],
-        [first_line(key["last_error"]) for key in found],
-    )
+    rows = [_row(key, listing.now) for key in listing.keys]
+    extra: list[Column] = []
+    for number, heading in ((len(columns) + 1, "next try"), (len(columns), "attempts")):
+        if any(row[number] for row in rows):
+            extra.insert(0, Column(heading, right=True))
+        else:
+            rows = [[*row[:number], *row[number + 1 :]] for row in rows]
+    return table_lines([*columns, *extra], rows, [first_line(key["last_error"]) for key in listing.keys])
 
 
 def _row(key: dict[str, Any], now: datetime) -> list[str]:
     waiting = key["oldest_pending_at"]
     return [
         key["topic"],
-        key["key"],
-        key["state"],
+        shown(key["key"]),
+        "topic paused" if key["topic_paused"] and key["state"] in ("retrying", "ready") else key["state"],
         f"{key['applied_seq']}/{key['last_seq']}",
         str(key["pending"]),
         age((now - waiting).total_seconds() if waiting else None),
         str(key["attempts"] or ""),
+        _next_try(key, now),
     ]
+
+
+def _next_try(key: dict[str, Any], now: datetime) -> str:
+    if key["state"] not in ("retrying", "paused") or key["ready_at"] is None:
+        return ""
+    wait = (key["ready_at"] - now).total_seconds()
+    return f"in {age(wait)}" if wait > 0 else "now"

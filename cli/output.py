@@ -21,7 +21,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 _GAP = 2
 _LEAST = 8
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
-_STYLES = {"held": "bold red", "retrying": "yellow"}
+_STYLES = {"held": "bold red", "retrying": "yellow", "paused": "cyan", "topic": "cyan"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,13 @@ class Column:
         heading: its heading.
         right: align to the right, for numbers.
         cut: where a cell may be cut when the terminal is too narrow; None: never.
+        whole: a cell that was cut is printed whole below its row, to be given back.
     """
 
     heading: str
     right: bool = False
     cut: Literal["middle", "end"] | None = None
+    whole: bool = False
 
 
 def escape(text: str) -> str:
@@ -74,17 +76,35 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f}s" if seconds < _MINUTE else age(seconds)
 
 
-def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
+def print_table(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str] = (),
+    notes_heading: str = "error",
+) -> None:
     """Print a table: on a terminal as wide as that is; elsewhere uncut and plain.
 
     Args:
         columns, rows: the table.
         notes: one a row, empty for none: what went wrong with it. On a terminal a note has a line of
-            its own below the row, elsewhere it is the row's last column, error.
+            its own below the row, elsewhere it is the row's last column.
+        notes_heading: what that column is called.
     """
+    for line in table_lines(columns, rows, notes, notes_heading):
+        click.echo(line)
+
+
+def table_lines(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str] = (),
+    notes_heading: str = "error",
+) -> list[str]:
+    """Return the lines that `print_table` prints; on a terminal with its codes for colours."""
     console = Console(highlight=False, markup=False, emoji=False)
-    if any(notes) and not console.is_terminal:
-        columns = [*columns, Column("error")]
+    terminal = console.is_terminal
+    if any(notes) and not terminal:
+        columns = [*columns, Column(notes_heading)]
         rows = [[*row, note] for row, note in zip(rows, notes, strict=True)]
     cells = [[escape(cell) for cell in row] for row in rows]
     widths = [
@@ -92,17 +112,24 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], notes:
         for i, column in enumerate(columns)
     ]
     total = sum(widths) + _GAP * len(columns)
-    if console.is_terminal:
+    if terminal:
         _shrink(columns, widths, total - _GAP - console.width)
     else:
         console = Console(highlight=False, width=total)
     with console.capture() as printed:
         console.print(_table(columns, cells, widths))
-    lines = printed.get().splitlines()
-    for line, note in zip_longest(lines, ["", *notes] if console.is_terminal else [], fillvalue=""):
-        click.echo(line.rstrip())
+    heading, *printed_rows = printed.get().splitlines()
+    lines = [heading.rstrip()]
+    for line, row, note in zip_longest(printed_rows, cells, notes if terminal else (), fillvalue=""):
+        lines.append(line.rstrip())
+        lines += [
+            f"  {text}"
+            for column, text, width in zip(columns, row, widths, strict=False)
+            if column.whole and cell_len(text) > width
+        ]
         if note:
-            click.echo("  " + shorten(escape(note), console.width - 2))
+            lines.append("  " + shorten(escape(note), console.width - 2))
+    return lines
 
 
 def _table(columns: Sequence[Column], cells: list[list[str]], widths: list[int]) -> Table:

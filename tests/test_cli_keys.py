@@ -1,0 +1,243 @@
+"""`inturn keys`: its filters, --check, --watch, and how it looks on a terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import signal
+import struct
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.database import Database
+from support.process import run_inturn
+
+INTURN = Path(sys.executable).with_name("inturn")
+EVIL = "evil\x1b[2J\u202e\nkey\\"
+
+
+@pytest.fixture
+def orders(witness: Database) -> Database:
+    """A held, a retrying, a paused, a ready and an idle key in topic orders, a deep one in bills."""
+    witness.execute(
+        "UPDATE inturn.topic SET max_attempts = 2, backoff_base = '1 hour', backoff_cap = '1 hour'"
+    )
+    for key, name in (("order-42", "fail"), ("order-43", "fail"), ("order-44", "insert")):
+        witness.execute("SELECT inturn.append('orders', %s, %s)", [key, name])
+    witness.execute("CALL inturn.apply()")
+    witness.execute("UPDATE inturn.key_cursor SET ready_at = now() WHERE key = 'order-42'")
+    witness.execute("CALL inturn.apply()")
+    for key in ("order-45", EVIL):
+        witness.execute("SELECT inturn.append('orders', %s, 'insert')", [key])
+    witness.execute("SELECT inturn.pause('orders', 'order-45', 'a test', now() + interval '3 h')")
+    witness.execute("SELECT inturn.create_topic('bills')")
+    witness.execute("SELECT inturn.append('bills', 'deep', 'insert') FROM generate_series(1, 120)")
+    return witness
+
+
+def _json(database: Database, *args: str) -> list[dict[str, Any]]:
+    code, out, err = run_inturn(database.dsn, "keys", *args, "--json")
+    assert code == 0, err
+    rows: list[dict[str, Any]] = json.loads(out)
+    return rows
+
+
+def _keys(database: Database, *args: str) -> list[str]:
+    return [row["key"] for row in _json(database, *args)]
+
+
+class _Terminal:
+    """`inturn` on a terminal."""
+
+    def __init__(self, dsn: str, *args: str, columns: int = 80, lines: int = 24) -> None:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN_", "COLUMNS"))}
+        self._pid, self._terminal = pty.fork()
+        if self._pid == 0:
+            fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+            os.execve(INTURN, [str(INTURN), *args], {**kept, "INTURN_DSN": dsn, "TERM": "xterm-256color"})
+        self.printed = ""
+
+    def read(self, until: str | None = None) -> str:
+        """Read on until this was printed, else to the end."""
+        deadline = time.monotonic() + 30
+        while until is None or not re.search(until, self.printed):
+            assert time.monotonic() < deadline, self.printed
+            if select.select([self._terminal], [], [], 1)[0]:
+                try:
+                    chunk = os.read(self._terminal, 4096)
+                except OSError:  # how Linux says that the other side is closed
+                    assert until is None, self.printed
+                    break
+                self.printed += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", chunk.decode())
+        return self.printed
+
+    def interrupt(self) -> None:
+        os.kill(self._pid, signal.SIGINT)
+
+    def exit_code(self) -> int:
+        self.read()
+        os.close(self._terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
+
+def _on_terminal(dsn: str, *args: str, columns: int = 80) -> list[str]:
+    terminal = _Terminal(dsn, *args, columns=columns)
+    assert terminal.exit_code() == 0
+    return terminal.printed.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("args", "keys"),
+    [
+        (("--held",), ["order-42"]),
+        (("--state", "held"), ["order-42"]),
+        (("--retrying",), ["order-43"]),
+        (("--paused",), ["order-45"]),
+        (("--ready",), [EVIL, "deep"]),
+        (("--idle",), ["order-44"]),
+        (("--held", "--idle"), ["order-42", "order-44"]),
+        (("--topic", "bills"), ["deep"]),
+        (("--like", "order-4_", "--ready", "--idle"), ["order-44"]),
+        (("--lagging",), ["deep"]),
+        (("--lagging", "--topic", "orders"), []),
+        (("--lagging", "121"), []),
+        (("--lagging", "1", "--held"), ["order-42"]),
+        (("--sort", "lag", "--limit", "1"), ["deep"]),
+        (("--sort", "attempts", "--limit", "2"), ["order-42", "order-43"]),
+        (("--older-than", "2h"), []),
+    ],
+)
+def test_keys_are_found_by_state_topic_name_lag_and_age(
+    orders: Database, args: tuple[str, ...], keys: list[str]
+) -> None:
+    assert _keys(orders, *args) == keys
+
+
+@pytest.mark.parametrize("span", ["90s", "10m", "1h", "1 hour 5 min", "PT10M"])
+def test_spans_are_written_shortly_or_as_postgresql_reads_them(orders: Database, span: str) -> None:
+    orders.execute("UPDATE inturn.command_log SET created_at = now() - interval '90 min' WHERE key = 'deep'")
+    assert _keys(orders, "--older-than", span) == ["deep"]
+    assert _keys(orders, "--sort", "age")[0] == "deep"
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (("--older-than", "10x"), "10m"),
+        (("--lagging", "0"), "lagging"),
+        (("--sort", "key"), "sort"),
+        (("--check",), "--held"),
+        (("--check", "--topic", "orders"), "--held"),
+        (("--watch", "--held"), "terminal"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_says_what_is_right(
+    orders: Database, args: tuple[str, ...], word: str
+) -> None:
+    code, out, err = run_inturn(orders.dsn, "keys", *args)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"inturn: [^\n]+\n", err)
+    assert word in err
+
+
+def test_check_exits_with_7_when_there_are_such_keys_and_is_silent_when_not(orders: Database) -> None:
+    code, out, err = run_inturn(orders.dsn, "keys", "--held", "--check")
+    assert (code, err) == (7, "")
+    assert "order-42" in out
+    assert run_inturn(orders.dsn, "keys", "--held", "--check", "--topic", "bills") == (0, "", "")
+    assert run_inturn(orders.dsn, "keys", "--lagging", "121", "--check") == (0, "", "")
+    assert run_inturn(orders.dsn, "keys", "--lagging", "120", "--check", "--json")[0] == 7
+    assert run_inturn("host=127.0.0.1 port=1", "keys", "--held", "--check")[0] == 4
+
+
+def test_a_pipe_gets_every_column_and_keys_that_can_be_given_back(orders: Database) -> None:
+    long = "k" * 512
+    orders.execute("SELECT inturn.append('orders', %s, 'insert')", [long])
+    _, out, _ = run_inturn(orders.dsn, "keys")
+    heading, *lines = out.splitlines()
+    assert heading.split() == [
+        *("topic", "key", "state", "applied", "lag", "age"),
+        "attempts",
+        "next",
+        "try",
+        "error",
+    ]
+    assert out.isascii()
+    assert long in out
+    held, retrying, paused = lines[:3]
+    assert re.fullmatch(r"orders +order-42 +held +0/1 +1 +\d+s +2 +refused order-42.*", held)
+    assert re.fullmatch(
+        r"orders +order-43 +retrying +0/1 +1 +\d+s +1 +in [3-6]\dm +refused order-43.*", retrying
+    )
+    assert re.fullmatch(r"orders +order-45 +paused +0/1 +1 +\d+s +in 2h", paused)
+    (evil,) = [line for line in lines if "evil" in line]
+    (typed,) = [word for word in shlex.split(evil) if "evil" in word]
+    assert run_inturn(orders.dsn, "why", "--topic", "orders", typed)[0] == 0
+
+
+def test_the_table_holds_at_80_columns_and_gives_long_keys_whole_below(orders: Database) -> None:
+    long = "k" * 200
+    orders.execute("SELECT inturn.create_topic(%s)", ["t" * 100])
+    for key in (long, EVIL * 20):
+        orders.execute("SELECT inturn.append(%s, %s, 'insert')", ["t" * 100, key])
+    lines = _on_terminal(orders.dsn, "keys")
+    assert all(line.isprintable() for line in lines)
+    whole = [line for line in lines if len(line) > 80]
+    assert f"  {long}" in whole
+    assert len(whole) == 2
+    assert all(line.startswith("  ") for line in whole)
+    assert lines[0].split()[:3] == ["topic", "key", "state"]
+    assert lines[1].split()[:3] == ["orders", "order-42", "held"]
+    assert lines[2].startswith("  refused order-42")
+
+
+def test_a_paused_topic_shows_on_its_keys(orders: Database) -> None:
+    orders.execute("SELECT inturn.pause_topic('bills', 'a test')")
+    _, out, _ = run_inturn(orders.dsn, "keys", "--ready")
+    assert "topic paused" in next(line for line in out.splitlines() if "deep" in line)
+    assert "paused" not in next(line for line in out.splitlines() if "evil" in line)
+    assert [(row["state"], row["topic_paused"]) for row in _json(orders, "--topic", "bills")] == [
+        ("ready", True)
+    ]
+
+
+def test_watch_lists_again_until_ctrl_c(orders: Database) -> None:
+    terminal = _Terminal(orders.dsn, "keys", "--watch", "0.1", "--topic", "bills")
+    terminal.read("deep .*0/120")
+    orders.execute("SELECT inturn.append('bills', 'fresh', 'insert')")
+    terminal.read("fresh")
+    terminal.interrupt()
+    assert terminal.exit_code() == 0
+    assert "Traceback" not in terminal.printed
+
+
+def test_watch_ends_in_one_line_when_the_database_goes(orders: Database) -> None:
+    terminal = _Terminal(orders.dsn, "keys", "--watch", "0.1")
+    terminal.read("order-42")
+    orders.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'inturn'"
+    )
+    assert terminal.exit_code() == 4
+    assert "inturn: the connection to the database was lost" in terminal.printed
+
+
+def test_what_was_sorted_among_the_first_only_is_said(orders: Database) -> None:
+    orders.execute("""
+        INSERT INTO inturn.key_cursor (topic, key, ready_at)
+        SELECT 'bills', 'many' || n, now() FROM generate_series(1, 20001) n
+    """)
+    _, _, err = run_inturn(orders.dsn, "keys", "--sort", "age", "--limit", "3")
+    assert err.splitlines() == [
+        "inturn: more than 20000 keys of a state: sorted among the worst 20000 of each",
+        "inturn: there are more than 3; see them with --limit",
+    ]

@@ -1,0 +1,128 @@
+"""`inturn status`, and topic_status under it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support.database import Database
+from support.plans import explain, nodes
+from support.process import inturn_apply, run_inturn
+from support.shop import append, gate_shut, open_shop, wait_at_gate
+
+
+def _read(database: Database, *args: str) -> dict[str, Any]:
+    code, out, err = run_inturn(database.dsn, "status", *args, "--json")
+    assert code == 0, err
+    document: dict[str, Any] = json.loads(out)
+    return document
+
+
+@pytest.fixture
+def orders(witness: Database) -> Database:
+    """Topic orders with 3 commands applied, a held, a paused and two ready keys; topic bills without keys."""
+    witness.execute("UPDATE inturn.topic SET max_attempts = 1")
+    for key, name in (("a", "insert"), ("a", "insert"), ("b", "insert"), ("c", "fail")):
+        witness.execute("SELECT inturn.append('orders', %s, %s)", [key, name])
+    witness.execute("CALL inturn.apply()")
+    for key in ("d", "e", "e", "f"):
+        witness.execute("SELECT inturn.append('orders', %s, 'insert')", [key])
+    witness.execute("SELECT inturn.pause('orders', 'f', 'a test')")
+    witness.execute("SELECT inturn.create_topic('bills')")
+    return witness
+
+
+def test_a_topic_is_summed_up(orders: Database) -> None:
+    bills, of_orders = _read(orders)["topics"]
+    counted = ("held", "retrying", "paused", "ready", "pending", "exact", "applied", "failed")
+    assert [of_orders[name] for name in counted] == [1, 0, 1, 2, 5, True, 3, 1]
+    assert [bills[name] for name in counted] == [0, 0, 0, 0, 0, True, 0, 0]
+    assert of_orders["applied_per_second"] == 0.01
+    oldest = orders.value("SELECT created_at FROM inturn.command_log WHERE key = 'c'")
+    assert of_orders["oldest_pending_at"] == oldest.isoformat()
+    assert [topic["topic"] for topic in _read(orders, "--topic", "bills")["topics"]] == ["bills"]
+    assert run_inturn(orders.dsn, "status", "--topic", "nosuch")[0] == 1
+
+
+def test_only_the_last_minutes_count(orders: Database) -> None:
+    orders.execute("UPDATE inturn.turn SET finished_at = now() - interval '6 min' WHERE key <> 'b'")
+    (row,) = orders.execute("SELECT applied, failed FROM inturn.topic_status('orders')")
+    assert row == (1, 0)
+    (row,) = orders.execute("SELECT applied, failed FROM inturn.topic_status('orders', '10 min')")
+    assert row == (3, 1)
+
+
+def test_more_pending_than_was_looked_at_is_said(orders: Database) -> None:
+    orders.execute("""
+        INSERT INTO inturn.key_cursor (topic, key, ready_at)
+        SELECT 'orders', 'many' || n, now() FROM generate_series(1, 50000) n
+    """)
+    topic = _read(orders, "--topic", "orders")["topics"][0]
+    assert (topic["ready"], topic["exact"]) == (50002, False)
+    assert topic["pending"] >= 5
+    assert f"{topic['pending']:,}+" in run_inturn(orders.dsn, "status")[1]
+
+
+def test_the_table_says_it_all(orders: Database) -> None:
+    orders.execute("SELECT inturn.pause_topic('bills', 'a test', now() + interval '2 h 5 min')")
+    code, out, err = run_inturn(orders.dsn, "status")
+    assert (code, err) == (0, "")
+    heading, bills, of_orders, paused, *_ = out.splitlines()
+    assert heading.split() == [
+        *("topic", "held", "retrying", "paused", "ready", "pending", "oldest", "rate", "failed"),
+    ]
+    assert bills.split() == ["bills", "0"]
+    assert of_orders.split()[:5] == ["orders", "1", "1", "2", "5"]
+    assert of_orders.split()[-2:] == ["0.01/s", "1"]
+    assert paused == "topic bills is paused since 0s, for 2h more"
+    assert "no applier is alive" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_an_applier_at_work_is_shown_with_its_key_and_gone_afterwards(database: Database) -> None:
+    open_shop(database, target="sql")
+    append(database, "stuck", "after")
+    with gate_shut(database), inturn_apply(database.dsn, app=None):
+        wait_at_gate(database)
+        (applier,) = _read(database)["appliers"]
+        assert (applier["doing"], applier["topic"], applier["key"], applier["seq"]) == (
+            "applying",
+            "shop",
+            "stuck",
+            1,
+        )
+        out = run_inturn(database.dsn, "status")[1]
+        assert "applying" in out
+        assert "stuck" in out
+        assert _read(database, "--topic", "shop")["appliers"]
+    assert "no applier is alive" in run_inturn(database.dsn, "status")[1]
+
+
+def test_without_topics_it_says_how_to_make_one(database: Database) -> None:
+    code, out, err = run_inturn(database.dsn, "status")
+    assert (code, out) == (0, "")
+    assert "inturn topic create" in err
+
+
+@pytest.mark.parametrize("analyzed", [True, False])
+def test_the_recent_turns_are_found_without_reading_the_old_ones(database: Database, analyzed: bool) -> None:
+    database.execute("""
+        SELECT inturn.create_topic('shop');
+        INSERT INTO inturn.turn
+            (topic, key, epoch, from_seq, to_seq, outcome, applier, started_at, finished_at)
+        SELECT 'shop', 'k' || n, 1, 1, 1, 'applied', 'test', t, t
+        FROM generate_series(1, 100000) n, LATERAL (SELECT now() - (100000 - n) * interval '1 s') x (t);
+        SELECT brin_summarize_new_values('inturn.turn_finished');
+    """)
+    assert 250 < database.value("SELECT applied FROM inturn.topic_status('shop')") <= 300
+    source = database.value("SELECT prosrc FROM pg_proc WHERE oid = 'inturn.topic_status'::regproc")
+    recent = source[source.index("SELECT r.topic") : source.index("GROUP BY")] + "GROUP BY r.topic"
+    if analyzed:
+        database.execute("ANALYZE inturn.turn")
+    with database.connect(autocommit=False) as connection:
+        connection.execute("SET enable_seqscan = off")
+        plan = explain(connection, recent.replace("recent", "interval '5 min'"))
+    assert "turn_finished" in [step.get("Index Name") for step in nodes(plan)]
+    scan = next(step for step in nodes(plan) if step["Node Type"] == "Bitmap Heap Scan")
+    assert scan["Rows Removed by Index Recheck"] < 30_000

@@ -1,0 +1,348 @@
+"""list_keys: what it finds, what it refuses, and that each state is read from its own index."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from support.database import Database
+from support.plans import buffers, explain, nodes
+from support.refusal import refusal
+from support.server import Server
+
+STATES = ("held", "retrying", "paused", "ready", "idle")
+FEW = 100
+
+# n keys of each state, written straight into the tables as the protocol leaves them; deep1 has 300 commands.
+_CROWD = """
+    CREATE TEMP TABLE k AS
+    SELECT 'held' AS state, n, 1 AS last FROM generate_series(1, {held}) n
+    UNION ALL SELECT 'retrying', n, 1 FROM generate_series(1, {retrying}) n
+    UNION ALL SELECT 'paused', n, 1 FROM generate_series(1, {paused}) n
+    UNION ALL SELECT 'ready', n, 1 FROM generate_series(1, {ready}) n
+    UNION ALL SELECT 'idle', n, 1 FROM generate_series(1, {idle}) n
+    UNION ALL SELECT 'deep', 1, 300;
+    INSERT INTO inturn.command_log (topic, key, seq, name, payload, created_at)
+    SELECT 'shop', state || n, seq, 'insert', '{}', now() - n * interval '1 ms'
+    FROM k, generate_series(1, last) seq;
+    INSERT INTO inturn.key_sequence (topic, key, drained_seq, known_seq)
+    SELECT 'shop', state || n, CASE state WHEN 'idle' THEN 1 ELSE 0 END, last / 32 * 32 FROM k;
+    INSERT INTO inturn.key_cursor (topic, key, applied_seq, ready_at, epoch, attempts, held_at, paused_at)
+    SELECT 'shop', state || n, CASE state WHEN 'idle' THEN 1 ELSE 0 END,
+        CASE WHEN state IN ('retrying', 'ready', 'deep') THEN now() - n * interval '1 ms' END, 1,
+        CASE state WHEN 'held' THEN 5 WHEN 'retrying' THEN 1 + n % 4 ELSE 0 END,
+        CASE state WHEN 'held' THEN now() - n * interval '1 ms' END,
+        CASE state WHEN 'paused' THEN now() - n * interval '1 ms' END FROM k;
+    DROP TABLE k;
+"""
+_OURS = ("command_log", "key_sequence", "key_cursor")
+#: What the planner may believe: (relpages, reltuples) of our tables.
+_STATISTICS = {
+    "never analyzed": (0, -1),
+    "analyzed when empty": (0, 0),
+    "a thousand million rows": (1, 1e9),
+    "fresh": None,
+}
+
+
+def _crowd(server: Server, template: str, name: str, **crowd: int) -> Database:
+    database = Database(server, name, template=template)
+    database.execute("SELECT inturn.create_topic('shop'), inturn.create_topic('other')")
+    for table in _OURS:
+        database.execute(f"ALTER TABLE inturn.{table} SET (autovacuum_enabled = false)")
+    load = _CROWD
+    for state in STATES:
+        load = load.replace(f"{{{state}}}", str(crowd.get(state, FEW)))
+    database.execute(load)
+    return database
+
+
+@pytest.fixture(scope="module")
+def mostly_ready(server: Server, template: str) -> Iterator[Database]:
+    """100,000 ready keys, and few in every other state."""
+    database = _crowd(server, template, "list_ready", ready=100_000)
+    yield database
+    database.drop()
+
+
+@pytest.fixture(scope="module")
+def mostly_idle(server: Server, template: str) -> Iterator[Database]:
+    """100,000 idle keys, and few in every other state."""
+    database = _crowd(server, template, "list_idle", idle=100_000)
+    yield database
+    database.drop()
+
+
+@contextmanager
+def _believing(database: Database, statistics: str) -> Iterator[psycopg.Connection[Any]]:
+    believed = _STATISTICS[statistics]
+    for table in _OURS:
+        if believed is None:
+            database.execute(f"ANALYZE inturn.{table}")
+        else:
+            database.execute(
+                "UPDATE pg_class SET relpages = %s, reltuples = %s WHERE oid = %s::regclass",
+                (*believed, f"inturn.{table}"),
+            )
+    with database.connect(autocommit=False) as connection:
+        yield connection
+        connection.rollback()
+
+
+def _settings(connection: psycopg.Connection[Any]) -> None:
+    """Take over the settings that the function runs with."""
+    row = connection.execute(
+        "SELECT proconfig FROM pg_proc WHERE oid = 'inturn.list_keys'::regproc"
+    ).fetchone()
+    assert row is not None
+    for setting in row[0]:
+        name, _, value = setting.partition("=")
+        connection.execute(f"SET LOCAL {name} = {value}")
+
+
+_INDEXES = {
+    "held": "key_cursor_held",
+    "retrying": "key_cursor_retrying",
+    "paused": "key_cursor_paused",
+    "ready": "key_cursor_ready",
+    "idle": "key_cursor_pkey",
+}
+
+
+@pytest.mark.parametrize("crowd", ["mostly_ready", "mostly_idle"])
+@pytest.mark.parametrize("statistics", _STATISTICS)
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("limit", [5, 20_000])
+def test_each_state_is_read_from_its_own_index(
+    request: pytest.FixtureRequest, crowd: str, statistics: str, state: str, limit: int
+) -> None:
+    with _believing(request.getfixturevalue(crowd), statistics) as connection:
+        _settings(connection)
+        # A custom plan, as EXECUTE in the function makes.
+        connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+        query = connection.execute("SELECT inturn.keys_query(%s)", [state]).fetchone()
+        assert query is not None
+        types = "text, text, bigint, timestamptz, bigint, text[]"
+        connection.execute(f"PREPARE list ({types}) AS {query[0]}")
+        plan = explain(connection, f"EXECUTE list ('shop', NULL, NULL, NULL, {limit}, NULL)")
+    scans = [step for step in nodes(plan) if step.get("Relation Name") == "key_cursor"]
+    assert [scan["Index Name"] for scan in scans] == [_INDEXES[state]]
+    assert "topic =" in scans[0]["Index Cond"]
+    # In the index's own order, or a limit would not end the walk.
+    assert "Sort" not in [step["Node Type"] for step in nodes(plan)]
+    # The one trap: an idle key among many others is looked for along the primary key.
+    if limit == 5 and (state, crowd) != ("idle", "mostly_ready"):
+        assert buffers(plan) < 50
+
+
+@pytest.mark.parametrize("statistics", _STATISTICS)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "max_keys => 5",
+        "of_state => 'held', max_keys => 5",
+        "of_state => 'retrying,paused', max_keys => 5",
+        "of_state => 'ready', max_keys => 5",
+        "of_state => 'ready', max_keys => 5, min_lag => 1",
+        "of_state => 'ready', max_keys => 5, older_than => '0 s'",
+    ],
+)
+def test_a_full_list_reads_no_further(mostly_ready: Database, statistics: str, arguments: str) -> None:
+    query = f"SELECT * FROM inturn.list_keys({arguments})"
+    with _believing(mostly_ready, statistics) as connection:
+        for _ in range(3):
+            read = buffers(explain(connection, query))
+    assert read < 300
+
+
+@pytest.mark.parametrize("statistics", _STATISTICS)
+@pytest.mark.parametrize("arguments", ["min_lag => 100", "min_lag => 100, sort_by => 'lag'"])
+def test_a_great_lag_is_found_from_the_callers_side(
+    mostly_ready: Database, statistics: str, arguments: str
+) -> None:
+    with _believing(mostly_ready, statistics) as connection:
+        query = f"SELECT * FROM inturn.list_keys({arguments})"
+        assert [row[1] for row in connection.execute(query).fetchall()] == ["deep1"]
+        # All of key_sequence, but not a probe of the log for each key.
+        assert buffers(explain(connection, query)) < 25_000
+
+
+@pytest.mark.parametrize("statistics", _STATISTICS)
+@pytest.mark.parametrize("sort", ["lag", "age"])
+def test_what_is_sorted_is_probed_and_nothing_else(
+    mostly_ready: Database, statistics: str, sort: str
+) -> None:
+    with _believing(mostly_ready, statistics) as connection:
+        query = f"SELECT * FROM inturn.list_keys(sort_by => '{sort}')"
+        plan = explain(connection, query)
+    # Some blocks for each of 20,000 keys; the callers' side of all 100,000 once, in its order.
+    assert buffers(plan) < 300_000
+
+
+def _warnings(connection: psycopg.Connection[Any], query: str) -> tuple[list[Any], list[str]]:
+    said: list[str] = []
+    connection.add_notice_handler(lambda diagnostic: said.append(diagnostic.message_primary or ""))
+    return connection.execute(query).fetchall(), said
+
+
+def test_what_is_sorted_among_the_first_only_says_so(mostly_ready: Database, mostly_idle: Database) -> None:
+    connection = mostly_ready.connect()
+    for sort, says in (("age", True), ("lag", True), ("attempts", False)):
+        query = f"SELECT * FROM inturn.list_keys(sort_by => '{sort}', max_keys => 5)"
+        assert bool(_warnings(connection, query)[1]) == says, sort
+        assert _warnings(mostly_idle.connect(), query)[1] == [], sort
+    # Lags over 32 are sorted exactly, however many keys there are.
+    rows, said = _warnings(connection, "SELECT key FROM inturn.list_keys(sort_by => 'lag', max_keys => 1)")
+    assert (rows, said) == ([("deep1",)], [])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_million_keys_are_listed_within_a_second(server: Server, template: str) -> None:
+    for crowd in ({"ready": 1_000_000}, {"idle": 1_000_000, "ready": 50_000}):
+        database = _crowd(
+            server, template, "list_million", **{"held": 1000, "retrying": 1000, "paused": 1000} | crowd
+        )
+        try:
+            database.execute("VACUUM")
+            connection = database.connect()
+            slow = {}
+            for arguments in (
+                "",
+                *(f"of_state => '{state}'" for state in STATES),
+                *(f"sort_by => '{sort}'" for sort in ("lag", "age", "attempts")),
+                "min_lag => 100",
+                "of_like => 'nosuch%'",
+            ):
+                query = f"SELECT * FROM inturn.list_keys({arguments})"
+                connection.execute(query)
+                started_at = time.monotonic()
+                connection.execute(query)
+                if (seconds := time.monotonic() - started_at) > 1:
+                    slow[arguments] = seconds
+            assert slow == {}
+        finally:
+            database.drop()
+
+
+# What it finds.
+
+
+@pytest.fixture
+def orders(witness: Database) -> Database:
+    """A key of topic orders in each state; topic bills beside it."""
+    witness.execute(
+        "UPDATE inturn.topic SET max_attempts = 2, backoff_base = '1 hour', backoff_cap = '1 hour'"
+    )
+    witness.execute("SELECT inturn.create_topic('bills')")
+    for key, name in (("bad", "fail"), ("poor", "fail"), ("idle1", "insert")):
+        witness.execute("SELECT inturn.append('orders', %s, %s)", [key, name])
+    witness.execute("CALL inturn.apply()")
+    witness.execute("UPDATE inturn.key_cursor SET ready_at = now() WHERE key = 'bad'")
+    witness.execute("CALL inturn.apply()")
+    for number in range(1, 4):
+        witness.execute("SELECT inturn.append('orders', %s, 'insert')", [f"ready{number}"])
+    witness.execute("SELECT inturn.append('orders', 'quiet', 'insert')")
+    witness.execute("SELECT inturn.pause('orders', 'quiet', 'a test')")
+    witness.execute("SELECT inturn.append('orders', 'ready3', 'insert') FROM generate_series(1, 40)")
+    return witness
+
+
+def _keys(database: Database, arguments: str = "") -> list[str]:
+    return [key for (key,) in database.execute(f"SELECT key FROM inturn.list_keys({arguments})")]
+
+
+def test_the_worst_come_first(orders: Database) -> None:
+    assert orders.execute("SELECT key, state, pending FROM inturn.list_keys()") == [
+        ("bad", "held", 1),
+        ("poor", "retrying", 1),
+        ("quiet", "paused", 1),
+        ("ready1", "ready", 1),
+        ("ready2", "ready", 1),
+        ("ready3", "ready", 41),
+        ("idle1", "idle", 0),
+    ]
+    assert _keys(orders, "max_keys => 2") == ["bad", "poor"]
+    assert _keys(orders, "max_keys => 0") == []
+    assert _keys(orders, "'bills'") == []
+
+
+def test_states_are_chosen_one_or_several(orders: Database) -> None:
+    everything = orders.execute("SELECT key, state FROM inturn.list_keys()")
+    for state in STATES:
+        assert _keys(orders, f"of_state => '{state}'") == [k for k, s in everything if s == state]
+    assert _keys(orders, "of_state => 'idle,held'") == ["bad", "idle1"]
+
+
+def test_the_old_columns_stand_first_in_their_order(orders: Database) -> None:
+    cursor = orders.connect().execute("SELECT * FROM inturn.list_keys(NULL, 'held', 50)")
+    assert cursor.description is not None
+    assert [column.name for column in cursor.description] == [
+        *("topic", "key", "state", "applied_seq", "last_seq", "pending", "oldest_pending_at", "attempts"),
+        *("ready_at", "held_at", "last_error", "paused_at", "paused_until", "topic_paused"),
+    ]
+
+
+def test_filters_are_exact(orders: Database) -> None:
+    assert _keys(orders, "min_lag => 2") == ["ready3"]
+    assert _keys(orders, "min_lag => 41") == ["ready3"]
+    assert _keys(orders, "min_lag => 42") == []
+    assert len(_keys(orders, "min_lag => 1")) == 6
+    assert _keys(orders, "min_lag => 1, of_state => 'idle'") == []
+    assert _keys(orders, "of_like => 'read%2'") == ["ready2"]
+    assert _keys(orders, "of_like => 'ready3', min_lag => 40, of_state => 'ready'") == ["ready3"]
+    orders.execute(
+        "UPDATE inturn.command_log SET created_at = now() - interval '1 hour' WHERE key IN ('ready2', 'poor')"
+    )
+    assert _keys(orders, "older_than => '10 min'") == ["poor", "ready2"]
+    assert _keys(orders, "older_than => '2 h'") == []
+
+
+@pytest.mark.parametrize("lag", [*range(29, 37), 61, 64, 65, 97])
+@pytest.mark.parametrize("drained", [0, 1, 31, 32, 63])
+def test_no_lag_is_missed_wherever_the_key_was_drained(witness: Database, lag: int, drained: int) -> None:
+    append = "SELECT inturn.append('orders', 'k', 'insert') FROM generate_series(1, %s)"
+    witness.execute(append, [drained])
+    witness.execute("CALL inturn.apply()")
+    witness.execute(append, [lag])
+    assert _keys(witness, f"min_lag => {lag}") == ["k"]
+    assert _keys(witness, f"min_lag => {lag}, sort_by => 'lag'") == ["k"]
+    assert _keys(witness, f"min_lag => {lag + 1}") == []
+
+
+def test_sorted_by_lag_age_or_attempts(orders: Database) -> None:
+    orders.execute("UPDATE inturn.command_log SET created_at = now() - interval '1 h' WHERE key = 'ready2'")
+    assert _keys(orders, "sort_by => 'lag'")[0] == "ready3"
+    assert _keys(orders, "sort_by => 'age'")[0] == "ready2"
+    assert _keys(orders, "sort_by => 'attempts'")[:2] == ["bad", "poor"]
+    for sort in ("lag", "age", "attempts"):
+        assert _keys(orders, f"sort_by => '{sort}'")[-1] == "idle1"
+        assert sorted(_keys(orders, f"sort_by => '{sort}'")) == sorted(_keys(orders))
+        assert len(_keys(orders, f"sort_by => '{sort}', max_keys => 3")) == 3
+
+
+def test_a_paused_topic_and_a_pause_that_is_over(orders: Database) -> None:
+    assert {paused for (paused,) in orders.execute("SELECT topic_paused FROM inturn.list_keys()")} == {False}
+    orders.execute("SELECT inturn.pause_topic('orders', 'a test')")
+    assert {paused for (paused,) in orders.execute("SELECT topic_paused FROM inturn.list_keys()")} == {True}
+    orders.execute("SELECT inturn.resume('orders', 'quiet')")
+    orders.execute("SELECT inturn.pause('orders', 'quiet', 'a test', clock_timestamp() + interval '50 ms')")
+    orders.execute("SELECT pg_sleep_until(clock_timestamp() + interval '60 ms')")
+    assert "quiet" in _keys(orders, "of_state => 'ready'")
+    assert _keys(orders, "of_state => 'paused'") == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["of_state => 'stuck'", "of_state => 'held,stuck'", "of_state => ''", "sort_by => 'key'"],
+)
+def test_an_unknown_state_or_order_is_refused_naming_what_there_is(
+    database: Database, arguments: str
+) -> None:
+    refused = refusal(database.connect(), f"SELECT * FROM inturn.list_keys({arguments})")
+    assert refused.sqlstate == "IT044"
+    assert ("lag, age or attempts" if "sort" in arguments else "held, retrying, paused") in refused.hint
