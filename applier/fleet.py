@@ -21,9 +21,9 @@ from inturn.applier.listener import Listener
 from inturn.applier.stop import Bell, Stop
 from inturn.applier.turns import PythonTarget
 from inturn.applier.worker import Totals, Worker
-from inturn.schema.errors import TargetRefused, UnknownTopic
+from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
 from inturn.schema.source import DEFAULT_SCHEMA
-from inturn.schema.version import check_version
+from inturn.schema.version import HEAD, check_version
 
 log = logging.getLogger("inturn.applier")
 
@@ -36,11 +36,12 @@ class Outcome:
     """How a fleet ended.
 
     Attributes:
-        keys, commands, failures: turns taken, commands applied, commands failed.
+        keys, commands, failures: turns taken, commands applied, commands failed (each time counts).
         held: keys of its topics that are held now; None when the database could not tell.
         seconds: how long it ran.
         cut: some command was not finished within the grace time and was rolled back.
         error: what ended a worker before its time.
+        skipped: commands that were passed over, because a handler asked for it or attempts ran out.
     """
 
     keys: int
@@ -50,6 +51,7 @@ class Outcome:
     seconds: float
     cut: bool
     error: Exception | None
+    skipped: int = 0
 
 
 class Fleet:
@@ -106,16 +108,15 @@ class Fleet:
                 there is none to drain.
         """
         with self._connect() as connection:
-            check_version(connection, self._schema)
-            self.topics = [target.topic for target in self._choose(connection, "")]
+            targets = self._take_up(connection, _name(1), strict=True)
+            self.topics = [target.topic for target in targets]
         if not self.topics:
             self._report_nothing_to_serve()
         self._started_at = time.monotonic()
         for number in range(self._count):
-            name = f"{socket.gethostname()}:{os.getpid()}:{number + 1}"
             worker = Worker(
                 self._connect,
-                functools.partial(self._choose, applier_id=name),
+                functools.partial(self._take_up, applier_id=_name(number + 1)),
                 schema=self._schema,
                 max_keys=self._max_keys,
                 drain=self._drain,
@@ -140,6 +141,7 @@ class Fleet:
             keys=sum(worker.totals.keys for worker in self._workers),
             commands=sum(worker.totals.commands for worker in self._workers),
             failures=sum(worker.totals.failures for worker in self._workers),
+            skipped=sum(worker.totals.skipped for worker in self._workers),
         )
 
     def request_stop(self) -> None:
@@ -176,6 +178,7 @@ class Fleet:
             seconds=time.monotonic() - self._started_at,
             cut=cut,
             error=next((worker.error for worker in self._workers if worker.error), None),
+            skipped=totals.skipped,
         )
 
     def pending(self) -> int:
@@ -229,8 +232,41 @@ class Fleet:
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         return connection
 
-    def _choose(self, connection: psycopg.Connection[Any], applier_id: str) -> list[Target]:
-        """Return the targets of the topics to be served, with the name of the applier that asks."""
+    def _take_up(
+        self, connection: psycopg.Connection[Any], applier_id: str, *, strict: bool = False
+    ) -> list[Target]:
+        """Choose the topics to be served, announce the applier that serves them, and check the schema.
+
+        In this order: an applier that the schema does not fit is announced too, so that
+        `inturn why` can tell that there is one.
+        """
+        try:
+            targets = self._choose(connection, applier_id, strict=strict)
+            self._announce(connection, applier_id, [target.topic for target in targets])
+        except (InturnError, psycopg.ProgrammingError):
+            # A part that another revision lacks: that is the reason, and better said.
+            check_version(connection, self._schema)
+            raise
+        check_version(connection, self._schema)
+        return targets
+
+    def _announce(self, connection: psycopg.Connection[Any], applier_id: str, topics: list[str]) -> None:
+        # Behind a pooler the client is told another backend than the one that it has.
+        connection.execute(
+            sql.SQL(
+                "SELECT {}.announce_applier(%s, %s::text[], %s, %s, %s, %s::integer <> pg_backend_pid())"
+            ).format(sql.Identifier(self._schema)),
+            (applier_id, topics, socket.gethostname(), os.getpid(), HEAD, connection.info.backend_pid),
+        )
+
+    def _choose(
+        self, connection: psycopg.Connection[Any], applier_id: str, *, strict: bool = False
+    ) -> list[Target]:
+        """Return the targets of the topics to be served, with the name of the applier that asks.
+
+        strict: raise TargetRefused for a topic that does not fit what was given at the start. Later on its
+        target may be changed: what can apply it then does.
+        """
         rows: list[tuple[str, str]] = connection.execute(
             sql.SQL("SELECT name, target FROM {}.topic ORDER BY name").format(sql.Identifier(self._schema))
         ).fetchall()
@@ -243,27 +279,37 @@ class Fleet:
                     hint=f"Create it first: inturn topic create {topic}",
                     topic=topic,
                 )
-        targets = [self._target(topic, there[topic], applier_id) for topic in self._only or sorted(there)]
+        served = self._only or sorted(there)
+        if strict:
+            for topic in served:
+                self._refuse_misfit(topic, there[topic])
+        targets = [self._target(topic, there[topic], applier_id) for topic in served]
         return [target for target in targets if target is not None]
 
-    def _target(self, topic: str, target: str, applier_id: str) -> Target | None:
-        """Return what applies a topic here, None when that is another process's work."""
-        applier = self._applier
-        handled = applier is not None and topic in applier.topics
-        if target.startswith("sql:"):
-            if handled:
-                raise TargetRefused(
-                    f"topic {topic!r} has handlers in Python and the target {target}",
-                    hint="Remove one: a topic has one target",
-                    topic=topic,
-                )
-            return SqlTarget(topic, self._schema, applier_id)
-        if applier is not None and handled:
-            return PythonTarget(topic, applier, self.stop, self._schema, applier_id)
-        if self._only:
+    def _refuse_misfit(self, topic: str, target: str) -> None:
+        handled = self._applier is not None and topic in self._applier.topics
+        if handled and target != "python":
+            raise TargetRefused(
+                f"topic {topic!r} has handlers in Python and the target {target}",
+                hint="Remove one: a topic has one target",
+                topic=topic,
+            )
+        if self._only and target == "python" and not handled:
             raise TargetRefused(
                 f"topic {topic!r} is applied by Python and no handler of it was given",
                 hint="Name the module: inturn apply --app MODULE:APPLIER",
                 topic=topic,
             )
+
+    def _target(self, topic: str, target: str, applier_id: str) -> Target | None:
+        """Return what applies a topic here, None when that is another process's work."""
+        if target.startswith("sql:"):
+            return SqlTarget(topic, self._schema, applier_id)
+        if self._applier is not None and topic in self._applier.topics:
+            return PythonTarget(topic, self._applier, self.stop, self._schema, applier_id)
         return None
+
+
+def _name(number: int) -> str:
+    """Return the name of a worker of this process, as turns and the registry of appliers know it."""
+    return f"{socket.gethostname()}:{os.getpid()}:{number}"

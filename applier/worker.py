@@ -15,8 +15,7 @@ from psycopg import sql
 
 from inturn.applier.batch import OLDEST, Batch, Target
 from inturn.applier.stop import Bell, Stop
-from inturn.schema.errors import InturnError
-from inturn.schema.version import check_version
+from inturn.schema.errors import InturnError, TargetRefused
 
 log = logging.getLogger("inturn.applier")
 
@@ -26,9 +25,12 @@ log = logging.getLogger("inturn.applier")
 SHORTEST_VISIT_SECONDS, LONGEST_VISIT_SECONDS = 0.1, 1.0
 #: A batch under this many seconds doubles the keys of the next one; a longer one halves them.
 SHORT_BATCH_SECONDS = 0.010
+#: After a batch of at least LONG_BATCH_SECONDS a worker steps back for this part of it, at most for
+#: LONGEST_STEP_BACK_SECONDS: an operator who waits for the key gets it before the worker claims it again.
+LONG_BATCH_SECONDS, STEP_BACK, LONGEST_STEP_BACK_SECONDS = 0.1, 0.02, 0.02
 #: An idle worker looks again after the first of these, then after ever longer, up to the second.
 FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.02, 1.0
-#: How often a worker asks which topics there are.
+#: How often a worker asks which topics there are, and announces itself.
 CHOOSE_SECONDS = 5.0
 #: The same as for polling, for connecting again after the connection was lost.
 FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS = 0.1, 10.0
@@ -43,6 +45,7 @@ class Totals:
     keys: int = 0
     commands: int = 0
     failures: int = 0
+    skipped: int = 0
 
 
 class Worker:
@@ -64,7 +67,8 @@ class Worker:
         Args:
             connect: gives a connection in autocommit with isolation level READ COMMITTED.
             choose: gives the topics to serve, in the order in which they are visited; asked
-                again now and then, so that a new topic needs no restart.
+                first and again now and then, so that a new topic needs no restart, and that a
+                schema that no longer fits ends the worker.
             schema: where inturn is installed.
             max_keys: the most keys that share a transaction.
             drain: stop when nothing is ready, rather than wait for more.
@@ -90,7 +94,6 @@ class Worker:
         while not self._stop.requested:
             try:
                 with self._connect() as self._connection:
-                    check_version(self._connection, self._schema)
                     self._serve(self._connection)
                     return
             except psycopg.Error as error:
@@ -155,10 +158,19 @@ class Worker:
         max_keys, alone = 1, 0
         while not self._stop.requested and (leave_at is None or time.monotonic() < leave_at):
             started_at = time.monotonic()
-            batch = target.apply_batch(connection, hand, 1 if alone else max_keys)
+            try:
+                batch = target.apply_batch(connection, hand, 1 if alone else max_keys)
+            except psycopg.DatabaseError as error:
+                if error.sqlstate != TargetRefused.sqlstate:
+                    raise
+                # Its target is no SQL function any more: ask again what it is.
+                self._chosen_at = -CHOOSE_SECONDS
+                return True
             if batch.keys == 0:
                 break
             seconds = time.monotonic() - started_at
+            if seconds >= LONG_BATCH_SECONDS:
+                self._stop.wait(min(STEP_BACK * seconds, LONGEST_STEP_BACK_SECONDS))
             if leave_at is None:
                 visit = min(max(10 * seconds, SHORTEST_VISIT_SECONDS), LONGEST_VISIT_SECONDS)
                 leave_at = started_at + visit
@@ -179,6 +191,7 @@ class Worker:
         self.totals.keys += batch.keys
         self.totals.commands += batch.commands
         self.totals.failures += batch.failures
+        self.totals.skipped += batch.skipped
 
     def _announce_sleep(self, connection: psycopg.Connection[Any]) -> datetime:
         row = connection.execute(

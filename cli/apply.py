@@ -107,7 +107,7 @@ def apply(
         schema=database.schema,
     )
     signals = _Signals()
-    with database.connect():
+    with database.connect(check=False):
         pass  # what is wrong with the database is best said before anything else
     fleet.start()
     logs.log.info("applying", extra={"topics": fleet.topics, "workers": workers})
@@ -200,7 +200,9 @@ def _load(app: str) -> Applier:
 
 
 def _summarise(outcome: Outcome, log_format: str, *, quiet: bool, with_rate: bool) -> None:
-    if quiet and not (outcome.keys or outcome.held or outcome.cut):
+    # A turn may have found its key's caller still at work: that is nothing done.
+    done = outcome.commands or outcome.failures or outcome.skipped
+    if quiet and not (done or outcome.held or outcome.cut):
         return
     seconds = outcome.seconds
     line = f"applied {_count(outcome.commands, 'command')} in {seconds:.1f} s"
@@ -208,8 +210,10 @@ def _summarise(outcome: Outcome, log_format: str, *, quiet: bool, with_rate: boo
         line += f" ({outcome.commands / seconds:,.0f}/s)"
     if outcome.failures:
         line += f", {outcome.failures:,} failed"
+    if outcome.skipped:
+        line += f", {outcome.skipped:,} skipped"
     if outcome.held:
-        line += f", {_count(outcome.held, 'key')} held: see inturn keys --state held"
+        line += f", {_count(outcome.held, 'key')} held: see inturn keys --held"
     if outcome.cut:
         line += ", cut off a command when the grace was over"
     click.echo(
@@ -217,6 +221,7 @@ def _summarise(outcome: Outcome, log_format: str, *, quiet: bool, with_rate: boo
             line,
             commands=outcome.commands,
             failures=outcome.failures,
+            skipped=outcome.skipped,
             held=outcome.held,
             seconds=round(seconds, 3),
             cut=outcome.cut,

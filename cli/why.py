@@ -1,0 +1,140 @@
+"""`inturn why`: the one cause why a key does not move, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from datetime import datetime
+from typing import Any
+
+import click
+from psycopg import Connection, sql
+from psycopg.rows import dict_row
+from rich.console import Console
+
+from inturn.cli.database import Database, pass_database
+from inturn.cli.exit_codes import ExitCode
+from inturn.cli.key_text import KEY, TOPIC, quoted, resolve, shown
+from inturn.cli.output import age, escape, json_option, print_json
+
+#: What each cause is called in the first line; its code in --json is the one of the function why.
+TITLES = {
+    "no_such_key": "no such key",
+    "applying": "being applied",
+    "row_locked": "locked by another session",
+    "held": "held",
+    "paused": "paused",
+    "topic_paused": "topic paused",
+    "appending": "being appended to",
+    "nothing_pending": "nothing pending",
+    "retrying": "retrying",
+    "schema_mismatch": "schema does not fit the appliers",
+    "no_applier": "no applier",
+    "queued": "waiting for its turn",
+    "broken": "broken",
+}
+
+_WIDEST = 100
+_INDENT = "  "
+_PLACEHOLDER = re.compile(r"(--key )?\{(key|topic)\}")
+
+
+@click.command(
+    epilog="""\b
+Example:
+  inturn why order-42
+  inturn why order-42 --topic orders --json"""
+)
+@click.argument("key", type=KEY)
+@click.option(
+    "--topic", type=TOPIC, metavar="NAME", help="In this topic; else in every one that has the key."
+)
+@json_option
+@pass_database
+def why(database: Database, key: str, *, topic: str | None, as_json: bool) -> int:
+    """Say why a key does not move, since when, and what to do next.
+
+    Names one cause: the first thing that is in the way. The exit code is 1 when
+    there is no such key.
+    """
+    with database.connect() as connection:
+        key = resolve(connection, database.schema, key, topic)
+        found = _explained(connection, database.schema, topic, key)
+        clock = connection.execute("SELECT clock_timestamp()").fetchone()
+    if as_json:
+        print_json(
+            [{**each, "to_do": ["  # ".join(filter(None, line)) for line in _to_do(each)]} for each in found]
+        )
+    else:
+        for number, each in enumerate(found):
+            if number:
+                click.echo()
+            _print(each, clock[0] if clock else None)
+    return ExitCode.ERROR if any(each["cause"] == "no_such_key" for each in found) else ExitCode.OK
+
+
+def _explained(connection: Connection[Any], schema: str, topic: str | None, key: str) -> list[dict[str, Any]]:
+    return (
+        connection.cursor(row_factory=dict_row)
+        .execute(
+            sql.SQL(
+                "SELECT topic, key, cause, since, says, to_do, details FROM {}.why(%s::text, %s::text)"
+            ).format(sql.Identifier(schema)),
+            (topic, key),
+        )
+        .fetchall()
+    )
+
+
+def _to_do(each: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the next commands to type, ready for a shell, each with a remark or none."""
+    lines = [line.partition("  # ") for line in each["to_do"].splitlines()]
+    near = [(found["topic"], found["key"]) for found in each["details"].get("near", [])]
+    return [
+        *((_fill(command, each["topic"] or "", each["key"]), remark) for command, _, remark in lines),
+        *((_fill("inturn why --topic {topic} {key}", *found), "") for found in near),
+    ]
+
+
+def _fill(line: str, topic: str, key: str) -> str:
+    """Return a line with the topic and the key in their places; what they hold is not looked at again."""
+
+    def put(place: re.Match[str]) -> str:
+        option = place[1] or ""
+        if place[2] == "topic":
+            return option + quoted(topic)
+        return option + ("-- " if key.startswith("-") and not option else "") + shown(key)
+
+    return _PLACEHOLDER.sub(put, line)
+
+
+def _print(each: dict[str, Any], now: datetime | None) -> None:
+    console = Console(highlight=False)
+    width = min(console.width, _WIDEST) if console.is_terminal else None
+    of_topic = f" of topic {quoted(escape(each['topic']))}" if each["topic"] else ""
+    click.echo(f"{shown(each['key'])}{of_topic}: {_title(each, now)}")
+    says = escape(" ".join(each["says"].split()).rstrip(".")) + "."
+    click.echo(_wrapped(says, width))
+    for command, remark in _to_do(each):
+        line = f"{_INDENT}$ {command}" + (f"  # {remark}" if remark else "")
+        if width is not None and remark and len(line) > width:
+            line = f"{_INDENT}# {remark}:\n{_INDENT}$ {command}"
+        click.echo(line)
+
+
+def _title(each: dict[str, Any], now: datetime | None) -> str:
+    title: str = TITLES.get(each["cause"], each["cause"])
+    if now is not None and each["since"] is not None:
+        title += f" for {age((now - each['since']).total_seconds())}"
+    until = each["details"].get("until")
+    if now is not None and until is not None and until != "infinity":
+        title += f", for another {age((datetime.fromisoformat(until) - now).total_seconds())}"
+    return title
+
+
+def _wrapped(text: str, width: int | None) -> str:
+    if width is None:
+        return _INDENT + text
+    return textwrap.fill(
+        text, width, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False
+    )

@@ -1,0 +1,564 @@
+"""`why` names each cause when it has really happened, in data and in words, to every operator."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg.rows import dict_row
+from support.database import Database, Session, until
+from support.logins import connect_as
+from support.process import InturnProcess, inturn_apply, run_inturn
+from support.race import Turn, append
+from support.refusal import refusal
+from support.shop import append as append_to_shop
+from support.shop import gate_shut, open_shop, wait_at_gate
+
+from inturn.cli.key_text import escaped
+from inturn.cli.why import TITLES
+
+Explained = dict[str, Any]
+
+_COLUMNS = ("topic", "key", "cause", "since", "says", "to_do", "details")
+
+
+def asked(database: Database, key: str, topic: str | None = "orders") -> Explained:
+    """Return the one explanation."""
+    (row,) = database.execute("SELECT * FROM inturn.why(%s, %s)", [topic, key])
+    return dict(zip(_COLUMNS, row, strict=True))
+
+
+def explained(database: Database, key: str, cause: str, topic: str = "orders") -> tuple[Explained, str]:
+    """Ask in every way; return the function's answer, and what the command prints."""
+    answer = asked(database, key, topic)
+    assert answer["cause"] == cause, answer
+    operator = connect_as(database, "inturn_operator")
+    seen = (
+        operator.cursor(row_factory=dict_row)
+        .execute("SELECT * FROM inturn.why(%s, %s)", [topic, key])
+        .fetchone()
+    )
+    user = operator.info.user
+    operator.close()
+    database.execute(f"DROP ROLE {user}")
+    assert seen is not None
+    for column in ("cause", "since", "to_do"):
+        assert seen[column] == answer[column], column
+    assert _backends(seen) == _backends(answer)
+    code, out, err = run_inturn(database.dsn, "why", key, "--topic", topic, "--json")
+    assert (code, err) == (int(cause == "no_such_key"), "")
+    (data,) = json.loads(out)
+    assert (data["topic"], data["key"], data["cause"]) == (topic, key, cause)
+    code, out, err = run_inturn(database.dsn, "why", key, "--topic", topic, FORCE_COLOR="1", COLUMNS="80")
+    assert (code, err) == (int(cause == "no_such_key"), "")
+    lines = out.splitlines()
+    assert lines[0].startswith(f"{key} of topic {topic}: {TITLES[cause]}")
+    assert len(lines) <= 10
+    assert max(map(len, lines)) <= 80, out
+    assert "{" not in out
+    print(out)
+    return answer, out
+
+
+def _backends(answer: Explained) -> list[int]:
+    return [session["backend"] for session in answer["details"].get("sessions", [])]
+
+
+def test_every_cause_has_its_title_and_its_test() -> None:
+    source = Path(__file__).read_text("utf-8")
+    assert [cause for cause in TITLES if f'"{cause}"' not in source] == []
+
+
+# No such key.
+
+
+def test_no_such_key_names_those_that_may_be_meant(witness: Database) -> None:
+    witness.execute("SELECT inturn.create_topic('mails')")
+    witness.execute("SELECT inturn.append('mails', 'order-77', 'send')")
+    for key in ("order-42", "order-43", "order-421", "zebra"):
+        append(witness, key)
+
+    def near(key: str, topic: str | None = "orders") -> list[str]:
+        answer = asked(witness, key, topic)
+        assert answer["cause"] == "no_such_key"
+        return [f"{found['topic']}/{found['key']}" for found in answer["details"]["near"]]
+
+    answer, out = explained(witness, "ORDER-42", "no_such_key")
+    assert answer["details"]["near"][0] == {"topic": "orders", "key": "order-42"}
+    assert "$ inturn why --topic orders order-42" in out
+    assert near(" order-42\n")[0] == "orders/order-42"
+    assert near("oredr-42")[0] == "orders/order-42"
+    assert near("order-422")[0] == "orders/order-42"
+    assert near("order-77")[0] == "mails/order-77"
+    assert set(near("order-4")) == {"orders/order-42", "orders/order-43", "orders/order-421"}
+    assert near("giraffe") == near("") == near("\x01") == []
+    assert near("Order-42", None) == ["orders/order-42"]
+    assert near("x" * 5000, None) == []
+    assert asked(witness, "giraffe", None)["topic"] is None
+
+
+def test_every_topic_that_has_the_key_is_explained(witness: Database) -> None:
+    witness.execute("SELECT inturn.create_topic('mails')")
+    witness.execute("SELECT inturn.append('mails', 'a', 'send')")
+    append(witness, "a")
+    code, out, _ = run_inturn(witness.dsn, "why", "a", "--json")
+    assert code == 0
+    assert [(each["topic"], each["cause"]) for each in json.loads(out)] == [
+        ("mails", "no_applier"),
+        ("orders", "no_applier"),
+    ]
+    code, out, _ = run_inturn(witness.dsn, "why", "a")
+    first, second = out.split("\n\n")
+    assert first.startswith("a of topic mails: no applier for ")
+    assert second.startswith("a of topic orders: no applier for ")
+    code, out, _ = run_inturn(witness.dsn, "why", "b")
+    assert code == 1
+    assert out.startswith("b: no such key\n")
+
+
+def test_an_unknown_topic_is_refused(database: Database) -> None:
+    assert refusal(database.connect(), "SELECT * FROM inturn.why('nosuch', 'a')").sqlstate == "IT001"
+    code, out, err = run_inturn(database.dsn, "why", "a", "--topic", "nosuch")
+    assert (code, out) == (1, "")
+    assert "nosuch" in err
+
+
+def test_what_a_key_holds_is_printed_and_never_taken_for_a_place_to_fill(witness: Database) -> None:
+    witness.execute("UPDATE inturn.topic SET backoff_base = '1 hour', backoff_cap = '2 hours'")
+    for key in ("{topic} {key}  # rm -rf", "-x'\"\x1b\\ \u202e", "it's"):
+        witness.execute("SELECT inturn.append('orders', %s, 'fail')", [key])
+        witness.execute("CALL inturn.apply()")
+        (each,) = json.loads(run_inturn(witness.dsn, "why", "--topic", "orders", "--json", "--", key)[1])
+        assert each["cause"] == "retrying"
+        _, retry = each["to_do"]
+        # As the shell reads it.
+        words = subprocess.run(
+            ["/bin/sh", "-c", f"set -- {retry}\nprintf '%s\\n' \"$@\""],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        assert words[:4] == ["inturn", "retry", "--topic", "orders"]
+        assert words[-1] == escaped(key)
+        assert run_inturn(witness.dsn, "why", "--json", *words[2:])[0] == 0
+        code, out, _ = run_inturn(witness.dsn, "why", *words[2:])
+        assert code == 0
+        assert "\x1b" not in out
+        assert "\u202e" not in out
+
+
+def test_among_many_keys_a_wrong_one_is_answered_quickly(database: Database) -> None:
+    for topic in ("a", "b"):
+        database.execute("SELECT inturn.create_topic(%s)", [topic])
+        for table, columns, values in (
+            ("key_sequence", "", ""),
+            ("key_cursor", ", ready_at", ", clock_timestamp()"),
+            ("command_log", ", seq, name, payload", ", 1, 'insert', '{}'"),
+        ):
+            database.execute(
+                f"INSERT INTO inturn.{table} (topic, key{columns})"
+                f" SELECT %s, 'order-' || n{values} FROM generate_series(1, 100000) n",
+                [topic],
+            )
+    for _ in range(2):
+        session = database.session()
+        session.execute("SET statement_timeout = '5s'")
+        for where, key, cause in (
+            (None, "Order-77777", "no_such_key"),
+            (None, "giraffe", "no_such_key"),
+            ("a", "order-77777", "no_applier"),
+        ):
+            assert session.execute("SELECT cause FROM inturn.why(%s, %s)", [where, key]) == [(cause,)]
+        ((read,),) = session.execute(
+            "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables"
+            " WHERE schemaname = 'inturn' AND relname IN ('key_cursor', 'key_sequence', 'command_log')"
+        )
+        assert read < 1000
+        session.rollback()
+        database.execute("ANALYZE")
+
+
+# Callers.
+
+
+def _caller(database: Database) -> Session:
+    return database.session(application_name="web shop")
+
+
+def test_the_first_append_of_a_key_is_still_open(witness: Database) -> None:
+    caller = _caller(witness)
+    append(caller, "a")
+    answer, out = explained(witness, "a", "appending")
+    assert _backends(answer) == [caller.pid]
+    assert f"pg_terminate_backend({caller.pid})" in out
+    assert "web shop" in out
+    assert asked(witness, "a", None)["topic"] == "orders"
+    assert asked(witness, "b")["cause"] == "no_such_key"
+    # Nothing is left of the question, and nobody was held up by it.
+    caller.commit()
+    assert witness.execute("SELECT topic, key FROM inturn.key_sequence") == [("orders", "a")]
+    assert asked(witness, "a")["cause"] == "no_applier"
+
+
+def test_one_of_several_callers_is_named_when_no_row_tells_which(witness: Database) -> None:
+    callers = [_caller(witness), _caller(witness)]
+    for caller, key in zip(callers, "ab", strict=True):
+        append(caller, key)
+    answer, out = explained(witness, "a", "appending")
+    assert sorted(_backends(answer)) == sorted(caller.pid for caller in callers)
+    assert "one of 2 sessions" in " ".join(out.split())
+
+
+@pytest.fixture
+def drained(witness: Database) -> Database:
+    """Key a with one command, which is applied."""
+    append(witness, "a")
+    witness.execute("CALL inturn.apply()")
+    return witness
+
+
+def test_the_next_command_is_being_appended_and_callers_queue(drained: Database) -> None:
+    first, *others = [_caller(drained) for _ in range(4)]
+    append(first, "a")
+    answer, out = explained(drained, "a", "appending")
+    assert (_backends(answer), answer["details"]["waiting"]) == ([first.pid], 0)
+    assert answer["details"]["sessions"][0]["application"] == "web shop"
+    assert "inturn.append" in out
+    running = []
+    for other in others:
+        running.append(other.begin("SELECT inturn.append('orders', 'a', 'insert')"))
+        other.wait_blocked()
+    answer, out = explained(drained, "a", "appending")
+    assert (_backends(answer), answer["details"]["waiting"]) == ([first.pid], 3)
+    assert "3 more callers wait behind it" in " ".join(out.split())
+    first.rollback()
+    for other, call in zip(others, running, strict=True):
+        call.result()
+        other.rollback()
+    assert asked(drained, "a")["cause"] == "nothing_pending"
+
+
+def test_a_caller_whose_savepoint_was_released_is_found(drained: Database) -> None:
+    caller = _caller(drained)
+    caller.execute("SAVEPOINT one")
+    append(caller, "a")
+    assert _backends(asked(drained, "a")) == [caller.pid]
+    caller.execute("RELEASE one")
+    answer, _ = explained(drained, "a", "appending")
+    assert _backends(answer) == [caller.pid]
+
+
+def test_a_caller_on_a_key_that_an_applier_goes_round_in_vain(drained: Database) -> None:
+    """The second command is applied, while a third's transaction is open: the key stays ready."""
+    append(drained, "a")
+    caller = _caller(drained)
+    append(caller, "a")
+    drained.execute("CALL inturn.apply(max_seconds => 0.2)")
+    answer, _ = explained(drained, "a", "appending")
+    assert _backends(answer) == [caller.pid]
+
+
+def test_nothing_is_pending(drained: Database) -> None:
+    answer, out = explained(drained, "a", "nothing_pending")
+    assert answer["details"]["applied_seq"] == 1
+    assert answer["since"] == drained.value("SELECT finished_at FROM inturn.turn")
+    assert "$ inturn show --topic orders a" in out
+
+
+# In somebody's hands.
+
+
+@contextmanager
+def hung(database: Database, key: str = "h") -> Iterator[tuple[Session, InturnProcess]]:
+    """An `inturn apply` whose SQL target waits for a row that a session, the night shift, has locked."""
+    database.execute("INSERT INTO app.gate VALUES (%s) ON CONFLICT DO NOTHING", [key])
+    night = database.session(application_name="night shift")
+    night.execute("SELECT FROM app.gate FOR UPDATE")
+    database.execute("SELECT inturn.append('orders', %s, 'hang')", [key])
+    with inturn_apply(database.dsn, "--topic", "orders", app=None) as process:
+        until(
+            lambda: database.value(
+                "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))", [night.pid]
+            ),
+            "the target hangs",
+        )
+        yield night, process
+        if not night.connection.closed:
+            night.rollback()
+
+
+def test_an_applier_is_at_work_and_its_query_waits(witness: Database) -> None:
+    with hung(witness) as (night, _):
+        answer, out = explained(witness, "h", "applying")
+        (session,) = answer["details"]["sessions"]
+        assert session["kind"] == "applier"
+        assert session["applier"].startswith(f"{session['host']}:{session['pid']}:")
+        assert session["blocked_by"] == [night.pid]
+        assert answer["details"]["seq"] == 1
+        assert "night shift" in session["waits_for"]
+        assert f"pg_terminate_backend({night.pid})" in out
+        assert "Command 1 (hang)" in out
+        listed = witness.execute(
+            "SELECT alive, doing, topic, key, seq, waits_for LIKE '%night shift%' FROM inturn.list_appliers()"
+        )
+        assert listed == [(True, "applying", "orders", "h", 1, True)]
+        night.rollback()
+        until(lambda: asked(witness, "h")["cause"] == "nothing_pending", "applied")
+
+
+def test_a_python_handler_is_at_work(database: Database) -> None:
+    open_shop(database)
+    append_to_shop(database, "a", "insert", "before")
+    with gate_shut(database) as keeper, inturn_apply(database.dsn):
+        wait_at_gate(database)
+        answer, _ = explained(database, "a", "applying", "shop")
+        (session,) = answer["details"]["sessions"]
+        assert (session["kind"], session["blocked_by"]) == ("applier", [keeper.pid])
+
+
+def test_a_sql_applier_is_at_work(witness: Database) -> None:
+    witness.execute("INSERT INTO app.gate VALUES ('h')")
+    keeper, applier = witness.session(), witness.session(autocommit=True)
+    keeper.execute("SELECT FROM app.gate FOR UPDATE")
+    witness.execute("SELECT inturn.append('orders', 'h', 'hang')")
+    applier.begin("CALL inturn.apply()")
+    applier.wait_blocked()
+    answer, _ = explained(witness, "h", "applying")
+    assert answer["details"]["sessions"][0]["applier"] == f"sql:{applier.pid}"
+    assert "database session" in str(answer["details"])
+    append(witness, "k")
+    assert asked(witness, "k")["cause"] == "queued"
+    keeper.rollback()
+
+
+def test_an_operators_open_transaction_is_in_the_way(drained: Database) -> None:
+    append(drained, "a")
+    operator = drained.session(application_name="psql of alice")
+    operator.execute("SELECT inturn.pause('orders', 'a')")
+    answer, out = explained(drained, "a", "row_locked")
+    (session,) = answer["details"]["sessions"]
+    assert (session["backend"], session["kind"]) == (operator.pid, "operator")
+    assert "psql of alice" in " ".join(out.split())
+    operator.rollback()
+    operator.execute("SAVEPOINT one")
+    operator.execute("SELECT FROM inturn.key_cursor FOR UPDATE")
+    operator.execute("RELEASE one")
+    answer, _ = explained(drained, "a", "row_locked")
+    assert _backends(answer) == [operator.pid]
+    operator.rollback()
+    assert asked(drained, "a")["cause"] == "no_applier"
+
+
+def test_asking_takes_no_lock_that_stays(drained: Database) -> None:
+    append(drained, "a")
+    asking, caller, applier = drained.session(), drained.session(), drained.session()
+    asking.execute("SELECT * FROM inturn.why('orders', 'a')")
+    asking.execute("SELECT * FROM inturn.why('orders', 'new')")
+    assert append(caller, "a") == 3
+    assert append(caller, "new") == 1
+    assert [turn.key for turn in Turn.claim(drained, applier)] == ["a"]
+
+
+def test_a_read_only_session_is_answered_too(drained: Database) -> None:
+    caller = _caller(drained)
+    append(caller, "a")
+    reader = drained.session()
+    reader.execute("SET default_transaction_read_only = on")
+    reader.commit()
+    for isolation in ("READ COMMITTED", "REPEATABLE READ"):
+        reader.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
+        assert reader.execute("SELECT cause FROM inturn.why('orders', 'a')") == [("appending",)]
+        assert reader.execute("SELECT cause FROM inturn.why('orders', 'b')") == [("no_such_key",)]
+        reader.commit()
+
+
+# Standing still.
+
+
+def test_a_key_is_held(witness: Database) -> None:
+    witness.execute("UPDATE inturn.topic SET max_attempts = 1")
+    witness.execute("SELECT inturn.append('orders', 'a', 'fail')")
+    witness.execute("CALL inturn.apply()")
+    answer, out = explained(witness, "a", "held")
+    assert answer["since"] == witness.value("SELECT held_at FROM inturn.key_cursor")
+    assert (answer["details"]["attempts"], answer["details"]["seq"]) == (1, 1)
+    assert "refused a" in answer["details"]["error"]
+    assert "Its next command, 1 (fail), failed for good at attempt 1 of 1: refused a" in " ".join(out.split())
+    assert "$ inturn retry --topic orders a" in out
+    assert "$ inturn skip --topic orders --seq 1 --reason TEXT a" in out
+
+
+def test_a_key_is_tried_again_later(witness: Database) -> None:
+    witness.execute("UPDATE inturn.topic SET backoff_base = '1 hour', backoff_cap = '2 hours'")
+    witness.execute("SELECT inturn.append('orders', 'a', 'fail')")
+    witness.execute("CALL inturn.apply()")
+    answer, out = explained(witness, "a", "retrying")
+    assert (answer["details"]["attempts"], answer["details"]["max_attempts"]) == (1, 5)
+    assert ", for another " in out.splitlines()[0]
+    assert "at attempt 1 of 5: refused a" in " ".join(out.split())
+    assert "It is tried again at 2" in " ".join(out.split())
+    witness.execute("UPDATE inturn.key_cursor SET ready_at = now()")
+    assert "refused a" in explained(witness, "a", "no_applier")[0]["says"]
+
+
+def test_a_key_is_paused_by_somebody_for_a_reason(drained: Database) -> None:
+    drained.execute("SET inturn.os_user = 'alice@desk'")
+    drained.execute("SELECT inturn.pause('orders', 'a', 'the customer calls', now() + interval '90 minutes')")
+    answer, out = explained(drained, "a", "paused")
+    assert "for another 1h" in out.splitlines()[0]
+    said = " ".join(out.split())
+    assert "alice@desk paused it until 2" in said
+    assert ": the customer calls. Nothing is pending on it now." in said
+    assert "$ inturn resume --topic orders a" in out
+    append(drained, "a")
+    drained.execute("SET inturn.acting_as = 'bob'")
+    drained.execute("SELECT inturn.pause('orders', 'a')")
+    answer, out = explained(drained, "a", "paused")
+    assert "bob paused it for good. No reason was given." in " ".join(out.split())
+    assert answer["details"]["acting_as"] == "bob"
+
+
+def test_its_topic_is_paused(drained: Database) -> None:
+    append(drained, "a")
+    drained.execute("SELECT inturn.pause_topic('orders', 'the shop moves')")
+    answer, out = explained(drained, "a", "topic_paused")
+    assert answer["since"] == drained.value("SELECT paused_at FROM inturn.topic")
+    assert "paused its whole topic for good: the shop moves." in " ".join(out.split())
+    assert "$ inturn resume --topic orders\n" in out
+    drained.execute("SELECT inturn.resume_topic('orders')")
+    assert asked(drained, "a")["cause"] == "no_applier"
+
+
+def test_an_idle_key_with_something_pending_is_called_broken(drained: Database) -> None:
+    append(drained, "a")
+    drained.execute("UPDATE inturn.key_cursor SET ready_at = NULL")
+    assert "$ inturn verify --topic orders --key a" in explained(drained, "a", "broken")[1]
+
+
+# Nobody comes.
+
+
+def test_no_applier_has_ever_served_the_topic(witness: Database) -> None:
+    append(witness, "a")
+    answer, out = explained(witness, "a", "no_applier")
+    assert answer["since"] == witness.value("SELECT ready_at FROM inturn.key_cursor")
+    assert "target sql:app.apply_order): none was seen for a day." in " ".join(out.split())
+    assert "$ inturn apply --topic orders\n" in out
+    assert "CALL inturn.apply()" in out
+    witness.execute("SELECT inturn.create_topic('mails')")
+    witness.execute("SELECT inturn.append('mails', 'a', 'send')")
+    _, out = explained(witness, "a", "no_applier", "mails")
+    assert "$ inturn apply --app MODULE:APPLIER --topic mails\n" in out
+
+
+def test_the_appliers_were_killed(witness: Database) -> None:
+    with inturn_apply(witness.dsn, app=None) as process:
+        until(
+            lambda: witness.execute("SELECT 1 FROM inturn.list_appliers() WHERE alive AND doing = 'idle'"),
+            "an applier idle",
+        )
+        process.kill()
+        append(witness, "a")
+        until(lambda: asked(witness, "a")["cause"] == "no_applier", "its session gone", patience=5)
+    answer, out = explained(witness, "a", "no_applier")
+    name, seen_at = witness.execute("SELECT applier, seen_at FROM inturn.applier")[0]
+    assert answer["details"]["last_applier"] == name
+    assert f"the last one, {name} on " in " ".join(out.split())
+    assert timedelta(0) < witness.value("SELECT clock_timestamp()") - seen_at < timedelta(minutes=1)
+
+
+def test_an_applier_that_stopped_answering_is_no_applier(witness: Database) -> None:
+    """Its machine hangs, or is gone without a word: its session stays for hours."""
+    with inturn_apply(witness.dsn, app=None) as process:
+        until(lambda: witness.execute("SELECT 1 FROM inturn.list_appliers() WHERE doing = 'idle'"), "idle")
+        until(lambda: _stopped_between_transactions(witness, process), "stopped")
+        append(witness, "a")
+        assert asked(witness, "a")["cause"] == "queued"
+        witness.execute("UPDATE inturn.applier SET seen_at = seen_at - interval '16 seconds'")
+        assert asked(witness, "a")["cause"] == "no_applier"
+
+
+def _stopped_between_transactions(database: Database, process: InturnProcess) -> bool:
+    process.send(signal.SIGSTOP)
+    # What it had sent before is answered.
+    states = "SELECT a.state FROM inturn.applier JOIN pg_stat_activity a ON a.pid = backend_pid"
+    until(lambda: database.execute(states) != [("active",)], "answered")
+    if database.execute(states) != [("idle",)]:
+        process.send(signal.SIGCONT)
+        return False
+    return True
+
+
+def test_other_keys_are_before_it(witness: Database) -> None:
+    with hung(witness):
+        append(witness, "a")
+        answer, out = explained(witness, "a", "queued")
+        assert answer["details"]["ahead"] == 1
+        (applier,) = answer["details"]["appliers"]
+        assert (applier["doing"], applier["key"]) == ("applying", "h")
+        assert "1 key is ready for longer. Appliers alive: 1, at work: 1; " in " ".join(out.split())
+
+
+# The schema does not fit.
+
+_OTHER_REVISION = """
+import sys
+import inturn.applier.fleet, inturn.schema.version
+revision = sys.argv.pop(1)
+inturn.applier.fleet.HEAD = inturn.schema.version.HEAD = revision
+from inturn.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+def _apply_as(database: Database, revision: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", _OTHER_REVISION, revision, "--dsn", database.dsn, "apply", "--drain"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("revision", "remedy"), [("0001", "$ pip install --upgrade inturn"), ("9999", "$ inturn upgrade\n")]
+)
+def test_the_appliers_are_of_another_revision(witness: Database, revision: str, remedy: str) -> None:
+    append(witness, "a")
+    ended = _apply_as(witness, revision)
+    assert ended.returncode == 5, ended
+    answer, out = explained(witness, "a", "schema_mismatch")
+    assert answer["details"]["applier_revision"] == revision
+    assert remedy in out
+    with hung(witness):
+        assert asked(witness, "a")["cause"] != "schema_mismatch"
+
+
+def test_the_schema_changes_under_a_running_applier(witness: Database) -> None:
+    with inturn_apply(witness.dsn, app=None) as process:
+        until(lambda: witness.execute("SELECT 1 FROM inturn.list_appliers() WHERE doing = 'idle'"), "idle")
+        witness.execute("UPDATE inturn.schema_version SET version_num = '9998'")
+        assert process.exit_code(20) == 5
+        assert "newer than" in process.err
+    append(witness, "a")
+    assert asked(witness, "a")["cause"] == "schema_mismatch"
+
+
+def test_an_older_inturn_does_not_announce_itself(witness: Database) -> None:
+    append(witness, "a")
+    old = witness.session(application_name="inturn apply", autocommit=True)
+    old.execute("SELECT 'as an applier of 0001 does'")
+    listener = witness.session(application_name="inturn apply", autocommit=True)
+    listener.execute('LISTEN "inturn.ready"')
+    assert asked(witness, "a")["cause"] == "no_applier"  # it may be about to
+    began = time.monotonic()
+    until(lambda: asked(witness, "a")["cause"] == "schema_mismatch", "two seconds", patience=10)
+    assert time.monotonic() - began > 1
+    answer, out = explained(witness, "a", "schema_mismatch")
+    assert _backends(answer) == [old.pid]
+    assert "$ pip install --upgrade inturn" in out
