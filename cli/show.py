@@ -1,8 +1,8 @@
-"""`inturn show`: one key, its commands and its turns."""
+"""`inturn show`: one key, its commands, its turns, and what operators did to it."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
+from inturn.cli.key_text import KEY, TOPIC, resolve, shown
 from inturn.cli.keys import require_topic
 from inturn.cli.output import (
     Column,
@@ -24,18 +25,14 @@ from inturn.cli.output import (
     print_table,
 )
 
-_ERROR_LINES = 12
 _PAYLOAD_CHARACTERS = 200
 
 # The key's rows are found by their primary keys, topic by topic.
 _KEYS = """
-SELECT c.topic, c.key,
-       CASE WHEN c.held_at IS NOT NULL THEN 'held'
-            WHEN c.ready_at IS NULL THEN 'idle'
-            WHEN c.attempts > 0 THEN 'retrying'
-            ELSE 'ready' END AS state,
+SELECT c.topic, c.key, {schema}.key_state(c) AS state,
        c.applied_seq, l.last_seq, l.last_seq - c.applied_seq AS pending, o.created_at AS oldest_pending_at,
        c.epoch, c.attempts, t.max_attempts, c.ready_at, c.failed_at, c.held_at, c.last_error,
+       c.paused_at, c.paused_until, t.paused_at AS topic_paused_at, t.paused_until AS topic_paused_until,
        clock_timestamp() AS now
 FROM {schema}.topic t
 JOIN {schema}.key_cursor c ON c.topic = t.name
@@ -47,58 +44,108 @@ WHERE c.key = %(key)s AND (%(topic)s::text IS NULL OR t.name = %(topic)s)
 ORDER BY c.topic
 """
 
+# most: the most characters of a payload; payloads are large, and not everybody may see them on a screen.
 _COMMANDS = """
-SELECT seq, name, payload::text AS payload, idempotency_key, created_at FROM {schema}.command_log
-WHERE topic = %(topic)s AND key = %(key)s
-  AND seq > %(applied_seq)s - %(limit)s AND seq <= %(applied_seq)s + %(limit)s ORDER BY seq
+SELECT l.seq, l.name, left(l.payload::text, %(most)s) AS payload, l.idempotency_key, l.created_at,
+       k.skipped_by, k.reason AS skipped_because, k.skipped_at,
+       o.before IS NOT NULL AS amended, o.before ->> 'name' AS original_name,
+       left((o.before -> 'payload')::text, %(most)s) AS original_payload, a.replay_of, a.replayed_as
+FROM {schema}.command_log l
+LEFT JOIN {schema}.skip k ON k.topic = l.topic AND k.key = l.key AND k.seq = l.seq
+LEFT JOIN LATERAL (
+    SELECT a.before FROM {schema}.operator_action a
+    WHERE a.topic = l.topic AND a.key = l.key AND a.action = 'amend' AND a.seq = l.seq
+    ORDER BY a.id LIMIT 1) o ON true
+CROSS JOIN LATERAL (
+    SELECT max(a.seq) FILTER (WHERE a.after -> 'seq' = to_jsonb(l.seq)) AS replay_of,
+           (array_agg(a.after -> 'seq') FILTER (WHERE a.seq = l.seq))[1] AS replayed_as
+    FROM {schema}.operator_action a
+    WHERE a.topic = l.topic AND a.key = l.key AND a.action = 'replay') a
+WHERE l.topic = %(topic)s AND l.key = %(key)s
+  AND l.seq > %(applied_seq)s - %(limit)s AND l.seq <= %(applied_seq)s + %(limit)s ORDER BY l.seq
 """
 
-_TURNS = """
-SELECT epoch, from_seq, to_seq, outcome, applier, started_at, finished_at, error FROM {schema}.turn
-WHERE topic = %(topic)s AND key = %(key)s ORDER BY epoch DESC LIMIT %(limit)s
+# Numbers in payloads may be out of Python's range: they come as text.
+_TIMELINE = """
+SELECT at, kind, epoch, from_seq, to_seq, what, done_by, os_user, acting_as, started_at, says,
+       before::text AS before, after::text AS after
+FROM {schema}.timeline(%(topic)s, %(key)s, %(limit)s)
 """
+
+# Of the key, and of its topic: its key is the empty one.
+_PAUSES = """
+SELECT a.key = '' AS whole, a.reason, a.db_user, a.os_user, a.acting_as
+FROM unnest(ARRAY['', %(key)s]) k (key) CROSS JOIN LATERAL (
+    SELECT a.* FROM {schema}.operator_action a
+    WHERE a.topic = %(topic)s AND a.key = k.key AND a.action = 'pause' ORDER BY a.id DESC LIMIT 1) a
+"""
+
+Row = dict[str, Any]
 
 
 @click.command(
     epilog="""\b
 Example:
   inturn show order-42
-  inturn show order-42 --topic orders --limit 20 --json"""
+  inturn show order-42 --topic orders --limit 20 --error --payload"""
 )
-@click.argument("key")
-@click.option("--topic", metavar="NAME", help="In this topic; else in every topic that has the key.")
+@click.argument("key", type=KEY)
+@click.option(
+    "--topic", type=TOPIC, metavar="NAME", help="In this topic; else in every one that has the key."
+)
 @click.option(
     "--limit",
     type=click.IntRange(1, 1_000_000),
     metavar="N",
     default=5,
     show_default=True,
-    help="The last N applied commands, the next N, the last N turns.",
+    help="The last N commands applied, the next N, the last N turns and actions.",
+)
+@click.option("--error", "errors", is_flag=True, help="Print errors whole, not their first line.")
+@click.option(
+    "--payload/--no-payload",
+    "payload",
+    default=None,
+    help="Print payloads whole, or not at all; else their beginning.",
 )
 @json_option
 @pass_database
-def show(database: Database, key: str, *, topic: str | None, limit: int, as_json: bool) -> None:
-    """Show where a key stands, its commands and its turns."""
+def show(
+    database: Database,
+    key: str,
+    *,
+    topic: str | None,
+    limit: int,
+    errors: bool,
+    payload: bool | None,
+    as_json: bool,
+) -> None:
+    """Show where a key stands, its commands, its turns and what operators did.
+
+    Commands are the ones around the cursor; turns and actions come newest first.
+    """
+    most = 0 if payload is False else None if payload or as_json else _PAYLOAD_CHARACTERS + 1
     with database.connect() as connection:
         if topic is not None:
             require_topic(connection, database.schema, topic)
-        found = _read(connection, database.schema, key, topic, limit)
+        key = resolve(connection, database.schema, key, topic)
+        found = _read(connection, database.schema, key, topic, limit, most)
     if not found:
         where = f"in topic '{topic}'" if topic is not None else "in any topic"
-        raise Failure(f"there is no key '{key}' {where}", hint="List keys with: inturn keys")
+        raise Failure(f"there is no key {shown(key)} {where}", hint="List keys with: inturn keys")
     if as_json:
-        print_json([_document(each) for each in found])
+        print_json([_document(each, payloads=payload is not False) for each in found])
         return
     for number, each in enumerate(found):
         if number:
             click.echo()
-        _print(each)
+        _print(each, errors=errors, payload=payload)
 
 
 def _read(
-    connection: Connection[Any], schema: str, key: str, topic: str | None, limit: int
-) -> list[dict[str, Any]]:
-    def rows(query: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    connection: Connection[Any], schema: str, key: str, topic: str | None, limit: int, most: int | None
+) -> list[Row]:
+    def rows(query: str, parameters: Row) -> list[Row]:
         composed = sql.SQL(query).format(schema=sql.Identifier(schema))
         return connection.cursor(row_factory=dict_row).execute(composed, parameters).fetchall()
 
@@ -106,86 +153,145 @@ def _read(
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     found = rows(_KEYS, {"key": key, "topic": topic})
     for each in found:
-        parameters = {**each, "limit": limit}
+        parameters = {**each, "limit": limit, "most": 2**31 - 1 if most is None else most}
+        each["pauses"] = {row.pop("whole"): row for row in rows(_PAUSES, parameters)}
         each["commands"] = [
-            {**row, "state": _command_state(row["seq"], each)} for row in rows(_COMMANDS, parameters)
+            {**row, "state": _command_state(row, each)} for row in rows(_COMMANDS, parameters)
         ]
-        each["turns"] = rows(_TURNS, parameters)
+        each["timeline"] = rows(_TIMELINE, parameters)
     connection.execute("COMMIT")
     return found
 
 
-def _command_state(seq: int, key: dict[str, Any]) -> str:
-    if seq <= key["applied_seq"]:
+def _command_state(command: Row, key: Row) -> str:
+    if command["skipped_by"]:
+        return "skipped"
+    if command["seq"] <= key["applied_seq"]:
         return "applied"
-    if seq > key["applied_seq"] + 1:
+    if command["seq"] > key["applied_seq"] + 1:
         return "pending"
     return "held" if key["held_at"] else "retrying" if key["attempts"] else "next"
 
 
-def _print(key: dict[str, Any]) -> None:
+def _document(key: Row, *, payloads: bool) -> Row:
+    def facts(text: str | None) -> Any:
+        """Return what an action recorded, without a payload that nobody asked for."""
+        found = load_payload(text) if text is not None else None
+        return (
+            found
+            if payloads or not isinstance(found, dict)
+            else {k: found[k] for k in found if k != "payload"}
+        )
+
+    commands = []
+    for row in key["commands"]:
+        command = {name: value for name, value in row.items() if payloads or not name.endswith("payload")}
+        for name in ("payload", "original_payload"):
+            if command.get(name) is not None:
+                command[name] = load_payload(command[name])
+        commands.append(command)
+    timeline = [
+        {**row, "before": facts(row["before"]), "after": facts(row["after"])} for row in key["timeline"]
+    ]
+    document = {name: value for name, value in key.items() if name not in ("now", "pauses")}
+    return document | {
+        "pause": key["pauses"].get(False) if key["paused_at"] else None,
+        "topic_pause": key["pauses"].get(True) if key["topic_paused_at"] else None,
+        "commands": commands,
+        "timeline": timeline,
+    }
+
+
+# -- as text
+
+
+def _print(key: Row, *, errors: bool, payload: bool | None) -> None:
     now = key["now"]
-    click.echo(f"topic    {escape(key['topic'])}")
-    click.echo(f"key      {escape(key['key'])}")
+    paused = key["topic_paused_at"] and _lasts(key["topic_paused_until"], now)
+    click.echo(f"topic    {escape(key['topic'])}" + (f", {_paused(key, whole=True)}" if paused else ""))
+    click.echo(f"key      {shown(key['key'])}")
     click.echo(f"state    {_state(key)}")
     lag = f", {key['pending']} pending" if key["pending"] else ""
     if key["oldest_pending_at"]:
         lag += f", the next for {_since(key['oldest_pending_at'], now)}"
     click.echo(f"applied  {key['applied_seq']} of {key['last_seq']}{lag}")
     if key["last_error"]:
-        lines = key["last_error"].strip().splitlines()
-        shown = [
-            *lines[:_ERROR_LINES],
-            *(["... (whole with --json)"] if lines[_ERROR_LINES:] else []),
-        ]
-        click.echo("error    " + "\n         ".join(map(escape, shown)))
+        _print_error("error    ", key["last_error"], whole=errors)
     if key["commands"]:
         click.echo()
-        _print_commands(key, now)
-    if key["turns"]:
+        _print_commands(key, payload)
+    if key["timeline"]:
         click.echo()
-        _print_turns(key, now)
+        _print_timeline(key, errors=errors)
 
 
-def _document(key: dict[str, Any]) -> dict[str, Any]:
-    commands = [{**row, "payload": load_payload(row["payload"])} for row in key["commands"]]
-    return {name: value for name, value in key.items() if name != "now"} | {"commands": commands}
-
-
-def _state(key: dict[str, Any]) -> str:
+def _state(key: Row) -> str:
     now, attempts = key["now"], f"{key['attempts']} of {key['max_attempts']} attempts"
     match key["state"]:
         case "held":
             return f"held for {_since(key['held_at'], now)}, after {attempts}"
+        case "paused":
+            return _paused(key, whole=False)
         case "retrying":
             wait = (key["ready_at"] - now).total_seconds()
             return f"retrying {'in ' + age(wait) if wait > 0 else 'now'}, after {attempts}"
     return str(key["state"])
 
 
+def _paused(key: Row, *, whole: bool) -> str:
+    since, until = (key[("topic_" if whole else "") + name] for name in ("paused_at", "paused_until"))
+    by = key["pauses"].get(whole)
+    text = f"paused for {_since(since, key['now'])}" + (f" by {escape(_who(by))}" if by else "")
+    if until is not None:
+        text += f", until {until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return text + (f": {escape(by['reason'])}" if by and by["reason"] else "")
+
+
+def _lasts(until: datetime | None, now: datetime) -> bool:
+    return until is None or until > now
+
+
+def _who(action: Row) -> str:
+    return str(action["acting_as"] or action["os_user"] or action["db_user"])
+
+
 def _since(time: datetime, now: datetime) -> str:
     return age((now - time).total_seconds())
 
 
-def _print_commands(key: dict[str, Any], now: datetime) -> None:
-    print_table(
+def _print_error(heading: str, error: str, *, whole: bool) -> None:
+    lines = error.strip().splitlines() if whole else [first_line(error)]
+    click.echo(heading + ("\n" + " " * len(heading)).join(map(escape, lines)))
+
+
+def _print_commands(key: Row, payload: bool | None) -> None:
+    commands = key["commands"]
+    marks = [_mark(command) for command in commands]
+    columns = [
+        Column("seq", right=True),
+        Column("command", cut="middle"),
+        Column("state"),
+        *([Column("note")] if any(marks) else []),
+        Column("appended", right=True),
+        *([Column("payload", cut="end")] if payload is None else []),
+    ]
+    rows = []
+    for command, mark in zip(commands, marks, strict=True):
+        row = [str(command["seq"]), command["name"], command["state"], *([mark] if any(marks) else [])]
+        row.append(_since(command["created_at"], key["now"]) + " ago")
+        rows.append([*row, _start(command["payload"])] if payload is None else row)
+    print_table(columns, rows)
+    if payload:
+        _print_payloads(commands)
+
+
+def _mark(command: Row) -> str:
+    return ", ".join(
         [
-            Column("seq", right=True),
-            Column("command", cut="middle"),
-            Column("state"),
-            Column("appended", right=True),
-            Column("payload", cut="end"),
-        ],
-        [
-            [
-                str(command["seq"]),
-                command["name"],
-                command["state"],
-                _since(command["created_at"], now) + " ago",
-                _start(command["payload"]),
-            ]
-            for command in key["commands"]
-        ],
+            *(["amended"] if command["amended"] else []),
+            *([f"replay of {command['replay_of']}"] if command["replay_of"] is not None else []),
+            *([f"replayed as {command['replayed_as']}"] if command["replayed_as"] is not None else []),
+        ]
     )
 
 
@@ -193,31 +299,57 @@ def _start(payload: str) -> str:
     return payload if len(payload) <= _PAYLOAD_CHARACTERS else payload[:_PAYLOAD_CHARACTERS] + "…"
 
 
-def _print_turns(key: dict[str, Any], now: datetime) -> None:
+def _print_payloads(commands: list[Row]) -> None:
+    """Print payloads whole, a line each, with the first one of an amended command below it."""
+    click.echo()
+    for command in commands:
+        click.echo(f"{command['seq']} {escape(command['name'])} {escape(command['payload'])}")
+        if command["amended"]:
+            original = f"{command['original_name']} {command['original_payload']}"
+            click.echo(f"  before it was amended: {escape(original)}")
+
+
+def _print_timeline(key: Row, *, errors: bool) -> None:
     print_table(
         [
             Column("turn", right=True),
             Column("applied", right=True),
             Column("outcome"),
-            Column("applier", cut="middle"),
+            Column("by", cut="middle"),
             Column("started", right=True),
             Column("took", right=True),
         ],
-        [_turn(turn, now) for turn in key["turns"]],
-        [
-            f"{turn['to_seq'] + 1} failed: {first_line(turn['error'])}" if turn["error"] else ""
-            for turn in key["turns"]
-        ],
+        [_entry(entry, key["now"]) for entry in key["timeline"]],
+        [_says(entry) for entry in key["timeline"]],
+        notes_heading="error or reason",
     )
+    if errors:
+        for entry in key["timeline"]:
+            if entry["kind"] == "turn" and entry["says"]:
+                click.echo()
+                click.echo(f"turn {entry['epoch']}:")
+                _print_error("  ", entry["says"], whole=True)
 
 
-def _turn(turn: dict[str, Any], now: datetime) -> list[str]:
-    first, last = turn["from_seq"], turn["to_seq"]
+def _entry(entry: Row, now: datetime) -> list[str]:
+    if entry["kind"] == "action":
+        about = "" if entry["from_seq"] is None else f" {entry['from_seq']}"
+        return ["", "", entry["what"] + about, _who({**entry, "db_user": entry["done_by"]}),
+                _since(entry["at"], now) + " ago", ""]  # fmt: skip
+    first, last = entry["from_seq"], entry["to_seq"]
     return [
-        str(turn["epoch"]),
+        str(entry["epoch"]),
         "" if last < first else str(first) if last == first else f"{first}-{last}",
-        turn["outcome"],
-        turn["applier"],
-        _since(turn["started_at"], now) + " ago",
-        duration((turn["finished_at"] - turn["started_at"]).total_seconds()),
+        entry["what"],
+        entry["done_by"],
+        _since(entry["started_at"], now) + " ago",
+        duration((entry["at"] - entry["started_at"]).total_seconds()),
     ]
+
+
+def _says(entry: Row) -> str:
+    line = first_line(entry["says"])
+    if not line or entry["kind"] == "action":
+        return line
+    became = entry["what"] if entry["what"] in ("skipped", "cancelled") else "failed"
+    return f"{entry['to_seq'] + 1} {became}: {line}"

@@ -1,0 +1,200 @@
+"""`inturn verify`: the promises, recomputed from what is stored."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+from psycopg import Connection, sql
+from psycopg.rows import dict_row
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from inturn.cli.database import Database, pass_database
+from inturn.cli.errors import Failure
+from inturn.cli.exit_codes import ExitCode
+from inturn.cli.key_text import KEY, TOPIC, resolve, shown
+from inturn.cli.keys import require_topic
+from inturn.cli.output import escape, first_line, json_option, print_json
+
+_COMMANDS_A_SLICE = 50_000
+_COUNTED = ("keys", "commands", "turns")
+_COUNT = "SELECT count(*) AS n FROM {}.TABLE WHERE topic = %s AND key = %s"
+
+# Of a row: what is printed first, and what its violation says already.
+_FIRST = ("seq", "epoch", "from_seq", "to_seq", "outcome", "applied_seq", "drained_seq", "known_seq")
+_SAID = ("table", "topic", "key")
+
+
+@dataclass
+class _Work:
+    """What was verified, and what was found."""
+
+    keys: int = 0
+    commands: int = 0
+    turns: int = 0
+    found: int = 0
+    violations: list[dict[str, Any]] = field(default_factory=list)
+
+
+@click.command(
+    epilog="""\b
+Exit codes: 0 nothing found; 8 a promise is broken; 4 database unreachable.
+
+\b
+Example:
+  inturn verify
+  inturn verify --topic orders --key order-42 --json"""
+)
+@click.option("--topic", type=TOPIC, metavar="NAME", help="Only this topic.")
+@click.option("--key", type=KEY, metavar="KEY", help="Only this key.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    default=20,
+    show_default=True,
+    help="Print at most N violations; all are counted.",
+)
+@json_option
+@pass_database
+def verify(database: Database, *, topic: str | None, key: str | None, limit: int, as_json: bool) -> int:
+    """Recompute the promises from what is stored, and print what breaks them.
+
+    Sequences without holes, cursors within them, every number applied or passed over
+    once and accounted for, no epoch used twice, nothing pending on an idle key.
+    It reads only, a slice of keys at a time, each on one snapshot: run it at any time.
+    """
+    started_at = time.monotonic()
+    work = _Work()
+    with database.connect() as connection:
+        if topic is not None:
+            require_topic(connection, database.schema, topic)
+        reader = _Reader(connection, database.schema)
+        topics = [topic] if topic is not None else reader.topics()
+        if key is None:
+            with _bar(reader.estimate(topic)) as bar:
+                for each in topics:
+                    for found in reader.slices(each, work):
+                        _take(work, found, limit)
+                        _advance(bar, work.commands)
+        else:
+            key = resolve(connection, database.schema, key, topic)
+            for each in topics:
+                _take(work, reader.key(each, key, work), limit)
+            if not work.keys and not work.found:
+                raise Failure(f"there is no key {shown(key)}", hint="List keys with: inturn keys")
+    seconds = time.monotonic() - started_at
+    if as_json:
+        counted = {name: getattr(work, name) for name in _COUNTED}
+        print_json(
+            {**counted, "seconds": round(seconds, 3), "found": work.found, "violations": work.violations}
+        )
+    else:
+        _print(work, seconds)
+    return ExitCode.VIOLATED if work.found else ExitCode.OK
+
+
+class _Reader:
+    """Reads slice by slice, each in a transaction of its own that writes nothing."""
+
+    def __init__(self, connection: Connection[Any], schema: str) -> None:
+        self._connection = connection
+        self._schema = sql.Identifier(schema)
+
+    def topics(self) -> list[str]:
+        """Return the topics that are there, and those that rows are left of."""
+        return [row["topic"] for row in self._rows("SELECT * FROM {}.verify_topics() AS t (topic)")]
+
+    def estimate(self, topic: str | None) -> int:
+        """Return about how many commands there are, as the planner reckons: counting them takes long."""
+        where = " WHERE topic = %s" if topic is not None else ""
+        (row,) = self._rows("EXPLAIN (FORMAT JSON) SELECT FROM {}.command_log" + where, topic)
+        return int(row["QUERY PLAN"][0]["Plan"]["Plan Rows"])
+
+    def slices(self, topic: str, work: _Work) -> Iterator[list[dict[str, Any]]]:
+        """Verify a topic; yield what is found, slice by slice, and count what was read."""
+        from_key: str | None = ""
+        while from_key is not None:
+            self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            (slice_,) = self._rows(
+                "SELECT * FROM {}.verify_slice(%s, %s, %s)", topic, from_key, _COMMANDS_A_SLICE
+            )
+            found = self._rows("SELECT * FROM {}.verify(%s, %s, %s)", topic, from_key, slice_["to_key"])
+            self._connection.execute("COMMIT")
+            for name in _COUNTED:
+                setattr(work, name, getattr(work, name) + slice_[name])
+            yield found
+            from_key = slice_["next_key"]
+
+    def key(self, topic: str, key: str, work: _Work) -> list[dict[str, Any]]:
+        """Verify a key; count what was read."""
+        self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        for name, table in zip(_COUNTED, ("key_cursor", "command_log", "turn"), strict=True):
+            (row,) = self._rows(_COUNT.replace("TABLE", table), topic, key)
+            setattr(work, name, getattr(work, name) + row["n"])
+        found = self._rows("SELECT * FROM {}.verify(%s, %s, %s)", topic, key, key)
+        self._connection.execute("COMMIT")
+        return found
+
+    def _rows(self, query: str, *parameters: object) -> list[dict[str, Any]]:
+        cursor = self._connection.cursor(row_factory=dict_row)
+        given = parameters if any(p is not None for p in parameters) else None
+        return cursor.execute(sql.SQL(query).format(*[self._schema] * query.count("{}")), given).fetchall()
+
+
+def _take(work: _Work, found: list[dict[str, Any]], limit: int) -> None:
+    work.found += len(found)
+    work.violations += found[: max(0, limit - len(work.violations))]
+
+
+def _bar(total: int) -> Progress:
+    bar = Progress(
+        TextColumn("verifying"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
+    bar.add_task("verifying", total=total)
+    return bar
+
+
+def _advance(bar: Progress, done: int) -> None:
+    (task,) = bar.tasks
+    bar.update(task.id, completed=done, total=max(done, int(task.total or 0)))
+
+
+def _print(work: _Work, seconds: float) -> None:
+    for violation in work.violations:
+        where = f"topic {escape(violation['topic'])}"
+        if violation["key"]:
+            where += f", key {shown(violation['key'])}"
+        click.echo(f"{violation['violation']}: {where}: {escape(violation['says'])}")
+        for row in violation["rows"]:
+            click.echo(f"  {row['table']:<15} {_facts(row)}")
+    if work.found > len(work.violations):
+        click.echo(f"... and {work.found - len(work.violations):,} more: see them with --limit")
+    counted = ", ".join(_count(getattr(work, name), name[:-1]) for name in _COUNTED)
+    result = _count(work.found, "violation") if work.found else "no violation"
+    click.echo(f"verified {counted} in {seconds:.1f} s: {result}")
+
+
+def _facts(row: dict[str, Any]) -> str:
+    names = [*(name for name in _FIRST if name in row), *sorted(row.keys() - {*_FIRST, *_SAID})]
+    return " ".join(f"{name}={_fact(row[name])}" for name in names)
+
+
+def _fact(value: object) -> str:
+    text = escape(first_line(str(value)))
+    return f'"{text}"' if " " in text else text
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,665 @@
+"""`inturn verify`: every kind of violation, planted by hand, is found; none beside callers and appliers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+from psycopg import errors
+from support.crowd import Crowd
+from support.database import Database, until
+from support.history import make_history
+from support.logins import login
+from support.oracle import Oracle
+from support.plans import buffers, explain
+from support.process import InturnProcess, run_inturn
+from support.refusal import refusal
+from test_cli_commands import on_terminal
+
+# What would refuse the plants; a superuser could have dropped it too.
+_NO_CONSTRAINTS = """
+DO $$ DECLARE c record; BEGIN
+    FOR c IN SELECT conname, conrelid::regclass AS name FROM pg_constraint
+             WHERE connamespace = 'inturn'::regnamespace AND contype IN ('p', 'c') AND conrelid <> 0 LOOP
+        EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', c.name, c.conname);
+    END LOOP;
+END $$
+"""
+_OF_A = "topic = 'orders' AND key = 'a'"
+_COPY_TURN = (
+    "INSERT INTO inturn.turn SELECT topic, key, {epoch}, {lo}, {hi}, 'applied', applier, started_at,"
+    f" finished_at FROM inturn.turn WHERE {_OF_A} AND epoch = 4"
+)
+
+#: what is planted, by its SQL → what must be found of key a: (violation, seq), and nothing else;
+#: of b where that is named.
+PLANTS: dict[str, tuple[str, set[tuple[str, int | None]]]] = {
+    # P1
+    "a number lost": (f"DELETE FROM inturn.command_log WHERE {_OF_A} AND seq = 2", {("seq-missing", 2)}),
+    "the first numbers lost": (
+        f"DELETE FROM inturn.command_log WHERE {_OF_A} AND seq < 3",
+        {("seq-missing", 1)},
+    ),
+    "a number given twice": (
+        f"INSERT INTO inturn.command_log SELECT * FROM inturn.command_log WHERE {_OF_A} AND seq = 3",
+        {("seq-repeated", 3)},
+    ),
+    "a number twice and the next one lost": (
+        f"UPDATE inturn.command_log SET seq = 2 WHERE {_OF_A} AND seq = 3",
+        {("seq-repeated", 2), ("seq-missing", 3)},
+    ),
+    "a number below 1": (
+        (
+            "INSERT INTO inturn.command_log SELECT topic, key, 0, name, payload FROM inturn.command_log"
+            f" WHERE {_OF_A} AND seq = 1"
+        ),
+        {("seq-below-one", 0)},
+    ),
+    "a row in key_sequence lost": (
+        f"DELETE FROM inturn.key_sequence WHERE {_OF_A}",
+        {("sequence-row-missing", None)},
+    ),
+    "a row in key_sequence twice": (
+        f"INSERT INTO inturn.key_sequence SELECT * FROM inturn.key_sequence WHERE {_OF_A}",
+        {("sequence-row-repeated", None)},
+    ),
+    "known_seq ahead": (
+        f"UPDATE inturn.key_sequence SET known_seq = 13 WHERE {_OF_A}",
+        {("sequence-ahead", 12)},
+    ),
+    # P2
+    "an epoch used by two turns": (
+        f"UPDATE inturn.turn SET epoch = 1 WHERE {_OF_A} AND epoch = 2",
+        {("epoch-repeated", 4), ("epoch-missing", 4)},
+    ),
+    "an epoch used by a turn and an operator": (
+        f"UPDATE inturn.turn SET epoch = 3 WHERE {_OF_A} AND epoch = 2",
+        {("epoch-repeated", 4), ("epoch-missing", 4)},
+    ),
+    "an epoch lost": (f"DELETE FROM inturn.turn WHERE {_OF_A} AND epoch = 2", {("epoch-missing", 4)}),
+    "an epoch below 1": (
+        (
+            "INSERT INTO inturn.turn SELECT topic, key, 0, 1, 0, 'retrying', applier, started_at,"
+            f" finished_at, 'x' FROM inturn.turn WHERE {_OF_A} AND epoch = 1"
+        ),
+        {("epoch-below-one", 1)},
+    ),
+    "the cursor's epoch behind": (
+        f"UPDATE inturn.key_cursor SET epoch = 7 WHERE {_OF_A}",
+        {("epoch-ahead", None)},
+    ),
+    "the cursor's epoch ahead": (
+        f"UPDATE inturn.key_cursor SET epoch = 9 WHERE {_OF_A}",
+        {("epoch-missing", None)},
+    ),
+    "epochs against the order of seqs": (
+        f"UPDATE inturn.turn SET epoch = 12 - epoch WHERE {_OF_A} AND epoch IN (4, 8)",
+        {("epoch-order", 6), ("epoch-order", 5)},
+    ),
+    "a turn that ended before the one before it": (
+        (
+            f"UPDATE inturn.turn SET started_at = started_at - interval '1 day',"
+            f" finished_at = finished_at - interval '1 day' WHERE {_OF_A} AND epoch = 2"
+        ),
+        {("turn-order", 4)},
+    ),
+    "a turn that ended before it began": (
+        f"UPDATE inturn.turn SET started_at = finished_at + interval '1 day' WHERE {_OF_A} AND epoch = 2",
+        {("turn-malformed", 4)},
+    ),
+    "an applied turn with an error": (
+        f"UPDATE inturn.turn SET error = 'x' WHERE {_OF_A} AND epoch = 4",
+        {("turn-malformed", 5)},
+    ),
+    "a failed turn without an error": (
+        f"UPDATE inturn.turn SET error = NULL WHERE {_OF_A} AND epoch = 1",
+        {("turn-malformed", 1)},
+    ),
+    "an outcome that is none": (
+        f"UPDATE inturn.turn SET outcome = 'lost' WHERE {_OF_A} AND epoch = 1",
+        {("turn-malformed", 1)},
+    ),
+    "an applied turn that applied nothing": (
+        f"UPDATE inturn.turn SET outcome = 'applied', error = NULL WHERE {_OF_A} AND epoch = 2",
+        {("turn-malformed", 4)},
+    ),
+    # P3
+    "a row in key_cursor lost": (
+        f"DELETE FROM inturn.key_cursor WHERE {_OF_A}",
+        {("cursor-row-missing", None)},
+    ),
+    "a row in key_cursor twice": (
+        f"INSERT INTO inturn.key_cursor SELECT * FROM inturn.key_cursor WHERE {_OF_A}",
+        {("cursor-row-repeated", None)},
+    ),
+    "the cursor beyond the last command": (
+        (
+            f"UPDATE inturn.key_cursor SET applied_seq = 13 WHERE {_OF_A};"
+            f" UPDATE inturn.turn SET to_seq = 13 WHERE {_OF_A} AND epoch = 8"
+        ),
+        {("cursor-outside", 13), ("drained-outside", 12)},
+    ),
+    "the cursor below 0": (
+        "UPDATE inturn.key_cursor SET applied_seq = -1 WHERE key = 'b'",
+        {("cursor-outside", -1), ("drained-outside", 0)},
+    ),
+    "a turn that applied less than it says elsewhere": (
+        f"UPDATE inturn.turn SET to_seq = 2 WHERE {_OF_A} AND epoch = 1",
+        {("passed-unaccounted", 3)},
+    ),
+    "the last turn lost": (
+        f"DELETE FROM inturn.turn WHERE {_OF_A} AND epoch = 8",
+        {("passed-unaccounted", 11), ("epoch-missing", None)},
+    ),
+    "the first turn lost": (
+        f"DELETE FROM inturn.turn WHERE {_OF_A} AND epoch = 1",
+        {("passed-unaccounted", 1), ("epoch-missing", 4)},
+    ),
+    "an operator's skip lost": (
+        f"DELETE FROM inturn.skip WHERE {_OF_A} AND seq = 4",
+        {("passed-unaccounted", 4), ("epoch-missing", 5), ("action-without-skip", 4)},
+    ),
+    "a number applied twice": (
+        f"UPDATE inturn.turn SET from_seq = 3 WHERE {_OF_A} AND epoch = 2",
+        {("passed-twice", 3)},
+    ),
+    "a number skipped and applied": (
+        f"UPDATE inturn.turn SET to_seq = 4 WHERE {_OF_A} AND epoch = 1",
+        {("passed-twice", 4)},
+    ),
+    "a number skipped twice": (
+        f"INSERT INTO inturn.skip SELECT * FROM inturn.skip WHERE {_OF_A} AND seq = 4",
+        {("passed-twice", 4), ("epoch-repeated", 4)},
+    ),
+    "a turn beyond the cursor": (
+        _COPY_TURN.format(epoch=9, lo=13, hi=14),
+        {("passed-beyond-cursor", 13), ("epoch-ahead", None)},
+    ),
+    "a skip beyond the cursor": (
+        (
+            "INSERT INTO inturn.skip SELECT topic, key, 13, 9, skipped_by, reason FROM inturn.skip"
+            f" WHERE {_OF_A} AND seq = 4"
+        ),
+        {("passed-beyond-cursor", 13), ("epoch-ahead", None), ("skip-without-action", 13)},
+    ),
+    "a skipped turn's skip lost": (
+        f"DELETE FROM inturn.skip WHERE {_OF_A} AND seq = 6",
+        {("turn-without-skip", 6), ("passed-unaccounted", 6)},
+    ),
+    "a cancelled turn's last skip lost": (
+        f"DELETE FROM inturn.skip WHERE {_OF_A} AND seq = 8",
+        {("passed-unaccounted", 8)},
+    ),
+    "a skip that its turn says nothing of": (
+        f"UPDATE inturn.turn SET outcome = 'held' WHERE {_OF_A} AND epoch = 5",
+        {("skip-without-turn", 6), ("epoch-repeated", 6)},
+    ),
+    "a skip of no turn": (
+        f"UPDATE inturn.skip SET skipped_by = 'handler' WHERE {_OF_A} AND seq = 4",
+        {("skip-without-turn", 4), ("action-without-skip", 4)},
+    ),
+    # P4
+    "a lost wake-up": (
+        "UPDATE inturn.key_cursor SET ready_at = NULL WHERE key = 'b'",
+        {("idle-pending", 1)},
+    ),
+    "a pause that ended and woke nobody": (
+        (
+            "UPDATE inturn.key_cursor SET ready_at = NULL, paused_at = now(), paused_until = now()"
+            " WHERE key = 'b'"
+        ),
+        {("idle-pending", 1)},
+    ),
+    "held and ready": (
+        "UPDATE inturn.key_cursor SET held_at = now() WHERE key = 'b'",
+        {("held-and-ready", 1)},
+    ),
+    "paused and ready": (
+        "UPDATE inturn.key_cursor SET paused_at = now() WHERE key = 'b'",
+        {("paused-and-ready", 1)},
+    ),
+    "an idle key whose next command wakes nobody": (
+        f"UPDATE inturn.key_sequence SET drained_seq = 11 WHERE {_OF_A}",
+        {("drained-outside", 11)},
+    ),
+    "drained further than applied": (
+        "UPDATE inturn.key_sequence SET drained_seq = 1 WHERE key = 'b'",
+        {("drained-outside", 1)},
+    ),
+    # The operators.
+    "a skip that no action tells of": (
+        f"DELETE FROM inturn.operator_action WHERE {_OF_A} AND action = 'skip'",
+        {("skip-without-action", 4)},
+    ),
+    "a cancel-rest that no action tells of": (
+        f"DELETE FROM inturn.operator_action WHERE {_OF_A} AND action = 'cancel-rest'",
+        {("skip-without-action", 9)},
+    ),
+    "an action that took less than skip has": (
+        (
+            "UPDATE inturn.operator_action SET after = jsonb_set(after, '{applied_seq}', '9')"
+            f" WHERE {_OF_A} AND action = 'cancel-rest'"
+        ),
+        {("skip-without-action", 9), ("action-without-skip", 9)},
+    ),
+    "an action of free text": (
+        f"UPDATE inturn.operator_action SET after = '\"x\"' WHERE {_OF_A} AND action = 'skip'",
+        {("skip-without-action", 4), ("action-without-skip", 4)},
+    ),
+    "an action of nothing": (
+        "INSERT INTO inturn.operator_action (topic, key, seq, action) VALUES ('orders', 'b', 1, 'skip')",
+        {("action-without-skip", 1)},
+    ),
+    "a replay that is not in the log": (
+        f"UPDATE inturn.command_log SET idempotency_key = NULL WHERE {_OF_A} AND seq = 11",
+        {("replay-missing", 4)},
+    ),
+    "a replay that no action tells of": (
+        f"DELETE FROM inturn.operator_action WHERE {_OF_A} AND action = 'replay'",
+        {("replay-without-action", 11)},
+    ),
+    "an amended command that is otherwise": (
+        f"UPDATE inturn.command_log SET payload = '{{}}' WHERE {_OF_A} AND seq = 11",
+        {("amend-missing", 11)},
+    ),
+    # Whole topics.
+    "a topic lost": ("DELETE FROM inturn.topic", {("topic-missing", None)}),
+}
+
+# Written straight into the tables, as the protocol leaves them.
+_LOAD = """
+WITH given (prefix, keys, commands) AS (VALUES (%s, %s, %s)
+), command AS (
+    INSERT INTO inturn.command_log (topic, key, seq, name, payload)
+    SELECT 'orders', prefix || k, s, 'update', jsonb_build_object('amount', s)
+    FROM given, generate_series(1, keys) k, generate_series(1, commands) s
+), sequence AS (
+    INSERT INTO inturn.key_sequence (topic, key, drained_seq)
+    SELECT 'orders', prefix || k, commands FROM given, generate_series(1, keys) k
+), cursor AS (
+    INSERT INTO inturn.key_cursor (topic, key, applied_seq, epoch)
+    SELECT 'orders', prefix || k, commands, commands FROM given, generate_series(1, keys) k
+)
+INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, outcome, applier, started_at)
+SELECT 'orders', prefix || k, s, s, s, 'applied', 'me', now()
+FROM given, generate_series(1, keys) k, generate_series(1, commands) s
+"""
+
+
+@pytest.fixture
+def history(witness: Database) -> Database:
+    make_history(witness)
+    assert verified(witness) == []
+    return witness
+
+
+def verified(database: Database, commands_a_slice: int = 50_000) -> list[tuple[Any, ...]]:
+    """Verify everything, slice by slice, as the command does."""
+    found = []
+    for (topic,) in database.execute("SELECT inturn.verify_topics()"):
+        from_key = ""
+        while from_key is not None:
+            to_key, next_key = database.execute(
+                "SELECT to_key, next_key FROM inturn.verify_slice(%s, %s, %s)",
+                [topic, from_key, commands_a_slice],
+            )[0]
+            found += database.execute("SELECT * FROM inturn.verify(%s, %s, %s)", [topic, from_key, to_key])
+            from_key = next_key
+    return found
+
+
+@pytest.mark.parametrize("planted", PLANTS)
+def test_a_planted_violation_is_found_and_called_by_its_name(history: Database, planted: str) -> None:
+    plant, expected = PLANTS[planted]
+    history.execute(_NO_CONSTRAINTS)
+    history.execute(plant)
+    found = verified(history)
+    assert {(violation, seq) for violation, _, _, seq, *_ in found} == expected
+    key = "" if planted == "a topic lost" else "b" if "'b'" in plant else "a"
+    assert {each for _, _, each, *_ in found} == {key}
+    for _, topic, _, _, says, rows in found:
+        assert topic == "orders"
+        assert says
+        assert rows or planted == "a topic lost"
+        assert all("payload" not in row for row in rows)
+
+
+def test_the_rows_of_a_violation_are_those_that_show_it(history: Database) -> None:
+    history.execute(f"UPDATE inturn.turn SET from_seq = 3 WHERE {_OF_A} AND epoch = 2")
+    ((violation, topic, key, seq, says, rows),) = verified(history)
+    assert (violation, topic, key, seq) == ("passed-twice", "orders", "a", 3)
+    assert says == "3 was applied or passed over twice, the second time in epoch 2"
+    turns = [(row["epoch"], row["from_seq"], row["to_seq"]) for row in rows if row["table"] == "turn"]
+    assert turns == [(1, 1, 3), (2, 3, 3)]
+    assert {row["table"] for row in rows} == {"turn", "key_cursor"}
+
+
+def test_a_history_of_revision_0001_is_nothing_to_complain_of(history: Database) -> None:
+    """It has turns, and neither skips nor actions."""
+    for table in ("skip", "operator_action", "turn", "key_cursor", "key_sequence", "command_log"):
+        history.execute(f"DELETE FROM inturn.{table}")
+    history.execute("SELECT inturn.append('orders', 'x', 'insert')")
+    history.execute("CALL inturn.apply()")
+    assert verified(history) == []
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        # Its transaction began long before its claim, which had to wait.
+        "started_at = started_at - interval '1 day'",
+        # The clock was put back by half a minute before it.
+        "started_at = started_at - interval '30 s', finished_at = finished_at - interval '30 s'",
+    ],
+)
+def test_what_waits_and_clocks_do_is_no_violation(history: Database, times: str) -> None:
+    history.execute(f"UPDATE inturn.turn SET {times} WHERE {_OF_A} AND epoch = 2")
+    assert verified(history) == []
+
+
+def test_slices_leave_no_key_out_not_even_one_between_two_of_them(history: Database) -> None:
+    # Each table has a key of its own that no other has, around and between those of the log.
+    history.execute("""
+        INSERT INTO inturn.key_cursor (topic, key) VALUES ('orders', 'a'), ('orders', 'zz'), ('gone', 'k');
+        INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, outcome, applier, started_at)
+        VALUES ('orders', 'a!', 1, 1, 1, 'applied', 'me', now());
+        INSERT INTO inturn.skip (topic, key, seq, epoch, skipped_by) VALUES ('orders', '!', 1, 1, 'handler');
+        INSERT INTO inturn.operator_action (topic, key, seq, action) VALUES ('orders', 'x', 1, 'skip');
+    """)
+    whole = history.execute(
+        "SELECT * FROM inturn.verify('orders') UNION ALL SELECT * FROM inturn.verify('gone')"
+    )
+    strays = {(row[1], row[2]) for row in whole}
+    assert strays == {
+        *(("orders", key) for key in ("a\x01", "zz", "a!", "!", "x")),
+        ("gone", "k"),
+        ("gone", ""),
+    }
+    for commands in (1, 2, 3, 13, 1000):
+        assert sorted(verified(history, commands), key=repr) == sorted(whole, key=repr)
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "command_log (topic, key, seq, name, payload) VALUES ('orders', 'z', 1, 'n', '{}')",
+        "key_sequence (topic, key, drained_seq) VALUES ('orders', 'z', 1)",
+        "key_cursor (topic, key, applied_seq) VALUES ('orders', 'z', 1)",
+        (
+            "turn (topic, key, epoch, from_seq, to_seq, outcome, applier, started_at)"
+            " VALUES ('orders', 'z', 1, 1, 1, 'applied', 'me', now())"
+        ),
+        "skip (topic, key, seq, epoch, skipped_by) VALUES ('orders', 'z', 1, 1, 'handler')",
+        "operator_action (topic, key, seq, action) VALUES ('orders', 'z', 1, 'skip')",
+    ],
+)
+def test_a_key_beyond_the_last_that_one_table_alone_has_is_found(history: Database, stray: str) -> None:
+    history.execute(f"INSERT INTO inturn.{stray}")
+    assert {row[2] for row in history.execute("SELECT * FROM inturn.verify('orders')")} == {"z"}
+
+
+def test_an_operator_may_verify_and_an_applier_may_not(history: Database) -> None:
+    operator, applier = (
+        history.connect(user=login(history, role).split("user=")[1].split()[0])
+        for role in ("inturn_operator", "inturn_applier")
+    )
+    operator.execute("SELECT * FROM inturn.verify('orders')")
+    assert refusal(applier, "SELECT * FROM inturn.verify('orders')").sqlstate == "42501"
+
+
+@pytest.mark.parametrize("statistics", [(0, -1), (1000, 1000), (1, 1e9), None])
+def test_a_slice_reads_its_own_keys_only_whatever_the_statistics_say(
+    history: Database, statistics: tuple[int, float] | None
+) -> None:
+    for prefix in ("Before-", "order-"):
+        history.execute(_LOAD, [prefix, 10_000, 2])
+    for table in ("command_log", "key_sequence", "key_cursor", "turn", "skip", "operator_action"):
+        if statistics is None:
+            history.execute(f"ANALYZE inturn.{table}")
+        else:
+            history.execute(
+                "UPDATE pg_class SET relpages = %s, reltuples = %s WHERE oid = %s::regclass",
+                [*statistics, f"inturn.{table}"],
+            )
+    connection = history.connect()
+    # The slice with all that operators did: nothing of it may be looked for in the whole topic.
+    for _ in range(3):  # at first it reads the catalogs
+        cost = buffers(explain(connection, "SELECT * FROM inturn.verify('orders', 'a', 'e')"))
+        cost += buffers(explain(connection, "SELECT * FROM inturn.verify_slice('orders', 'a', 16)"))
+    assert cost < 700, "a slice of 5 keys is verified at the cost of all"
+
+
+# -- beside who is at work
+
+
+_ACTIONS = (
+    "SELECT inturn.skip(topic, key, applied_seq + 1, 'test')",
+    "SELECT inturn.cancel_rest(topic, key, 'test')",
+    "SELECT inturn.retry(topic, key)",
+    "SELECT inturn.pause(topic, key)",
+    "SELECT inturn.pause(topic, key, until => clock_timestamp() + interval '20 ms')",
+    "SELECT inturn.resume(topic, key)",
+    "SELECT inturn.replay(topic, key, applied_seq, 'test')",
+    "SELECT inturn.amend(topic, key, applied_seq + 1, 'test', name => 'insert')",
+)
+
+
+@contextmanager
+def repeating(work: Callable[[], object]) -> Iterator[None]:
+    """Do the work again and again in a thread while the block runs; raise what it raised."""
+    over = threading.Event()
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            while not over.is_set():
+                work()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    if raised:
+        raise raised[0]
+
+
+def operator(database: Database) -> Callable[[], None]:
+    """An operator who does something to some key, whether it makes sense or not."""
+    connection = database.connect(options="-c lock_timeout=1s")
+    turn = iter(range(10**9))
+
+    def act() -> None:
+        action = _ACTIONS[next(turn) % len(_ACTIONS)]
+        try:
+            connection.execute(f"{action} FROM inturn.key_cursor ORDER BY random() LIMIT 1")
+        except errors.Error as error:
+            # Refused; or busy; or the replay and a caller of two keys waited for one another.
+            if error.sqlstate not in {"IT041", "IT042", "40P01"}:
+                raise
+
+    return act
+
+
+def test_nothing_is_found_beside_callers_appliers_and_operators_at_work(witness: Database) -> None:
+    Oracle(witness)
+    crowd = Crowd(witness)
+    witness.execute("UPDATE inturn.topic SET max_attempts = 2, on_exhausted = 'skip'")
+    witness.execute(
+        "CREATE OR REPLACE FUNCTION app.append(topic text, key text, name text DEFAULT 'insert')"
+        " RETURNS void LANGUAGE sql AS $$ SELECT inturn.append(topic, key,"
+        " CASE WHEN random() < 0.1 THEN 'fail' ELSE name END) $$"
+    )
+    looks = []
+
+    def look() -> None:
+        found = verified(witness, 500)
+        assert found == [], found
+        looks.append(1)
+
+    with ExitStack() as stack:
+        stack.enter_context(repeating(look))
+        for _ in range(2):
+            stack.enter_context(repeating(operator(witness)))
+        stack.enter_context(crowd.applying(2))
+        crowd.call(4, "'orders', 150, 20")
+    done = witness.execute("SELECT action, count(*) FROM inturn.operator_action GROUP BY 1")
+    assert {action for action, _ in done} == {
+        "skip",
+        "cancel-rest",
+        "retry",
+        "pause",
+        "resume",
+        "replay",
+        "amend",
+    }
+    assert len(looks) > 2
+    assert verified(witness) == []
+
+
+def test_a_key_paused_for_good_and_then_until_a_time_is_found_well(witness: Database) -> None:
+    """It was not drained when it was paused, and had nothing pending: a lost wake-up, as verify found out."""
+    witness.execute("SELECT inturn.append('orders', 'x', 'insert')")
+    caller = witness.session()
+    caller.execute("SELECT inturn.append('orders', 'x', 'insert')")
+    applier = witness.session()
+    applier.execute("SELECT inturn.claim('orders')")
+    applier.execute("SELECT inturn.finish('orders', '{x}', '{1}', '{1}', '{1}', 'me')")
+    applier.commit()
+    caller.rollback()
+    witness.execute("SELECT inturn.pause('orders', 'x')")
+    witness.execute("SELECT inturn.pause('orders', 'x', until => '2999-01-01')")
+    witness.execute("SELECT inturn.append('orders', 'x', 'insert')")
+    assert verified(witness) == []
+
+
+# -- the command
+
+
+def test_the_command_counts_what_it_read_and_finds_nothing(history: Database) -> None:
+    code, out, err = run_inturn(history.dsn, "verify")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"verified 5 keys, 16 commands, 8 turns in [\d.]+ s: no violation\n", out)
+    code, out, _ = run_inturn(history.dsn, "verify", "--topic", "orders", "--key", "a", "--json")
+    assert code == 0
+    assert {k: v for k, v in json.loads(out).items() if k != "seconds"} == {
+        "keys": 1,
+        "commands": 12,
+        "turns": 6,
+        "found": 0,
+        "violations": [],
+    }
+
+
+@pytest.mark.parametrize(
+    "planted", ["a number lost", "a number applied twice", "an operator's skip lost", "a lost wake-up"]
+)
+def test_the_command_prints_each_violation_with_its_rows_and_exits_with_8(
+    history: Database, planted: str
+) -> None:
+    plant, expected = PLANTS[planted]
+    history.execute(plant)
+    code, out, err = run_inturn(history.dsn, "verify")
+    assert (code, err) == (8, "")
+    for violation, _ in expected:
+        assert re.search(rf"^{violation}: topic orders, key [ab]: .+\n  key_", out, re.MULTILINE)
+    assert f"{len(expected)} violation" in out.splitlines()[-1]
+    key = "b" if "'b'" in plant else "a"
+    code, out, _ = run_inturn(history.dsn, "verify", "--key", key, "--json")
+    assert code == 8
+    document = json.loads(out)
+    assert {(each["violation"], each["seq"]) for each in document["violations"]} == expected
+    assert run_inturn(history.dsn, "verify", "--key", "e")[0] == 0
+
+
+def test_the_command_prints_so_many_and_counts_all(history: Database) -> None:
+    history.execute("UPDATE inturn.key_sequence SET known_seq = 99")
+    code, out, _ = run_inturn(history.dsn, "verify", "--limit", "2")
+    assert code == 8
+    assert out.count("sequence-ahead: ") == 2
+    assert "... and 3 more: see them with --limit" in out
+    assert out.endswith(": 5 violations\n")
+
+
+def test_what_the_command_prints_of_a_hostile_key_is_one_line_and_can_be_given_back(
+    history: Database,
+) -> None:
+    evil = "evil\x1b[2J\u202e\n'key"
+    history.execute("SELECT inturn.append('orders', %s, 'insert')", [evil])
+    history.execute(
+        "UPDATE inturn.key_cursor SET ready_at = NULL, last_error = E'\\x1b' WHERE key = %s", [evil]
+    )
+    code, out, _ = run_inturn(history.dsn, "verify")
+    assert code == 8
+    assert all(line.isprintable() for line in out.splitlines())
+    printed = re.search(r"key (\S.*\S): it is idle", out)
+    assert printed is not None
+    (word,) = shlex.split(printed[1])
+    code, out, _ = run_inturn(history.dsn, "verify", "--key", word)
+    assert (code, "verified 1 key, 1 command, 0 turns" in out) == (8, True)
+
+
+def test_a_key_or_topic_that_is_not_there_is_one_line(history: Database) -> None:
+    for arguments in (("--key", "nosuch"), ("--topic", "nosuch"), ("--topic", "nosuch", "--key", "a")):
+        code, out, err = run_inturn(history.dsn, "verify", *arguments)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert "nosuch" in err
+
+
+def test_the_command_runs_where_nothing_may_be_written(history: Database) -> None:
+    assert run_inturn(history.dsn + " options='-c default_transaction_read_only=on'", "verify")[0] == 0
+
+
+def test_a_connection_lost_in_the_middle_is_one_line(history: Database) -> None:
+    locker = history.session()
+    locker.execute("LOCK TABLE inturn.skip IN ACCESS EXCLUSIVE MODE")
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+    with InturnProcess(history.dsn, "verify") as process:
+        until(lambda: history.execute(kill, [locker.pid]), "the verify blocked")
+        assert process.exit_code() == 4
+        assert re.fullmatch(r"inturn: the connection to the database was lost: [^\n]+\n", process.err)
+        assert process.out == ""
+
+
+def test_a_terminal_sees_how_far_it_is(history: Database) -> None:
+    lines = on_terminal(history.dsn, "verify")
+    assert "verifying" in "".join(lines[:-1])
+    assert re.search(r"verified 5 keys, .*: no violation$", lines[-1])
+
+
+# -- much of it
+
+
+def _verify_many(database: Database, keys: int, commands: int) -> None:
+    database.execute(_LOAD, ["order-", keys, commands])
+    code, out, _ = run_inturn(database.dsn, "verify")
+    print(out, end="")
+    assert code == 0, out
+    assert f"{keys * commands:,} commands" in out
+    # The last of so many is found as well.
+    database.execute(
+        "DELETE FROM inturn.turn WHERE key = (SELECT max(key) FROM inturn.turn) AND epoch = %s", [commands]
+    )
+    code, out, _ = run_inturn(database.dsn, "verify")
+    assert (code, out.count("passed-unaccounted"), out.count("epoch-missing")) == (8, 1, 1)
+
+
+@pytest.mark.parametrize(("keys", "commands"), [(20_000, 5), (1, 100_000)])
+def test_a_hundred_thousand_commands(witness: Database, keys: int, commands: int) -> None:
+    _verify_many(witness, keys, commands)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("keys", "commands"), [(200_000, 5), (1, 1_000_000)])
+def test_a_million_commands(witness: Database, keys: int, commands: int) -> None:
+    _verify_many(witness, keys, commands)
