@@ -5,6 +5,7 @@ from inturn.applier.command import Command
 from inturn.applier.fleet import Fleet, Outcome
 from inturn.applier.handlers import Applier, Handler, NoHandler
 from inturn.applier.turns import HandlerBrokeTransaction
+from inturn.applier.verdict import Hold, Retry, Skip, Verdict
 
 __all__ = [
     "Applier",
@@ -13,6 +14,10 @@ __all__ = [
     "Fleet",
     "Handler",
     "HandlerBrokeTransaction",
+    "Hold",
     "NoHandler",
     "Outcome",
+    "Retry",
+    "Skip",
+    "Verdict",
 ]

@@ -20,9 +20,10 @@ class Batch:
     Attributes:
         keys: how many keys were claimed; 0: none was ready.
         commands: how many commands were applied.
-        failures: how many failed, each the end of its key's turn.
+        failures: how many failed, each the end of its key's turn; a skip that a handler asked for is none.
         redo: nothing was changed; the keys have to be claimed again one at a time.
         hand: when the last claimed key had become ready: where the next claim starts.
+        skipped: how many commands were passed over.
     """
 
     keys: int = 0
@@ -30,6 +31,7 @@ class Batch:
     failures: int = 0
     redo: bool = False
     hand: datetime | str = OLDEST
+    skipped: int = 0
 
 
 class Target(Protocol):
@@ -53,7 +55,7 @@ class SqlTarget:
 
     def apply_batch(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> Batch:
         query = sql.SQL(
-            "SELECT keys, commands, failures, redo, hand FROM {}.apply_batch(%s, %s, %s, %s)"
+            "SELECT keys, commands, failures, redo, hand, skipped FROM {}.apply_batch(%s, %s, %s, %s)"
         ).format(sql.Identifier(self.schema))
         with connection.transaction():
             row = connection.execute(query, (self.topic, since, max_keys, self.applier_id)).fetchone()

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import traceback
+from types import TracebackType
+
+import psycopg
+
+from inturn.applier.verdict import Verdict, asked
 
 #: The most characters of an error that are kept; the database cuts at the same length.
 MAX_ERROR_CHARACTERS = 8000
@@ -13,15 +18,42 @@ _SUMMARY_CHARACTERS = 300
 def describe(error: BaseException) -> str:
     """Return a handler's exception as text: a line that says what, then the traceback with all causes.
 
+    What a handler asked for is its reason, then the traceback of the error behind it, if one is.
     The text holds no NUL and no lone surrogate, which PostgreSQL refuses, and at most
     MAX_ERROR_CHARACTERS; a longer one loses its middle.
     """
-    # The first frame is the applier's own.
-    frames = error.__traceback__ and error.__traceback__.tb_next
+    if isinstance(error, Verdict):
+        behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        text = _storable(error.reason)
+        if behind is not None:
+            text += f"\n\n{_traced(behind, behind.__traceback__)}"
+    elif isinstance(error, psycopg.Error) and asked(error).sqlstate:
+        text = _storable(
+            "\n".join(
+                filter(
+                    None,
+                    [
+                        error.diag.message_primary,
+                        error.diag.message_detail and f"DETAIL: {error.diag.message_detail}",
+                        error.diag.message_hint and f"HINT: {error.diag.message_hint}",
+                    ],
+                )
+            )
+        )
+    else:
+        # The first frame is the applier's own.
+        text = _traced(error, error.__traceback__ and error.__traceback__.tb_next)
+    return _cut(text)
+
+
+def _traced(error: BaseException, frames: TracebackType | None) -> str:
     lines = traceback.TracebackException(type(error), error, frames)
     said = "".join(lines.format_exception_only()).strip().partition("\n")[0]
     summary = _storable(said.removeprefix(f"{type(error).__module__}."))[:_SUMMARY_CHARACTERS]
-    text = f"{summary}\n\n{_storable(''.join(lines.format()).strip())}"
+    return f"{summary}\n\n{_storable(''.join(lines.format()).strip())}"
+
+
+def _cut(text: str) -> str:
     if len(text) <= MAX_ERROR_CHARACTERS:
         return text
     left_out = f"\n[... {len(text) - MAX_ERROR_CHARACTERS} characters left out ...]\n"

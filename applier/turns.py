@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -16,9 +17,15 @@ from inturn.applier.command import Command
 from inturn.applier.failure import describe
 from inturn.applier.handlers import Applier
 from inturn.applier.stop import Stop
+from inturn.applier.verdict import NOTHING, Asked, asked
 from inturn.schema.errors import Fenced, InturnError
 
 log = logging.getLogger("inturn.applier")
+
+#: Turns begin no further command once they have lasted so many seconds: an operator who pauses a key waits
+#: for the command in hand, not for all that is pending.
+LONGEST_TURN_SECONDS = 1.0
+_NEVER = float("inf")
 
 
 class HandlerBrokeTransaction(InturnError):
@@ -51,6 +58,14 @@ class _Turn:
     done_seq: int = 0
     failed: Command | None = None
     error: str = ""
+    asked: Asked = NOTHING
+    outcome: str = "applied"
+    skipped: int = 0
+
+    @property
+    def untouched(self) -> bool:
+        """Whether none of its commands was begun: nothing is recorded, and the key stays ready as it was."""
+        return bool(self.commands) and self.failed is None and self.done_seq == self.applied_seq
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +110,13 @@ class PythonTarget:
             self._fail_alone(connection, turn, error)
         for turn in turns:
             if turn.failed is not None:
-                self._log_failure(turn)
+                self._log_failure(turn, turn.failed)
         return Batch(
             keys=len(turns),
             commands=sum(turn.done_seq - turn.applied_seq for turn in turns),
-            failures=sum(turn.failed is not None for turn in turns),
+            failures=sum(turn.failed is not None and not turn.asked.skip for turn in turns),
             hand=turns[-1].ready_at,
+            skipped=sum(turn.skipped for turn in turns),
         )
 
     def _claim(
@@ -123,29 +139,32 @@ class PythonTarget:
         return list(turns.values())
 
     def _apply(self, connection: psycopg.Connection[Any], turns: list[_Turn]) -> None:
+        leave_at = time.monotonic() + LONGEST_TURN_SECONDS
         fresh = [turn for turn in turns if turn.attempt == 1]
         if len(fresh) > 1:
             # No savepoints: when one of them fails, all are undone and taken again one by one.
             try:
                 for turn in fresh:
-                    self._run(connection, turn, turn.commands)
+                    self._run(connection, turn, turn.commands, leave_at)
             except _CommandFailed as failure:
                 raise _Redo from failure
         for turn in turns if len(fresh) <= 1 else [turn for turn in turns if turn.attempt > 1]:
-            self._apply_alone(connection, turn)
+            self._apply_alone(connection, turn, leave_at)
 
-    def _apply_alone(self, connection: psycopg.Connection[Any], turn: _Turn) -> None:
+    def _apply_alone(self, connection: psycopg.Connection[Any], turn: _Turn, leave_at: float) -> None:
         """Apply a turn under a savepoint; what came before a failing command runs again."""
         commands = turn.commands
         while commands:
             try:
                 with connection.transaction():
-                    self._run(connection, turn, commands)
+                    self._run(connection, turn, commands, leave_at)
             except _CommandFailed as failure:
                 turn.done_seq = turn.applied_seq
                 turn.failed = failure.command
-                turn.error = describe(failure.__cause__ or failure)
-                commands = commands[: failure.index]
+                error = failure.__cause__ or failure
+                turn.error, turn.asked = describe(error), asked(error)
+                # The second run has to reach the failed command, or its failure would not be recorded.
+                commands, leave_at = commands[: failure.index], _NEVER
             except psycopg.errors.InvalidSavepointSpecification as error:
                 raise self._broke(commands[-1]) from error
             else:
@@ -155,9 +174,11 @@ class PythonTarget:
                     turn.failed = None
                 return
 
-    def _run(self, connection: psycopg.Connection[Any], turn: _Turn, commands: list[Command]) -> None:
+    def _run(
+        self, connection: psycopg.Connection[Any], turn: _Turn, commands: list[Command], leave_at: float
+    ) -> None:
         for index, command in enumerate(commands):
-            if self.stop.requested:
+            if self.stop.requested or time.monotonic() > leave_at:
                 return
             try:
                 self.applier.find(command)(connection, command)
@@ -193,8 +214,8 @@ class PythonTarget:
     def _end(self, connection: psycopg.Connection[Any], turns: list[_Turn]) -> None:
         for turn in turns:
             if turn.failed is not None:
-                self._fail(connection, turn)
-        done = [turn for turn in turns if turn.failed is None]
+                self._fail(connection, turn, turn.failed)
+        done = [turn for turn in turns if turn.failed is None and not turn.untouched]
         if done:
             connection.execute(
                 sql.SQL(
@@ -210,23 +231,38 @@ class PythonTarget:
                 ),
             )
 
-    def _fail(self, connection: psycopg.Connection[Any], turn: _Turn) -> None:
-        assert turn.failed is not None  # noqa: S101 - for mypy: the callers ask
-        error = turn.error
+    def _fail(self, connection: psycopg.Connection[Any], turn: _Turn, failed: Command) -> None:
+        error, detail = turn.error, turn.asked.detail
         if connection.info.parameter_status("server_encoding") != "UTF8":
             error = error.encode("ascii", "backslashreplace").decode("ascii")
-        connection.execute(
-            sql.SQL("SELECT {}.fail(%s, %s, %s, %s, %s, %s, %s)").format(sql.Identifier(self.schema)),
+        schema = sql.Identifier(self.schema)
+        row = connection.execute(
+            sql.SQL(
+                "SELECT {}.fail(%s, %s, %s, %s, %s, concat_ws(E'\\n', %s::text, v.problem), %s,"
+                " v.verdict, v.retry_after) FROM {}.read_verdict(%s, %s) v"
+            ).format(schema, schema),
             (
                 self.topic,
                 turn.key,
                 turn.epoch,
                 turn.applied_seq + 1,
-                turn.failed.seq,
+                failed.seq,
                 error,
                 self.applier_id,
+                turn.asked.sqlstate,
+                detail,
             ),
-        )
+        ).fetchone()
+        assert row is not None  # noqa: S101 - for mypy: the function returns one row
+        turn.outcome = row[0]
+        if turn.outcome in {"skipped", "cancelled"}:
+            counted = connection.execute(
+                sql.SQL(
+                    "SELECT count(*) FROM {}.skip WHERE topic = %s AND key = %s AND seq >= %s AND epoch = %s"
+                ).format(schema),
+                (self.topic, turn.key, failed.seq, turn.epoch),
+            ).fetchone()
+            turn.skipped = counted[0] if counted else 0
 
     def _fail_alone(
         self,
@@ -238,7 +274,7 @@ class PythonTarget:
         # turn counts as failed, so that nothing is lost.
         turn.done_seq = turn.applied_seq
         turn.failed = turn.commands[0]
-        turn.error = describe(error)
+        turn.error, turn.asked = describe(error), NOTHING
         with connection.transaction():
             claimed = connection.execute(
                 sql.SQL(
@@ -249,18 +285,31 @@ class PythonTarget:
             )
             # If it is gone, the next applier meets the same handler.
             if claimed.rowcount:
-                self._fail(connection, turn)
+                self._fail(connection, turn, turn.failed)
 
-    def _log_failure(self, turn: _Turn) -> None:
-        assert turn.failed is not None  # noqa: S101 - for mypy: the caller asks
-        log.warning(
-            "command failed: %s",
+    def _log_failure(self, turn: _Turn, failed: Command) -> None:
+        what = {
+            "skipped": "command failed for the last time and was skipped",
+            "cancelled": "command failed for the last time and was skipped with all that was pending",
+        }.get(turn.outcome, "command failed")
+        level = logging.WARNING
+        # What its handler asked for is no news to who wrote it; that a key stands still is.
+        if turn.asked.skip:
+            what, level = "command skipped by its handler", logging.INFO
+        elif turn.outcome == "held" and turn.asked.hold:
+            what = "key held by its handler"
+        elif turn.outcome == "retrying" and turn.asked.sqlstate:
+            what, level = "command put off by its handler", logging.INFO
+        log.log(
+            level,
+            "%s: %s",
+            what,
             turn.error.partition("\n")[0][:300],
             extra={
                 "topic": self.topic,
                 "key": turn.key,
-                "seq": turn.failed.seq,
-                "command": turn.failed.name,
-                "attempt": turn.failed.attempt,
+                "seq": failed.seq,
+                "command": failed.name,
+                "attempt": failed.attempt,
             },
         )

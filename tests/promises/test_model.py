@@ -1,4 +1,4 @@
-"""All promises at once: Hypothesis drives callers, appliers and faults against a model, one list per key."""
+"""All promises at once: Hypothesis drives callers, appliers, operators and faults against a model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
@@ -25,14 +27,17 @@ from support.race import blocked, kill, replace_in
 
 _TARGET = """
     ALTER TABLE app.witness ADD n bigint;
-    CREATE TABLE app.poison (n bigint PRIMARY KEY);
+    CREATE TABLE app.poison (n bigint PRIMARY KEY, state text NOT NULL);
     CREATE FUNCTION app.apply_model(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE
+        state text;
     BEGIN
         INSERT INTO app.witness (key, seq, name, n)
         VALUES (command.key, command.seq, command.name, (command.payload->>'n')::bigint);
         PERFORM pg_advisory_xact_lock_shared(4242);
-        IF EXISTS (SELECT FROM app.poison p WHERE p.n = (command.payload->>'n')::bigint) THEN
-            RAISE EXCEPTION 'poison';
+        SELECT p.state INTO state FROM app.poison p WHERE p.n = (command.payload->>'n')::bigint;
+        IF FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = state, MESSAGE = 'poison';
         END IF;
     END $$;
 """
@@ -60,10 +65,11 @@ class Caller:
 
 
 class Machine(RuleBasedStateMachine):
-    """Three callers and one applier that may leave its turn open, on the two keys of a new topic."""
+    """Three callers, an applier that may leave its turn open, an operator, on the two keys of a new topic."""
 
     database: Database
     oracle: Oracle
+    operator: psycopg.Connection[Any]
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +83,17 @@ class Machine(RuleBasedStateMachine):
         self.applier = self.database.session()
         self.turn_open = False
         self.committed: dict[str, list[int]] = {f"{self.topic} {name}": [] for name in "ab"}
-        self.poison: set[int] = set()
+        #: Which commands fail now, and with which SQLSTATE; which ever did.
+        self.poison: dict[int, str] = {}
+        self.ever_poison: set[tuple[int, str]] = set()
+        #: What operators have passed over.
+        self.passed: set[int] = set()
+
+    @initialize(counts=st.tuples(st.integers(0, 4), st.integers(0, 4)))
+    def begin_with_commands(self, counts: tuple[int, int]) -> None:
+        for what, count in enumerate(counts):
+            for _ in range(count):
+                self.append_and_commit(0, what)
 
     # Callers.
 
@@ -181,7 +197,14 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def drain(self) -> None:
         """Afterwards every key is applied up to its end or up to its poison."""
-        mine = f"SELECT count(*) FROM inturn.key_cursor WHERE topic = '{self.topic}' AND ready_at IS NOT NULL"
+        if self.database.value(
+            "SELECT paused_at IS NOT NULL FROM inturn.topic WHERE name = %s", [self.topic]
+        ):
+            return
+        mine = (
+            f"SELECT count(*) FROM inturn.key_cursor WHERE topic = '{self.topic}'"
+            " AND ready_at < clock_timestamp() + interval '10 minutes'"
+        )
         held = {key for caller in self.callers for key, _ in caller.appended}
 
         def drained() -> bool:
@@ -193,20 +216,92 @@ class Machine(RuleBasedStateMachine):
         for key, applied in self._applied().items():
             numbers = self.committed[key]
             if key not in held:
-                assert applied == len(numbers) or numbers[applied] in self.poison | self._held_at()
+                assert applied == len(numbers) or numbers[applied] in self._standing_at()
 
-    @rule(which=st.integers(0, 99))
-    def poison_a_command(self, which: int) -> None:
+    @rule(which=st.integers(0, 99), state=st.sampled_from(["XX001", "XX001", "IT020", "IT021", "IT022"]))
+    def poison_a_command(self, which: int, state: str) -> None:
         pending = [n for key, applied in self._applied().items() for n in self.committed[key][applied:]]
         if pending and not self.turn_open:
             n = pending[which % len(pending)]
-            self.poison.add(n)
-            self.database.execute("INSERT INTO app.poison VALUES (%s) ON CONFLICT DO NOTHING", [n])
+            self.poison[n] = state
+            self.ever_poison.add((n, state))
+            self.database.execute(
+                "INSERT INTO app.poison VALUES (%s, %s) ON CONFLICT (n) DO UPDATE SET state = EXCLUDED.state",
+                [n, state],
+            )
 
     @rule()
     def cure_all(self) -> None:
         self.poison.clear()
         self.database.execute("DELETE FROM app.poison")
+
+    # Operators.
+
+    @rule(what=st.integers(0, 1), action=st.sampled_from(["skip", "skip", "cancel_rest"]))
+    def pass_over(self, what: int, action: str) -> None:
+        self.operate(what, action)
+
+    @rule(what=st.integers(0, 1), action=st.sampled_from(["retry", "pause", "pause_until", "resume"]))
+    def operate(self, what: int, action: str) -> None:
+        """An action succeeds just when it makes sense in the key's state, or is told that the key is busy."""
+        key = list(self.committed)[what]
+        state, applied, for_good = self._stand(key)
+        numbers = self.committed[key]
+        pending = applied < len(numbers)
+        allowed = {
+            "skip": pending,
+            "cancel_rest": pending,
+            "retry": state in {"held", "retrying"},
+            "pause": state != "held" and not for_good,
+            "pause_until": state != "held",
+            "resume": state == "paused",
+        }[action]
+        done = self._act(
+            {
+                "skip": f"inturn.skip(%s, %s, {applied + 1}, 'model')",
+                "cancel_rest": "inturn.cancel_rest(%s, %s, 'model')",
+                "pause_until": "inturn.pause(%s, %s, NULL, clock_timestamp() + '1 hour')",
+            }.get(action, f"inturn.{action}(%s, %s)"),
+            key,
+        )
+        if done == "IT042":
+            appending = any(key in dict(caller.appended) for caller in self.callers)
+            assert self.turn_open or appending, "busy with nobody"
+        elif state is None:
+            assert done == "IT040"
+        else:
+            assert done == ("done" if allowed else "IT041"), (action, state)
+        if done == "done" and action in {"skip", "cancel_rest"}:
+            self.passed.update(numbers[applied : applied + 1] if action == "skip" else numbers[applied:])
+
+    @rule(
+        change=st.sampled_from(["hold", "skip", "cancel-rest", "pause", "resume", "later"]),
+        n=st.integers(1, 3),
+    )
+    def change_topic(self, change: str, n: int) -> None:
+        if change == "later":
+            self._let_pauses_end()
+        elif change in {"pause", "resume"}:
+            self.pause_topic(change)
+        else:
+            settings = f"max_attempts => {n}, on_exhausted => '{change}'"
+            self._act(f"inturn.set_topic(%s, %s, {settings})", "why")
+
+    def pause_topic(self, change: str) -> None:
+        done = self._act(f"inturn.{change}_topic(%s, %s)", "why")
+        assert done in {"done", "IT041"}
+
+    def _let_pauses_end(self) -> None:
+        """As if an hour went by."""
+        for key in self.committed:
+            self._act(
+                "count(*) FROM (SELECT FROM inturn.key_cursor"
+                " WHERE topic = %s AND key = %s FOR UPDATE) locked",
+                key,
+                then="UPDATE inturn.key_cursor SET paused_until = now() - interval '1 s',"
+                " ready_at = CASE WHEN ready_at IS NOT NULL THEN now() END"
+                " WHERE topic = %s AND key = %s AND paused_until > now()",
+            )
 
     # What holds after every step.
 
@@ -226,7 +321,8 @@ class Machine(RuleBasedStateMachine):
         )
         assert log == self.committed
         for key, applied in self._applied().items():
-            assert self._witness(key) == self.committed[key][:applied]
+            passed = self._passed(key)
+            assert self._witness(key) == [n for n in self.committed[key][:applied] if n not in passed]
 
     def teardown(self) -> None:
         """Let everybody end; then nothing may be left behind."""
@@ -236,6 +332,7 @@ class Machine(RuleBasedStateMachine):
         self.applier.rollback()
         self.turn_open = False
         try:
+            self.pause_topic("resume")
             self.drain()
             self.promises_hold()
             self.log_and_witness_are_the_model()
@@ -276,13 +373,56 @@ class Machine(RuleBasedStateMachine):
             )
         )
 
-    def _held_at(self) -> set[int]:
-        """The numbers of the commands that keys are held at."""
+    def _standing_at(self) -> set[int]:
+        """The numbers of the commands that keys do not get past: poison, or the key is held or paused."""
         rows = self.database.execute(
-            "SELECT key, applied_seq FROM inturn.key_cursor WHERE topic = %s AND held_at IS NOT NULL",
+            "SELECT key, applied_seq FROM inturn.key_cursor c"
+            " WHERE topic = %s AND inturn.key_state(c) IN ('held', 'paused')",
             [self.topic],
         )
-        return {self.committed[key][applied] for key, applied in rows}
+        there = {self.committed[key][applied] for key, applied in rows if applied < len(self.committed[key])}
+        return there | set(self.poison)
+
+    def _stand(self, key: str) -> tuple[str | None, int, bool]:
+        """Return a key's state, its applied_seq, and whether it is paused for good."""
+        rows = self.database.execute(
+            "SELECT inturn.key_state(c), applied_seq, paused_at IS NOT NULL AND paused_until IS NULL"
+            " FROM inturn.key_cursor c WHERE topic = %s AND key = %s",
+            [self.topic, key],
+        )
+        return rows[0] if rows else (None, 0, False)
+
+    def _act(self, action: str, what: str, then: str = "") -> str:
+        """Do what an operator does; return done, or the SQLSTATE of the refusal."""
+        try:
+            with self.operator.transaction():
+                self.operator.execute(f"SELECT {action}", [self.topic, what])
+                if then:
+                    self.operator.execute(then, [self.topic, what])
+        except psycopg.Error as error:
+            if error.sqlstate not in {"IT040", "IT041", "IT042", "55P03"}:
+                raise
+            return error.sqlstate
+        return "done"
+
+    def _passed(self, key: str) -> set[int]:
+        """The numbers of the commands that were passed over, each for a reason that the model knows."""
+        passed = set()
+        first: dict[int, bool] = {}
+        for seq, epoch, by in self.database.execute(
+            "SELECT seq, epoch, skipped_by FROM inturn.skip WHERE topic = %s AND key = %s ORDER BY seq",
+            [self.topic, key],
+        ):
+            n = self.committed[key][seq - 1]
+            passed.add(n)
+            assert (by == "operator") == (n in self.passed)
+            if by == "handler":
+                assert (n, "IT022") in self.ever_poison
+            elif by == "attempts" and epoch not in first:
+                assert n in {poisoned for poisoned, _ in self.ever_poison}, "passed over without a failure"
+            first[epoch] = True
+        assert self.passed & set(self.committed[key]) <= passed
+        return passed
 
     def _witness(self, key: str) -> list[int]:
         rows = self.database.execute("SELECT n FROM app.witness WHERE key = %s ORDER BY id", [key])
@@ -292,6 +432,7 @@ class Machine(RuleBasedStateMachine):
 def play(database: Database, examples: int, phases: Sequence[Phase]) -> None:
     database.execute(_TARGET)
     Machine.database, Machine.oracle = database, Oracle(database)
+    Machine.operator = database.connect(options="-c lock_timeout=20ms")
     run_state_machine_as_test(
         Machine,
         settings=settings(
@@ -317,8 +458,10 @@ def test_model_any_interleaving_keeps_every_promise(witness: Database) -> None:
     [
         ("append", r"new_seq = drained \+ 1", "false"),
         ("finish", r"t\.sequence IS NOT NULL AND \(.*?\) IS NULL", "t.sequence IS NOT NULL"),
+        ("settle_key", r"SELECT drained AND NOT EXISTS \(.*?\) INTO drained", "SELECT drained INTO drained"),
+        ("move_past", r"epoch = c\.epoch \+ 1", "epoch = c.epoch"),
     ],
-    ids=["wake_in_append", "look_in_finish"],
+    ids=["wake_in_append", "look_in_finish", "look_in_settle_key", "epoch_in_move_past"],
 )
 def test_model_finds_what_a_missing_guard_breaks(
     witness: Database, function: str, pattern: str, without: str

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psycopg
 import pytest
-from support import scenes
+from support import operator_scenes, scenes
 from support.crowd import Crowd
 from support.database import Database
 from support.oracle import Oracle
@@ -31,6 +31,9 @@ class Guard:
 
 #: How finish finds out whether a key that it holds has more commands.
 _LOOK = r"t\.sequence IS NOT NULL AND \(.*?\) IS NULL"
+
+#: The same of settle_key.
+_SETTLE_LOOK = r"SELECT drained AND NOT EXISTS \(.*?\) INTO drained"
 
 #: The check moves into the statement that locks, and so on that statement's snapshot.
 _ON_ONE_SNAPSHOT = (
@@ -188,6 +191,111 @@ GUARDS = [
         ((r"SET TRANSACTION ISOLATION LEVEL READ COMMITTED;", ""),),
         scenes.apply_by_default_at,
         "a turn was taken at isolation level",
+    ),
+    # The operators'.
+    Guard(
+        "settle_key looks for more commands",
+        "settle_key",
+        ((_SETTLE_LOOK, "SELECT drained INTO drained"),),
+        operator_scenes.skip_before_more,
+        _NOT_READY,
+    ),
+    Guard(
+        "settle_key looks after the lock on a new snapshot",
+        "settle_key",
+        (
+            (
+                r"AND s\.key = settle_key\.key(?= AND app|\s+FOR UPDATE)",
+                """AND s.key = settle_key.key AND NOT EXISTS (
+                    SELECT FROM inturn.command_log l JOIN inturn.key_cursor c USING (topic, key)
+                    WHERE l.topic = s.topic AND l.key = s.key AND l.seq = c.applied_seq + 1)""",
+            ),
+            (_SETTLE_LOOK, "SELECT drained INTO drained"),
+        ),
+        operator_scenes.append_between_snapshot_and_lock_of_skip,
+        _NOT_READY,
+    ),
+    Guard(
+        "settle_key locks the key against its callers",
+        "settle_key",
+        ((r" FOR UPDATE SKIP LOCKED", ""),),
+        operator_scenes.skip_beside_an_open_append,
+        _WAITS,
+    ),
+    Guard(
+        "settle_key waits for no caller",
+        "settle_key",
+        ((r" SKIP LOCKED", ""),),
+        operator_scenes.skip_beside_an_open_append,
+        _WAITS,
+    ),
+    Guard(
+        "settle_key says where the key went idle",
+        "settle_key",
+        ((r"SET drained_seq = cursor\.applied_seq", "SET drained_seq = s.drained_seq"),),
+        operator_scenes.skip_of_the_last_command,
+        "P4: drained_seq is not where the key went idle",
+    ),
+    Guard(
+        "an operator waits for the applier at work",
+        "lock_cursor",
+        ((r" FOR UPDATE(?=;\s+EXCEPTION)", ""),),
+        operator_scenes.skip_beside_an_applier,
+        "DID NOT RAISE",
+    ),
+    Guard(
+        "an operator's move has an epoch of its own",
+        "move_past",
+        ((r"epoch = c\.epoch \+ 1", "epoch = c.epoch"),),
+        operator_scenes.late_finish_after_a_skip,
+        "the epoch of another turn",
+    ),
+    Guard(
+        "only the next command is skipped",
+        "skip",
+        ((r"IF seq IS DISTINCT FROM was\.applied_seq \+ 1", "IF false"),),
+        operator_scenes.skip_out_of_turn,
+        "DID NOT RAISE",
+    ),
+    Guard(
+        "append leaves a key asleep that is paused for good",
+        "wake_key",
+        (
+            (
+                r"CASE WHEN c\.paused_at IS NULL OR c\.paused_until IS NOT NULL\s+THEN (greatest\(.*?\)) END",
+                "clock_timestamp()",
+            ),
+        ),
+        operator_scenes.append_to_a_paused_idle_key,
+        "paused for good and ready at once",
+    ),
+    Guard(
+        "append wakes a paused key for the end of its pause",
+        "wake_key",
+        ((r"greatest\(EXCLUDED\.ready_at, c\.paused_until\)", "EXCLUDED.ready_at"),),
+        operator_scenes.append_to_a_paused_idle_key,
+        "applied while paused",
+    ),
+    Guard(
+        "a paused key is not ready",
+        "pause",
+        ((r"THEN until END", "THEN c.ready_at END"),),
+        operator_scenes.pause_of_a_ready_key,
+        "paused for good and ready at once",
+    ),
+    Guard(
+        "a key that is paused anew is ready when the pause ends",
+        "pause",
+        ((r"\s+OR EXISTS \(\s+SELECT FROM inturn\.key_sequence.*?\)", ""),),
+        operator_scenes.pause_for_good_then_until,
+        "lost when its pause ends",
+    ),
+    Guard(
+        "claim leaves a paused topic alone",
+        "claim",
+        ((r"t\.paused_at IS NOT NULL AND", "false AND"),),
+        operator_scenes.claim_of_a_paused_topic,
+        r"Turn\(key='x'",
     ),
 ]
 

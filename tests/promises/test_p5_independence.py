@@ -171,8 +171,10 @@ def test_the_plan_of_a_claim_is_a_bounded_walk_of_the_ready_index(
         types = "text, timestamptz, timestamptz, integer"
         connection.execute(f"PREPARE claim ({types}) AS {query}")
         plan = explain(connection, "EXECUTE claim ('shop', '-infinity', clock_timestamp(), 1)")
-    steps = list(nodes(plan))
-    assert [step["Node Type"] for step in steps] == ["Limit", "LockRows", "Index Scan"]
+    # Beside the walk, one look at whether the topic is paused.
+    steps = [step for step in nodes(plan) if step.get("Parent Relationship") != "InitPlan"]
+    walk = [step["Node Type"] for step in steps if step["Node Type"] != "Result"]
+    assert walk == ["Limit", "LockRows", "Index Scan"]
     scan = steps[-1]
     assert scan["Index Name"] == "key_cursor_ready"
     # Both bounds are the index's, or the walk goes on over every key that waits for a retry.

@@ -3,4 +3,5 @@
 import pytest
 
 # What they assert is shown in full, as in a test.
-pytest.register_assert_rewrite(*(f"support.{name}" for name in ("crowd", "oracle", "race", "scenes")))
+_ASSERTING = ("crowd", "operator_scenes", "oracle", "race", "scenes")
+pytest.register_assert_rewrite(*(f"support.{name}" for name in _ASSERTING))

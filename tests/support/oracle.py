@@ -34,14 +34,29 @@ effect AS (SELECT *, row_number() OVER one AS place, lag(xid) OVER one AS before
 applied AS (SELECT key, count(*) AS effects, max(seq) AS last FROM effect GROUP BY key),
 receipt AS (SELECT *, lag(xid) OVER one AS before, row_number() OVER one AS place FROM app.receipt
             WHERE key LIKE (SELECT keys FROM asked) WINDOW one AS (PARTITION BY key ORDER BY seq)),
-turn AS (SELECT *, lag(to_seq, 1, 0::bigint) OVER one AS before, row_number() OVER one AS place
-         FROM inturn.turn
-         WHERE key LIKE (SELECT keys FROM asked) WINDOW one AS (PARTITION BY topic, key ORDER BY epoch)),
+skip AS (SELECT * FROM inturn.skip WHERE key LIKE (SELECT keys FROM asked)),
+skipped AS (SELECT topic, key, count(*) AS skips, max(seq) AS last FROM skip GROUP BY topic, key),
+-- Where an effect has its place among the numbers that were not passed over.
+expected AS (SELECT *, place + count(*) FILTER (WHERE place IS NULL)
+                                   OVER (PARTITION BY key ORDER BY seq) AS due
+             FROM (SELECT key, seq, place FROM effect UNION ALL SELECT key, seq, NULL FROM skip) mixed),
+-- What passed over commands under one epoch: the failed end of a turn, or an operator.
+move AS (SELECT topic, key, epoch, min(seq) AS first, max(seq) AS last, count(*) AS skips,
+                bool_or(skipped_by = 'operator') AS by_operator FROM skip GROUP BY topic, key, epoch),
+turn AS (SELECT * FROM inturn.turn WHERE key LIKE (SELECT keys FROM asked)),
+step AS (SELECT topic, key, epoch, t.from_seq, t.to_seq, t.outcome, m.first, m.last, m.skips, m.by_operator,
+                coalesce(t.from_seq, m.first) AS begins, coalesce(m.last, t.to_seq) AS ends
+         FROM turn t FULL JOIN move m USING (topic, key, epoch)),
+history AS (SELECT *, lag(ends, 1, 0::bigint) OVER one AS before, row_number() OVER one AS place
+            FROM step WINDOW one AS (PARTITION BY topic, key ORDER BY epoch)),
 key AS (SELECT k.*, c.key IS NOT NULL AS has_cursor, coalesce(c.applied_seq, 0) AS applied_seq,
-               c.ready_at, c.held_at, s.drained_seq, coalesce(a.effects, 0) AS effects,
-               coalesce(a.last, 0) AS last_effect
+               c.ready_at, c.held_at, c.paused_at, s.drained_seq, coalesce(a.effects, 0) AS effects,
+               coalesce(a.last, 0) AS last_effect,
+               coalesce(p.skips, 0) AS skips, coalesce(p.last, 0) AS last_skip,
+               c.paused_at IS NOT NULL AND c.paused_until IS NULL AS paused_for_good
         FROM known k LEFT JOIN inturn.key_cursor c USING (topic, key)
-        LEFT JOIN inturn.key_sequence s USING (topic, key) LEFT JOIN applied a USING (key))
+        LEFT JOIN inturn.key_sequence s USING (topic, key) LEFT JOIN applied a USING (key)
+        LEFT JOIN skipped p USING (topic, key))
 SELECT 'P1: seqs have a hole', key, commands, last FROM key WHERE commands <> last
 UNION ALL SELECT 'P1: created_at runs backwards', key, commands, last FROM key WHERE NOT forward
 UNION ALL SELECT 'P1: committed before the seq before it', key, seq, place FROM receipt
@@ -50,21 +65,32 @@ UNION ALL SELECT 'P1: a seq given twice or rolled back and kept', key, seq, plac
     WHERE seq <> place
 UNION ALL SELECT 'P2: worked beside the turn before it', key, seq, place FROM effect
     WHERE before <> xid AND NOT pg_visible_in_snapshot(before, seen)
-UNION ALL SELECT 'P2: turns do not join', key, from_seq, before FROM turn
-    WHERE from_seq <> before + 1 OR epoch <> place
-UNION ALL SELECT 'P3: applied out of turn', key, seq, place FROM effect WHERE seq <> place
+UNION ALL SELECT 'P2: turns do not join', key, begins, before FROM history
+    WHERE begins <> before + 1 OR epoch <> place
+UNION ALL SELECT 'P3: skips do not join their turn', key, first, last FROM history
+    WHERE coalesce(outcome IN ('skipped', 'cancelled'), true) <> (first IS NOT NULL)
+        OR (outcome IS NULL) <> coalesce(by_operator, false) OR first <> to_seq + 1
+        OR skips <> last - first + 1 OR outcome = 'skipped' AND skips <> 1
+UNION ALL SELECT 'P3: applied out of turn', key, seq, place FROM expected WHERE seq <> due
 UNION ALL SELECT 'P3: applied, not committed', key, last_effect, last FROM key WHERE last_effect > last
 UNION ALL SELECT 'P3: applied, not in the log', key, effects, 0 FROM applied a
     WHERE NOT EXISTS (SELECT FROM known k WHERE k.key = a.key)
-UNION ALL SELECT 'P7: effects are not what the cursor says', key, effects, applied_seq FROM key
-    WHERE effects <> applied_seq
+UNION ALL SELECT 'P3: skipped, not behind the cursor', key, last_skip, applied_seq FROM key
+    WHERE last_skip > applied_seq
+UNION ALL SELECT 'P7: effects are not what the cursor says', key, effects + skips, applied_seq FROM key
+    WHERE effects + skips <> applied_seq
 UNION ALL SELECT 'P3: held and ready at once', key, applied_seq, last FROM key
     WHERE held_at IS NOT NULL AND ready_at IS NOT NULL
+UNION ALL SELECT 'P3: held and paused at once', key, applied_seq, last FROM key
+    WHERE held_at IS NOT NULL AND paused_at IS NOT NULL
+UNION ALL SELECT 'P3: paused for good and ready at once', key, applied_seq, last FROM key
+    WHERE paused_for_good AND ready_at IS NOT NULL
 UNION ALL SELECT 'P4: lost: unapplied and idle', key, last, applied_seq FROM key
-    WHERE last > applied_seq AND ready_at IS NULL AND held_at IS NULL
+    WHERE last > applied_seq AND ready_at IS NULL AND held_at IS NULL AND NOT coalesce(paused_for_good, false)
 UNION ALL SELECT 'P4: drained_seq is not where the key went idle', key, drained_seq, applied_seq FROM key
     WHERE drained_seq IS NULL OR drained_seq > applied_seq
-        OR has_cursor AND ready_at IS NULL AND held_at IS NULL AND drained_seq <> applied_seq
+        OR has_cursor AND ready_at IS NULL AND held_at IS NULL AND NOT paused_for_good
+            AND drained_seq <> applied_seq
 LIMIT 20
 """
 
@@ -88,7 +114,7 @@ class Oracle:
         assert not found, found
 
     def check_drained(self, keys: str = "%") -> int:
-        """Assert that every key is idle with all its commands applied; return how many there are."""
+        """Assert that every key is idle, its commands applied or skipped; return how many there are."""
         self.check(keys)
         assert not self._database.execute(
             "SELECT * FROM inturn.key_cursor"
@@ -97,8 +123,9 @@ class Oracle:
         )
         commands, effects = self._database.execute(
             "SELECT (SELECT count(*) FROM inturn.command_log WHERE key LIKE %s),"
-            " (SELECT count(*) FROM app.witness WHERE key LIKE %s)",
-            [keys, keys],
+            " (SELECT count(*) FROM app.witness WHERE key LIKE %s)"
+            " + (SELECT count(*) FROM inturn.skip WHERE key LIKE %s)",
+            [keys, keys, keys],
         )[0]
         assert commands == effects
         return int(commands)

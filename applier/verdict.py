@@ -1,0 +1,107 @@
+"""Retry, Hold, Skip: what a handler raises to say itself what becomes of its command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import ClassVar
+
+import psycopg
+
+#: The longest that a handler may ask to wait.
+LONGEST_RETRY = timedelta(days=365)
+
+
+class Verdict(Exception):
+    """What a handler asks for by raising it: its effects are undone, and the reason stays on record.
+
+    Raise Retry, Hold or Skip, `from` the error that is behind it, if one is: that is kept too.
+    """
+
+    #: What a SQL target raises for the same.
+    sqlstate: ClassVar[str]
+    _fallback: ClassVar[str]
+
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason.strip() or self._fallback
+        super().__init__(self.reason)
+
+
+class Retry(Verdict):
+    """Try the command again, after a while.
+
+    It counts as an attempt: after max_attempts the topic's on_exhausted decides.
+    """
+
+    sqlstate = "IT020"
+    _fallback = "the handler asked to try again"
+
+    def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
+        """Make one.
+
+        Args:
+            reason: kept as the key's error.
+            after: seconds, or a timedelta, to wait; None: the topic's usual backoff.
+
+        Raises:
+            ValueError: after is negative, no number, or more than a year.
+        """
+        super().__init__(reason)
+        seconds = after.total_seconds() if isinstance(after, timedelta) else after
+        # NaN is within no bounds.
+        if seconds is not None and not 0 <= seconds <= LONGEST_RETRY.total_seconds():
+            raise ValueError(f"Retry after {after}: 0 seconds to a year are allowed")
+        self.after = None if seconds is None else timedelta(seconds=seconds)
+
+
+class Hold(Verdict):
+    """Hold the key at this command now, whatever attempts are left: an operator decides."""
+
+    sqlstate = "IT021"
+    _fallback = "the handler asked to hold"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+class Skip(Verdict):
+    """Pass over the command, for good: it stays in the log, with an entry in skip, and the key goes on."""
+
+    sqlstate = "IT022"
+    _fallback = "the handler asked to skip"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+_ASKING = {verdict.sqlstate for verdict in (Retry, Hold, Skip)}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a handler asked for, as a SQL target says it; no sqlstate: nothing."""
+
+    sqlstate: str | None = None
+    detail: str | None = None
+
+    @property
+    def hold(self) -> bool:
+        return self.sqlstate == Hold.sqlstate
+
+    @property
+    def skip(self) -> bool:
+        return self.sqlstate == Skip.sqlstate
+
+
+NOTHING = Asked()
+
+
+def asked(error: BaseException) -> Asked:
+    """Return what an error that left a handler asks for: a Verdict, or a SQL function's SQLSTATE for one."""
+    if isinstance(error, Retry) and error.after is not None:
+        return Asked(error.sqlstate, f"{error.after.total_seconds():.6f} seconds")
+    if isinstance(error, Verdict):
+        return Asked(error.sqlstate)
+    if isinstance(error, psycopg.Error) and error.diag.sqlstate in _ASKING:
+        return Asked(error.diag.sqlstate, error.diag.message_detail)
+    return NOTHING

@@ -1,0 +1,277 @@
+"""From cron: the very lines of docs/how-to/run-from-cron.md, and what each kind of run prints and returns."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from support.database import Database, until
+from support.server import DEBIAN_BINARIES, Server
+
+from inturn.schema.install import upgrade
+
+PAGE = (Path(__file__).parents[1] / "docs" / "how-to" / "run-from-cron.md").read_text()
+FILES = dict(re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+SHOWN = re.findall(r"^<!-- not run: .*? -->\n```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+CUT, DOWN, HELD, STILL_HELD = SHOWN
+
+_HANDLERS = """
+import time
+from inturn.applier import Applier
+
+applier = Applier()
+
+
+@applier.handler("orders")
+def apply(connection, command):
+    connection.execute("INSERT INTO effect VALUES (%s, %s)", (command.key, command.seq))
+    if command.name == "fail":
+        raise ValueError("no such article")
+    if command.name == "slow":
+        time.sleep(1 / 3)
+    if command.name == "wait":
+        connection.execute("SELECT pg_advisory_xact_lock_shared(4242)")
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left behind: the log is what it printed on stdout, the mail what cron would send."""
+
+    log: str
+    mail: str
+    code: int
+
+
+class Crontab:
+    """The page's crontab, in a folder that stands for the machine."""
+
+    def __init__(self, root: Path, database: Database) -> None:
+        self._root = root
+        self.database = database
+        (root / "opt/shop/shop").mkdir(parents=True)
+        (root / "opt/shop/shop/handlers.py").write_text(_HANDLERS)
+        (root / "opt/shop/.venv").symlink_to(Path(sys.executable).parents[1])
+        (root / "var/log/shop").mkdir(parents=True)
+        self._log = root / "var/log/shop/inturn.log"
+        self.service({k: str(v) for k, v in conninfo_to_dict(database.dsn).items()})
+        lines = FILES["crontab"].splitlines()
+        self._settings = dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
+        self.schedules, self.commands = zip(
+            *(re.fullmatch(r"((?:\S+ ){5})(.*)", line).groups() for line in lines if " * " in line),  # type: ignore[union-attr]
+            strict=True,
+        )
+
+    def service(self, parameters: dict[str, str]) -> None:
+        text = "".join(f"{name}={value}\n" for name, value in parameters.items())
+        (self._root / ".pg_service.conf").write_text(f"[shop]\n{text}")
+
+    def start(self, number: int = 0) -> subprocess.Popen[str]:
+        """Run a line as cron does: by sh, with an environment that has next to nothing in it."""
+        command = re.sub(r"/(?=opt/|var/)", f"{self._root}/", self.commands[number])
+        return subprocess.Popen(
+            ["/bin/sh", "-c", command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            cwd=self._root,
+            env={
+                **self._settings,
+                "HOME": str(self._root),
+                "LOGNAME": "shop",
+                "SHELL": "/bin/sh",
+                "PATH": "/usr/bin:/bin",
+                # libpq asks the password database for the home folder, not HOME.
+                "PGSERVICEFILE": str(self._root / ".pg_service.conf"),
+            },
+        )
+
+    def end(self, running: subprocess.Popen[str]) -> Run:
+        mail, _ = running.communicate(timeout=120)
+        log = self._log.read_text() if self._log.exists() else ""
+        if log:
+            os.truncate(self._log, 0)  # another run may have it open
+        return Run(log, mail, running.returncode)
+
+    def run(self, number: int = 0) -> Run:
+        return self.end(self.start(number))
+
+    def append(self, key: str, *names: str) -> None:
+        for name in names:
+            self.database.execute("SELECT inturn.append('orders', %s, %s)", [key, name])
+
+    def effects(self, key: str) -> list[int]:
+        rows = self.database.execute("SELECT seq FROM effect WHERE key = %s ORDER BY id", [key])
+        return [seq for (seq,) in rows]
+
+
+@pytest.fixture
+def crontab(database: Database, tmp_path: Path) -> Crontab:
+    database.execute("CREATE TABLE effect (key text, seq bigint, id bigserial)")
+    database.execute("SELECT inturn.create_topic('orders', max_attempts => 1)")
+    return Crontab(tmp_path, database)
+
+
+def settled(text: str) -> str:
+    """Text without what differs from run to run."""
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", "TIME", text)
+    text = re.sub(r"port \d+", "port N", text)
+    return re.sub(r"\d[\d.,]*(?= commands? in| s\b|/s)", "N", text).replace("N command ", "N commands ")
+
+
+def test_the_lines_run_every_minute_and_every_ten(crontab: Crontab) -> None:
+    assert crontab.schedules == ("* * * * * ", "*/10 * * * * ")
+
+
+def test_nothing_to_do_says_nothing_at_all(crontab: Crontab) -> None:
+    assert crontab.run() == Run("", "", 0)
+    assert crontab.run(1) == Run("", "", 0)
+
+
+def test_an_open_caller_is_nothing_to_do(crontab: Crontab) -> None:
+    """Its key is ready, and a turn finds nothing on it."""
+    crontab.append("x", "insert")
+    caller = crontab.database.session()
+    caller.execute("SELECT inturn.append('orders', 'x', 'insert')")
+    assert crontab.run().log.startswith("applied 1 command in")
+    assert crontab.run() == Run("", "", 0)
+    caller.commit()
+    assert crontab.run().log.startswith("applied 1 command in")
+
+
+def test_what_was_done_is_a_line_in_the_log_and_no_mail(crontab: Crontab) -> None:
+    crontab.append("x", "insert", "insert")
+    run = crontab.run()
+    assert (settled(run.log), run.mail, run.code) == ("applied N commands in N s (N/s)\n", "", 0)
+
+
+def test_overlapping_runs_share_the_keys_and_need_no_flock(crontab: Crontab) -> None:
+    crontab.append("x", "insert", "wait", "insert")
+    with crontab.database.connect() as gate:
+        gate.execute("SELECT pg_advisory_lock(4242)")
+        first = crontab.start()
+        until(
+            lambda: crontab.database.value("SELECT count(*) FROM pg_locks WHERE NOT granted"),
+            "the first run stands in a command",
+        )
+        crontab.append("y", "insert")
+        second = crontab.run()
+        assert (settled(second.log), second.mail, second.code) == ("applied N commands in N s (N/s)\n", "", 0)
+        assert (crontab.effects("x"), crontab.effects("y")) == ([], [1])
+        assert crontab.run() == Run("", "", 0)
+    run = crontab.end(first)
+    assert (settled(run.log), run.mail, run.code) == ("applied N commands in N s (N/s)\n", "", 0)
+    assert crontab.effects("x") == [1, 2, 3]
+
+
+def test_a_run_cut_in_the_middle_of_a_deep_key_is_continued_by_the_next(crontab: Crontab) -> None:
+    crontab.append("x", *["slow"] * 20)
+    crontab.commands = tuple(line.replace("--max-seconds 55", "--max-seconds 1") for line in crontab.commands)
+    first = crontab.run()
+    assert (settled(first.log), first.mail, first.code) == (settled(CUT), "", 0)
+    done = crontab.effects("x")
+    assert 0 < len(done) < 20
+    assert f"applied {len(done)} command" in first.log
+    crontab.database.execute("UPDATE inturn.command_log SET name = 'quick' WHERE seq > %s", [len(done)])
+    assert crontab.run().log.startswith(f"applied {20 - len(done)} command")
+    assert crontab.effects("x") == list(range(1, 21))
+
+
+def test_a_database_that_is_down_is_one_line_of_mail(crontab: Crontab) -> None:
+    crontab.service({"host": "127.0.0.1", "port": "1", "dbname": "shop"})
+    run = crontab.run()
+    assert (run.log, settled(run.mail), run.code) == ("", settled(DOWN), 4)
+    assert crontab.run(1).code == 4
+
+
+def test_held_keys_are_said_by_every_run_and_mailed_by_the_second_line(crontab: Crontab) -> None:
+    crontab.append("order-7", "fail")
+    crontab.append("order-8", "insert")
+    run = crontab.run()
+    assert (settled(run.mail + run.log), run.code) == (settled(HELD), 3)
+    run = crontab.run()
+    assert (settled(run.log), run.mail, run.code) == (settled(STILL_HELD), "", 3)
+    run = crontab.run(1)
+    assert ("order-7" in run.mail, run.code) == (True, 7)
+
+
+def test_the_page_tells_every_exit_code_right() -> None:
+    told = dict(re.findall(r"^\| (.*?) \| .*? \| (\d) \|$", PAGE, re.MULTILINE))
+    assert told["found held keys"] == "3"
+    assert told["found the database down"] == "4"
+    assert told["had nothing to do"] == told["was cut by `--max-seconds`"] == "0"
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    (tmp_path / "opt/shop").mkdir(parents=True)
+    (tmp_path / "opt/shop/.venv").symlink_to(Path(sys.executable).parents[1])
+    units = []
+    for name in ("inturn-apply.service", "inturn-apply.timer"):
+        units.append(tmp_path / name)
+        units[-1].write_text(FILES[name].replace("/opt/", f"{tmp_path}/opt/"))
+    found = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *map(str, units)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    ours = [line for line in (found.stdout + found.stderr).splitlines() if "inturn-apply" in line]
+    assert (ours, found.returncode) == ([], 0)
+
+
+def test_the_unit_runs_what_the_crontab_runs() -> None:
+    line = re.search(r"^\* \* \* \* \* cd /opt/shop && (\S+ .*?) >> ", FILES["crontab"], re.MULTILINE)
+    start = re.search(r"^ExecStart=/opt/shop/(.*)$", FILES["inturn-apply.service"], re.MULTILINE)
+    assert line is not None
+    assert start is not None
+    assert line[1] == start[1]
+
+
+@pytest.fixture
+def pg_cron(tmp_path: Path) -> Iterator[Server]:
+    """A server of Debian's with pg_cron, where the package is installed."""
+    control = Path("/usr/share/postgresql/15/extension/pg_cron.control")
+    if 15 not in DEBIAN_BINARIES or not control.exists():
+        pytest.skip("postgresql-15-cron is not installed")
+    server = Server(15, extra_settings="shared_preload_libraries = 'pg_cron'\ncron.database_name = 'shop'")
+    with (server.directory / "data" / "postgresql.conf").open("a") as conf:
+        conf.write(f"cron.host = '{server.directory}'\n")
+    server.start()
+    yield server
+    server.remove()
+
+
+def test_pg_cron_applies_what_is_ready(pg_cron: Server) -> None:
+    """It wakes at the full minute: the schedule of the page, waited for."""
+    database = Database(pg_cron, "shop")
+    upgrade(database.dsn)
+    database.execute("CREATE EXTENSION pg_cron")
+    database.execute("""
+        CREATE TABLE effect (key text, seq bigint);
+        CREATE FUNCTION public.f(command inturn.command) RETURNS void LANGUAGE sql AS $$
+            INSERT INTO public.effect VALUES (command.key, command.seq) $$;
+        SELECT inturn.create_topic('orders', 'sql:public.f');
+        SELECT inturn.append('orders', 'k' || n % 3, 'insert') FROM generate_series(1, 300) n;
+    """)
+    database.execute(FILES["pg_cron.sql"])
+    until(lambda: database.value("SELECT count(*) FROM effect") == 300, "the minute is full", 90)
+    until(
+        lambda: (
+            database.execute(
+                "SELECT DISTINCT status FROM cron.job_run_details WHERE command LIKE 'CALL%%'", []
+            )
+            == [("succeeded",)]
+        ),
+        "the job has ended well",
+    )
+    database.drop()
