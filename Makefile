@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 FOLDERS := $(shell find schema outbox applier cli -type d -not -name __pycache__)
 # The whole suite runs on this version, the promise tests on every one that is there.
 POSTGRES := 18
+# A server for each of as many workers as there are cores.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
 
 .PHONY: demo test lint bench soak clean
@@ -14,9 +16,9 @@ demo: .venv/installed  ## The ordering problem happens, and then it does not.
 	$(BIN)/inturn demo
 
 test: lint  ## Lint, types, all tests.
-	INTURN_TEST_PG=$(POSTGRES) $(BIN)/python -m pytest -m "not soak"
+	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "not soak"
 	for version in $(OTHERS); do \
-		INTURN_TEST_PG=$$version $(BIN)/python -m pytest tests/promises -m "not soak" || exit 1; \
+		INTURN_TEST_PG=$$version $(PYTEST) tests/promises -m "not soak" || exit 1; \
 	done
 	@echo "All tests ran on PostgreSQL $(POSTGRES), the promise tests also on: $(OTHERS)"
 	$(if $(filter 15,$(OTHERS)),,@echo "Not on Debian's 15: apt-get install postgresql-15")
