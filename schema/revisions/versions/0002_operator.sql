@@ -1013,7 +1013,7 @@ DECLARE
     deep_lag constant bigint := 32;
     states text[] := coalesce(string_to_array(of_state, ','), ranks);
     appended_by constant timestamptz := statement_timestamp() - older_than;
-    found bigint := 0;
+    listed bigint := 0;
     passing bigint;
     bounded boolean := false;
     parts text[] := '{}';
@@ -1048,10 +1048,10 @@ BEGIN
         -- State by state: the search for an idle key must not begin while there are others to list.
         FOREACH state IN ARRAY states LOOP
             RETURN QUERY EXECUTE format(details, inturn.keys_query(state), '')
-            USING of_topic, of_like, min_lag, appended_by, max_keys - found, states, ranks, max_keys - found;
+            USING of_topic, of_like, min_lag, appended_by, max_keys - listed, states, ranks, max_keys - listed;
             GET DIAGNOSTICS passing = ROW_COUNT;
-            found := found + passing;
-            EXIT WHEN found >= max_keys;
+            listed := listed + passing;
+            EXIT WHEN listed >= max_keys;
         END LOOP;
         RETURN;
     END IF;
