@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -88,7 +89,7 @@ def retry(
             actions = operator.act(connection, database.schema, "retry_all", arguments)
     if not actions:
         click.echo("inturn: no such keys", err=True)
-    operator.report(actions, lambda a: f"{place(a)}: {change(a)}; command {a['seq']} is tried again now")
+    operator.report(actions, lambda a: f"{place(a)}: {change(a)}; command {a['seq']} will be tried again")
 
 
 def _confirm(
@@ -250,8 +251,9 @@ def _time(connection: Connection[Any], text: str | None) -> str | None:
 
 def _paused(action: Action) -> str:
     until = action["after"].get("paused_until")
-    # The database's own words for the time, cut to the minute's second.
-    ends = f"until {until.replace('T', ' ').partition('.')[0]}" if until else "until it is resumed"
+    ends = "until it is resumed"
+    if until:
+        ends = f"until {datetime.fromisoformat(until).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
     return f"{place(action)}: paused {ends}; appends go on"
 
 

@@ -121,7 +121,7 @@ def _print_appliers(appliers: list[dict[str, Any]], now: datetime) -> None:
             [f"waits for {applier['waits_for']}" if applier["waits_for"] else "" for applier in alive],
         )
     if gone:
-        click.echo(f"and {gone} that {'is' if gone == 1 else 'are'} gone: see --json")
+        click.echo(f"{gone} more seen in the last day {'is' if gone == 1 else 'are'} gone: see --json")
 
 
 def _applier_row(applier: dict[str, Any], now: datetime) -> list[str]:

@@ -128,7 +128,8 @@ def _title(each: dict[str, Any], now: datetime | None) -> str:
         title += f" for {age((now - each['since']).total_seconds())}"
     until = each["details"].get("until")
     if now is not None and until is not None and until != "infinity":
-        title += f", for another {age((datetime.fromisoformat(until) - now).total_seconds())}"
+        ahead = "again in" if each["cause"] == "retrying" else "for another"
+        title += f", {ahead} {age((datetime.fromisoformat(until) - now).total_seconds())}"
     return title
 
 

@@ -74,7 +74,7 @@ def test_each_action_says_in_a_line_what_it_did(orders: Database) -> None:
     assert said(orders, "replay", "x", "2", *reason) == "orders x: command 2 is appended again as 4"
     assert said(orders, "pause", "x") == "orders x: paused until it is resumed; appends go on"
     assert re.fullmatch(
-        r"orders x: paused until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d; appends go on",
+        r"orders x: paused until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC; appends go on",
         said(orders, "pause", "x", "--until", "2h"),
     )
     assert said(orders, "resume", "x") == "orders x: paused -> ready"
@@ -90,7 +90,7 @@ def test_each_action_says_in_a_line_what_it_did(orders: Database) -> None:
         said(orders, "topic", "set", "orders", "--max-attempts", "7") == "topic orders: max_attempts 1 -> 7"
     )
     hold(orders, "y")
-    assert said(orders, "retry", "y") == "orders y: retrying -> ready; command 2 is tried again now"
+    assert said(orders, "retry", "y") == "orders y: retrying -> ready; command 2 will be tried again"
     assert orders.execute("SELECT action FROM inturn.operator_action ORDER BY id") == [
         (action,)
         for action in (
@@ -180,7 +180,9 @@ def test_a_key_of_several_topics_needs_the_topic(orders: Database) -> None:
 
 
 def test_what_makes_no_sense_is_refused_in_a_line_that_names_the_thing(orders: Database) -> None:
-    assert "no topic has a key nobody. List keys with: inturn keys" in refused(orders, "retry", "nobody")
+    assert "no topic has a key nobody. Look for keys like it with: inturn why nobody" in refused(
+        orders, "retry", "nobody"
+    )
     assert "topic 'bills' does not exist" in refused(orders, "retry", "x", "--topic", "bills")
     assert "has 2 as its next command, not 1" in refused(orders, "skip", "x", "--seq", "1", "--reason", "r")
     assert "is held: it stands still already" in refused(orders, "pause", "x")
@@ -251,7 +253,7 @@ def test_retry_all_asks_with_the_count_and_needs_yes_where_nobody_answers(orders
     assert "Retry 2 held keys? [y/N]" in no.stderr
     assert recorded(orders) == 0
     yes = on_terminal(orders, b"y\n", "retry", "--all", "--like", "y%")
-    assert (yes.returncode, yes.stdout) == (0, "orders y: held -> ready; command 2 is tried again now\n")
+    assert (yes.returncode, yes.stdout) == (0, "orders y: held -> ready; command 2 will be tried again\n")
     assert "Retry 1 held key?" in yes.stderr
     assert said(orders, "retry", "--all", "--yes").startswith("orders x: held -> ready")
     assert run_inturn(orders.dsn, "retry", "--all", "--yes") == (0, "", "inturn: no such keys\n")

@@ -19,7 +19,7 @@ from inturn.schema.version import HEAD
 RELEASED = {
     "0001_core.sql": "744fb0085c24525c7a0c5ee62b7f08ef15b0e1fa9280ad506c73288318a3434e",
     "0001_core_down.sql": "40be6f845965d88006c712f95fc6ebb33de2d5e01baa971d33a1c133d14cd735",
-    "0002_operator.sql": "f93d86ba5b83a1aa33bb2f5c262bb3468306818ee6f24114e0b1bd85f452c472",
+    "0002_operator.sql": "d34e70a44e05caca8e082bfe5a50a06dd10ed0cfcc2c934b4b7059b4e3bd0aa8",
     "0002_operator_down.sql": "418bb5610eaf0c81bf83e073ace14104c898b4fa8e27531b650453cfe26827ce",
 }
 

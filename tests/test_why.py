@@ -403,7 +403,7 @@ def test_a_key_is_tried_again_later(witness: Database) -> None:
     witness.execute("CALL inturn.apply()")
     answer, out = explained(witness, "a", "retrying")
     assert (answer["details"]["attempts"], answer["details"]["max_attempts"]) == (1, 5)
-    assert ", for another " in out.splitlines()[0]
+    assert ", again in " in out.splitlines()[0]
     assert "at attempt 1 of 5: refused a" in " ".join(out.split())
     assert "It is tried again at 2" in " ".join(out.split())
     witness.execute("UPDATE inturn.key_cursor SET ready_at = now()")
@@ -451,7 +451,7 @@ def test_no_applier_has_ever_served_the_topic(witness: Database) -> None:
     append(witness, "a")
     answer, out = explained(witness, "a", "no_applier")
     assert answer["since"] == witness.value("SELECT ready_at FROM inturn.key_cursor")
-    assert "target sql:app.apply_order): none was seen for a day." in " ".join(out.split())
+    assert "target sql:app.apply_order): none was seen in the last day." in " ".join(out.split())
     assert "$ inturn apply --topic orders\n" in out
     assert "CALL inturn.apply()" in out
     witness.execute("SELECT inturn.create_topic('mails')")

@@ -677,7 +677,7 @@ BEGIN
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT011',
             MESSAGE = format('topic %s is refused: %s', coalesce(quote_literal(left(topic.name, 40)), 'NULL'), problem),
-            HINT = 'Give another value, or leave the setting out for its default.';
+            HINT = 'Give another value, or leave the setting out.';
     ELSIF topic.target LIKE 'sql:%' THEN
         PERFORM inturn.target_function(topic.name, topic.target);
     END IF;
@@ -749,7 +749,7 @@ AS $$
 SELECT concat_ws(', ',
     coalesce('applier ' || p.applier, nullif(a.application_name, ''), 'a session') || ' (backend ' || a.pid
         || coalesce(' of ' || a.usename, '') || coalesce(' from ' || host(a.client_addr), '') || ')',
-    'in a transaction since ' || to_char(a.xact_start, 'HH24:MI:SS'),
+    'in a transaction since ' || to_char(a.xact_start AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"'),
     CASE a.state WHEN 'idle in transaction' THEN 'doing nothing in it' WHEN 'active' THEN 'at work' END)
 FROM pg_stat_activity a
 LEFT JOIN inturn.applier p ON p.backend_pid = a.pid AND p.backend_start = a.backend_start
@@ -1672,8 +1672,8 @@ SELECT 'appending', (sessions->0->>'since')::timestamptz,
     || CASE waiting WHEN 0 THEN '' WHEN 1 THEN '. 1 more caller waits behind it'
                     ELSE format('. %s more callers wait behind it, one behind the other', waiting) END,
     CASE jsonb_array_length(sessions)
-        WHEN 0 THEN 'psql -c "SELECT * FROM pg_prepared_xacts"'
-        ELSE format('psql -c "SELECT pg_terminate_backend(%s)"  # if it will never commit',
+        WHEN 0 THEN 'psql "$INTURN_DSN" -c "SELECT * FROM pg_prepared_xacts"'
+        ELSE format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # if it will never commit',
                     CASE jsonb_array_length(sessions) WHEN 1 THEN sessions->0->>'backend' ELSE 'BACKEND' END) END,
     jsonb_build_object('sessions', sessions, 'waiting', waiting, 'next_seq', next_seq)
 $$;
@@ -1722,9 +1722,9 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
                                              'It is in the hands of %s'), h.who)
                              || coalesce('. It waits for ' || (h.first->>'waits_for'), '')
          ELSE 'No applier gets at it, because its row in key_cursor is locked by ' || h.who END,
-    CASE WHEN h.blocker IS NOT NULL THEN format('psql -c "SELECT pg_terminate_backend(%s)"  # ends what it waits for', h.blocker)
-         WHEN h.first IS NULL THEN 'psql -c "SELECT * FROM pg_prepared_xacts"'
-         ELSE format('psql -c "SELECT pg_terminate_backend(%s)"  # %s', CASE jsonb_array_length(h.sessions) WHEN 1 THEN h.first->>'backend' ELSE 'BACKEND' END,
+    CASE WHEN h.blocker IS NOT NULL THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # ends what it waits for', h.blocker)
+         WHEN h.first IS NULL THEN 'psql "$INTURN_DSN" -c "SELECT * FROM pg_prepared_xacts"'
+         ELSE format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # %s', CASE jsonb_array_length(h.sessions) WHEN 1 THEN h.first->>'backend' ELSE 'BACKEND' END,
                      CASE WHEN h.applies THEN 'if it hangs: its turn is taken again' ELSE 'if it will never commit' END) END,
     jsonb_build_object('sessions', h.sessions, 'seq', next.seq)
 FROM (
@@ -1770,7 +1770,7 @@ BEGIN
         CASE WHEN whole THEN t.paused_at ELSE c.paused_at END,
         format('%s paused %s %s%s%s', coalesce(action.acting_as, action.os_user, action.db_user, 'Somebody'),
                CASE WHEN whole THEN 'its whole topic' ELSE 'it' END,
-               coalesce('until ' || to_char(last, 'YYYY-MM-DD HH24:MI:SS TZH:TZM'), 'for good'),
+               coalesce('until ' || to_char(last AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'for good'),
                coalesce(': ' || inturn.shorten(action.reason, 200), '. No reason was given'),
                CASE WHEN next.seq IS NULL THEN '. Nothing is pending on it now' ELSE '' END),
         CASE WHEN whole THEN 'inturn resume --topic {topic}' ELSE 'inturn resume --topic {topic} {key}' END,
@@ -1836,7 +1836,7 @@ BEGIN
     IF last.revision <> revision THEN
         RETURN QUERY SELECT 'schema_mismatch',
             format('Its applier %s on %s serves schema revision %s, and the database is at %s; it was last seen at %s',
-                   last.applier, last.host, last.revision, revision, to_char(last.seen_at, 'YYYY-MM-DD HH24:MI:SS TZH:TZM')),
+                   last.applier, last.host, last.revision, revision, to_char(last.seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')),
             CASE WHEN last.revision < revision THEN 'pip install --upgrade inturn  # there; then start inturn apply again'
                  ELSE 'inturn upgrade' END,
             jsonb_build_object('revision', revision, 'applier_revision', last.revision, 'applier', last.applier, 'host', last.host,
@@ -1849,11 +1849,11 @@ BEGIN
     ELSE
         RETURN QUERY SELECT 'no_applier',
             format('It is ready, and no applier serves its topic (target %s): %s', t.target, CASE
-                       WHEN last.applier IS NULL THEN 'none was seen for a day'
+                       WHEN last.applier IS NULL THEN 'none was seen in the last day'
                        ELSE format('the last one, %s on %s, was seen at %s', last.applier, last.host,
-                                   to_char(last.seen_at, 'YYYY-MM-DD HH24:MI:SS TZH:TZM')) END),
+                                   to_char(last.seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END),
             CASE WHEN t.target = 'python' THEN 'inturn apply --app MODULE:APPLIER --topic {topic}'
-                 ELSE E'inturn apply --topic {topic}\npsql -c "CALL inturn.apply()"  # or in SQL, once' END,
+                 ELSE E'inturn apply --topic {topic}\npsql "$INTURN_DSN" -c "CALL inturn.apply()"  # or in SQL, once' END,
             jsonb_build_object('target', t.target, 'last_applier', last.applier, 'host', last.host, 'seen_at', last.seen_at);
     END IF;
 END
@@ -1872,7 +1872,7 @@ SELECT 'queued',
     format('It is ready and waits for its turn: %s %s ready for longer. Appliers alive: %s, at work: %s',
            CASE WHEN b.ahead > 10000 THEN 'more than 10000' ELSE b.ahead::text END,
            CASE b.ahead WHEN 1 THEN 'key is' ELSE 'keys are' END, b.appliers, b.busy)
-    || coalesce('; ' || (b.first->>'applier') || ' since ' || to_char((b.first->>'since')::timestamptz, 'HH24:MI:SS')
+    || coalesce('; ' || (b.first->>'applier') || ' since ' || to_char((b.first->>'since')::timestamptz AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"')
                 || coalesce(', waiting for ' || (b.first->>'waits_for'), ''), ''),
     E'inturn status\ninturn apply --workers N  # more appliers, if these are too few',
     jsonb_build_object('ahead', b.ahead, 'appliers', serving)
@@ -1904,7 +1904,7 @@ BEGIN
         RETURN;
     ELSIF c.attempts > 0 AND c.ready_at > clock_timestamp() THEN
         RETURN QUERY SELECT 'retrying', c.failed_at,
-            failed || to_char(c.ready_at, '. "It is tried again at" YYYY-MM-DD HH24:MI:SS TZH:TZM'),
+            failed || to_char(c.ready_at AT TIME ZONE 'UTC', '. "It is tried again at" YYYY-MM-DD HH24:MI:SS "UTC"'),
             concat_ws(E'\n', 'inturn show --topic {topic} --error {key}', 'inturn retry --topic {topic} {key}  # to try it now'),
             jsonb_build_object('until', c.ready_at, 'error', c.last_error, 'attempts', c.attempts, 'max_attempts', t.max_attempts,
                                'seq', next.seq, 'name', next.name);
@@ -2080,7 +2080,7 @@ DECLARE
     last_action text;
 BEGIN
     SELECT format(' (the last action on it: %s%s by %s at %s%s)', a.action, ' of ' || a.seq,
-                  coalesce(a.acting_as, a.os_user, a.db_user), to_char(a.acted_at, 'YYYY-MM-DD HH24:MI:SS'), ', ' || a.reason)
+                  coalesce(a.acting_as, a.os_user, a.db_user), to_char(a.acted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), ', ' || a.reason)
     INTO last_action FROM inturn.operator_action a
     WHERE a.topic = refuse_action.topic AND a.key = refuse_action.key ORDER BY a.id DESC LIMIT 1;
     RAISE EXCEPTION USING ERRCODE = 'IT041',

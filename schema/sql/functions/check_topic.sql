@@ -30,7 +30,7 @@ BEGIN
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT011',
             MESSAGE = format('topic %s is refused: %s', coalesce(quote_literal(left(topic.name, 40)), 'NULL'), problem),
-            HINT = 'Give another value, or leave the setting out for its default.';
+            HINT = 'Give another value, or leave the setting out.';
     ELSIF topic.target LIKE 'sql:%' THEN
         PERFORM inturn.target_function(topic.name, topic.target);
     END IF;

@@ -11,9 +11,9 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
                                              'It is in the hands of %s'), h.who)
                              || coalesce('. It waits for ' || (h.first->>'waits_for'), '')
          ELSE 'No applier gets at it, because its row in key_cursor is locked by ' || h.who END,
-    CASE WHEN h.blocker IS NOT NULL THEN format('psql -c "SELECT pg_terminate_backend(%s)"  # ends what it waits for', h.blocker)
-         WHEN h.first IS NULL THEN 'psql -c "SELECT * FROM pg_prepared_xacts"'
-         ELSE format('psql -c "SELECT pg_terminate_backend(%s)"  # %s', CASE jsonb_array_length(h.sessions) WHEN 1 THEN h.first->>'backend' ELSE 'BACKEND' END,
+    CASE WHEN h.blocker IS NOT NULL THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # ends what it waits for', h.blocker)
+         WHEN h.first IS NULL THEN 'psql "$INTURN_DSN" -c "SELECT * FROM pg_prepared_xacts"'
+         ELSE format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # %s', CASE jsonb_array_length(h.sessions) WHEN 1 THEN h.first->>'backend' ELSE 'BACKEND' END,
                      CASE WHEN h.applies THEN 'if it hangs: its turn is taken again' ELSE 'if it will never commit' END) END,
     jsonb_build_object('sessions', h.sessions, 'seq', next.seq)
 FROM (

@@ -9,7 +9,7 @@ SELECT 'queued',
     format('It is ready and waits for its turn: %s %s ready for longer. Appliers alive: %s, at work: %s',
            CASE WHEN b.ahead > 10000 THEN 'more than 10000' ELSE b.ahead::text END,
            CASE b.ahead WHEN 1 THEN 'key is' ELSE 'keys are' END, b.appliers, b.busy)
-    || coalesce('; ' || (b.first->>'applier') || ' since ' || to_char((b.first->>'since')::timestamptz, 'HH24:MI:SS')
+    || coalesce('; ' || (b.first->>'applier') || ' since ' || to_char((b.first->>'since')::timestamptz AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"')
                 || coalesce(', waiting for ' || (b.first->>'waits_for'), ''), ''),
     E'inturn status\ninturn apply --workers N  # more appliers, if these are too few',
     jsonb_build_object('ahead', b.ahead, 'appliers', serving)

@@ -16,7 +16,7 @@ BEGIN
         RETURN;
     ELSIF c.attempts > 0 AND c.ready_at > clock_timestamp() THEN
         RETURN QUERY SELECT 'retrying', c.failed_at,
-            failed || to_char(c.ready_at, '. "It is tried again at" YYYY-MM-DD HH24:MI:SS TZH:TZM'),
+            failed || to_char(c.ready_at AT TIME ZONE 'UTC', '. "It is tried again at" YYYY-MM-DD HH24:MI:SS "UTC"'),
             concat_ws(E'\n', 'inturn show --topic {topic} --error {key}', 'inturn retry --topic {topic} {key}  # to try it now'),
             jsonb_build_object('until', c.ready_at, 'error', c.last_error, 'attempts', c.attempts, 'max_attempts', t.max_attempts,
                                'seq', next.seq, 'name', next.name);

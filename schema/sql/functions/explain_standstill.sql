@@ -30,7 +30,7 @@ BEGIN
         CASE WHEN whole THEN t.paused_at ELSE c.paused_at END,
         format('%s paused %s %s%s%s', coalesce(action.acting_as, action.os_user, action.db_user, 'Somebody'),
                CASE WHEN whole THEN 'its whole topic' ELSE 'it' END,
-               coalesce('until ' || to_char(last, 'YYYY-MM-DD HH24:MI:SS TZH:TZM'), 'for good'),
+               coalesce('until ' || to_char(last AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'for good'),
                coalesce(': ' || inturn.shorten(action.reason, 200), '. No reason was given'),
                CASE WHEN next.seq IS NULL THEN '. Nothing is pending on it now' ELSE '' END),
         CASE WHEN whole THEN 'inturn resume --topic {topic}' ELSE 'inturn resume --topic {topic} {key}' END,

@@ -20,7 +20,7 @@ BEGIN
     IF last.revision <> revision THEN
         RETURN QUERY SELECT 'schema_mismatch',
             format('Its applier %s on %s serves schema revision %s, and the database is at %s; it was last seen at %s',
-                   last.applier, last.host, last.revision, revision, to_char(last.seen_at, 'YYYY-MM-DD HH24:MI:SS TZH:TZM')),
+                   last.applier, last.host, last.revision, revision, to_char(last.seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')),
             CASE WHEN last.revision < revision THEN 'pip install --upgrade inturn  # there; then start inturn apply again'
                  ELSE 'inturn upgrade' END,
             jsonb_build_object('revision', revision, 'applier_revision', last.revision, 'applier', last.applier, 'host', last.host,
@@ -33,11 +33,11 @@ BEGIN
     ELSE
         RETURN QUERY SELECT 'no_applier',
             format('It is ready, and no applier serves its topic (target %s): %s', t.target, CASE
-                       WHEN last.applier IS NULL THEN 'none was seen for a day'
+                       WHEN last.applier IS NULL THEN 'none was seen in the last day'
                        ELSE format('the last one, %s on %s, was seen at %s', last.applier, last.host,
-                                   to_char(last.seen_at, 'YYYY-MM-DD HH24:MI:SS TZH:TZM')) END),
+                                   to_char(last.seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END),
             CASE WHEN t.target = 'python' THEN 'inturn apply --app MODULE:APPLIER --topic {topic}'
-                 ELSE E'inturn apply --topic {topic}\npsql -c "CALL inturn.apply()"  # or in SQL, once' END,
+                 ELSE E'inturn apply --topic {topic}\npsql "$INTURN_DSN" -c "CALL inturn.apply()"  # or in SQL, once' END,
             jsonb_build_object('target', t.target, 'last_applier', last.applier, 'host', last.host, 'seen_at', last.seen_at);
     END IF;
 END

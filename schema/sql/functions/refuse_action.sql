@@ -8,7 +8,7 @@ DECLARE
     last_action text;
 BEGIN
     SELECT format(' (the last action on it: %s%s by %s at %s%s)', a.action, ' of ' || a.seq,
-                  coalesce(a.acting_as, a.os_user, a.db_user), to_char(a.acted_at, 'YYYY-MM-DD HH24:MI:SS'), ', ' || a.reason)
+                  coalesce(a.acting_as, a.os_user, a.db_user), to_char(a.acted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), ', ' || a.reason)
     INTO last_action FROM inturn.operator_action a
     WHERE a.topic = refuse_action.topic AND a.key = refuse_action.key ORDER BY a.id DESC LIMIT 1;
     RAISE EXCEPTION USING ERRCODE = 'IT041',
