@@ -72,7 +72,7 @@ def long_turn(database: Database, key: str = "x") -> Iterator[None]:
         yield
         until(
             lambda: database.value(
-                "SELECT max(clock_timestamp() - xact_start) > '1.1 s' FROM pg_stat_activity"
+                "SELECT max(clock_timestamp() - query_start) > '1.5 s' FROM pg_stat_activity"
                 " WHERE %s = ANY (pg_blocking_pids(pid))",
                 [gate.info.backend_pid],
             ),
