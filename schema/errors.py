@@ -79,9 +79,33 @@ class ArraysDiffer(CommandRefused):
 
 
 class SeqRefused(CommandRefused):
-    """A row inserted into the outbox brought its own seq."""
+    """A seq was given where the topic numbers by itself, or none where its callers number."""
 
     sqlstate = "IT007"
+
+
+class SeqBelowFirst(CommandRefused):
+    """A given seq is below the first of its topic."""
+
+    sqlstate = "IT050"
+
+
+class SeqTaken(CommandRefused):
+    """A given seq is there already, with other content."""
+
+    sqlstate = "IT051"
+
+
+class SeqPassedOver(CommandRefused):
+    """A given seq comes too late: an operator has passed over it."""
+
+    sqlstate = "IT052"
+
+
+class SeqTooFarAhead(CommandRefused):
+    """A given seq is further ahead of the last applied one than the topic's max_ahead."""
+
+    sqlstate = "IT053"
 
 
 class AppendConflict(InturnError):
@@ -121,6 +145,12 @@ class WrongIsolation(InturnError):
     sqlstate = "IT031"
 
 
+class OutOfTurn(InturnError):
+    """The holder of a lease reported a command that is not the key's next."""
+
+    sqlstate = "IT032"
+
+
 class UnknownKey(InturnError):
     """The topic has no such key: nothing was ever committed on it."""
 
@@ -151,6 +181,12 @@ class OptionRefused(InturnError):
     sqlstate = "IT044"
 
 
+class OlderCannotServe(InturnError):
+    """A downgrade was refused because topics use what the older revision does not know."""
+
+    sqlstate = "IT060"
+
+
 class SchemaMismatch(InturnError):
     """The schema in the database is not one that this version of inturn can serve."""
 
@@ -165,6 +201,34 @@ class SchemaInUse(InturnError):
 
 class SchemaNameRefused(InturnError):
     """The name cannot be used for the schema."""
+
+
+class RequestRefused(InturnError):
+    """A request is none that an applier of inturn sent, or it was changed on its way."""
+
+
+class SignatureRefused(RequestRefused):
+    """The signature is missing, wrong or too old: the request must have no effect."""
+
+
+class HeaderMissing(RequestRefused):
+    """A header is missing that says which command the request is."""
+
+
+class HeaderRefused(RequestRefused):
+    """A header is there twice, or cannot be read."""
+
+
+class BodyRefused(RequestRefused):
+    """The body is no JSON."""
+
+
+class SecretRefused(InturnError):
+    """A secret for signatures is empty, or none of the Standard Webhooks convention."""
+
+
+class NotInTransaction(InturnError):
+    """What belongs into the transaction of an effect was called outside any."""
 
 
 def _concrete(base: type[InturnError]) -> list[type[InturnError]]:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inturn.schema.errors import CommandsPending, SchemaInUse, SchemaMismatch, SchemaNameRefused
 from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name
-from inturn.schema.version import HEAD, installed_version
+from inturn.schema.version import HEAD, installed_receiver, installed_version
 
 
 def upgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]:
@@ -121,7 +121,8 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
             raise
         if revision == "base":
             connection.execute(text(f"DROP TABLE {schema}.schema_version"))
-            connection.execute(text(f"DROP SCHEMA {schema}"))
+            if installed_receiver(_driver(connection), schema) is None:
+                connection.execute(text(f"DROP SCHEMA {schema}"))
 
 
 #: Alembic keeps what it works on in globals of the process.
@@ -152,6 +153,13 @@ def _locked(dsn: str, schema: str) -> Iterator[Connection]:
     except DBAPIError as error:
         # The driver's own words, without the script that SQLAlchemy appends to them.
         raise error.orig or error from None
+
+
+@contextmanager
+def installing(dsn: str, schema: str) -> Iterator[psycopg.Connection[Any]]:
+    """Yield the driver's connection, in a transaction that runs beside no other install of this schema."""
+    with _locked(dsn, schema) as connection:
+        yield _driver(connection)
 
 
 def _lock_tables(connection: Connection, schema: str) -> None:

@@ -11,7 +11,9 @@ DEFAULT_SCHEMA = "inturn"
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 # Where the files name the schema: before a dot, after the word SCHEMA, and in the names of the roles.
-_MENTION = re.compile(r"(?<=SCHEMA )inturn\b|\binturn(?=\.)|\binturn(?=_(?:caller|applier|operator)\b)")
+_MENTION = re.compile(
+    r"(?<=SCHEMA )inturn\b|\binturn(?=\.)|\binturn(?=_(?:caller|applier|operator|receiver)\b)"
+)
 
 
 def check_schema_name(schema: str) -> str:

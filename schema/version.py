@@ -11,7 +11,7 @@ from inturn.schema.errors import SchemaMismatch
 from inturn.schema.source import DEFAULT_SCHEMA
 
 #: The revision that this package installs, and the only one that it serves.
-HEAD = "0002"
+HEAD = "0003"
 
 
 def installed_version(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCHEMA) -> str | None:
@@ -20,13 +20,24 @@ def installed_version(connection: psycopg.Connection[Any], schema: str = DEFAULT
     Raises:
         psycopg.Error: the database refused the question.
     """
-    found = connection.execute(
-        "SELECT to_regclass(format('%%I.schema_version', %s::text))", (schema,)
-    ).fetchone()
-    if found is None or found[0] is None:
+    return _version_in(connection, schema, "schema_version")
+
+
+def installed_receiver(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCHEMA) -> str | None:
+    """Return the revision of the receiver's guard in the database, None when it is not installed.
+
+    Raises:
+        psycopg.Error: the database refused the question.
+    """
+    return _version_in(connection, schema, "receiver_version")
+
+
+def _version_in(connection: psycopg.Connection[Any], schema: str, table: str) -> str | None:
+    found = connection.execute("SELECT to_regclass(format('%%I.%%I', %s::text, %s::text))", (schema, table))
+    if found.fetchone() in {None, (None,)}:
         return None
     version = connection.execute(
-        sql.SQL("SELECT version_num FROM {}.schema_version").format(sql.Identifier(schema))
+        sql.SQL("SELECT version_num FROM {}").format(sql.Identifier(schema, table))
     ).fetchone()
     return None if version is None else str(version[0])
 

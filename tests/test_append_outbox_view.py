@@ -87,7 +87,7 @@ def test_a_seq_of_ones_own_is_refused(orders: Database) -> None:
         "INSERT INTO inturn.outbox (topic, key, name, seq) VALUES ('orders', 'a', 'x', 7)",
     )
     assert said.sqlstate == "IT007"
-    assert said.message == "seq 7 was given for key 'a' of topic 'orders'"
+    assert said.message == "seq 7 was given for key 'a', and topic 'orders' numbers its commands itself"
     assert "RETURNING seq" in said.hint
     assert log(orders) == []
 

@@ -23,6 +23,7 @@ ROUTINES = {
     "inturn_caller": {"append", "append_many"},
     "inturn_applier": {
         *("claim", "claim_commands", "finish", "fail", "apply", "apply_batch"),
+        *("advance", "renew", "release"),
         *("announce_applier", "announce_sleep", "next_ready", "pending_commands"),
     },
     "inturn_operator": {
@@ -30,6 +31,7 @@ ROUTINES = {
         *("list_keys", "topic_status", "pending_commands", "key_state"),
         *("list_appliers", "why", "timeline", "verify", "verify_slice", "verify_topics"),
         *("retry", "retry_all", "skip", "cancel_rest", "replay", "amend", "pause", "resume"),
+        "fill_gap",
     },
 }
 
@@ -39,7 +41,7 @@ RELATIONS = {
     "command_log": ("", "SELECT", "SELECT"),
     "key_sequence": ("", "SELECT UPDATE", "SELECT"),
     "key_cursor": ("", "SELECT UPDATE", "SELECT"),
-    "turn": ("", "INSERT", "SELECT"),
+    "turn": ("", "INSERT SELECT UPDATE", "SELECT"),
     "listener": ("", "INSERT SELECT UPDATE", "SELECT"),
     "applier": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
     "skip": ("", "INSERT SELECT", "SELECT"),
@@ -178,6 +180,7 @@ DEFINERS = {
     *("list_appliers", "why"),
     *("set_topic", "pause_topic", "resume_topic"),
     *("retry", "retry_all", "skip", "cancel_rest", "replay", "amend", "pause", "resume"),
+    "fill_gap",
 }
 
 
@@ -244,6 +247,8 @@ NOT_A_CALLERS = [
     "SELECT inturn.claim_commands('orders')",
     "SELECT inturn.finish('orders', '{a}', '{1}', '{1}', '{1}', 'me')",
     "SELECT inturn.fail('orders', 'a', 1, 1, 1, 'e', 'me')",
+    "SELECT inturn.claim('{orders}'::text[], 1)",
+    "SELECT inturn.advance('orders', 'a', 1, 1)",
     "CALL inturn.apply()",
     "SELECT inturn.announce_sleep('{orders}')",
     "SELECT inturn.create_topic('mine')",
@@ -269,7 +274,6 @@ NOT_AN_APPLIERS = [
     "UPDATE inturn.command_log SET name = 'x'",
     "DELETE FROM inturn.command_log",
     "UPDATE inturn.topic SET target = 'python'",
-    "UPDATE inturn.turn SET outcome = 'applied'",
     "DELETE FROM inturn.turn",
     "DELETE FROM inturn.key_cursor",
     "INSERT INTO inturn.key_cursor (topic, key) VALUES ('orders', 'z')",

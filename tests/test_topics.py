@@ -72,7 +72,7 @@ OUT_OF_RANGE = [
     ("'t', ''", "target"),
     ("'t', 'Python'", "target"),
     ("'t', 'sql:'", "target"),
-    ("'t', 'http://example.com'", "target"),
+    ("'t', 'http://user:word@example.com'", "target"),
     ("'t', max_attempts => 0", "max_attempts"),
     ("'t', max_attempts => -1", "max_attempts"),
     ("'t', max_attempts => NULL", "max_attempts"),

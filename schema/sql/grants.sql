@@ -8,7 +8,7 @@ GRANT SELECT ON inturn.schema_version TO inturn_caller, inturn_applier, inturn_o
 
 -- A caller appends and nothing more. The view reads as empty; RETURNING needs the SELECT.
 GRANT EXECUTE ON FUNCTION
-    inturn.append(text, text, text, jsonb, text),
+    inturn.append(text, text, text, jsonb, text, bigint),
     inturn.append_many(text, text[], text[], jsonb[], text[])
 TO inturn_caller;
 GRANT SELECT, INSERT ON inturn.outbox TO inturn_caller;
@@ -21,7 +21,21 @@ GRANT EXECUTE ON ROUTINE
     inturn.finish(text, text[], bigint[], bigint[], bigint[], text),
     inturn.fail(text, text, bigint, bigint, bigint, text, text, text, interval),
     inturn.backoff(inturn.topic, integer),
+    inturn.record_failure(inturn.key_cursor, bigint, bigint, bigint, integer, text, text, timestamptz, text, interval),
     inturn.pass_over(text, text, bigint, bigint, bigint, text, text),
+    inturn.next_commands(text, text, bigint, integer),
+    inturn.find_gap(text, text),
+    inturn.settle_key(text, text),
+    inturn.notify_appliers(text),
+    inturn.lease_end(inturn.topic, interval),
+    inturn.begin_lease(inturn.topic, text, bigint, bigint, interval, text),
+    inturn.hold_lease(text, text, bigint),
+    inturn.claim(text[], integer, interval, text),
+    inturn.advance(text, text, bigint, bigint, interval),
+    inturn.renew(text, text, bigint, interval),
+    inturn.release(text, text, bigint),
+    inturn.fail(text, text, bigint, bigint, text, text, interval),
+    inturn.record_progress(text[], text[], bigint[], bigint[], boolean[]),
     inturn.require_read_committed(),
     inturn.refuse_topic(text),
     inturn.target_function(text, text),
@@ -39,7 +53,7 @@ TO inturn_applier;
 GRANT SELECT ON inturn.topic, inturn.command_log TO inturn_applier;
 GRANT SELECT, UPDATE ON inturn.key_cursor, inturn.key_sequence TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE ON inturn.listener TO inturn_applier;
-GRANT INSERT ON inturn.turn TO inturn_applier;
+GRANT SELECT, INSERT, UPDATE ON inturn.turn TO inturn_applier;
 GRANT SELECT, INSERT ON inturn.skip TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.applier TO inturn_applier;
 
@@ -47,10 +61,11 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.applier TO inturn_applier;
 GRANT SELECT ON ALL TABLES IN SCHEMA inturn TO inturn_operator;
 GRANT INSERT ON inturn.topic TO inturn_operator;
 GRANT EXECUTE ON FUNCTION
-    inturn.create_topic(text, text, integer, interval, interval, integer, integer, text),
+    inturn.create_topic(text, text, integer, interval, interval, integer, integer, text,
+                        text, bigint, bigint, interval, interval, integer),
     inturn.check_topic(inturn.topic),
     inturn.target_function(text, text),
-    inturn.keys_query(text, text),
+    inturn.keys_query(text, text, boolean),
     inturn.list_keys(text, text, integer, text, interval, bigint, text),
     inturn.topic_status(text, interval),
     inturn.pending_commands(text[]),
@@ -70,7 +85,8 @@ GRANT EXECUTE ON FUNCTION
     inturn.amend(text, text, bigint, text, text, jsonb, jsonb),
     inturn.pause(text, text, text, timestamptz),
     inturn.resume(text, text, text),
+    inturn.fill_gap(text, text, bigint, text),
     inturn.pause_topic(text, text, timestamptz),
     inturn.resume_topic(text, text),
-    inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text)
+    inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text, bigint, interval, interval, integer)
 TO inturn_operator;

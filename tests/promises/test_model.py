@@ -22,6 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from support.database import Database, Session, until
+from support.lease_scenes import Lease, claim
 from support.oracle import Oracle
 from support.race import blocked, kill, replace_in
 
@@ -65,7 +66,7 @@ class Caller:
 
 
 class Machine(RuleBasedStateMachine):
-    """Three callers, an applier that may leave its turn open, an operator, on the two keys of a new topic."""
+    """Three callers, an applier that may leave its turn open, lease clients and an operator, on two keys."""
 
     database: Database
     oracle: Oracle
@@ -82,6 +83,9 @@ class Machine(RuleBasedStateMachine):
         self.callers = [Caller(self.database.session()) for _ in range(3)]
         self.applier = self.database.session()
         self.turn_open = False
+        self.client = self.database.session(autocommit=True)
+        #: What clients have, or believe to have; those that were found to be fenced off are gone.
+        self.leases: list[Lease] = []
         self.committed: dict[str, list[int]] = {f"{self.topic} {name}": [] for name in "ab"}
         #: Which commands fail now, and with which SQLSTATE; which ever did.
         self.poison: dict[int, str] = {}
@@ -193,10 +197,78 @@ class Machine(RuleBasedStateMachine):
                 self.applier.commit()
         self._settle()
 
+    # Lease clients.
+
+    @rule(max_keys=st.integers(1, 2))
+    def claim_by_lease(self, max_keys: int) -> None:
+        self.leases += claim(self.client, max_keys, "client", self.topic)
+
+    @precondition(lambda self: self.leases and not self.turn_open)
+    @rule(
+        which=st.integers(0, 9),
+        step=st.sampled_from(["work", "work", "work", "work", "effect", "renew", "release", "retry", "skip"]),
+    )
+    def take_a_step(self, which: int, step: str) -> None:
+        """A step succeeds just while nobody else has had the key, however late it comes."""
+        lease = self.leases[which % len(self.leases)]
+        position, epoch, leased = self.database.execute(
+            "SELECT applied_seq, epoch, claimed_by IS NOT NULL FROM inturn.key_cursor"
+            " WHERE (topic, key) = (%s, %s)",
+            [self.topic, lease.key],
+        )[0]
+        seq = next((seq for seq in lease.seqs if seq > position), None)
+        if seq is None and step != "renew":
+            step = "release"
+        n = self.committed[lease.key][seq - 1] if seq is not None else None
+        if step in {"work", "effect"}:
+            done = self.client.execute("SELECT app.effect(%s, %s, %s, %s)", [lease.key, seq, lease.epoch, n])
+            if step == "effect":
+                return
+            if not done[0][0]:
+                assert (epoch, leased) != (lease.epoch, True), "the receiver knows of a later lease"
+        statement, parameters = {
+            "work": lease.advance(seq),
+            "renew": lease.step("renew"),
+            "release": lease.step("release"),
+            "retry": lease.fail(seq),
+            "skip": lease.step("fail", seq, "no", "skip"),
+        }[step]
+        running = self.client.begin(statement, parameters)
+        assert not blocked(self.database, self.client, running), "a lease waits for somebody"
+        error = running.exception()
+        assert (error is None) == ((epoch, leased) == (lease.epoch, True)), error
+        assert error is None or getattr(error, "sqlstate", None) == "IT030", error
+        if error is not None or step not in {"work", "renew"} or running.result() == [(None,)]:
+            self.leases.remove(lease)
+        if error is None and n is not None:
+            self.ever_poison |= (
+                {(n, {"retry": "failed", "skip": "IT022"}[step])} if step in {"retry", "skip"} else set()
+            )
+
+    @rule()
+    def let_leases_run_out(self) -> None:
+        """As if an hour went by."""
+        for key, applied in self._applied().items():
+            leased = self.database.execute(
+                "SELECT FROM inturn.key_cursor WHERE topic = %s AND key = %s AND lease_until IS NOT NULL",
+                [self.topic, key],
+            )
+            if leased and applied < len(self.committed[key]):
+                self.ever_poison.add((self.committed[key][applied], "ran out"))
+            self._act(
+                "count(*) FROM (SELECT FROM inturn.key_cursor"
+                " WHERE topic = %s AND key = %s FOR UPDATE) locked",
+                key,
+                then="UPDATE inturn.key_cursor SET lease_until = now(),"
+                " ready_at = CASE WHEN ready_at IS NOT NULL THEN greatest(now(), paused_until) END"
+                " WHERE topic = %s AND key = %s AND lease_until > now()",
+            )
+
     @precondition(lambda self: not self.turn_open)
     @rule()
     def drain(self) -> None:
         """Afterwards every key is applied up to its end or up to its poison."""
+        self.let_leases_run_out()
         if self.database.value(
             "SELECT paused_at IS NOT NULL FROM inturn.topic WHERE name = %s", [self.topic]
         ):
@@ -266,7 +338,8 @@ class Machine(RuleBasedStateMachine):
         )
         if done == "IT042":
             appending = any(key in dict(caller.appended) for caller in self.callers)
-            assert self.turn_open or appending, "busy with nobody"
+            leased = any(lease.key == key for lease in self.leases)
+            assert self.turn_open or appending or leased, "busy with nobody"
         elif state is None:
             assert done == "IT040"
         else:
@@ -299,7 +372,7 @@ class Machine(RuleBasedStateMachine):
                 " WHERE topic = %s AND key = %s FOR UPDATE) locked",
                 key,
                 then="UPDATE inturn.key_cursor SET paused_until = now() - interval '1 s',"
-                " ready_at = CASE WHEN ready_at IS NOT NULL THEN now() END"
+                " ready_at = CASE WHEN ready_at IS NOT NULL THEN greatest(now(), lease_until) END"
                 " WHERE topic = %s AND key = %s AND paused_until > now()",
             )
 
@@ -338,6 +411,7 @@ class Machine(RuleBasedStateMachine):
             self.log_and_witness_are_the_model()
         finally:
             self.applier.close()
+            self.client.close()
 
     # Helpers.
 
@@ -425,7 +499,17 @@ class Machine(RuleBasedStateMachine):
         return passed
 
     def _witness(self, key: str) -> list[int]:
-        rows = self.database.execute("SELECT n FROM app.witness WHERE key = %s ORDER BY id", [key])
+        """The numbers of the commands in the order of their effects, inside and outside."""
+        rows = self.database.execute(
+            "WITH done AS (SELECT id, n FROM app.witness WHERE key = %(key)s UNION ALL"
+            "   (SELECT DISTINCT ON (o.n) o.id, o.n FROM app.outside o JOIN inturn.key_cursor c USING (key)"
+            "    WHERE key = %(key)s AND o.seq <= c.applied_seq"
+            "      AND NOT EXISTS (SELECT FROM inturn.skip p WHERE p.key = o.key AND p.seq = o.seq)"
+            "      AND NOT EXISTS (SELECT FROM app.witness w WHERE w.key = o.key AND w.seq = o.seq)"
+            "    ORDER BY o.n, o.id))"
+            " SELECT n FROM done ORDER BY id",
+            {"key": key},  # type: ignore[arg-type]
+        )
         return [n for (n,) in rows]
 
 
@@ -458,10 +542,21 @@ def test_model_any_interleaving_keeps_every_promise(witness: Database) -> None:
     [
         ("append", r"new_seq = drained \+ 1", "false"),
         ("finish", r"t\.sequence IS NOT NULL AND \(.*?\) IS NULL", "t.sequence IS NOT NULL"),
-        ("settle_key", r"SELECT drained AND NOT EXISTS \(.*?\) INTO drained", "SELECT drained INTO drained"),
+        (
+            "settle_key",
+            r"SELECT drained AND [^;]*?NOT EXISTS \(.*?\) INTO drained",
+            "SELECT drained INTO drained",
+        ),
         ("move_past", r"epoch = c\.epoch \+ 1", "epoch = c.epoch"),
+        ("begin_lease", r"lease_until = until, ready_at = until", "lease_until = until"),
     ],
-    ids=["wake_in_append", "look_in_finish", "look_in_settle_key", "epoch_in_move_past"],
+    ids=[
+        "wake_in_append",
+        "look_in_finish",
+        "look_in_settle_key",
+        "epoch_in_move_past",
+        "lease_end_in_begin_lease",
+    ],
 )
 def test_model_finds_what_a_missing_guard_breaks(
     witness: Database, function: str, pattern: str, without: str

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psycopg
 import pytest
-from support import operator_scenes, scenes
+from support import gap_scenes, lease_scenes, operator_scenes, scenes
 from support.crowd import Crowd
 from support.database import Database
 from support.oracle import Oracle
@@ -33,7 +33,7 @@ class Guard:
 _LOOK = r"t\.sequence IS NOT NULL AND \(.*?\) IS NULL"
 
 #: The same of settle_key.
-_SETTLE_LOOK = r"SELECT drained AND NOT EXISTS \(.*?\) INTO drained"
+_SETTLE_LOOK = r"SELECT drained AND [^;]*?NOT EXISTS \(.*?\) INTO drained"
 
 #: The check moves into the statement that locks, and so on that statement's snapshot.
 _ON_ONE_SNAPSHOT = (
@@ -47,6 +47,8 @@ _ON_ONE_SNAPSHOT = (
 )
 #: Within the claim's own transaction nobody else can have had a turn: the epoch is the second fence.
 _HELD = r" AND c\.xmax = pg_current_xact_id\(\)::xid"
+_CLAIM = "claim(text, timestamptz, integer)"
+_FAIL = "fail(text, text, bigint, bigint, bigint, text, text, text, interval)"
 _WAITS = "waits for a lock"
 _NOT_READY = re.escape("assert [] == ['x']")
 _NOT_FENCED = "DID NOT RAISE|'23505' == 'IT030'"
@@ -89,21 +91,21 @@ GUARDS = [
     ),
     Guard(
         "claim locks",
-        "claim",
+        _CLAIM,
         ((r"FOR UPDATE SKIP LOCKED", ""),),
         scenes.claim_beside_a_locked_head,
         r"Turn\(key='x'",
     ),
     Guard(
         "claim skips what is locked",
-        "claim",
+        _CLAIM,
         ((r" SKIP LOCKED", ""),),
         scenes.claim_beside_a_locked_head,
         _WAITS,
     ),
     Guard(
         "claim heeds ready_at",
-        "claim",
+        _CLAIM,
         ((r" AND c\.ready_at <= now", ""),),
         scenes.claim_before_its_time,
         r"Turn\(key='x'",
@@ -131,7 +133,7 @@ GUARDS = [
     ),
     Guard(
         "fail needs the claim",
-        "fail",
+        _FAIL,
         ((_HELD, ""),),
         scenes.finish_without_the_claim,
         _NOT_FENCED,
@@ -145,7 +147,7 @@ GUARDS = [
     ),
     Guard(
         "fail heeds the epoch",
-        "fail",
+        _FAIL,
         ((rf"{_HELD}\s+AND c\.epoch = fail\.epoch - 1", ""),),
         scenes.late_finish_after_a_failed_turn,
         _NOT_FENCED,
@@ -239,7 +241,7 @@ GUARDS = [
     Guard(
         "an operator waits for the applier at work",
         "lock_cursor",
-        ((r" FOR UPDATE(?=;\s+EXCEPTION)", ""),),
+        ((r" FOR UPDATE(?=;\s+EXIT)", ""),),
         operator_scenes.skip_beside_an_applier,
         "DID NOT RAISE",
     ),
@@ -279,7 +281,7 @@ GUARDS = [
     Guard(
         "a paused key is not ready",
         "pause",
-        ((r"THEN until END", "THEN c.ready_at END"),),
+        ((r"THEN greatest\(until.*?END\) END", "THEN c.ready_at END"),),
         operator_scenes.pause_of_a_ready_key,
         "paused for good and ready at once",
     ),
@@ -292,10 +294,187 @@ GUARDS = [
     ),
     Guard(
         "claim leaves a paused topic alone",
-        "claim",
+        _CLAIM,
         ((r"t\.paused_at IS NOT NULL AND", "false AND"),),
         operator_scenes.claim_of_a_paused_topic,
         r"Turn\(key='x'",
+    ),
+    # Leases.
+    Guard(
+        "a lease counts under its epoch alone",
+        "hold_lease",
+        ((r" AND c\.epoch = hold_lease\.epoch", ""),),
+        lease_scenes.late_after_another_claim,
+        _NOT_FENCED,
+    ),
+    Guard(
+        "a lease that was ended does not count",
+        "hold_lease",
+        ((r" AND c\.claimed_by IS NOT NULL", ""),),
+        lease_scenes.late_after_its_release,
+        "'23502' == 'IT030'",
+    ),
+    Guard(
+        "a claim by lease takes the next epoch",
+        "begin_lease",
+        ((r"epoch = begin_lease\.epoch", "epoch = c.epoch"),),
+        lease_scenes.late_after_another_claim,
+        "P2: an epoch is missing",
+    ),
+    Guard(
+        "a lease keeps the key from the others",
+        "begin_lease",
+        ((r"lease_until = until, ready_at = until", "lease_until = until"),),
+        lease_scenes.late_after_another_claim,
+        "P2: ready under a lease",
+    ),
+    Guard(
+        "an advance is of the next command",
+        "advance",
+        ((r"IF seq IS DISTINCT FROM was\.applied_seq AND \(", "IF false AND ("),),
+        lease_scenes.advance_out_of_turn,
+        "DID NOT RAISE|CheckViolation|NotNullViolation",
+    ),
+    Guard(
+        "a repeated advance is no success of the next command",
+        "advance",
+        ((r"attempts = CASE WHEN .*? ELSE 0 END", "attempts = 0"),),
+        lease_scenes.repeated_advance_after_a_failure,
+        "failed for the first time again",
+    ),
+    Guard(
+        "a lease that fails keeps what it has applied",
+        "record_failure",
+        ((r"ON CONFLICT ON CONSTRAINT turn_pkey DO UPDATE SET.*?;", ";"),),
+        lease_scenes.fail_after_an_advance,
+        "UniqueViolation",
+    ),
+    Guard(
+        "a turn ends the lease that it takes over",
+        "move_cursors",
+        ((r"claimed_by = NULL, claimed_at = NULL, lease_until = NULL,", ""),),
+        lease_scenes.turn_after_a_lease_that_ran_out,
+        "counted as a failed attempt",
+    ),
+    Guard(
+        "a pause leaves the key to its lease",
+        "pause",
+        ((r"THEN greatest\(until, CASE WHEN .*? END\) END", "THEN until END"),),
+        lease_scenes.pause_for_a_moment_under_a_lease,
+        "P2: ready under a lease",
+    ),
+    Guard(
+        "a renewal under a pause leaves the key to its lease",
+        "renew",
+        ((r"THEN greatest\(until, c\.paused_until\) END", "THEN c.ready_at END"),),
+        lease_scenes.renew_under_a_pause,
+        "P2: ready under a lease",
+    ),
+    Guard(
+        "a resumed key is its lease's",
+        "settle_key",
+        ((r"c\.paused_until, c\.lease_until\)", "c.paused_until)"),),
+        lease_scenes.resume_under_a_lease,
+        "P2: ready under a lease",
+    ),
+    Guard(
+        "a key does not go idle under a lease",
+        "settle_key",
+        ((r" AND \(c\.lease_until > clock_timestamp\(\)\) IS NOT TRUE", ""),),
+        lease_scenes.resume_under_a_lease_that_is_done,
+        "P2: ready under a lease",
+    ),
+    Guard(
+        "an operator who waits for a lease holds no lock",
+        "lock_cursor",
+        ((r"RAISE EXCEPTION USING ERRCODE = 'IT042';", "PERFORM pg_sleep(0.02);"),),
+        lease_scenes.advance_beside_a_waiting_operator,
+        _WAITS,
+    ),
+    Guard(
+        "an amended command is not the one of an old lease",
+        "amend",
+        ((r"UPDATE inturn\.key_cursor c SET epoch.*?;", ""),),
+        lease_scenes.late_after_an_amend,
+        _NOT_FENCED,
+    ),
+    # Numbering given.
+    Guard(
+        "append_given locks the key",
+        "append_given",
+        ((r"\s+FOR UPDATE;", ";"),),
+        gap_scenes.finish_beside_the_open_append_of_the_missing,
+        _NOT_READY,
+    ),
+    Guard(
+        "append_given wakes the key that waits for it",
+        "append_given",
+        ((r"seq = drained \+ 1", "false"),),
+        gap_scenes.the_missing_one_comes,
+        _NOT_READY,
+    ),
+    Guard(
+        "append_given waits for no handler",
+        "append_given",
+        ((r"IF awake THEN", "IF false THEN"),),
+        gap_scenes.the_missing_one_beside_a_turn_that_looks_for_it,
+        _WAITS,
+    ),
+    Guard(
+        "append_given takes no number that was passed over",
+        "append_given",
+        ((r"seq <= applied OR", "false OR"),),
+        gap_scenes.late_append_after_fill_gap,
+        "DID NOT RAISE",
+    ),
+    Guard(
+        "a lease ends at a gap",
+        "next_commands",
+        ((r"WHERE \(c\.l\)\.seq = next_commands\.applied_seq \+ c\.place", ""),),
+        gap_scenes.claims_before_a_gap,
+        r"\(1, 3\)",
+    ),
+    Guard(
+        "a SQL target is called up to a gap",
+        "target_query",
+        ((r"'l\.seq = t\.applied_seq \+ l\.place AND '", "''"),),
+        gap_scenes.turns_before_a_gap,
+        "P3: applied out of turn|did not come",
+    ),
+    Guard(
+        "finish finds the gap",
+        "finish",
+        ((r"t\.numbering = 'given'", "false"),),
+        gap_scenes.turns_before_a_gap,
+        "P4: a gap that nobody knows of",
+    ),
+    Guard(
+        "a gap is looked for under the lock of the cursor",
+        "find_gap",
+        ((r" FOR UPDATE", ""),),
+        gap_scenes.append_beside_cancel_rest,
+        "P4: lost: unapplied and idle|drained_seq is not where",
+    ),
+    Guard(
+        "a paused key is not held for its gap",
+        "find_gap",
+        ((r"late := until <= clock_timestamp\(\) AND NOT paused", "late := until <= clock_timestamp()"),),
+        gap_scenes.gap_times_out_under_a_pause,
+        "P3: held and paused at once",
+    ),
+    Guard(
+        "fill_gap keeps callers out",
+        "fill_gap",
+        ((r"PERFORM inturn\.lock_callers\(topic, key\);", ""),),
+        gap_scenes.fill_gap_beside_the_append_of_the_missing,
+        "did not wait for the caller",
+    ),
+    Guard(
+        "fill_gap keeps no callers waiting for an applier",
+        "fill_gap",
+        ((r"IF waits THEN", "IF true THEN"),),
+        gap_scenes.fill_gap_beside_an_applier,
+        _WAITS,
     ),
 ]
 

@@ -105,7 +105,8 @@ class Database:
         """Run a statement in autocommit and return the first column of its first row."""
         return self.execute(query, parameters)[0][0]
 
-    def drop(self) -> None:
+    def close(self) -> None:
+        """Close everything that was opened through it."""
         for session in self._sessions:
             # A statement that still blocks would keep the thread.
             if not session.connection.closed:
@@ -113,5 +114,8 @@ class Database:
             session.close()
         for connection in self._connections:
             connection.close()
+
+    def drop(self) -> None:
+        self.close()
         with self.server.connect() as admin:
             admin.execute(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")

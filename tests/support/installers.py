@@ -12,10 +12,10 @@ import traceback
 from collections.abc import Sequence
 
 
-def upgrade_at_once(dsns: Sequence[str], *, schema: str) -> None:
+def upgrade_at_once(dsns: Sequence[str], *, schema: str, receiver: bool = False) -> None:
     """Run `upgrade` in one process a DSN, all released together; every one has to succeed."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", __file__, schema, *dsns],
+        [sys.executable, "-W", "error", __file__, "receiver" if receiver else "schema", schema, *dsns],
         capture_output=True,
         text=True,
         check=False,
@@ -24,9 +24,11 @@ def upgrade_at_once(dsns: Sequence[str], *, schema: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _main(schema: str, dsns: Sequence[str]) -> int:
+def _main(what: str, schema: str, dsns: Sequence[str]) -> int:
     from inturn.schema.install import upgrade
+    from inturn.schema.receiver import upgrade_receiver
 
+    run = upgrade_receiver if what == "receiver" else upgrade
     gate, release = os.pipe()
     children = []
     for dsn in dsns:
@@ -35,7 +37,7 @@ def _main(schema: str, dsns: Sequence[str]) -> int:
             os.close(release)
             os.read(gate, 1)  # returns when the parent closes its end
             try:
-                upgrade(dsn, schema=schema)
+                run(dsn, schema=schema)
             except BaseException:  # noqa: BLE001 - reported, and the process ends
                 traceback.print_exc()
                 os._exit(1)
@@ -46,4 +48,4 @@ def _main(schema: str, dsns: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1], sys.argv[2:]))
+    sys.exit(_main(sys.argv[1], sys.argv[2], sys.argv[3:]))

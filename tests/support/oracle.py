@@ -18,6 +18,38 @@ _EVIDENCE = """
         key text COLLATE "C" NOT NULL, seq bigint NOT NULL,
         xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
         seen pg_snapshot NOT NULL DEFAULT pg_current_snapshot());
+    -- What lease clients did outside the transactions of their claims, in one order with the witness;
+    -- and the epochs that leases took, of which not every one has a turn.
+    CREATE TABLE app.outside (
+        id bigint PRIMARY KEY DEFAULT nextval('app.witness_id_seq'), key text COLLATE "C" NOT NULL,
+        seq bigint NOT NULL, epoch bigint NOT NULL, n bigint,
+        xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+        seen pg_snapshot NOT NULL DEFAULT pg_current_snapshot());
+    CREATE INDEX ON app.outside (key, seq);
+    CREATE TABLE app.lease (topic text, key text, epoch bigint, PRIMARY KEY (topic, key, epoch));
+    CREATE TABLE app.fence (key text COLLATE "C" PRIMARY KEY, epoch bigint NOT NULL);
+    CREATE FUNCTION app.claim(topics text[], max_keys integer, applier text)
+    RETURNS TABLE (topic text, key text, epoch bigint, seq bigint, payload jsonb)
+    LANGUAGE sql VOLATILE AS $$
+        WITH claimed AS MATERIALIZED (
+            SELECT c.* FROM inturn.claim(topics => topics, max_keys => max_keys, applier => applier) c),
+        noted AS (INSERT INTO app.lease SELECT DISTINCT c.topic, c.key, c.epoch FROM claimed c)
+        SELECT c.topic, c.key, c.epoch, c.seq, c.payload FROM claimed c
+    $$;
+    -- The receiver of outside effects: it refuses an epoch below one that it has seen.
+    CREATE FUNCTION app.effect(key text, seq bigint, epoch bigint, n bigint DEFAULT NULL) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE AS $$
+    BEGIN
+        INSERT INTO app.fence AS f (key, epoch) VALUES (effect.key, effect.epoch)
+        ON CONFLICT ON CONSTRAINT fence_pkey DO UPDATE SET epoch = EXCLUDED.epoch
+            WHERE f.epoch <= EXCLUDED.epoch;
+        IF NOT FOUND THEN
+            RETURN false;
+        END IF;
+        -- A statement of its own, whose snapshot shows the effect before it.
+        INSERT INTO app.outside (key, seq, epoch, n) VALUES (effect.key, effect.seq, effect.epoch, effect.n);
+        RETURN true;
+    END $$;
 """
 
 #: One statement, so one snapshot. Every row is a broken promise.
@@ -26,11 +58,22 @@ WITH
 asked AS (SELECT %s::text AS keys),
 log AS (SELECT *, lag(created_at) OVER one AS before FROM inturn.command_log
         WHERE key LIKE (SELECT keys FROM asked) WINDOW one AS (PARTITION BY topic, key ORDER BY seq)),
-known AS (SELECT topic, key, count(*) AS commands, max(seq) AS last,
-                 bool_and(created_at >= coalesce(before, created_at)) AS forward
-          FROM log GROUP BY topic, key),
-effect AS (SELECT *, row_number() OVER one AS place, lag(xid) OVER one AS before FROM app.witness
-           WHERE key LIKE (SELECT keys FROM asked) WINDOW one AS (PARTITION BY key ORDER BY id)),
+known AS (SELECT log.topic, key, count(*) AS commands, max(seq) AS last, t.numbering = 'given' AS given,
+                 bool_and(log.created_at >= coalesce(before, log.created_at)) AS forward
+          FROM log JOIN inturn.topic t ON t.name = log.topic GROUP BY log.topic, key, t.numbering),
+outside AS (SELECT o.*, max(o.seq) OVER earlier AS furthest, max(o.epoch) OVER earlier AS newest
+            FROM app.outside o WHERE o.key LIKE (SELECT keys FROM asked)
+            WINDOW earlier AS (PARTITION BY o.key ORDER BY o.id ROWS UNBOUNDED PRECEDING)),
+-- An outside effect may be repeated, wait for its record, or belong to what was passed over at last.
+done AS (SELECT id, key, seq, xid, seen FROM app.witness WHERE key LIKE (SELECT keys FROM asked)
+         UNION ALL (SELECT DISTINCT ON (o.key, o.seq) o.id, o.key, o.seq, o.xid, o.seen
+                    FROM outside o JOIN inturn.key_cursor c ON c.key = o.key AND o.seq <= c.applied_seq
+                    WHERE NOT EXISTS (SELECT FROM inturn.skip p
+                                      WHERE p.topic = c.topic AND p.key = o.key AND p.seq = o.seq)
+                      AND NOT EXISTS (SELECT FROM app.witness w WHERE w.key = o.key AND w.seq = o.seq)
+                    ORDER BY o.key, o.seq, o.id)),
+effect AS (SELECT *, row_number() OVER one AS place, lag(xid) OVER one AS before FROM done
+           WINDOW one AS (PARTITION BY key ORDER BY id)),
 applied AS (SELECT key, count(*) AS effects, max(seq) AS last FROM effect GROUP BY key),
 receipt AS (SELECT *, lag(xid) OVER one AS before, row_number() OVER one AS place FROM app.receipt
             WHERE key LIKE (SELECT keys FROM asked) WINDOW one AS (PARTITION BY key ORDER BY seq)),
@@ -47,26 +90,42 @@ turn AS (SELECT * FROM inturn.turn WHERE key LIKE (SELECT keys FROM asked)),
 step AS (SELECT topic, key, epoch, t.from_seq, t.to_seq, t.outcome, m.first, m.last, m.skips, m.by_operator,
                 coalesce(t.from_seq, m.first) AS begins, coalesce(m.last, t.to_seq) AS ends
          FROM turn t FULL JOIN move m USING (topic, key, epoch)),
-history AS (SELECT *, lag(ends, 1, 0::bigint) OVER one AS before, row_number() OVER one AS place
+history AS (SELECT *, lag(ends, 1, 0::bigint) OVER one AS before
             FROM step WINDOW one AS (PARTITION BY topic, key ORDER BY epoch)),
+-- A lease takes an epoch whether or not a turn comes of it; so does amending a command that a lease had.
+epoch AS (SELECT *, row_number() OVER (PARTITION BY topic, key ORDER BY epoch) AS place FROM (
+              SELECT topic, key, epoch FROM step
+              UNION SELECT topic, key, epoch FROM app.lease WHERE key LIKE (SELECT keys FROM asked)) taken),
 key AS (SELECT k.*, c.key IS NOT NULL AS has_cursor, coalesce(c.applied_seq, 0) AS applied_seq,
                c.ready_at, c.held_at, c.paused_at, s.drained_seq, coalesce(a.effects, 0) AS effects,
                coalesce(a.last, 0) AS last_effect,
                coalesce(p.skips, 0) AS skips, coalesce(p.last, 0) AS last_skip,
-               c.paused_at IS NOT NULL AND c.paused_until IS NULL AS paused_for_good
+               c.paused_at IS NOT NULL AND c.paused_until IS NULL AS paused_for_good,
+               c.waiting_at, c.claimed_by, c.lease_until,
+               EXISTS (SELECT FROM log l
+                       WHERE l.topic = k.topic AND l.key = k.key
+                         AND l.seq = coalesce(c.applied_seq, 0) + 1) AS pending
         FROM known k LEFT JOIN inturn.key_cursor c USING (topic, key)
         LEFT JOIN inturn.key_sequence s USING (topic, key) LEFT JOIN applied a USING (key)
         LEFT JOIN skipped p USING (topic, key))
-SELECT 'P1: seqs have a hole', key, commands, last FROM key WHERE commands <> last
-UNION ALL SELECT 'P1: created_at runs backwards', key, commands, last FROM key WHERE NOT forward
+SELECT 'P1: seqs have a hole', key, commands, last FROM key WHERE commands <> last AND NOT given
+UNION ALL SELECT 'P1: created_at runs backwards', key, commands, last FROM key WHERE NOT forward AND NOT given
 UNION ALL SELECT 'P1: committed before the seq before it', key, seq, place FROM receipt
     WHERE before <> xid AND NOT pg_visible_in_snapshot(before, seen)
 UNION ALL SELECT 'P1: a seq given twice or rolled back and kept', key, seq, place FROM receipt
     WHERE seq <> place
 UNION ALL SELECT 'P2: worked beside the turn before it', key, seq, place FROM effect
     WHERE before <> xid AND NOT pg_visible_in_snapshot(before, seen)
-UNION ALL SELECT 'P2: turns do not join', key, begins, before FROM history
-    WHERE begins <> before + 1 OR epoch <> place
+UNION ALL SELECT 'P2: turns do not join', key, begins, before FROM history WHERE begins <> before + 1
+UNION ALL SELECT 'P2: an epoch is missing', key, epoch, place FROM epoch WHERE epoch <> place
+UNION ALL SELECT 'P2: a fenced one has taken effect', key, seq, epoch FROM outside WHERE epoch < newest
+UNION ALL SELECT 'P2: ready under a lease', key, applied_seq, last FROM key WHERE ready_at < lease_until
+UNION ALL SELECT 'P2: half a lease', key, applied_seq, last FROM key
+    WHERE (claimed_by IS NULL) <> (lease_until IS NULL) OR lease_until IS NOT NULL AND held_at IS NOT NULL
+UNION ALL SELECT 'P3: an outside effect repeated behind a later one', key, seq, furthest
+    FROM outside WHERE seq < furthest
+UNION ALL SELECT 'P3: an outside effect before its turn', o.key, o.seq, c.applied_seq
+    FROM outside o JOIN inturn.key_cursor c USING (key) WHERE o.seq > c.applied_seq + 1
 UNION ALL SELECT 'P3: skips do not join their turn', key, first, last FROM history
     WHERE coalesce(outcome IN ('skipped', 'cancelled'), true) <> (first IS NOT NULL)
         OR (outcome IS NULL) <> coalesce(by_operator, false) OR first <> to_seq + 1
@@ -86,7 +145,10 @@ UNION ALL SELECT 'P3: held and paused at once', key, applied_seq, last FROM key
 UNION ALL SELECT 'P3: paused for good and ready at once', key, applied_seq, last FROM key
     WHERE paused_for_good AND ready_at IS NOT NULL
 UNION ALL SELECT 'P4: lost: unapplied and idle', key, last, applied_seq FROM key
-    WHERE last > applied_seq AND ready_at IS NULL AND held_at IS NULL AND NOT coalesce(paused_for_good, false)
+    WHERE pending AND ready_at IS NULL AND held_at IS NULL AND NOT coalesce(paused_for_good, false)
+UNION ALL SELECT 'P4: a gap that nobody knows of', key, last, applied_seq FROM key
+    WHERE last > applied_seq AND NOT pending AND ready_at IS NULL AND held_at IS NULL AND waiting_at IS NULL
+        AND NOT coalesce(paused_for_good, false)
 UNION ALL SELECT 'P4: drained_seq is not where the key went idle', key, drained_seq, applied_seq FROM key
     WHERE drained_seq IS NULL OR drained_seq > applied_seq
         OR has_cursor AND ready_at IS NULL AND held_at IS NULL AND NOT paused_for_good
@@ -123,9 +185,10 @@ class Oracle:
         )
         commands, effects = self._database.execute(
             "SELECT (SELECT count(*) FROM inturn.command_log WHERE key LIKE %s),"
-            " (SELECT count(*) FROM app.witness WHERE key LIKE %s)"
-            " + (SELECT count(*) FROM inturn.skip WHERE key LIKE %s)",
-            [keys, keys, keys],
+            " (SELECT count(*) FROM (SELECT key, seq FROM app.witness UNION SELECT key, seq FROM app.outside"
+            " UNION SELECT key, seq FROM inturn.skip WHERE EXISTS (SELECT FROM inturn.command_log l"
+            "   WHERE (l.topic, l.key, l.seq) = (skip.topic, skip.key, skip.seq))) done WHERE key LIKE %s)",
+            [keys, keys],
         )[0]
         assert commands == effects
         return int(commands)

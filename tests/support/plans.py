@@ -34,7 +34,8 @@ def nodes(plan: Plan) -> Iterator[Plan]:
 def query_of_claim(connection: psycopg.Connection[Any]) -> tuple[str, dict[str, str]]:
     """Return the query inside claim, with $1 topic, $2 since, $3 now, $4 max_keys, and its settings."""
     row = connection.execute(
-        "SELECT prosrc, proconfig FROM pg_proc WHERE oid = 'inturn.claim'::regproc"
+        "SELECT prosrc, proconfig FROM pg_proc"
+        " WHERE oid = 'inturn.claim(text, timestamptz, integer)'::regprocedure"
     ).fetchone()
     assert row is not None
     source, settings = row

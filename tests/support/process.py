@@ -53,6 +53,10 @@ class InturnProcess:
         return self._read(self._err.fileno())
 
     @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
     def running(self) -> bool:
         return self._popen.poll() is None
 

@@ -111,12 +111,10 @@ def replace_in(database: Database, function: str, *edits: tuple[str, str]) -> No
     """Put an edited copy in the place of one of the schema's functions.
 
     Every edit is a pattern, which has to match once or the edit is out of date, and its replacement.
+    A function that shares its name is named with its arguments.
     """
-    definition: str = database.value(
-        "SELECT pg_get_functiondef(p.oid) FROM pg_proc p"
-        " WHERE pronamespace = 'inturn'::regnamespace AND proname = %s",
-        [function],
-    )
+    how = "regprocedure" if "(" in function else "regproc"
+    definition: str = database.value(f"SELECT pg_get_functiondef(%s::{how})", [f"inturn.{function}"])
     for pattern, new in edits:
         definition, times = re.subn(pattern, lambda _, new=new: new, definition, flags=re.DOTALL)  # type: ignore[misc]
         assert times == 1, f"{pattern!r} is {times} times in {function}"

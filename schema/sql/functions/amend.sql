@@ -34,6 +34,9 @@ BEGIN
     PERFORM inturn.refuse_command(topic, key, coalesce(amend.name, command.name), coalesce(amend.payload, command.payload), NULL);
     UPDATE inturn.command_log l SET name = coalesce(amend.name, l.name), payload = coalesce(amend.payload, l.payload)
     WHERE l.topic = amend.topic AND l.key = amend.key AND l.seq = amend.seq;
+    -- Whoever let a lease run out has read it as it was: what they report is not taken any more.
+    UPDATE inturn.key_cursor c SET epoch = c.epoch + 1, claimed_by = NULL, claimed_at = NULL, lease_until = NULL
+    WHERE c.topic = amend.topic AND c.key = amend.key AND c.claimed_by IS NOT NULL;
     RETURN inturn.record_action(topic, key, seq, 'amend', reason,
         jsonb_build_object('name', command.name, 'payload', command.payload),
         jsonb_build_object('name', coalesce(amend.name, command.name), 'payload', coalesce(amend.payload, command.payload)));

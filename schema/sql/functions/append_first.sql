@@ -11,11 +11,13 @@ AS $$
 BEGIN
     INSERT INTO inturn.key_sequence (topic, key)
     SELECT t.name, append_first.key FROM inturn.topic t
-    WHERE t.name = append_first.topic AND octet_length(append_first.key) BETWEEN 1 AND 512
+    WHERE t.name = append_first.topic AND t.numbering = 'assigned' AND octet_length(append_first.key) BETWEEN 1 AND 512
       AND coalesce(octet_length(append_first.idempotency_key), 1) BETWEEN 1 AND 512
     ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
         PERFORM inturn.refuse_command(topic, key, name, payload, idempotency_key);
+        PERFORM inturn.refuse_number(t, append_first.key, NULL, idempotency_key) FROM inturn.topic t
+        WHERE t.name = append_first.topic AND t.numbering = 'given';
         RETURN NULL;
     END IF;
     INSERT INTO inturn.command_log (topic, key, seq, name, payload, idempotency_key)

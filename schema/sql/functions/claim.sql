@@ -29,4 +29,4 @@ BEGIN
     FOR UPDATE SKIP LOCKED;
 END
 $$;
-COMMENT ON FUNCTION inturn.claim IS 'Claims ready keys of a topic until the end of the transaction.';
+COMMENT ON FUNCTION inturn.claim(text, timestamptz, integer) IS 'Claims ready keys of a topic until the end of the transaction.';

@@ -21,9 +21,8 @@ BEGIN
         RETURN QUERY
         SELECT l.key, claimed.applied_seq, claimed.epoch, claimed.attempts + 1, claimed.ready_at,
                l.seq, l.name, l.payload, l.created_at
-        FROM inturn.command_log l
-        WHERE l.topic = claim_commands.topic AND l.key = claimed.key AND l.seq > claimed.applied_seq
-        ORDER BY l.seq LIMIT CASE WHEN claimed.attempts > 0 THEN 1 ELSE max_commands END;
+        FROM inturn.next_commands(claim_commands.topic, claimed.key, claimed.applied_seq,
+                                  CASE WHEN claimed.attempts > 0 THEN 1 ELSE max_commands END) l;
         IF NOT FOUND THEN
             key := claimed.key; applied_seq := claimed.applied_seq; epoch := claimed.epoch;
             attempt := claimed.attempts + 1; ready_at := claimed.ready_at;

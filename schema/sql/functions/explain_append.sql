@@ -1,13 +1,14 @@
 -- Explains a key whose next command is being appended by a transaction that is still open. Internal to why. Takes no locks.
 --
 -- sessions: from session_facts, of which one is the caller. waiting: how many other callers wait for it.
+-- next_seq: NULL when it may be another command, of a key whose callers number.
 CREATE FUNCTION inturn.explain_append(sessions jsonb, waiting bigint, next_seq bigint)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE sql STABLE
 AS $$
 SELECT 'appending', (sessions->0->>'since')::timestamptz,
-    format('Its next command, %s, is being appended by a transaction that is still open: %s', next_seq,
-           inturn.name_sessions(sessions))
+    format('%s is being appended by a transaction that is still open: %s',
+           coalesce('Its next command, ' || next_seq || ',', 'A command of it'), inturn.name_sessions(sessions))
     || CASE waiting WHEN 0 THEN '' WHEN 1 THEN '. 1 more caller waits behind it'
                     ELSE format('. %s more callers wait behind it, one behind the other', waiting) END,
     CASE jsonb_array_length(sessions)

@@ -1,23 +1,16 @@
 -- Explains a key on which nothing committed is pending: a caller's transaction is open on it, or it is idle.
--- Internal to why. Takes no locks.
+-- Internal to why. Locks what explain_appending does, for a moment.
 --
 -- locked: its row in key_sequence is.
-CREATE FUNCTION inturn.explain_empty(c inturn.key_cursor, locked boolean)
+CREATE FUNCTION inturn.explain_empty(c inturn.key_cursor, t inturn.topic, locked boolean)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
-    sequence record;
     last inturn.turn;
 BEGIN
     IF locked THEN
-        -- All that wait for a row stand in its queue, the lock on its place.
-        SELECT s.xmax AS locker, (SELECT count(DISTINCT l.pid) FROM pg_locks l
-                                  WHERE l.locktype = 'tuple' AND l.relation = s.tableoid
-                                    AND (l.page, l.tuple) = ((s.ctid::text::point)[0], (s.ctid::text::point)[1])) AS waiting
-        INTO sequence FROM inturn.key_sequence s WHERE s.topic = c.topic AND s.key = c.key;
-        RETURN QUERY SELECT * FROM inturn.explain_append(
-            inturn.session_facts(inturn.row_holders(sequence.locker, 'inturn.key_sequence')), sequence.waiting, c.applied_seq + 1);
+        RETURN QUERY SELECT * FROM inturn.explain_appending(c, t.numbering);
         RETURN;
     END IF;
     SELECT * INTO last FROM inturn.turn u WHERE u.topic = c.topic AND u.key = c.key ORDER BY u.epoch DESC LIMIT 1;

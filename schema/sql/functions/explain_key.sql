@@ -1,5 +1,5 @@
 -- Explains why a key does not move: the first of the causes that holds. Internal to why.
--- Locks what find_locks and is_first_append_open do, for a moment.
+-- Locks what find_locks, is_first_append_open and is_append_open do, for a moment.
 CREATE FUNCTION inturn.explain_key(topic text, key text)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE
@@ -27,10 +27,19 @@ BEGIN
         RETURN QUERY SELECT * FROM inturn.explain_hands(topic, key, next);
         IF FOUND THEN RETURN; END IF;
     END IF;
+    IF c.held_at IS NOT NULL AND c.waiting_at IS NOT NULL THEN
+        -- Not a failure: what it waits for may be on its way.
+        RETURN QUERY SELECT * FROM inturn.explain_gap(c, t, locked.on_sequence);
+        IF FOUND THEN RETURN; END IF;
+    END IF;
     RETURN QUERY SELECT * FROM inturn.explain_standstill(c, t, next);
     IF FOUND THEN RETURN; END IF;
+    RETURN QUERY SELECT * FROM inturn.explain_lease(c, t, next);
+    IF FOUND THEN RETURN; END IF;
     IF next.seq IS NULL THEN
-        RETURN QUERY SELECT * FROM inturn.explain_empty(c, locked.on_sequence);
+        RETURN QUERY SELECT * FROM inturn.explain_gap(c, t, locked.on_sequence);
+        IF FOUND THEN RETURN; END IF;
+        RETURN QUERY SELECT * FROM inturn.explain_empty(c, t, locked.on_sequence);
     ELSE
         RETURN QUERY SELECT * FROM inturn.explain_ready(c, t, next);
     END IF;

@@ -7,6 +7,10 @@ AS $$
 DECLARE
     failed constant text := format('Its next command, %s, failed at attempt %s of %s: %s', inturn.name_command(next),
                                    c.attempts, t.max_attempts, inturn.shorten(c.last_error, 200));
+    -- What else is to be said of a key that is ready: of its last attempt.
+    last constant text := CASE WHEN c.attempts > 0 THEN '. ' || failed ELSE '' END || CASE WHEN c.claimed_by IS NULL THEN '' ELSE
+        format('. The lease of %s ran out at %s: the claim that takes the key counts that as a failed attempt, unless it is heard of before',
+               inturn.describe_lease(c), to_char(c.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END;
     serving jsonb;
     strange jsonb;
 BEGIN
@@ -22,13 +26,13 @@ BEGIN
                                'seq', next.seq, 'name', next.name);
         RETURN;
     END IF;
-    SELECT jsonb_agg(to_jsonb(a) ORDER BY a.applier) FILTER (WHERE a.alive AND a.revision = v.version_num)
+    SELECT jsonb_agg(to_jsonb(a) ORDER BY a.applier) FILTER (WHERE a.alive AND coalesce(a.revision, v.version_num) = v.version_num)
     INTO serving FROM inturn.list_appliers() a CROSS JOIN inturn.schema_version v WHERE t.name = ANY (a.topics);
     IF serving IS NULL THEN
-        RETURN QUERY SELECT u.cause, c.ready_at, u.says || CASE WHEN c.attempts > 0 THEN '. ' || failed ELSE '' END, u.to_do, u.details
+        RETURN QUERY SELECT u.cause, c.ready_at, u.says || last, u.to_do, u.details
         FROM inturn.explain_unserved(t) u;
     ELSE
-        RETURN QUERY SELECT q.cause, c.ready_at, q.says || CASE WHEN c.attempts > 0 THEN '. ' || failed ELSE '' END, q.to_do, q.details
+        RETURN QUERY SELECT q.cause, c.ready_at, q.says || last, q.to_do, q.details
         FROM inturn.explain_queued(c, serving) q;
     END IF;
 END

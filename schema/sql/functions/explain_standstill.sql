@@ -32,7 +32,12 @@ BEGIN
                CASE WHEN whole THEN 'its whole topic' ELSE 'it' END,
                coalesce('until ' || to_char(last AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'for good'),
                coalesce(': ' || inturn.shorten(action.reason, 200), '. No reason was given'),
-               CASE WHEN next.seq IS NULL THEN '. Nothing is pending on it now' ELSE '' END),
+               CASE WHEN c.lease_until > clock_timestamp()
+                    THEN format('. %s has it by lease until %s, for the command in hand', inturn.describe_lease(c),
+                                to_char(c.lease_until AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"'))
+                    WHEN next.seq IS NULL AND (inturn.find_later(c)).later > 0
+                    THEN format('. Its next command, %s, is missing too', c.applied_seq + 1)
+                    WHEN next.seq IS NULL THEN '. Nothing is pending on it now' ELSE '' END),
         CASE WHEN whole THEN 'inturn resume --topic {topic}' ELSE 'inturn resume --topic {topic} {key}' END,
         jsonb_build_object('until', last, 'reason', action.reason, 'db_user', action.db_user, 'os_user', action.os_user,
                            'acting_as', action.acting_as);

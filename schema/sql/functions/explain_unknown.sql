@@ -13,7 +13,8 @@ BEGIN
         SELECT jsonb_agg(s.value ORDER BY s.position) INTO sessions
         FROM jsonb_array_elements(inturn.session_facts(inturn.row_holders('0', 'inturn.key_sequence')))
             WITH ORDINALITY s (value, position) WHERE s.value->>'kind' IN ('caller', 'operator');
-        RETURN QUERY SELECT * FROM inturn.explain_append(coalesce(sessions, '[]'), 0, 1);
+        RETURN QUERY SELECT * FROM inturn.explain_append(coalesce(sessions, '[]'), 0, (
+            SELECT 1 WHERE NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = explain_unknown.topic AND t.numbering = 'given')));
         RETURN;
     END IF;
     SELECT coalesce(jsonb_agg(jsonb_build_object('topic', n.topic, 'key', n.key)), '[]')

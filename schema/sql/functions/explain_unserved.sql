@@ -37,7 +37,8 @@ BEGIN
                        ELSE format('the last one, %s on %s, was seen at %s', last.applier, last.host,
                                    to_char(last.seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END),
             CASE WHEN t.target = 'python' THEN 'inturn apply --app MODULE:APPLIER --topic {topic}'
-                 ELSE E'inturn apply --topic {topic}\npsql "$INTURN_DSN" -c "CALL inturn.apply()"  # or in SQL, once' END,
+                 WHEN t.target LIKE 'sql:%' THEN E'inturn apply --topic {topic}\npsql "$INTURN_DSN" -c "CALL inturn.apply()"  # or in SQL, once'
+                 ELSE 'inturn apply --topic {topic}' END,
             jsonb_build_object('target', t.target, 'last_applier', last.applier, 'host', last.host, 'seen_at', last.seen_at);
     END IF;
 END

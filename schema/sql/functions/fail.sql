@@ -14,14 +14,10 @@ LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 AS $$
 DECLARE
-    settings inturn.topic;
-    failures integer;
-    outcome text;
-    passed_seq bigint;
+    was inturn.key_cursor;
 BEGIN
     PERFORM inturn.require_read_committed();
-    SELECT * INTO settings FROM inturn.topic t WHERE t.name = fail.topic;
-    SELECT CASE WHEN failed_seq > from_seq THEN 1 ELSE c.attempts + 1 END INTO failures FROM inturn.key_cursor c
+    SELECT * INTO was FROM inturn.key_cursor c
     WHERE c.topic = fail.topic AND c.key = fail.key AND c.xmax = pg_current_xact_id()::xid
       AND c.epoch = fail.epoch - 1 AND c.applied_seq = from_seq - 1;
     IF NOT FOUND THEN
@@ -29,31 +25,8 @@ BEGIN
             MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more',
                              epoch, key, topic);
     END IF;
-    outcome := CASE
-        WHEN verdict = 'hold' THEN 'held' WHEN verdict = 'skip' THEN 'skipped'
-        WHEN failures < settings.max_attempts THEN 'retrying'
-        WHEN settings.on_exhausted = 'hold' THEN 'held' WHEN settings.on_exhausted = 'skip' THEN 'skipped'
-        ELSE 'cancelled' END;
-    IF outcome IN ('skipped', 'cancelled') THEN
-        passed_seq := inturn.pass_over(topic, key, failed_seq, CASE outcome WHEN 'skipped' THEN failed_seq END, epoch,
-                                       CASE verdict WHEN 'skip' THEN 'handler' ELSE 'attempts' END, split_part(error, E'\n', 1));
-    END IF;
-
-    UPDATE inturn.key_cursor c SET
-        applied_seq = coalesce(passed_seq, failed_seq - 1), epoch = fail.epoch, empty_turns = 0,
-        attempts = CASE WHEN passed_seq IS NULL THEN failures ELSE 0 END,
-        last_error = CASE WHEN passed_seq IS NULL THEN left(error, 8000) END,
-        failed_at = CASE WHEN passed_seq IS NULL THEN clock_timestamp() END,
-        ready_at = CASE WHEN outcome = 'retrying' THEN clock_timestamp() + CASE
-                            WHEN retry_after IS NULL THEN inturn.backoff(settings, failures)
-                            ELSE least(greatest(retry_after, '0'), '1 year') END
-                        WHEN outcome <> 'held' THEN clock_timestamp() END,
-        held_at = CASE outcome WHEN 'held' THEN clock_timestamp() END,
-        paused_at = NULL, paused_until = NULL
-    WHERE c.topic = fail.topic AND c.key = fail.key;
-    INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, outcome, applier, started_at, error)
-    VALUES (topic, key, epoch, from_seq, failed_seq - 1, outcome, applier, now(), left(error, 8000));
-    RETURN outcome;
+    RETURN inturn.record_failure(was, epoch, from_seq, failed_seq, CASE WHEN failed_seq > from_seq THEN 1 ELSE was.attempts + 1 END,
+                                 error, applier, now(), verdict, retry_after);
 END
 $$;
-COMMENT ON FUNCTION inturn.fail IS 'Ends a turn whose last command failed: records the error, and what becomes of the key.';
+COMMENT ON FUNCTION inturn.fail(text, text, bigint, bigint, bigint, text, text, text, interval) IS 'Ends a turn whose last command failed: records the error, and what becomes of the key.';

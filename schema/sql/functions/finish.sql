@@ -44,6 +44,8 @@ BEGIN
             MESSAGE = format('%s of %s turns of topic %L were fenced off: their claims are not held any more',
                              cardinality(keys) - moved, cardinality(keys), topic);
     END IF;
+    PERFORM inturn.find_gap(t.name, k.key) FROM inturn.topic t CROSS JOIN unnest(keys) k (key)
+    WHERE t.name = finish.topic AND t.numbering = 'given';
     INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, outcome, applier, started_at)
     SELECT finish.topic, t.key, t.epoch, t.from_seq, t.applied_seq, 'applied', finish.applier, now()
     FROM unnest(keys, epochs, from_seqs, applied_seqs) t (key, epoch, from_seq, applied_seq)

@@ -1,26 +1,31 @@
 -- Locks a key for an operator, and returns its row in key_cursor. Internal to the operators' functions.
 --
--- Waits for the applier that is at work on the key, for at most lock_timeout (set it: the default is for ever).
+-- Waits for the applier that is at work on the key, in its transaction or by lease, for at most lock_timeout (set it: the
+-- default is for ever). beside_lease: an applier's lease is no obstacle.
 -- Raises IT001, IT040 no such key, IT042 when the wait was too long, with who holds it; IT031 outside READ COMMITTED.
-CREATE FUNCTION inturn.lock_cursor(topic text, key text) RETURNS inturn.key_cursor
+CREATE FUNCTION inturn.lock_cursor(topic text, key text, beside_lease boolean DEFAULT false) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 AS $$
 DECLARE
     cursor inturn.key_cursor;
+    timeout constant interval := current_setting('lock_timeout')::interval;
+    give_up_at constant timestamptz := CASE WHEN timeout > '0' THEN clock_timestamp() + timeout ELSE 'infinity' END;
 BEGIN
     PERFORM inturn.require_read_committed();
-    BEGIN
-        SELECT * INTO cursor FROM inturn.key_cursor c
-        WHERE c.topic = lock_cursor.topic AND c.key = lock_cursor.key FOR UPDATE;
-    EXCEPTION WHEN lock_not_available THEN
-        RAISE EXCEPTION USING ERRCODE = 'IT042',
-            MESSAGE = format('key %L of topic %L is in other hands: %s', key, topic, coalesce((
-                SELECT inturn.describe_backend(inturn.row_holder(c.xmax, 'inturn.key_cursor')) FROM inturn.key_cursor c
-                WHERE c.topic = lock_cursor.topic AND c.key = lock_cursor.key), 'nobody any more')),
-            HINT = format('Nothing was changed. Waited for %s; try again, or end that session: SELECT pg_terminate_backend(PID).',
-                          current_setting('lock_timeout'));
-    END;
+    LOOP
+        BEGIN
+            SELECT * INTO cursor FROM inturn.key_cursor c
+            WHERE c.topic = lock_cursor.topic AND c.key = lock_cursor.key FOR UPDATE;
+            EXIT WHEN beside_lease OR (cursor.lease_until > clock_timestamp()) IS NOT TRUE;
+            RAISE EXCEPTION USING ERRCODE = 'IT042'; -- gives the lock back: the applier needs it to go on
+        EXCEPTION WHEN lock_not_available OR SQLSTATE 'IT042' THEN
+            IF SQLSTATE = '55P03' OR clock_timestamp() >= give_up_at THEN
+                PERFORM inturn.refuse_busy(topic, key);
+            END IF;
+            PERFORM pg_sleep(0.02); -- nothing else tells when a lease ends
+        END;
+    END LOOP;
     IF cursor.key IS NULL THEN
         IF NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = lock_cursor.topic) THEN
             PERFORM inturn.refuse_topic(topic);

@@ -34,6 +34,8 @@ BEGIN
         applied_seq = t.applied_seq,
         epoch = CASE WHEN t.applied_seq >= t.from_seq THEN t.epoch ELSE c.epoch END,
         attempts = 0, last_error = NULL, failed_at = NULL, paused_at = NULL, paused_until = NULL,
+        claimed_by = NULL, claimed_at = NULL, lease_until = NULL,
+        waiting_at = CASE WHEN t.applied_seq < t.from_seq THEN c.waiting_at END,
         empty_turns = CASE WHEN t.applied_seq >= t.from_seq THEN 0 ELSE c.empty_turns + 1 END,
         ready_at = CASE
             WHEN t.drained THEN NULL

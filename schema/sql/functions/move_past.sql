@@ -8,7 +8,8 @@ AS $$
 BEGIN
     UPDATE inturn.key_cursor c SET
         applied_seq = move_past.seq, epoch = c.epoch + 1, attempts = 0, empty_turns = 0,
-        last_error = NULL, failed_at = NULL, held_at = NULL
+        last_error = NULL, failed_at = NULL, held_at = NULL, waiting_at = NULL,
+        claimed_by = NULL, claimed_at = NULL, lease_until = NULL
     WHERE c.topic = move_past.topic AND c.key = move_past.key;
     RETURN inturn.settle_key(topic, key);
 END

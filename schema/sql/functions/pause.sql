@@ -10,7 +10,7 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE
-    was constant inturn.key_cursor := inturn.lock_cursor(topic, key);
+    was constant inturn.key_cursor := inturn.lock_cursor(topic, key, beside_lease => true);
     paused constant boolean := inturn.key_state(was) = 'paused';
     cursor inturn.key_cursor;
 BEGIN
@@ -28,7 +28,10 @@ BEGIN
                 SELECT FROM inturn.command_log l WHERE l.topic = c.topic AND l.key = c.key AND l.seq = c.applied_seq + 1)
             OR EXISTS (
                 SELECT FROM inturn.key_sequence s WHERE s.topic = c.topic AND s.key = c.key AND s.drained_seq < c.applied_seq)
-            THEN until END
+            -- Where callers number: an append beside a claim counts on the key's being ready, and a gap may time out.
+            OR c.ready_at IS NOT NULL OR c.waiting_at IS NOT NULL
+            -- A lease goes on for the command in hand (see advance), and nobody else has the key before it is over.
+            THEN greatest(until, CASE WHEN until IS NOT NULL THEN c.lease_until END) END
     WHERE c.topic = pause.topic AND c.key = pause.key RETURNING * INTO cursor;
     RETURN inturn.record_action(topic, key, NULL, 'pause', reason, inturn.key_facts(was), inturn.key_facts(cursor));
 END

@@ -3,7 +3,7 @@
 --
 -- Once for every seq: to do it again, replay the new one.
 -- Locks: what append locks.
--- Raises IT041 when seq is pending, not there, or was replayed before; IT043 without a reason; and what append raises.
+-- Raises IT041 when seq is pending, not there, or was replayed before, or callers number; IT043 without a reason; and what append raises.
 CREATE FUNCTION inturn.replay(topic text, key text, seq bigint, reason text) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -16,6 +16,10 @@ DECLARE
     replayed bigint;
 BEGIN
     PERFORM inturn.require_reason('replay', reason);
+    IF EXISTS (SELECT FROM inturn.topic t WHERE t.name = replay.topic AND t.numbering = 'given') THEN
+        PERFORM inturn.refuse_action(topic, key, 'has its numbers from its callers, and a replay would need one of theirs',
+            'Have the caller append the command again, under its next number.');
+    END IF;
     -- The lock under which the number is taken; it orders two operators too.
     PERFORM FROM inturn.key_sequence s WHERE s.topic = replay.topic AND s.key = replay.key FOR UPDATE;
     SELECT c.applied_seq INTO applied FROM inturn.key_cursor c WHERE c.topic = replay.topic AND c.key = replay.key;

@@ -8,13 +8,14 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE
-    was constant inturn.key_cursor := inturn.lock_cursor(topic, key);
+    was constant inturn.key_cursor := inturn.lock_cursor(topic, key, beside_lease => true);
 BEGIN
     IF inturn.key_state(was) <> 'paused' THEN
         PERFORM inturn.refuse_action(topic, key, format('is %s, not paused', inturn.key_state(was)),
             CASE WHEN was.held_at IS NOT NULL THEN 'Retry it, or skip the command that failed.' ELSE 'There is nothing to resume.' END);
     END IF;
-    UPDATE inturn.key_cursor c SET paused_at = NULL, paused_until = NULL WHERE c.topic = resume.topic AND c.key = resume.key;
+    UPDATE inturn.key_cursor c SET paused_at = NULL, paused_until = NULL, empty_turns = 0
+    WHERE c.topic = resume.topic AND c.key = resume.key;
     RETURN inturn.record_action(topic, key, NULL, 'resume', reason, inturn.key_facts(was),
                                 inturn.key_facts(inturn.settle_key(topic, key)));
 END

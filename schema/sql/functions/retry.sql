@@ -7,7 +7,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    was constant inturn.key_cursor := inturn.lock_cursor(topic, key);
+    was constant inturn.key_cursor := inturn.lock_cursor(topic, key, beside_lease => true);
 BEGIN
     IF inturn.key_state(was) NOT IN ('held', 'retrying') THEN
         PERFORM inturn.refuse_action(topic, key, format('is %s: there is no failed command to retry', inturn.key_state(was)),

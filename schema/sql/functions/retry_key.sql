@@ -8,7 +8,7 @@ AS $$
 DECLARE
     moved inturn.key_cursor;
 BEGIN
-    UPDATE inturn.key_cursor c SET held_at = NULL, ready_at = clock_timestamp(), attempts = 0
+    UPDATE inturn.key_cursor c SET held_at = NULL, ready_at = clock_timestamp(), attempts = 0, waiting_at = NULL
     WHERE c.topic = was.topic AND c.key = was.key RETURNING * INTO moved;
     RETURN inturn.record_action(was.topic, was.key, was.applied_seq + 1, 'retry', reason,
                                 inturn.key_facts(was), inturn.key_facts(moved));

@@ -8,7 +8,7 @@ CREATE FUNCTION inturn.topic_status(of_topic text DEFAULT NULL, recent interval 
 RETURNS TABLE (
     topic text, target text, held bigint, retrying bigint, paused bigint, ready bigint,
     pending bigint, oldest_pending_at timestamptz, exact boolean, applied bigint, failed bigint,
-    paused_at timestamptz, paused_until timestamptz
+    paused_at timestamptz, paused_until timestamptz, waiting bigint, leased bigint
 )
 LANGUAGE sql STABLE
 SET enable_seqscan = off
@@ -21,9 +21,9 @@ WITH lately AS MATERIALIZED (
     WHERE r.finished_at > statement_timestamp() - recent GROUP BY r.topic
 )
 SELECT t.name, t.target, k.held, k.retrying, k.paused, k.ready,
-       p.pending + greatest(k.held + k.retrying + k.paused + k.ready - p.keys, 0), p.oldest_pending_at,
-       k.held + k.retrying + k.paused + k.ready <= p.keys,
-       coalesce(y.applied, 0)::bigint, coalesce(y.failed, 0), s.paused_at, s.paused_until
+       p.pending + greatest(k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased - p.keys, 0), p.oldest_pending_at,
+       k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased <= p.keys,
+       coalesce(y.applied, 0)::bigint, coalesce(y.failed, 0), s.paused_at, s.paused_until, k.waiting, k.leased
 FROM inturn.topic t
 CROSS JOIN LATERAL (SELECT
     (SELECT count(*) FROM inturn.key_cursor c WHERE c.topic = t.name AND c.held_at IS NOT NULL) AS held,
@@ -32,10 +32,14 @@ CROSS JOIN LATERAL (SELECT
     (SELECT count(*) FROM inturn.key_cursor c WHERE c.topic = t.name AND c.paused_at IS NOT NULL
                                                 AND inturn.key_state(c) = 'paused') AS paused,
     (SELECT count(*) FROM inturn.key_cursor c WHERE c.topic = t.name AND c.ready_at IS NOT NULL
-                                                AND inturn.key_state(c) = 'ready') AS ready) k
+                                                AND inturn.key_state(c) = 'ready') AS ready,
+    (SELECT count(*) FROM inturn.key_cursor c WHERE c.topic = t.name AND c.waiting_at IS NOT NULL
+                                                AND inturn.key_state(c) = 'waiting') AS waiting,
+    (SELECT count(*) FROM inturn.key_cursor c WHERE c.topic = t.name AND c.lease_until IS NOT NULL
+                                                AND inturn.key_state(c) = 'leased') AS leased) k
 CROSS JOIN LATERAL (
     SELECT count(*) AS keys, coalesce(sum(l.pending), 0)::bigint AS pending, min(l.oldest_pending_at) AS oldest_pending_at
-    FROM inturn.list_keys(t.name, 'held,retrying,paused,ready', 50000) l) p
+    FROM inturn.list_keys(t.name, 'held,waiting,retrying,paused,leased,ready', 50000) l) p
 LEFT JOIN inturn.topic s ON s.name = t.name AND s.paused_at IS NOT NULL
                         AND statement_timestamp() < coalesce(s.paused_until, 'infinity')
 LEFT JOIN lately y ON y.topic = t.name

@@ -5,9 +5,14 @@
 -- cost is that of reading the keys; verify_slice says which keys are a piece of work. Takes no locks.
 -- It believes no constraint, in case one was dropped. What the rows must say, a key:
 --   the log has 1, 2, 3, ... n; applied_seq is from 0 to n, drained_seq no further, and where the key went idle;
---   turns and skips cover 1 to applied_seq, each number once, under epochs 1, 2, 3, ... to the cursor's, that rise with seq;
+--   turns and skips cover 1 to applied_seq, each number once, under epochs from 1 to the cursor's, that rise with seq;
 --   each skip belongs to a turn that skipped or cancelled, or to the operator's action under its epoch, and the other way
 --   round; what operators replayed and amended is in the log; and a key with something pending does not sleep.
+-- Where callers number, the first is the topic's first_seq; beyond applied_seq the log may have holes, up to it only where
+-- an operator filled the gap, or all that was pending was cancelled. A key waits if and only if it stands before a hole.
+-- A lease is whole, or there is none; no applier may claim the key while it runs, and one comes when it is over.
+-- Epochs may have holes: a lease takes one when it is claimed, and leaves no row when nothing came of it. Whether there
+-- ever was a lease nothing tells; a turn that is lost is still found by the numbers it applied.
 -- Of times only the ends are compared: a turn's started_at is when its transaction began, and that may wait at the claim
 -- until the turn before has ended. Clocks may step back, by a minute before it counts.
 CREATE FUNCTION inturn.verify(of_topic text, from_key text DEFAULT '', to_key text DEFAULT NULL)
@@ -32,9 +37,14 @@ bound AS MATERIALIZED (
         (SELECT max(k.key) FROM inturn.skip k WHERE k.topic = of_topic),
         (SELECT max(a.key) FROM inturn.operator_action a WHERE a.topic = of_topic))) COLLATE "C" AS last_key
 ),
+-- given: callers number. base: the number before the first.
+numbers AS MATERIALIZED (
+    SELECT count(*) > 0 AS given, coalesce(max(t.first_seq) - 1, 0) AS base FROM inturn.topic t
+    WHERE t.name = of_topic AND t.numbering = 'given'
+),
 command AS MATERIALIZED (
     SELECT l.key, count(*) AS commands, max(l.seq) AS last_seq, count(*) FILTER (WHERE l.seq <> l.before + 1) AS faults
-    FROM (SELECT l.key, l.seq, lag(l.seq, 1, 0::bigint) OVER (PARTITION BY l.key ORDER BY l.seq) AS before
+    FROM (SELECT l.key, l.seq, lag(l.seq, 1, (SELECT n.base FROM numbers n)) OVER (PARTITION BY l.key ORDER BY l.seq) AS before
           FROM inturn.command_log l
           WHERE l.topic = of_topic AND l.key >= from_key COLLATE "C" AND l.key <= (SELECT b.last_key FROM bound b)) l
     GROUP BY l.key
@@ -67,12 +77,12 @@ move AS MATERIALIZED (
 ),
 reach AS (SELECT m.key, max(m.hi) AS hi, max(m.epoch) AS epoch FROM move m GROUP BY m.key),
 key AS MATERIALIZED (
-    SELECT key, k.commands, coalesce(k.last_seq, 0) AS last_seq, k.faults,
-           coalesce(r.hi, 0) AS hi, coalesce(r.epoch, 0) AS last_epoch,
-           s.copy AS sequences, s.drained_seq, s.known_seq, c.copy AS cursors, coalesce(c.applied_seq, 0) AS applied_seq,
-           c.epoch, c.ready_at, c.held_at, c.paused_at, c.paused_until,
-           c.paused_at IS NOT NULL AND c.paused_until IS NULL AS paused
-    FROM command k FULL JOIN sequence s USING (key) FULL JOIN cursor c USING (key) FULL JOIN reach r USING (key)
+    SELECT key, k.commands, coalesce(k.last_seq, n.base) AS last_seq, k.faults,
+           coalesce(r.hi, n.base) AS hi, coalesce(r.epoch, 0) AS last_epoch,
+           s.copy AS sequences, s.drained_seq, s.known_seq, c.copy AS cursors, coalesce(c.applied_seq, n.base) AS applied_seq,
+           c.epoch, c.ready_at, c.held_at, c.paused_at, c.paused_until, c.waiting_at, c.claimed_by, c.claimed_at, c.lease_until,
+           c.paused_at IS NOT NULL AND c.paused_until IS NULL AS paused, n.given, n.base
+    FROM numbers n CROSS JOIN (command k FULL JOIN sequence s USING (key) FULL JOIN cursor c USING (key) FULL JOIN reach r USING (key))
 ),
 -- The moves by number: how far the ones before it reach. A turn that applied nothing covers nothing.
 cover AS (
@@ -92,13 +102,13 @@ action AS (
     SELECT a.*, row_number() OVER (PARTITION BY a.key, a.seq, a.action ORDER BY a.id DESC) = 1 AS latest
     FROM inturn.operator_action a
     WHERE a.topic = of_topic AND a.key >= from_key COLLATE "C" AND a.key <= (SELECT b.last_key FROM bound b)
-      AND a.action IN ('skip', 'cancel-rest', 'replay', 'amend')
+      AND a.action IN ('skip', 'cancel-rest', 'replay', 'amend', 'fill-gap')
 ),
 -- An operator's entries in skip, and the action that says so. after is free JSON: compared, never cast.
 acted AS (
     SELECT coalesce(p.key, a.key) AS key, p.epoch, coalesce(p.lo, a.seq) AS lo, coalesce(p.hi, a.seq) AS hi, a.action
     FROM (SELECT * FROM passed p WHERE p.by_operator) p
-    FULL JOIN (SELECT * FROM action a WHERE a.action IN ('skip', 'cancel-rest')) a
+    FULL JOIN (SELECT * FROM action a WHERE a.action IN ('skip', 'cancel-rest', 'fill-gap')) a
       ON a.key = p.key AND a.seq = p.lo AND a.after -> 'epoch' = to_jsonb(p.epoch)
      AND a.after -> 'applied_seq' = to_jsonb(p.hi)
     WHERE p.key IS NULL OR a.key IS NULL
@@ -110,17 +120,41 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
 
     -- P1
     UNION ALL
-    SELECT CASE WHEN l.seq < 1 THEN 'seq-below-one' WHEN l.seq = l.before THEN 'seq-repeated' ELSE 'seq-missing' END,
-           k.key, CASE WHEN l.seq > l.before + 1 AND l.seq > 0 THEN greatest(l.before, 0) + 1 ELSE l.seq END,
-           CASE WHEN l.seq < 1 THEN format('command %s has a number below 1', l.seq)
+    SELECT CASE WHEN l.seq <= k.base THEN CASE WHEN k.given THEN 'seq-below-first' ELSE 'seq-below-one' END
+                WHEN l.seq = l.before THEN 'seq-repeated' ELSE 'seq-missing' END,
+           k.key, CASE WHEN l.seq > l.before + 1 AND l.seq > k.base THEN h.lo ELSE l.seq END,
+           CASE WHEN l.seq <= k.base THEN format('command %s has a number below %s', l.seq, k.base + 1)
                 WHEN l.seq = l.before THEN format('there is more than one command %s', l.seq)
-                ELSE format('command%s missing before %s', CASE WHEN l.before + 2 = l.seq THEN format(' %s is', l.before + 1)
-                            ELSE format('s %s to %s are', greatest(l.before, 0) + 1, l.seq - 1) END, l.seq) END,
-           '{key_sequence,key_cursor,command_log}', '{}', l.before, l.seq
+                ELSE format('command%s missing before %s', CASE WHEN h.lo = h.hi THEN format(' %s is', h.lo)
+                            ELSE format('s %s to %s are', h.lo, h.hi) END, l.seq) END,
+           '{key_sequence,key_cursor,command_log,skip}', '{}', l.before, l.seq
     FROM key k CROSS JOIN LATERAL (
-        SELECT l.seq, lag(l.seq, 1, 0::bigint) OVER (ORDER BY l.seq) AS before FROM inturn.command_log l
+        SELECT l.seq, lag(l.seq, 1, k.base) OVER (ORDER BY l.seq) AS before FROM inturn.command_log l
         WHERE l.topic = of_topic AND l.key = k.key) l
-    WHERE k.faults > 0 AND l.seq <> l.before + 1 AND NOT (l.seq = 1 AND l.before < 1)
+    CROSS JOIN LATERAL (SELECT greatest(l.before, k.base) + 1 AS lo,
+                               CASE WHEN k.given THEN least(l.seq - 1, k.applied_seq) ELSE l.seq - 1 END AS hi) h
+    WHERE k.faults > 0 AND l.seq <> l.before + 1 AND NOT (l.seq = k.base + 1 AND l.before <= k.base)
+      -- A hole that is accounted for: each of its numbers was passed over as one that was not there.
+      AND NOT (k.given AND l.seq > k.base AND l.seq > l.before AND h.hi - h.lo + 1 <= (
+          SELECT count(*) FROM inturn.skip p
+          WHERE h.hi >= h.lo AND p.topic = of_topic AND p.key = k.key AND p.seq BETWEEN h.lo AND h.hi
+            AND CASE p.skipped_by
+                WHEN 'operator' THEN NOT EXISTS (SELECT FROM inturn.operator_action a WHERE a.topic = of_topic AND a.key = k.key
+                                                 AND a.seq = p.seq AND a.action = 'skip')
+                WHEN 'attempts' THEN NOT EXISTS (SELECT FROM inturn.turn u WHERE u.topic = of_topic AND u.key = k.key
+                                                 AND u.epoch = p.epoch AND u.to_seq + 1 = p.seq)
+                ELSE false END))
+    UNION ALL
+    SELECT 'gap-not-empty', a.key, a.seq, format('an operator filled the gap at %s, and there is a command %s', a.seq, a.seq),
+           '{command_log,skip,operator_action}', '{}', a.seq, a.seq
+    FROM action a WHERE a.action = 'fill-gap' AND (
+        SELECT true FROM inturn.command_log l WHERE l.topic = of_topic AND l.key = a.key AND l.seq = a.seq LIMIT 1) IS NOT NULL
+    UNION ALL
+    SELECT 'numbering-mixed', k.key, NULL,
+           format('known_seq is %s, where %s', k.known_seq, CASE WHEN k.given THEN 'callers number: append would number too'
+                  ELSE 'append numbers: it would ask for a number' END),
+           '{key_sequence}', '{}', NULL, NULL
+    FROM key k WHERE (k.known_seq < 0) <> k.given
     UNION ALL
     SELECT 'sequence-row-missing', k.key, NULL, 'its row in key_sequence is missing', '{key_cursor}', '{}', NULL, NULL
     FROM key k WHERE k.sequences IS NULL
@@ -144,17 +178,17 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
     FROM key k WHERE k.cursors > 1
     UNION ALL
     SELECT 'cursor-outside', k.key, k.applied_seq,
-           format('applied_seq is %s, the commands are 1 to %s', k.applied_seq, k.last_seq),
+           format('applied_seq is %s, the commands are %s to %s', k.applied_seq, k.base + 1, k.last_seq),
            '{key_cursor}', '{}', NULL, NULL
-    FROM key k WHERE k.applied_seq < 0 OR k.applied_seq > k.last_seq
+    FROM key k WHERE k.applied_seq < k.base OR k.applied_seq > k.last_seq
     UNION ALL
-    SELECT 'passed-unaccounted', k.key, greatest(c.reached, 0) + 1,
+    SELECT 'passed-unaccounted', k.key, greatest(c.reached, k.base) + 1,
            format('applied_seq is %s, yet no turn and no skip accounts for %s', k.applied_seq,
-                  concat_ws(' to ', greatest(c.reached, 0) + 1,
-                            nullif(least(c.lo - 1, k.applied_seq), greatest(c.reached, 0) + 1))),
+                  concat_ws(' to ', greatest(c.reached, k.base) + 1,
+                            nullif(least(c.lo - 1, k.applied_seq), greatest(c.reached, k.base) + 1))),
            '{key_cursor,turn,skip}', ARRAY[c.epoch_before, c.epoch], c.reached, c.lo
-    FROM (SELECT * FROM cover c WHERE c.lo > coalesce(c.reached, 0) + 1) c JOIN key k USING (key)
-    WHERE greatest(c.reached, 0) < k.applied_seq
+    FROM (SELECT c.* FROM cover c CROSS JOIN numbers n WHERE c.lo > coalesce(c.reached, n.base) + 1) c JOIN key k USING (key)
+    WHERE greatest(c.reached, k.base) < k.applied_seq
     UNION ALL
     SELECT 'passed-unaccounted', k.key, k.hi + 1,
            format('applied_seq is %s, yet no turn and no skip accounts for %s', k.applied_seq,
@@ -181,8 +215,6 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            CASE f.violation
                WHEN 'epoch-repeated' THEN format('epoch %s was used more than once', w.epoch)
                WHEN 'epoch-below-one' THEN format('epoch %s is below 1', w.epoch)
-               WHEN 'epoch-missing' THEN format('nothing is recorded of epoch %s',
-                   concat_ws(' to ', greatest(w.epoch_before, 0) + 1, nullif(w.epoch - 1, greatest(w.epoch_before, 0) + 1)))
                WHEN 'epoch-order' THEN format('epoch %s begins at %s, epoch %s before it at %s',
                    w.epoch, w.lo, w.epoch_before, w.lo_before)
                WHEN 'turn-order' THEN format('epoch %s ended at %s, epoch %s before it at %s',
@@ -193,15 +225,14 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
                ELSE format('%s was passed over in epoch %s by no turn that skipped or cancelled',
                    concat_ws(' to ', w.lo, nullif(w.hi, w.lo)), w.epoch) END,
            '{key_cursor,turn,skip}', ARRAY[w.epoch_before, w.epoch], w.lo, w.hi
-    FROM walk w CROSS JOIN LATERAL (VALUES
+    FROM numbers n CROSS JOIN walk w CROSS JOIN LATERAL (VALUES
         ('epoch-repeated', w.epoch = w.epoch_before AND (w.kind = 1 AND w.after_skipping) IS NOT TRUE),
         ('epoch-below-one', w.epoch < 1),
-        ('epoch-missing', w.epoch > greatest(w.epoch_before, 0) + 1),
         ('epoch-order', w.epoch > w.epoch_before AND w.lo < w.lo_before),
         ('turn-order', w.ended_at < w.ended_before - interval '1 minute'),
         ('turn-malformed', w.kind = 0 AND (
             w.outcome IN ('applied', 'retrying', 'held', 'skipped', 'cancelled') AND w.well = (w.outcome = 'applied')
-            AND w.lo >= 1 AND w.hi >= CASE w.outcome WHEN 'applied' THEN w.lo ELSE w.lo - 1 END
+            AND w.lo > n.base AND w.hi >= CASE w.outcome WHEN 'applied' THEN w.lo ELSE w.lo - 1 END
             AND w.ended_at >= w.started_at - interval '1 minute') IS NOT TRUE),
         ('turn-without-skip', w.kind = 0 AND w.outcome IN ('skipped', 'cancelled') AND (
             w.epoch_after = w.epoch AND w.kind_after = 1 AND w.lo_after = w.hi + 1
@@ -210,10 +241,10 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
     ) f (violation, broken)
     WHERE f.broken
     UNION ALL
-    SELECT CASE WHEN k.last_epoch < k.epoch THEN 'epoch-missing' ELSE 'epoch-ahead' END, k.key, NULL,
+    SELECT 'epoch-ahead', k.key, NULL,
            format('the cursor is at epoch %s, the last one recorded is %s', k.epoch, k.last_epoch),
            '{key_cursor,turn}', ARRAY[k.last_epoch], NULL, NULL
-    FROM key k WHERE k.last_epoch <> k.epoch
+    FROM key k WHERE k.last_epoch > k.epoch
 
     -- P4
     UNION ALL
@@ -221,7 +252,32 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            format('it is idle with commands pending, from %s to %s: no applier will come', k.applied_seq + 1, k.last_seq),
            '{key_sequence,key_cursor,command_log}', '{}', k.applied_seq + 1, k.applied_seq + 1
     FROM key k WHERE k.last_seq > k.applied_seq AND k.cursors IS NOT NULL
-      AND k.ready_at IS NULL AND k.held_at IS NULL AND NOT k.paused
+      AND k.ready_at IS NULL AND k.held_at IS NULL AND NOT k.paused AND k.waiting_at IS NULL
+    UNION ALL
+    SELECT 'waiting-without-gap', k.key, k.applied_seq + 1,
+           format('it waits for %s, %s', k.applied_seq + 1, CASE WHEN NOT k.given THEN 'and its callers do not number'
+                  WHEN k.last_seq <= k.applied_seq THEN 'and nothing later is there' ELSE 'which is there' END),
+           '{key_sequence,key_cursor,command_log}', '{}', k.applied_seq + 1, k.applied_seq + 1
+    FROM key k WHERE k.waiting_at IS NOT NULL AND (NOT k.given OR k.last_seq <= k.applied_seq OR (
+        SELECT true FROM inturn.command_log l
+        WHERE l.topic = of_topic AND l.key = k.key AND l.seq = k.applied_seq + 1 LIMIT 1) IS NOT NULL)
+    UNION ALL
+    SELECT 'lease-malformed', k.key, k.applied_seq + 1,
+           format('its lease cannot be: of %s, since %s, until %s%s', coalesce(k.claimed_by, 'nobody'), k.claimed_at, k.lease_until,
+                  CASE WHEN k.held_at IS NOT NULL THEN ', and it is held' WHEN k.waiting_at IS NOT NULL THEN ', and it waits' ELSE '' END),
+           '{key_cursor}', '{}', NULL, NULL
+    FROM key k WHERE num_nonnulls(k.claimed_by, k.claimed_at, k.lease_until) NOT IN (0, 3)
+       OR k.lease_until IS NOT NULL AND (k.held_at IS NOT NULL OR k.waiting_at IS NOT NULL)
+    UNION ALL
+    SELECT 'lease-unguarded', k.key, k.applied_seq + 1,
+           format('%s has it by lease until %s, and it is ready at %s: another applier could claim it', k.claimed_by, k.lease_until, k.ready_at),
+           '{key_cursor}', '{}', NULL, NULL
+    FROM key k WHERE k.ready_at < k.lease_until
+    UNION ALL
+    SELECT 'lease-endless', k.key, k.applied_seq + 1,
+           format('%s has it by lease until %s, and it is not ready then: no applier will come', k.claimed_by, k.lease_until),
+           '{key_cursor}', '{}', NULL, NULL
+    FROM key k WHERE k.lease_until IS NOT NULL AND k.ready_at IS NULL AND NOT k.paused
     UNION ALL
     SELECT CASE WHEN k.held_at IS NOT NULL THEN 'held-and-ready' ELSE 'paused-and-ready' END, k.key, k.applied_seq + 1,
            format('it is %s, and ready at %s',
@@ -234,7 +290,7 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
                   CASE WHEN k.drained_seq > k.applied_seq THEN 'it cannot be further'
                        ELSE 'the next command will not wake the key' END),
            '{key_sequence,key_cursor}', '{}', NULL, NULL
-    FROM key k WHERE k.cursors IS NOT NULL AND (k.drained_seq > k.applied_seq OR k.drained_seq < 0
+    FROM key k WHERE k.cursors IS NOT NULL AND (k.drained_seq > k.applied_seq OR k.drained_seq < k.base
         OR k.drained_seq <> k.applied_seq AND k.ready_at IS NULL AND k.held_at IS NULL AND NOT k.paused)
 
     -- The operators.

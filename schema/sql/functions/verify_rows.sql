@@ -29,7 +29,7 @@ SELECT coalesce(jsonb_agg(jsonb_build_object('table', r.name) || r.content), '[]
     UNION ALL
     (SELECT 'operator_action', jsonb_strip_nulls(to_jsonb(a) - 'before' - 'after') FROM inturn.operator_action a
      WHERE 'operator_action' = ANY (tables) AND a.topic = verify_rows.topic AND a.key = verify_rows.key
-       AND a.seq BETWEEN lo AND hi AND a.action IN ('skip', 'cancel-rest', 'replay', 'amend')
+       AND a.seq BETWEEN lo AND hi AND a.action IN ('skip', 'cancel-rest', 'replay', 'amend', 'fill-gap')
      ORDER BY a.id LIMIT 5)) r
 $$;
 COMMENT ON FUNCTION inturn.verify_rows IS 'Internal to verify: the rows that show a violation.';

@@ -4,7 +4,7 @@ CREATE TABLE inturn.topic (
     name text COLLATE "C" PRIMARY KEY
         CHECK (octet_length(name) BETWEEN 1 AND 128),
     target text NOT NULL
-        CHECK (target = 'python' OR target LIKE 'sql:_%'),
+        CONSTRAINT topic_target_check CHECK (target = 'python' OR target LIKE 'sql:_%' OR target ~ '^https?://.'),
     max_attempts integer NOT NULL DEFAULT 5
         CHECK (max_attempts >= 1),
     backoff_base interval NOT NULL DEFAULT '1 second'
@@ -19,10 +19,22 @@ CREATE TABLE inturn.topic (
     on_exhausted text NOT NULL DEFAULT 'hold'
         CHECK (on_exhausted IN ('hold', 'skip', 'cancel-rest')),
     paused_at timestamptz,
-    paused_until timestamptz
+    paused_until timestamptz,
+    numbering text NOT NULL DEFAULT 'assigned'
+        CHECK (numbering IN ('assigned', 'given')),
+    first_seq bigint NOT NULL DEFAULT 1
+        CHECK (first_seq >= 0),
+    max_ahead bigint NOT NULL DEFAULT 10000
+        CHECK (max_ahead >= 1),
+    gap_timeout interval
+        CHECK (gap_timeout > '0'),
+    lease interval NOT NULL DEFAULT '30 seconds'
+        CHECK (lease > '0' AND lease <= '1 day'),
+    max_in_flight integer NOT NULL DEFAULT 100
+        CHECK (max_in_flight BETWEEN 1 AND 10000)
 );
 COMMENT ON TABLE inturn.topic IS 'What kinds of command there are, and what applies each.';
-COMMENT ON COLUMN inturn.topic.target IS 'python, or sql:SCHEMA.FUNCTION, which takes one inturn.command.';
+COMMENT ON COLUMN inturn.topic.target IS 'python; sql:SCHEMA.FUNCTION, which takes one inturn.command; or the http(s):// address that commands are posted to.';
 COMMENT ON COLUMN inturn.topic.max_attempts IS 'A command that failed this often is tried no more: see on_exhausted.';
 COMMENT ON COLUMN inturn.topic.backoff_base IS 'The wait before the second attempt; doubled before each further one.';
 COMMENT ON COLUMN inturn.topic.max_payload_bytes IS 'The longest payload, as text. At least 1024: append looks here only for longer ones.';
@@ -30,3 +42,9 @@ COMMENT ON COLUMN inturn.topic.batch_commands IS 'The most commands of one key i
 COMMENT ON COLUMN inturn.topic.on_exhausted IS 'What then: hold its key, skip the command, or cancel-rest: skip all that is pending on the key.';
 COMMENT ON COLUMN inturn.topic.paused_at IS 'Since when an operator keeps all its keys standing still.';
 COMMENT ON COLUMN inturn.topic.paused_until IS 'When they go on by themselves; NULL while paused: when an operator says so.';
+COMMENT ON COLUMN inturn.topic.numbering IS 'Who numbers a key''s commands: assigned, the append does; given, its callers do.';
+COMMENT ON COLUMN inturn.topic.first_seq IS 'The first number of every key, where callers number.';
+COMMENT ON COLUMN inturn.topic.max_ahead IS 'How far ahead of the last applied one a given number may be.';
+COMMENT ON COLUMN inturn.topic.gap_timeout IS 'A key that has waited so long for a missing number is held; NULL: never.';
+COMMENT ON COLUMN inturn.topic.lease IS 'How long an applier that works outside the database has a key without a sign of life.';
+COMMENT ON COLUMN inturn.topic.max_in_flight IS 'How many keys one applier works on outside the database at a time.';

@@ -1,0 +1,118 @@
+"""The guard of a receiver's own database: with a version of its own, beside the schema or alone."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import psycopg
+
+from inturn.schema.errors import SchemaInUse, SchemaMismatch
+from inturn.schema.install import installing
+from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name, rename
+from inturn.schema.version import installed_receiver, installed_version
+
+#: The scripts, oldest first, each frozen once released; a later one changes what the ones before made.
+SCRIPTS = ("0001_accept",)
+HEAD = SCRIPTS[-1][:4]
+
+
+def upgrade_receiver(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]:
+    """Install the guard, or upgrade it; the schema beside it, if there is one, is left as it is.
+
+    Any number may run at once: one does the work, the others wait for it and find it done.
+
+    Args:
+        dsn: libpq connection string; what it leaves out comes from the PG* variables.
+        schema: the schema's name; the role is named after it.
+
+    Returns:
+        The revision before (None: not installed) and the one now.
+
+    Raises:
+        SchemaNameRefused: the name cannot be used.
+        SchemaMismatch: what is in the database is newer than this package.
+        psycopg.Error: the database refused; nothing was changed.
+    """
+    with installing(dsn, schema) as connection:
+        before = _known(connection, schema)
+        # Where it exists already, a DBA may have made it for a login that may not.
+        if connection.execute("SELECT to_regnamespace(%s)", [schema]).fetchone() == (None,):
+            connection.execute(_encoded(f"CREATE SCHEMA {schema}"))
+        for script in _later(before):
+            connection.execute(_encoded(_text(script, schema)))
+    return before, HEAD
+
+
+def receiver_script(*, schema: str = DEFAULT_SCHEMA, from_revision: str | None = None) -> str:
+    """Return the SQL that `upgrade_receiver` would run, for a DBA to read and run.
+
+    Args:
+        schema: the schema's name.
+        from_revision: what is installed now; None for a database without it.
+
+    Raises:
+        SchemaNameRefused: the name cannot be used.
+    """
+    check_schema_name(schema)
+    scripts = "\n".join(_text(script, schema) for script in _later(from_revision))
+    return f"BEGIN;\n\nCREATE SCHEMA IF NOT EXISTS {schema};\n\n{scripts}\nCOMMIT;\n"
+
+
+def downgrade_receiver(dsn: str, *, schema: str = DEFAULT_SCHEMA, force: bool = False) -> None:
+    """Remove the guard, and the schema if nothing else is in it. The role stays.
+
+    Args:
+        dsn: libpq connection string.
+        schema: the schema's name.
+        force: also when commands were accepted. A repeat of one of them would take effect again.
+
+    Raises:
+        SchemaMismatch: it is not installed, or newer than this package.
+        SchemaInUse: commands were accepted, and force is not set.
+        psycopg.Error: the database refused; nothing was changed.
+    """
+    with installing(dsn, schema) as connection:
+        if _known(connection, schema) is None:
+            raise SchemaMismatch(
+                f"no receiver is installed in schema {schema} of this database", hint="There is nothing to do"
+            )
+        connection.execute(_encoded(f"LOCK TABLE {schema}.accepted IN ACCESS EXCLUSIVE MODE"))
+        if not force and connection.execute(_encoded(f"SELECT FROM {schema}.accepted LIMIT 1")).rowcount:
+            raise SchemaInUse(
+                f"the receiver in schema {schema} knows which commands took effect here: without it,"
+                " one that is sent again takes effect again",
+                hint="Remove it all the same with --force",
+            )
+        for script in reversed(SCRIPTS):
+            connection.execute(_encoded(_text(f"{script}_down", schema)))
+        if installed_version(connection, schema) is None:
+            connection.execute(_encoded(f"DROP SCHEMA {schema}"))
+
+
+def _known(connection: psycopg.Connection[Any], schema: str) -> str | None:
+    """Return the installed revision.
+
+    Raises:
+        SchemaMismatch: it is newer than this package.
+    """
+    version = installed_receiver(connection, schema)
+    if version is not None and version > HEAD:
+        raise SchemaMismatch(
+            f"the receiver in schema {schema} is at revision {version}, newer than the {HEAD} of this inturn",
+            hint="Upgrade this machine's package with: pip install --upgrade inturn",
+        )
+    return version
+
+
+def _later(revision: str | None) -> list[str]:
+    return [script for script in SCRIPTS if revision is None or script[:4] > revision]
+
+
+def _text(script: str, schema: str) -> str:
+    return rename((files(__name__) / f"{script}.sql").read_text("utf-8"), schema)
+
+
+def _encoded(sql: str) -> bytes:
+    """Return SQL as psycopg takes what is no literal of the program."""
+    return sql.encode()

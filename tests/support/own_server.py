@@ -1,0 +1,26 @@
+"""A server that a test may stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from inturn.schema.install import upgrade
+from support.database import Database
+from support.server import Server
+
+
+@contextmanager
+def own_database(server: Server) -> Iterator[Database]:
+    """Give a database, with the schema, on a server of the test's own, of the same version as the run's."""
+    own = Server(server.version)
+    own.start()
+    try:
+        database = Database(own, "own")
+        try:
+            upgrade(database.dsn)
+            yield database
+        finally:
+            database.close()
+    finally:
+        own.remove()
