@@ -2,8 +2,9 @@
 
 from inturn.applier.batch import Batch
 from inturn.applier.command import Command
+from inturn.applier.effect import Timeouts
 from inturn.applier.fleet import Fleet, Outcome
-from inturn.applier.handlers import Applier, Handler, NoHandler
+from inturn.applier.handlers import Applier, Handler, NoHandler, OutsideHandler
 from inturn.applier.turns import HandlerBrokeTransaction
 from inturn.applier.verdict import Hold, Retry, Skip, Verdict
 
@@ -17,7 +18,9 @@ __all__ = [
     "Hold",
     "NoHandler",
     "Outcome",
+    "OutsideHandler",
     "Retry",
     "Skip",
+    "Timeouts",
     "Verdict",
 ]

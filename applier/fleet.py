@@ -10,15 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
 
 from inturn.applier.batch import SqlTarget, Target
+from inturn.applier.effect import Effect, HandlerEffect, Timeouts
 from inturn.applier.handlers import Applier
 from inturn.applier.listener import Listener
-from inturn.applier.stop import Bell, Stop
+from inturn.applier.outside import OutsideTarget, OutsideWorker
+from inturn.applier.stop import Bell, Bells, LoopBell, Stop
 from inturn.applier.turns import PythonTarget
 from inturn.applier.worker import Totals, Worker
 from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
@@ -26,6 +28,8 @@ from inturn.schema.source import DEFAULT_SCHEMA
 from inturn.schema.version import HEAD, check_version
 
 log = logging.getLogger("inturn.applier")
+
+_T = TypeVar("_T", Target, OutsideTarget)
 
 #: How long a cancelled statement may take to come back, in seconds.
 _CANCEL_SECONDS = 5.0
@@ -55,7 +59,7 @@ class Outcome:
 
 
 class Fleet:
-    """Workers in threads, each on its own connection, applying the same topics."""
+    """Workers in threads, each on its own connection, applying the same topics; one more for work outside."""
 
     def __init__(
         self,
@@ -68,13 +72,14 @@ class Fleet:
         drain: bool = False,
         prepare: bool = True,
         schema: str = DEFAULT_SCHEMA,
+        http_timeouts: Timeouts | None = None,
     ) -> None:
         """Make a fleet; nothing is connected yet.
 
         Args:
             dsn: libpq connection string.
             applier: the handlers of the topics with target `python`; without it only topics with
-                SQL targets are served.
+                SQL and HTTP targets are served.
             topics: which to serve; empty: every topic that can be, also those created later.
             workers: how many threads and connections.
             max_keys: the most keys that share a transaction.
@@ -82,6 +87,7 @@ class Fleet:
             prepare: let the driver prepare statements on the server; not through a pooler in
                 transaction mode that does not know them.
             schema: where inturn is installed.
+            http_timeouts: of the posts to HTTP targets; None: the defaults.
         """
         self._dsn = dsn
         self._applier = applier
@@ -94,7 +100,12 @@ class Fleet:
         self.stop = Stop()
         self.bell = Bell(workers)
         self.topics: list[str] = []
-        self._workers: list[Worker] = []
+        self._http_timeouts = http_timeouts or Timeouts()
+        self._outside_bell = LoopBell()
+        self._outside: OutsideWorker | None = None
+        self._outside_lock = threading.Lock()
+        self._refused: set[str] = set()
+        self._workers: list[Worker | OutsideWorker] = []
         self._threads: list[threading.Thread] = []
         self._started_at = 0.0
 
@@ -109,7 +120,8 @@ class Fleet:
         """
         with self._connect() as connection:
             targets = self._take_up(connection, _name(1), strict=True)
-            self.topics = [target.topic for target in targets]
+            outside = self._outside_targets(self._served(connection), strict=True)
+            self.topics = sorted([target.topic for target in targets] + [target.topic for target in outside])
         if not self.topics:
             self._report_nothing_to_serve()
         self._started_at = time.monotonic()
@@ -125,8 +137,15 @@ class Fleet:
             )
             self._workers.append(worker)
             self._spawn(worker.run, f"inturn-worker-{number + 1}")
+        if outside:
+            self._start_outside()
         if not self._drain:
-            listener = Listener(self._connect, schema=self._schema, stop=self.stop, bell=self.bell)
+            listener = Listener(
+                self._connect,
+                schema=self._schema,
+                stop=self.stop,
+                bell=Bells([self.bell, self._outside_bell]),
+            )
             threading.Thread(target=listener.run, name="inturn-listener", daemon=True).start()
 
     @property
@@ -148,6 +167,7 @@ class Fleet:
         """Ask every worker to end after the command in hand."""
         self.stop.request()
         self.bell.ring_all()
+        self._outside_bell.ring()
 
     def wait(self, seconds: float) -> bool:
         """Wait for the workers to end, for at most that many seconds; return whether they have."""
@@ -220,6 +240,38 @@ class Fleet:
         self._threads.append(thread)
         thread.start()
 
+    def _start_outside(self) -> None:
+        """Start the worker for work outside the database, unless it was started before."""
+        with self._outside_lock:
+            if self._outside is not None:
+                return
+            inside = list(self._threads)
+            name = _name(self._count + 1)
+            self._outside = OutsideWorker(
+                self._connect,
+                self._connect_async,
+                functools.partial(self._take_up_outside, applier_id=name),
+                applier_id=name,
+                schema=self._schema,
+                drain=self._drain,
+                stop=self.stop,
+                bell=self._outside_bell,
+                others_run=lambda: any(thread.is_alive() for thread in inside),
+            )
+            self._workers.append(self._outside)
+            self._spawn(self._outside.run, "inturn-outside-worker")
+
+    async def _connect_async(self) -> psycopg.AsyncConnection[Any]:
+        connection = await psycopg.AsyncConnection.connect(
+            self._dsn,
+            autocommit=True,
+            prepare_threshold=self._prepare_threshold,
+            application_name="inturn apply",
+            client_encoding="utf8",
+        )
+        await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+        return connection
+
     def _connect(self) -> psycopg.Connection[Any]:
         connection = psycopg.connect(
             self._dsn,
@@ -235,13 +287,31 @@ class Fleet:
     def _take_up(
         self, connection: psycopg.Connection[Any], applier_id: str, *, strict: bool = False
     ) -> list[Target]:
-        """Choose the topics to be served, announce the applier that serves them, and check the schema.
+        """Choose the topics to be served in the database's transactions; see _agreed."""
+
+        def choose() -> list[Target]:
+            rows = self._served(connection, strict=strict)
+            if not strict and self._outside_targets(rows):
+                self._start_outside()
+            targets = [self._target(topic, target, applier_id) for topic, target, _ in rows]
+            return [target for target in targets if target is not None]
+
+        return self._agreed(connection, applier_id, choose)
+
+    def _take_up_outside(self, connection: psycopg.Connection[Any], applier_id: str) -> list[OutsideTarget]:
+        """Choose the topics to be served outside of them; see _agreed."""
+        return self._agreed(connection, applier_id, lambda: self._outside_targets(self._served(connection)))
+
+    def _agreed(
+        self, connection: psycopg.Connection[Any], applier_id: str, choose: Callable[[], list[_T]]
+    ) -> list[_T]:
+        """Choose topics, announce the applier that serves them, and check the schema.
 
         In this order: an applier that the schema does not fit is announced too, so that
         `inturn why` can tell that there is one.
         """
         try:
-            targets = self._choose(connection, applier_id, strict=strict)
+            targets = choose()
             self._announce(connection, applier_id, [target.topic for target in targets])
         except (InturnError, psycopg.ProgrammingError):
             # A part that another revision lacks: that is the reason, and better said.
@@ -259,18 +329,20 @@ class Fleet:
             (applier_id, topics, socket.gethostname(), os.getpid(), HEAD, connection.info.backend_pid),
         )
 
-    def _choose(
-        self, connection: psycopg.Connection[Any], applier_id: str, *, strict: bool = False
-    ) -> list[Target]:
-        """Return the targets of the topics to be served, with the name of the applier that asks.
+    def _served(
+        self, connection: psycopg.Connection[Any], *, strict: bool = False
+    ) -> list[tuple[str, str, int]]:
+        """Return the topics to be served, each with its target and how many keys at a time.
 
         strict: raise TargetRefused for a topic that does not fit what was given at the start. Later on its
         target may be changed: what can apply it then does.
         """
-        rows: list[tuple[str, str]] = connection.execute(
-            sql.SQL("SELECT name, target FROM {}.topic ORDER BY name").format(sql.Identifier(self._schema))
+        rows: list[tuple[str, str, int]] = connection.execute(
+            sql.SQL("SELECT name, target, max_in_flight FROM {}.topic ORDER BY name").format(
+                sql.Identifier(self._schema)
+            )
         ).fetchall()
-        there = dict(rows)
+        there = {row[0]: row for row in rows}
         handled = self._applier.topics if self._applier else []
         for topic in [*self._only, *handled]:
             if topic not in there:
@@ -282,9 +354,8 @@ class Fleet:
         served = self._only or sorted(there)
         if strict:
             for topic in served:
-                self._refuse_misfit(topic, there[topic])
-        targets = [self._target(topic, there[topic], applier_id) for topic in served]
-        return [target for target in targets if target is not None]
+                self._refuse_misfit(topic, there[topic][1])
+        return [there[topic] for topic in served]
 
     def _refuse_misfit(self, topic: str, target: str) -> None:
         handled = self._applier is not None and topic in self._applier.topics
@@ -302,12 +373,60 @@ class Fleet:
             )
 
     def _target(self, topic: str, target: str, applier_id: str) -> Target | None:
-        """Return what applies a topic here, None when that is another process's work."""
+        """Return what applies a topic here in a transaction, None when that is another's work."""
         if target.startswith("sql:"):
             return SqlTarget(topic, self._schema, applier_id)
-        if self._applier is not None and topic in self._applier.topics:
+        if (
+            self._applier is not None
+            and topic in self._applier.topics
+            and not self._applier.is_outside(topic)
+        ):
             return PythonTarget(topic, self._applier, self.stop, self._schema, applier_id)
         return None
+
+    def _outside_targets(
+        self, rows: list[tuple[str, str, int]], *, strict: bool = False
+    ) -> list[OutsideTarget]:
+        """Return what applies those of the topics that are applied outside the database.
+
+        strict: raise TargetRefused for one that cannot be. Later on it is left out, and that is said once.
+        """
+        targets = []
+        for topic, target, limit in rows:
+            try:
+                effect = self._effect(topic, target)
+            except TargetRefused as error:
+                if strict and (self._only or not isinstance(error, MissingExtra)):
+                    raise
+                if topic not in self._refused:
+                    log.warning("not served: %s", error, extra={"topic": topic})
+                self._refused.add(topic)
+                continue
+            self._refused.discard(topic)
+            if effect is not None:
+                targets.append(OutsideTarget(topic, limit, effect, target))
+        return targets
+
+    def _effect(self, topic: str, target: str) -> Effect | None:
+        """Return what applies a topic outside the database, None when nothing here does."""
+        if target.startswith(("http://", "https://")):
+            try:
+                from inturn.applier.http import HttpEffect
+                from inturn.applier.signature import signer_of
+            except ImportError as error:
+                raise MissingExtra(
+                    f"topic {topic!r} is posted to a service, and the module {error.name} is missing",
+                    hint="pip install 'inturn[http]'",
+                    topic=topic,
+                ) from error
+            return HttpEffect(target, signer_of(topic), self._http_timeouts)
+        if target == "python" and self._applier is not None and self._applier.is_outside(topic):
+            return HandlerEffect(self._applier)
+        return None
+
+
+class MissingExtra(TargetRefused):
+    """A topic needs an optional part of inturn that is not installed."""
 
 
 def _name(number: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from inturn.applier.stop import Bell, Stop
+from inturn.applier.stop import Ringer, Stop
 
 log = logging.getLogger("inturn.applier")
 
@@ -26,7 +26,7 @@ class Listener:
         *,
         schema: str,
         stop: Stop,
-        bell: Bell,
+        bell: Ringer,
     ) -> None:
         self._connect = connect
         self._channel = sql.Identifier(f"{schema}.ready")

@@ -1,8 +1,12 @@
-"""Stop: how workers learn that they should end, and the bell that wakes the sleeping ones."""
+"""Stop: how workers learn that they should end, and the bells that wake the sleeping ones."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 
 class Stop:
@@ -58,3 +62,75 @@ class Bell:
             rang = self._rings > 0
             self._rings -= rang
             return rang
+
+
+class LoopBell:
+    """Wakes the coroutines of one event loop. Rung from any thread; one rung too early is kept."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._rung = False
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._ring()
+
+    def detach(self) -> None:
+        self._loop = None
+
+    def ring(self) -> None:
+        loop = self._loop
+        if loop is not None:
+            try:
+                loop.call_soon_threadsafe(self._ring)
+            except RuntimeError:
+                return  # it has ended meanwhile
+
+    ring_all = ring
+
+    def nudge(self) -> None:
+        """Wake it from within the loop, for another reason than a ring."""
+        self._event.set()
+
+    def rung(self) -> bool:
+        """Return whether it was rung since this was last asked."""
+        rung, self._rung = self._rung, False
+        return rung
+
+    async def wait(self, seconds: float) -> bool:
+        """Sleep until it is rung or nudged, or the time is up; return whether it was."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        self._event.clear()
+        return True
+
+    def _ring(self) -> None:
+        self._rung = True
+        self._event.set()
+
+
+class Ringer(Protocol):
+    """What can be rung."""
+
+    def ring(self) -> None: ...
+
+    def ring_all(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bells:
+    """Bells that ring together."""
+
+    bells: Sequence[Ringer]
+
+    def ring(self) -> None:
+        for bell in self.bells:
+            bell.ring()
+
+    def ring_all(self) -> None:
+        for bell in self.bells:
+            bell.ring_all()

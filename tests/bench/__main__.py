@@ -13,7 +13,7 @@ from rich.table import Table
 from support.database import Database
 from support.server import Server
 
-from bench import measures, pgbench
+from bench import measures, outside, pgbench
 from inturn.schema.install import upgrade
 
 _SETTINGS = "fsync = on\nshared_buffers = 512MB\nmax_wal_size = 4GB\ncheckpoint_timeout = 30min\n"
@@ -71,9 +71,23 @@ class Run:
         first, last = measures.drain_under_snapshot(database, 12)
         self.add("CALL inturn.apply(), snapshot held, first second", first, "/s", first / plain, "")
         self.add("the same, six seconds later", last, "/s", last / plain, "")
+        self.posts()
         for waiting in (1_000, 1_000_000):
             found = measures.claim_milliseconds(database, waiting)
             self.add(f"a claim beside {waiting:,} waiting keys", found, "ms", None, "")
+
+    def posts(self) -> None:
+        """Measure one applier's posts between two runs of a bare loop, both with so many in flight."""
+        with outside.slow_service(5) as url:
+            for what, commands in (("20 commands a key", 20), ("one-command keys", 1)):
+                before = outside.bare_loop(url, self._seconds)
+                found, oldest = outside.applier(self._database, url, self._seconds, commands)
+                bare = statistics.mean([before, outside.bare_loop(url, self._seconds)])
+                name = f"HTTP target at 5 ms, {outside.IN_FLIGHT} in flight, {what}, against bare httpx"
+                self.add(name, found, "/s", found / bare, "0.7")
+                self.add("the oldest transaction meanwhile", oldest, "s", None, "1 s")
+            one_pool = outside.bare_loop(url, self._seconds, one_pool=True)
+            self.add("one httpx.AsyncClient for all, bare", one_pool, "/s", None, "")
 
     def one_key(self) -> None:
         alone = self.clients(pgbench.ONE_KEY, 1)

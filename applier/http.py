@@ -1,0 +1,276 @@
+"""HttpEffect: posts commands to a service, and reads from its answer what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections import deque
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from inturn.applier import headers as names
+from inturn.applier.effect import Failed, LeaseOver, Timeouts
+from inturn.applier.leases import Lease, Order
+from inturn.applier.signature import Signer
+from inturn.applier.verdict import Asked, Hold, Retry
+
+#: Beside 5xx: it may work later. All other answers but 2xx will not change by asking again.
+RETRY_STATUSES = frozenset({408, 425, 429})
+#: The longest wait that a service may ask for by Retry-After, in seconds.
+LONGEST_RETRY_AFTER = 3600.0
+#: So much of an answer is read, for so long; then its connection is closed. Only failures' are kept, in part.
+ANSWER_BYTES, ANSWER_SECONDS, KEPT_CHARACTERS = 65536, 1.0, 2000
+#: A connection that was idle for so long is not used again.
+IDLE_SECONDS = 15.0
+
+
+class HttpEffect:
+    """Posts the commands of one topic, over connections that it keeps."""
+
+    #: Cancelled, a post's connection is closed.
+    stops_when_cut = True
+
+    def __init__(self, address: str, signer: Signer | None, timeouts: Timeouts) -> None:
+        """Make one.
+
+        Args:
+            address: where to; {name} in it is replaced by the command's name.
+            signer: signs the posts; None: they are not signed.
+        """
+        self._address = address
+        self._signer = signer
+        self._timeouts = timeouts
+        self._connections = _Connections()
+
+    async def apply(self, order: Order, lease: Lease) -> Failed | None:
+        """Post a command; return None when it took effect.
+
+        Raises:
+            LeaseOver: the lease ran out before anything was sent.
+        """
+        if order.name in {".", ".."} and "{name}" in self._address:
+            return Failed(f"the command's name {order.name!r} makes no address", Asked(Hold.sqlstate))
+        url = self._address.replace("{name}", quote(order.name, safe=""))
+        try:
+            async with asyncio.timeout(self._timeouts.whole):
+                try:
+                    return await self._post(url, order, lease)
+                except _Stale:
+                    # The service closed a kept connection just then: asked on a new one, that is no failure.
+                    return await self._post(url, order, lease, fresh=True)
+        except TimeoutError:
+            return Failed(f"POST {url}: no answer within {self._timeouts.whole:g} s", outage=True)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+            return Failed(_storable(f"POST {url}: {error}"), Asked(Hold.sqlstate))
+        except (httpx.TransportError, OSError, ValueError) as error:
+            what = str(error) or type(error).__name__
+            return Failed(_storable(f"POST {url}: {what}"), outage=True)
+
+    async def tidy(self) -> None:
+        """Close the connections that were idle for long."""
+        await self._connections.close_idle(IDLE_SECONDS)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._connections.close()
+
+    async def _post(self, url: str, order: Order, lease: Lease, *, fresh: bool = False) -> Failed | None:
+        connection = _Connection() if fresh else self._connections.take()
+        kept = connection.used
+        watch = _Watch(lease)
+        request = httpx.Request(
+            "POST",
+            url,
+            content=order.payload.encode(),
+            headers=self._headers(order, lease),
+            extensions={
+                "timeout": {
+                    "connect": self._timeouts.connect,
+                    "read": self._timeouts.read,
+                    "write": self._timeouts.read,
+                    "pool": self._timeouts.connect,
+                },
+                "trace": watch.see,
+            },
+        )
+        reusable = False
+        try:
+            response = await connection.transport.handle_async_request(request)
+            try:
+                start, reusable = await _read(response)
+            finally:
+                await _close(response, reusable)
+            return _meaning(url, response, start, lease)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
+            if kept and not watch.connected:
+                raise _Stale from error
+            raise
+        finally:
+            if reusable:
+                await self._connections.give_back(connection)
+            else:
+                await connection.close()
+
+    def _headers(self, order: Order, lease: Lease) -> dict[str, str]:
+        command_id = names.command_id(order.topic, order.key, order.seq, order.name)
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "inturn",
+            names.IDEMPOTENCY_KEY: command_id,
+            names.TOPIC: names.encode(order.topic),
+            names.KEY: names.encode(order.key),
+            names.SEQ: str(order.seq),
+            names.EPOCH: str(order.epoch),
+            names.COMMAND: names.encode(order.name),
+            names.ATTEMPT: str(order.attempt),
+        }
+        if self._signer is not None:
+            headers |= self._signer.sign(command_id, order.payload, int(lease.database_time()))
+        return headers
+
+
+class _Stale(Exception):
+    """A kept connection turned out to be closed before an answer came."""
+
+
+class _Watch:
+    """Sees a post through: refuses to begin it once the lease is over."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self.connected = False
+
+    async def see(self, event: str, _info: dict[str, Any]) -> None:
+        if event == "connection.connect_tcp.started":
+            self.connected = True
+        # After the connect, which may take long: what is sent now is the first that the service sees.
+        elif event == "http11.send_request_headers.started" and not self._lease.alive():
+            raise LeaseOver
+
+
+class _Connection:
+    """A pool of one: httpx walks over all connections of a pool for every request, twice and squared."""
+
+    def __init__(self) -> None:
+        self.transport = httpx.AsyncHTTPTransport(
+            verify=_tls(), limits=httpx.Limits(max_connections=1, keepalive_expiry=IDLE_SECONDS)
+        )
+        self.used = False
+        self.idle_since = 0.0
+
+    async def close(self) -> None:
+        # Not even a close that hangs keeps the key.
+        with contextlib.suppress(Exception):
+            await self.transport.aclose()
+
+
+class _Connections:
+    """Kept connections to one service, the last used first."""
+
+    def __init__(self) -> None:
+        self._idle: deque[_Connection] = deque()
+        self._closed = False
+
+    def take(self) -> _Connection:
+        return self._idle.pop() if self._idle else _Connection()
+
+    async def give_back(self, connection: _Connection) -> None:
+        if self._closed:
+            await connection.close()
+            return
+        connection.used = True
+        connection.idle_since = time.monotonic()
+        self._idle.append(connection)
+
+    async def close_idle(self, seconds: float) -> None:
+        while self._idle and self._idle[0].idle_since <= time.monotonic() - seconds:
+            await self._idle.popleft().close()
+
+    async def close(self) -> None:
+        """Close the idle ones now, and those in use when they are given back."""
+        self._closed = True
+        await self.close_idle(0)
+
+
+_context: ssl.SSLContext | None = None
+
+
+def _tls() -> ssl.SSLContext:
+    """Return the system's trust, read once: that takes milliseconds."""
+    global _context  # noqa: PLW0603 - one for the process
+    if _context is None:
+        _context = ssl.create_default_context()
+    return _context
+
+
+async def _read(response: httpx.Response) -> tuple[bytes, bool]:
+    """Return the start of an answer, and whether that was all of it, within bounds of size and time."""
+    start = bytearray()
+    assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - for mypy: it came from an async transport
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            async for part in response.stream:
+                start += part
+                if len(start) > ANSWER_BYTES:
+                    return bytes(start), False
+    except (TimeoutError, httpx.TransportError):
+        # Its status has come: that decides.
+        return bytes(start), False
+    return bytes(start), True
+
+
+async def _close(response: httpx.Response, whole: bool) -> None:
+    if whole:
+        await response.aclose()
+    else:
+        with contextlib.suppress(Exception):
+            await response.aclose()
+
+
+def _meaning(url: str, response: httpx.Response, start: bytes, lease: Lease) -> Failed | None:
+    status = response.status_code
+    repeated = response.headers.get(names.OUTCOME) == names.ALREADY_APPLIED
+    if response.is_success or (status == httpx.codes.CONFLICT and repeated):
+        return None
+    error = f"POST {url}: {status} {response.reason_phrase}".rstrip()
+    text = start.decode("utf-8", "replace").strip()
+    if text:
+        error += f"\n\n{text[:KEPT_CHARACTERS]}" + ("..." if len(text) > KEPT_CHARACTERS else "")
+    error = _storable(error)
+    if status not in RETRY_STATUSES and not response.is_server_error:
+        return Failed(error, Asked(Hold.sqlstate))
+    after = retry_after(response.headers, lease.database_time())
+    asked = Asked(Retry.sqlstate, None if after is None else f"{after:.3f} seconds")
+    return Failed(error, asked, outage=response.is_server_error)
+
+
+def retry_after(headers: httpx.Headers, now: float) -> float | None:
+    """Return the seconds that Retry-After asks to wait, at most LONGEST_RETRY_AFTER; None: nothing readable.
+
+    A date counts from the answer's own Date, else from now, in Unix seconds.
+    """
+    text = headers.get("retry-after", "").strip()
+    if text.isdecimal() and text.isascii():
+        return float(min(int(text[:10]), LONGEST_RETRY_AFTER))
+    until, since = _date(text), _date(headers.get("date", ""))
+    if until is None:
+        return None
+    return min(max(until - (now if since is None else since), 0.0), LONGEST_RETRY_AFTER)
+
+
+def _date(text: str) -> float | None:
+    try:
+        at = parsedate_to_datetime(text)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

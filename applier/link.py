@@ -1,0 +1,102 @@
+"""Link: a connection to the database for many coroutines, made again when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import psycopg
+
+from inturn.applier.stop import Stop
+from inturn.applier.worker import DRAIN_RECONNECTS, FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS
+
+log = logging.getLogger("inturn.applier")
+
+_T = TypeVar("_T")
+#: Lost against another transaction: run again at once.
+_AGAIN = {"40001", "40P01"}
+_CHECK_STOP_SECONDS = 0.1
+
+
+class Link:
+    """Runs statements on one connection in autocommit, one after the other."""
+
+    def __init__(
+        self, connect: Callable[[], Awaitable[psycopg.AsyncConnection[Any]]], *, stop: Stop, drain: bool
+    ) -> None:
+        self._connect = connect
+        self._stop = stop
+        self._drain = drain
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._lock = asyncio.Lock()
+        self._busy = asyncio.Lock()
+        self._failed_in_a_row = 0
+
+    async def run(
+        self, operation: Callable[[psycopg.AsyncConnection[Any]], Awaitable[_T]], *, patient: bool = False
+    ) -> _T:
+        """Run an operation, again on a new connection when the database was lost meanwhile.
+
+        An operation that was cut off may have been committed: it must be one that can be repeated.
+
+        Args:
+            patient: what is lost with it would be missed: keep trying until the grace time is over, not only
+                until a stop is requested.
+
+        Raises:
+            psycopg.Error: the database refused, or it was lost while draining or stopping.
+        """
+        while True:
+            connection: psycopg.AsyncConnection[Any] | None = None
+            try:
+                connection = await self._connected()
+                async with self._busy:
+                    result = await operation(connection)
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                if error.sqlstate in _AGAIN:
+                    continue
+                if connection is not None and not (connection.closed or connection.broken):
+                    raise
+                if self._stop.expired or (self._stop.requested and not patient):
+                    raise
+                await self._wait_to_reconnect(error, connection)
+            else:
+                self._failed_in_a_row = 0
+                return result
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def _connected(self) -> psycopg.AsyncConnection[Any]:
+        async with self._lock:
+            if self._connection is None or self._connection.closed or self._connection.broken:
+                self._connection = None
+                self._connection = await self._connect()
+            return self._connection
+
+    async def _wait_to_reconnect(
+        self, error: psycopg.Error, lost: psycopg.AsyncConnection[Any] | None
+    ) -> None:
+        async with self._lock:
+            if self._connection is not lost:
+                return  # somebody else has waited, and has a new one
+            if self._drain and self._failed_in_a_row >= DRAIN_RECONNECTS:
+                raise error
+            seconds = min(FIRST_RECONNECT_SECONDS * 2**self._failed_in_a_row, LAST_RECONNECT_SECONDS)
+            seconds *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+            self._failed_in_a_row += 1
+            reason = " ".join(str(error).split())
+            log.warning("lost the database, connecting again in %.1f s: %s", seconds, reason)
+            if lost is not None:
+                await lost.close()
+            self._connection = None
+            end_at = time.monotonic() + seconds
+            while time.monotonic() < end_at:
+                await asyncio.sleep(_CHECK_STOP_SECONDS)
+                if self._stop.requested:
+                    return

@@ -1,0 +1,551 @@
+"""OutsideWorker: applies commands outside the database, many keys at a time, each held by a lease."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+
+from inturn.applier.breaker import Breaker
+from inturn.applier.effect import Effect, Failed, LeaseOver, in_thread
+from inturn.applier.leases import Kept, Lease, Leases, Order, Step
+from inturn.applier.link import Link
+from inturn.applier.recorder import Recorder
+from inturn.applier.stop import LoopBell, Stop
+from inturn.applier.verdict import Hold, Retry, Skip
+from inturn.applier.worker import CHOOSE_SECONDS, FIRST_POLL_SECONDS, LAST_POLL_SECONDS, Totals
+from inturn.schema.errors import Fenced, InturnError, UnknownTopic
+
+log = logging.getLogger("inturn.applier")
+
+#: The most keys of one claim: its transaction stays far below a second.
+CLAIM_KEYS = 50
+#: How often leases are looked at that may have to be renewed.
+KEEP_SECONDS = 0.05
+#: The wait after the database refused.
+REFUSED_SECONDS = 1.0
+_CHECK_STOP_SECONDS = 0.25
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class TargetDown(InturnError):
+    """A topic was not drained: what it is posted to does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutsideTarget:
+    """A topic whose commands are applied outside the database.
+
+    Attributes:
+        limit: how many of its keys are worked on at a time.
+        effect: what applies them.
+        settings: what that was made from: while it is the same, the first one made stays.
+    """
+
+    topic: str
+    limit: int
+    effect: Effect
+    settings: object
+
+
+@dataclass(eq=False, slots=True)
+class _Lane:
+    """A topic: what applies it, and what of it is in flight."""
+
+    topic: str
+    limit: int
+    settings: object
+    effect: Effect
+    breaker: Breaker
+    in_flight: set[_Work] = field(default_factory=set)
+    #: Whether there may be ready keys that nobody has looked for.
+    look: bool = True
+    served: bool = True
+
+    @property
+    def room(self) -> int:
+        return self.breaker.room(len(self.in_flight), self.limit) if self.served else 0
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    """A key in flight.
+
+    Attributes:
+        probe: it is the one by which an open breaker finds out.
+        at_work: the effect is under way, so that a cancel of the task ends it.
+    """
+
+    lease: Lease
+    probe: bool
+    task: asyncio.Task[None] | None = None
+    at_work: bool = False
+    renewing: bool = False
+    fenced: bool = False
+
+    def cut(self) -> None:
+        if self.at_work and self.task is not None:
+            self.task.cancel()
+
+
+class _Cut(Exception):
+    """The effect was cancelled: the lease is gone, or the grace time over. What became of it is unknown."""
+
+
+class OutsideWorker:
+    """One process's work outside the database. `run` is what a thread runs."""
+
+    def __init__(
+        self,
+        connect: Callable[[], psycopg.Connection[Any]],
+        connect_async: Callable[[], Awaitable[psycopg.AsyncConnection[Any]]],
+        choose: Callable[[psycopg.Connection[Any]], Sequence[OutsideTarget]],
+        *,
+        applier_id: str,
+        schema: str,
+        drain: bool,
+        stop: Stop,
+        bell: LoopBell,
+        others_run: Callable[[], bool],
+    ) -> None:
+        """Make a worker.
+
+        Args:
+            connect, choose: as for Worker; the connection is for choosing alone.
+            connect_async: gives a connection in autocommit with isolation level READ COMMITTED, for the work.
+            applier_id: who has the leases.
+            schema: where inturn is installed.
+            drain: stop when nothing is ready, rather than wait for more.
+            stop: shared with the other workers of the process.
+            bell: rung when keys may have turned ready.
+            others_run: whether there is work that may append more; a drain waits for its end.
+        """
+        self._connect = connect
+        self._connect_async = connect_async
+        self._choose = choose
+        self._leases = Leases(schema, applier_id)
+        self._drain = drain
+        self._stop = stop
+        self._bell = bell
+        self._others_run = others_run
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lanes: dict[str, _Lane] = {}
+        self._seeing: psycopg.Connection[Any] | None = None
+        self._chosen_at = 0.0
+        self.totals = Totals()
+        #: Why the worker ended before it should have; None while it runs and after a good end.
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Apply until stopped, or with drain until nothing is ready. Never raises: see `error`."""
+        loop = _Loop()
+        self._loop = loop
+        try:
+            loop.run_until_complete(self._main())
+        except InturnError as error:
+            self.error = error
+        except Exception as error:
+            if not self._stop.requested:
+                if not isinstance(error, psycopg.Error):
+                    log.exception("worker failed")
+                self.error = error
+        finally:
+            self._loop = None
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    def cancel(self) -> None:
+        """Cut off what is in flight."""
+        loop = self._loop
+        if loop is not None:
+            try:
+                loop.call_soon_threadsafe(self._cut_all)
+            except RuntimeError:
+                return  # has ended meanwhile
+
+    async def _main(self) -> None:
+        self._bell.attach(asyncio.get_running_loop())
+        self._link = Link(self._connect_async, stop=self._stop, drain=self._drain)
+        self._recorder = Recorder(self._leases, self._link)
+        helpers = [asyncio.create_task(self._recorder.run()), asyncio.create_task(self._keep_leases())]
+        try:
+            await self._serve_on(helpers)
+            await self._finish(helpers)
+        finally:
+            self._bell.detach()
+            tasks = [*helpers, *(work.task for work in self._works() if work.task is not None)]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for lane in self._lanes.values():
+                await lane.effect.close()
+            await self._link.close()
+            if self._seeing is not None:
+                self._seeing.close()
+            # A closed transport lets go of its socket a round of the loop later.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    def _works(self) -> list[_Work]:
+        return [work for lane in self._lanes.values() for work in lane.in_flight]
+
+    def _cut_all(self) -> None:
+        for work in self._works():
+            work.cut()
+
+    # Which keys.
+
+    async def _serve_on(self, helpers: list[asyncio.Task[None]]) -> None:
+        """Serve, again after a while when the database refused."""
+        while not self._stop.requested:
+            try:
+                return await self._serve(helpers)
+            except psycopg.Error as error:
+                if self._stop.requested:
+                    return None
+                if self._drain:
+                    raise
+                log.warning("the database refused, trying again: %s", " ".join(str(error).split()))
+            await in_thread(functools.partial(self._stop.wait, REFUSED_SECONDS))
+        return None
+
+    async def _serve(self, helpers: list[asyncio.Task[None]]) -> None:
+        poll_seconds = FIRST_POLL_SECONDS
+        self._chosen_at = -CHOOSE_SECONDS
+        while not self._stop.requested:
+            _raise_ended(helpers)
+            if time.monotonic() - self._chosen_at > CHOOSE_SECONDS:
+                await self._take_up()
+            if await self._claim_round():
+                poll_seconds = FIRST_POLL_SECONDS
+                continue
+            open_lanes = [lane for lane in self._lanes.values() if lane.room]
+            due = None
+            if self._drain and await self._is_drained():
+                return
+            if open_lanes:
+                topics = [lane.topic for lane in open_lanes]
+                looked_at = await self._link.run(
+                    functools.partial(self._leases.announce_sleep, topics=topics)
+                )
+                # Looks once more: a key that became ready before the announcement notified nobody.
+                if await self._claim_round(open_lanes):
+                    poll_seconds = FIRST_POLL_SECONDS
+                    continue
+                due = await self._link.run(
+                    functools.partial(self._leases.seconds_to_next_ready, topics=topics, since=looked_at)
+                )
+            if await self._sleep(poll_seconds, due):
+                poll_seconds = FIRST_POLL_SECONDS
+            else:
+                poll_seconds = min(poll_seconds * 2, LAST_POLL_SECONDS)
+
+    async def _sleep(self, poll_seconds: float, due: float | None) -> bool:
+        """Sleep until keys may be ready; return whether that was heard, rather than polled."""
+        probes = [lane.breaker.seconds_to_probe() for lane in self._lanes.values() if not lane.in_flight]
+        ends = [poll_seconds, due, *probes]
+        end_at = time.monotonic() + min(seconds for seconds in ends if seconds is not None)
+        while not self._stop.requested:
+            seconds = min(end_at - time.monotonic(), _CHECK_STOP_SECONDS)
+            if seconds <= 0:
+                break
+            if await self._bell.wait(seconds):
+                rung = self._bell.rung()
+                if rung:
+                    break
+                if self._drain:
+                    break  # nobody listens, so what a key that was let go has pending is not heard of
+                if any(lane.look and lane.room for lane in self._lanes.values()):
+                    return True
+        else:
+            return False
+        for lane in self._lanes.values():
+            lane.look = True
+        return time.monotonic() < end_at
+
+    async def _claim_round(self, lanes: Sequence[_Lane] | None = None) -> bool:
+        """Take up ready keys where there is room; return whether there were any."""
+        found = False
+        for lane in list(self._lanes.values()) if lanes is None else lanes:
+            wanted = min(lane.room, CLAIM_KEYS)
+            if not wanted or self._stop.requested or (lanes is None and not lane.look):
+                continue
+            probe = lane.breaker.open
+            try:
+                leases = await self._link.run(
+                    functools.partial(self._leases.claim, topic=lane.topic, max_keys=wanted)
+                )
+            except psycopg.DatabaseError as error:
+                if error.sqlstate != UnknownTopic.sqlstate:
+                    raise
+                self._chosen_at = -CHOOSE_SECONDS
+                lane.served = False
+                continue
+            # Fewer may be because a key had nothing to apply, or was held at last: only none is none.
+            lane.look = bool(leases)
+            for lease in leases:
+                work = _Work(lease, probe)
+                lane.in_flight.add(work)
+                work.task = asyncio.create_task(self._work(lane, work))
+            found = found or bool(leases)
+        return found
+
+    async def _is_drained(self) -> bool:
+        """Return whether nothing is ready, nothing in flight, and nobody at work who may append more.
+
+        Raises:
+            TargetDown: that is so but for a topic whose service does not answer.
+        """
+        lanes = self._lanes.values()
+        if (
+            self._works()
+            or self._others_run()
+            or any(
+                (lane.look and lane.room) or (lane.breaker.open and not lane.room and not lane.breaker.probed)
+                for lane in lanes
+            )
+        ):
+            return False
+        down = [lane.topic for lane in lanes if lane.breaker.open and not lane.room]
+        if down:
+            left = functools.partial(self._leases.seconds_to_next_ready, topics=down, since=_LONG_AGO)
+            if await self._link.run(left) == 0:
+                raise TargetDown(
+                    f"topic {down[0]!r} was not drained: its target does not answer",
+                    hint="Its keys stay as they are; see inturn keys --retrying",
+                    topic=down[0],
+                )
+        return True
+
+    async def _take_up(self) -> None:
+        targets = await in_thread(self._see)
+        if targets is None:
+            self._chosen_at = time.monotonic()
+            return
+        there = {target.topic: target for target in targets}
+        for topic, lane in self._lanes.items():
+            lane.served = topic in there
+        for topic, target in there.items():
+            known = self._lanes.get(topic)
+            if known is None:
+                breaker = Breaker(topic)
+                self._lanes[topic] = _Lane(topic, target.limit, target.settings, target.effect, breaker)
+                continue
+            known.limit = target.limit
+            if known.settings != target.settings:
+                # What is in flight ends as it began.
+                old, known.effect, known.settings = known.effect, target.effect, target.settings
+                known.breaker = Breaker(topic)
+                known.look = True
+                await old.close()
+        for lane in self._lanes.values():
+            await lane.effect.tidy()
+        self._chosen_at = time.monotonic()
+
+    def _see(self) -> Sequence[OutsideTarget] | None:
+        """Ask which topics there are, in a thread; None when the database cannot be reached just now."""
+        try:
+            if self._seeing is None or self._seeing.closed or self._seeing.broken:
+                self._seeing = self._connect()
+            return self._choose(self._seeing)
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            if self._drain:
+                raise
+            # The link says so, and waits.
+            if self._seeing is not None:
+                self._seeing.close()
+            return None
+
+    # One key.
+
+    async def _work(self, lane: _Lane, work: _Work) -> None:
+        try:
+            await self._apply(lane, work)
+        except psycopg.Error as error:
+            log.warning("not recorded: %s", " ".join(str(error).split()), extra=_place(work.lease))
+        finally:
+            lane.in_flight.discard(work)
+            self.totals.keys += 1
+            self._bell.nudge()
+
+    async def _apply(self, lane: _Lane, work: _Work) -> None:
+        """Apply a key's commands one after the other, each only once the one before is recorded."""
+        orders = work.lease.orders
+        for order in orders:
+            if self._must_stop(lane, work):
+                break
+            if not work.lease.alive() and await self._record(work) != "kept":
+                return
+            try:
+                failed = await self._do(lane, work, order)
+            except LeaseOver:
+                break
+            except _Cut:
+                # Repeated or not, it is next: another applier may have it at once.
+                if lane.effect.stops_when_cut:
+                    break
+                return
+            if failed is not None:
+                await self._fail(lane, work, order, failed)
+                return
+            lane.breaker.succeeded()
+            last = order is orders[-1] or self._must_stop(lane, work)
+            kept = await self._record(work, order.seq, release=last)
+            self.totals.commands += kept != "fenced"
+            if kept != "kept":
+                return
+        await self._record(work, release=True)
+
+    async def _record(self, work: _Work, seq: int | None = None, *, release: bool = False) -> Kept:
+        kept = await self._recorder.record(Step(work.lease, seq, release))
+        if kept == "fenced" and not work.fenced:
+            work.fenced = True
+            log.warning("fenced off: the lease is gone, work on the key stops", extra=_place(work.lease))
+        return kept
+
+    def _must_stop(self, lane: _Lane, work: _Work) -> bool:
+        return self._stop.requested or (lane.breaker.open and not work.probe)
+
+    async def _do(self, lane: _Lane, work: _Work, order: Order) -> Failed | None:
+        work.at_work = True
+        try:
+            return await lane.effect.apply(order, work.lease)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - for mypy: this is one
+            task.uncancel()
+            raise _Cut from None
+        finally:
+            work.at_work = False
+
+    async def _fail(self, lane: _Lane, work: _Work, order: Order, failed: Failed) -> None:
+        if failed.outage:
+            if not lane.breaker.failed(probe=work.probe):
+                await self._record(work, release=True)
+                return
+        else:
+            lane.breaker.succeeded()
+        try:
+            outcome, skipped = await self._link.run(
+                functools.partial(self._leases.fail, order=order, error=failed.error, asked=failed.asked),
+                patient=True,
+            )
+        except psycopg.DatabaseError as error:
+            if error.sqlstate != Fenced.sqlstate:
+                raise
+            return
+        if failed.asked.sqlstate != Skip.sqlstate:
+            self.totals.failures += 1
+        self.totals.skipped += skipped
+        _log_failure(order, failed, outcome)
+
+    # Its lease.
+
+    async def _keep_leases(self) -> None:
+        """Renew the leases of commands at work; cut off those whose lease could not be."""
+        while True:
+            await asyncio.sleep(KEEP_SECONDS)
+            now = time.monotonic()
+            for work in self._works():
+                if not work.at_work:
+                    continue
+                if not work.renewing and now >= work.lease.renew_at:
+                    work.renewing = True
+                    asyncio.create_task(self._renew(work)).add_done_callback(_seen)
+                elif work.renewing and now >= work.lease.ends_at:
+                    work.cut()
+
+    async def _renew(self, work: _Work) -> None:
+        try:
+            # A command that ended meanwhile may have ended the lease: that is not to be told.
+            kept = await self._recorder.record(Step(work.lease))
+            if kept == "fenced" and work.at_work:
+                work.fenced = True
+                log.warning("fenced off: the lease is gone, its command is cut off", extra=_place(work.lease))
+                work.cut()
+        finally:
+            work.renewing = False
+
+    # The end.
+
+    async def _finish(self, helpers: list[asyncio.Task[None]]) -> None:
+        """Wait for what is in flight, until it is cut off."""
+        while works := self._works():
+            _raise_ended(helpers)
+            if self._stop.expired:
+                self._cut_all()
+            await asyncio.wait(
+                [work.task for work in works if work.task is not None], timeout=_CHECK_STOP_SECONDS
+            )
+            if self._stop.expired and not any(work.at_work for work in self._works()):
+                await asyncio.wait(
+                    [work.task for work in self._works() if work.task is not None] or [_nothing()],
+                    timeout=2.0,
+                )
+                return
+
+
+async def _noop() -> None: ...
+
+
+def _nothing() -> asyncio.Task[None]:
+    return asyncio.create_task(_noop())
+
+
+def _raise_ended(helpers: list[asyncio.Task[None]]) -> None:
+    for task in helpers:
+        if task.done():
+            task.result()
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    # What it raised, the next statement meets too.
+    if not task.cancelled():
+        task.exception()
+
+
+def _place(lease: Lease) -> dict[str, object]:
+    return {"topic": lease.topic, "key": lease.key}
+
+
+def _log_failure(order: Order, failed: Failed, outcome: str) -> None:
+    what = {
+        "skipped": "command failed for the last time and was skipped",
+        "cancelled": "command failed for the last time and was skipped with all that was pending",
+        "held": "command failed, its key is held",
+    }.get(outcome, "command failed")
+    level = logging.WARNING
+    if failed.asked.sqlstate == Skip.sqlstate:
+        what, level = "command skipped by its handler", logging.INFO
+    elif failed.asked.sqlstate == Retry.sqlstate and outcome == "retrying":
+        what, level = "command put off", logging.INFO
+    elif failed.asked.sqlstate == Hold.sqlstate:
+        what = "key held"
+    log.log(
+        level,
+        "%s: %s",
+        what,
+        failed.error.partition("\n")[0][:300],
+        extra={
+            "topic": order.topic,
+            "key": order.key,
+            "seq": order.seq,
+            "command": order.name,
+            "attempt": order.attempt,
+        },
+    )
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Resolves names in threads of their own: a dead name server keeps no other topic."""
+
+    async def getaddrinfo(self, host: Any, port: Any, **hints: int) -> Any:
+        return await in_thread(functools.partial(socket.getaddrinfo, host, port, **hints))

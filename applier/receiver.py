@@ -1,0 +1,294 @@
+"""The other end of a post: which command it is, and whether it is to take effect now.
+
+For a service that applies another one's commands, with any web framework: it needs the headers and the body.
+
+    received = receive(headers, body, secret=secret)  # raises RequestRefused
+    with connection.transaction():
+        if received.accept(connection):
+            ...  # the effect
+
+The signature covers the body and, by the webhook-id, the topic, the key, the seq and the name. It does not
+cover the epoch and the attempt: on a network that others can write to, use TLS.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+import psycopg
+from psycopg.rows import tuple_row
+from sqlalchemy import Connection, text
+from sqlalchemy.orm import Session
+
+from inturn.applier import headers as names
+from inturn.schema.errors import (
+    BodyRefused,
+    HeaderMissing,
+    HeaderRefused,
+    NotInTransaction,
+    SecretRefused,
+    SignatureRefused,
+)
+from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name
+
+if TYPE_CHECKING:
+    # Needs greenlet when it is imported, which only its users install.
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from standardwebhooks import Webhook
+
+
+@runtime_checkable
+class HasItems(Protocol):
+    """A mapping, or what a web framework has for one."""
+
+    def items(self) -> Iterable[tuple[Any, Any]]:
+        """Return pairs of name and value."""
+
+
+class Cursor(Protocol):
+    """A DBAPI cursor whose parameters are written %s, as psycopg's, psycopg2's and Django's."""
+
+    def execute(self, query: Any, parameters: Any, /) -> Any:
+        """Run a statement."""
+
+    def fetchone(self) -> Any:
+        """Return a row."""
+
+
+Headers: TypeAlias = "HasItems | Iterable[tuple[Any, Any]]"
+AnyConnection: TypeAlias = "psycopg.Connection[Any] | Connection | Session | Cursor"
+AnyAsyncConnection: TypeAlias = "psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession"
+
+_CALL = "SELECT {schema}.accept({topic}, {key}, CAST({seq} AS bigint), CAST({epoch} AS bigint))"
+_PLACE = ("topic", "key", "seq", "epoch")
+_SIGNATURE = (names.WEBHOOK_ID, names.WEBHOOK_TIMESTAMP, names.WEBHOOK_SIGNATURE)
+_IDLE = psycopg.pq.TransactionStatus.IDLE
+_NUMBER = re.compile("[0-9]{1,19}")
+_LARGEST = 2**63 - 1  # of a bigint
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One command of a key, as it was received.
+
+    Attributes:
+        topic, key, seq: its place.
+        epoch: the turn that brought it.
+        name: what it is called.
+        attempt: 1 at the first try, 2 after one failure, and so on.
+        body: the payload, as JSON.
+    """
+
+    topic: str
+    key: str
+    seq: int
+    epoch: int
+    name: str
+    attempt: int
+    body: bytes
+
+    @property
+    def payload(self) -> Any:
+        """The JSON value, made anew each time.
+
+        Raises:
+            BodyRefused: it is none.
+        """
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError) as error:
+            raise BodyRefused(
+                f"the body is no JSON: {error}", topic=self.topic, key=self.key, seq=self.seq
+            ) from None
+
+    def accept(self, connection: AnyConnection, *, schema: str = DEFAULT_SCHEMA) -> bool:
+        """Say whether the command is to take effect now; see the SQL function accept.
+
+        Other requests of the key wait until the transaction ends.
+
+        Args:
+            connection: psycopg's Connection, SQLAlchemy's Connection or Session, or a DBAPI cursor: with the
+                transaction in which the effect will be, and with which this is committed or rolled back.
+            schema: where the receiver is installed.
+
+        Returns:
+            False when it took effect before, or comes too late to.
+
+        Raises:
+            NotInTransaction: the connection commits every statement by itself, accept without the effect.
+            psycopg.Error, sqlalchemy.exc.DBAPIError, ...: what the database says, in the driver's own words.
+        """
+        _require_transaction(_driver(connection))
+        if isinstance(connection, Connection | Session):
+            return bool(connection.execute(text(_statement(":{}", schema)), self._place()).scalar_one())
+        query = _statement("%({})s", schema)
+        if isinstance(connection, psycopg.Connection):
+            # A cursor of our own: the connection's row factory may make anything of a row.
+            with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+                return _answer(cursor.execute(query.encode(), self._place()).fetchone())
+        connection.execute(query, self._place())
+        return _answer(connection.fetchone())
+
+    async def accept_async(self, connection: AnyAsyncConnection, *, schema: str = DEFAULT_SCHEMA) -> bool:
+        """Do as `accept`, on psycopg's AsyncConnection or SQLAlchemy's async ones."""
+        if isinstance(connection, psycopg.AsyncConnection):
+            _require_transaction(connection)
+            async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
+                await cursor.execute(_statement("%({})s", schema).encode(), self._place())
+                return _answer(await cursor.fetchone())
+        alchemy = connection if hasattr(connection, "get_raw_connection") else await connection.connection()
+        _require_transaction((await alchemy.get_raw_connection()).driver_connection)
+        result = await alchemy.execute(text(_statement(":{}", schema)), self._place())
+        return bool(result.scalar_one())
+
+    def _place(self) -> dict[str, str | int]:
+        return {"topic": self.topic, "key": self.key, "seq": self.seq, "epoch": self.epoch}
+
+
+def receive(headers: Headers, body: bytes, *, secret: str | Sequence[str] | None) -> Received:
+    """Return the command that a request is.
+
+    Args:
+        headers: the request's: a mapping, pairs of text or of bytes (ASGI's), or a WSGI environ.
+        body: the request's, as it came.
+        secret: for its signature, as `whsec_...`; several: one of them, while the secret is being changed.
+            None takes any request, signed or not: for a network where nobody else can post.
+
+    Raises:
+        SignatureRefused: not signed with the secret, or more than 5 minutes ago.
+        HeaderMissing: it is no post of an applier.
+        HeaderRefused: a header is there twice, or cannot be read.
+        SecretRefused: the secret is none.
+    """
+    given = _Given(headers)
+    if secret is not None:
+        _verify(given, body, [secret] if isinstance(secret, str) else secret)
+    received = Received(
+        topic=given.text(names.TOPIC),
+        key=given.text(names.KEY),
+        seq=given.number(names.SEQ),
+        epoch=given.number(names.EPOCH),
+        name=given.text(names.COMMAND),
+        attempt=given.number(names.ATTEMPT),
+        body=bytes(body),
+    )
+    signed = names.command_id(received.topic, received.key, received.seq, received.name)
+    if secret is not None and given.value(names.WEBHOOK_ID) != signed:
+        raise SignatureRefused(
+            f"the signature is that of another command: {given.value(names.WEBHOOK_ID):.200}",
+            topic=received.topic,
+            key=received.key,
+            seq=received.seq,
+        )
+    return received
+
+
+class _Given:
+    """The headers of a request, by name in lower case."""
+
+    def __init__(self, headers: Headers) -> None:
+        self._values: dict[str, list[str]] = {}
+        for name, value in _pairs(headers):
+            self._values.setdefault(name, []).append(value)
+
+    def value(self, name: str) -> str:
+        """Return a header's value.
+
+        Raises:
+            HeaderMissing, HeaderRefused: it is not there exactly once.
+        """
+        values = self._values.get(name.lower(), [])
+        if not values:
+            raise HeaderMissing(f"the request has no header {name}", hint="An applier of inturn sends it")
+        if len(values) > 1:
+            raise HeaderRefused(f"the request has the header {name} {len(values)} times")
+        return values[0]
+
+    def text(self, name: str) -> str:
+        try:
+            return names.decode(self.value(name))
+        except UnicodeDecodeError:
+            raise HeaderRefused(f"the header {name} is no percent-encoded UTF-8") from None
+
+    def number(self, name: str) -> int:
+        value = self.value(name)
+        if not _NUMBER.fullmatch(value) or int(value) > _LARGEST:
+            raise HeaderRefused(f"the header {name} is no number: {value:.40}")
+        return int(value)
+
+
+def _pairs(headers: Headers) -> Iterator[tuple[str, str]]:
+    pairs = headers.items() if isinstance(headers, HasItems) else headers
+    for name, value in pairs:
+        known = (name.decode("latin-1") if isinstance(name, bytes) else str(name)).lower()
+        if known.startswith("http_"):  # WSGI's
+            known = known.removeprefix("http_").replace("_", "-")
+        yield known, value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+def _webhook(secret: str) -> Webhook:
+    from standardwebhooks import Webhook
+
+    try:
+        return Webhook(secret)
+    except Exception as error:  # noqa: BLE001 - of its own kinds, and binascii's; without their words, which may quote
+        raise SecretRefused(
+            f"a secret for signatures cannot be read ({type(error).__name__})",
+            hint="Write whsec_ and base64, as: echo whsec_$(openssl rand -base64 32)",
+        ) from None
+
+
+def _verify(given: _Given, body: bytes, secrets: Sequence[str]) -> None:
+    from standardwebhooks import WebhookVerificationError
+
+    webhooks = [_webhook(secret) for secret in secrets or [""]]
+    try:
+        signature = {name: given.value(name) for name in _SIGNATURE}
+    except HeaderMissing as error:
+        raise SignatureRefused(f"the request is not signed: {error.message}") from None
+    problem = ""
+    for webhook in webhooks:
+        try:
+            webhook.verify(body, signature, json_parse=False)
+        except (WebhookVerificationError, ValueError) as error:  # ValueError: a signature that cannot be read
+            problem = str(error) if isinstance(error, WebhookVerificationError) else "it cannot be read"
+        else:
+            return
+    raise SignatureRefused(
+        f"the signature of {signature[names.WEBHOOK_ID]:.200} is refused: {problem}",
+        hint="Compare the secret on both sides, and the clocks",
+    )
+
+
+def _statement(place: str, schema: str) -> str:
+    check_schema_name(schema)
+    return _CALL.format(schema=schema, **{name: place.format(name) for name in _PLACE})
+
+
+def _answer(row: Any) -> bool:
+    return bool(next(iter(row.values())) if isinstance(row, Mapping) else row[0])
+
+
+def _driver(connection: AnyConnection) -> Any:
+    """Return the driver's own connection."""
+    if isinstance(connection, Session):
+        connection = connection.connection()
+    if isinstance(connection, Connection):
+        return connection.connection.driver_connection
+    return (
+        connection if isinstance(connection, psycopg.Connection) else getattr(connection, "connection", None)
+    )
+
+
+def _require_transaction(driver: Any) -> None:
+    # The same attributes in psycopg and psycopg2; of other drivers nothing is known.
+    info = getattr(driver, "info", None)
+    if getattr(driver, "autocommit", False) is True and getattr(info, "transaction_status", None) == _IDLE:
+        raise NotInTransaction(
+            "accept was called outside a transaction, where it would be committed without the effect",
+            hint="Open one around accept and the effect: with connection.transaction()",
+        )

@@ -1,0 +1,65 @@
+"""Recorder: writes the progress of many keys, whatever waits together in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+
+import psycopg
+
+from inturn.applier.leases import Kept, Leases, Step
+from inturn.applier.link import Link
+
+log = logging.getLogger("inturn.applier")
+
+#: The most steps of a transaction: it stays far below a second.
+MAX_STEPS = 200
+
+
+class Recorder:
+    """Takes steps from many coroutines; `run` records them."""
+
+    def __init__(self, leases: Leases, link: Link) -> None:
+        self._leases = leases
+        self._link = link
+        self._waiting: list[tuple[Step, asyncio.Future[Kept]]] = []
+        self._arrived = asyncio.Event()
+
+    async def record(self, step: Step) -> Kept:
+        """Have a step recorded; return what became of its lease once that is committed.
+
+        Raises:
+            psycopg.Error: the database was lost for good.
+        """
+        future: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
+        self._waiting.append((step, future))
+        self._arrived.set()
+        return await future
+
+    async def run(self) -> None:
+        """Record what arrives, until cancelled or the database is lost for good."""
+        while True:
+            await self._arrived.wait()
+            taken, self._waiting = self._waiting[:MAX_STEPS], self._waiting[MAX_STEPS:]
+            if not self._waiting:
+                self._arrived.clear()
+            await self._write(taken)
+
+    async def _write(self, taken: list[tuple[Step, asyncio.Future[Kept]]]) -> None:
+        steps = [step for step, _ in taken]
+        try:
+            outcomes = await self._link.run(functools.partial(self._leases.record, steps=steps), patient=True)
+        except psycopg.Error as error:
+            if len(taken) > 1:
+                # One of them is not as the database has it: find it out alone.
+                for one in taken:
+                    await self._write([one])
+                return
+            log.error("progress of key %r was refused: %s", steps[0].lease.key, error)  # noqa: TRY400
+            if not taken[0][1].done():
+                taken[0][1].set_exception(error)
+            return
+        for (_, future), outcome in zip(taken, outcomes, strict=True):
+            if not future.done():
+                future.set_result(outcome)
