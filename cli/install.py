@@ -11,50 +11,66 @@ from inturn.schema.errors import SchemaMismatch
 from inturn.schema.install import downgrade as downgrade_schema
 from inturn.schema.install import upgrade as upgrade_schema
 from inturn.schema.install import upgrade_script
-from inturn.schema.version import HEAD, installed_version
+from inturn.schema.receiver import HEAD as RECEIVER_HEAD
+from inturn.schema.receiver import downgrade_receiver, receiver_script, upgrade_receiver
+from inturn.schema.version import HEAD, installed_receiver, installed_version
 
 
 @click.command(
     epilog="""\b
 Example:
   inturn upgrade
-  inturn upgrade --sql > inturn.sql"""
+  inturn upgrade --sql > inturn.sql
+  inturn upgrade --receiver-only"""
 )
 @click.option("--sql", "as_script", is_flag=True, help="Print the SQL instead of running it.")
+@click.option(
+    "--receiver-only", is_flag=True, help="Only the function accept, for a service that receives commands."
+)
 @pass_database
-def upgrade(database: Database, *, as_script: bool) -> None:
+def upgrade(database: Database, *, as_script: bool, receiver_only: bool) -> None:
     """Install the schema, or upgrade it.
 
     Safe to run again, and by many at once. With --sql nothing is changed, and no
     database is needed; where one is named, the script starts at its revision.
     """
     if as_script:
-        click.echo(_script(database), nl=False)
+        click.echo(_script(database, receiver_only=receiver_only), nl=False)
         return
     with database.connect(check=False) as connection:
         where = f"database {connection.info.dbname}"
-    before, now = upgrade_schema(database.conninfo, schema=database.schema)
+    run = upgrade_receiver if receiver_only else upgrade_schema
+    before, now = run(database.conninfo, schema=database.schema)
+    what = _what(database, receiver_only=receiver_only)
     if before == now:
-        click.echo(f"schema {database.schema} of {where} is at revision {now} already")
+        click.echo(f"{what} of {where} is at revision {now} already")
     elif before is None:
-        click.echo(f"schema {database.schema} installed in {where}, revision {now}")
+        click.echo(f"{what} installed in {where}, revision {now}")
     else:
-        click.echo(f"schema {database.schema} of {where} upgraded from revision {before} to {now}")
+        click.echo(f"{what} of {where} upgraded from revision {before} to {now}")
 
 
-def _script(database: Database) -> str:
+def _what(database: Database, *, receiver_only: bool) -> str:
+    return f"receiver in schema {database.schema}" if receiver_only else f"schema {database.schema}"
+
+
+def _script(database: Database, *, receiver_only: bool) -> str:
+    head = RECEIVER_HEAD if receiver_only else HEAD
+    what = _what(database, receiver_only=receiver_only)
     before = None
     if database.named:
         with database.connect(check=False) as connection:
-            before = installed_version(connection, database.schema)
-    if before == HEAD:
-        return f"-- schema {database.schema} is at revision {HEAD} already: nothing to do\n"
-    if before is not None and before > HEAD:
+            version = installed_receiver if receiver_only else installed_version
+            before = version(connection, database.schema)
+    if before == head:
+        return f"-- {what} is at revision {head} already: nothing to do\n"
+    if before is not None and before > head:
         raise SchemaMismatch(
-            f"schema {database.schema} is at revision {before}, newer than this inturn's {HEAD}",
+            f"{what} is at revision {before}, newer than this inturn's {head}",
             hint="Upgrade this machine's package with: pip install --upgrade inturn",
         )
-    return upgrade_script(schema=database.schema, from_revision=before)
+    script = receiver_script if receiver_only else upgrade_script
+    return script(schema=database.schema, from_revision=before)
 
 
 @click.command(
@@ -70,16 +86,25 @@ Example:
     metavar="REVISION",
     help="Where to; base removes the schema with all its data.",
 )
-@click.option("--force", is_flag=True, help="Also while commands are pending.")
+@click.option(
+    "--force", is_flag=True, help="Also while commands are pending; or were accepted, by a receiver."
+)
+@click.option("--receiver-only", is_flag=True, help="Only what upgrade --receiver-only made.")
 @pass_database
-def downgrade(database: Database, *, revision: str, force: bool) -> None:
+def downgrade(database: Database, *, revision: str, force: bool, receiver_only: bool) -> None:
     """Remove the schema, or go back to an earlier revision.
 
     Refuses while commands are pending, unless forced. The roles stay: they belong
     to the whole cluster.
     """
+    if receiver_only and revision != "base":
+        raise click.UsageError("--receiver-only goes to base: leave out --to")
     with database.connect(check=False) as connection:
         where = f"database {connection.info.dbname}"
+    if receiver_only:
+        downgrade_receiver(database.conninfo, schema=database.schema, force=force)
+        click.echo(f"receiver in schema {database.schema} removed from {where}")
+        return
     try:
         downgrade_schema(database.conninfo, schema=database.schema, revision=revision, force=force)
     except CommandError as error:

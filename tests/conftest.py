@@ -16,6 +16,14 @@ _TEMPLATE = "inturn_template"
 _numbers = itertools.count(1)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what could not be tested on this machine; a skip is easily overlooked."""
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        if "NOT TESTED" in reason:
+            terminalreporter.write_line(f"{report.nodeid}: {reason.removeprefix('Skipped: ')}", yellow=True)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A running server of the version in INTURN_TEST_PG: 18 (default), 16, or Debian's 15."""
