@@ -1,4 +1,4 @@
-"""What an operator does to put a key right: retry, skip, replay, cancel-rest, pause and resume."""
+"""What an operator does to put a key right: retry, skip, replay, cancel-rest, fill-gap, pause and resume."""
 
 from __future__ import annotations
 
@@ -131,6 +131,32 @@ def skip(
     """
     actions = _act(database, operator, "skip", key, topic, seq=seq, reason=reason)
     operator.report(actions, lambda a: f"{place(a)}: {change(a)}; command {a['seq']} is passed over")
+
+
+@click.command(
+    "fill-gap",
+    epilog="""\b
+Example:
+  inturn fill-gap order-42 --seq 17 --reason 'lost at A, ticket 99'""",
+)
+@click.argument("key", type=KEY)
+@topic_option
+@click.option(
+    "--seq", type=int, metavar="N", required=True, help="Which number you take to be the missing one."
+)
+@reason_option(required=True)
+@operator_options
+@pass_database
+def fill_gap(
+    database: Database, /, key: str, *, topic: str | None, seq: int, reason: str, operator: Operator
+) -> None:
+    """Pass over a number that a key waits for, for good: it will not be appended.
+
+    The commands after it are applied. Should it be appended late after all, that
+    is refused. Only where callers number; one number at a time.
+    """
+    actions = _act(database, operator, "fill_gap", key, topic, seq=seq, reason=reason)
+    operator.report(actions, lambda a: f"{place(a)}: {change(a)}; missing command {a['seq']} is passed over")
 
 
 @click.command(

@@ -15,13 +15,17 @@ from inturn.cli.payload import read_payload, storable
     epilog="""\b
 Example:
   inturn append orders order-42 insert '{"amount": 3}'
-  inturn append orders order-42 import - < order-42.json"""
+  inturn append orders order-42 import - < order-42.json
+  inturn append events order-42 insert '{"amount": 3}' --seq 17"""
 )
 @click.argument("topic", type=TOPIC)
 @click.argument("key")
 @click.argument("name")
 @click.argument("payload", default="{}")
 @click.option("--idempotency-key", metavar="TEXT", help="The same again on the key appends nothing.")
+@click.option(
+    "--seq", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Its number, where the callers number."
+)
 @json_option
 @pass_database
 def append(
@@ -32,19 +36,23 @@ def append(
     payload: str,
     *,
     idempotency_key: str | None,
+    seq: int | None,
     as_json: bool,
 ) -> None:
     """Append a command to a key, and print its seq.
 
     PAYLOAD is JSON, {} if not given, - to read it from standard input. Before a
-    KEY that begins with a dash, put -- .
+    KEY that begins with a dash, put -- . With --seq it may be repeated: the same
+    number with the same content is appended once.
     """
     text = read_payload(payload)
     with database.connect() as connection, storable(topic, key):
         # As text, so that every number arrives as it was written.
         row = connection.execute(
-            sql.SQL("SELECT {}.append(%s, %s, %s, %s::jsonb, %s)").format(sql.Identifier(database.schema)),
-            (topic, key, name, text, idempotency_key),
+            sql.SQL("SELECT {}.append(%s, %s, %s, %s::jsonb, %s, %s::bigint)").format(
+                sql.Identifier(database.schema)
+            ),
+            (topic, key, name, text, idempotency_key, seq),
         ).fetchone()
     seq = row[0] if row else None
     if as_json:

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from inturn.applier import Applier, Fleet, Outcome
+from inturn.applier import Applier, Fleet, Outcome, Timeouts
 from inturn.cli import logs
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
@@ -49,6 +49,27 @@ Example:
     show_default=True,
     help="The most keys that share a transaction; only while that stays short.",
 )
+@click.option(
+    "--http-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds that a post to a service may take, all in all.",
+)
+@click.option(
+    "--http-read-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds that it may take to the next byte of the answer.",
+)
+@click.option(
+    "--http-connect-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Seconds to connect to the service.",
+)
 @click.option("--drain", is_flag=True, help="Stop when nothing is ready; the default is to wait for more.")
 @click.option(
     "--max-seconds",
@@ -82,6 +103,9 @@ def apply(
     topics: tuple[str, ...],
     workers: int,
     batch: int,
+    http_timeout: float,
+    http_read_timeout: float,
+    http_connect_timeout: float,
     drain: bool,
     max_seconds: float | None,
     grace: float,
@@ -91,7 +115,9 @@ def apply(
 ) -> int:
     """Apply the commands of every key strictly in turn; different keys in parallel.
 
-    Serves the topics with SQL targets and, with --app, those with handlers in it.
+    Serves the topics with SQL targets, those posted to a service over HTTP and, with
+    --app, those with handlers in it. Posts are signed with INTURN_HTTP_SECRET_TOPIC,
+    INTURN_HTTP_SECRET or what is in the file INTURN_HTTP_SECRET_FILE, if one is set.
     Any number of these may run at once, on any machines. SIGTERM and Ctrl-C stop it
     after the command in hand; a second one cuts that off.
     """
@@ -105,6 +131,7 @@ def apply(
         drain=drain,
         prepare=not no_prepare,
         schema=database.schema,
+        http_timeouts=Timeouts(http_connect_timeout, http_read_timeout, http_timeout),
     )
     signals = _Signals()
     with database.connect(check=False):

@@ -20,7 +20,7 @@ from inturn.cli.key_text import TOPIC, shown
 from inturn.cli.output import Column, age, first_line, json_option, print_json, table_lines
 from inturn.schema.errors import UnknownTopic
 
-_STATES = ("held", "retrying", "paused", "ready", "idle")
+_STATES = ("held", "waiting", "retrying", "paused", "leased", "ready", "idle")
 _NO_INTERVAL = ("22007", "22008", "22015")
 
 
@@ -67,8 +67,10 @@ Example:
   inturn keys --older-than 10m --check || echo 'keys stand still'"""
 )
 @click.option("--held", is_flag=True, help="Keys whose next command failed for good.")
+@click.option("--waiting", is_flag=True, help="That wait for a number that nobody has appended.")
 @click.option("--retrying", is_flag=True, help="Whose next command failed, and is tried again.")
 @click.option("--paused", is_flag=True, help="That an operator keeps standing still.")
+@click.option("--leased", is_flag=True, help="That an applier works on by lease.")
 @click.option("--ready", is_flag=True, help="That have commands to apply.")
 @click.option("--idle", is_flag=True, help="With everything applied.")
 @click.option("--state", type=click.Choice(_STATES), hidden=True)
@@ -124,9 +126,10 @@ def keys(
     """List keys and where they stand, the worst first.
 
     Several states: keys in any of them. lag counts the commands not applied, age
-    is how long the next of them has waited. What is ready or retrying in a paused
-    topic is listed as `topic paused`. Keys are printed so that a shell takes them
-    back; before one that begins with a dash, put -- .
+    is how long the next of them has waited, or the first one there of a key that
+    waits for a number. What is ready or retrying in a paused topic is listed as
+    `topic paused`. Keys are printed so that a shell takes them back; before one
+    that begins with a dash, put -- .
     """
     chosen = [name for name in _STATES if states[name] or name == state]
     wanted = _Wanted(topic, ",".join(chosen) or None, limit, like, older_than, lagging, sort)
@@ -180,7 +183,8 @@ def _list(connection: Connection[Any], schema: str, wanted: _Wanted) -> _Listing
             .execute(
                 sql.SQL(
                     "SELECT topic, key, state, applied_seq, last_seq, pending, oldest_pending_at, attempts,"
-                    " ready_at, held_at, last_error, paused_at, paused_until, topic_paused"
+                    " ready_at, held_at, last_error, paused_at, paused_until, topic_paused,"
+                    " waiting_at, claimed_by, lease_until"
                     " FROM {}.list_keys(%s::text, %s::text, %s::integer,"
                     " %s::text, %s::interval, %s::bigint, %s::text)"
                 ).format(sql.Identifier(schema)),
@@ -240,9 +244,10 @@ def _lines(listing: _Listing) -> list[str]:
     ]
     rows = [_row(key, listing.now) for key in listing.keys]
     extra: list[Column] = []
-    for number, heading in ((len(columns) + 1, "next try"), (len(columns), "attempts")):
+    optional = [Column("attempts", right=True), Column("next try", right=True), Column("by", cut="middle")]
+    for number, column in reversed(list(enumerate(optional, len(columns)))):
         if any(row[number] for row in rows):
-            extra.insert(0, Column(heading, right=True))
+            extra.insert(0, column)
         else:
             rows = [[*row[:number], *row[number + 1 :]] for row in rows]
     return table_lines([*columns, *extra], rows, [first_line(key["last_error"]) for key in listing.keys])
@@ -259,11 +264,13 @@ def _row(key: dict[str, Any], now: datetime) -> list[str]:
         age((now - waiting).total_seconds() if waiting else None),
         str(key["attempts"] or ""),
         _next_try(key, now),
+        key["claimed_by"] if key["state"] == "leased" else "",
     ]
 
 
 def _next_try(key: dict[str, Any], now: datetime) -> str:
-    if key["state"] not in ("retrying", "paused") or key["ready_at"] is None:
+    # Of a lease it is when another applier may take the key.
+    if key["state"] not in ("retrying", "paused", "leased", "waiting") or key["ready_at"] is None:
         return ""
     wait = (key["ready_at"] - now).total_seconds()
     return f"in {age(wait)}" if wait > 0 else "now"

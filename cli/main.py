@@ -37,6 +37,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Put right": {
         "retry": ("inturn.cli.actions:retry", "Try a failed command again, now."),
         "skip": ("inturn.cli.actions:skip", "Pass over a key's next command."),
+        "fill-gap": ("inturn.cli.actions:fill_gap", "Pass over a number that nobody appended."),
         "amend": ("inturn.cli.amend:amend", "Change a pending command."),
         "replay": ("inturn.cli.actions:replay", "Append an applied or skipped command again."),
         "pause": ("inturn.cli.actions:pause", "Keep a key or a topic standing still."),

@@ -139,11 +139,8 @@ def find_key(
         (key,),
     ).fetchall()
     if not found:
-        raise UnknownKey(
-            f"no topic has a key {shown(key)}",
-            hint=f"Look for keys like it with: inturn why {shown(key)}",
-            key=key,
-        )
+        hint = f"Look for keys like it with: inturn why {shown(key)}"
+        raise UnknownKey(f"no topic has a key {shown(key)}", hint=hint, key=key)
     if len(found) > 1:
         names = ", ".join(escape(name) for (name,) in found)
         raise Failure(f"key {shown(key)} is in several topics: {names}", hint="Name one with --topic")

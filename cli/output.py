@@ -21,7 +21,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 _GAP = 2
 _LEAST = 8
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
-_STYLES = {"held": "bold red", "retrying": "yellow", "paused": "cyan", "topic": "cyan"}
+_STYLES = {
+    "held": "bold red",
+    "waiting": "red",
+    "missing": "red",
+    "retrying": "yellow",
+    "paused": "cyan",
+    "topic": "cyan",
+}
 
 
 @dataclass(frozen=True, slots=True)

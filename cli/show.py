@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,9 +31,12 @@ _PAYLOAD_CHARACTERS = 200
 # The key's rows are found by their primary keys, topic by topic.
 _KEYS = """
 SELECT c.topic, c.key, {schema}.key_state(c) AS state,
-       c.applied_seq, l.last_seq, l.last_seq - c.applied_seq AS pending, o.created_at AS oldest_pending_at,
+       c.applied_seq, l.last_seq, coalesce(g.first_at, o.created_at) AS oldest_pending_at,
+       CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END AS pending,
        c.epoch, c.attempts, t.max_attempts, c.ready_at, c.failed_at, c.held_at, c.last_error,
        c.paused_at, c.paused_until, t.paused_at AS topic_paused_at, t.paused_until AS topic_paused_until,
+       t.first_seq, c.waiting_at, c.waiting_at + t.gap_timeout AS held_from,
+       c.claimed_by, c.claimed_at, c.lease_until,
        clock_timestamp() AS now
 FROM {schema}.topic t
 JOIN {schema}.key_cursor c ON c.topic = t.name
@@ -40,6 +44,9 @@ CROSS JOIN LATERAL (
     SELECT greatest(c.applied_seq, (SELECT max(l.seq) FROM {schema}.command_log l
                                     WHERE l.topic = c.topic AND l.key = c.key)) AS last_seq) l
 LEFT JOIN {schema}.command_log o ON o.topic = c.topic AND o.key = c.key AND o.seq = c.applied_seq + 1
+CROSS JOIN LATERAL (
+    SELECT count(*) AS pending, min(l.created_at) AS first_at FROM {schema}.command_log l
+    WHERE t.numbering = 'given' AND l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq) g
 WHERE c.key = %(key)s AND (%(topic)s::text IS NULL OR t.name = %(topic)s)
 ORDER BY c.topic
 """
@@ -62,7 +69,13 @@ CROSS JOIN LATERAL (
     FROM {schema}.operator_action a
     WHERE a.topic = l.topic AND a.key = l.key AND a.action = 'replay') a
 WHERE l.topic = %(topic)s AND l.key = %(key)s
-  AND l.seq > %(applied_seq)s - %(limit)s AND l.seq <= %(applied_seq)s + %(limit)s ORDER BY l.seq
+  AND l.seq > %(applied_seq)s - %(limit)s AND l.seq <= coalesce((
+      SELECT max(n.seq) FROM (
+          SELECT n.seq FROM {schema}.command_log n
+          WHERE n.topic = %(topic)s AND n.key = %(key)s AND n.seq > %(applied_seq)s
+          ORDER BY n.seq LIMIT %(limit)s) n),
+      %(applied_seq)s)
+ORDER BY l.seq
 """
 
 # Numbers in payloads may be out of Python's range: they come as text.
@@ -158,6 +171,7 @@ def _read(
         each["commands"] = [
             {**row, "state": _command_state(row, each)} for row in rows(_COMMANDS, parameters)
         ]
+        each["gaps"] = list(_gaps(each, limit))
         each["timeline"] = rows(_TIMELINE, parameters)
     connection.execute("COMMIT")
     return found
@@ -171,6 +185,20 @@ def _command_state(command: Row, key: Row) -> str:
     if command["seq"] > key["applied_seq"] + 1:
         return "pending"
     return "held" if key["held_at"] else "retrying" if key["attempts"] else "next"
+
+
+def _gaps(key: Row, limit: int) -> Iterator[Row]:
+    """Yield the numbers, among the commands that are shown, that nobody has appended."""
+    applied = key["applied_seq"]
+    number = max(key["first_seq"], applied - limit + 1)
+    for seq in [*(command["seq"] for command in key["commands"]), max(applied, number - 1) + 1]:
+        for first, last, state in (
+            (number, min(seq - 1, applied), "skipped"),
+            (max(number, applied + 1), seq - 1, "missing"),
+        ):
+            if first <= last:
+                yield {"from_seq": first, "to_seq": last, "state": state}
+        number = max(number, seq + 1)
 
 
 def _document(key: Row, *, payloads: bool) -> Row:
@@ -211,13 +239,17 @@ def _print(key: Row, *, errors: bool, payload: bool | None) -> None:
     click.echo(f"topic    {escape(key['topic'])}" + (f", {_paused(key, whole=True)}" if paused else ""))
     click.echo(f"key      {shown(key['key'])}")
     click.echo(f"state    {_state(key)}")
+    if key["claimed_by"]:
+        left = (key["lease_until"] - now).total_seconds()
+        ends = f"for another {age(left)}" if left > 0 else f"ran out {age(-left)} ago"
+        click.echo(f"lease    {escape(key['claimed_by'])} for {_since(key['claimed_at'], now)}, {ends}")
     lag = f", {key['pending']} pending" if key["pending"] else ""
     if key["oldest_pending_at"]:
-        lag += f", the next for {_since(key['oldest_pending_at'], now)}"
+        lag += f", the {'first' if key['waiting_at'] else 'next'} for {_since(key['oldest_pending_at'], now)}"
     click.echo(f"applied  {key['applied_seq']} of {key['last_seq']}{lag}")
     if key["last_error"]:
         _print_error("error    ", key["last_error"], whole=errors)
-    if key["commands"]:
+    if key["commands"] or key["gaps"]:
         click.echo()
         _print_commands(key, payload)
     if key["timeline"]:
@@ -229,7 +261,14 @@ def _state(key: Row) -> str:
     now, attempts = key["now"], f"{key['attempts']} of {key['max_attempts']} attempts"
     match key["state"]:
         case "held":
+            if key["waiting_at"]:
+                since = _since(key["held_at"], now)
+                return f"held for {since}, for command {key['applied_seq'] + 1} was not appended"
             return f"held for {_since(key['held_at'], now)}, after {attempts}"
+        case "waiting":
+            text = f"waiting for {_since(key['waiting_at'], now)} for command {key['applied_seq'] + 1}"
+            wait = (key["held_from"] - now).total_seconds() if key["held_from"] else 0
+            return text + (f", held in {age(wait)}" if wait > 0 else "")
         case "paused":
             return _paused(key, whole=False)
         case "retrying":
@@ -267,20 +306,27 @@ def _print_error(heading: str, error: str, *, whole: bool) -> None:
 def _print_commands(key: Row, payload: bool | None) -> None:
     commands = key["commands"]
     marks = [_mark(command) for command in commands]
+    gaps = [gap for gap in key["gaps"] if gap["state"] == "skipped"]
+    noted = any(marks) or bool(gaps)
     columns = [
         Column("seq", right=True),
         Column("command", cut="middle"),
         Column("state"),
-        *([Column("note")] if any(marks) else []),
+        *([Column("note")] if noted else []),
         Column("appended", right=True),
         *([Column("payload", cut="end")] if payload is None else []),
     ]
     rows = []
     for command, mark in zip(commands, marks, strict=True):
-        row = [str(command["seq"]), command["name"], command["state"], *([mark] if any(marks) else [])]
+        row = [str(command["seq"]), command["name"], command["state"], *([mark] if noted else [])]
         row.append(_since(command["created_at"], key["now"]) + " ago")
-        rows.append([*row, _start(command["payload"])] if payload is None else row)
-    print_table(columns, rows)
+        rows.append((command["seq"], [*row, _start(command["payload"])] if payload is None else row))
+    for gap in key["gaps"]:
+        seqs = _span(gap["from_seq"], gap["to_seq"])
+        mark = "never appended" if gap["state"] == "skipped" else ""
+        rows.append((gap["from_seq"], [seqs, "", gap["state"], *([mark] if noted else [])]))
+    rows.sort()
+    print_table(columns, [row + [""] * (len(columns) - len(row)) for _, row in rows])
     if payload:
         _print_payloads(commands)
 
@@ -339,12 +385,16 @@ def _entry(entry: Row, now: datetime) -> list[str]:
     first, last = entry["from_seq"], entry["to_seq"]
     return [
         str(entry["epoch"]),
-        "" if last < first else str(first) if last == first else f"{first}-{last}",
+        _span(first, last),
         entry["what"],
         entry["done_by"],
         _since(entry["started_at"], now) + " ago",
         duration((entry["at"] - entry["started_at"]).total_seconds()),
     ]
+
+
+def _span(first: int, last: int) -> str:
+    return "" if last < first else str(first) if last == first else f"{first}-{last}"
 
 
 def _says(entry: Row) -> str:

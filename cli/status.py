@@ -66,14 +66,20 @@ def _rows(
     return connection.cursor(row_factory=dict_row).execute(composed, parameters).fetchall()
 
 
+_STATES = ("held", "waiting", "retrying", "paused", "leased", "ready")
+#: Has a column only where there are any.
+_RARE = ("waiting", "leased")
+
+
 def _print_topics(topics: list[dict[str, Any]], now: datetime) -> None:
+    states = [state for state in _STATES if state not in _RARE or any(topic[state] for topic in topics)]
     print_table(
         [
             Column("topic", cut="middle"),
-            *(Column(name, right=True) for name in ("held", "retrying", "paused", "ready")),
+            *(Column(name, right=True) for name in states),
             *(Column(name, right=True) for name in ("pending", "oldest", "rate", "failed")),
         ],
-        [_topic_row(topic, now) for topic in topics],
+        [_topic_row(topic, states, now) for topic in topics],
     )
     for topic in topics:
         if topic["paused_at"] is not None:
@@ -84,11 +90,11 @@ def _print_topics(topics: list[dict[str, Any]], now: datetime) -> None:
             click.echo(f"topic {shown(topic['topic'])} is paused since {since}, {until}")
 
 
-def _topic_row(topic: dict[str, Any], now: datetime) -> list[str]:
+def _topic_row(topic: dict[str, Any], states: list[str], now: datetime) -> list[str]:
     oldest = topic["oldest_pending_at"]
     return [
         topic["topic"],
-        *(f"{topic[state]:,}" if topic[state] else "" for state in ("held", "retrying", "paused", "ready")),
+        *(f"{topic[state]:,}" if topic[state] else "" for state in states),
         f"{topic['pending']:,}" + ("" if topic["exact"] else "+"),
         age((now - oldest).total_seconds()) if oldest else "",
         _rate(topic["applied_per_second"]) if topic["applied"] else "",
@@ -128,9 +134,9 @@ def _applier_row(applier: dict[str, Any], now: datetime) -> list[str]:
     return [
         applier["applier"],
         ", ".join(applier["topics"]),
-        applier["host"],
-        str(applier["pid"] or applier["backend_pid"]),
-        applier["doing"],
+        applier["host"] or "",
+        str(applier["pid"] or applier["backend_pid"] or ""),
+        applier["doing"] + (f" {applier['leases']:,} keys" if applier["leases"] > 1 else ""),
         age((now - applier["since"]).total_seconds()) if applier["since"] else "",
         shown(applier["key"]) if applier["key"] is not None else "",
         str(applier["seq"] or ""),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 from psycopg import sql
@@ -28,8 +28,20 @@ def topic() -> None:
     """Create topics, list and change them."""
 
 
-_TARGET = "What applies its commands: python, or sql:SCHEMA.FUNCTION."
-_SETTINGS: tuple[tuple[str, str, Any, str, str], ...] = (
+_TARGET = "What applies its commands: python, sql:SCHEMA.FUNCTION, or an http(s):// address to post them to."
+_Settings: TypeAlias = "tuple[tuple[str, str, Any, str, str], ...]"
+#: Settled when the topic is created.
+_FOR_EVER: _Settings = (
+    (
+        "--numbering",
+        "WHO",
+        click.Choice(["assigned", "given"]),
+        "Who numbers a key's commands: the append, or its callers.",
+        "assigned",
+    ),
+    ("--first-seq", "N", int, "The first number of every key, where callers number.", "1"),
+)
+_SETTINGS: _Settings = (
     ("--target", "TARGET", str, _TARGET, "python"),
     ("--max-attempts", "N", int, "A command that failed so often is tried no more.", "5"),
     ("--backoff-base", "INTERVAL", str, "The wait before the second attempt, then doubled.", "1 second"),
@@ -43,6 +55,10 @@ _SETTINGS: tuple[tuple[str, str, Any, str, str], ...] = (
         "When attempts run out: hold the key, skip the command, or skip all that is pending on the key.",
         "hold",
     ),
+    ("--max-ahead", "N", int, "How far ahead of the last applied one a given number may be.", "10000"),
+    ("--gap-timeout", "INTERVAL", str, "Hold a key that waits so long for a number; 0: never.", "never"),
+    ("--lease", "INTERVAL", str, "How long outside work has a key without a sign of life.", "30 seconds"),
+    ("--max-in-flight", "N", int, "On how many keys one applier works outside at a time.", "100"),
 )
 
 
@@ -50,7 +66,8 @@ def _settings(*, defaults: bool) -> Callable[[Callable[..., Any]], Callable[...,
     """Return a decorator that gives a command an option for every setting of a topic."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option, metavar, kind, text, default in reversed(_SETTINGS):
+        settings = (*_SETTINGS, *_FOR_EVER) if defaults else _SETTINGS
+        for option, metavar, kind, text, default in reversed(settings):
             shown = f"{text}  [default: {default}]" if defaults else text
             name = None if isinstance(kind, click.Choice) else metavar
             command = click.option(option, type=kind, metavar=name, help=shown)(command)
@@ -62,7 +79,8 @@ def _settings(*, defaults: bool) -> Callable[[Callable[..., Any]], Callable[...,
 @topic.command(
     epilog="""\b
 Example:
-  inturn topic create orders --target sql:app.apply_order --max-attempts 10"""
+  inturn topic create orders --target sql:app.apply_order --max-attempts 10
+  inturn topic create events --target http://b/commands --numbering given"""
 )
 @click.argument("name")
 @_settings(defaults=True)
@@ -73,6 +91,8 @@ def create(database: Database, /, name: str, **settings: str | int | None) -> No
     INTERVAL is as PostgreSQL writes it: '500 ms', '2 minutes'.
     """
     given = {"name": name, **{key: value for key, value in settings.items() if value is not None}}
+    if given.get("gap_timeout") == "0":
+        del given["gap_timeout"]
     arguments = sql.SQL(", ").join(
         sql.SQL("{} => {}").format(sql.Identifier(key), sql.Literal(value)) for key, value in given.items()
     )
@@ -99,7 +119,8 @@ def set_topic(
 ) -> None:
     """Change settings of a topic; appliers that run follow within seconds.
 
-    INTERVAL is as PostgreSQL writes it: '500 ms', '2 minutes'.
+    INTERVAL is as PostgreSQL writes it: '500 ms', '2 minutes'. Who numbers the
+    commands is settled for ever when the topic is created.
     """
     given = {key: value for key, value in settings.items() if value is not None}
     if not given:
@@ -132,7 +153,8 @@ def list_topics(database: Database, *, as_json: bool) -> None:
             .execute(
                 sql.SQL(
                     "SELECT name AS topic, target, max_attempts, backoff_base, backoff_cap,"
-                    " max_payload_bytes, batch_commands, on_exhausted, paused_at, paused_until, created_at"
+                    " max_payload_bytes, batch_commands, on_exhausted, paused_at, paused_until, created_at,"
+                    " numbering, first_seq, max_ahead, gap_timeout, lease, max_in_flight"
                     " FROM {}.topic ORDER BY name"
                 ).format(sql.Identifier(database.schema))
             )
@@ -141,6 +163,8 @@ def list_topics(database: Database, *, as_json: bool) -> None:
     if as_json:
         print_json([_in_seconds(row) for row in topics])
     elif topics:
+        outside = any(row["target"].startswith("http") for row in topics)
+        given = any(row["numbering"] == "given" for row in topics)
         print_table(
             [
                 Column("topic", cut="middle"),
@@ -150,16 +174,24 @@ def list_topics(database: Database, *, as_json: bool) -> None:
                 Column("backoff"),
                 Column("payload", right=True),
                 Column("batch", right=True),
+                *([Column("numbers")] if given else []),
+                *([Column("lease"), Column("keys", right=True)] if outside else []),
             ],
-            [_row(row) for row in topics],
+            [
+                [*_row(row), *([_numbers(row)] if given else []), *(_outside(row) if outside else [])]
+                for row in topics
+            ],
         )
     else:
         click.echo("inturn: no topics yet. Create one with: inturn topic create NAME", err=True)
 
 
+_INTERVALS = ("backoff_base", "backoff_cap", "gap_timeout", "lease")
+
+
 def _in_seconds(topic: dict[str, Any]) -> dict[str, Any]:
     return {
-        f"{key}_seconds" if isinstance(value, timedelta) else key: (
+        f"{key}_seconds" if key in _INTERVALS else key: (
             value.total_seconds() if isinstance(value, timedelta) else value
         )
         for key, value in topic.items()
@@ -176,6 +208,17 @@ def _row(topic: dict[str, Any]) -> list[str]:
         f"{topic['max_payload_bytes']:,} B",
         str(topic["batch_commands"]),
     ]
+
+
+def _numbers(topic: dict[str, Any]) -> str:
+    if topic["numbering"] == "assigned":
+        return "assigned"
+    timeout = topic["gap_timeout"]
+    return f"given from {topic['first_seq']}" + (f", gaps to {_span(timeout)}" if timeout else "")
+
+
+def _outside(topic: dict[str, Any]) -> list[str]:
+    return [_span(topic["lease"]), str(topic["max_in_flight"])]
 
 
 def _span(interval: timedelta) -> str:

@@ -23,6 +23,8 @@ TITLES = {
     "applying": "being applied",
     "row_locked": "locked by another session",
     "held": "held",
+    "leased": "leased",
+    "waiting": "waiting for a number",
     "paused": "paused",
     "topic_paused": "topic paused",
     "appending": "being appended to",

@@ -15,6 +15,11 @@ from inturn.schema.errors import (
     KeyRefused,
     NameRefused,
     PayloadRefused,
+    SeqBelowFirst,
+    SeqPassedOver,
+    SeqRefused,
+    SeqTaken,
+    SeqTooFarAhead,
     UnknownTopic,
 )
 
@@ -27,6 +32,11 @@ __all__ = [
     "NameRefused",
     "NewCommand",
     "PayloadRefused",
+    "SeqBelowFirst",
+    "SeqPassedOver",
+    "SeqRefused",
+    "SeqTaken",
+    "SeqTooFarAhead",
     "UnknownTopic",
     "append",
     "append_async",

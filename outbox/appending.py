@@ -30,6 +30,7 @@ def append(
     payload: Any = None,
     *,
     idempotency_key: str | None = None,
+    seq: int | None = None,
     schema: str = DEFAULT_SCHEMA,
 ) -> int:
     """Append one command to a key, in the transaction of the given connection, and return its seq.
@@ -43,16 +44,19 @@ def append(
         name: what the command is called; 1 to 128 octets.
         payload: anything that json.dumps takes; None stands for {}.
         idempotency_key: the same again on the same key appends nothing and returns the first seq.
+        seq: the command's number in its key, in a topic whose callers number; None in every other.
+            Numbers may come in any order, from many machines, and be repeated with the same content.
         schema: where inturn is installed.
 
     Raises:
         UnknownTopic: the topic was never created.
         CommandRefused: a part of the command cannot be appended (see its subclasses).
+        SeqBelowFirst, SeqTaken, SeqPassedOver, SeqTooFarAhead, SeqRefused: the number cannot be taken.
         AppendConflict: roll back and run the transaction again (REPEATABLE READ, SERIALIZABLE).
         psycopg.Error, sqlalchemy.exc.DBAPIError: anything else the database says.
     """
     command = NewCommand(key, name, payload, idempotency_key)
-    return int(_run(connection, statement.one(topic, command, schema)))
+    return int(_run(connection, statement.one(topic, command, seq, schema)))
 
 
 def append_many(
@@ -68,7 +72,8 @@ def append_many(
 
     Args:
         connection, topic, schema: as for `append`.
-        commands: commands of one key keep their order.
+        commands: commands of one key keep their order. They have no numbers of yours: where callers number,
+            SeqRefused is raised.
 
     Raises:
         As `append` does; nothing is appended then.
@@ -85,11 +90,12 @@ async def append_async(
     payload: Any = None,
     *,
     idempotency_key: str | None = None,
+    seq: int | None = None,
     schema: str = DEFAULT_SCHEMA,
 ) -> int:
     """Do as `append`, on psycopg's AsyncConnection or SQLAlchemy's async ones."""
     command = NewCommand(key, name, payload, idempotency_key)
-    return int(await _run_async(connection, statement.one(topic, command, schema)))
+    return int(await _run_async(connection, statement.one(topic, command, seq, schema)))
 
 
 async def append_many_async(

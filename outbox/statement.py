@@ -18,16 +18,18 @@ from inturn.schema.errors import (
     KeyRefused,
     NameRefused,
     PayloadRefused,
+    SeqRefused,
     UnknownTopic,
     from_database,
 )
 from inturn.schema.source import check_schema_name
 
 _ONE = """SELECT {schema}.append(
-    {topic}, {key}, {name}, CAST({payload} AS jsonb), {idempotency_key})"""
+    {topic}, {key}, {name}, CAST({payload} AS jsonb), {idempotency_key}, CAST({seq} AS bigint))"""
 _MANY = """SELECT {schema}.append_many({topic}, CAST({key} AS text[]), CAST({name} AS text[]),
     CAST({payload} AS jsonb[]), CAST({idempotency_key} AS text[]))"""
-_PARAMETERS = ("topic", "key", "name", "payload", "idempotency_key")
+_PARAMETERS = ("topic", "key", "name", "payload", "idempotency_key", "seq")
+_LARGEST_SEQ = 2**63 - 1
 
 # What PostgreSQL raises for JSON that it cannot store: a lone surrogate, \u0000 or a character
 # that the database's encoding lacks, nesting beyond its stack.
@@ -39,7 +41,7 @@ _TEXT_HINT = "Give a str that PostgreSQL can store; encode anything else first, 
 
 @dataclass(frozen=True, slots=True)
 class NewCommand:
-    """A command to be appended by `append_many`.
+    """A command to be appended by `append_many`, in a topic that numbers by itself.
 
     Attributes:
         key: what must stay in order; 1 to 512 octets of text, compared byte by byte.
@@ -89,16 +91,24 @@ class Statement:
                 )
             if known is None:
                 raise
+            known.seq = self.parameters.get("seq")
             raise known from error
 
 
-def one(topic: str, command: NewCommand, schema: str) -> Statement:
-    """Return the statement that appends one command.
+def one(topic: str, command: NewCommand, seq: int | None, schema: str) -> Statement:
+    """Return the statement that appends one command, under a number of the caller's or the next one.
 
     Raises:
         CommandRefused: a part of it cannot be sent to PostgreSQL at all.
     """
-    parameters = {"topic": _checked_topic(topic), **_checked(topic, command)}
+    if seq is not None and (not isinstance(seq, int) or isinstance(seq, bool) or abs(seq) > _LARGEST_SEQ):
+        raise SeqRefused(
+            f"seq {seq!r:.60} is no number that a command can have",
+            hint="Give the command's number in its key, an int",
+            topic=topic,
+            key=command.key,
+        )
+    parameters = {"topic": _checked_topic(topic), **_checked(topic, command), "seq": seq}
     return Statement(_ONE, check_schema_name(schema), parameters, topic, command.key)
 
 
@@ -110,7 +120,7 @@ def many(topic: str, commands: Sequence[NewCommand], schema: str) -> Statement:
     """
     topic = _checked_topic(topic)
     checked = [_checked(topic, command) for command in commands]
-    columns = {name: [row[name] for row in checked] for name in _PARAMETERS if name != "topic"}
+    columns = {name: [row[name] for row in checked] for name in _PARAMETERS if name not in ("topic", "seq")}
     return Statement(_MANY, check_schema_name(schema), {"topic": topic, **columns}, topic, None)
 
 

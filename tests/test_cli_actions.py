@@ -319,3 +319,51 @@ def test_settings_of_a_topic_are_listed_after_they_were_set(orders: Database) ->
     assert "cancel-rest" in said(orders, "topic", "list")
     said(orders, "topic", "create", "bills", "--on-exhausted", "skip")
     assert orders.value("SELECT on_exhausted FROM inturn.topic WHERE name = 'bills'") == "skip"
+
+
+# -- numbers that callers give
+
+
+@pytest.fixture
+def gap(witness: Database) -> Database:
+    """Key x of topic orders, whose callers number: 1 is applied, 2 is missing, 3 is there."""
+    witness.execute("DELETE FROM inturn.topic")
+    witness.execute("SELECT inturn.create_topic('orders', 'sql:app.apply_order', numbering => 'given')")
+    for seq in (1, 3):
+        witness.execute("SELECT inturn.append('orders', 'x', 'insert', seq => %s)", [seq])
+    witness.execute("CALL inturn.apply()")
+    assert state(witness) == ("waiting", 1)
+    return witness
+
+
+def test_fill_gap_passes_over_the_missing_number_and_is_recorded(gap: Database) -> None:
+    fill = ("fill-gap", "x", "--seq", "2", "--reason", "lost at A, ticket 99", "--as", "alice")
+    assert said(gap, *fill, "--dry-run") == (
+        "dry run, nothing changed: orders x: waiting -> ready; missing command 2 is passed over"
+    )
+    assert state(gap) == ("waiting", 1)
+    assert said(gap, *fill) == "orders x: waiting -> ready; missing command 2 is passed over"
+    assert gap.execute("SELECT action, seq, reason, acting_as FROM inturn.operator_action") == [
+        ("fill-gap", 2, "lost at A, ticket 99", "alice")
+    ]
+    gap.execute("CALL inturn.apply()")
+    assert state(gap) == ("idle", 3)
+    assert "waits for no number" in refused(gap, "fill-gap", "x", "--seq", "4", "--reason", "no")
+
+
+def test_fill_gap_of_what_is_no_gap_is_refused(gap: Database) -> None:
+    assert "has command 3: it is no gap" in refused(gap, "fill-gap", "x", "--seq", "3", "--reason", "no")
+    assert "waits for 2, not 4" in refused(gap, "fill-gap", "x", "--seq", "4", "--reason", "no")
+    refused_usage = run_inturn(gap.dsn, "fill-gap", "x", "--seq", "2")
+    assert (refused_usage[0], "--reason" in refused_usage[2]) == (USAGE, True)
+    caller = gap.session()
+    caller.execute("SELECT inturn.append('orders', 'x', 'insert', seq => 2)")
+    busy = refused(gap, "fill-gap", "x", "--seq", "2", "--reason", "no", "--timeout", "0.05")
+    assert f"is being appended to: a session (backend {caller.pid}" in busy
+
+
+def test_a_key_in_an_appliers_lease_is_busy_and_says_whose(gap: Database) -> None:
+    gap.execute("SELECT inturn.append('orders', 'x', 'insert', seq => 2)")
+    gap.execute("SELECT FROM inturn.claim(topics => '{orders}', max_keys => 1, applier => 'node:7')")
+    busy = refused(gap, "skip", "x", "--seq", "2", "--reason", "no", "--timeout", "0.05")
+    assert "is in other hands: leased by node:7 until" in busy

@@ -174,6 +174,38 @@ def test_an_unknown_topic_or_bad_key_is_refused(witness: Database) -> None:
     inturn(witness.dsn, "show", "k", "--topic", "nosuch", code=1)
 
 
+def test_a_topic_whose_callers_number_and_that_works_outside(database: Database) -> None:
+    settings = ("--numbering", "given", "--first-seq", "0", "--max-ahead", "5", "--gap-timeout", "10 min")
+    outside = ("--target", "https://b.internal/commands", "--lease", "1 min", "--max-in-flight", "7")
+    inturn(database.dsn, "topic", "create", "events", *settings, *outside)
+    (topic,) = read(database.dsn, "topic", "list")
+    given = ("numbering", "first_seq", "max_ahead", "gap_timeout_seconds", "lease_seconds", "max_in_flight")
+    assert [topic[name] for name in given] == ["given", 0, 5, 600, 60, 7]
+    listed = inturn(database.dsn, "topic", "list").stdout
+    assert "given from 0, gaps to 10m" in listed
+    assert listed.split()[-2:] == ["1m", "7"]
+    assert inturn(
+        database.dsn, "topic", "set", "events", "--gap-timeout", "0", "--max-ahead", "6"
+    ).stdout == ("topic events: max_ahead 5 -> 6, gap_timeout 00:10:00 -> None\n")
+    assert read(database.dsn, "topic", "list")[0]["gap_timeout_seconds"] is None
+    inturn(database.dsn, "topic", "set", "events", "--numbering", "assigned", code=2)
+
+    append = ("append", "events", "k", "insert")
+    for seq in ("1", "0", "1"):
+        assert inturn(database.dsn, *append, "--seq", seq).stdout == f"{seq}\n"
+    for arguments, says in (
+        ((*append, "[]", "--seq", "1"), "is there with other content"),
+        ((*append, "--seq", "99"), "ahead of the last applied one"),
+        (append, "no seq was given"),
+        ((*append, "--seq", "3", "--idempotency-key", "x"), "Leave it out"),
+    ):
+        assert says in inturn(database.dsn, *arguments, code=1).stderr
+    inturn(database.dsn, "topic", "create", "orders")
+    assert (
+        "was given for key" in inturn(database.dsn, "append", "orders", "k", "n", "--seq", "1", code=1).stderr
+    )
+
+
 # -- looking
 
 

@@ -241,3 +241,24 @@ def test_what_was_sorted_among_the_first_only_is_said(orders: Database) -> None:
         "inturn: more than 20000 keys of a state: sorted among the worst 20000 of each",
         "inturn: there are more than 3; see them with --limit",
     ]
+
+
+def test_leased_and_waiting_keys_are_listed_and_checked(orders: Database) -> None:
+    assert _keys(orders, "--waiting") == _keys(orders, "--leased") == []
+    orders.execute("SELECT inturn.create_topic('given', numbering => 'given', gap_timeout => '3 hours')")
+    for key, seq in (("gap", 2), ("one", 1)):
+        orders.execute("SELECT inturn.append('given', %s, 'insert', seq => %s)", [key, seq])
+    claim = (
+        "SELECT FROM inturn.claim(topics => '{given}', max_keys => 9, lease => '2 h', applier => 'node:7')"
+    )
+    orders.execute(claim)
+    assert _keys(orders, "--waiting") == ["gap"]
+    assert _keys(orders, "--leased", "--waiting") == ["gap", "one"]
+    (row,) = _json(orders, "--leased")
+    assert (row["claimed_by"], row["waiting_at"], row["lease_until"] is None) == ("node:7", None, False)
+    heading, gap, one = run_inturn(orders.dsn, "keys", "--topic", "given")[1].splitlines()
+    assert heading.split() == ["topic", "key", "state", "applied", "lag", "age", "next", "try", "by"]
+    assert re.fullmatch(r"given gap waiting 0/2 1 \d+s in 2h", " ".join(gap.split()))
+    assert re.fullmatch(r"given one leased 0/1 1 \d+s in 1h node:7", " ".join(one.split()))
+    code, out, _ = run_inturn(orders.dsn, "keys", "--waiting", "--check")
+    assert (code, "gap" in out) == (7, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from typing import Any
 
@@ -237,3 +238,61 @@ def test_a_key_that_is_not_there_is_one_line(history: Database) -> None:
 def test_a_login_that_may_only_look_can_show(history: Database) -> None:
     operator = history.dsn + " options='-c role=inturn_operator -c default_transaction_read_only=on'"
     assert run_inturn(operator, "show", "a")[0] == 0
+
+
+# -- leases, and numbers that callers give
+
+
+@pytest.fixture
+def gap(witness: Database) -> Database:
+    """Key g: 5 applied, 6 filled, 7 applied, 8 and 9 missing, 10 and 12 there; first_seq is 5."""
+    witness.execute(
+        "SELECT inturn.create_topic('given', 'sql:app.apply_order', numbering => 'given', first_seq => 5,"
+        " gap_timeout => '3 hours')"
+    )
+    for seq in (5, 7, 10, 12):
+        witness.execute("SELECT inturn.append('given', 'g', 'insert', seq => %s)", [seq])
+    witness.execute("CALL inturn.apply()")
+    witness.execute("SELECT inturn.fill_gap('given', 'g', 6, 'lost')")
+    witness.execute("CALL inturn.apply()")
+    return witness
+
+
+def test_numbers_that_nobody_appended_are_shown_in_their_places(gap: Database) -> None:
+    key = read(gap, "g")
+    assert key["gaps"] == [
+        {"from_seq": 6, "to_seq": 6, "state": "skipped"},
+        {"from_seq": 8, "to_seq": 9, "state": "missing"},
+        {"from_seq": 11, "to_seq": 11, "state": "missing"},
+    ]
+    assert [(c["seq"], c["state"]) for c in key["commands"]] == [
+        *((5, "applied"), (7, "applied"), (10, "pending"), (12, "pending"))
+    ]
+    assert (key["pending"], key["last_seq"], key["state"]) == (2, 12, "waiting")
+    text = show(gap, "g")
+    assert re.search(r"\nstate    waiting for \d+s for command 8, held in 2h\n", text)
+    assert re.search(r"\napplied  7 of 12, 2 pending, the first for \d+s\n", text)
+    assert [row[:3] for row in section(text, "seq")] == [
+        *(["5", "insert", "applied"], ["6", "skipped", "never"], ["7", "insert", "applied"]),
+        *(["8-9", "missing"], ["10", "insert", "pending"], ["11", "missing"], ["12", "insert", "pending"]),
+    ]
+    assert [row[0] for row in section(text, "turn")][:2] == ["3", "fill-gap"]
+    assert [c["seq"] for c in read(gap, "g", "--limit", "1")["commands"]] == [7, 10]
+    show(gap, "g", "--no-payload")
+    gap.execute("SELECT inturn.set_topic('given', gap_timeout => '1 ms')")
+    gap.execute("UPDATE inturn.key_cursor SET ready_at = clock_timestamp()")
+    gap.execute("CALL inturn.apply()")
+    assert re.search(r"\nstate    held for \d+s, for command 8 was not appended\n", show(gap, "g"))
+
+
+def test_who_has_a_key_by_lease_is_said_and_that_it_ran_out(history: Database) -> None:
+    history.execute("SELECT inturn.append('orders', 'l', 'insert')")
+    history.execute("UPDATE inturn.key_cursor SET ready_at = '2000-01-01' WHERE key = 'l'")
+    claim = (
+        "SELECT FROM inturn.claim(topics => '{orders}', max_keys => 1, lease => '2 hours', applier => 'n')"
+    )
+    history.execute(claim)
+    assert re.search(r"\nstate    leased\nlease    n for \d+s, for another 1h\n", show(history, "l"))
+    assert read(history, "l")["claimed_by"] == "n"
+    history.execute("UPDATE inturn.key_cursor SET lease_until = now() - interval '2 h' WHERE key = 'l'")
+    assert re.search(r"\nlease    n for \d+s, ran out 2h ago\n", show(history, "l"))

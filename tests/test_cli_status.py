@@ -126,3 +126,28 @@ def test_the_recent_turns_are_found_without_reading_the_old_ones(database: Datab
     assert "turn_finished" in [step.get("Index Name") for step in nodes(plan)]
     scan = next(step for step in nodes(plan) if step["Node Type"] == "Bitmap Heap Scan")
     assert scan["Rows Removed by Index Recheck"] < 30_000
+
+
+def test_leases_and_gaps_are_counted_and_an_applier_by_lease_is_shown(orders: Database) -> None:
+    orders.execute(
+        "SELECT inturn.create_topic('given', 'http://b.internal/', numbering => 'given', lease => '1 hour')"
+    )
+    for key, seq in (("gap", 2), ("one", 1), ("two", 1)):
+        orders.execute("SELECT inturn.append('given', %s, 'insert', seq => %s)", [key, seq])
+    orders.execute("SELECT FROM inturn.claim(topics => '{given}', max_keys => 9, applier => 'node:7')")
+    document = _read(orders, "--topic", "given")
+    (topic,) = document["topics"]
+    counted = ("waiting", "leased", "ready", "pending", "exact")
+    assert [topic[name] for name in counted] == [1, 2, 0, 3, True]
+    (applier,) = document["appliers"]
+    assert (applier["applier"], applier["doing"], applier["key"], applier["leases"]) == (
+        *("node:7", "applying", "one"),
+        2,
+    )
+    code, out, err = run_inturn(orders.dsn, "status")
+    assert (code, err) == (0, "")
+    assert "waiting" in out.splitlines()[0]
+    assert "leased" in out.splitlines()[0]
+    assert "node:7" in out
+    assert "applying 2 keys" in out
+    assert max(map(len, out.splitlines())) <= 90

@@ -14,7 +14,7 @@ from support.plans import buffers, explain, nodes
 from support.refusal import refusal
 from support.server import Server
 
-STATES = ("held", "retrying", "paused", "ready", "idle")
+STATES = ("held", "waiting", "retrying", "paused", "leased", "ready", "idle")
 FEW = 100
 
 # n keys of each state, written straight into the tables as the protocol leaves them; deep1 has 300 commands.
@@ -23,6 +23,8 @@ _CROWD = """
     SELECT 'held' AS state, n, 1 AS last FROM generate_series(1, {held}) n
     UNION ALL SELECT 'retrying', n, 1 FROM generate_series(1, {retrying}) n
     UNION ALL SELECT 'paused', n, 1 FROM generate_series(1, {paused}) n
+    UNION ALL SELECT 'waiting', n, 1 FROM generate_series(1, {waiting}) n
+    UNION ALL SELECT 'leased', n, 1 FROM generate_series(1, {leased}) n
     UNION ALL SELECT 'ready', n, 1 FROM generate_series(1, {ready}) n
     UNION ALL SELECT 'idle', n, 1 FROM generate_series(1, {idle}) n
     UNION ALL SELECT 'deep', 1, 300;
@@ -31,12 +33,17 @@ _CROWD = """
     FROM k, generate_series(1, last) seq;
     INSERT INTO inturn.key_sequence (topic, key, drained_seq, known_seq)
     SELECT 'shop', state || n, CASE state WHEN 'idle' THEN 1 ELSE 0 END, last / 32 * 32 FROM k;
-    INSERT INTO inturn.key_cursor (topic, key, applied_seq, ready_at, epoch, attempts, held_at, paused_at)
+    INSERT INTO inturn.key_cursor (topic, key, applied_seq, ready_at, epoch, attempts, held_at, paused_at,
+        waiting_at, claimed_by, claimed_at, lease_until)
     SELECT 'shop', state || n, CASE state WHEN 'idle' THEN 1 ELSE 0 END,
-        CASE WHEN state IN ('retrying', 'ready', 'deep') THEN now() - n * interval '1 ms' END, 1,
+        CASE WHEN state IN ('retrying', 'ready', 'deep') THEN now() - n * interval '1 ms'
+             WHEN state = 'leased' THEN now() + interval '1 h' END, 1,
         CASE state WHEN 'held' THEN 5 WHEN 'retrying' THEN 1 + n % 4 ELSE 0 END,
         CASE state WHEN 'held' THEN now() - n * interval '1 ms' END,
-        CASE state WHEN 'paused' THEN now() - n * interval '1 ms' END FROM k;
+        CASE state WHEN 'paused' THEN now() - n * interval '1 ms' END,
+        CASE state WHEN 'waiting' THEN now() - n * interval '1 ms' END,
+        CASE state WHEN 'leased' THEN 'node' END, CASE state WHEN 'leased' THEN now() END,
+        CASE state WHEN 'leased' THEN now() + interval '1 h' END FROM k;
     DROP TABLE k;
 """
 _OURS = ("command_log", "key_sequence", "key_cursor")
@@ -108,6 +115,8 @@ _INDEXES = {
     "held": "key_cursor_held",
     "retrying": "key_cursor_retrying",
     "paused": "key_cursor_paused",
+    "waiting": "key_cursor_waiting",
+    "leased": "key_cursor_leased",
     "ready": "key_cursor_ready",
     "idle": "key_cursor_pkey",
 }
@@ -204,9 +213,7 @@ def test_what_is_sorted_among_the_first_only_says_so(mostly_ready: Database, mos
 @pytest.mark.timeout(600)
 def test_a_million_keys_are_listed_within_a_second(server: Server, template: str) -> None:
     for crowd in ({"ready": 1_000_000}, {"idle": 1_000_000, "ready": 50_000}):
-        database = _crowd(
-            server, template, "list_million", **{"held": 1000, "retrying": 1000, "paused": 1000} | crowd
-        )
+        database = _crowd(server, template, "list_million", **dict.fromkeys(STATES[:5], 1000) | crowd)
         try:
             database.execute("VACUUM")
             connection = database.connect()
@@ -284,6 +291,7 @@ def test_the_old_columns_stand_first_in_their_order(orders: Database) -> None:
     assert [column.name for column in cursor.description] == [
         *("topic", "key", "state", "applied_seq", "last_seq", "pending", "oldest_pending_at", "attempts"),
         *("ready_at", "held_at", "last_error", "paused_at", "paused_until", "topic_paused"),
+        *("waiting_at", "claimed_by", "lease_until"),
     ]
 
 
@@ -345,4 +353,90 @@ def test_an_unknown_state_or_order_is_refused_naming_what_there_is(
 ) -> None:
     refused = refusal(database.connect(), f"SELECT * FROM inturn.list_keys({arguments})")
     assert refused.sqlstate == "IT044"
-    assert ("lag, age or attempts" if "sort" in arguments else "held, retrying, paused") in refused.hint
+    assert (
+        "lag, age or attempts" if "sort" in arguments else "held, waiting, retrying, paused"
+    ) in refused.hint
+
+
+# Leases, and numbers that callers give.
+
+
+@pytest.fixture
+def given(orders: Database) -> Database:
+    """Beside the orders: a leased key; and topic `given`, with keys that wait for a number."""
+    orders.execute("SELECT inturn.append('orders', 'busy', 'insert')")
+    orders.execute("UPDATE inturn.key_cursor SET ready_at = '2000-01-01' WHERE key = 'busy'")
+    (row,) = orders.execute(
+        "SELECT key FROM inturn.claim(topics => '{orders}', max_keys => 1, lease => '1 h', applier => 'me')"
+    )
+    assert row == ("busy",)
+    orders.execute(
+        "SELECT inturn.create_topic('given', 'sql:app.apply_order', numbering => 'given', first_seq => 0)"
+    )
+    for key, seqs in (("gap", "{0,5,3}"), ("far", "{100}"), ("next", "{0,1,3}")):
+        orders.execute(
+            "SELECT inturn.append('given', %s, 'insert', seq => n) FROM unnest(%s::bigint[]) n", [key, seqs]
+        )
+    orders.execute("UPDATE inturn.key_cursor SET ready_at = '2000-01-01' WHERE key = 'gap'")
+    with orders.connect(autocommit=False) as applier:
+        applier.execute("SELECT * FROM inturn.claim('given', max_keys => 1)")
+        applier.execute("SELECT inturn.finish('given', '{gap}', '{1}', '{0}', '{0}', 'me')")
+        applier.commit()
+    return orders
+
+
+def test_leased_and_waiting_keys_have_their_places(given: Database) -> None:
+    rows = given.execute(
+        "SELECT key, state, pending, last_seq, waiting_at IS NULL, claimed_by, lease_until IS NULL"
+        " FROM inturn.list_keys()"
+    )
+    assert [(key, state) for key, state, *_ in rows] == [
+        ("bad", "held"),
+        ("far", "waiting"),
+        ("gap", "waiting"),
+        ("poor", "retrying"),
+        ("quiet", "paused"),
+        ("busy", "leased"),
+        *((f"ready{n}", "ready") for n in (1, 2, 3)),
+        ("next", "ready"),
+        ("idle1", "idle"),
+    ]
+    found = {key: rest for key, _, *rest in rows}
+    assert found["gap"] == [2, 5, False, None, True]
+    assert found["far"] == [1, 100, False, None, True]
+    assert found["busy"] == [1, 1, True, "me", False]
+    assert found["next"] == [3, 3, True, None, True]
+
+
+def test_what_is_pending_beyond_a_gap_is_counted_and_its_age_is_that_of_the_first_that_came(
+    given: Database,
+) -> None:
+    given.execute(
+        "UPDATE inturn.command_log SET created_at = now() - interval '1 hour' WHERE key = 'gap' AND seq = 5"
+    )
+    assert _keys(given, "'given', min_lag => 2") == ["gap", "next"]
+    assert _keys(given, "'given', min_lag => 3") == ["next"]
+    assert _keys(given, "'given', sort_by => 'lag'") == ["next", "gap", "far"]
+    assert _keys(given, "'given', older_than => '10 min'") == ["gap"]
+    assert _keys(given, "'given', sort_by => 'age'")[0] == "gap"
+    oldest = given.value("SELECT oldest_pending_at FROM inturn.list_keys('given', of_like => 'gap')")
+    assert oldest == given.value("SELECT created_at FROM inturn.command_log WHERE key = 'gap' AND seq = 5")
+
+
+def test_a_great_lag_is_found_where_callers_number_too(given: Database) -> None:
+    given.execute(
+        "SELECT inturn.append('given', 'deep', 'insert', seq => 2 * n) FROM generate_series(1, 40) n"
+    )
+    assert _keys(given, "min_lag => 40") == ["deep", "ready3"]
+    assert _keys(given, "min_lag => 41") == ["ready3"]
+    assert _keys(given, "min_lag => 40, of_state => 'waiting'") == ["deep"]
+    assert _keys(given, "min_lag => 40, of_state => 'idle,ready', sort_by => 'lag'") == ["ready3"]
+    assert _keys(given, "sort_by => 'lag', max_keys => 2") == ["ready3", "deep"]
+
+
+def test_a_lease_that_ran_out_is_no_lease(given: Database) -> None:
+    given.execute("UPDATE inturn.key_cursor SET lease_until = now(), ready_at = now() WHERE key = 'busy'")
+    assert _keys(given, "of_state => 'leased'") == []
+    assert "busy" in _keys(given, "of_state => 'ready'")
+    status = given.execute("SELECT topic, waiting, leased FROM inturn.topic_status()")
+    assert status == [("bills", 0, 0), ("given", 2, 0), ("orders", 0, 0)]

@@ -208,3 +208,11 @@ def test_importing_it_brings_neither_alembic_nor_sqlalchemys_asyncio() -> None:
     )
     done = run([sys.executable, "-W", "error", "-c", code], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@every_caller
+def test_a_given_number_is_the_commands_and_may_be_repeated(database: Database, caller: Caller) -> None:
+    database.execute("SELECT inturn.create_topic('given', numbering => 'given')")
+    steps = [Step("given", "a", "insert", {"n": seq}, seq=seq) for seq in (3, 1, 3)]
+    assert caller(database, *steps) == [3, 1, 3]
+    assert log(database) == [("a", 1, "insert", {"n": 1}, None), ("a", 3, "insert", {"n": 3}, None)]

@@ -21,6 +21,11 @@ from inturn.outbox import (
     NameRefused,
     NewCommand,
     PayloadRefused,
+    SeqBelowFirst,
+    SeqPassedOver,
+    SeqRefused,
+    SeqTaken,
+    SeqTooFarAhead,
     UnknownTopic,
     append,
     append_many,
@@ -228,3 +233,50 @@ def test_the_message_reads_with_its_remedy() -> None:
     assert str(error) == "key is empty. A key is 1 to 512 octets"
     assert isinstance(error, CommandRefused)
     assert str(InturnError("no remedy")) == "no remedy"
+
+
+@every_caller
+@pytest.mark.parametrize(
+    ("seq", "name", "refused"),
+    [
+        (4, "x", SeqBelowFirst),
+        (7, "other", SeqTaken),
+        (6, "x", SeqPassedOver),
+        (99, "x", SeqTooFarAhead),
+        (None, "x", SeqRefused),
+        *((value, "x", SeqRefused) for value in ("8", True, 8.0, 2**63)),
+    ],
+)
+def test_a_number_that_cannot_be_taken_is_refused_by_its_own_error(
+    witness: Database, caller: Caller, seq: Any, name: str, refused: type[InturnError]
+) -> None:
+    witness.execute(
+        "SELECT inturn.create_topic('given', 'sql:app.apply_order', numbering => 'given', first_seq => 5,"
+        " max_ahead => 10)"
+    )
+    append = "SELECT inturn.append('given', 'a', 'insert', seq => %s)"
+    for each in (5, 7):
+        witness.execute(append, [each])
+    witness.execute("CALL inturn.apply()")
+    witness.execute("SELECT inturn.fill_gap('given', 'a', 6, 'lost')")
+    with pytest.raises(refused) as caught:
+        caller(witness, Step("given", "a", name, seq=seq))
+    assert isinstance(caught.value, CommandRefused)
+    assert (caught.value.topic, caught.value.key) == ("given", "a")
+    assert caught.value.hint
+    if isinstance(seq, int) and 0 < seq < 100 and seq is not True:
+        assert caught.value.seq == seq
+
+
+@every_caller
+def test_a_number_is_no_place_for_a_topic_that_numbers_nor_many_for_one_that_does_not(
+    orders: Database, caller: Caller
+) -> None:
+    with pytest.raises(SeqRefused):
+        caller(orders, Step("orders", "a", "x", seq=1))
+    orders.execute("SELECT inturn.create_topic('given', numbering => 'given')")
+    for _ in range(2):
+        with pytest.raises(SeqRefused, match="no seq was given"):
+            caller(orders, Many("given", [NewCommand("a", "x")]))
+        orders.execute("SELECT inturn.append('given', 'a', 'insert', seq => 1)")
+    assert left_behind(orders) == [("a",), ("a",)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -562,3 +563,184 @@ def test_an_older_inturn_does_not_announce_itself(witness: Database) -> None:
     answer, out = explained(witness, "a", "schema_mismatch")
     assert _backends(answer) == [old.pid]
     assert "$ pip install --upgrade inturn" in out
+
+
+# Leases.
+
+
+@pytest.fixture
+def leased(witness: Database) -> Database:
+    """Key a with two commands, which `node:7` has by lease for ten minutes."""
+    witness.execute("UPDATE inturn.topic SET lease = '10 minutes'")
+    append(witness, "a")
+    append(witness, "a")
+    witness.execute("SELECT * FROM inturn.claim(topics => '{orders}', max_keys => 1, applier => 'node:7')")
+    return witness
+
+
+def test_an_applier_has_it_by_lease(leased: Database) -> None:
+    answer, out = explained(leased, "a", "leased")
+    claimed_at, lease_until = leased.execute("SELECT claimed_at, lease_until FROM inturn.key_cursor")[0]
+    assert answer["since"] == claimed_at
+    details = answer["details"]
+    assert (details["applier"], details["seq"], details["attempt"], details["epoch"]) == ("node:7", 1, 1, 1)
+    assert details["until"] == leased.value("SELECT to_jsonb(%s::timestamptz)", [lease_until])
+    assert re.match(r"a of topic orders: leased for \d+s, for another 9m\n", out)
+    assert "node:7 has it by lease until" in out
+    assert "is at command 1 (insert), attempt 1 of 5." in " ".join(out.split())
+    leased.execute("SELECT inturn.advance('orders', 'a', 1, 1)")
+    assert explained(leased, "a", "leased")[0]["details"]["seq"] == 2
+    leased.execute("SELECT inturn.advance('orders', 'a', 1, 2)")
+    assert "has recorded every command it can apply" in explained(leased, "a", "leased")[0]["says"]
+    leased.execute("SELECT inturn.release('orders', 'a', 1)")
+    explained(leased, "a", "nothing_pending")
+
+
+def test_an_applier_that_announced_itself_is_named_with_its_place_and_said_to_be_gone(
+    leased: Database,
+) -> None:
+    announce = "SELECT inturn.announce_applier('node:7', '{orders}', 'b1', 4711, '0003')"
+    applier = leased.connect()
+    applier.execute(announce)
+    answer, out = explained(leased, "a", "leased")
+    assert (answer["details"]["host"], answer["details"]["alive"]) == ("b1", True)
+    assert "node:7 (host b1, pid 4711) has it by lease" in " ".join(out.split())
+    listed = "SELECT alive, doing, topic, key, seq, leases, pid FROM inturn.list_appliers()"
+    assert leased.execute(listed) == [(True, "applying", "orders", "a", 1, 1, 4711)]
+    applier.close()
+    until(lambda: leased.execute(listed)[0][:2] == (False, "gone"), "its session gone")
+    _, out = explained(leased, "a", "leased")
+    assert "That applier is gone: it was last seen at" in " ".join(out.split())
+
+
+def test_an_applier_that_never_announced_itself_is_known_by_its_leases(leased: Database) -> None:
+    listed = leased.execute("SELECT applier, topics, alive, doing, key, leases FROM inturn.list_appliers()")
+    assert listed == [("node:7", ["orders"], True, "applying", "a", 1)]
+    append(leased, "b")
+    answer, _ = explained(leased, "b", "queued")
+    assert [each["applier"] for each in answer["details"]["appliers"]] == ["node:7"]
+
+
+def test_a_lease_that_ran_out_is_said(leased: Database) -> None:
+    leased.execute(
+        "UPDATE inturn.key_cursor SET lease_until = clock_timestamp(), ready_at = clock_timestamp()"
+    )
+    answer, _ = explained(leased, "a", "no_applier")
+    assert "The lease of node:7 ran out at" in answer["says"]
+    leased.execute("SELECT * FROM inturn.claim(topics => '{orders}', max_keys => 1, applier => 'node:8')")
+    answer, _ = explained(leased, "a", "leased")
+    assert (answer["details"]["applier"], answer["details"]["attempt"]) == ("node:8", 2)
+
+
+def test_a_pause_goes_before_the_lease_and_says_that_the_command_in_hand_is_finished(
+    leased: Database,
+) -> None:
+    leased.execute("SELECT inturn.pause('orders', 'a', 'audit')")
+    answer, _ = explained(leased, "a", "paused")
+    assert ". node:7 has it by lease until " in answer["says"]
+    leased.execute("SELECT inturn.resume('orders', 'a')")
+    leased.execute("SELECT inturn.pause_topic('orders', 'audit')")
+    assert "node:7 has it by lease" in explained(leased, "a", "topic_paused")[0]["says"]
+
+
+# Numbers that callers give.
+
+
+@pytest.fixture
+def gap(witness: Database) -> Database:
+    """Key a of topic `given`: 1 is applied, 2 is missing, 3 and 5 are there."""
+    witness.execute(
+        "SELECT inturn.create_topic('given', 'sql:app.apply_order', numbering => 'given',"
+        " gap_timeout => '1 hour')"
+    )
+    for seq in (1, 3, 5):
+        give(witness, seq)
+    witness.execute("CALL inturn.apply()")
+    return witness
+
+
+def give(session: Database | Session, seq: int) -> None:
+    session.execute("SELECT inturn.append('given', 'a', 'insert', seq => %s)", [seq])
+
+
+def test_it_waits_for_a_number_that_nobody_appended(gap: Database) -> None:
+    answer, out = explained(gap, "a", "waiting", "given")
+    assert answer["since"] == gap.value("SELECT waiting_at FROM inturn.key_cursor")
+    details = answer["details"]
+    assert [details[name] for name in ("seq", "until_seq", "later", "last_seq")] == [2, 2, 2, 5]
+    text = " ".join(out.split())
+    assert (
+        "It waits for command 2, which nobody has appended. 2 later ones are there, 3 to 5. It is held at"
+        in text
+    )
+    assert "inturn fill-gap --topic given --seq 2 --reason TEXT a" in text
+    words = answer["to_do"].replace("TEXT", "lost").replace("{topic}", "given").replace("{key}", "a").split()
+    code, out, err = run_inturn(gap.dsn, *words[1 : words.index("#")])
+    assert (code, err) == (0, "")
+    assert out == "given a: waiting -> ready; missing command 2 is passed over\n"
+    gap.execute("CALL inturn.apply()")
+    give(gap, 9)
+    answer, _ = explained(gap, "a", "waiting", "given")
+    assert "It waits for command 4, which" in answer["says"]
+    gap.execute("SELECT inturn.fill_gap('given', 'a', 4, 'lost')")
+    gap.execute("CALL inturn.apply()")
+    assert "It waits for commands 6 to 8, which" in explained(gap, "a", "waiting", "given")[0]["says"]
+
+
+def test_the_missing_number_is_being_appended(gap: Database) -> None:
+    caller = _caller(gap)
+    give(caller, 2)
+    answer, _ = explained(gap, "a", "appending", "given")
+    assert (_backends(answer), answer["details"]["next_seq"]) == ([caller.pid], 2)
+    assert "Its next command, 2, is being appended" in answer["says"]
+    caller.rollback()
+    assert gap.value("SELECT count(*) FROM inturn.command_log") == 3
+    give(caller, 4)
+    answer, out = explained(gap, "a", "waiting", "given")
+    assert _backends(answer) == [caller.pid]
+    assert "Callers have to wait for an open transaction of another command" in " ".join(out.split())
+    caller.commit()
+
+
+def test_of_a_key_whose_callers_number_another_number_is_being_appended(gap: Database) -> None:
+    for seq in (2, 4):
+        give(gap, seq)
+    gap.execute("CALL inturn.apply()")
+    caller = _caller(gap)
+    give(caller, 8)
+    answer, _ = explained(gap, "a", "appending", "given")
+    assert answer["details"]["next_seq"] is None
+    assert answer["says"].startswith("A command of it is being appended")
+    caller.rollback()
+    explained(gap, "a", "nothing_pending", "given")
+
+
+def test_a_key_that_waited_too_long_is_held_and_says_so(gap: Database) -> None:
+    gap.execute("SELECT inturn.set_topic('given', gap_timeout => '1 ms')")
+    gap.execute("UPDATE inturn.key_cursor SET ready_at = clock_timestamp()")
+    gap.execute("CALL inturn.apply()")
+    answer, out = explained(gap, "a", "held", "given")
+    assert answer["since"] == gap.value("SELECT held_at FROM inturn.key_cursor")
+    assert (
+        "It waited for command 2, which nobody appended, for longer than the topic's gap_timeout"
+        in " ".join(out.split())
+    )
+    assert [line.split()[1] for line in answer["to_do"].splitlines()] == ["retry", "fill-gap"]
+    caller = _caller(gap)
+    give(caller, 2)
+    explained(gap, "a", "appending", "given")
+
+
+def test_a_pause_goes_before_a_gap_and_says_that_one_is_there(gap: Database) -> None:
+    gap.execute("SELECT inturn.pause('given', 'a')")
+    answer, _ = explained(gap, "a", "paused", "given")
+    assert answer["says"].endswith("Its next command, 2, is missing too")
+
+
+def test_where_nothing_may_be_written_a_gap_is_explained_too(gap: Database) -> None:
+    caller = _caller(gap)
+    give(caller, 2)
+    reader = gap.connect(options="-c default_transaction_read_only=on")
+    rows = reader.execute("SELECT cause, says FROM inturn.why('given', 'a')").fetchall()
+    assert [cause for cause, _ in rows] == ["waiting"]
+    assert "open transaction" in rows[0][1]
