@@ -98,7 +98,7 @@ class Leases:
             sql.SQL(
                 "SELECT key, epoch, attempt, extract(epoch FROM lease_until - clock_timestamp())::float8,"
                 " extract(epoch FROM clock_timestamp())::float8, seq, name, payload::text, created_at"
-                " FROM {}.claim(topics => ARRAY[%s::text], max_keys => %s, applier => %s)"
+                " FROM {}.claim(ARRAY[%s::text], %s, NULL, %s)"
             ).format(self._schema),
             (topic, max_keys, self._applier_id),
         )
@@ -150,7 +150,8 @@ class Leases:
             cursor = await connection.execute(
                 sql.SQL(
                     "SELECT {}.fail(%s, %s, %s, %s, concat_ws(E'\\n', %s::text, v.problem),"
-                    " verdict => v.verdict, retry_after => v.retry_after) FROM {}.read_verdict(%s, %s) v"
+                    " jsonb_build_object('verdict', v.verdict, 'retry_after', v.retry_after))"
+                    " FROM {}.read_verdict(%s, %s) v"
                 ).format(self._schema, self._schema),
                 (order.topic, order.key, order.epoch, order.seq, error, asked.sqlstate, asked.detail),
             )

@@ -364,6 +364,8 @@ def test_fill_gap_of_what_is_no_gap_is_refused(gap: Database) -> None:
 
 def test_a_key_in_an_appliers_lease_is_busy_and_says_whose(gap: Database) -> None:
     gap.execute("SELECT inturn.append('orders', 'x', 'insert', seq => 2)")
-    gap.execute("SELECT FROM inturn.claim(topics => '{orders}', max_keys => 1, applier => 'node:7')")
+    gap.execute(
+        "SELECT FROM inturn.claim(topics => '{orders}', max_keys => 1, lease => NULL, applier => 'node:7')"
+    )
     busy = refused(gap, "skip", "x", "--seq", "2", "--reason", "no", "--timeout", "0.05")
     assert "is in other hands: leased by node:7 until" in busy

@@ -134,7 +134,9 @@ def test_leases_and_gaps_are_counted_and_an_applier_by_lease_is_shown(orders: Da
     )
     for key, seq in (("gap", 2), ("one", 1), ("two", 1)):
         orders.execute("SELECT inturn.append('given', %s, 'insert', seq => %s)", [key, seq])
-    orders.execute("SELECT FROM inturn.claim(topics => '{given}', max_keys => 9, applier => 'node:7')")
+    orders.execute(
+        "SELECT FROM inturn.claim(topics => '{given}', max_keys => 9, lease => NULL, applier => 'node:7')"
+    )
     document = _read(orders, "--topic", "given")
     (topic,) = document["topics"]
     counted = ("waiting", "leased", "ready", "pending", "exact")

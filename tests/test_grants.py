@@ -247,7 +247,7 @@ NOT_A_CALLERS = [
     "SELECT inturn.claim_commands('orders')",
     "SELECT inturn.finish('orders', '{a}', '{1}', '{1}', '{1}', 'me')",
     "SELECT inturn.fail('orders', 'a', 1, 1, 1, 'e', 'me')",
-    "SELECT inturn.claim('{orders}'::text[], 1)",
+    "SELECT inturn.claim('{orders}'::text[], 1, NULL, NULL)",
     "SELECT inturn.advance('orders', 'a', 1, 1)",
     "CALL inturn.apply()",
     "SELECT inturn.announce_sleep('{orders}')",

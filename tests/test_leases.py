@@ -46,7 +46,7 @@ class Lease:
 def claim(session: Session | Database, max_keys: int = 1, applier: str = "one") -> list[Lease]:
     rows = session.execute(
         "SELECT key, epoch, attempt, array_agg(seq ORDER BY seq) FROM inturn.claim("
-        "topics => '{orders}', max_keys => %s, applier => %s) GROUP BY 1, 2, 3 ORDER BY 1",
+        "topics => '{orders}', max_keys => %s, lease => NULL, applier => %s) GROUP BY 1, 2, 3 ORDER BY 1",
         [max_keys, applier],
     )
     return [Lease(key, epoch, attempt, tuple(seqs)) for key, epoch, attempt, seqs in rows]
@@ -145,7 +145,9 @@ def test_two_claims_of_an_expired_lease_give_it_to_one(orders: Database) -> None
     expire(orders)
     one, two = orders.session(), orders.session()
     assert claim(one, applier="two") == [Lease("x", 2, 2, (1,))]
-    assert unblocked(orders, two, "SELECT key FROM inturn.claim('{orders}'::text[], 10)", []) == []
+    assert (
+        unblocked(orders, two, "SELECT key FROM inturn.claim('{orders}'::text[], 10, NULL, NULL)", []) == []
+    )
     one.commit()
     two.rollback()
     assert claim(two) == []
@@ -183,9 +185,9 @@ def test_leases_that_run_out_are_failed_attempts_and_hold_the_key_at_last(orders
     ("more", "outcome", "after"),
     [
         ("", "retrying", ("retrying", 1)),
-        (", verdict => 'hold'", "held", ("held", 1)),
-        (", verdict => 'skip'", "skipped", ("ready", 2)),
-        (", retry_after => '0'", "retrying", ("retrying", 1)),
+        (""", '{"verdict": "hold"}'""", "held", ("held", 1)),
+        (""", '{"verdict": "skip"}'""", "skipped", ("ready", 2)),
+        (""", '{"retry_after": "0"}'""", "retrying", ("retrying", 1)),
     ],
 )
 def test_a_command_that_fails_ends_the_lease(
@@ -324,9 +326,11 @@ def test_a_claim_takes_no_more_keys_than_asked_for_over_all_topics(orders: Datab
     for key in "abc":
         put(orders, key)
         orders.execute("SELECT inturn.append('bills', %s, 'send')", [key])
-    rows = orders.execute("SELECT topic, key FROM inturn.claim('{bills,orders}'::text[], 4, '1 minute')")
+    rows = orders.execute(
+        "SELECT topic, key FROM inturn.claim('{bills,orders}'::text[], 4, '1 minute', NULL)"
+    )
     assert rows == [("bills", "a"), ("bills", "b"), ("bills", "c"), ("orders", "a")]
-    assert refusal(orders.connect(), "SELECT inturn.claim('{no}'::text[], 1)").sqlstate == "IT001"
+    assert refusal(orders.connect(), "SELECT inturn.claim('{no}'::text[], 1, NULL, NULL)").sqlstate == "IT001"
 
 
 def test_a_key_with_nothing_to_apply_is_no_lease(orders: Database) -> None:
@@ -345,7 +349,7 @@ def test_a_key_with_nothing_to_apply_is_no_lease(orders: Database) -> None:
 def test_lease_ends_are_the_databases_time_and_as_long_as_asked(orders: Database) -> None:
     put(orders, "x")
     (until_time, now) = orders.execute(
-        "SELECT lease_until, clock_timestamp() FROM inturn.claim('{orders}'::text[], 1, '10 minutes')"
+        "SELECT lease_until, clock_timestamp() FROM inturn.claim('{orders}'::text[], 1, '10 minutes', NULL)"
     )[0]
     assert 590 < (until_time - now).total_seconds() <= 600
     renewed, now = orders.execute("SELECT inturn.renew('orders', 'x', 1, '20 minutes'), clock_timestamp()")[0]

@@ -101,7 +101,7 @@ def test_no_claim_of_any_kind_reaches_beyond_a_gap(given: Database, target: str)
         return
     query = {
         "claim_commands": "SELECT seq FROM inturn.claim_commands('given')",
-        "lease": "SELECT seq FROM inturn.claim('{given}'::text[], 1)",
+        "lease": "SELECT seq FROM inturn.claim('{given}'::text[], 1, NULL, NULL)",
     }[target]
     assert given.execute(query) == [(1,), (2,)]
 

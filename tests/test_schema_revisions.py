@@ -21,8 +21,8 @@ RELEASED = {
     "0001_core_down.sql": "40be6f845965d88006c712f95fc6ebb33de2d5e01baa971d33a1c133d14cd735",
     "0002_operator.sql": "d34e70a44e05caca8e082bfe5a50a06dd10ed0cfcc2c934b4b7059b4e3bd0aa8",
     "0002_operator_down.sql": "418bb5610eaf0c81bf83e073ace14104c898b4fa8e27531b650453cfe26827ce",
-    "0003_outside.sql": "fd56b7492eb1c53ddf66ada7eb4cfa4824bcb81c8590226b964bfd43be174a43",
-    "0003_outside_down.sql": "45e5004e87e2aa45a14bf9b7c34f450ac86705054305ef78a924eed12841d2a3",
+    "0003_outside.sql": "f7b8f6819eb031d4335786b170e5c3229fbac852c870f5315fac7ca9c7d3f780",
+    "0003_outside_down.sql": "77ccede5658b308f5010bf249b3a986d54529eb5be8364eca8f0222fd19f6991",
 }
 
 #: Two functions of one name, each with a file.

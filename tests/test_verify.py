@@ -487,7 +487,9 @@ def numbered(history: Database) -> Database:
     put("c", 7)
     put("w", 6)
     apply()
-    claim = "SELECT key FROM inturn.claim(topics => '{given}', max_keys => 1, lease => '1 hour')"
+    claim = (
+        "SELECT key FROM inturn.claim(topics => '{given}', max_keys => 1, lease => '1 hour', applier => NULL)"
+    )
     put("r", 5)
     assert history.execute(claim) == [("r",)]
     history.execute("SELECT inturn.release('given', 'r', 1)")
@@ -529,7 +531,7 @@ def leaser(database: Database, seed: int) -> Callable[[], None]:
 
     def work() -> None:
         rows = connection.execute(
-            "SELECT key, epoch, seq FROM inturn.claim(topics => '{given}', max_keys => 2)"
+            "SELECT key, epoch, seq FROM inturn.claim('{given}'::text[], 2, NULL, NULL)"
         ).fetchall()
         try:
             for key, epoch, seq in rows:

@@ -574,7 +574,9 @@ def leased(witness: Database) -> Database:
     witness.execute("UPDATE inturn.topic SET lease = '10 minutes'")
     append(witness, "a")
     append(witness, "a")
-    witness.execute("SELECT * FROM inturn.claim(topics => '{orders}', max_keys => 1, applier => 'node:7')")
+    witness.execute(
+        "SELECT * FROM inturn.claim(topics => '{orders}', max_keys => 1, lease => NULL, applier => 'node:7')"
+    )
     return witness
 
 
@@ -627,7 +629,9 @@ def test_a_lease_that_ran_out_is_said(leased: Database) -> None:
     )
     answer, _ = explained(leased, "a", "no_applier")
     assert "The lease of node:7 ran out at" in answer["says"]
-    leased.execute("SELECT * FROM inturn.claim(topics => '{orders}', max_keys => 1, applier => 'node:8')")
+    leased.execute(
+        "SELECT * FROM inturn.claim(topics => '{orders}', max_keys => 1, lease => NULL, applier => 'node:8')"
+    )
     answer, _ = explained(leased, "a", "leased")
     assert (answer["details"]["applier"], answer["details"]["attempt"]) == ("node:8", 2)
 

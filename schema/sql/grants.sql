@@ -34,7 +34,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.advance(text, text, bigint, bigint, interval),
     inturn.renew(text, text, bigint, interval),
     inturn.release(text, text, bigint),
-    inturn.fail(text, text, bigint, bigint, text, text, interval),
+    inturn.fail(text, text, bigint, bigint, text, jsonb),
     inturn.record_progress(text[], text[], bigint[], bigint[], boolean[]),
     inturn.require_read_committed(),
     inturn.refuse_topic(text),

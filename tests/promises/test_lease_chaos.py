@@ -36,8 +36,8 @@ while True:
                     try:
                         for seq in sorted(seqs):
                             if random.random() < 0.02:
-                                ask("SELECT inturn.fail(%s, %s, %s, %s, 'by chance', verdict => 'retry',"
-                                    " retry_after => '0')", *lease, seq)
+                                ask("SELECT inturn.fail(%s, %s, %s, %s, 'by chance',"
+                                    " jsonb_build_object('retry_after', '0'))", *lease, seq)
                                 break
                             ask("SELECT app.effect(%s, %s, %s)", lease[1], seq, lease[2])
                             if ask("SELECT inturn.advance(%s, %s, %s, %s)", *lease, seq) == [(None,)]:

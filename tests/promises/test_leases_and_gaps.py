@@ -41,7 +41,7 @@ def test_a_lease_of_no_length_or_without_end_is_refused(witness: Database, lease
     if "infinity" in lease and witness.value("SELECT current_setting('server_version_num')::int < 170000"):
         pytest.skip("interval has no infinity before PostgreSQL 17")
     for query in (
-        f"SELECT inturn.claim('{{orders}}'::text[], 1, {lease})",
+        f"SELECT inturn.claim('{{orders}}'::text[], 1, {lease}, NULL)",
         f"SELECT inturn.advance('orders', 'x', {held.epoch}, 1, {lease})",
         f"SELECT inturn.renew('orders', 'x', {held.epoch}, {lease})",
     ):
@@ -53,7 +53,7 @@ def test_a_lease_of_no_length_or_without_end_is_refused(witness: Database, lease
 
 def test_a_claim_of_no_keys_or_topics_claims_nothing(witness: Database) -> None:
     append(witness, "x")
-    claim = "SELECT key FROM inturn.claim(topics => {}, max_keys => {})"
+    claim = "SELECT key FROM inturn.claim(topics => {}, max_keys => {}, lease => NULL, applier => NULL)"
     assert witness.execute(claim.format("'{orders}'", 0)) == []
     assert witness.execute(claim.format("'{}'", 1)) == []
     for topics, max_keys, sqlstate in (
@@ -116,7 +116,7 @@ def test_a_claim_by_lease_on_one_snapshot_is_refused(witness: Database, isolatio
     append(witness, "x")
     client = witness.session()
     client.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
-    scenes.refused(client, "IT031", ("SELECT inturn.claim('{orders}'::text[], 1)", []))
+    scenes.refused(client, "IT031", ("SELECT inturn.claim('{orders}'::text[], 1, NULL, NULL)", []))
 
 
 def test_an_expired_lease_is_no_obstacle_to_operators_and_fences_its_holder(witness: Database) -> None:
@@ -209,7 +209,7 @@ def test_p5_a_step_costs_the_same_beside_many_keys_and_many_commands(
     connection = witness.connect()
     for round_ in range(9):  # the first ones read the catalog and plan
         for step in (
-            "inturn.claim(ARRAY['orders'], 1)",
+            "inturn.claim(ARRAY['orders'], 1, NULL, NULL)",
             "inturn.advance('orders', 'x', epoch, applied_seq + 1) {of} ('orders', 'x')",
             "inturn.renew('orders', 'x', epoch) {of} ('orders', 'x')",
             "inturn.release('orders', 'x', epoch) {of} ('orders', 'x')",

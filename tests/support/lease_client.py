@@ -19,7 +19,10 @@ from inturn.applier import headers
 from support.receiving import SECRET, Process
 
 _SECONDS = 1.0
-_CLAIM = "SELECT topic, key, epoch, attempt, seq, name, payload FROM inturn.claim('{orders}'::text[], 4)"
+_CLAIM = (
+    "SELECT topic, key, epoch, attempt, seq, name, payload"
+    " FROM inturn.claim('{orders}'::text[], 4, NULL, NULL)"
+)
 # Another has the key: nothing more of it is ours.
 _FENCED = "IT030"
 

@@ -32,7 +32,7 @@ _EVIDENCE = """
     RETURNS TABLE (topic text, key text, epoch bigint, seq bigint, payload jsonb)
     LANGUAGE sql VOLATILE AS $$
         WITH claimed AS MATERIALIZED (
-            SELECT c.* FROM inturn.claim(topics => topics, max_keys => max_keys, applier => applier) c),
+            SELECT c.* FROM inturn.claim(topics, max_keys, NULL, applier) c),
         noted AS (INSERT INTO app.lease SELECT DISTINCT c.topic, c.key, c.epoch FROM claimed c)
         SELECT c.topic, c.key, c.epoch, c.seq, c.payload FROM claimed c
     $$;

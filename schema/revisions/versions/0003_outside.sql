@@ -2435,11 +2435,12 @@ COMMENT ON FUNCTION inturn.begin_lease IS 'Internal to claim: starts a lease on 
 -- For work outside the database: commit at once, do a key's commands one after the other, report each with advance (or
 -- fail), and release the key at the end; renew while a command takes long. Whoever has the key when the lease is over
 -- is fenced off by the next epoch, which any applier's claim takes.
--- lease: NULL for each topic's own. applier: who asks, as in turn; NULL for this session.
+-- lease: NULL for each topic's own. applier: who asks, as in turn; NULL for this session. Neither has a default: no call
+-- with fewer parameters can mean both this claim and the other.
 -- A key comes with at most the topic's batch_commands; one whose next command has failed before, with that alone.
 -- Locks the rows in key_cursor, skipping locked ones. Raises IT001, IT031 outside READ COMMITTED, 22023 for a max_keys or
 -- a lease that cannot be.
-CREATE FUNCTION inturn.claim(topics text[], max_keys integer, lease interval DEFAULT NULL, applier text DEFAULT NULL)
+CREATE FUNCTION inturn.claim(topics text[], max_keys integer, lease interval, applier text)
 RETURNS TABLE (
     topic text, key text, epoch bigint, attempt integer, lease_until timestamptz,
     seq bigint, name text, payload jsonb, created_at timestamptz
@@ -2607,12 +2608,11 @@ COMMENT ON FUNCTION inturn.renew IS 'Renews a lease while a command is at work.'
 -- functions/fail_lease.sql
 -- Ends a lease whose next command failed: records the error, and what becomes of the key; see the other fail.
 --
--- seq: the command. verdict: retry (after retry_after, else after the usual wait), hold, or skip; NULL: nothing was asked for.
--- Name them (verdict => ...), so that this is not taken for the other. Returns the outcome.
+-- seq: the command. asks: what was asked for, {"verdict": "retry", "retry_after": "30 seconds"}, or hold, or skip; NULL:
+-- nothing. Returns the outcome. It takes fewer parameters than the other, so no call can mean both.
 -- Locks the row in key_cursor. Raises IT032 when seq is not the next, and what hold_lease raises.
 CREATE FUNCTION inturn.fail(
-    topic text, key text, epoch bigint, seq bigint, error text,
-    verdict text DEFAULT NULL, retry_after interval DEFAULT NULL
+    topic text, key text, epoch bigint, seq bigint, error text, asks jsonb DEFAULT NULL
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
@@ -2625,10 +2625,11 @@ BEGIN
             MESSAGE = format('command %s of key %L of topic %L is not the next: that is %s', coalesce(seq::text, 'NULL'), key, topic, was.applied_seq + 1),
             HINT = 'Report the commands of a key one by one, in order.';
     END IF;
-    RETURN inturn.record_failure(was, epoch, seq, seq, was.attempts + 1, error, was.claimed_by, was.claimed_at, verdict, retry_after);
+    RETURN inturn.record_failure(was, epoch, seq, seq, was.attempts + 1, error, was.claimed_by, was.claimed_at,
+                                 asks ->> 'verdict', (asks ->> 'retry_after')::interval);
 END
 $$;
-COMMENT ON FUNCTION inturn.fail(text, text, bigint, bigint, text, text, interval) IS 'Ends a lease whose next command failed: records the error, and what becomes of the key.';
+COMMENT ON FUNCTION inturn.fail(text, text, bigint, bigint, text, jsonb) IS 'Ends a lease whose next command failed: records the error, and what becomes of the key.';
 
 -- functions/record_progress.sql
 -- Records the progress of many leases in one transaction; returns what became of each. Internal to the applier for outside work.
@@ -2720,7 +2721,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.advance(text, text, bigint, bigint, interval),
     inturn.renew(text, text, bigint, interval),
     inturn.release(text, text, bigint),
-    inturn.fail(text, text, bigint, bigint, text, text, interval),
+    inturn.fail(text, text, bigint, bigint, text, jsonb),
     inturn.record_progress(text[], text[], bigint[], bigint[], boolean[]),
     inturn.require_read_committed(),
     inturn.refuse_topic(text),

@@ -1,6 +1,6 @@
 -- Takes back what 0003_outside.sql did.
 DROP FUNCTION inturn.record_progress;
-DROP FUNCTION inturn.fail(text, text, bigint, bigint, text, text, interval);
+DROP FUNCTION inturn.fail(text, text, bigint, bigint, text, jsonb);
 DROP FUNCTION inturn.renew;
 DROP FUNCTION inturn.advance;
 DROP FUNCTION inturn.release;

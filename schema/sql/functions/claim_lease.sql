@@ -3,11 +3,12 @@
 -- For work outside the database: commit at once, do a key's commands one after the other, report each with advance (or
 -- fail), and release the key at the end; renew while a command takes long. Whoever has the key when the lease is over
 -- is fenced off by the next epoch, which any applier's claim takes.
--- lease: NULL for each topic's own. applier: who asks, as in turn; NULL for this session.
+-- lease: NULL for each topic's own. applier: who asks, as in turn; NULL for this session. Neither has a default: no call
+-- with fewer parameters can mean both this claim and the other.
 -- A key comes with at most the topic's batch_commands; one whose next command has failed before, with that alone.
 -- Locks the rows in key_cursor, skipping locked ones. Raises IT001, IT031 outside READ COMMITTED, 22023 for a max_keys or
 -- a lease that cannot be.
-CREATE FUNCTION inturn.claim(topics text[], max_keys integer, lease interval DEFAULT NULL, applier text DEFAULT NULL)
+CREATE FUNCTION inturn.claim(topics text[], max_keys integer, lease interval, applier text)
 RETURNS TABLE (
     topic text, key text, epoch bigint, attempt integer, lease_until timestamptz,
     seq bigint, name text, payload jsonb, created_at timestamptz

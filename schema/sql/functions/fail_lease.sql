@@ -1,11 +1,10 @@
 -- Ends a lease whose next command failed: records the error, and what becomes of the key; see the other fail.
 --
--- seq: the command. verdict: retry (after retry_after, else after the usual wait), hold, or skip; NULL: nothing was asked for.
--- Name them (verdict => ...), so that this is not taken for the other. Returns the outcome.
+-- seq: the command. asks: what was asked for, {"verdict": "retry", "retry_after": "30 seconds"}, or hold, or skip; NULL:
+-- nothing. Returns the outcome. It takes fewer parameters than the other, so no call can mean both.
 -- Locks the row in key_cursor. Raises IT032 when seq is not the next, and what hold_lease raises.
 CREATE FUNCTION inturn.fail(
-    topic text, key text, epoch bigint, seq bigint, error text,
-    verdict text DEFAULT NULL, retry_after interval DEFAULT NULL
+    topic text, key text, epoch bigint, seq bigint, error text, asks jsonb DEFAULT NULL
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
@@ -18,7 +17,8 @@ BEGIN
             MESSAGE = format('command %s of key %L of topic %L is not the next: that is %s', coalesce(seq::text, 'NULL'), key, topic, was.applied_seq + 1),
             HINT = 'Report the commands of a key one by one, in order.';
     END IF;
-    RETURN inturn.record_failure(was, epoch, seq, seq, was.attempts + 1, error, was.claimed_by, was.claimed_at, verdict, retry_after);
+    RETURN inturn.record_failure(was, epoch, seq, seq, was.attempts + 1, error, was.claimed_by, was.claimed_at,
+                                 asks ->> 'verdict', (asks ->> 'retry_after')::interval);
 END
 $$;
-COMMENT ON FUNCTION inturn.fail(text, text, bigint, bigint, text, text, interval) IS 'Ends a lease whose next command failed: records the error, and what becomes of the key.';
+COMMENT ON FUNCTION inturn.fail(text, text, bigint, bigint, text, jsonb) IS 'Ends a lease whose next command failed: records the error, and what becomes of the key.';
