@@ -64,6 +64,8 @@ class Machine(RuleBasedStateMachine):
             assert self.turn_open, "waits for nobody"
             self.end_the_turn("commit")
         error = running.exception()
+        # The turn that it waited for may have applied more.
+        applied, passed = self._stand()
         there = seq in self.committed | self.appended
         if error is None:
             assert there or applied < seq <= applied + 8
