@@ -24,11 +24,11 @@ def describe(error: BaseException) -> str:
     """
     if isinstance(error, Verdict):
         behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        text = _storable(error.reason)
+        text = storable(error.reason)
         if behind is not None:
             text += f"\n\n{_traced(behind, behind.__traceback__)}"
     elif isinstance(error, psycopg.Error) and asked(error).sqlstate:
-        text = _storable(
+        text = storable(
             "\n".join(
                 filter(
                     None,
@@ -49,8 +49,8 @@ def describe(error: BaseException) -> str:
 def _traced(error: BaseException, frames: TracebackType | None) -> str:
     lines = traceback.TracebackException(type(error), error, frames)
     said = "".join(lines.format_exception_only()).strip().partition("\n")[0]
-    summary = _storable(said.removeprefix(f"{type(error).__module__}."))[:_SUMMARY_CHARACTERS]
-    return f"{summary}\n\n{_storable(''.join(lines.format()).strip())}"
+    summary = storable(said.removeprefix(f"{type(error).__module__}."))[:_SUMMARY_CHARACTERS]
+    return f"{summary}\n\n{storable(''.join(lines.format()).strip())}"
 
 
 def _cut(text: str) -> str:
@@ -62,5 +62,6 @@ def _cut(text: str) -> str:
     return text[:head] + left_out + text[-tail:]
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
+    """Return text without NUL and lone surrogates, which PostgreSQL refuses."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

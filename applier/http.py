@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ssl
 import time
 from collections import deque
@@ -16,6 +17,7 @@ import httpx
 
 from inturn.applier import headers as names
 from inturn.applier.effect import Failed, LeaseOver, Timeouts
+from inturn.applier.failure import storable
 from inturn.applier.leases import Lease, Order
 from inturn.applier.signature import Signer
 from inturn.applier.verdict import Asked, Hold, Retry
@@ -67,10 +69,10 @@ class HttpEffect:
         except TimeoutError:
             return Failed(f"POST {url}: no answer within {self._timeouts.whole:g} s", outage=True)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
-            return Failed(_storable(f"POST {url}: {error}"), Asked(Hold.sqlstate))
+            return Failed(storable(f"POST {url}: {error}"), Asked(Hold.sqlstate))
         except (httpx.TransportError, OSError, ValueError) as error:
             what = str(error) or type(error).__name__
-            return Failed(_storable(f"POST {url}: {what}"), outage=True)
+            return Failed(storable(f"POST {url}: {what}"), outage=True)
 
     async def tidy(self) -> None:
         """Close the connections that were idle for long."""
@@ -198,15 +200,10 @@ class _Connections:
         await self.close_idle(0)
 
 
-_context: ssl.SSLContext | None = None
-
-
+@functools.cache
 def _tls() -> ssl.SSLContext:
     """Return the system's trust, read once: that takes milliseconds."""
-    global _context  # noqa: PLW0603 - one for the process
-    if _context is None:
-        _context = ssl.create_default_context()
-    return _context
+    return ssl.create_default_context()
 
 
 async def _read(response: httpx.Response) -> tuple[bytes, bool]:
@@ -242,7 +239,7 @@ def _meaning(url: str, response: httpx.Response, start: bytes, lease: Lease) -> 
     text = start.decode("utf-8", "replace").strip()
     if text:
         error += f"\n\n{text[:KEPT_CHARACTERS]}" + ("..." if len(text) > KEPT_CHARACTERS else "")
-    error = _storable(error)
+    error = storable(error)
     if status not in RETRY_STATUSES and not response.is_server_error:
         return Failed(error, Asked(Hold.sqlstate))
     after = retry_after(response.headers, lease.database_time())
@@ -270,7 +267,3 @@ def _date(text: str) -> float | None:
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-
-
-def _storable(text: str) -> str:
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

