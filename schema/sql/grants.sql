@@ -17,15 +17,25 @@ GRANT SELECT, INSERT ON inturn.outbox TO inturn_caller;
 GRANT EXECUTE ON ROUTINE
     inturn.claim(text, timestamptz, integer),
     inturn.claim_commands(text, timestamptz, integer),
-    inturn.move_cursors(tid[], tid[], boolean[], bigint[], bigint[], bigint[]),
+    inturn.end_turns(text, text[], tid[], boolean[], bigint[], bigint[], bigint[], text),
+    inturn.clear_marks(text, text[], tid[], bigint[], boolean[], bigint[], bigint[]),
+    inturn.wait_for_gap(text, text),
+    inturn.take_hints(text[], timestamptz),
+    inturn.look_at_key(text, text),
+    inturn.wake_key(text, text, bigint, bigint),
+    inturn.key_state(inturn.key_cursor),
+    inturn.next_ready_at(inturn.key_cursor, timestamptz),
+    inturn.empty_turn_wait(integer),
+    inturn.save_key(inturn.key_cursor, inturn.key_cursor),
+    inturn.put_to_sleep(inturn.key_cursor, inturn.key_cursor),
     inturn.finish(text, text[], bigint[], bigint[], bigint[], text),
     inturn.fail(text, text, bigint, bigint, bigint, text, text, text, interval),
     inturn.backoff(inturn.topic, integer),
     inturn.record_failure(inturn.key_cursor, bigint, bigint, bigint, integer, text, text, timestamptz, text, interval),
     inturn.pass_over(text, text, bigint, bigint, bigint, text, text),
     inturn.next_commands(text, text, bigint, integer),
-    inturn.find_gap(text, text),
-    inturn.settle_key(text, text),
+    inturn.find_gap(inturn.key_cursor),
+    inturn.settle_key(inturn.key_cursor, inturn.key_cursor),
     inturn.notify_appliers(text),
     inturn.lease_end(inturn.topic, interval),
     inturn.begin_lease(inturn.topic, text, bigint, bigint, interval, text),
@@ -51,7 +61,10 @@ GRANT EXECUTE ON ROUTINE
     inturn.pending_commands(text[])
 TO inturn_applier;
 GRANT SELECT ON inturn.topic, inturn.command_log TO inturn_applier;
-GRANT SELECT, UPDATE ON inturn.key_cursor, inturn.key_sequence TO inturn_applier;
+GRANT SELECT, UPDATE ON inturn.key_sequence TO inturn_applier;
+GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.ticket, inturn.key_mark TO inturn_applier;
+GRANT SELECT, UPDATE, DELETE ON inturn.wake_hint TO inturn_applier;
+GRANT SELECT ON inturn.key_cursor TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE ON inturn.listener TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE ON inturn.turn TO inturn_applier;
 GRANT SELECT, INSERT ON inturn.skip TO inturn_applier;

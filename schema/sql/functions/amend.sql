@@ -1,7 +1,7 @@
 -- Changes the name or the payload of a pending command; returns the recorded action, whose before has the original.
 --
 -- name, payload: NULL leaves it as it is. was: the payload that the operator saw; NULL: whatever it is.
--- Locks: the key's row in key_cursor (see lock_cursor), so that no applier has read the command; its row in the log.
+-- Locks: the key's ticket (see lock_cursor), so that no applier has read the command; its row in the log.
 -- Raises IT041 when seq is not pending, is not what the operator saw, or nothing would change; IT043 without a reason;
 -- what refuse_command and lock_cursor raise.
 CREATE FUNCTION inturn.amend(
@@ -13,11 +13,13 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE
+    was_cursor inturn.key_cursor;
     cursor inturn.key_cursor;
     command inturn.command_log;
 BEGIN
     PERFORM inturn.require_reason('amend', reason);
-    cursor := inturn.lock_cursor(topic, key);
+    was_cursor := inturn.lock_cursor(topic, key);
+    cursor := was_cursor;
     SELECT * INTO command FROM inturn.command_log l
     WHERE l.topic = amend.topic AND l.key = amend.key AND l.seq = amend.seq FOR UPDATE;
     IF command.seq IS NULL THEN
@@ -35,8 +37,11 @@ BEGIN
     UPDATE inturn.command_log l SET name = coalesce(amend.name, l.name), payload = coalesce(amend.payload, l.payload)
     WHERE l.topic = amend.topic AND l.key = amend.key AND l.seq = amend.seq;
     -- Whoever let a lease run out has read it as it was: what they report is not taken any more.
-    UPDATE inturn.key_cursor c SET epoch = c.epoch + 1, claimed_by = NULL, claimed_at = NULL, lease_until = NULL
-    WHERE c.topic = amend.topic AND c.key = amend.key AND c.claimed_by IS NOT NULL;
+    IF was_cursor.claimed_by IS NOT NULL THEN
+        cursor.epoch := was_cursor.epoch + 1;
+        cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL;
+        PERFORM inturn.save_key(was_cursor, cursor);
+    END IF;
     RETURN inturn.record_action(topic, key, seq, 'amend', reason,
         jsonb_build_object('name', command.name, 'payload', command.payload),
         jsonb_build_object('name', coalesce(amend.name, command.name), 'payload', coalesce(amend.payload, command.payload)));

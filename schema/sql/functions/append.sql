@@ -2,9 +2,10 @@
 --
 -- The same idempotency key again on the same key appends nothing and returns the first seq.
 -- seq: the command's number, in a topic whose callers number (see append_given); NULL in every other.
--- Locks, in this order, held to commit: the key's row in key_sequence; for an idle key, its row in key_cursor.
+-- Locks, held to commit: the key's row in key_sequence. Inserts the ticket of a key that was idle, which nobody else does.
 -- Raises IT001 to IT005 (see refuse_command); 40001 when the caller's snapshot is older than the key's last append.
--- The last number is looked for in a statement after the lock: on the lock's own snapshot, numbers would repeat.
+-- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
+-- would repeat, and a key that went idle meanwhile would not be woken.
 CREATE FUNCTION inturn.append(
     topic text, key text, name text,
     payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL, seq bigint DEFAULT NULL
@@ -12,10 +13,11 @@ CREATE FUNCTION inturn.append(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_bitmapscan = off
 AS $$
 DECLARE
-    drained bigint;
-    known bigint;
+    given boolean;
+    last_turn record;
     new_seq bigint;
 BEGIN
     IF seq IS NOT NULL THEN
@@ -26,7 +28,7 @@ BEGIN
         PERFORM inturn.refuse_command(topic, key, name, payload, idempotency_key);
     END IF;
     LOOP
-        SELECT s.drained_seq, s.known_seq INTO drained, known FROM inturn.key_sequence s
+        SELECT s.given INTO given FROM inturn.key_sequence s
         WHERE s.topic = append.topic AND s.key = append.key FOR UPDATE;
         EXIT WHEN FOUND;
         -- No row yet: this is the key's first command, unless another caller's has just committed.
@@ -35,11 +37,9 @@ BEGIN
             RETURN new_seq;
         END IF;
     END LOOP;
-
-    IF known < 0 THEN
+    IF given THEN
         RETURN inturn.append_given(topic, key, NULL, name, payload, idempotency_key);
     END IF;
-    known := greatest(drained, known);
 
     -- From here on statements see every earlier append to the key: its caller has committed or is gone.
     IF idempotency_key IS NOT NULL THEN
@@ -50,23 +50,23 @@ BEGIN
             RETURN new_seq;
         END IF;
     END IF;
-    IF current_setting('transaction_isolation') = 'read committed' THEN
-        INSERT INTO inturn.command_log AS l (topic, key, seq, name, payload, idempotency_key)
-        VALUES (append.topic, append.key,
-                1 + coalesce((SELECT l.seq FROM inturn.command_log l
-                              WHERE l.topic = append.topic AND l.key = append.key AND l.seq > known
-                              ORDER BY l.seq DESC LIMIT 1), known),
-                append.name, coalesce(append.payload, '{}'), append.idempotency_key)
-        RETURNING l.seq INTO new_seq;
-    ELSE
-        new_seq := inturn.insert_on_snapshot(topic, key, known, name, payload, idempotency_key);
+    -- No number up to applied_seq is looked at: the probe reads every entry of its key on the page.
+    SELECT u.applied_seq, u.epoch, u.drained INTO last_turn FROM inturn.turn u
+    WHERE u.topic = append.topic AND u.key = append.key ORDER BY u.epoch DESC LIMIT 1;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN inturn.append_on_snapshot(topic, key, coalesce(last_turn.applied_seq, 0), name, payload, idempotency_key);
     END IF;
+    INSERT INTO inturn.command_log AS l (topic, key, seq, name, payload, idempotency_key)
+    VALUES (append.topic, append.key,
+            1 + coalesce((SELECT l.seq FROM inturn.command_log l
+                          WHERE l.topic = append.topic AND l.key = append.key AND l.seq > coalesce(last_turn.applied_seq, 0)
+                          ORDER BY l.seq DESC LIMIT 1), last_turn.applied_seq, 0),
+            append.name, coalesce(append.payload, '{}'), append.idempotency_key)
+    RETURNING l.seq INTO new_seq;
 
     -- The first command after the drained ones finds the key idle. Any later one finds it awake, or held.
-    IF new_seq = drained + 1 THEN
-        PERFORM inturn.wake_key(topic, key);
-    ELSIF new_seq % 32 = 0 THEN
-        UPDATE inturn.key_sequence s SET known_seq = new_seq WHERE s.topic = append.topic AND s.key = append.key;
+    IF last_turn.drained AND new_seq = last_turn.applied_seq + 1 THEN
+        PERFORM inturn.wake_key(topic, key, last_turn.epoch, last_turn.applied_seq);
     END IF;
     RETURN new_seq;
 END

@@ -2,7 +2,7 @@
 --
 -- Two first callers meet on the primary key: the second waits for the first, and gets NULL, or is the first itself
 -- if that one rolled back. At REPEATABLE READ and SERIALIZABLE it gets 40001.
--- Locks, in this order, held to commit: the key's new row in key_sequence; its row in key_cursor.
+-- Locks, held to commit: the key's new row in key_sequence.
 -- Raises what refuse_command raises.
 CREATE FUNCTION inturn.append_first(topic text, key text, name text, payload jsonb, idempotency_key text)
 RETURNS bigint
@@ -23,7 +23,7 @@ BEGIN
     INSERT INTO inturn.command_log (topic, key, seq, name, payload, idempotency_key)
     VALUES (append_first.topic, append_first.key, 1, append_first.name,
             coalesce(append_first.payload, '{}'), append_first.idempotency_key);
-    PERFORM inturn.wake_key(topic, key);
+    PERFORM inturn.wake_key(topic, key, 0, 0);
     RETURN 1;
 END
 $$;

@@ -16,27 +16,32 @@ DECLARE
     leased inturn.key_cursor;
     until constant timestamptz := inturn.lease_end(settings, lease);
 BEGIN
-    IF NOT EXISTS (SELECT FROM inturn.next_commands(settings.name, begin_lease.key, begin_lease.applied_seq, 1)) THEN
-        UPDATE inturn.key_cursor c SET
-            attempts = 0, last_error = NULL, failed_at = NULL, paused_at = NULL, paused_until = NULL,
-            claimed_by = NULL, claimed_at = NULL, lease_until = NULL, empty_turns = c.empty_turns + 1
-        WHERE c.topic = settings.name AND c.key = begin_lease.key;
-        PERFORM inturn.settle_key(settings.name, begin_lease.key);
-        RETURN NULL;
-    END IF;
     SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = settings.name AND c.key = begin_lease.key;
-    IF was.claimed_by IS NOT NULL AND inturn.record_failure(
-        was, was.epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1,
-        format('the lease of %s ran out at %s before the command was recorded', was.claimed_by,
-               to_char(was.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')),
-        was.claimed_by, was.claimed_at, NULL, '0') <> 'retrying' THEN
+    leased := was;
+    leased.claimed_by := NULL; leased.claimed_at := NULL; leased.lease_until := NULL;
+    leased.paused_at := NULL; leased.paused_until := NULL;
+    IF NOT EXISTS (SELECT FROM inturn.next_commands(settings.name, begin_lease.key, begin_lease.applied_seq, 1)) THEN
+        leased.attempts := 0; leased.last_error := NULL; leased.failed_at := NULL;
+        leased.empty_turns := was.empty_turns + 1;
+        PERFORM inturn.settle_key(was, leased);
         RETURN NULL;
     END IF;
-    UPDATE inturn.key_cursor c SET
-        epoch = begin_lease.epoch, claimed_by = begin_lease.applier, claimed_at = clock_timestamp(),
-        lease_until = until, ready_at = until,
-        empty_turns = 0, paused_at = NULL, paused_until = NULL, waiting_at = NULL
-    WHERE c.topic = settings.name AND c.key = begin_lease.key RETURNING * INTO leased;
+    IF was.claimed_by IS NOT NULL THEN
+        IF inturn.record_failure(
+            was, was.epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1,
+            format('the lease of %s ran out at %s before the command was recorded', was.claimed_by,
+                   to_char(was.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')),
+            was.claimed_by, was.claimed_at, NULL, '0') <> 'retrying' THEN
+            RETURN NULL;
+        END IF;
+        SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = settings.name AND c.key = begin_lease.key;
+        leased := was;
+    END IF;
+    leased.epoch := begin_lease.epoch;
+    leased.claimed_by := applier; leased.claimed_at := clock_timestamp(); leased.lease_until := until;
+    leased.empty_turns := 0; leased.waiting_at := NULL;
+    leased.ready_at := inturn.next_ready_at(leased, until);
+    PERFORM inturn.save_key(was, leased);
     RETURN leased;
 END
 $$;

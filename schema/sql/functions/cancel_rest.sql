@@ -1,7 +1,7 @@
 -- Passes over every command that is pending on a key now, for good; returns the recorded action.
 --
 -- What is committed later is applied as ever. after says how many were passed over (cancelled).
--- Locks, in this order: the key's row in key_cursor (see lock_cursor); its row in key_sequence, if no caller holds it.
+-- Locks, in this order: the key's ticket (see lock_cursor); its row in key_sequence, if no caller holds it.
 -- Raises IT041 when nothing is pending, IT043 without a reason, and what lock_cursor raises.
 CREATE FUNCTION inturn.cancel_rest(topic text, key text, reason text) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -20,7 +20,7 @@ BEGIN
                                      'There is nothing to cancel.');
     END IF;
     RETURN inturn.record_action(topic, key, was.applied_seq + 1, 'cancel-rest', reason, inturn.key_facts(was),
-        inturn.key_facts(inturn.move_past(topic, key, last_seq)) || jsonb_build_object('cancelled', last_seq - was.applied_seq));
+        inturn.key_facts(inturn.move_past(was, last_seq)) || jsonb_build_object('cancelled', last_seq - was.applied_seq));
 END
 $$;
 COMMENT ON FUNCTION inturn.cancel_rest IS 'Passes over every command that is pending on a key now, for good.';

@@ -6,7 +6,7 @@
 -- lease: NULL for each topic's own. applier: who asks, as in turn; NULL for this session. Neither has a default: no call
 -- with fewer parameters can mean both this claim and the other.
 -- A key comes with at most the topic's batch_commands; one whose next command has failed before, with that alone.
--- Locks the rows in key_cursor, skipping locked ones. Raises IT001, IT031 outside READ COMMITTED, 22023 for a max_keys or
+-- Locks the keys' tickets, skipping locked ones; what take_hints locks. Raises IT001, IT031 outside READ COMMITTED, 22023 for a max_keys or
 -- a lease that cannot be.
 CREATE FUNCTION inturn.claim(topics text[], max_keys integer, lease interval, applier text)
 RETURNS TABLE (
@@ -31,6 +31,7 @@ BEGIN
             MESSAGE = format('max_keys is %s; 0 or more are allowed', coalesce(max_keys::text, 'NULL')),
             HINT = 'Give how many keys the applier can work on now.';
     END IF;
+    PERFORM inturn.take_hints(topics);
     FOREACH served IN ARRAY topics LOOP
         EXIT WHEN taken >= max_keys;
         SELECT * INTO settings FROM inturn.topic t WHERE t.name = served;

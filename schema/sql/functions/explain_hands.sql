@@ -10,7 +10,7 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
     CASE WHEN h.applies THEN format(coalesce('Command ' || inturn.name_command(next) || ', or one after it, is being applied by %s',
                                              'It is in the hands of %s'), h.who)
                              || coalesce('. It waits for ' || (h.first->>'waits_for'), '')
-         ELSE 'No applier gets at it, because its row in key_cursor is locked by ' || h.who END,
+         ELSE 'No applier gets at it, because its ticket is locked by ' || h.who END,
     CASE WHEN h.blocker IS NOT NULL THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # ends what it waits for', h.blocker)
          WHEN h.first IS NULL THEN 'psql "$INTURN_DSN" -c "SELECT * FROM pg_prepared_xacts"'
          ELSE format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # %s', CASE jsonb_array_length(h.sessions) WHEN 1 THEN h.first->>'backend' ELSE 'BACKEND' END,
@@ -19,9 +19,8 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
 FROM (
     SELECT s.sessions, s.sessions->0 AS first, s.sessions->0->>'kind' = 'applier' AS applies,
            inturn.name_sessions(s.sessions) AS who, s.sessions->0->'blocked_by'->>0 AS blocker
-    FROM inturn.key_cursor c CROSS JOIN LATERAL (
-        SELECT inturn.session_facts(inturn.row_holders(c.xmax, 'inturn.key_cursor'))) s (sessions)
-    WHERE c.topic = explain_hands.topic AND c.key = explain_hands.key) h
+    FROM inturn.find_locker(topic, key) c CROSS JOIN LATERAL (
+        SELECT inturn.session_facts(inturn.row_holders(c.locker, c.relation))) s (sessions)) h
 WHERE NOT jsonb_path_exists(h.sessions, '$[*] ? (@.kind == "caller")')
 $$;
 COMMENT ON FUNCTION inturn.explain_hands IS 'Internal to why: explains a key that is locked by an applier or another session.';

@@ -4,7 +4,7 @@
 -- Without hold or skip, the key is ready again after a wait (see backoff), until the command has failed max_attempts
 -- times; then the topic's on_exhausted decides: hold it, skip the command, or cancel-rest: skip all that is pending.
 -- Returns the outcome: retrying, held, skipped or cancelled. The key cannot go idle here, so its callers are not locked.
--- Locks the key's row in key_cursor, which the claim has locked already.
+-- Locks nothing: the claim has locked the key's ticket.
 -- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED.
 CREATE FUNCTION inturn.fail(
     topic text, key text, epoch bigint, from_seq bigint, failed_seq bigint,
@@ -17,9 +17,9 @@ DECLARE
     was inturn.key_cursor;
 BEGIN
     PERFORM inturn.require_read_committed();
-    SELECT * INTO was FROM inturn.key_cursor c
-    WHERE c.topic = fail.topic AND c.key = fail.key AND c.xmax = pg_current_xact_id()::xid
-      AND c.epoch = fail.epoch - 1 AND c.applied_seq = from_seq - 1;
+    SELECT c.* INTO was FROM inturn.ticket t JOIN inturn.key_cursor c ON c.topic = t.topic AND c.key = t.key AND c.epoch = t.epoch
+    WHERE t.topic = fail.topic AND t.key = fail.key AND t.xmax = pg_current_xact_id()::xid
+      AND t.epoch = fail.epoch - 1 AND t.applied_seq = from_seq - 1;
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'IT030',
             MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more',

@@ -2,7 +2,7 @@
 --
 -- seq: the command. asks: what was asked for, {"verdict": "retry", "retry_after": "30 seconds"}, or hold, or skip; NULL:
 -- nothing. Returns the outcome. It takes fewer parameters than the other, so no call can mean both.
--- Locks the row in key_cursor. Raises IT032 when seq is not the next, and what hold_lease raises.
+-- Locks the key's ticket. Raises IT032 when seq is not the next, and what hold_lease raises.
 CREATE FUNCTION inturn.fail(
     topic text, key text, epoch bigint, seq bigint, error text, asks jsonb DEFAULT NULL
 ) RETURNS text

@@ -1,7 +1,7 @@
 -- Passes over a number that a key waits for and that nobody has appended; returns the recorded action.
 --
 -- It has an entry in skip and no command; its late append is refused.
--- Locks, in this order: the key's row in key_sequence, waiting for its callers; its row in key_cursor (see lock_cursor).
+-- Locks, in this order: the key's row in key_sequence, waiting for its callers; its ticket (see lock_cursor).
 -- Raises IT041 when the key does not wait for seq, IT043 without a reason, and what lock_cursor raises.
 CREATE FUNCTION inturn.fill_gap(topic text, key text, seq bigint, reason text) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -31,7 +31,7 @@ BEGIN
     INSERT INTO inturn.skip (topic, key, seq, epoch, skipped_by, reason)
     VALUES (fill_gap.topic, fill_gap.key, fill_gap.seq, was.epoch + 1, 'operator', fill_gap.reason);
     RETURN inturn.record_action(topic, key, seq, 'fill-gap', reason, inturn.key_facts(was),
-                                inturn.key_facts(inturn.move_past(topic, key, seq)));
+                                inturn.key_facts(inturn.move_past(was, seq)));
 END
 $$;
 COMMENT ON FUNCTION inturn.fill_gap IS 'Passes over a number that a key waits for and that nobody has appended.';

@@ -5,16 +5,22 @@
 CREATE FUNCTION inturn.find_locks(topic text, key text, OUT on_cursor boolean, OUT on_sequence boolean)
 LANGUAGE plpgsql VOLATILE
 AS $$
+DECLARE
+    ticket_epoch bigint; -- of its ticket; an idle key has none
 BEGIN
     IF current_setting('transaction_read_only')::boolean OR current_setting('transaction_isolation') <> 'read committed' THEN
-        on_cursor := EXISTS (SELECT FROM inturn.key_cursor c WHERE c.topic = find_locks.topic AND c.key = find_locks.key
-                             AND inturn.row_holder(c.xmax, 'inturn.key_cursor') IS NOT NULL);
+        on_cursor := EXISTS (SELECT FROM inturn.find_locker(topic, key) l
+                             WHERE l.relation = 'inturn.ticket'::regclass AND inturn.row_holder(l.locker, l.relation) IS NOT NULL);
         on_sequence := EXISTS (SELECT FROM inturn.key_sequence s WHERE s.topic = find_locks.topic AND s.key = find_locks.key
                                AND inturn.row_holder(s.xmax, 'inturn.key_sequence') IS NOT NULL);
         RETURN;
     END IF;
-    PERFORM FROM inturn.key_cursor c WHERE c.topic = find_locks.topic AND c.key = find_locks.key FOR UPDATE SKIP LOCKED;
-    on_cursor := NOT FOUND;
+    SELECT t.epoch INTO ticket_epoch FROM inturn.key_cursor c
+    JOIN inturn.ticket t ON t.topic = c.topic AND t.key = c.key AND t.epoch = c.epoch
+    WHERE c.topic = find_locks.topic AND c.key = find_locks.key;
+    PERFORM FROM inturn.ticket t
+    WHERE t.topic = find_locks.topic AND t.key = find_locks.key AND t.epoch = ticket_epoch FOR UPDATE SKIP LOCKED;
+    on_cursor := ticket_epoch IS NOT NULL AND NOT FOUND;
     PERFORM FROM inturn.key_sequence s WHERE s.topic = find_locks.topic AND s.key = find_locks.key FOR UPDATE SKIP LOCKED;
     on_sequence := NOT FOUND;
     RAISE EXCEPTION USING ERRCODE = 'IT000';

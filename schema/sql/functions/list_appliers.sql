@@ -25,8 +25,9 @@ WITH lease AS MATERIALIZED (
     SELECT c.claimed_by, count(*) AS leases, array_agg(DISTINCT t.name) AS topics, min(c.claimed_at) AS since,
            max(c.claimed_at) AS seen_at, (array_agg(c.cursor ORDER BY c.claimed_at))[1] AS first
     FROM inturn.topic t CROSS JOIN LATERAL (
-        SELECT c.claimed_by, c.claimed_at, c AS cursor FROM inturn.key_cursor c
-        WHERE c.topic = t.name AND c.lease_until > statement_timestamp()) c
+        SELECT m.claimed_by, m.claimed_at, c AS cursor FROM inturn.key_mark m
+        JOIN inturn.ticket c ON c.topic = m.topic AND c.key = m.key AND c.epoch = m.epoch
+        WHERE m.topic = t.name AND m.lease_until > statement_timestamp()) c
     GROUP BY c.claimed_by
 )
 SELECT p.applier, p.topics, p.host, p.pid, p.backend_pid, p.revision, p.started_at, p.seen_at, d.alive,
@@ -43,12 +44,12 @@ CROSS JOIN LATERAL (SELECT inturn.is_alive(p, a.pid, a.state, a.query_start) AS 
 LEFT JOIN LATERAL (
     SELECT x.transactionid AS xid FROM pg_locks x JOIN pg_locks r ON r.pid = x.pid
     WHERE x.pid = a.pid AND x.locktype = 'transactionid' AND x.granted
-      AND r.relation = 'inturn.key_cursor'::regclass AND r.mode = 'RowShareLock'
+      AND r.relation = 'inturn.ticket'::regclass AND r.mode = 'RowShareLock'
     ORDER BY age(x.transactionid) DESC LIMIT 1) claim ON d.alive
 LEFT JOIN LATERAL (
     SELECT c.* FROM unnest(p.topics) t (name) CROSS JOIN LATERAL (
-        SELECT c.topic, c.key, c.applied_seq, c.xmax AS locker FROM inturn.key_cursor c
-        WHERE c.topic = t.name AND c.ready_at IS NOT NULL ORDER BY c.ready_at LIMIT 200) c
+        SELECT c.topic, c.key, c.applied_seq, c.xmax AS locker FROM inturn.ticket c
+        WHERE c.topic = t.name ORDER BY c.ready_at LIMIT 200) c
     WHERE c.locker = claim.xid LIMIT 1) turn ON claim.xid IS NOT NULL
 LEFT JOIN lease h ON h.claimed_by = p.applier
 UNION ALL

@@ -10,10 +10,10 @@
 -- waiting_at: since when it is missing. claimed_by, lease_until: who had or has the key by lease.
 --
 -- Each state is read from its own index, and only as far as max_keys: quick with millions of keys. Every filter is exact;
--- a filter by age, or by a lag of at most 32, looks into the log for each key that is not idle until it has found
--- max_keys: where a million are pending and none matches, that takes two seconds; and so does one by a greater lag where
--- callers number. Sorted by attempts, and by lags over 32, the list is exact. Sorted by age or lesser lags it is exact while no state but idle has more than 20,000 keys that
--- pass the filters; beyond, it is that of the worst 20,000 of each such state, and a WARNING says so.
+-- one by age or by lag looks into the log for each key that is not idle until it has found max_keys, and a list sorted by
+-- lag for each: where a million are pending, that takes seconds. Sorted by attempts, and by lags over 32, the list is exact.
+-- Sorted by age or lesser lags it is exact while no state but idle has more than 20,000 keys that pass the filters; beyond,
+-- it is that of the worst 20,000 of each such state, and a WARNING says so.
 -- Raises IT044 for a state or sort_by that does not exist.
 CREATE FUNCTION inturn.list_keys(
     of_topic text DEFAULT NULL, of_state text DEFAULT NULL, max_keys integer DEFAULT 50,
@@ -75,10 +75,7 @@ BEGIN
         RETURN;
     END IF;
 
-    deep := ARRAY[inturn.keys_query('deep')];
-    IF EXISTS (SELECT FROM inturn.topic t WHERE t.numbering = 'given' AND (of_topic IS NULL OR t.name = of_topic)) THEN
-        deep := deep || ARRAY(SELECT inturn.keys_query(s, numbered => true) FROM unnest(states) s WHERE s <> 'idle');
-    END IF;
+    deep := ARRAY(SELECT inturn.keys_query(s, deep => true) FROM unnest(states) s WHERE s <> 'idle');
     IF sort_by IS NULL AND coalesce(min_lag, 0) <= deep_lag THEN
         -- State by state: the search for an idle key must not begin while there are others to list.
         FOREACH state IN ARRAY states LOOP
@@ -95,7 +92,7 @@ BEGIN
         parts := deep;
     ELSIF sort_by = 'attempts' THEN
         most := max_keys;
-        parts := ARRAY(SELECT inturn.keys_query(s, CASE WHEN s IN ('ready', 'idle') THEN '' ELSE 'c.attempts DESC,' END)
+        parts := ARRAY(SELECT inturn.keys_query(s, CASE WHEN s IN ('ready', 'idle') THEN '' ELSE 'f.attempts DESC,' END)
                        FROM unnest(states) s);
     ELSE
         FOREACH state IN ARRAY states LOOP

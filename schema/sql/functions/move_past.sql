@@ -1,17 +1,16 @@
--- Moves a key's cursor past the commands that an operator passes over, and settles the key; returns its row. Internal.
+-- Moves a key past the commands that an operator passes over, and settles it; returns where it stands then. Internal.
 --
--- The caller holds the key's row in key_cursor. Locks what settle_key locks.
-CREATE FUNCTION inturn.move_past(topic text, key text, seq bigint) RETURNS inturn.key_cursor
+-- was: the key, as lock_cursor returned it. Locks what settle_key locks.
+CREATE FUNCTION inturn.move_past(was inturn.key_cursor, seq bigint) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off
 AS $$
+DECLARE
+    cursor inturn.key_cursor := was;
 BEGIN
-    UPDATE inturn.key_cursor c SET
-        applied_seq = move_past.seq, epoch = c.epoch + 1, attempts = 0, empty_turns = 0,
-        last_error = NULL, failed_at = NULL, held_at = NULL, waiting_at = NULL,
-        claimed_by = NULL, claimed_at = NULL, lease_until = NULL
-    WHERE c.topic = move_past.topic AND c.key = move_past.key;
-    RETURN inturn.settle_key(topic, key);
+    cursor.applied_seq := seq; cursor.epoch := was.epoch + 1; cursor.empty_turns := 0;
+    cursor.attempts := 0; cursor.last_error := NULL; cursor.failed_at := NULL; cursor.held_at := NULL;
+    cursor.waiting_at := NULL; cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL;
+    RETURN inturn.settle_key(was, cursor);
 END
 $$;
-COMMENT ON FUNCTION inturn.move_past IS 'Internal to skip and cancel_rest: moves a key''s cursor past what is passed over.';
+COMMENT ON FUNCTION inturn.move_past IS 'Internal to skip, cancel_rest and fill_gap: moves a key past what is passed over.';

@@ -11,12 +11,12 @@ SELECT n.topic, n.key FROM (
         -- LIMIT 1: a probe each, whatever the planner thinks.
         SELECT CASE WHEN t.name = coalesce(of_topic, t.name) THEN 0 ELSE 1 END AS rank, c.topic, c.key
         FROM inturn.slips_of(wanted) s (key) CROSS JOIN LATERAL (
-            SELECT c.topic, c.key FROM inturn.key_cursor c WHERE c.topic = t.name AND c.key = s.key COLLATE "C" LIMIT 1) c
+            SELECT c.topic, c.key FROM inturn.key_sequence c WHERE c.topic = t.name AND c.key = s.key COLLATE "C" LIMIT 1) c
         UNION ALL
-        (SELECT 2, c.topic, c.key FROM inturn.key_cursor c
+        (SELECT 2, c.topic, c.key FROM inturn.key_sequence c
          WHERE c.topic = t.name AND c.key > wanted COLLATE "C" ORDER BY c.key LIMIT max_keys)
         UNION ALL
-        (SELECT 2, c.topic, c.key FROM inturn.key_cursor c
+        (SELECT 2, c.topic, c.key FROM inturn.key_sequence c
          WHERE c.topic = t.name AND c.key < wanted COLLATE "C" ORDER BY c.key DESC LIMIT 2)
     ) n
     WHERE n.rank < 2 OR wanted <> '' AND n.topic = coalesce(of_topic, n.topic)

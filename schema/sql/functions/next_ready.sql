@@ -8,8 +8,8 @@ SET enable_bitmapscan = off
 SET enable_sort = off
 AS $$
 BEGIN
-    RETURN (SELECT min(c.ready_at) FROM unnest(topics) t (topic) CROSS JOIN LATERAL (
-        SELECT c.ready_at FROM inturn.key_cursor c
+    RETURN (SELECT nullif(min(c.ready_at), 'infinity') FROM unnest(topics) t (topic) CROSS JOIN LATERAL (
+        SELECT c.ready_at FROM inturn.ticket c
         WHERE c.topic = t.topic AND c.ready_at > since ORDER BY c.ready_at LIMIT 1) c);
 END
 $$;

@@ -3,7 +3,7 @@
 CREATE FUNCTION inturn.pending_commands(topics text[]) RETURNS bigint
 LANGUAGE sql STABLE
 AS $$
-SELECT count(*) FROM inturn.key_cursor c
+SELECT count(*) FROM inturn.ticket c
 JOIN inturn.command_log l ON l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq
 WHERE c.topic = ANY (topics) AND c.ready_at <= clock_timestamp()
   AND NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = c.topic AND t.paused_at IS NOT NULL

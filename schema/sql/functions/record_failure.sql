@@ -1,6 +1,6 @@
 -- Records a failure of command failed_seq, and what becomes of the key; returns the outcome. Internal to fail and claim.
 --
--- was: the key's row in key_cursor, which the caller has locked. failures: how often the command has failed by now.
+-- was: the key, whose ticket the caller has locked. failures: how often the command has failed by now.
 -- verdict, retry_after: see fail. from_seq: where the turn began; of a lease it is in turn already.
 -- Takes no further locks.
 CREATE FUNCTION inturn.record_failure(
@@ -14,7 +14,7 @@ DECLARE
     settings inturn.topic;
     outcome text;
     passed_seq bigint;
-    paused boolean := was.paused_at IS NOT NULL AND clock_timestamp() < coalesce(was.paused_until, 'infinity');
+    cursor inturn.key_cursor := was;
 BEGIN
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = was.topic;
     outcome := CASE
@@ -26,25 +26,25 @@ BEGIN
         passed_seq := inturn.pass_over(was.topic, was.key, failed_seq, CASE outcome WHEN 'skipped' THEN failed_seq END, epoch,
                                        CASE verdict WHEN 'skip' THEN 'handler' ELSE 'attempts' END, split_part(error, E'\n', 1));
     END IF;
-    UPDATE inturn.key_cursor c SET
-        applied_seq = coalesce(passed_seq, failed_seq - 1), epoch = record_failure.epoch, empty_turns = 0,
-        attempts = CASE WHEN passed_seq IS NULL THEN failures ELSE 0 END,
-        last_error = CASE WHEN passed_seq IS NULL THEN left(error, 8000) END,
-        failed_at = CASE WHEN passed_seq IS NULL THEN clock_timestamp() END,
-        ready_at = CASE WHEN outcome = 'held' OR paused AND was.paused_until IS NULL THEN NULL
-                        ELSE greatest(clock_timestamp() + CASE
-                            WHEN outcome <> 'retrying' THEN '0'
-                            WHEN retry_after IS NULL THEN inturn.backoff(settings, failures)
-                            ELSE least(greatest(retry_after, '0'), '1 year') END, CASE WHEN paused THEN was.paused_until END) END,
-        held_at = CASE outcome WHEN 'held' THEN clock_timestamp() END,
-        paused_at = CASE WHEN paused AND outcome <> 'held' THEN c.paused_at END,
-        paused_until = CASE WHEN paused AND outcome <> 'held' THEN c.paused_until END,
-        claimed_by = NULL, claimed_at = NULL, lease_until = NULL, waiting_at = NULL
-    WHERE c.topic = was.topic AND c.key = was.key;
-    INSERT INTO inturn.turn AS t (topic, key, epoch, from_seq, to_seq, outcome, applier, started_at, error)
-    VALUES (was.topic, was.key, record_failure.epoch, from_seq, failed_seq - 1, outcome, applier, record_failure.started_at, left(error, 8000))
+    cursor.epoch := epoch; cursor.applied_seq := coalesce(passed_seq, failed_seq - 1); cursor.empty_turns := 0;
+    cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL; cursor.waiting_at := NULL;
+    cursor.attempts := CASE WHEN passed_seq IS NULL THEN failures ELSE 0 END;
+    cursor.last_error := CASE WHEN passed_seq IS NULL THEN left(error, 8000) END;
+    cursor.failed_at := CASE WHEN passed_seq IS NULL THEN clock_timestamp() END;
+    cursor.held_at := CASE outcome WHEN 'held' THEN clock_timestamp() END;
+    IF outcome = 'held' OR inturn.key_state(was) <> 'paused' THEN
+        cursor.paused_at := NULL; cursor.paused_until := NULL;
+    END IF;
+    cursor.ready_at := inturn.next_ready_at(cursor, clock_timestamp() + CASE
+        WHEN outcome <> 'retrying' THEN '0'
+        WHEN retry_after IS NULL THEN inturn.backoff(settings, failures)
+        ELSE least(greatest(retry_after, '0'), '1 year') END);
+    PERFORM inturn.save_key(was, cursor);
+    INSERT INTO inturn.turn AS t (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at, error)
+    VALUES (was.topic, was.key, record_failure.epoch, from_seq, failed_seq - 1, cursor.applied_seq, false, outcome, applier,
+            record_failure.started_at, left(error, 8000))
     ON CONFLICT ON CONSTRAINT turn_pkey DO UPDATE SET
-        outcome = EXCLUDED.outcome, error = EXCLUDED.error, finished_at = EXCLUDED.finished_at;
+        outcome = EXCLUDED.outcome, error = EXCLUDED.error, finished_at = EXCLUDED.finished_at, applied_seq = EXCLUDED.applied_seq;
     RETURN outcome;
 END
 $$;

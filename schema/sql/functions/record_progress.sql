@@ -3,7 +3,7 @@
 -- The arrays run in parallel, an element a lease. seq: the command that took effect; NULL: none, the lease is renewed.
 -- release: end the lease then. outcome: kept; let go, the lease has ended; fenced, it is another's and nothing was changed.
 -- seconds: how long a kept lease runs from now.
--- Locks the rows in key_cursor in byte order, so that two appliers that differ on who has a lease do not deadlock; what
+-- Locks the keys' tickets in byte order, so that two appliers that differ on who has a lease do not deadlock; what
 -- release locks. Raises IT032 when a seq is not the next.
 CREATE FUNCTION inturn.record_progress(topics text[], keys text[], epochs bigint[], seqs bigint[], releases boolean[])
 RETURNS TABLE (place bigint, outcome text, seconds double precision)
@@ -21,10 +21,12 @@ BEGIN
         place := step.place;
         outcome := 'kept';
         seconds := NULL;
-        PERFORM FROM inturn.key_cursor c
-        WHERE c.topic = step.topic AND c.key = step.key AND c.epoch = step.epoch AND c.claimed_by IS NOT NULL FOR UPDATE;
+        PERFORM FROM inturn.ticket t
+        WHERE t.topic = step.topic AND t.key = step.key AND t.epoch = step.epoch AND t.marked FOR UPDATE;
         -- Asked, not caught: each exception caught would be a subtransaction.
-        IF NOT FOUND THEN
+        IF NOT FOUND OR NOT EXISTS (
+            SELECT FROM inturn.key_mark m
+            WHERE m.topic = step.topic AND m.key = step.key AND m.epoch = step.epoch AND m.claimed_by IS NOT NULL) THEN
             outcome := 'fenced';
         ELSE
             IF step.seq IS NOT NULL THEN

@@ -1,6 +1,6 @@
 -- Lets a paused key go on where it stood; returns the recorded action.
 --
--- Locks, in this order: the key's row in key_cursor (see lock_cursor); its row in key_sequence, if no caller holds it.
+-- Locks, in this order: the key's ticket (see lock_cursor); its row in key_sequence, if no caller holds it.
 -- Raises IT041 when the key is not paused, and what lock_cursor raises.
 CREATE FUNCTION inturn.resume(topic text, key text, reason text DEFAULT NULL) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -9,15 +9,15 @@ SET enable_seqscan = off
 AS $$
 DECLARE
     was constant inturn.key_cursor := inturn.lock_cursor(topic, key, beside_lease => true);
+    cursor inturn.key_cursor := was;
 BEGIN
     IF inturn.key_state(was) <> 'paused' THEN
         PERFORM inturn.refuse_action(topic, key, format('is %s, not paused', inturn.key_state(was)),
             CASE WHEN was.held_at IS NOT NULL THEN 'Retry it, or skip the command that failed.' ELSE 'There is nothing to resume.' END);
     END IF;
-    UPDATE inturn.key_cursor c SET paused_at = NULL, paused_until = NULL, empty_turns = 0
-    WHERE c.topic = resume.topic AND c.key = resume.key;
+    cursor.paused_at := NULL; cursor.paused_until := NULL; cursor.empty_turns := 0;
     RETURN inturn.record_action(topic, key, NULL, 'resume', reason, inturn.key_facts(was),
-                                inturn.key_facts(inturn.settle_key(topic, key)));
+                                inturn.key_facts(inturn.settle_key(was, cursor)));
 END
 $$;
 COMMENT ON FUNCTION inturn.resume IS 'Lets a paused key go on where it stood.';

@@ -1,6 +1,6 @@
 -- Makes a held or retrying key ready now, with all its attempts before it again; returns the recorded action.
 --
--- Locks: the key's row in key_cursor (see lock_cursor).
+-- Locks what lock_cursor locks.
 -- Raises IT041 when the key is neither held nor retrying, and what lock_cursor raises.
 CREATE FUNCTION inturn.retry(topic text, key text, reason text DEFAULT NULL) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER

@@ -1,7 +1,7 @@
 -- Makes every held or retrying key that the filters of list_keys find ready now; returns the recorded actions.
 --
 -- of_state: held or retrying. A key in other hands is left out: it is being retried, or acted upon, at this moment.
--- Locks the keys' rows in key_cursor, skipping locked ones. Raises what list_keys does.
+-- Locks the keys' tickets, skipping locked ones. Raises what list_keys does.
 CREATE FUNCTION inturn.retry_all(
     of_topic text DEFAULT NULL, of_state text DEFAULT 'held', of_like text DEFAULT NULL,
     older_than interval DEFAULT NULL, reason text DEFAULT NULL
@@ -17,10 +17,12 @@ BEGIN
     FOR was IN
         SELECT c.* FROM inturn.list_keys(of_topic => retry_all.of_topic, of_state => retry_all.of_state, max_keys => 1000000,
                                          of_like => retry_all.of_like, older_than => retry_all.older_than) l
-        CROSS JOIN LATERAL (SELECT c.* FROM inturn.key_cursor c WHERE c.topic = l.topic AND c.key = l.key
-                            FOR UPDATE SKIP LOCKED) c
+        JOIN inturn.key_cursor c ON c.topic = l.topic AND c.key = l.key
     LOOP
+        PERFORM FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch FOR UPDATE SKIP LOCKED;
+        CONTINUE WHEN NOT FOUND;
         -- The list was made before the lock was taken.
+        SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = was.topic AND c.key = was.key;
         CONTINUE WHEN inturn.key_state(was) <> of_state;
         RETURN NEXT inturn.retry_key(was, reason);
     END LOOP;

@@ -2,7 +2,7 @@
 --
 -- seq: which command the operator takes to be the next. It stays in the log, and has an entry in skip; replay appends
 -- it again. The turn that another applier may have begun without a lock is fenced off by the next epoch.
--- Locks, in this order: the key's row in key_cursor (see lock_cursor); its row in key_sequence, if no caller holds it.
+-- Locks, in this order: the key's ticket (see lock_cursor); its row in key_sequence, if no caller holds it.
 -- Raises IT041 when seq is not the next command, IT043 without a reason, and what lock_cursor raises.
 CREATE FUNCTION inturn.skip(topic text, key text, seq bigint, reason text) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -22,7 +22,7 @@ BEGIN
         PERFORM inturn.refuse_action(topic, key, format('has no command %s: nothing is pending', seq), 'There is nothing to skip.');
     END IF;
     RETURN inturn.record_action(topic, key, seq, 'skip', reason, inturn.key_facts(was),
-                                inturn.key_facts(inturn.move_past(topic, key, seq)));
+                                inturn.key_facts(inturn.move_past(was, seq)));
 END
 $$;
 COMMENT ON FUNCTION inturn.skip IS 'Passes over the next command of a key, for good.';

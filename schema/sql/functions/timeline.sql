@@ -13,7 +13,7 @@ AS $$
 SELECT * FROM (
     (SELECT t.finished_at AS at, 'turn', t.epoch, t.from_seq, t.to_seq, t.outcome, t.applier,
             NULL::text, NULL::text, t.started_at, t.error, NULL::jsonb, NULL::jsonb
-     FROM inturn.turn t WHERE t.topic = of_topic AND t.key = of_key ORDER BY t.epoch DESC LIMIT max_entries)
+     FROM inturn.turn t WHERE t.topic = of_topic AND t.key = of_key AND t.outcome <> 'idle' ORDER BY t.epoch DESC LIMIT max_entries)
     UNION ALL
     (SELECT a.acted_at, 'action', NULL, a.seq, NULL, a.action, a.db_user,
             a.os_user, a.acting_as, NULL, a.reason, a.before, a.after

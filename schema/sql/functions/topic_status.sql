@@ -16,7 +16,7 @@ SET jit = off
 AS $$
 -- Materialized, and of all topics: with a topic given, a planner may read all its turns by their primary key.
 WITH lately AS MATERIALIZED (
-    SELECT r.topic, sum(r.to_seq - r.from_seq + 1) AS applied, count(*) FILTER (WHERE r.outcome <> 'applied') AS failed
+    SELECT r.topic, sum(r.to_seq - r.from_seq + 1) AS applied, count(*) FILTER (WHERE r.outcome NOT IN ('applied', 'idle')) AS failed
     FROM inturn.turn r
     WHERE r.finished_at > statement_timestamp() - recent GROUP BY r.topic
 )
@@ -25,18 +25,18 @@ SELECT t.name, t.target, k.held, k.retrying, k.paused, k.ready,
        k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased <= p.keys,
        coalesce(y.applied, 0)::bigint, coalesce(y.failed, 0), s.paused_at, s.paused_until, k.waiting, k.leased
 FROM inturn.topic t
-CROSS JOIN LATERAL (SELECT
-    (SELECT count(*) FROM inturn.key_cursor c WHERE c.topic = t.name AND c.held_at IS NOT NULL) AS held,
-    (SELECT count(*) FROM inturn.key_cursor c WHERE c.topic = t.name AND c.attempts > 0 AND c.ready_at IS NOT NULL
-                                                AND inturn.key_state(c) = 'retrying') AS retrying,
-    (SELECT count(*) FROM inturn.key_cursor c WHERE c.topic = t.name AND c.paused_at IS NOT NULL
-                                                AND inturn.key_state(c) = 'paused') AS paused,
-    (SELECT count(*) FROM inturn.key_cursor c WHERE c.topic = t.name AND c.ready_at IS NOT NULL
-                                                AND inturn.key_state(c) = 'ready') AS ready,
-    (SELECT count(*) FROM inturn.key_cursor c WHERE c.topic = t.name AND c.waiting_at IS NOT NULL
-                                                AND inturn.key_state(c) = 'waiting') AS waiting,
-    (SELECT count(*) FROM inturn.key_cursor c WHERE c.topic = t.name AND c.lease_until IS NOT NULL
-                                                AND inturn.key_state(c) = 'leased') AS leased) k
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE m.state = 'held') AS held, count(*) FILTER (WHERE m.state = 'retrying') AS retrying,
+           count(*) FILTER (WHERE m.state = 'paused') AS paused, count(*) FILTER (WHERE m.state = 'waiting') AS waiting,
+           count(*) FILTER (WHERE m.state = 'leased') AS leased,
+           -- Of those that are marked; the others that have a ticket are ready too.
+           count(*) FILTER (WHERE m.state = 'ready') AS ready
+    FROM (SELECT inturn.key_state(ROW(m.topic, m.key, 0, statement_timestamp(), 0, m.attempts, 0, m.last_error, m.failed_at, m.held_at,
+                                      m.paused_at, m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until)::inturn.key_cursor) AS state
+          FROM inturn.key_mark m WHERE m.topic = t.name) m) m
+CROSS JOIN LATERAL (
+    SELECT m.held, m.retrying, m.paused, m.waiting, m.leased,
+           m.ready + (SELECT count(*) FROM inturn.ticket c WHERE c.topic = t.name AND NOT c.marked) AS ready) k
 CROSS JOIN LATERAL (
     SELECT count(*) AS keys, coalesce(sum(l.pending), 0)::bigint AS pending, min(l.oldest_pending_at) AS oldest_pending_at
     FROM inturn.list_keys(t.name, 'held,waiting,retrying,paused,leased,ready', 50000) l) p

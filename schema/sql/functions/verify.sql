@@ -4,10 +4,11 @@
 -- One statement, so one snapshot, in which each key's rows fit together whoever is at work: run it at any time. Its
 -- cost is that of reading the keys; verify_slice says which keys are a piece of work. Takes no locks.
 -- It believes no constraint, in case one was dropped. What the rows must say, a key:
---   the log has 1, 2, 3, ... n; applied_seq is from 0 to n, drained_seq no further, and where the key went idle;
---   turns and skips cover 1 to applied_seq, each number once, under epochs from 1 to the cursor's, that rise with seq;
+--   the log has 1, 2, 3, ... n; it stands, by its one ticket or by its last turn, at an applied_seq from 0 to n;
+--   turns and skips cover 1 to applied_seq, each number once, under epochs from 1 to the key's, that rise with seq;
 --   each skip belongs to a turn that skipped or cancelled, or to the operator's action under its epoch, and the other way
---   round; what operators replayed and amended is in the log; and a key with something pending does not sleep.
+--   round; what operators replayed and amended is in the log; a key with something pending does not sleep, and one without a
+--   ticket is woken by its next command.
 -- Where callers number, the first is the topic's first_seq; beyond applied_seq the log may have holes, up to it only where
 -- an operator filled the gap, or all that was pending was cancelled. A key waits if and only if it stands before a hole.
 -- A lease is whole, or there is none; no applier may claim the key while it runs, and one comes when it is over.
@@ -32,7 +33,8 @@ bound AS MATERIALIZED (
     SELECT coalesce(to_key, greatest(
         (SELECT max(l.key) FROM inturn.command_log l WHERE l.topic = of_topic),
         (SELECT max(s.key) FROM inturn.key_sequence s WHERE s.topic = of_topic),
-        (SELECT max(c.key) FROM inturn.key_cursor c WHERE c.topic = of_topic),
+        (SELECT max(c.key) FROM inturn.ticket c WHERE c.topic = of_topic),
+        (SELECT max(m.key) FROM inturn.key_mark m WHERE m.topic = of_topic),
         (SELECT max(t.key) FROM inturn.turn t WHERE t.topic = of_topic),
         (SELECT max(k.key) FROM inturn.skip k WHERE k.topic = of_topic),
         (SELECT max(a.key) FROM inturn.operator_action a WHERE a.topic = of_topic))) COLLATE "C" AS last_key
@@ -53,9 +55,19 @@ sequence AS (
     SELECT s.*, row_number() OVER (PARTITION BY s.key) AS copy FROM inturn.key_sequence s
     WHERE s.topic = of_topic AND s.key >= from_key COLLATE "C" AND s.key <= (SELECT b.last_key FROM bound b)
 ),
-cursor AS (
-    SELECT c.*, row_number() OVER (PARTITION BY c.key) AS copy FROM inturn.key_cursor c
+ticket AS (
+    SELECT c.*, row_number() OVER (PARTITION BY c.key ORDER BY c.epoch DESC) AS copy FROM inturn.ticket c
     WHERE c.topic = of_topic AND c.key >= from_key COLLATE "C" AND c.key <= (SELECT b.last_key FROM bound b)
+),
+mark AS MATERIALIZED (
+    SELECT m.*, row_number() OVER (PARTITION BY m.key ORDER BY m.epoch DESC) AS copy FROM inturn.key_mark m
+    WHERE m.topic = of_topic AND m.key >= from_key COLLATE "C" AND m.key <= (SELECT b.last_key FROM bound b)
+),
+-- The last turn: its epoch, where the key stood then, and whether it was drained.
+last_turn AS (
+    SELECT u.key, max(ARRAY[u.epoch, u.applied_seq, u.drained::integer]) AS entry FROM inturn.turn u
+    WHERE u.topic = of_topic AND u.key >= from_key COLLATE "C" AND u.key <= (SELECT b.last_key FROM bound b)
+    GROUP BY u.key
 ),
 -- Runs of numbers that were passed over under one epoch.
 passed AS MATERIALIZED (
@@ -72,17 +84,23 @@ move AS MATERIALIZED (
            t.started_at, t.finished_at AS ended_at
     FROM inturn.turn t
     WHERE t.topic = of_topic AND t.key >= from_key COLLATE "C" AND t.key <= (SELECT b.last_key FROM bound b)
+      AND t.outcome <> 'idle'
     UNION ALL
     SELECT p.key, p.epoch, CASE WHEN p.by_operator THEN 2 ELSE 1 END, p.lo, p.hi, NULL, NULL, NULL, p.ended_at FROM passed p
 ),
 reach AS (SELECT m.key, max(m.hi) AS hi, max(m.epoch) AS epoch FROM move m GROUP BY m.key),
 key AS MATERIALIZED (
-    SELECT key, k.commands, coalesce(k.last_seq, n.base) AS last_seq, k.faults,
-           coalesce(r.hi, n.base) AS hi, coalesce(r.epoch, 0) AS last_epoch,
-           s.copy AS sequences, s.drained_seq, s.known_seq, c.copy AS cursors, coalesce(c.applied_seq, n.base) AS applied_seq,
-           c.epoch, c.ready_at, c.held_at, c.paused_at, c.paused_until, c.waiting_at, c.claimed_by, c.claimed_at, c.lease_until,
-           c.paused_at IS NOT NULL AND c.paused_until IS NULL AS paused, n.given, n.base
-    FROM numbers n CROSS JOIN (command k FULL JOIN sequence s USING (key) FULL JOIN cursor c USING (key) FULL JOIN reach r USING (key))
+    SELECT k.*, m.held_at, m.paused_at, m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until,
+           m.paused_at IS NOT NULL AND m.paused_until IS NULL AS paused
+    FROM (SELECT key, k.commands, coalesce(k.last_seq, n.base) AS last_seq, k.faults,
+                 coalesce(r.hi, n.base) AS hi, coalesce(r.epoch, 0) AS last_epoch,
+                 s.copy AS sequences, s.given AS given_key, c.copy AS tickets,
+                 u.entry[1] AS turn_epoch, u.entry[2] AS turn_seq, u.entry[3] = 1 AS drained,
+                 coalesce(c.applied_seq, u.entry[2], n.base) AS applied_seq, coalesce(c.epoch, u.entry[1]) AS epoch,
+                 nullif(c.ready_at, 'infinity') AS ready_at, c.marked, n.given, n.base
+          FROM numbers n CROSS JOIN (command k FULL JOIN sequence s USING (key) FULL JOIN ticket c USING (key)
+              FULL JOIN last_turn u USING (key) FULL JOIN reach r USING (key))) k
+    LEFT JOIN mark m ON m.key = k.key AND m.epoch = k.epoch
 ),
 -- The moves by number: how far the ones before it reach. A turn that applied nothing covers nothing.
 cover AS (
@@ -127,7 +145,7 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
                 WHEN l.seq = l.before THEN format('there is more than one command %s', l.seq)
                 ELSE format('command%s missing before %s', CASE WHEN h.lo = h.hi THEN format(' %s is', h.lo)
                             ELSE format('s %s to %s are', h.lo, h.hi) END, l.seq) END,
-           '{key_sequence,key_cursor,command_log,skip}', '{}', l.before, l.seq
+           '{key_sequence,ticket,command_log,skip}', '{}', l.before, l.seq
     FROM key k CROSS JOIN LATERAL (
         SELECT l.seq, lag(l.seq, 1, k.base) OVER (ORDER BY l.seq) AS before FROM inturn.command_log l
         WHERE l.topic = of_topic AND l.key = k.key) l
@@ -151,61 +169,60 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
         SELECT true FROM inturn.command_log l WHERE l.topic = of_topic AND l.key = a.key AND l.seq = a.seq LIMIT 1) IS NOT NULL
     UNION ALL
     SELECT 'numbering-mixed', k.key, NULL,
-           format('known_seq is %s, where %s', k.known_seq, CASE WHEN k.given THEN 'callers number: append would number too'
+           format('given is %s, where %s', k.given_key, CASE WHEN k.given THEN 'callers number: append would number too'
                   ELSE 'append numbers: it would ask for a number' END),
            '{key_sequence}', '{}', NULL, NULL
-    FROM key k WHERE (k.known_seq < 0) <> k.given
+    FROM key k WHERE k.given_key <> k.given
     UNION ALL
-    SELECT 'sequence-row-missing', k.key, NULL, 'its row in key_sequence is missing', '{key_cursor}', '{}', NULL, NULL
+    SELECT 'sequence-row-missing', k.key, NULL, 'its row in key_sequence is missing', '{ticket}', '{}', NULL, NULL
     FROM key k WHERE k.sequences IS NULL
     UNION ALL
     SELECT 'sequence-row-repeated', k.key, NULL, 'it has more than one row in key_sequence',
            '{key_sequence}', '{}', NULL, NULL
     FROM key k WHERE k.sequences > 1
-    UNION ALL
-    SELECT 'sequence-ahead', k.key, k.last_seq,
-           format('its last command is %s, yet the next one would get a number after %s',
-                  k.last_seq, greatest(k.drained_seq, k.known_seq)),
-           '{key_sequence,key_cursor}', '{}', NULL, NULL
-    FROM key k WHERE greatest(k.drained_seq, k.known_seq) > k.last_seq
 
     -- P3
     UNION ALL
-    SELECT 'cursor-row-missing', k.key, NULL, 'its row in key_cursor is missing', '{key_sequence}', '{}', NULL, NULL
-    FROM key k WHERE k.cursors IS NULL AND (k.commands > 0 OR k.hi > 0)
+    SELECT 'ticket-repeated', k.key, NULL, 'it has more than one ticket: two appliers could be at work on it', '{ticket}', '{}', NULL, NULL
+    FROM key k WHERE k.tickets > 1
     UNION ALL
-    SELECT 'cursor-row-repeated', k.key, NULL, 'it has more than one row in key_cursor', '{key_cursor}', '{}', NULL, NULL
-    FROM key k WHERE k.cursors > 1
+    SELECT 'ticket-behind', k.key, k.applied_seq,
+           format('its ticket is of epoch %s at %s, its last turn of epoch %s at %s', k.epoch, k.applied_seq, k.turn_epoch, k.turn_seq),
+           '{ticket,turn}', ARRAY[k.turn_epoch], NULL, NULL
+    FROM key k WHERE k.tickets = 1 AND (k.epoch < k.turn_epoch OR k.applied_seq < k.turn_seq)
+    UNION ALL
+    SELECT 'mark-stray', m.key, NULL, format('it is marked under epoch %s, and no ticket says so', m.epoch), '{ticket}', '{}', NULL, NULL
+    FROM mark m WHERE NOT EXISTS (SELECT FROM key k WHERE k.key = m.key AND k.tickets IS NOT NULL AND k.epoch = m.epoch AND k.marked)
     UNION ALL
     SELECT 'cursor-outside', k.key, k.applied_seq,
-           format('applied_seq is %s, the commands are %s to %s', k.applied_seq, k.base + 1, k.last_seq),
-           '{key_cursor}', '{}', NULL, NULL
+           format('it stands at %s, the commands are %s to %s', k.applied_seq, k.base + 1, k.last_seq),
+           '{ticket,turn}', ARRAY[k.turn_epoch], NULL, NULL
     FROM key k WHERE k.applied_seq < k.base OR k.applied_seq > k.last_seq
     UNION ALL
     SELECT 'passed-unaccounted', k.key, greatest(c.reached, k.base) + 1,
            format('applied_seq is %s, yet no turn and no skip accounts for %s', k.applied_seq,
                   concat_ws(' to ', greatest(c.reached, k.base) + 1,
                             nullif(least(c.lo - 1, k.applied_seq), greatest(c.reached, k.base) + 1))),
-           '{key_cursor,turn,skip}', ARRAY[c.epoch_before, c.epoch], c.reached, c.lo
+           '{ticket,turn,skip}', ARRAY[c.epoch_before, c.epoch], c.reached, c.lo
     FROM (SELECT c.* FROM cover c CROSS JOIN numbers n WHERE c.lo > coalesce(c.reached, n.base) + 1) c JOIN key k USING (key)
     WHERE greatest(c.reached, k.base) < k.applied_seq
     UNION ALL
     SELECT 'passed-unaccounted', k.key, k.hi + 1,
            format('applied_seq is %s, yet no turn and no skip accounts for %s', k.applied_seq,
                   concat_ws(' to ', k.hi + 1, nullif(k.applied_seq, k.hi + 1))),
-           '{key_cursor,turn,skip}', ARRAY[k.last_epoch], k.hi, k.applied_seq
+           '{ticket,turn,skip}', ARRAY[k.last_epoch], k.hi, k.applied_seq
     FROM key k WHERE k.hi < k.applied_seq
     UNION ALL
     SELECT 'passed-beyond-cursor', k.key, greatest(m.lo, k.applied_seq + 1),
            format('applied_seq is %s, yet epoch %s %s %s', k.applied_seq, m.epoch,
                   CASE m.kind WHEN 0 THEN 'applied' ELSE 'passed over' END, concat_ws(' to ', m.lo, nullif(m.hi, m.lo))),
-           '{key_cursor,turn,skip}', ARRAY[m.epoch], m.lo, m.hi
-    FROM move m JOIN key k USING (key) WHERE k.cursors IS NOT NULL AND k.hi > k.applied_seq AND m.hi > k.applied_seq
+           '{ticket,turn,skip}', ARRAY[m.epoch], m.lo, m.hi
+    FROM move m JOIN key k USING (key) WHERE k.hi > k.applied_seq AND m.hi > k.applied_seq
     UNION ALL
     SELECT 'passed-twice', c.key, c.lo,
            format('%s was applied or passed over twice, the second time in epoch %s',
                   concat_ws(' to ', c.lo, nullif(least(c.hi, c.reached), c.lo)), c.epoch),
-           '{key_cursor,turn,skip}', ARRAY[c.epoch_before, c.epoch], c.lo, least(c.hi, c.reached)
+           '{ticket,turn,skip}', ARRAY[c.epoch_before, c.epoch], c.lo, least(c.hi, c.reached)
     FROM cover c WHERE c.lo <= c.reached
 
     -- P2
@@ -224,7 +241,7 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
                WHEN 'turn-without-skip' THEN format('epoch %s %s %s, and skip does not say so', w.epoch, w.outcome, w.hi + 1)
                ELSE format('%s was passed over in epoch %s by no turn that skipped or cancelled',
                    concat_ws(' to ', w.lo, nullif(w.hi, w.lo)), w.epoch) END,
-           '{key_cursor,turn,skip}', ARRAY[w.epoch_before, w.epoch], w.lo, w.hi
+           '{ticket,turn,skip}', ARRAY[w.epoch_before, w.epoch], w.lo, w.hi
     FROM numbers n CROSS JOIN walk w CROSS JOIN LATERAL (VALUES
         ('epoch-repeated', w.epoch = w.epoch_before AND (w.kind = 1 AND w.after_skipping) IS NOT TRUE),
         ('epoch-below-one', w.epoch < 1),
@@ -242,22 +259,23 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
     WHERE f.broken
     UNION ALL
     SELECT 'epoch-ahead', k.key, NULL,
-           format('the cursor is at epoch %s, the last one recorded is %s', k.epoch, k.last_epoch),
-           '{key_cursor,turn}', ARRAY[k.last_epoch], NULL, NULL
+           format('the key is at epoch %s, the last one recorded is %s', k.epoch, k.last_epoch),
+           '{ticket,turn,skip}', ARRAY[k.last_epoch], NULL, NULL
     FROM key k WHERE k.last_epoch > k.epoch
 
     -- P4
     UNION ALL
     SELECT 'idle-pending', k.key, k.applied_seq + 1,
            format('it is idle with commands pending, from %s to %s: no applier will come', k.applied_seq + 1, k.last_seq),
-           '{key_sequence,key_cursor,command_log}', '{}', k.applied_seq + 1, k.applied_seq + 1
-    FROM key k WHERE k.last_seq > k.applied_seq AND k.cursors IS NOT NULL
-      AND k.ready_at IS NULL AND k.held_at IS NULL AND NOT k.paused AND k.waiting_at IS NULL
+           '{key_sequence,ticket,command_log}', '{}', k.applied_seq + 1, k.applied_seq + 1
+    FROM key k WHERE k.last_seq > k.applied_seq
+      AND k.ready_at IS NULL AND k.held_at IS NULL AND k.paused IS NOT TRUE AND k.waiting_at IS NULL
+      AND NOT EXISTS (SELECT FROM inturn.wake_hint h WHERE h.topic = of_topic AND h.key = k.key)
     UNION ALL
     SELECT 'waiting-without-gap', k.key, k.applied_seq + 1,
            format('it waits for %s, %s', k.applied_seq + 1, CASE WHEN NOT k.given THEN 'and its callers do not number'
                   WHEN k.last_seq <= k.applied_seq THEN 'and nothing later is there' ELSE 'which is there' END),
-           '{key_sequence,key_cursor,command_log}', '{}', k.applied_seq + 1, k.applied_seq + 1
+           '{key_sequence,ticket,command_log}', '{}', k.applied_seq + 1, k.applied_seq + 1
     FROM key k WHERE k.waiting_at IS NOT NULL AND (NOT k.given OR k.last_seq <= k.applied_seq OR (
         SELECT true FROM inturn.command_log l
         WHERE l.topic = of_topic AND l.key = k.key AND l.seq = k.applied_seq + 1 LIMIT 1) IS NOT NULL)
@@ -265,33 +283,34 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
     SELECT 'lease-malformed', k.key, k.applied_seq + 1,
            format('its lease cannot be: of %s, since %s, until %s%s', coalesce(k.claimed_by, 'nobody'), k.claimed_at, k.lease_until,
                   CASE WHEN k.held_at IS NOT NULL THEN ', and it is held' WHEN k.waiting_at IS NOT NULL THEN ', and it waits' ELSE '' END),
-           '{key_cursor}', '{}', NULL, NULL
+           '{ticket}', '{}', NULL, NULL
     FROM key k WHERE num_nonnulls(k.claimed_by, k.claimed_at, k.lease_until) NOT IN (0, 3)
        OR k.lease_until IS NOT NULL AND (k.held_at IS NOT NULL OR k.waiting_at IS NOT NULL)
     UNION ALL
     SELECT 'lease-unguarded', k.key, k.applied_seq + 1,
            format('%s has it by lease until %s, and it is ready at %s: another applier could claim it', k.claimed_by, k.lease_until, k.ready_at),
-           '{key_cursor}', '{}', NULL, NULL
+           '{ticket}', '{}', NULL, NULL
     FROM key k WHERE k.ready_at < k.lease_until
     UNION ALL
     SELECT 'lease-endless', k.key, k.applied_seq + 1,
            format('%s has it by lease until %s, and it is not ready then: no applier will come', k.claimed_by, k.lease_until),
-           '{key_cursor}', '{}', NULL, NULL
-    FROM key k WHERE k.lease_until IS NOT NULL AND k.ready_at IS NULL AND NOT k.paused
+           '{ticket}', '{}', NULL, NULL
+    FROM key k WHERE k.lease_until IS NOT NULL AND k.ready_at IS NULL AND k.paused IS NOT TRUE
     UNION ALL
     SELECT CASE WHEN k.held_at IS NOT NULL THEN 'held-and-ready' ELSE 'paused-and-ready' END, k.key, k.applied_seq + 1,
            format('it is %s, and ready at %s',
                   CASE WHEN k.held_at IS NOT NULL THEN 'held' ELSE 'paused for good' END, k.ready_at),
-           '{key_cursor}', '{}', NULL, NULL
+           '{ticket}', '{}', NULL, NULL
     FROM key k WHERE k.ready_at IS NOT NULL AND (k.held_at IS NOT NULL OR k.paused)
     UNION ALL
-    SELECT 'drained-outside', k.key, k.drained_seq,
-           format('drained_seq is %s, applied_seq %s: %s', k.drained_seq, k.applied_seq,
-                  CASE WHEN k.drained_seq > k.applied_seq THEN 'it cannot be further'
-                       ELSE 'the next command will not wake the key' END),
-           '{key_sequence,key_cursor}', '{}', NULL, NULL
-    FROM key k WHERE k.cursors IS NOT NULL AND (k.drained_seq > k.applied_seq OR k.drained_seq < k.base
-        OR k.drained_seq <> k.applied_seq AND k.ready_at IS NULL AND k.held_at IS NULL AND NOT k.paused)
+    SELECT 'ticket-endless', k.key, k.applied_seq + 1, 'it has a ticket that is never ready, and is not held, paused or waiting',
+           '{ticket}', '{}', NULL, NULL
+    FROM key k WHERE k.tickets IS NOT NULL AND k.ready_at IS NULL AND num_nonnulls(k.held_at, k.paused_at, k.waiting_at, k.lease_until) = 0
+    UNION ALL
+    SELECT 'idle-undrained', k.key, k.applied_seq,
+           'it has no ticket, and no last turn that says that it went idle: its next command will not wake it',
+           '{key_sequence,turn}', ARRAY[k.turn_epoch], NULL, NULL
+    FROM key k WHERE k.tickets IS NULL AND k.sequences IS NOT NULL AND k.drained IS NOT TRUE AND NOT k.given
 
     -- The operators.
     UNION ALL
@@ -300,7 +319,7 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
                                                   concat_ws(' to ', a.lo, nullif(a.hi, a.lo)), a.epoch)
                 ELSE format('an operator''s %s of %s is recorded, and skip does not have what it passed over',
                             a.action, a.lo) END,
-           '{key_cursor,skip,operator_action}', '{}', a.lo, a.hi
+           '{ticket,skip,operator_action}', '{}', a.lo, a.hi
     FROM acted a
     UNION ALL
     SELECT 'replay-missing', a.key, a.seq,

@@ -8,9 +8,14 @@ SELECT coalesce(jsonb_agg(jsonb_build_object('table', r.name) || r.content), '[]
     SELECT 'key_sequence' AS name, to_jsonb(s) AS content FROM inturn.key_sequence s
     WHERE 'key_sequence' = ANY (tables) AND s.topic = verify_rows.topic AND s.key = verify_rows.key
     UNION ALL
-    SELECT 'key_cursor', jsonb_strip_nulls(to_jsonb(c) || jsonb_build_object('last_error', left(c.last_error, 200)))
-    FROM inturn.key_cursor c
-    WHERE 'key_cursor' = ANY (tables) AND c.topic = verify_rows.topic AND c.key = verify_rows.key
+    (SELECT 'ticket', to_jsonb(c) FROM inturn.ticket c
+     WHERE 'ticket' = ANY (tables) AND c.topic = verify_rows.topic AND c.key = verify_rows.key
+     ORDER BY c.epoch LIMIT 5)
+    UNION ALL
+    (SELECT 'key_mark', jsonb_strip_nulls(to_jsonb(m) || jsonb_build_object('last_error', left(m.last_error, 200)))
+     FROM inturn.key_mark m
+     WHERE 'ticket' = ANY (tables) AND m.topic = verify_rows.topic AND m.key = verify_rows.key
+     ORDER BY m.epoch LIMIT 5)
     UNION ALL
     (SELECT 'command_log', jsonb_strip_nulls(to_jsonb(l) - 'payload') FROM inturn.command_log l
      WHERE 'command_log' = ANY (tables) AND l.topic = verify_rows.topic AND l.key = verify_rows.key

@@ -17,11 +17,11 @@ BEGIN
     -- The first that can follow, byte by byte.
     next_key := to_key || E'\x01';
     IF to_key IS NULL THEN
-        SELECT count(*) INTO keys FROM inturn.key_cursor c WHERE c.topic = of_topic AND c.key >= from_key COLLATE "C";
+        SELECT count(*) INTO keys FROM inturn.key_sequence c WHERE c.topic = of_topic AND c.key >= from_key COLLATE "C";
         SELECT count(*) INTO commands FROM inturn.command_log l WHERE l.topic = of_topic AND l.key >= from_key COLLATE "C";
         SELECT count(*) INTO turns FROM inturn.turn t WHERE t.topic = of_topic AND t.key >= from_key COLLATE "C";
     ELSE
-        SELECT count(*) INTO keys FROM inturn.key_cursor c
+        SELECT count(*) INTO keys FROM inturn.key_sequence c
         WHERE c.topic = of_topic AND c.key >= from_key COLLATE "C" AND c.key <= to_key COLLATE "C";
         SELECT count(*) INTO commands FROM inturn.command_log l
         WHERE l.topic = of_topic AND l.key >= from_key COLLATE "C" AND l.key <= to_key COLLATE "C";

@@ -11,7 +11,8 @@ WITH RECURSIVE step (topic) AS (
     SELECT least((SELECT min(t.name) FROM inturn.topic t WHERE t.name > step.topic),
                  (SELECT min(l.topic) FROM inturn.command_log l WHERE l.topic > step.topic),
                  (SELECT min(s.topic) FROM inturn.key_sequence s WHERE s.topic > step.topic),
-                 (SELECT min(c.topic) FROM inturn.key_cursor c WHERE c.topic > step.topic),
+                 (SELECT min(c.topic) FROM inturn.ticket c WHERE c.topic > step.topic),
+                 (SELECT min(m.topic) FROM inturn.key_mark m WHERE m.topic > step.topic),
                  (SELECT min(t.topic) FROM inturn.turn t WHERE t.topic > step.topic),
                  (SELECT min(k.topic) FROM inturn.skip k WHERE k.topic > step.topic))
     FROM step WHERE step.topic IS NOT NULL

@@ -22,6 +22,9 @@ DECLARE
     took interval;
     batch record;
 BEGIN
+    IF inturn.take_hints(ARRAY[topic]) > 0 THEN
+        COMMIT AND CHAIN;
+    END IF;
     WHILE clock_timestamp() < leave_at LOOP
         started_at := clock_timestamp();
         SELECT * INTO batch FROM inturn.apply_batch(topic, hand, CASE WHEN alone > 0 THEN 1 ELSE width END, applier);

@@ -1,21 +1,19 @@
 -- Makes an idle key ready, and notifies if an applier of its topic may be asleep. Internal to append.
--- A paused key is ready when its pause ends; one that is paused for good stands still until an operator resumes it.
 --
--- The caller holds the key's row in key_sequence, and the key is drained: no applier holds the row in
--- key_cursor that is locked here, so no caller waits for a handler.
-CREATE FUNCTION inturn.wake_key(topic text, key text) RETURNS void
+-- epoch, applied_seq: where the key stands, as its last turn says; 0 for a new key.
+-- The caller holds the key's row in key_sequence, so nobody else inserts this ticket. One is there already only when an
+-- operator has paused the idle key: it stays as it is, and the key is looked at when the pause ends.
+CREATE FUNCTION inturn.wake_key(topic text, key text, epoch bigint, applied_seq bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     asleep boolean;
 BEGIN
-    INSERT INTO inturn.key_cursor AS c (topic, key, ready_at)
-    VALUES (wake_key.topic, wake_key.key, clock_timestamp())
-    ON CONFLICT ON CONSTRAINT key_cursor_pkey DO UPDATE SET
-        ready_at = CASE WHEN c.paused_at IS NULL OR c.paused_until IS NOT NULL
-                        THEN greatest(EXCLUDED.ready_at, c.paused_until) END
+    INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)
+    VALUES (wake_key.topic, wake_key.key, wake_key.epoch, wake_key.applied_seq, clock_timestamp())
+    ON CONFLICT DO NOTHING
     RETURNING EXISTS (SELECT FROM inturn.listener l
-                      WHERE l.topic = wake_key.topic AND l.asleep_until > clock_timestamp()) INTO asleep;
+                      WHERE l.topic IN (wake_key.topic, '') AND l.asleep_until > clock_timestamp()) INTO asleep;
     IF asleep THEN
         PERFORM pg_notify('inturn.ready', wake_key.topic);
     END IF;

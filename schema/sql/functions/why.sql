@@ -4,7 +4,7 @@
 -- says: a sentence. to_do: the next commands to type, a line each; {key} and {topic} in it stand for the key and the
 -- topic, which whoever prints it puts in their place, once. details: the facts.
 -- Runs as its owner, so that an operator sees other users' sessions; the owner needs pg_monitor, or is a superuser.
--- Locks, for a moment, what nobody else has locked: the key's rows in key_cursor and key_sequence. Raises IT001.
+-- Locks, for a moment, what nobody else has locked: the key's ticket, and its row in key_sequence. Raises IT001.
 CREATE FUNCTION inturn.why(of_topic text, of_key text)
 RETURNS TABLE (topic text, key text, cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -20,7 +20,7 @@ DECLARE
 BEGIN
     IF of_topic IS NULL THEN
         topics := ARRAY(SELECT t.name FROM inturn.topic t
-                        WHERE EXISTS (SELECT FROM inturn.key_cursor c WHERE c.topic = t.name AND c.key = of_key)
+                        WHERE EXISTS (SELECT FROM inturn.key_sequence c WHERE c.topic = t.name AND c.key = of_key)
                            OR inturn.is_first_append_open(t.name, of_key) ORDER BY t.name);
     ELSIF NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = of_topic) THEN
         PERFORM inturn.refuse_topic(of_topic);

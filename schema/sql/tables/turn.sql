@@ -1,22 +1,25 @@
--- The history: one entry a turn that applied or failed something. Append-only.
+-- The history, and where an idle key stands: one entry a turn that applied or failed something, and one where a key went
+-- idle in another way. Append-only, but for the turn of a lease, which grows while the lease lasts.
+-- No CHECKs: see command_log. verify finds what they would refuse.
 CREATE TABLE inturn.turn (
     topic text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
     epoch bigint NOT NULL,
     from_seq bigint NOT NULL,
     to_seq bigint NOT NULL,
-    outcome text NOT NULL
-        CHECK (outcome IN ('applied', 'retrying', 'held', 'skipped', 'cancelled')),
+    applied_seq bigint NOT NULL,
+    drained boolean NOT NULL,
+    outcome text NOT NULL,
     applier text NOT NULL,
     started_at timestamptz NOT NULL,
     finished_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     error text,
     -- A second turn under one epoch cannot be recorded, whatever went wrong before it.
-    PRIMARY KEY (topic, key, epoch),
-    CHECK (to_seq >= from_seq - 1),
-    CHECK ((outcome = 'applied') = (error IS NULL))
+    PRIMARY KEY (topic, key, epoch)
 );
 -- For the rate at which a topic is applied. A turn adds nothing to it, or an entry every thousands of turns.
 CREATE INDEX turn_finished ON inturn.turn USING brin (finished_at) WITH (autosummarize = on);
-COMMENT ON TABLE inturn.turn IS 'What each turn did: commands from_seq to to_seq were applied; then, unless the outcome is applied, to_seq + 1 failed. skipped: it was passed over; cancelled: with all that was pending.';
+COMMENT ON TABLE inturn.turn IS 'What each turn did: commands from_seq to to_seq were applied; then, unless the outcome is applied or idle, to_seq + 1 failed. retrying, held; skipped: it was passed over; cancelled: with all that was pending. idle: no turn, the key went idle in another way.';
 COMMENT ON COLUMN inturn.turn.to_seq IS 'The last command applied; from_seq - 1 when none was.';
+COMMENT ON COLUMN inturn.turn.applied_seq IS 'Where the key stood then: everything up to here had taken effect, or was passed over.';
+COMMENT ON COLUMN inturn.turn.drained IS 'Whether the key went idle. While its last turn says so, the append of the next command has to wake it.';

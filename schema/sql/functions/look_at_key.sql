@@ -1,0 +1,47 @@
+-- Looks at a key that may be asleep on something: wakes it when its next command is there; marks it as waiting when only later
+-- numbers are. Nothing changes for a key that is awake, held, paused or leased. Internal.
+--
+-- The caller holds the key's row in key_sequence, at READ COMMITTED. Locks the ticket of a key that waits for a number: no
+-- applier has that, an operator may.
+CREATE FUNCTION inturn.look_at_key(topic text, key text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+DECLARE
+    was inturn.key_cursor;
+    cursor inturn.key_cursor;
+BEGIN
+    SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = look_at_key.topic AND c.key = look_at_key.key;
+    IF NOT EXISTS (SELECT FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch) THEN
+        IF EXISTS (SELECT FROM inturn.command_log l WHERE l.topic = was.topic AND l.key = was.key AND l.seq = was.applied_seq + 1) THEN
+            PERFORM inturn.wake_key(topic, key, was.epoch, was.applied_seq);
+        ELSE
+            cursor := inturn.find_gap(was);
+            IF cursor.waiting_at IS NOT NULL THEN
+                PERFORM inturn.save_key(was, cursor);
+            END IF;
+        END IF;
+        RETURN;
+    -- It cannot go idle now, which takes the callers' lock. An applier may have it in hand, as when a gap has timed out, beside
+    -- keys whose handlers are at work: waiting for its ticket would be waiting for them.
+    ELSIF was.waiting_at IS NULL OR was.ready_at <= clock_timestamp() THEN
+        RETURN;
+    END IF;
+    PERFORM FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch >= was.epoch FOR UPDATE;
+    -- An operator may have moved it meanwhile.
+    SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = look_at_key.topic AND c.key = look_at_key.key;
+    IF was.waiting_at IS NULL THEN
+        RETURN;
+    END IF;
+    cursor := inturn.find_gap(was);
+    IF cursor.waiting_at IS NULL THEN
+        cursor.ready_at := inturn.next_ready_at(cursor, clock_timestamp());
+        PERFORM inturn.notify_appliers(topic);
+    END IF;
+    IF cursor IS DISTINCT FROM was THEN
+        PERFORM inturn.save_key(was, cursor);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION inturn.look_at_key IS 'Internal: wakes an idle key that has a next command, or marks that it waits for one.';

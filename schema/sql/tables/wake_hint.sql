@@ -1,0 +1,9 @@
+-- Keys that may have to be woken: left by callers at REPEATABLE READ and SERIALIZABLE, whose snapshots may be older than the
+-- key's last turn, so that they cannot tell. Appliers look at each under the callers' lock, and delete it.
+CREATE TABLE inturn.wake_hint (
+    topic text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    left_at timestamptz NOT NULL
+);
+CREATE INDEX wake_hint_topic ON inturn.wake_hint (topic, left_at);
+COMMENT ON TABLE inturn.wake_hint IS 'Keys that may have to be woken, left by callers whose snapshots are too old to tell.';
