@@ -11,7 +11,7 @@ from inturn.schema.errors import SchemaMismatch
 from inturn.schema.source import DEFAULT_SCHEMA
 
 #: The revision that this package installs, and the only one that it serves.
-HEAD = "0003"
+HEAD = "0001"
 
 
 def installed_version(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCHEMA) -> str | None:
@@ -62,7 +62,17 @@ def check_version(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCH
             f"schema {schema} is at revision {version}, older than the {HEAD} that this inturn serves",
             hint="Upgrade it with: inturn upgrade",
         )
-    raise SchemaMismatch(
-        f"schema {schema} is at revision {version}, newer than the {HEAD} that this inturn serves",
-        hint="Upgrade this machine's package with: pip install --upgrade inturn",
-    )
+    check_not_newer(version, schema)
+
+
+def check_not_newer(version: str, schema: str = DEFAULT_SCHEMA) -> None:
+    """Make sure that this package knows a revision.
+
+    Raises:
+        SchemaMismatch: it is newer than this package.
+    """
+    if version > HEAD:
+        raise SchemaMismatch(
+            f"schema {schema} is at revision {version}, newer than the {HEAD} that this inturn serves",
+            hint="Upgrade this machine's package with: pip install --upgrade inturn",
+        )

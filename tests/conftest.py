@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.database import Database
+from support.door import DOOR
 from support.server import Server
 
 from inturn.schema.install import upgrade
@@ -39,6 +40,8 @@ def template(server: Server) -> str:
     with server.connect() as admin:
         admin.execute(f"CREATE DATABASE {_TEMPLATE}")
     upgrade(server.dsn(_TEMPLATE))
+    with server.connect(_TEMPLATE) as admin:
+        admin.execute(DOOR)
     return _TEMPLATE
 
 

@@ -86,7 +86,7 @@ expected AS (SELECT *, place + count(*) FILTER (WHERE place IS NULL)
 -- What passed over commands under one epoch: the failed end of a turn, or an operator.
 move AS (SELECT topic, key, epoch, min(seq) AS first, max(seq) AS last, count(*) AS skips,
                 bool_or(skipped_by = 'operator') AS by_operator FROM skip GROUP BY topic, key, epoch),
-turn AS (SELECT * FROM inturn.turn WHERE key LIKE (SELECT keys FROM asked)),
+turn AS (SELECT * FROM inturn.turn WHERE key LIKE (SELECT keys FROM asked) AND outcome <> 'idle'),
 step AS (SELECT topic, key, epoch, t.from_seq, t.to_seq, t.outcome, m.first, m.last, m.skips, m.by_operator,
                 coalesce(t.from_seq, m.first) AS begins, coalesce(m.last, t.to_seq) AS ends
          FROM turn t FULL JOIN move m USING (topic, key, epoch)),
@@ -95,9 +95,15 @@ history AS (SELECT *, lag(ends, 1, 0::bigint) OVER one AS before
 -- A lease takes an epoch whether or not a turn comes of it; so does amending a command that a lease had.
 epoch AS (SELECT *, row_number() OVER (PARTITION BY topic, key ORDER BY epoch) AS place FROM (
               SELECT topic, key, epoch FROM step
+              -- A key that went idle without a turn: with an empty one, which takes an epoch then, or by an operator.
+              UNION SELECT topic, key, epoch FROM inturn.turn
+                    WHERE key LIKE (SELECT keys FROM asked) AND outcome = 'idle' AND epoch > 0
               UNION SELECT topic, key, epoch FROM app.lease WHERE key LIKE (SELECT keys FROM asked)) taken),
-key AS (SELECT k.*, c.key IS NOT NULL AS has_cursor, coalesce(c.applied_seq, 0) AS applied_seq,
-               c.ready_at, c.held_at, c.paused_at, s.drained_seq, coalesce(a.effects, 0) AS effects,
+key AS (SELECT k.*, coalesce(c.applied_seq, 0) AS applied_seq,
+               c.ready_at, c.held_at, c.paused_at, coalesce(a.effects, 0) AS effects,
+               (SELECT array_agg(i.epoch) FROM inturn.ticket i WHERE i.topic = k.topic AND i.key = k.key) AS tickets,
+               (SELECT max(ARRAY[u.epoch, u.applied_seq, u.drained::integer]) FROM inturn.turn u
+                WHERE u.topic = k.topic AND u.key = k.key) AS last_turn,
                coalesce(a.last, 0) AS last_effect,
                coalesce(p.skips, 0) AS skips, coalesce(p.last, 0) AS last_skip,
                c.paused_at IS NOT NULL AND c.paused_until IS NULL AS paused_for_good,
@@ -106,7 +112,7 @@ key AS (SELECT k.*, c.key IS NOT NULL AS has_cursor, coalesce(c.applied_seq, 0) 
                        WHERE l.topic = k.topic AND l.key = k.key
                          AND l.seq = coalesce(c.applied_seq, 0) + 1) AS pending
         FROM known k LEFT JOIN inturn.key_cursor c USING (topic, key)
-        LEFT JOIN inturn.key_sequence s USING (topic, key) LEFT JOIN applied a USING (key)
+        LEFT JOIN applied a USING (key)
         LEFT JOIN skipped p USING (topic, key))
 SELECT 'P1: seqs have a hole', key, commands, last FROM key WHERE commands <> last AND NOT given
 UNION ALL SELECT 'P1: created_at runs backwards', key, commands, last FROM key WHERE NOT forward AND NOT given
@@ -146,13 +152,18 @@ UNION ALL SELECT 'P3: paused for good and ready at once', key, applied_seq, last
     WHERE paused_for_good AND ready_at IS NOT NULL
 UNION ALL SELECT 'P4: lost: unapplied and idle', key, last, applied_seq FROM key
     WHERE pending AND ready_at IS NULL AND held_at IS NULL AND NOT coalesce(paused_for_good, false)
+        AND NOT EXISTS (SELECT FROM inturn.wake_hint h WHERE h.topic = key.topic AND h.key = key.key)
 UNION ALL SELECT 'P4: a gap that nobody knows of', key, last, applied_seq FROM key
     WHERE last > applied_seq AND NOT pending AND ready_at IS NULL AND held_at IS NULL AND waiting_at IS NULL
         AND NOT coalesce(paused_for_good, false)
-UNION ALL SELECT 'P4: drained_seq is not where the key went idle', key, drained_seq, applied_seq FROM key
-    WHERE drained_seq IS NULL OR drained_seq > applied_seq
-        OR has_cursor AND ready_at IS NULL AND held_at IS NULL AND NOT paused_for_good
-            AND drained_seq <> applied_seq
+        AND NOT EXISTS (SELECT FROM inturn.wake_hint h WHERE h.topic = key.topic AND h.key = key.key)
+UNION ALL SELECT 'P4: the next append will not wake it', key, last, applied_seq FROM key
+    WHERE tickets IS NULL AND NOT given AND (last_turn[3] = 1) IS NOT TRUE
+UNION ALL SELECT 'P4: a ticket that is never ready', key, last, applied_seq FROM key
+    WHERE tickets IS NOT NULL AND ready_at IS NULL AND num_nonnulls(held_at, paused_at, waiting_at) = 0
+UNION ALL SELECT 'P2: two tickets', key, last, applied_seq FROM key WHERE cardinality(tickets) > 1
+UNION ALL SELECT 'P2: a ticket behind the last turn', key, tickets[1], last_turn[1] FROM key
+    WHERE tickets[1] < last_turn[1]
 LIMIT 20
 """
 
