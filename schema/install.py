@@ -16,7 +16,7 @@ from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from inturn.schema.errors import CommandsPending, SchemaInUse, SchemaMismatch, SchemaNameRefused
-from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name
+from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name, created_names, script
 from inturn.schema.version import HEAD, installed_receiver, installed_version
 
 
@@ -91,46 +91,57 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
                 f"schema {schema} is not installed in this database", hint="There is nothing to do"
             )
         _lock_tables(connection, schema)
-        pending = (
-            0
-            if revision != "base"
-            else connection.execute(
-                text(
-                    f"SELECT count(*) FROM {schema}.key_cursor c WHERE EXISTS ("  # noqa: S608 - a checked name
-                    f" SELECT FROM {schema}.command_log l"
-                    " WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq)"
-                )
-            ).scalar_one()
-        )
-        if pending and not force:
-            raise CommandsPending(
-                f"schema {schema} has commands that are not applied, on {pending} key"
-                + ("s" if pending > 1 else ""),
-                hint="Apply them first (inturn apply --drain), or lose them with --force",
-            )
-        try:
-            with _alembic:
-                command.downgrade(_config(schema, connection=connection), revision)
-        except DBAPIError as error:
-            if isinstance(error.orig, psycopg.errors.DependentObjectsStillExist):
-                detail = error.orig.diag.message_detail or ""
-                raise SchemaInUse(
-                    f"schema {schema} is still in use: {detail.splitlines()[0]}",
-                    hint="Drop or change what depends on it first",
-                ) from None
-            raise
+        if revision == "base" and not force:
+            _check_nothing_pending(connection, schema)
+        _go_back(connection, schema, revision)
         if revision == "base":
             connection.execute(text(f"DROP TABLE {schema}.schema_version"))
             if installed_receiver(_driver(connection), schema) is None:
                 connection.execute(text(f"DROP SCHEMA {schema}"))
 
 
+def _check_nothing_pending(connection: Connection, schema: str) -> None:
+    """Make sure that every command is applied.
+
+    Raises:
+        CommandsPending: some key has one that is not.
+    """
+    pending = connection.execute(
+        text(
+            f"SELECT count(*) FROM {schema}.key_cursor c WHERE EXISTS ("  # noqa: S608 - a checked name
+            f" SELECT FROM {schema}.command_log l"
+            " WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq)"
+        )
+    ).scalar_one()
+    if pending:
+        raise CommandsPending(
+            f"schema {schema} has commands that are not applied, on {pending} key"
+            + ("s" if pending > 1 else ""),
+            hint="Apply them first (inturn apply --drain), or lose them with --force",
+        )
+
+
+def _go_back(connection: Connection, schema: str, revision: str) -> None:
+    """Run the downgrades down to a revision.
+
+    Raises:
+        SchemaInUse: something outside depends on what they drop.
+    """
+    try:
+        with _alembic:
+            command.downgrade(_config(schema, connection=connection), revision)
+    except DBAPIError as error:
+        if not isinstance(error.orig, psycopg.errors.DependentObjectsStillExist):
+            raise
+        detail = error.orig.diag.message_detail or ""
+        raise SchemaInUse(
+            f"schema {schema} is still in use: {detail.splitlines()[0]}",
+            hint="Drop or change what depends on it first",
+        ) from None
+
+
 #: Alembic keeps what it works on in globals of the process.
 _alembic = threading.Lock()
-
-_TABLES = ("key_sequence", "topic", "command_log", "key_cursor", "listener", "turn")
-# Not in every revision.
-_MORE_TABLES = ("skip", "operator_action", "applier")
 
 
 @contextmanager
@@ -165,8 +176,8 @@ def installing(dsn: str, schema: str) -> Iterator[psycopg.Connection[Any]]:
 def _lock_tables(connection: Connection, schema: str) -> None:
     """Keep callers and appliers out until the end of the transaction.
 
-    They lock in other orders. Gives up before a deadlock would be found, so that none of them is
-    ever its victim.
+    What callers lock first, key_sequence, is locked first; appliers lock in other orders. Gives up
+    before a deadlock would be found, so that none of them is ever its victim.
     """
     connection.execute(
         text(
@@ -174,9 +185,11 @@ def _lock_tables(connection: Connection, schema: str) -> None:
             " FROM pg_settings WHERE name = 'deadlock_timeout'"
         )
     )
-    there = set(inspect(connection).get_table_names(schema))
-    tables = ", ".join(f"{schema}.{name}" for name in (*_TABLES, *_MORE_TABLES) if name in there)
-    connection.execute(text(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE"))
+    # The receiver's guard and a DBA's own tables may lie beside ours: whoever uses those is not concerned.
+    there = {*inspect(connection).get_table_names(schema)}.intersection(created_names(script()))
+    tables = sorted(there, key=lambda name: (name != "key_sequence", name))
+    names = ", ".join(f"{schema}.{name}" for name in tables)
+    connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
 
 
 def _driver(connection: Connection) -> psycopg.Connection[Any]:

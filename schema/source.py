@@ -14,6 +14,8 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 _MENTION = re.compile(
     r"(?<=SCHEMA )inturn\b|\binturn(?=\.)|\binturn(?=_(?:caller|applier|operator|receiver)\b)"
 )
+# What a statement creates is the first name of the schema on its first line (of an index: its table).
+_CREATED = re.compile(r"^CREATE .*?\binturn\.(\w+)", re.MULTILINE)
 
 
 def check_schema_name(schema: str) -> str:
@@ -56,3 +58,12 @@ def script(schema: str = DEFAULT_SCHEMA) -> str:
     root = files("inturn.schema") / "sql"
     parts = (f"-- {path}\n{root.joinpath(path).read_text('utf-8')}" for path in manifest())
     return rename("\n".join(parts), schema)
+
+
+def created_names(sql: str) -> list[str]:
+    """Return the names of the tables, views, types and routines that SQL creates in the schema `inturn`.
+
+    Args:
+        sql: as the files have it: for the schema `inturn`, every CREATE at the beginning of a line.
+    """
+    return sorted(set(_CREATED.findall(sql)))

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 import sqlalchemy.exc
+from psycopg.conninfo import make_conninfo
 from support.database import Database, until
 from support.dump import dump
 
@@ -133,6 +134,25 @@ def test_a_table_of_the_users_own_in_the_schema_is_not_torn_away(orders: Databas
     with pytest.raises((psycopg.Error, sqlalchemy.exc.DBAPIError), match="cannot drop schema inturn"):
         downgrade(orders.dsn)
     assert orders.value("SELECT inturn.append('orders', 'a', 'insert')") == 1
+
+
+def test_it_waits_for_callers_before_it_locks_anything_else(orders: Database) -> None:
+    caller = orders.session()
+    caller.execute("SELECT inturn.append('orders', 'a', 'insert')")
+    patient = make_conninfo(
+        orders.dsn, options="-c deadlock_timeout=60s"
+    )  # what it waits at most follows this
+    with ThreadPoolExecutor(1) as threads:
+        removal = threads.submit(downgrade, patient, force=True)
+        pid = wait_for_lock(orders, "LOCK TABLE%")
+        held = """
+            SELECT relation::regclass::text FROM pg_locks
+            WHERE pid = %s AND granted AND mode = 'AccessExclusiveLock' AND locktype = 'relation'
+        """
+        assert orders.execute(held, [pid]) == []
+        caller.commit()
+        removal.result()
+    assert orders.value("SELECT to_regnamespace('inturn')") is None
 
 
 def test_without_an_installation_there_is_nothing_to_remove(empty_database: Database) -> None:
