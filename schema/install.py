@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inturn.schema.errors import CommandsPending, SchemaInUse, SchemaMismatch, SchemaNameRefused
 from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name, created_names, script
-from inturn.schema.version import HEAD, installed_receiver, installed_version
+from inturn.schema.version import HEAD, check_not_newer, installed_receiver, installed_version
 
 
 def upgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]:
@@ -39,11 +39,8 @@ def upgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]
     """
     with _locked(dsn, schema) as connection:
         before = installed_version(_driver(connection), schema)
-        if before is not None and before > HEAD:
-            raise SchemaMismatch(
-                f"schema {schema} is at revision {before}, newer than the {HEAD} of this inturn",
-                hint="Upgrade this machine's package with: pip install --upgrade inturn",
-            )
+        if before is not None:
+            check_not_newer(before, schema)
         if before != HEAD:
             with _alembic:
                 command.upgrade(_config(schema, connection=connection), HEAD)
@@ -59,8 +56,11 @@ def upgrade_script(*, schema: str = DEFAULT_SCHEMA, from_revision: str | None = 
 
     Raises:
         SchemaNameRefused: the name cannot be used.
+        SchemaMismatch: what is installed is newer than this package.
     """
     check_schema_name(schema)
+    if from_revision is not None:
+        check_not_newer(from_revision, schema)
     output = io.StringIO()
     revisions = HEAD if from_revision is None else f"{from_revision}:{HEAD}"
     with _alembic:
@@ -81,15 +81,18 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
 
     Raises:
         CommandsPending: some key has commands that are not applied, and force is not set.
-        SchemaMismatch: the schema is not installed.
+        SchemaMismatch: the schema is not installed, or newer than this package.
         SchemaInUse: something outside depends on it: a SQL target that takes the type `command`.
         psycopg.Error: the database refused; nothing was changed.
+        alembic.util.CommandError: there is no such revision, or it is later than the installed one.
     """
     with _locked(dsn, schema) as connection:
-        if installed_version(_driver(connection), schema) is None:
+        version = installed_version(_driver(connection), schema)
+        if version is None:
             raise SchemaMismatch(
                 f"schema {schema} is not installed in this database", hint="There is nothing to do"
             )
+        check_not_newer(version, schema)
         _lock_tables(connection, schema)
         if revision == "base" and not force:
             _check_nothing_pending(connection, schema)

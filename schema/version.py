@@ -62,7 +62,17 @@ def check_version(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCH
             f"schema {schema} is at revision {version}, older than the {HEAD} that this inturn serves",
             hint="Upgrade it with: inturn upgrade",
         )
-    raise SchemaMismatch(
-        f"schema {schema} is at revision {version}, newer than the {HEAD} that this inturn serves",
-        hint="Upgrade this machine's package with: pip install --upgrade inturn",
-    )
+    check_not_newer(version, schema)
+
+
+def check_not_newer(version: str, schema: str = DEFAULT_SCHEMA) -> None:
+    """Make sure that this package knows a revision.
+
+    Raises:
+        SchemaMismatch: it is newer than this package.
+    """
+    if version > HEAD:
+        raise SchemaMismatch(
+            f"schema {schema} is at revision {version}, newer than the {HEAD} that this inturn serves",
+            hint="Upgrade this machine's package with: pip install --upgrade inturn",
+        )
