@@ -181,12 +181,6 @@ class OptionRefused(InturnError):
     sqlstate = "IT044"
 
 
-class OlderCannotServe(InturnError):
-    """A downgrade was refused because topics use what the older revision does not know."""
-
-    sqlstate = "IT060"
-
-
 class SchemaMismatch(InturnError):
     """The schema in the database is not one that this version of inturn can serve."""
 

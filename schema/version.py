@@ -11,7 +11,7 @@ from inturn.schema.errors import SchemaMismatch
 from inturn.schema.source import DEFAULT_SCHEMA
 
 #: The revision that this package installs, and the only one that it serves.
-HEAD = "0003"
+HEAD = "0001"
 
 
 def installed_version(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCHEMA) -> str | None:

@@ -13,6 +13,7 @@ from support.dump import dump
 
 from inturn.schema.errors import CommandsPending, SchemaInUse, SchemaMismatch
 from inturn.schema.install import downgrade, upgrade
+from inturn.schema.receiver import upgrade_receiver
 from inturn.schema.version import HEAD
 
 
@@ -134,6 +135,43 @@ def test_a_table_of_the_users_own_in_the_schema_is_not_torn_away(orders: Databas
     with pytest.raises((psycopg.Error, sqlalchemy.exc.DBAPIError), match="cannot drop schema inturn"):
         downgrade(orders.dsn)
     assert orders.value("SELECT inturn.append('orders', 'a', 'insert')") == 1
+
+
+def test_a_table_of_the_users_own_beside_the_guard_stays_with_it(orders: Database) -> None:
+    upgrade_receiver(orders.dsn)
+    orders.execute("CREATE TABLE inturn.theirs (id integer)")
+    downgrade(orders.dsn)
+    tables = (
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'inturn'::regnamespace AND relkind = 'r'"
+    )
+    assert {row[0] for row in orders.execute(tables)} == {"accepted", "receiver_version", "theirs"}
+    assert upgrade(orders.dsn) == (None, HEAD)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "depends"),
+    [
+        ("CREATE VIEW app.keys AS SELECT * FROM inturn.list_keys()", r"view app\.keys depends on function"),
+        ("CREATE VIEW app.log AS SELECT * FROM inturn.outbox", r"view app\.log depends on view"),
+        ("CREATE TABLE app.t (topic text REFERENCES inturn.topic)", r"app\.t depends on table"),
+        ("CREATE TABLE app.c (command inturn.command)", r"column command of table app\.c depends on type"),
+    ],
+)
+def test_whatever_depends_on_it_from_outside_is_named_and_not_torn_away(
+    orders: Database, theirs: str, depends: str
+) -> None:
+    orders.execute("CREATE SCHEMA app")
+    orders.execute(theirs)
+    before = dump(orders), dump(orders, "app")
+    with pytest.raises(SchemaInUse, match=depends):
+        downgrade(orders.dsn)
+    assert (dump(orders), dump(orders, "app")) == before
+
+
+def test_what_its_own_parts_need_of_one_another_does_not_hold_it_up(orders: Database) -> None:
+    orders.execute("ALTER TABLE inturn.topic ADD COLUMN n bigint DEFAULT inturn.pending_commands('{}')")
+    downgrade(orders.dsn)
+    assert orders.value("SELECT to_regnamespace('inturn')") is None
 
 
 def test_it_waits_for_callers_before_it_locks_anything_else(orders: Database) -> None:

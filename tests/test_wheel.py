@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("schema", "outbox", "applier", "cli")
+#: What a later revision will freeze, beside its module.
+LATER = "schema/revisions/versions/9999_later.sql"
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -38,6 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
+    (source / LATER).write_text("-- nothing\n")
     run(sys.executable, "-m", "build", "--wheel", "--outdir", output, source, cwd=output)
     (built,) = output.glob("*.whl")
     return built
@@ -71,10 +74,10 @@ def test_it_holds_every_module_and_every_sql_file_and_nothing_else(files: set[st
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {name for name in files if name.startswith("inturn/")} == there
+    assert {name for name in files if name.startswith("inturn/")} == {*there, f"inturn/{LATER}"}
     assert "inturn/schema/sql/manifest" in there
     assert "inturn/schema/sql/functions/append.sql" in there
-    assert "inturn/schema/revisions/versions/0001_core.sql" in there
+    assert "inturn/schema/revisions/versions/0001_core.py" in there
     assert {f"inturn/{folder}/py.typed" for folder in FOLDERS} <= there
 
 

@@ -1,8 +1,9 @@
-"""The core: topics, the command log, claiming and applying.
+"""The whole schema: until the first release, what the files of sql/ say today.
 
 Revision ID: 0001
 """
 
+from inturn.schema import source
 from inturn.schema.revisions import frozen
 
 revision = "0001"
@@ -12,8 +13,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    frozen.run("0001_core.sql")
+    frozen.execute(source.script())
 
 
 def downgrade() -> None:
-    frozen.run("0001_core_down.sql")
+    frozen.drop(source.script())

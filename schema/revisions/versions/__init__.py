@@ -1,1 +1,1 @@
-"""One module a revision, each with the SQL that it froze."""
+"""One module a revision; beside it the SQL that it froze."""
