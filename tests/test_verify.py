@@ -615,7 +615,7 @@ def test_the_rows_of_a_violation_are_those_that_show_it(history: Database) -> No
     assert {row["table"] for row in rows} == {"turn", "key_cursor"}
 
 
-def test_a_history_of_revision_0001_is_nothing_to_complain_of(history: Database) -> None:
+def test_a_history_of_turns_alone_is_nothing_to_complain_of(history: Database) -> None:
     """It has turns, and neither skips nor actions."""
     for table in ("skip", "operator_action", "turn", "key_cursor", "key_sequence", "command_log"):
         history.execute(f"DELETE FROM inturn.{table}")
