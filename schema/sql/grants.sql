@@ -48,6 +48,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.record_progress(text[], text[], bigint[], bigint[], boolean[]),
     inturn.require_read_committed(),
     inturn.refuse_topic(text),
+    inturn.sql_topic(text),
     inturn.target_function(text, text),
     inturn.target_query(text, text),
     inturn.read_verdict(text, text),

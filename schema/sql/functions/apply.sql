@@ -21,6 +21,7 @@ DECLARE
 BEGIN
     commands := 0; failures := 0;
     topics := coalesce(topics, ARRAY(SELECT t.name FROM inturn.topic t WHERE t.target LIKE 'sql:%' ORDER BY t.name));
+    PERFORM inturn.sql_topic(t.name) FROM unnest(topics) t (name);
     -- Whatever the session's default; every batch chains its transaction to this one.
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;

@@ -30,15 +30,7 @@ DECLARE
     failed_keys text[] := '{}';
 BEGIN
     keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0';
-    SELECT * INTO settings FROM inturn.topic t WHERE t.name = apply_batch.topic;
-    IF NOT FOUND THEN
-        PERFORM inturn.refuse_topic(topic);
-    END IF;
-    IF settings.target NOT LIKE 'sql:%' THEN
-        RAISE EXCEPTION USING ERRCODE = 'IT012',
-            MESSAGE = format('topic %L has the target %s, which SQL cannot apply', topic, settings.target),
-            HINT = 'Apply it with: inturn apply --app MODULE:APPLIER.';
-    END IF;
+    settings := inturn.sql_topic(topic);
 
     SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs,
            array_agg(c.attempts) AS attempts, max(c.ready_at) AS ready_at

@@ -25,12 +25,13 @@ DECLARE
 BEGIN
     snapshot := pg_current_snapshot();
     IF pass.next_xid IS NULL OR now < pass.next_at OR now >= pass.whole_at THEN
-        pass := ROW('{}'::text[], '{}'::timestamptz[], NULL, '-infinity', now, pg_snapshot_xmax(snapshot), 'infinity');
+        pass := ROW('{}'::text[], '{}'::timestamptz[], NULL, now, '-infinity', now, pg_snapshot_xmax(snapshot), 'infinity');
     ELSIF pg_snapshot_xmin(snapshot) >= pass.next_xid THEN
         pass.safe_at := pass.next_at;
         pass.next_at := now;
         pass.next_xid := pg_snapshot_xmax(snapshot);
     END IF;
+    pass.looked_at := now;
     PERFORM inturn.take_hints(topics, pass.safe_at);
 
     -- A statement of its own: its snapshot is newer than the one above.

@@ -4,6 +4,7 @@ CREATE TYPE inturn.pass AS (
     found text[],
     hands timestamptz[],
     due timestamptz,
+    looked_at timestamptz,
     safe_at timestamptz,
     next_at timestamptz,
     next_xid xid8,
