@@ -282,7 +282,7 @@ class PythonTarget:
         with connection.transaction():
             claimed = connection.execute(
                 sql.SQL(
-                    "SELECT FROM {}.key_cursor WHERE topic = %s AND key = %s AND epoch = %s"
+                    "SELECT FROM {}.ticket WHERE topic = %s AND key = %s AND epoch = %s"
                     " FOR UPDATE SKIP LOCKED"
                 ).format(sql.Identifier(self.schema)),
                 (self.topic, turn.key, turn.epoch - 1),

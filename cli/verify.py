@@ -134,7 +134,7 @@ class _Reader:
     def key(self, topic: str, key: str, work: _Work) -> list[dict[str, Any]]:
         """Verify a key; count what was read."""
         self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        for name, table in zip(_COUNTED, ("key_cursor", "command_log", "turn"), strict=True):
+        for name, table in zip(_COUNTED, ("key_sequence", "command_log", "turn"), strict=True):
             (row,) = self._rows(_COUNT.replace("TABLE", table), topic, key)
             setattr(work, name, getattr(work, name) + row["n"])
         found = self._rows("SELECT * FROM {}.verify(%s, %s, %s)", topic, key, key)
