@@ -37,7 +37,7 @@ class Session:
     def execute(self, query: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
         """Run a statement to its end and return its rows."""
         cursor = self.connection.execute(query, parameters)
-        return cursor.fetchall() if cursor.description else []
+        return [] if cursor.description is None else cursor.fetchall()
 
     def begin(self, query: str, parameters: Sequence[Any] | None = None) -> Future[list[tuple[Any, ...]]]:
         """Start a statement in the session's thread, for `wait_blocked` or the future's result."""
@@ -99,7 +99,7 @@ class Database:
         if self._admin.closed:
             self._admin = self.connect(autocommit=True)
         cursor = self._admin.execute(query, parameters)
-        return cursor.fetchall() if cursor.description else []
+        return [] if cursor.description is None else cursor.fetchall()
 
     def value(self, query: str, parameters: Sequence[Any] | None = None) -> Any:
         """Run a statement in autocommit and return the first column of its first row."""
