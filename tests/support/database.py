@@ -119,3 +119,21 @@ class Database:
         self.close()
         with self.server.connect() as admin:
             admin.execute(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
+
+
+def wait_transactions_over(database: Database) -> None:
+    """Wait until every transaction that is open in the database now has ended.
+
+    Those that come after see all that was committed before.
+    """
+    (now,) = database.execute("SELECT clock_timestamp()")[0]
+    until(
+        lambda: (
+            not database.value(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start <= %s",
+                [now],
+            )
+        ),
+        "the end of the transactions that were open",
+    )
