@@ -13,8 +13,6 @@ from support.plans import buffers, explain
 from support.race import append
 from support.refusal import refusal
 
-from inturn.schema.install import downgrade, upgrade
-
 SCENES = [
     scene
     for module in (lease_scenes, gap_scenes)
@@ -171,37 +169,28 @@ def test_numbers_at_the_ends_of_bigint_are_refused_and_break_nothing(witness: Da
     assert witness.execute("SELECT seq FROM app.witness ORDER BY id") == [(0,), (1,)]
 
 
-def test_a_downgrade_ends_leases_and_is_refused_while_there_is_what_it_would_lose(witness: Database) -> None:
-    Oracle(witness)
-    lease = lease_scenes.put(witness, 2)
-    lease.work(witness, 1)
-    witness.execute("SELECT inturn.create_topic('b', 'http://b.internal/commands')")
-    with pytest.raises(Exception, match="numbering given, or an http target"):
-        downgrade(witness.dsn, revision="0002")
-    witness.execute("DELETE FROM inturn.topic WHERE name = 'b'")
-    downgrade(witness.dsn, revision="0002")
-    witness.execute("CALL inturn.apply()")
-    assert witness.execute("SELECT seq FROM app.witness") == [(2,)], "the lease's end is not waited for"
-    upgrade(witness.dsn)
-    lease_scenes.all_fenced(witness, lease, 2)
-
-
 @pytest.mark.parametrize("analyzed", [True, False])
 def test_p5_a_step_costs_the_same_beside_many_keys_and_many_commands(
     witness: Database, analyzed: bool
 ) -> None:
     gap_scenes.begin(witness)
     if analyzed:
-        witness.execute("ANALYZE inturn.key_cursor, inturn.key_sequence, inturn.command_log, inturn.turn")
+        witness.execute(
+            "ANALYZE inturn.ticket, inturn.key_mark, inturn.key_sequence, inturn.command_log, inturn.turn"
+        )
     for topic in ("orders", "given"):
         witness.execute(
             "SELECT count(inturn.append(%s, 'k' || i, 'insert', seq => CASE %s WHEN 'given' THEN 1 END))"
             " FROM generate_series(1, 5000) i",
             [topic, topic],
         )
-    witness.execute("UPDATE inturn.key_cursor SET ready_at = NULL, applied_seq = 1")
-    witness.execute("UPDATE inturn.key_sequence SET drained_seq = 1")
-    witness.execute("VACUUM inturn.key_cursor")
+    witness.execute(
+        "INSERT INTO inturn.turn"
+        " (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)"
+        " SELECT topic, key, 1, 1, 1, 1, true, 'applied', 'crowd', now() FROM inturn.ticket"
+    )
+    witness.execute("DELETE FROM inturn.ticket")
+    witness.execute("VACUUM inturn.ticket")
     witness.execute("SELECT count(inturn.append('orders', 'x', 'insert')) FROM generate_series(1, 3000)")
     witness.execute(
         "SELECT count(inturn.append('given', 'y', 'insert', seq => i)) FROM generate_series(2, 3000) i"
