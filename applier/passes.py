@@ -12,12 +12,13 @@ from inturn.applier.batch import OLDEST
 
 
 class Passes:
-    """Finds the topics with ready keys, one statement a pass. Of one worker: see the SQL function begin_pass."""
+    """Finds the topics with ready keys, by one statement a pass. One worker's: see the function begin_pass."""
 
     def __init__(self, schema: str) -> None:
         self._query = sql.SQL(
             # Times as text: one of them may be -infinity, which Python has no datetime for.
-            "SELECT p.found, p.hands::text[], extract(epoch FROM p.due - clock_timestamp()), p.looked_at::text, p.safe_at::text, p::text"
+            "SELECT p.found, p.hands::text[], extract(epoch FROM p.due - clock_timestamp()),"
+            " p.looked_at::text, p.safe_at::text, p::text"
             " FROM {schema}.begin_pass(%s, %s::{schema}.pass) p"
         ).format(schema=sql.Identifier(schema))
         self._topics: list[str] = []
@@ -25,7 +26,7 @@ class Passes:
         self._last: str | None = None
         self._safe_at: str = OLDEST
         self._hands: dict[str, str] = {}
-        #: Seconds from the last pass to when a key of a topic that it did not find is ready; None: none is due.
+        #: Seconds from the last pass to when a key of a topic that it did not find is ready; None: none is.
         self.due: float | None = None
         #: The database's clock at the last pass.
         self.looked_at: str = OLDEST

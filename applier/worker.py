@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import psycopg
@@ -96,6 +97,8 @@ class Worker:
         self._targets: dict[str, Target] = {}
         self._passes = Passes(schema)
         self._chosen_at = 0.0
+        # What a key of a topic takes, by the quickest of the last batches.
+        self._seconds_per_key: dict[str, float] = {}
         # When it announced, before it looked and found nothing, that it sleeps.
         self._announced_at = -ANNOUNCED_SECONDS
         # Until when it may sleep, by time.monotonic().
@@ -170,7 +173,7 @@ class Worker:
 
     @property
     def _announced(self) -> bool:
-        """Whether every append since the last look at all topics notifies this worker, for long enough to sleep."""
+        """Whether every append since its last look at all topics notifies it, for long enough to sleep."""
         return time.monotonic() - self._announced_at < ANNOUNCED_SECONDS
 
     def _choose_when_due(self, connection: psycopg.Connection[Any]) -> None:
@@ -206,11 +209,15 @@ class Worker:
         if seconds is not None:
             self._due_at = min(self._due_at, time.monotonic() + seconds)
 
+    def _fitting(self, per_key: float) -> int:
+        """Return how many keys share a transaction when one takes so many seconds."""
+        return int(min(max(BATCH_SECONDS / max(per_key, 1e-6), 1), self._max_keys))
+
     def _visit(self, connection: psycopg.Connection[Any], topic: str) -> Visit:
         leave_at: float | None = None
-        hand = self._passes.hand(topic)
-        max_keys, alone = 1, 0
-        per_key = NEVER
+        hand: datetime | str = self._passes.hand(topic)
+        per_key = self._seconds_per_key.get(topic, NEVER)
+        max_keys, alone = self._fitting(per_key), 0
         while not self._stop.requested and (leave_at is None or time.monotonic() < leave_at):
             started_at = time.monotonic()
             try:
@@ -239,8 +246,8 @@ class Worker:
             hand = batch.hand
             self._count(batch)
             per_key = min(per_key * 2, batch.target_seconds / batch.keys)
-            fitting = BATCH_SECONDS / max(per_key, 1e-6)
-            max_keys = max(int(min(fitting, self._max_keys, max_keys * 2)), 1)
+            self._seconds_per_key[topic] = per_key
+            max_keys = min(self._fitting(per_key), max_keys * 2)
         return Visit(found=leave_at is not None, emptied=False)
 
     def _count(self, batch: Batch) -> None:

@@ -17,6 +17,9 @@ DECLARE
     applier constant text := format('sql:%s', pg_backend_pid());
     found_any boolean := true;
     pass inturn.pass;
+    seconds double precision[] := '{}'; -- how many a key takes, in the order of topics
+    per_key double precision;
+    place integer;
     announced_at timestamptz := '-infinity';
 BEGIN
     commands := 0; failures := 0;
@@ -36,7 +39,11 @@ BEGIN
                 COMMIT AND CHAIN;
                 announced_at := clock_timestamp();
             END IF;
-            CALL inturn.visit_topic(pass.found[served], pass.hands[served], stop_at, max_keys, applier, commands, failures, found_any);
+            place := array_position(topics, pass.found[served]);
+            per_key := seconds[place];
+            CALL inturn.visit_topic(pass.found[served], pass.hands[served], stop_at, max_keys, applier,
+                                    commands, failures, found_any, per_key);
+            seconds[place] := per_key;
         END LOOP;
     END LOOP;
 END

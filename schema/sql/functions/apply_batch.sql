@@ -33,7 +33,8 @@ BEGIN
     settings := inturn.sql_topic(topic);
 
     SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs,
-           array_agg(c.attempts) AS attempts, max(c.ready_at) AS ready_at
+           array_agg(c.applied_seq + 1) AS from_seqs, array_agg(c.attempts) AS attempts, max(c.attempts) > 0 AS any_failed,
+           max(c.ready_at) AS ready_at
     INTO claimed FROM inturn.claim(topic, since, max_keys) c;
     IF claimed.keys IS NULL THEN
         RETURN;
@@ -43,11 +44,14 @@ BEGIN
 
     began_at := clock_timestamp();
     leave_at := began_at + interval '1 s';
-    SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs
-    INTO fresh FROM unnest(claimed.keys, claimed.applied_seqs, claimed.attempts) c (key, applied_seq, attempts)
-    WHERE c.attempts = 0;
+    fresh := claimed;
+    IF claimed.any_failed THEN
+        SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs
+        INTO fresh FROM unnest(claimed.keys, claimed.applied_seqs, claimed.attempts) c (key, applied_seq, attempts)
+        WHERE c.attempts = 0;
+    END IF;
     BEGIN
-        EXECUTE inturn.target_query(topic, settings.target) INTO done_keys, done_seqs, commands
+        EXECUTE inturn.target_query(topic, settings.target) INTO done_seqs, commands
         USING topic, fresh.keys, fresh.applied_seqs, settings.batch_commands, 1, leave_at;
         IF commands IS NULL THEN
             RAISE internal_error USING MESSAGE = 'the clock was set back during a turn';
@@ -58,8 +62,16 @@ BEGIN
             RETURN;
         END IF;
         step_by_step := true;
-        commands := 0; done_keys := NULL; done_seqs := NULL;
+        commands := 0; done_seqs := NULL;
     END;
+    cut := clock_timestamp() >= leave_at;
+    IF NOT claimed.any_failed AND NOT step_by_step AND NOT cut THEN
+        -- Nearly always: every key was begun, and none failed.
+        target_time := clock_timestamp() - began_at;
+        PERFORM inturn.finish(topic, claimed.keys, claimed.epochs, claimed.from_seqs, done_seqs, applier);
+        RETURN;
+    END IF;
+    done_keys := CASE WHEN done_seqs IS NOT NULL THEN fresh.keys ELSE '{}' END;
     FOR i IN 1 .. keys LOOP
         CONTINUE WHEN claimed.attempts[i] = 0 AND NOT step_by_step;
         CONTINUE WHEN claimed.attempts[i] > 0 AND clock_timestamp() >= leave_at;
@@ -84,7 +96,7 @@ BEGIN
                           array_agg(coalesce(d.seq, c.applied_seq)), applier)
     FROM unnest(claimed.keys, claimed.epochs, claimed.applied_seqs) c (key, epoch, applied_seq)
     LEFT JOIN unnest(done_keys, done_seqs) d (key, seq) ON d.key = c.key
-    WHERE c.key <> ALL (failed_keys) AND NOT (cut AND d.seq IS NULL)
+    WHERE c.key <> ALL (failed_keys) AND NOT (cut AND coalesce(d.seq, c.applied_seq) = c.applied_seq)
     HAVING count(*) > 0;
 END
 $$;

@@ -6,18 +6,17 @@
 -- about 10 ms, so that a slow handler holds up its own key and no other. How long a key takes is what the quickest of the last
 -- batches says: on a busy machine the others have waited for a processor. After a batch of
 -- at least 100 ms it steps back for a moment: an operator who waits for the key gets it before it is claimed again.
--- found_any is set when there was a key to claim. Locks and raises what apply_batch does.
+-- per_key: how many seconds a key takes, from the visit before; NULL: not known. found_any is set when there was a key to claim. Locks and raises what apply_batch does.
 CREATE PROCEDURE inturn.visit_topic(
     topic text, since timestamptz, stop_at timestamptz, max_keys integer, applier text,
-    INOUT commands bigint, INOUT failures bigint, INOUT found_any boolean
+    INOUT commands bigint, INOUT failures bigint, INOUT found_any boolean, INOUT per_key double precision
 )
 LANGUAGE plpgsql
 AS $$
 DECLARE
     leave_at timestamptz := stop_at;
     hand timestamptz := since;
-    width integer := 1;
-    per_key double precision := 'infinity'; -- seconds
+    width integer := coalesce(least(greatest(0.010 / per_key, 1), max_keys), 1);
     alone integer := 0;
     first boolean := true;
     started_at timestamptz;
@@ -46,8 +45,8 @@ BEGIN
         ELSE
             alone := greatest(alone - 1, 0);
             hand := batch.hand;
-            per_key := least(per_key * 2, extract(epoch FROM batch.target_time) / batch.keys);
-            width := least(greatest(0.010 / greatest(per_key, 1e-6), 1), max_keys, width * 2);
+            per_key := greatest(least(per_key * 2, extract(epoch FROM batch.target_time) / batch.keys), 1e-6);
+            width := least(greatest(0.010 / per_key, 1), max_keys, width * 2);
         END IF;
     END LOOP;
 END
