@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from inturn.applier import Outcome
 from inturn.cli import logs
 from inturn.cli.database import Database, pass_database
-from inturn.cli.exit_codes import ExitCode
-from inturn.cli.serve import Attended, Options, Signals, attend
+from inturn.cli.processes import Processes
+from inturn.cli.serve import Attended, Options, Signals, attend, exit_code
 
 _EPILOG = """\b
 Exit codes: 0 nothing is ready any more, or stopped as asked; 3 drained, but
@@ -22,6 +22,7 @@ ran out and a command was cut off (it is rolled back, and tried again later).
 \b
 Example:
   inturn apply --app shop.handlers:applier --workers 4
+  inturn apply --app shop.handlers:applier --processes 2 --workers 4
   * * * * * inturn apply --drain --max-seconds 55 --quiet"""
 
 
@@ -34,6 +35,13 @@ Example:
     default=1,
     show_default=True,
     help="Threads, each with a connection of its own.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes with so many workers each. Several, where Python is busy on one processor.",
 )
 @click.option(
     "--batch",
@@ -95,6 +103,7 @@ def apply(
     app: str | None,
     topics: tuple[str, ...],
     workers: int,
+    processes: int,
     batch: int,
     http_timeout: float,
     http_read_timeout: float,
@@ -112,7 +121,8 @@ def apply(
     --app, those with handlers in it. Posts are signed with INTURN_HTTP_SECRET_TOPIC,
     INTURN_HTTP_SECRET or what is in the file INTURN_HTTP_SECRET_FILE, if one is set.
     Any number of these may run at once, on any machines. SIGTERM and Ctrl-C stop it
-    after the command in hand; a second one cuts that off.
+    after the command in hand; a second one cuts that off. Of several processes, one
+    that dies ends the others, and the exit code is 1.
     """
     logs.set_up(log_format, quiet=quiet)
     options = Options(
@@ -130,7 +140,7 @@ def apply(
         log_format=log_format,
         quiet=quiet,
     )
-    return _run(database, options)
+    return _run(database, options) if processes == 1 else _run_processes(database, options, processes)
 
 
 def _run(database: Database, options: Options) -> int:
@@ -141,6 +151,19 @@ def _run(database: Database, options: Options) -> int:
     fleet.start()
     logs.log.info("applying", extra={"topics": fleet.topics, "workers": options.workers})
     return _conclude(_attend(fleet, signals, options), options)
+
+
+def _run_processes(database: Database, options: Options, count: int) -> int:
+    """Run the fleet in each of so many processes; return the exit code."""
+    signals = Signals()
+    _check(database)
+    with Processes(options, count, signals.requests) as fleet:
+        fleet.start()
+        if fleet.started:
+            extra = {"topics": fleet.topics, "workers": options.workers, "processes": count}
+            logs.log.info("applying", extra=extra)
+        outcome = _attend(fleet, signals, options)
+    return _conclude(outcome, options, ran=fleet.ran)
 
 
 def _check(database: Database) -> None:
@@ -155,14 +178,13 @@ def _attend(fleet: Attended, signals: Signals, options: Options) -> Outcome:
         )
 
 
-def _conclude(outcome: Outcome, options: Options) -> int:
-    """Print the summary; return the exit code, or raise what ended the fleet."""
-    _summarise(outcome, options.log_format, quiet=options.quiet, with_rate=options.drain)
+def _conclude(outcome: Outcome, options: Options, *, ran: bool = True) -> int:
+    """Print the summary, if anything ran; return the exit code, or raise what ended the fleet."""
+    if ran:
+        _summarise(outcome, options.log_format, quiet=options.quiet, with_rate=options.drain)
     if outcome.error is not None:
         raise outcome.error
-    if outcome.cut:
-        return ExitCode.UNFINISHED
-    return ExitCode.HELD if options.drain and outcome.held else ExitCode.OK
+    return exit_code(outcome, options)
 
 
 class _Bar:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any, Protocol
 
@@ -51,6 +52,14 @@ class Options:
     grace: float
     log_format: str
     quiet: bool
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Options:
+        found = json.loads(line)
+        return cls(**found | {name: tuple(found[name]) for name in ("topics", "http_timeouts")})
 
     def fleet(self) -> Fleet:
         """Load the app and make the fleet; nothing is connected yet.
@@ -134,6 +143,13 @@ def attend(
         fleet.wait(LOOK_SECONDS)
         look()
     return fleet.end(0)
+
+
+def exit_code(outcome: Outcome, options: Options) -> int:
+    """Return the exit code for how a fleet ended, where no error ended it."""
+    if outcome.cut:
+        return ExitCode.UNFINISHED
+    return ExitCode.HELD if options.drain and outcome.held else ExitCode.OK
 
 
 def load_app(app: str) -> Applier:
