@@ -12,7 +12,7 @@ from inturn.applier.batch import OLDEST
 
 
 class Passes:
-    """Finds the topics with ready keys, by one statement a pass. One worker's: see the function begin_pass."""
+    """Finds the topics with ready keys, by one statement a pass; one for each worker. See begin_pass."""
 
     def __init__(self, schema: str) -> None:
         self._query = sql.SQL(
