@@ -13,8 +13,6 @@ from support.plans import buffers, explain
 from support.race import append
 from support.refusal import refusal
 
-from inturn.schema.install import downgrade, upgrade
-
 SCENES = [
     scene
     for module in (lease_scenes, gap_scenes)
@@ -169,21 +167,6 @@ def test_numbers_at_the_ends_of_bigint_are_refused_and_break_nothing(witness: Da
     gap_scenes.put(witness, 0, 1)
     scenes.apply(witness)
     assert witness.execute("SELECT seq FROM app.witness ORDER BY id") == [(0,), (1,)]
-
-
-def test_a_downgrade_ends_leases_and_is_refused_while_there_is_what_it_would_lose(witness: Database) -> None:
-    Oracle(witness)
-    lease = lease_scenes.put(witness, 2)
-    lease.work(witness, 1)
-    witness.execute("SELECT inturn.create_topic('b', 'http://b.internal/commands')")
-    with pytest.raises(Exception, match="numbering given, or an http target"):
-        downgrade(witness.dsn, revision="0002")
-    witness.execute("DELETE FROM inturn.topic WHERE name = 'b'")
-    downgrade(witness.dsn, revision="0002")
-    witness.execute("CALL inturn.apply()")
-    assert witness.execute("SELECT seq FROM app.witness") == [(2,)], "the lease's end is not waited for"
-    upgrade(witness.dsn)
-    lease_scenes.all_fenced(witness, lease, 2)
 
 
 @pytest.mark.parametrize("analyzed", [True, False])

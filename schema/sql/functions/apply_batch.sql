@@ -4,16 +4,17 @@
 -- Begins no further command once it has lasted a second, so that who waits for a key (see lock_cursor) waits for the
 -- command in hand; keys that it has not begun stay ready as they were.
 -- failures: commands that failed; skipped: commands that were passed over, because they asked for it or attempts ran out.
+-- target_time: how long the target was at work.
 -- since: as in claim; pass the returned hand to the next call. keys = 0: none was ready, there is no hand.
 -- redo: a command failed while several keys shared the transaction. Nothing was changed; commit, then call with
 -- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
--- Locks: rows in key_cursor (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
+-- Locks: tickets (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
 -- Raises IT001, IT012 for a topic without a SQL target, and what claim, finish and fail raise. A target that is not
 -- there fails the commands, as one that raises does: the other topics go on.
 CREATE FUNCTION inturn.apply_batch(
     topic text, since timestamptz, max_keys integer, applier text,
     OUT keys integer, OUT commands bigint, OUT failures integer, OUT redo boolean, OUT hand timestamptz,
-    OUT skipped bigint
+    OUT skipped bigint, OUT target_time interval
 )
 LANGUAGE plpgsql VOLATILE
 -- No SET clauses: they would reach into the target.
@@ -22,22 +23,14 @@ DECLARE
     settings inturn.topic;
     claimed record;
     fresh record;
-    leave_at timestamptz; cut boolean;
+    began_at timestamptz; leave_at timestamptz; cut boolean;
     done_keys text[]; done_seqs bigint[];
     step_by_step boolean := false;
     turn record;
     failed_keys text[] := '{}';
 BEGIN
-    keys := 0; commands := 0; failures := 0; redo := false; skipped := 0;
-    SELECT * INTO settings FROM inturn.topic t WHERE t.name = apply_batch.topic;
-    IF NOT FOUND THEN
-        PERFORM inturn.refuse_topic(topic);
-    END IF;
-    IF settings.target NOT LIKE 'sql:%' THEN
-        RAISE EXCEPTION USING ERRCODE = 'IT012',
-            MESSAGE = format('topic %L has the target %s, which SQL cannot apply', topic, settings.target),
-            HINT = 'Apply it with: inturn apply --app MODULE:APPLIER.';
-    END IF;
+    keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0';
+    settings := inturn.sql_topic(topic);
 
     SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs,
            array_agg(c.attempts) AS attempts, max(c.ready_at) AS ready_at
@@ -48,7 +41,8 @@ BEGIN
     keys := cardinality(claimed.keys);
     hand := claimed.ready_at;
 
-    leave_at := clock_timestamp() + interval '1 s';
+    began_at := clock_timestamp();
+    leave_at := began_at + interval '1 s';
     SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs
     INTO fresh FROM unnest(claimed.keys, claimed.applied_seqs, claimed.attempts) c (key, applied_seq, attempts)
     WHERE c.attempts = 0;
@@ -85,6 +79,7 @@ BEGIN
     END LOOP;
 
     cut := clock_timestamp() >= leave_at;
+    target_time := clock_timestamp() - began_at;
     PERFORM inturn.finish(topic, array_agg(c.key), array_agg(c.epoch), array_agg(c.applied_seq + 1),
                           array_agg(coalesce(d.seq, c.applied_seq)), applier)
     FROM unnest(claimed.keys, claimed.epochs, claimed.applied_seqs) c (key, epoch, applied_seq)

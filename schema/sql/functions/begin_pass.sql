@@ -1,0 +1,51 @@
+-- Finds the topics that have ready keys, in one statement, and where a pass over each may begin; the longest ready first.
+-- Internal to the appliers.
+--
+-- last: what the applier's pass before returned, over the same topics; NULL: the first one.
+-- found, hands: the topics, and from when on to claim there. due: when the next key of a topic that is not among them is ready.
+--
+-- A pass must not walk over what turns before it left in the index: with a snapshot held for ten minutes, millions of entries.
+-- It may begin at the first ticket that can be seen, or at safe_at if that is earlier: no ticket of before safe_at can come to
+-- be seen. For a ticket that cannot be seen yet belongs to a transaction that is still open, and it is made after that got its
+-- number: so it is younger than next_at, when every number from next_xid on was still to be given, if all transactions below
+-- next_xid have ended. A snapshot that is held does not keep them from that, and a long writer costs what it holds back.
+-- That trusts the clock not to be set back; where it was, and every minute, a pass begins at the very first entry.
+-- The caller commits at once. Locks what take_hints locks.
+CREATE FUNCTION inturn.begin_pass(topics text[], last inturn.pass) RETURNS inturn.pass
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+AS $$
+DECLARE
+    -- Before the snapshot: every number that the snapshot does not know is given later.
+    now constant timestamptz := clock_timestamp();
+    snapshot pg_snapshot;
+    pass inturn.pass := last;
+BEGIN
+    snapshot := pg_current_snapshot();
+    IF pass.next_xid IS NULL OR now < pass.next_at OR now >= pass.whole_at THEN
+        pass := ROW('{}'::text[], '{}'::timestamptz[], NULL, now, '-infinity', now, pg_snapshot_xmax(snapshot), 'infinity');
+    ELSIF pg_snapshot_xmin(snapshot) >= pass.next_xid THEN
+        pass.safe_at := pass.next_at;
+        pass.next_at := now;
+        pass.next_xid := pg_snapshot_xmax(snapshot);
+    END IF;
+    pass.looked_at := now;
+    PERFORM inturn.take_hints(topics, pass.safe_at);
+
+    -- A statement of its own: its snapshot is newer than the one above.
+    SELECT coalesce(array_agg(f.topic ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= clock_timestamp()), '{}'),
+           coalesce(array_agg(least(f.ready_at, pass.safe_at) ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= clock_timestamp()), '{}'),
+           nullif(min(f.ready_at) FILTER (WHERE f.ready_at > now), 'infinity')
+    INTO pass.found, pass.hands, pass.due
+    FROM (SELECT t.topic, (SELECT c.ready_at FROM inturn.ticket c
+                           WHERE c.topic = t.topic AND c.ready_at >= coalesce(h.hand, pass.safe_at) ORDER BY c.ready_at LIMIT 1) AS ready_at
+          FROM unnest(topics) t (topic) LEFT JOIN unnest(pass.found, pass.hands) h (topic, hand) ON h.topic = t.topic) f;
+    IF pass.safe_at = '-infinity' THEN
+        pass.whole_at := now + greatest(interval '1 minute', (clock_timestamp() - now) * 100);
+    END IF;
+    RETURN pass;
+END
+$$;
+COMMENT ON FUNCTION inturn.begin_pass IS 'Internal to the appliers: the topics that have ready keys, and where a pass over each may begin.';
