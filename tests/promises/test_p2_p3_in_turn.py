@@ -124,7 +124,7 @@ def test_p2_locked_head_never_the_same_key_s_next_command(witness: Database, ora
 @pytest.mark.parametrize("planner", ["", "-c enable_hashjoin=off -c enable_mergejoin=off"])
 def test_p2_locked_head_with_stale_statistics(witness: Database, oracle: Oracle, planner: str) -> None:
     """Statistics from when the tables were empty; one key a claim, whatever the plan."""
-    for table in ("key_cursor", "key_sequence", "command_log"):
+    for table in ("ticket", "key_mark", "turn", "key_sequence", "command_log"):
         witness.execute(f"ALTER TABLE inturn.{table} SET (autovacuum_enabled = off)")
         witness.execute(f"ANALYZE inturn.{table}")
     witness.execute(

@@ -33,20 +33,25 @@ _CROWD = """
     UNION ALL SELECT 'shop', 'held' || n, 1, 'fail', '{}' FROM generate_series(1, {held}) n
     UNION ALL SELECT 'shop', 'waiting' || n, 1, 'fail', '{}' FROM generate_series(1, {waiting}) n
     UNION ALL SELECT 'shop', 'deep', n, 'insert', '{}' FROM generate_series(1, {depth}) n;
-    INSERT INTO inturn.key_sequence (topic, key, drained_seq)
-    SELECT 'shop', 'idle' || n, 1 FROM generate_series(1, {idle}) n
-    UNION ALL SELECT 'shop', 'held' || n, 0 FROM generate_series(1, {held}) n
-    UNION ALL SELECT 'shop', 'waiting' || n, 0 FROM generate_series(1, {waiting}) n
-    UNION ALL SELECT 'shop', 'deep', 0;
-    INSERT INTO inturn.key_cursor (topic, key, applied_seq, ready_at, epoch, attempts, held_at)
-    SELECT 'shop', 'idle' || n, 1, NULL::timestamptz, 1, 0, NULL::timestamptz
-        FROM generate_series(1, {idle}) n
-    UNION ALL SELECT 'shop', 'held' || n, 0, NULL, 5, 5, now() FROM generate_series(1, {held}) n
-    UNION ALL SELECT 'shop', 'waiting' || n, 0, now() + interval '1 hour', 1, 1, NULL
+    INSERT INTO inturn.key_sequence (topic, key)
+    SELECT DISTINCT topic, key FROM inturn.command_log;
+    INSERT INTO inturn.turn
+        (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
+    SELECT 'shop', 'idle' || n, 1, 1, 1, 1, true, 'applied', 'crowd', now() FROM generate_series(1, {idle}) n
+    UNION ALL SELECT 'shop', 'held' || n, 5, 1, 0, 0, false, 'held', 'crowd', now()
+        FROM generate_series(1, {held}) n
+    UNION ALL SELECT 'shop', 'waiting' || n, 1, 1, 0, 0, false, 'retrying', 'crowd', now()
+        FROM generate_series(1, {waiting}) n;
+    INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at, marked)
+    SELECT 'shop', 'held' || n, 5, 0, timestamptz 'infinity', true FROM generate_series(1, {held}) n
+    UNION ALL SELECT 'shop', 'waiting' || n, 1, 0, now() + interval '1 hour', true
         FROM generate_series(1, {waiting}) n
-    UNION ALL SELECT 'shop', 'deep', 0, now(), 0, 0, NULL;
+    UNION ALL SELECT 'shop', 'deep', 0, 0, now(), false;
+    INSERT INTO inturn.key_mark (topic, key, epoch, attempts, last_error, failed_at, held_at)
+    SELECT 'shop', 'held' || n, 5, 5, 'no', now(), now() FROM generate_series(1, {held}) n
+    UNION ALL SELECT 'shop', 'waiting' || n, 1, 1, 'no', now(), NULL FROM generate_series(1, {waiting}) n;
 """
-_OURS = ("command_log", "key_sequence", "key_cursor")
+_OURS = ("command_log", "key_sequence", "ticket", "key_mark", "turn")
 #: What the planner may believe, from nothing to nonsense: (relpages, reltuples) of our tables.
 _STATISTICS = {
     "never analyzed": (0, -1),
@@ -171,12 +176,16 @@ def test_the_plan_of_a_claim_is_a_bounded_walk_of_the_ready_index(
         types = "text, timestamptz, timestamptz, integer"
         connection.execute(f"PREPARE claim ({types}) AS {query}")
         plan = explain(connection, "EXECUTE claim ('shop', '-infinity', clock_timestamp(), 1)")
-    # Beside the walk, one look at whether the topic is paused.
+    # Beside the walk, one look at whether the topic is paused; and a look a marked key at its attempts.
     steps = [step for step in nodes(plan) if step.get("Parent Relationship") != "InitPlan"]
-    walk = [step["Node Type"] for step in steps if step["Node Type"] != "Result"]
-    assert walk == ["Limit", "LockRows", "Index Scan"]
-    scan = steps[-1]
-    assert scan["Index Name"] == "key_cursor_ready"
+    looks = [step for step in steps if step.get("Parent Relationship") == "SubPlan"]
+    walk = [step for step in steps if step["Node Type"] != "Result" and step not in looks]
+    assert [step["Node Type"] for step in walk] == ["Limit", "LockRows", "Index Scan"]
+    assert [look["Index Name"] for look in looks] == ["key_mark_pkey"]
+    for bound in ("topic =", "key =", "epoch ="):
+        assert bound in looks[0]["Index Cond"]
+    scan = walk[-1]
+    assert scan["Index Name"] == "ticket_ready"
     # Both bounds are the index's, or the walk goes on over every key that waits for a retry.
     for bound in ("topic =", "ready_at >=", "ready_at <="):
         assert bound in scan["Index Cond"]
@@ -194,14 +203,14 @@ def test_held_waiting_and_idle_keys_are_never_claimed(crowded: Database) -> None
 def _walked(database: Database) -> int:
     """Return how many entries of the ready index were read so far, dead ones included."""
     entries: int = database.value(
-        "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelid = 'inturn.key_cursor_ready'::regclass"
+        "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelid = 'inturn.ticket_ready'::regclass"
     )
     return entries
 
 
 def _walks(connection: psycopg.Connection[Any], query: str) -> int:
     """Return how many entries of the ready index a statement reads, dead ones included."""
-    counter = "SELECT pg_stat_get_xact_tuples_returned('inturn.key_cursor_ready'::regclass)"
+    counter = "SELECT pg_stat_get_xact_tuples_returned('inturn.ticket_ready'::regclass)"
     walked = []
     for statement in (counter, query, counter):
         row = connection.execute(statement).fetchone()
@@ -217,7 +226,7 @@ def test_with_a_snapshot_held_open_the_hand_keeps_every_claim_short(
     open_shop(database, target=target)
     report = database.session()
     report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-    report.execute("SELECT count(*) FROM inturn.key_cursor")
+    report.execute("SELECT count(*) FROM inturn.ticket")
     turns = 1_500
     append_keys(database, turns)
     before = _walked(database)

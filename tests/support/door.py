@@ -1,4 +1,4 @@
-"""A door for tests: UPDATE inturn.key_cursor puts a key where a test wants it, as no function of the schema would."""
+"""A door for tests: UPDATE inturn.key_cursor puts a key where no function of the schema would."""
 
 from __future__ import annotations
 

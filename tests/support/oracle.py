@@ -95,13 +95,14 @@ history AS (SELECT *, lag(ends, 1, 0::bigint) OVER one AS before
 -- A lease takes an epoch whether or not a turn comes of it; so does amending a command that a lease had.
 epoch AS (SELECT *, row_number() OVER (PARTITION BY topic, key ORDER BY epoch) AS place FROM (
               SELECT topic, key, epoch FROM step
-              -- A key that went idle without a turn: with an empty one, which takes an epoch then, or by an operator.
+              -- Keys that went idle without a turn: by an empty one, which takes an epoch, or by an operator.
               UNION SELECT topic, key, epoch FROM inturn.turn
                     WHERE key LIKE (SELECT keys FROM asked) AND outcome = 'idle' AND epoch > 0
               UNION SELECT topic, key, epoch FROM app.lease WHERE key LIKE (SELECT keys FROM asked)) taken),
 key AS (SELECT k.*, coalesce(c.applied_seq, 0) AS applied_seq,
                c.ready_at, c.held_at, c.paused_at, coalesce(a.effects, 0) AS effects,
-               (SELECT array_agg(i.epoch) FROM inturn.ticket i WHERE i.topic = k.topic AND i.key = k.key) AS tickets,
+               (SELECT array_agg(i.epoch) FROM inturn.ticket i
+                WHERE i.topic = k.topic AND i.key = k.key) AS tickets,
                (SELECT max(ARRAY[u.epoch, u.applied_seq, u.drained::integer]) FROM inturn.turn u
                 WHERE u.topic = k.topic AND u.key = k.key) AS last_turn,
                coalesce(a.last, 0) AS last_effect,

@@ -25,14 +25,14 @@ BEGIN
                 PERFORM FROM inturn.key_sequence s WHERE s.topic = cursor.topic AND s.key = cursor.key FOR UPDATE;
                 IF EXISTS (SELECT FROM inturn.ticket t
                            WHERE t.topic = cursor.topic AND t.key = cursor.key AND t.epoch >= cursor.epoch) THEN
-                    RAISE EXCEPTION USING ERRCODE = 'IT000'; -- it was woken meanwhile: gives the lock back to its callers
+                    RAISE EXCEPTION USING ERRCODE = 'IT999'; -- it was woken meanwhile: gives the lock back to its callers
                 END IF;
             END IF;
             SELECT * INTO cursor FROM inturn.key_cursor c WHERE c.topic = lock_cursor.topic AND c.key = lock_cursor.key;
             EXIT WHEN beside_lease OR (cursor.lease_until > clock_timestamp()) IS NOT TRUE;
             RAISE EXCEPTION USING ERRCODE = 'IT042'; -- gives the lock back: the applier needs it to go on
         EXCEPTION
-            WHEN SQLSTATE 'IT000' THEN NULL;
+            WHEN SQLSTATE 'IT999' THEN NULL; -- IT000 would be all that begin with IT
             WHEN lock_not_available OR SQLSTATE 'IT042' THEN
                 IF SQLSTATE = '55P03' OR clock_timestamp() >= give_up_at THEN
                     PERFORM inturn.refuse_busy(topic, key);

@@ -13,7 +13,8 @@ DECLARE
     cursor inturn.key_cursor;
 BEGIN
     SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = look_at_key.topic AND c.key = look_at_key.key;
-    IF NOT EXISTS (SELECT FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch) THEN
+    -- Of a later epoch: an applier may have ended a turn between the two statements.
+    IF NOT EXISTS (SELECT FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch >= was.epoch) THEN
         IF EXISTS (SELECT FROM inturn.command_log l WHERE l.topic = was.topic AND l.key = was.key AND l.seq = was.applied_seq + 1) THEN
             PERFORM inturn.wake_key(topic, key, was.epoch, was.applied_seq);
         ELSE
