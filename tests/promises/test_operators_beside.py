@@ -34,6 +34,9 @@ SCENES = [
     operator_scenes.pause_of_a_ready_key,
     operator_scenes.pause_for_good_then_until,
     operator_scenes.claim_of_a_paused_topic,
+    operator_scenes.pause_of_an_idle_key_beside_its_open_append,
+    operator_scenes.append_beside_the_open_pause_of_an_idle_key,
+    operator_scenes.claim_beside_the_pause_of_a_key_that_was_woken,
 ]
 
 
