@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from support.database import Database, until
 from support.oracle import Oracle
-from support.race import APPEND, Turn, append, blocked, gate_shut, put_gate, replace_in, unblocked
-from support.scenes import FENCED, apply, drain, ready, refused
+from support.race import APPEND, Turn, append, gate_shut, put_gate, replace_in, unblocked
+from support.scenes import FENCED, apply, drain, ready, refused, snapshot
 
 REFUSED = "IT041"
 SKIP = "SELECT inturn.skip('orders', %s, %s, 'not wanted')"
@@ -129,6 +129,22 @@ def append_to_a_paused_idle_key(database: Database, oracle: Oracle) -> None:
     assert drain(database, oracle) == 4
 
 
+def append_on_an_old_snapshot_to_a_paused_idle_key(database: Database, oracle: Oracle) -> None:
+    """The look at its hint leaves the pause as it is, and so does its end find the command."""
+    append(database, "x")
+    early = snapshot(database)
+    drain(database, oracle)
+    database.execute("SELECT inturn.pause('orders', 'x')")
+    append(early, "x")
+    early.commit()
+    apply(database)
+    oracle.check()
+    assert ready(database) == []
+    database.execute("SELECT inturn.resume('orders', 'x')")
+    assert ready(database) == ["x"]
+    assert drain(database, oracle) == 2
+
+
 def pause_of_a_ready_key(database: Database, oracle: Oracle) -> None:
     """It stands still until it is resumed, and others go on."""
     for key in ("x", "y"):
@@ -229,8 +245,8 @@ def claim_beside_the_pause_of_a_key_that_was_woken(database: Database, oracle: O
         caller.commit()
         until(lambda: operator.wait_blocked() != [caller.pid], "the operator at the gate")
         turns = Turn.claim(database, applier)
-    assert blocked(database, operator, pausing) == bool(turns)
-    for turn in turns:
+    for turn in turns:  # the lock was none
+        until(lambda: operator.wait_blocked() == [applier.pid], "the operator behind the applier")
         turn.effects(applier, 2)
         unblocked(database, applier, *turn.finish(2))
     applier.commit()
