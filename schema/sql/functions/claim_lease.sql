@@ -6,8 +6,8 @@
 -- lease: NULL for each topic's own. applier: who asks, as in turn; NULL for this session. Neither has a default: no call
 -- with fewer parameters can mean both this claim and the other.
 -- A key comes with at most the topic's batch_commands; one whose next command has failed before, with that alone.
--- Locks the keys' tickets, skipping locked ones; what begin_pass locks. Raises IT001, IT031 outside READ COMMITTED, 22023 for a max_keys or
--- a lease that cannot be.
+-- Locks the keys' tickets, skipping locked ones; what begin_lease_pass locks. Raises IT001, IT031 outside READ COMMITTED,
+-- 22004 without topics, 22023 for a max_keys or a lease that cannot be.
 CREATE FUNCTION inturn.claim(topics text[], max_keys integer, lease interval, applier text)
 RETURNS TABLE (
     topic text, key text, epoch bigint, attempt integer, lease_until timestamptz,
@@ -32,7 +32,9 @@ BEGIN
             MESSAGE = format('max_keys is %s; 0 or more are allowed', coalesce(max_keys::text, 'NULL')),
             HINT = 'Give how many keys the applier can work on now.';
     END IF;
-    IF coalesce(cardinality(topics), 0) = 0 OR max_keys = 0 THEN
+    IF topics IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'topics is NULL', HINT = 'Give the topics that the applier serves.';
+    ELSIF topics = '{}' OR max_keys = 0 THEN
         RETURN;
     END IF;
     PERFORM inturn.refuse_topic(t.name) FROM unnest(topics) t (name)
