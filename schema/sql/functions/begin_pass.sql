@@ -22,17 +22,20 @@ DECLARE
     now constant timestamptz := clock_timestamp();
     snapshot pg_snapshot;
     pass inturn.pass := last;
+    -- From when on this pass looks: what has come to be seen since the last one may be older than the new safe_at.
+    since timestamptz := last.safe_at;
 BEGIN
     snapshot := pg_current_snapshot();
     IF pass.next_xid IS NULL OR now < pass.next_at OR now >= pass.whole_at THEN
         pass := ROW('{}'::text[], '{}'::timestamptz[], NULL, now, '-infinity', now, pg_snapshot_xmax(snapshot), 'infinity');
+        since := '-infinity';
     ELSIF pg_snapshot_xmin(snapshot) >= pass.next_xid THEN
         pass.safe_at := pass.next_at;
         pass.next_at := now;
         pass.next_xid := pg_snapshot_xmax(snapshot);
     END IF;
     pass.looked_at := now;
-    PERFORM inturn.take_hints(topics, pass.safe_at);
+    PERFORM inturn.take_hints(topics, since);
 
     -- A statement of its own: its snapshot is newer than the one above.
     SELECT coalesce(array_agg(f.topic ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= clock_timestamp()), '{}'),
@@ -40,9 +43,9 @@ BEGIN
            nullif(min(f.ready_at) FILTER (WHERE f.ready_at > now), 'infinity')
     INTO pass.found, pass.hands, pass.due
     FROM (SELECT t.topic, (SELECT c.ready_at FROM inturn.ticket c
-                           WHERE c.topic = t.topic AND c.ready_at >= coalesce(h.hand, pass.safe_at) ORDER BY c.ready_at LIMIT 1) AS ready_at
+                           WHERE c.topic = t.topic AND c.ready_at >= coalesce(h.hand, since) ORDER BY c.ready_at LIMIT 1) AS ready_at
           FROM unnest(topics) t (topic) LEFT JOIN unnest(pass.found, pass.hands) h (topic, hand) ON h.topic = t.topic) f;
-    IF pass.safe_at = '-infinity' THEN
+    IF since = '-infinity' THEN
         pass.whole_at := now + greatest(interval '1 minute', (clock_timestamp() - now) * 100);
     END IF;
     RETURN pass;
