@@ -54,3 +54,28 @@ def test_p4_a_key_whose_caller_commits_between_two_passes_is_found_by_the_second
     for _ in range(3):
         others()
         assert applier.claim() == ["x"]
+
+
+def test_p4_a_topic_that_becomes_ready_during_the_pass_is_found_with_its_place(witness: Database) -> None:
+    """By one look at the clock: two would find it in one list and not in the other."""
+    append(witness, "x")
+    witness.execute("""
+        CREATE SEQUENCE app.tick;
+        CREATE FUNCTION app.clock() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+            $$ SELECT timestamptz '2030-01-01' + nextval('app.tick') * interval '1 us' $$;
+        SELECT inturn.create_topic('later', 'python');
+        SELECT inturn.append('later', 'y', 'insert');
+    """)
+    definition = witness.value("SELECT pg_get_functiondef('inturn.begin_pass'::regproc)")
+    witness.execute(definition.replace("clock_timestamp()", "app.clock()"))
+    for tick in range(1, 12):
+        witness.execute("SELECT setval('app.tick', 1)")
+        witness.execute(
+            "UPDATE inturn.ticket SET ready_at = timestamptz '2030-01-01' + %s * interval '1 us'"
+            " WHERE topic = 'later'",
+            [tick],
+        )
+        found, hands, due = witness.execute(
+            "SELECT found, hands::text[], due FROM inturn.begin_pass('{orders,later}', NULL)"
+        )[0]
+        assert len(found) == len(hands) == (1 if due else 2), tick

@@ -25,6 +25,7 @@ DECLARE
     pass inturn.pass := last;
     -- From when on this pass looks: what has come to be seen since the last one may be older than the new safe_at.
     since timestamptz := last.safe_at;
+    until timestamptz;
 BEGIN
     IF pass.next_xid IS NULL OR now < pass.next_at OR now >= pass.whole_at THEN
         pass := ROW('{}'::text[], '{}'::timestamptz[], NULL, now, '-infinity', now, pg_current_xact_id(), 'infinity');
@@ -37,10 +38,11 @@ BEGIN
     pass.looked_at := now;
     PERFORM inturn.take_hints(topics, since);
 
-    -- A statement of its own: its snapshot is newer than the one above.
-    SELECT coalesce(array_agg(f.topic ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= clock_timestamp()), '{}'),
-           coalesce(array_agg(least(f.ready_at, pass.safe_at) ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= clock_timestamp()), '{}'),
-           nullif(min(f.ready_at) FILTER (WHERE f.ready_at > now), 'infinity')
+    -- A statement of its own: its snapshot is newer than the one above. And one time for all its parts.
+    until := clock_timestamp();
+    SELECT coalesce(array_agg(f.topic ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
+           coalesce(array_agg(least(f.ready_at, pass.safe_at) ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
+           nullif(min(f.ready_at) FILTER (WHERE f.ready_at > until), 'infinity')
     INTO pass.found, pass.hands, pass.due
     FROM (SELECT t.topic, (SELECT c.ready_at FROM inturn.ticket c
                            WHERE c.topic = t.topic AND c.ready_at >= coalesce(h.hand, since) ORDER BY c.ready_at LIMIT 1) AS ready_at
