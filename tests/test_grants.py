@@ -238,7 +238,7 @@ NOT_A_CALLERS = [
     "SELECT FROM inturn.listener",
     "INSERT INTO inturn.command_log (topic, key, seq, name, payload) VALUES ('orders', 'a', 9, 'x', '{}')",
     "INSERT INTO inturn.key_sequence (topic, key) VALUES ('orders', 'z')",
-    "INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at) VALUES ('orders', 'z', 0, 0, now())",
+    "INSERT INTO inturn.ticket VALUES ('orders', 'z', 0, 0, now())",
     "INSERT INTO inturn.wake_hint (topic, key, left_at) VALUES ('orders', 'z', now())",
     "INSERT INTO inturn.topic (name, target) VALUES ('mine', 'python')",
     "UPDATE inturn.command_log SET name = 'x'",
@@ -407,7 +407,8 @@ def trap_in(schema: LiteralString) -> sql.Composed:
         CREATE TABLE {0}.command_log (topic text, key text, seq bigint, name text,
             payload jsonb, idempotency_key text);
         CREATE TABLE {0}.turn (topic text, key text, epoch bigint, applied_seq bigint, drained boolean);
-        CREATE TABLE {0}.ticket (topic text, key text, epoch bigint, applied_seq bigint, ready_at timestamptz);
+        CREATE TABLE {0}.ticket (topic text, key text, epoch bigint, applied_seq bigint,
+            ready_at timestamptz);
         CREATE TABLE {0}.wake_hint (topic text, key text, left_at timestamptz);
         CREATE TABLE {0}.listener (topic text, asleep_until timestamptz);
         CREATE FUNCTION {0}.append(text, text, text, jsonb, text) RETURNS bigint
