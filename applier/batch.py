@@ -24,6 +24,7 @@ class Batch:
         redo: nothing was changed; the keys have to be claimed again one at a time.
         hand: when the last claimed key had become ready: where the next claim starts.
         skipped: how many commands were passed over.
+        target_seconds: how long the handlers or the SQL target were at work.
     """
 
     keys: int = 0
@@ -32,6 +33,7 @@ class Batch:
     redo: bool = False
     hand: datetime | str = OLDEST
     skipped: int = 0
+    target_seconds: float = 0.0
 
 
 class Target(Protocol):
@@ -55,7 +57,8 @@ class SqlTarget:
 
     def apply_batch(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> Batch:
         query = sql.SQL(
-            "SELECT keys, commands, failures, redo, hand, skipped FROM {}.apply_batch(%s, %s, %s, %s)"
+            "SELECT keys, commands, failures, redo, hand, skipped, extract(epoch FROM target_time)::float8"
+            " FROM {}.apply_batch(%s, %s, %s, %s)"
         ).format(sql.Identifier(self.schema))
         with connection.transaction():
             row = connection.execute(query, (self.topic, since, max_keys, self.applier_id)).fetchone()

@@ -219,7 +219,7 @@ class Fleet:
             with self._connect() as connection:
                 row = connection.execute(
                     sql.SQL(
-                        "SELECT count(*) FROM {}.key_cursor WHERE topic = ANY (%s) AND held_at IS NOT NULL"
+                        "SELECT count(*) FROM {}.key_mark WHERE topic = ANY (%s) AND held_at IS NOT NULL"
                     ).format(sql.Identifier(self._schema)),
                     (self.topics,),
                 ).fetchone()

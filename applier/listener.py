@@ -49,5 +49,5 @@ class Listener:
 
     def _hear(self, connection: psycopg.Connection[Any]) -> None:
         while not self._stop.requested:
-            for _ in connection.notifies(timeout=_CHECK_STOP_SECONDS):
-                self._bell.ring()
+            for notify in connection.notifies(timeout=_CHECK_STOP_SECONDS):
+                self._bell.ring(notify.payload)

@@ -37,16 +37,21 @@ class Stop:
 
 
 class Bell:
-    """Wakes one sleeping worker a ring. A ring that finds none asleep is kept."""
+    """Wakes one sleeping worker a ring, for one topic or for all. A ring that finds none asleep is kept."""
 
     def __init__(self, workers: int) -> None:
         self._condition = threading.Condition()
         self._workers = workers
         self._rings = 0
+        self._topics: set[str] = set()
 
-    def ring(self) -> None:
+    def ring(self, topic: str | None = None) -> None:
+        """Wake a worker: a key of this topic has become ready, or of any (None)."""
         with self._condition:
-            self._rings = min(self._rings + 1, self._workers)
+            if topic is None:
+                self._rings = min(self._rings + 1, self._workers)
+            else:
+                self._topics.add(topic)
             self._condition.notify()
 
     def ring_all(self) -> None:
@@ -54,14 +59,20 @@ class Bell:
             self._rings = self._workers
             self._condition.notify_all()
 
-    def wait(self, seconds: float) -> bool:
-        """Sleep until the bell rings or the time is up; return whether it rang."""
+    def wait(self, seconds: float) -> frozenset[str] | None:
+        """Sleep until the bell rings or the time is up.
+
+        Returns:
+            The topics that it rang for; none when it rang for all; None when the time was up.
+        """
         with self._condition:
-            if self._rings == 0:
+            if self._rings == 0 and not self._topics:
                 self._condition.wait(seconds)
-            rang = self._rings > 0
-            self._rings -= rang
-            return rang
+            if self._rings > 0:
+                self._rings -= 1
+                return frozenset()
+            topics, self._topics = frozenset(self._topics), set()
+            return topics or None
 
 
 class LoopBell:
@@ -79,7 +90,7 @@ class LoopBell:
     def detach(self) -> None:
         self._loop = None
 
-    def ring(self) -> None:
+    def ring(self, topic: str | None = None) -> None:  # noqa: ARG002 - a Ringer; every lane looks
         loop = self._loop
         if loop is not None:
             try:
@@ -87,7 +98,8 @@ class LoopBell:
             except RuntimeError:
                 return  # it has ended meanwhile
 
-    ring_all = ring
+    def ring_all(self) -> None:
+        self.ring()
 
     def nudge(self) -> None:
         """Wake it from within the loop, for another reason than a ring."""
@@ -116,7 +128,7 @@ class LoopBell:
 class Ringer(Protocol):
     """What can be rung."""
 
-    def ring(self) -> None: ...
+    def ring(self, topic: str | None = None) -> None: ...
 
     def ring_all(self) -> None: ...
 
@@ -127,9 +139,9 @@ class Bells:
 
     bells: Sequence[Ringer]
 
-    def ring(self) -> None:
+    def ring(self, topic: str | None = None) -> None:
         for bell in self.bells:
-            bell.ring()
+            bell.ring(topic)
 
     def ring_all(self) -> None:
         for bell in self.bells:

@@ -90,12 +90,15 @@ class PythonTarget:
             psycopg.Error: the connection or the database failed; nothing was changed.
         """
         turns: list[_Turn] = []
+        seconds = 0.0
         try:
             with connection.transaction():
                 turns = self._claim(connection, since, max_keys)
                 if not turns:
                     return Batch()
+                started_at = time.monotonic()
                 self._apply(connection, turns)
+                seconds = time.monotonic() - started_at
                 self._end(connection, turns)
         except _Redo:
             return Batch(keys=len(turns), redo=True)
@@ -117,6 +120,7 @@ class PythonTarget:
             failures=sum(turn.failed is not None and not turn.asked.skip for turn in turns),
             hand=turns[-1].ready_at,
             skipped=sum(turn.skipped for turn in turns),
+            target_seconds=seconds,
         )
 
     def _claim(
@@ -278,7 +282,7 @@ class PythonTarget:
         with connection.transaction():
             claimed = connection.execute(
                 sql.SQL(
-                    "SELECT FROM {}.key_cursor WHERE topic = %s AND key = %s AND epoch = %s"
+                    "SELECT FROM {}.ticket WHERE topic = %s AND key = %s AND epoch = %s"
                     " FOR UPDATE SKIP LOCKED"
                 ).format(sql.Identifier(self.schema)),
                 (self.topic, turn.key, turn.epoch - 1),

@@ -1,4 +1,4 @@
-"""Worker: goes round its topics on one connection, applies what is ready, sleeps else."""
+"""Worker: loops over its topics on one connection: applies whatever is ready, otherwise sleeps."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import sql
 
-from inturn.applier.batch import OLDEST, Batch, Target
+from inturn.applier.batch import Batch, Target
+from inturn.applier.passes import Passes
 from inturn.applier.stop import Bell, Stop
 from inturn.schema.errors import InturnError, TargetRefused
 
 log = logging.getLogger("inturn.applier")
 
-#: A visit to a topic starts from the oldest ready key and lasts, in seconds, ten times as long as
-#: its first batch took (which walks over the index entries of earlier turns), within these bounds.
+#: A visit to a topic lasts, in seconds, ten times as long as its first batch took, within these bounds.
 #: So a key whose caller committed late, behind the clock hand, waits no longer than that.
 SHORTEST_VISIT_SECONDS, LONGEST_VISIT_SECONDS = 0.1, 1.0
-#: A batch under this many seconds doubles the keys of the next one; a longer one halves them.
-SHORT_BATCH_SECONDS = 0.010
+#: As many keys share a transaction as their handlers take about this many seconds for, by what a key takes in
+#: the quickest of the last batches: on a busy machine the others have waited for a processor.
+BATCH_SECONDS = 0.010
 #: After a batch of at least LONG_BATCH_SECONDS a worker steps back for this part of it, at most for
 #: LONGEST_STEP_BACK_SECONDS: an operator who waits for the key gets it before the worker claims it again.
 LONG_BATCH_SECONDS, STEP_BACK, LONGEST_STEP_BACK_SECONDS = 0.1, 0.02, 0.02
@@ -32,10 +33,27 @@ LONG_BATCH_SECONDS, STEP_BACK, LONGEST_STEP_BACK_SECONDS = 0.1, 0.02, 0.02
 FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.02, 1.0
 #: How often a worker asks which topics there are, and announces itself.
 CHOOSE_SECONDS = 5.0
+#: For how many seconds after its announcement a sleeping worker counts on being notified; the announcement
+#: stands for two.
+ANNOUNCED_SECONDS = 1.0
+#: A worker of more topics than this announces that it sleeps by one row for all.
+ANNOUNCED_BY_NAME = 20
 #: The same as for polling, for connecting again after the connection was lost.
 FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS = 0.1, 10.0
 #: A draining worker gives up after this many attempts in a row to connect again.
 DRAIN_RECONNECTS = 5
+
+
+#: The row of announce_sleep that stands for all topics.
+EVERY_TOPIC = ""
+NEVER = float("inf")
+
+
+class Visit(NamedTuple):
+    """Whether a visit to a topic found a ready key, and whether it left because there was none any more."""
+
+    found: bool
+    emptied: bool
 
 
 @dataclass(slots=True)
@@ -76,8 +94,15 @@ class Worker:
         """
         self._connect = connect
         self._choose = choose
-        self._targets: Sequence[Target] = ()
+        self._targets: dict[str, Target] = {}
+        self._passes = Passes(schema)
         self._chosen_at = 0.0
+        # What a key of a topic takes, by the quickest of the last batches.
+        self._seconds_per_key: dict[str, float] = {}
+        # When it announced, before it looked and found nothing, that it sleeps.
+        self._announced_at = -ANNOUNCED_SECONDS
+        # Until when it may sleep, by time.monotonic().
+        self._due_at = NEVER
         self._schema = schema
         self._max_keys = max_keys
         self._drain = drain
@@ -127,47 +152,84 @@ class Worker:
     def _serve(self, connection: psycopg.Connection[Any]) -> None:
         poll_seconds = FIRST_POLL_SECONDS
         self._chosen_at = -CHOOSE_SECONDS
+        self._announced_at = -ANNOUNCED_SECONDS
+        rung: frozenset[str] = frozenset()
         while not self._stop.requested:
-            if time.monotonic() - self._chosen_at > CHOOSE_SECONDS:
-                self._targets = self._choose(connection)
-                self._chosen_at = time.monotonic()
-            if self._round(connection):
-                poll_seconds = FIRST_POLL_SECONDS
+            self._choose_when_due(connection)
+            if self._apply_ready(connection, rung):
+                rung, poll_seconds = frozenset(), FIRST_POLL_SECONDS
                 continue
             if self._drain:
                 return
-            looked_at = self._announce_sleep(connection)
-            # Looks once more: a key that became ready before the announcement notified nobody.
-            if self._round(connection):
-                poll_seconds = FIRST_POLL_SECONDS
-                continue
-            due = self._seconds_to_next_ready(connection, looked_at)
-            if self._bell.wait(poll_seconds if due is None else min(poll_seconds, due)):
-                poll_seconds = FIRST_POLL_SECONDS
-            else:
-                poll_seconds = min(poll_seconds * 2, LAST_POLL_SECONDS)
+            if not self._announced:
+                self._announce_sleep(connection)
+                # Looks once more: a key that became ready before the announcement notified nobody.
+                if self._apply_ready(connection):
+                    rung, poll_seconds = frozenset(), FIRST_POLL_SECONDS
+                    continue
+            heard = self._bell.wait(min(poll_seconds, max(self._due_at - time.monotonic(), 0.0)))
+            poll_seconds = min(poll_seconds * 2, LAST_POLL_SECONDS) if heard is None else FIRST_POLL_SECONDS
+            rung = heard or frozenset()
 
-    def _round(self, connection: psycopg.Connection[Any]) -> bool:
-        """Visit every topic once; return whether any had a ready key."""
-        found = [self._visit(connection, target) for target in self._targets]
-        return any(found)
+    @property
+    def _announced(self) -> bool:
+        """Whether every append since its last look at all topics notifies it, for long enough to sleep."""
+        return time.monotonic() - self._announced_at < ANNOUNCED_SECONDS
 
-    def _visit(self, connection: psycopg.Connection[Any], target: Target) -> bool:
+    def _choose_when_due(self, connection: psycopg.Connection[Any]) -> None:
+        if time.monotonic() - self._chosen_at > CHOOSE_SECONDS:
+            self._targets = {target.topic: target for target in self._choose(connection)}
+            self._passes.serve(list(self._targets))
+            self._chosen_at = time.monotonic()
+
+    def _apply_ready(self, connection: psycopg.Connection[Any], rung: frozenset[str] = frozenset()) -> bool:
+        """Apply what is ready; return whether there may be more.
+
+        rung: the topics that the bell rang for. When nothing is left in them, a worker that has announced its
+        sleep goes on with it: of any other topic it would have been notified.
+        """
+        if rung and self._announced:
+            visits = [self._visit(connection, topic) for topic in rung if topic in self._targets]
+            if all(visit.emptied for visit in visits):
+                self._wait_for(self._seconds_to_next_ready(connection, list(rung)))
+                return False
+        found = self._passes.begin(connection)
+        self._due_at = NEVER
+        self._wait_for(self._passes.due)
+        visits = [self._visit(connection, topic) for topic in found]
+        if any(visit.found for visit in visits):
+            return True
+        if found:
+            # They are in other hands, or paused; others of their keys may be due soon.
+            self._wait_for(self._seconds_to_next_ready(connection, found))
+        return False
+
+    def _wait_for(self, seconds: float | None) -> None:
+        """Sleep no longer than so many seconds from now; None: nothing is due."""
+        if seconds is not None:
+            self._due_at = min(self._due_at, time.monotonic() + seconds)
+
+    def _fitting(self, per_key: float) -> int:
+        """Return how many keys share a transaction when one takes so many seconds."""
+        return int(min(max(BATCH_SECONDS / max(per_key, 1e-6), 1), self._max_keys))
+
+    def _visit(self, connection: psycopg.Connection[Any], topic: str) -> Visit:
         leave_at: float | None = None
-        hand: datetime | str = OLDEST
-        max_keys, alone = 1, 0
+        hand: datetime | str = self._passes.hand(topic)
+        per_key = self._seconds_per_key.get(topic, NEVER)
+        max_keys, alone = self._fitting(per_key), 0
         while not self._stop.requested and (leave_at is None or time.monotonic() < leave_at):
             started_at = time.monotonic()
             try:
-                batch = target.apply_batch(connection, hand, 1 if alone else max_keys)
+                batch = self._targets[topic].apply_batch(connection, hand, 1 if alone else max_keys)
             except psycopg.DatabaseError as error:
                 if error.sqlstate != TargetRefused.sqlstate:
                     raise
                 # Its target is no SQL function any more: ask again what it is.
                 self._chosen_at = -CHOOSE_SECONDS
-                return True
+                return Visit(found=True, emptied=False)
             if batch.keys == 0:
-                break
+                return Visit(found=leave_at is not None, emptied=True)
             seconds = time.monotonic() - started_at
             if seconds >= LONG_BATCH_SECONDS:
                 self._stop.wait(min(STEP_BACK * seconds, LONGEST_STEP_BACK_SECONDS))
@@ -175,7 +237,7 @@ class Worker:
                 visit = min(max(10 * seconds, SHORTEST_VISIT_SECONDS), LONGEST_VISIT_SECONDS)
                 leave_at = started_at + visit
                 # There may be more than one worker's worth: wake another, which wakes another.
-                self._bell.ring()
+                self._bell.ring(topic)
             self._failed_in_a_row = 0
             if batch.redo:
                 alone = batch.keys
@@ -183,9 +245,10 @@ class Worker:
             alone = max(alone - 1, 0)
             hand = batch.hand
             self._count(batch)
-            short = seconds < SHORT_BATCH_SECONDS
-            max_keys = min(max_keys * 2, self._max_keys) if short else max(max_keys // 2, 1)
-        return leave_at is not None
+            per_key = min(per_key * 2, batch.target_seconds / batch.keys)
+            self._seconds_per_key[topic] = per_key
+            max_keys = min(self._fitting(per_key), max_keys * 2)
+        return Visit(found=leave_at is not None, emptied=False)
 
     def _count(self, batch: Batch) -> None:
         self.totals.keys += batch.keys
@@ -193,21 +256,21 @@ class Worker:
         self.totals.failures += batch.failures
         self.totals.skipped += batch.skipped
 
-    def _announce_sleep(self, connection: psycopg.Connection[Any]) -> datetime:
-        row = connection.execute(
-            sql.SQL("SELECT clock_timestamp(), {}.announce_sleep(%s)").format(sql.Identifier(self._schema)),
-            ([target.topic for target in self._targets],),
-        ).fetchone()
-        assert row is not None  # noqa: S101 - for mypy: one row
-        looked_at: datetime = row[0]
-        return looked_at
+    def _announce_sleep(self, connection: psycopg.Connection[Any]) -> None:
+        topics = list(self._targets) if len(self._targets) <= ANNOUNCED_BY_NAME else [EVERY_TOPIC]
+        connection.execute(
+            sql.SQL("SELECT {}.announce_sleep(%s)").format(sql.Identifier(self._schema)), (topics,)
+        )
+        self._announced_at = time.monotonic()
 
-    def _seconds_to_next_ready(self, connection: psycopg.Connection[Any], since: datetime) -> float | None:
+    def _seconds_to_next_ready(
+        self, connection: psycopg.Connection[Any], topics: Sequence[str]
+    ) -> float | None:
         row = connection.execute(
             sql.SQL("SELECT extract(epoch FROM {}.next_ready(%s, %s) - clock_timestamp())").format(
                 sql.Identifier(self._schema)
             ),
-            ([target.topic for target in self._targets], since),
+            (list(topics), self._passes.looked_at),
         ).fetchone()
         return None if row is None or row[0] is None else max(float(row[0]), 0.0)
 

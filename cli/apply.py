@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import signal
 import sys
-import time
-from types import FrameType
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from inturn.applier import Applier, Fleet, Outcome, Timeouts
+from inturn.applier import Outcome
 from inturn.cli import logs
 from inturn.cli.database import Database, pass_database
-from inturn.cli.errors import Failure
-from inturn.cli.exit_codes import ExitCode
-
-_LOOK_SECONDS = 0.05
+from inturn.cli.processes import Processes
+from inturn.cli.serve import Attended, Options, Signals, attend, exit_code
 
 _EPILOG = """\b
 Exit codes: 0 nothing is ready any more, or stopped as asked; 3 drained, but
@@ -29,7 +22,12 @@ ran out and a command was cut off (it is rolled back, and tried again later).
 \b
 Example:
   inturn apply --app shop.handlers:applier --workers 4
+  inturn apply --app shop.handlers:applier --processes 2 --workers 4
   * * * * * inturn apply --drain --max-seconds 55 --quiet"""
+
+
+#: How many topics the line names that says what is applied.
+FEW_TOPICS = 5
 
 
 @click.command(epilog=_EPILOG, short_help="Apply commands, each key in turn.")
@@ -41,6 +39,13 @@ Example:
     default=1,
     show_default=True,
     help="Threads, each with a connection of its own.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes with so many workers each. Several, where Python is busy on one processor.",
 )
 @click.option(
     "--batch",
@@ -102,6 +107,7 @@ def apply(
     app: str | None,
     topics: tuple[str, ...],
     workers: int,
+    processes: int,
     batch: int,
     http_timeout: float,
     http_read_timeout: float,
@@ -119,60 +125,81 @@ def apply(
     --app, those with handlers in it. Posts are signed with INTURN_HTTP_SECRET_TOPIC,
     INTURN_HTTP_SECRET or what is in the file INTURN_HTTP_SECRET_FILE, if one is set.
     Any number of these may run at once, on any machines. SIGTERM and Ctrl-C stop it
-    after the command in hand; a second one cuts that off.
+    after the command in hand; a second one cuts that off. Of several processes, one
+    that dies ends the others, and the exit code is 1.
     """
     logs.set_up(log_format, quiet=quiet)
-    fleet = Fleet(
-        database.conninfo,
-        _load(app) if app else None,
+    options = Options(
+        dsn=database.conninfo,
+        schema=database.schema,
+        app=app,
         topics=topics,
         workers=workers,
-        max_keys=batch,
+        batch=batch,
+        http_timeouts=(http_connect_timeout, http_read_timeout, http_timeout),
         drain=drain,
         prepare=not no_prepare,
-        schema=database.schema,
-        http_timeouts=Timeouts(http_connect_timeout, http_read_timeout, http_timeout),
+        max_seconds=max_seconds,
+        grace=grace,
+        log_format=log_format,
+        quiet=quiet,
     )
-    signals = _Signals()
-    with database.connect(check=False):
-        pass  # what is wrong with the database is best said before anything else
+    return _run(database, options) if processes == 1 else _run_processes(database, options, processes)
+
+
+def _few(topics: list[str]) -> list[str]:
+    """Return the first topics, and how many more there are: a line with ten thousand names helps nobody."""
+    return topics if len(topics) <= FEW_TOPICS else [*topics[:FEW_TOPICS], f"{len(topics) - FEW_TOPICS} more"]
+
+
+def _run(database: Database, options: Options) -> int:
+    """Run the fleet in this process; return the exit code."""
+    fleet = options.fleet()
+    signals = Signals()
+    _check(database)
     fleet.start()
-    logs.log.info("applying", extra={"topics": fleet.topics, "workers": workers})
-    stop_at = time.monotonic() + max_seconds if max_seconds is not None else float("inf")
-    with _Bar(fleet, shown=drain and not quiet and sys.stderr.isatty()) as bar:
-        while fleet.running and not signals.count and time.monotonic() < stop_at:
-            fleet.wait(_LOOK_SECONDS)
-            bar.update()
-        fleet.request_stop()
-        end_at = time.monotonic() + grace
-        while fleet.running and signals.count <= 1 and time.monotonic() < end_at:
-            fleet.wait(_LOOK_SECONDS)
-            bar.update()
-    outcome = fleet.end(0)
-    _summarise(outcome, log_format, quiet=quiet, with_rate=drain)
+    logs.log.info("applying", extra={"topics": _few(fleet.topics), "workers": options.workers})
+    return _conclude(_attend(fleet, signals, options), options)
+
+
+def _run_processes(database: Database, options: Options, count: int) -> int:
+    """Run the fleet in each of so many processes; return the exit code."""
+    signals = Signals()
+    _check(database)
+    with Processes(options, count, signals.requests) as fleet:
+        fleet.start()
+        if fleet.started:
+            extra = {"topics": _few(fleet.topics), "workers": options.workers, "processes": count}
+            logs.log.info("applying", extra=extra)
+        outcome = _attend(fleet, signals, options)
+    return _conclude(outcome, options, ran=fleet.ran)
+
+
+def _check(database: Database) -> None:
+    """Connect once: what is wrong with the database is best said before anything else."""
+    database.connect(check=False).close()
+
+
+def _attend(fleet: Attended, signals: Signals, options: Options) -> Outcome:
+    with _Bar(fleet, shown=options.drain and not options.quiet and sys.stderr.isatty()) as bar:
+        return attend(
+            fleet, signals.requests, bar.update, grace=options.grace, max_seconds=options.max_seconds
+        )
+
+
+def _conclude(outcome: Outcome, options: Options, *, ran: bool = True) -> int:
+    """Print the summary, if anything ran; return the exit code, or raise what ended the fleet."""
+    if ran:
+        _summarise(outcome, options.log_format, quiet=options.quiet, with_rate=options.drain)
     if outcome.error is not None:
         raise outcome.error
-    if outcome.cut:
-        return ExitCode.UNFINISHED
-    return ExitCode.HELD if drain and outcome.held else ExitCode.OK
-
-
-class _Signals:
-    """Counts the requests to stop."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._received)
-
-    def _received(self, _number: int, _frame: FrameType | None) -> None:
-        self.count += 1
+    return exit_code(outcome, options)
 
 
 class _Bar:
     """A progress bar over what was ready at the start; nothing when it is not to be shown."""
 
-    def __init__(self, fleet: Fleet, *, shown: bool) -> None:
+    def __init__(self, fleet: Attended, *, shown: bool) -> None:
         self._fleet = fleet
         self._progress = Progress(
             TextColumn("applying"),
@@ -197,33 +224,6 @@ class _Bar:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-
-
-def _load(app: str) -> Applier:
-    module_name, _, attribute = app.partition(":")
-    if not module_name or not attribute:
-        raise Failure(
-            f"--app {app} names no applier",
-            hint="Write MODULE:NAME, as shop.handlers:applier",
-            code=ExitCode.USAGE,
-        )
-    # As `python -m` does: the user's modules are beside where the user stands.
-    sys.path.insert(0, "")
-    try:
-        found: Any = importlib.import_module(module_name)
-        for name in attribute.split("."):
-            found = getattr(found, name)
-    except Exception as error:
-        raise Failure(
-            f"--app {app} cannot be loaded: {type(error).__name__}: {error}",
-            hint="Try it alone: python -c 'import " + module_name + "'",
-        ) from error
-    if not isinstance(found, Applier):
-        raise Failure(
-            f"--app {app} is a {type(found).__name__}, no inturn.applier.Applier",
-            hint="Name the Applier that the handlers are registered with",
-        )
-    return found
 
 
 def _summarise(outcome: Outcome, log_format: str, *, quiet: bool, with_rate: bool) -> None:

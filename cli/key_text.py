@@ -59,7 +59,7 @@ def resolve(connection: Connection[Any], schema: str, text: str, topic: str | No
     if printed is None or printed == text:
         return text
     exists = sql.SQL(
-        "SELECT EXISTS (SELECT FROM {schema}.topic t, {schema}.key_cursor c WHERE c.topic = t.name"
+        "SELECT EXISTS (SELECT FROM {schema}.topic t, {schema}.key_sequence c WHERE c.topic = t.name"
         " AND c.key = %(key)s AND (%(topic)s::text IS NULL OR t.name = %(topic)s))"
     ).format(schema=sql.Identifier(schema))
     found = connection.execute(exists, {"key": printed, "topic": topic}).fetchone()
@@ -108,7 +108,7 @@ class KeyParam(_Completed):
     # A topic at a time, each a walk of its part of the primary key.
     query = """
         SELECT DISTINCT c.key FROM {schema}.topic t CROSS JOIN LATERAL (
-            SELECT c.key FROM {schema}.key_cursor c WHERE c.topic = t.name AND c.key LIKE %(start)s
+            SELECT c.key FROM {schema}.key_sequence c WHERE c.topic = t.name AND c.key LIKE %(start)s
             ORDER BY c.key LIMIT %(most)s) c
         WHERE %(topic)s::text IS NULL OR t.name = %(topic)s ORDER BY 1 LIMIT %(most)s"""
 

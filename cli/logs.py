@@ -15,7 +15,7 @@ from inturn.cli.output import escape
 log = logging.getLogger("inturn")
 
 #: What the applier adds to a record, in the order in which a line shows it.
-_FIELDS = ("topics", "workers", "topic", "key", "seq", "command", "attempt")
+_FIELDS = ("topics", "workers", "processes", "topic", "key", "seq", "command", "attempt")
 
 
 class _TextFormatter(logging.Formatter):

@@ -134,7 +134,7 @@ def find_key(
     found = connection.execute(
         sql.SQL(
             "SELECT t.name FROM {schema}.topic t WHERE EXISTS ("
-            "SELECT FROM {schema}.key_cursor c WHERE c.topic = t.name AND c.key = %s) ORDER BY 1"
+            "SELECT FROM {schema}.key_sequence c WHERE c.topic = t.name AND c.key = %s) ORDER BY 1"
         ).format(schema=sql.Identifier(database.schema)),
         (key,),
     ).fetchall()

@@ -22,11 +22,16 @@ from inturn.cli.keys import require_topic
 from inturn.cli.output import escape, first_line, json_option, print_json
 
 _COMMANDS_A_SLICE = 50_000
-_COUNTED = ("keys", "commands", "turns")
-_COUNT = "SELECT count(*) AS n FROM {}.TABLE WHERE topic = %s AND key = %s"
+# What is counted, and where it is when a key is asked for.
+_COUNTED = {
+    "keys": "key_sequence WHERE true",
+    "commands": "command_log WHERE true",
+    "turns": "turn WHERE outcome <> 'idle'",
+}
+_COUNT = "SELECT count(*) AS n FROM {}.TABLE AND topic = %s AND key = %s"
 
 # Of a row: what is printed first, and what its violation says already.
-_FIRST = ("seq", "epoch", "from_seq", "to_seq", "outcome", "applied_seq", "drained_seq", "known_seq")
+_FIRST = ("seq", "epoch", "from_seq", "to_seq", "outcome", "applied_seq", "drained")
 _SAID = ("table", "topic", "key")
 
 
@@ -134,7 +139,7 @@ class _Reader:
     def key(self, topic: str, key: str, work: _Work) -> list[dict[str, Any]]:
         """Verify a key; count what was read."""
         self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        for name, table in zip(_COUNTED, ("key_cursor", "command_log", "turn"), strict=True):
+        for name, table in _COUNTED.items():
             (row,) = self._rows(_COUNT.replace("TABLE", table), topic, key)
             setattr(work, name, getattr(work, name) + row["n"])
         found = self._rows("SELECT * FROM {}.verify(%s, %s, %s)", topic, key, key)

@@ -92,7 +92,7 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
             raise SchemaMismatch(
                 f"schema {schema} is not installed in this database", hint="There is nothing to do"
             )
-        pass
+        check_not_newer(version, schema)
         _lock_tables(connection, schema)
         if revision == "base" and not force:
             _check_nothing_pending(connection, schema)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,15 @@ from inturn.schema.install import upgrade
 
 _TEMPLATE = "inturn_template"
 _numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """Let what the tests start hear Ctrl-C, also where a shell has started pytest in the background.
+
+    Such a shell has it ignored, which programs inherit; a handler they do not.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

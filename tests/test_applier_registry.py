@@ -65,7 +65,7 @@ def test_a_worker_is_listed_with_the_key_that_it_has_in_hand(database: Database)
 
 def test_a_handler_outside_the_database_is_said_to_be(database: Database) -> None:
     session = database.session()
-    session.execute("SELECT inturn.announce_applier('me', '{orders}', 'here', 1, '0003')")
+    session.execute("SELECT inturn.announce_applier('me', '{orders}', 'here', 1, '0001')")
     session.commit()
     database.execute("SELECT inturn.create_topic('orders')")
     database.execute("SELECT inturn.append('orders', 'a', 'insert')")
@@ -111,7 +111,7 @@ def test_a_worker_whose_schema_changes_ends_and_says_so(
 def test_an_older_schema_that_knows_no_registry_is_refused_as_such(database: Database, missing: str) -> None:
     kind = "FUNCTION" if missing == "announce_applier" else "TABLE"
     database.execute(
-        f"DROP {kind} inturn.{missing} CASCADE; UPDATE inturn.schema_version SET version_num = '0001'"
+        f"DROP {kind} inturn.{missing} CASCADE; UPDATE inturn.schema_version SET version_num = '0000'"
     )
     with inturn_apply(database.dsn, app=None) as process:
         assert process.exit_code() == 5
@@ -144,8 +144,8 @@ def test_a_sql_applier_is_alive_during_its_call_only(witness: Database) -> None:
 
 def test_one_that_idles_unseen_is_not_alive_and_one_behind_a_pooler_by_its_word(database: Database) -> None:
     session = database.session(autocommit=True)
-    session.execute("SELECT inturn.announce_applier('direct', '{}', 'here', 1, '0003')")
-    session.execute("SELECT inturn.announce_applier('pooled', '{}', 'here', 1, '0003', true)")
+    session.execute("SELECT inturn.announce_applier('direct', '{}', 'here', 1, '0001')")
+    session.execute("SELECT inturn.announce_applier('pooled', '{}', 'here', 1, '0001', true)")
     alive = ("applier", "alive")
     assert listed(database, *alive) == [("direct", True), ("pooled", True)]
     database.execute("UPDATE inturn.applier SET seen_at = seen_at - interval '16 seconds'")
@@ -153,7 +153,7 @@ def test_one_that_idles_unseen_is_not_alive_and_one_behind_a_pooler_by_its_word(
     session.execute("BEGIN; SELECT 1")
     assert listed(database, *alive) == [("direct", True), ("pooled", False)]
     session.execute("COMMIT")
-    session.execute("SELECT inturn.announce_applier('pooled', '{}', 'here', 1, '0003', true)")
+    session.execute("SELECT inturn.announce_applier('pooled', '{}', 'here', 1, '0001', true)")
     session.kill()
     assert listed(database, *alive) == [("pooled", True), ("direct", False)]
 

@@ -159,18 +159,13 @@ def test_a_key_that_has_failed_shares_no_outcome_with_fresh_ones(database: Datab
         if command.name == "fail":
             raise ValueError("always")
 
+    target = PythonTarget(TOPIC, handlers, Stop(), "inturn", "test")
     append(database, "bad", "fail")
-    apply_all(database, handlers)
-    until(
-        lambda: database.value("SELECT count(*) FROM inturn.key_cursor WHERE ready_at < now()"),
-        "the second attempt is due",
-    )
-    database.execute("UPDATE inturn.key_cursor SET ready_at = clock_timestamp() + interval '1 hour'")
+    target.apply_batch(database.connect(), "-infinity", 1)
     append_keys(database, 3)
     # All four in one batch: the claim takes them in this order.
     database.execute("UPDATE inturn.key_cursor SET ready_at = '2000-01-01' WHERE key = 'bad'")
     runs.clear()
-    target = PythonTarget(TOPIC, handlers, Stop(), "inturn", "test")
     batch = target.apply_batch(database.connect(), "-infinity", 4)
     assert (batch.keys, batch.commands, batch.failures, batch.redo) == (4, 3, 1, False)
     assert sorted(runs) == ["bad", "k1", "k2", "k3"]

@@ -355,8 +355,6 @@ def test_beside_the_schema_each_comes_and_goes_by_itself(empty_database: Databas
         assert dump(empty_database) == before
     assert accept(empty_database, 1)
 
-    downgrade(dsn, revision="0002", force=True)
-    upgrade(dsn)
     downgrade(dsn, force=True)
     assert not accept(empty_database, 1)
     with connect_as(empty_database, "inturn_receiver") as session:

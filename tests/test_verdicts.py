@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
-from support.database import Database, until
+from support.database import Database, until, wait_transactions_over
 from support.oracle import Oracle
 from support.process import run_apply
 
@@ -406,6 +406,8 @@ def test_settings_of_a_topic_reach_an_applier_at_work(witness: Database, oracle:
 
     def set_topic(settings: str) -> None:
         witness.execute(f"SELECT inturn.set_topic(%s, {settings})", [topic])
+        # A claim in hand may have read the old ones, and still find what is appended from here on.
+        wait_transactions_over(witness)
 
     set_topic("max_attempts => 1")
     with at_work(witness, topic, workers=2):

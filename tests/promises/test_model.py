@@ -571,6 +571,8 @@ def play(database: Database, examples: int, phases: Sequence[Phase]) -> None:
     )
 
 
+# Longer than Hypothesis shrinks: the limit would hide what was found.
+@pytest.mark.timeout(600)
 def test_model_any_interleaving_keeps_every_promise(witness: Database) -> None:
     play(witness, 50, [Phase.generate, Phase.shrink])
 

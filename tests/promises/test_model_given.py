@@ -278,6 +278,8 @@ def play(database: Database, examples: int, *phases: Phase) -> None:
     )
 
 
+# Longer than Hypothesis shrinks: the limit would hide what was found.
+@pytest.mark.timeout(600)
 def test_model_numbers_in_any_order_keep_every_promise(witness: Database) -> None:
     play(witness, 40, Phase.generate, Phase.shrink)
 

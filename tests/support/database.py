@@ -37,7 +37,7 @@ class Session:
     def execute(self, query: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
         """Run a statement to its end and return its rows."""
         cursor = self.connection.execute(query, parameters)
-        return cursor.fetchall() if cursor.description else []
+        return [] if cursor.description is None else cursor.fetchall()
 
     def begin(self, query: str, parameters: Sequence[Any] | None = None) -> Future[list[tuple[Any, ...]]]:
         """Start a statement in the session's thread, for `wait_blocked` or the future's result."""
@@ -99,7 +99,7 @@ class Database:
         if self._admin.closed:
             self._admin = self.connect(autocommit=True)
         cursor = self._admin.execute(query, parameters)
-        return cursor.fetchall() if cursor.description else []
+        return [] if cursor.description is None else cursor.fetchall()
 
     def value(self, query: str, parameters: Sequence[Any] | None = None) -> Any:
         """Run a statement in autocommit and return the first column of its first row."""
@@ -119,3 +119,21 @@ class Database:
         self.close()
         with self.server.connect() as admin:
             admin.execute(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
+
+
+def wait_transactions_over(database: Database) -> None:
+    """Wait until every transaction that is open in the database now has ended.
+
+    Those that come after see all that was committed before.
+    """
+    (now,) = database.execute("SELECT clock_timestamp()")[0]
+    until(
+        lambda: (
+            not database.value(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start <= %s",
+                [now],
+            )
+        ),
+        "the end of the transactions that were open",
+    )

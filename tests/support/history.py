@@ -5,7 +5,7 @@ from __future__ import annotations
 from support.database import Database, until
 
 #: Where the key `a` of the history stands at the end: its last seq, applied_seq and epoch.
-LAST_SEQ, LAST_EPOCH = 12, 8
+LAST_SEQ, LAST_EPOCH = 12, 10
 
 
 def make_history(witness: Database) -> None:
@@ -13,7 +13,8 @@ def make_history(witness: Database) -> None:
 
     Of a: 1 to 3 applied, 4 failed, tried again, held and skipped by an operator, 5 applied, 6 skipped
     when its attempts ran out, 7 and 8 cancelled so, 9 and 10 cancelled by an operator, 11 the replay
-    of 4, amended to something that applies, 12 applied.
+    of 4, amended to something that applies, 12 applied. After 6 and after 8 a turn found nothing, and the
+    key went idle: the epochs 6 and 8.
     """
     settings = "UPDATE inturn.topic SET max_attempts = %s, on_exhausted = %s"
     witness.execute(settings, [2, "hold"])

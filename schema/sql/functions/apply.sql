@@ -15,26 +15,35 @@ AS $$
 DECLARE
     stop_at constant timestamptz := coalesce(clock_timestamp() + make_interval(secs => max_seconds), 'infinity');
     applier constant text := format('sql:%s', pg_backend_pid());
-    served text;
-    visit record;
     found_any boolean := true;
+    pass inturn.pass;
+    seconds double precision[] := '{}'; -- how many a key takes, in the order of topics
+    per_key double precision;
+    place integer;
     announced_at timestamptz := '-infinity';
 BEGIN
     commands := 0; failures := 0;
     topics := coalesce(topics, ARRAY(SELECT t.name FROM inturn.topic t WHERE t.target LIKE 'sql:%' ORDER BY t.name));
+    PERFORM inturn.sql_topic(t.name) FROM unnest(topics) t (name);
     -- Whatever the session's default; every batch chains its transaction to this one.
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     WHILE found_any AND clock_timestamp() < stop_at LOOP
         found_any := false;
-        FOREACH served IN ARRAY topics LOOP
+        pass := inturn.begin_pass(topics, pass);
+        COMMIT AND CHAIN;
+        FOR served IN 1 .. cardinality(pass.found) LOOP
             IF announced_at < clock_timestamp() - interval '5 seconds' THEN
                 PERFORM inturn.announce_applier(applier, topics, 'database session', NULL,
                                                 (SELECT v.version_num FROM inturn.schema_version v));
                 COMMIT AND CHAIN;
                 announced_at := clock_timestamp();
             END IF;
-            CALL inturn.visit_topic(served, stop_at, max_keys, applier, commands, failures, found_any);
+            place := array_position(topics, pass.found[served]);
+            per_key := seconds[place];
+            CALL inturn.visit_topic(pass.found[served], pass.hands[served], stop_at, max_keys, applier,
+                                    commands, failures, found_any, per_key);
+            seconds[place] := per_key;
         END LOOP;
     END LOOP;
 END

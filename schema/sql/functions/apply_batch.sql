@@ -4,16 +4,17 @@
 -- Begins no further command once it has lasted a second, so that who waits for a key (see lock_cursor) waits for the
 -- command in hand; keys that it has not begun stay ready as they were.
 -- failures: commands that failed; skipped: commands that were passed over, because they asked for it or attempts ran out.
+-- target_time: how long the target was at work.
 -- since: as in claim; pass the returned hand to the next call. keys = 0: none was ready, there is no hand.
 -- redo: a command failed while several keys shared the transaction. Nothing was changed; commit, then call with
 -- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
--- Locks: rows in key_cursor (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
+-- Locks: tickets (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
 -- Raises IT001, IT012 for a topic without a SQL target, and what claim, finish and fail raise. A target that is not
 -- there fails the commands, as one that raises does: the other topics go on.
 CREATE FUNCTION inturn.apply_batch(
     topic text, since timestamptz, max_keys integer, applier text,
     OUT keys integer, OUT commands bigint, OUT failures integer, OUT redo boolean, OUT hand timestamptz,
-    OUT skipped bigint
+    OUT skipped bigint, OUT target_time interval
 )
 LANGUAGE plpgsql VOLATILE
 -- No SET clauses: they would reach into the target.
@@ -22,25 +23,18 @@ DECLARE
     settings inturn.topic;
     claimed record;
     fresh record;
-    leave_at timestamptz; cut boolean;
+    began_at timestamptz; leave_at timestamptz; cut boolean;
     done_keys text[]; done_seqs bigint[];
     step_by_step boolean := false;
     turn record;
     failed_keys text[] := '{}';
 BEGIN
-    keys := 0; commands := 0; failures := 0; redo := false; skipped := 0;
-    SELECT * INTO settings FROM inturn.topic t WHERE t.name = apply_batch.topic;
-    IF NOT FOUND THEN
-        PERFORM inturn.refuse_topic(topic);
-    END IF;
-    IF settings.target NOT LIKE 'sql:%' THEN
-        RAISE EXCEPTION USING ERRCODE = 'IT012',
-            MESSAGE = format('topic %L has the target %s, which SQL cannot apply', topic, settings.target),
-            HINT = 'Apply it with: inturn apply --app MODULE:APPLIER.';
-    END IF;
+    keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0';
+    settings := inturn.sql_topic(topic);
 
     SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs,
-           array_agg(c.attempts) AS attempts, max(c.ready_at) AS ready_at
+           array_agg(c.applied_seq + 1) AS from_seqs, array_agg(c.attempts) AS attempts, max(c.attempts) > 0 AS any_failed,
+           max(c.ready_at) AS ready_at
     INTO claimed FROM inturn.claim(topic, since, max_keys) c;
     IF claimed.keys IS NULL THEN
         RETURN;
@@ -48,12 +42,16 @@ BEGIN
     keys := cardinality(claimed.keys);
     hand := claimed.ready_at;
 
-    leave_at := clock_timestamp() + interval '1 s';
-    SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs
-    INTO fresh FROM unnest(claimed.keys, claimed.applied_seqs, claimed.attempts) c (key, applied_seq, attempts)
-    WHERE c.attempts = 0;
+    began_at := clock_timestamp();
+    leave_at := began_at + interval '1 s';
+    fresh := claimed;
+    IF claimed.any_failed THEN
+        SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs
+        INTO fresh FROM unnest(claimed.keys, claimed.applied_seqs, claimed.attempts) c (key, applied_seq, attempts)
+        WHERE c.attempts = 0;
+    END IF;
     BEGIN
-        EXECUTE inturn.target_query(topic, settings.target) INTO done_keys, done_seqs, commands
+        EXECUTE inturn.target_query(topic, settings.target) INTO done_seqs, commands
         USING topic, fresh.keys, fresh.applied_seqs, settings.batch_commands, 1, leave_at;
         IF commands IS NULL THEN
             RAISE internal_error USING MESSAGE = 'the clock was set back during a turn';
@@ -64,8 +62,16 @@ BEGIN
             RETURN;
         END IF;
         step_by_step := true;
-        commands := 0; done_keys := NULL; done_seqs := NULL;
+        commands := 0; done_seqs := NULL;
     END;
+    cut := clock_timestamp() >= leave_at;
+    IF NOT claimed.any_failed AND NOT step_by_step AND NOT cut THEN
+        -- Nearly always: every key was begun, and none failed.
+        target_time := clock_timestamp() - began_at;
+        PERFORM inturn.finish(topic, claimed.keys, claimed.epochs, claimed.from_seqs, done_seqs, applier);
+        RETURN;
+    END IF;
+    done_keys := CASE WHEN done_seqs IS NOT NULL THEN fresh.keys ELSE '{}' END;
     FOR i IN 1 .. keys LOOP
         CONTINUE WHEN claimed.attempts[i] = 0 AND NOT step_by_step;
         CONTINUE WHEN claimed.attempts[i] > 0 AND clock_timestamp() >= leave_at;
@@ -85,11 +91,12 @@ BEGIN
     END LOOP;
 
     cut := clock_timestamp() >= leave_at;
+    target_time := clock_timestamp() - began_at;
     PERFORM inturn.finish(topic, array_agg(c.key), array_agg(c.epoch), array_agg(c.applied_seq + 1),
                           array_agg(coalesce(d.seq, c.applied_seq)), applier)
     FROM unnest(claimed.keys, claimed.epochs, claimed.applied_seqs) c (key, epoch, applied_seq)
     LEFT JOIN unnest(done_keys, done_seqs) d (key, seq) ON d.key = c.key
-    WHERE c.key <> ALL (failed_keys) AND NOT (cut AND d.seq IS NULL)
+    WHERE c.key <> ALL (failed_keys) AND NOT (cut AND coalesce(d.seq, c.applied_seq) = c.applied_seq)
     HAVING count(*) > 0;
 END
 $$;

@@ -28,7 +28,7 @@ BEGIN
         BEGIN
             done_seq := applied_seq;
             WHILE done_seq < stop_seq LOOP
-                EXECUTE format('SELECT commands FROM (%s) AS q (keys, seqs, commands)',
+                EXECUTE format('SELECT commands FROM (%s) AS q (seqs, commands)',
                                inturn.target_query(topic, target))
                 INTO commands USING topic, ARRAY[key], ARRAY[done_seq], 1, attempt, timestamptz 'infinity';
                 EXIT WHEN commands = 0;

@@ -1,19 +1,15 @@
 -- Deletes the marks of keys whose turns end well; of a turn that applied nothing, all but since when the key waits for a
 -- missing number. Internal to finish.
 --
--- The arrays run in parallel; tickets: the places of the keys' tickets, which the caller has locked.
+-- The arrays run in parallel. The caller has locked the keys' tickets.
 CREATE FUNCTION inturn.clear_marks(
-    topic text, keys text[], tickets tid[], epochs bigint[], drained boolean[], from_seqs bigint[], applied_seqs bigint[]
+    topic text, keys text[], epochs bigint[], drained boolean[], from_seqs bigint[], applied_seqs bigint[]
 ) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
 BEGIN
-    -- Nearly never: the tickets have just been read, this looks at them once more.
-    IF NOT EXISTS (SELECT FROM inturn.ticket c WHERE c.ctid = ANY (tickets) AND c.marked) THEN
-        RETURN;
-    END IF;
     UPDATE inturn.key_mark m SET
         attempts = 0, last_error = NULL, failed_at = NULL, paused_at = NULL, paused_until = NULL,
         claimed_by = NULL, claimed_at = NULL, lease_until = NULL

@@ -17,7 +17,7 @@ DECLARE
     given constant boolean := EXISTS (SELECT FROM inturn.topic t WHERE t.name = finish.topic AND t.numbering = 'given');
     locked boolean[];
     tickets tid[];
-    marked boolean[];
+    marked boolean;
     drained boolean[];
     gaps boolean[];
 BEGIN
@@ -35,25 +35,29 @@ BEGIN
                SELECT true FROM inturn.command_log l
                WHERE l.topic = finish.topic AND l.key = t.key AND l.seq = t.applied_seq + 1) IS NULL
                ORDER BY t.position),
-           array_agg(given AND (
+           CASE WHEN given THEN array_agg((
                SELECT true FROM inturn.command_log l
                WHERE l.topic = finish.topic AND l.key = t.key AND l.seq > t.applied_seq + 1 LIMIT 1) IS NOT NULL
-               ORDER BY t.position),
-           -- Only what this transaction has claimed, whose lock is in xmax: if a handler ended the transaction and
-           -- began another, the claim went with it.
-           array_agg((SELECT c.ctid FROM inturn.ticket c
-               WHERE c.topic = finish.topic AND c.key = t.key AND c.epoch = t.epoch - 1 AND c.applied_seq = t.from_seq - 1
-                 AND c.xmax = pg_current_xact_id()::xid) ORDER BY t.position)
-    INTO drained, gaps, tickets
+               ORDER BY t.position) END,
+           array_agg(c.ctid ORDER BY t.position), bool_or(c.marked)
+    INTO drained, gaps, tickets, marked
     FROM unnest(keys, epochs, from_seqs, applied_seqs, locked) WITH ORDINALITY
-        t (key, epoch, from_seq, applied_seq, locked, position);
+        t (key, epoch, from_seq, applied_seq, locked, position)
+    -- Only what this transaction has claimed, whose lock is in xmax: if a handler ended the transaction and
+    -- began another, the claim went with it.
+    LEFT JOIN LATERAL (
+        SELECT c.ctid, c.marked FROM inturn.ticket c
+        WHERE c.topic = finish.topic AND c.key = t.key AND c.epoch = t.epoch - 1 AND c.applied_seq = t.from_seq - 1
+          AND c.xmax = pg_current_xact_id()::xid LIMIT 1) c ON true;
     IF array_position(tickets, NULL) IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT030',
             MESSAGE = format('%s of %s turns of topic %L were fenced off: their claims are not held any more',
                              cardinality(array_positions(tickets, NULL)), cardinality(keys), topic);
     END IF;
 
-    PERFORM inturn.clear_marks(topic, keys, tickets, epochs, drained, from_seqs, applied_seqs);
+    IF marked THEN
+        PERFORM inturn.clear_marks(topic, keys, epochs, drained, from_seqs, applied_seqs);
+    END IF;
     PERFORM inturn.end_turns(topic, keys, tickets,
                              CASE WHEN given THEN ARRAY(SELECT d AND NOT g FROM unnest(drained, gaps) t (d, g)) ELSE drained END,
                              epochs, from_seqs, applied_seqs, applier);

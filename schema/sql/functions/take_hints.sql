@@ -13,14 +13,13 @@ DECLARE
     hint record;
     taken bigint := 0;
 BEGIN
-    IF NOT EXISTS (SELECT FROM unnest(topics) t (name) CROSS JOIN LATERAL (
-        SELECT FROM inturn.wake_hint h WHERE h.topic = t.name AND h.left_at >= since LIMIT 1) h) THEN
+    IF NOT EXISTS (SELECT FROM inturn.wake_hint h WHERE h.left_at >= since) THEN
         RETURN 0;
     END IF;
     PERFORM inturn.require_read_committed();
     FOR hint IN
         SELECT h.ctid AS tid, h.topic, h.key FROM inturn.wake_hint h
-        WHERE h.topic = ANY (topics) AND h.left_at >= since LIMIT 1000 FOR UPDATE SKIP LOCKED
+        WHERE h.left_at >= since AND h.topic = ANY (topics) ORDER BY h.left_at LIMIT 1000 FOR UPDATE SKIP LOCKED
     LOOP
         taken := taken + 1;
         PERFORM FROM inturn.key_sequence s WHERE s.topic = hint.topic AND s.key = hint.key FOR UPDATE SKIP LOCKED;

@@ -60,7 +60,7 @@ ticket AS (
     WHERE c.topic = of_topic AND c.key >= from_key COLLATE "C" AND c.key <= (SELECT b.last_key FROM bound b)
 ),
 mark AS MATERIALIZED (
-    SELECT m.*, row_number() OVER (PARTITION BY m.key ORDER BY m.epoch DESC) AS copy FROM inturn.key_mark m
+    SELECT m.*, row_number() OVER (PARTITION BY m.key, m.epoch) AS copy FROM inturn.key_mark m
     WHERE m.topic = of_topic AND m.key >= from_key COLLATE "C" AND m.key <= (SELECT b.last_key FROM bound b)
 ),
 -- The last turn: its epoch, where the key stood then, and whether it was drained.
@@ -78,20 +78,20 @@ passed AS MATERIALIZED (
           WHERE k.topic = of_topic AND k.key >= from_key COLLATE "C" AND k.key <= (SELECT b.last_key FROM bound b)) k
     GROUP BY k.key, k.epoch, k.by_operator, k.run
 ),
--- Everything that moved a cursor. kind: 0 a turn, 1 what it passed over, 2 what an operator passed over.
+-- Everything that moved a key. kind: 0 a turn, 1 what it passed over, 2 what an operator passed over; 3 moved nothing: the
+-- key went idle without a turn.
 move AS MATERIALIZED (
-    SELECT t.key, t.epoch, 0 AS kind, t.from_seq AS lo, t.to_seq AS hi, t.outcome, t.error IS NULL AS well,
-           t.started_at, t.finished_at AS ended_at
+    SELECT t.key, t.epoch, CASE t.outcome WHEN 'idle' THEN 3 ELSE 0 END AS kind, t.from_seq AS lo, t.to_seq AS hi, t.outcome,
+           t.error IS NULL AS well, t.started_at, t.finished_at AS ended_at
     FROM inturn.turn t
     WHERE t.topic = of_topic AND t.key >= from_key COLLATE "C" AND t.key <= (SELECT b.last_key FROM bound b)
-      AND t.outcome <> 'idle'
     UNION ALL
     SELECT p.key, p.epoch, CASE WHEN p.by_operator THEN 2 ELSE 1 END, p.lo, p.hi, NULL, NULL, NULL, p.ended_at FROM passed p
 ),
-reach AS (SELECT m.key, max(m.hi) AS hi, max(m.epoch) AS epoch FROM move m GROUP BY m.key),
+reach AS (SELECT m.key, max(m.hi) AS hi, max(m.epoch) AS epoch FROM move m WHERE m.kind < 3 GROUP BY m.key),
 key AS MATERIALIZED (
-    SELECT k.*, m.held_at, m.paused_at, m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until,
-           m.paused_at IS NOT NULL AND m.paused_until IS NULL AS paused
+    SELECT k.*, m.key IS NOT NULL AS has_marks, m.held_at, m.paused_at, m.paused_until, m.waiting_at,
+           m.claimed_by, m.claimed_at, m.lease_until, m.paused_at IS NOT NULL AND m.paused_until IS NULL AS paused
     FROM (SELECT key, k.commands, coalesce(k.last_seq, n.base) AS last_seq, k.faults,
                  coalesce(r.hi, n.base) AS hi, coalesce(r.epoch, 0) AS last_epoch,
                  s.copy AS sequences, s.given AS given_key, c.copy AS tickets,
@@ -105,12 +105,12 @@ key AS MATERIALIZED (
 -- The moves by number: how far the ones before it reach. A turn that applied nothing covers nothing.
 cover AS (
     SELECT m.key, m.epoch, m.lo, m.hi, max(m.hi) OVER w AS reached, lag(m.epoch) OVER w AS epoch_before
-    FROM move m WHERE m.hi >= m.lo
+    FROM move m WHERE m.hi >= m.lo AND m.kind < 3
     WINDOW w AS (PARTITION BY m.key ORDER BY m.lo, m.epoch, m.kind ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 ),
 -- The moves by epoch, each with its neighbours.
 walk AS (
-    SELECT m.*, lag(m.epoch) OVER w AS epoch_before, lag(m.lo) OVER w AS lo_before,
+    SELECT m.*, lag(m.epoch) OVER w AS epoch_before, lag(m.lo) OVER w AS lo_before, lag(m.kind) OVER w AS kind_before,
            lag(m.kind) OVER w = 0 AND lag(m.outcome) OVER w IN ('skipped', 'cancelled') AS after_skipping,
            lead(m.epoch) OVER w AS epoch_after, lead(m.kind) OVER w AS kind_after,
            lead(m.lo) OVER w AS lo_after, lead(m.hi) OVER w AS hi_after, lag(m.ended_at) OVER w AS ended_before
@@ -174,7 +174,8 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            '{key_sequence}', '{}', NULL, NULL
     FROM key k WHERE k.given_key <> k.given
     UNION ALL
-    SELECT 'sequence-row-missing', k.key, NULL, 'its row in key_sequence is missing', '{ticket}', '{}', NULL, NULL
+    SELECT 'sequence-row-missing', k.key, NULL, 'its row in key_sequence is missing',
+           '{ticket,turn,command_log}', ARRAY[k.turn_epoch], k.last_seq, k.last_seq
     FROM key k WHERE k.sequences IS NULL
     UNION ALL
     SELECT 'sequence-row-repeated', k.key, NULL, 'it has more than one row in key_sequence',
@@ -191,8 +192,15 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            '{ticket,turn}', ARRAY[k.turn_epoch], NULL, NULL
     FROM key k WHERE k.tickets = 1 AND (k.epoch < k.turn_epoch OR k.applied_seq < k.turn_seq)
     UNION ALL
-    SELECT 'mark-stray', m.key, NULL, format('it is marked under epoch %s, and no ticket says so', m.epoch), '{ticket}', '{}', NULL, NULL
-    FROM mark m WHERE NOT EXISTS (SELECT FROM key k WHERE k.key = m.key AND k.tickets IS NOT NULL AND k.epoch = m.epoch AND k.marked)
+    SELECT 'mark-stray', m.key, NULL,
+           format('it is marked under epoch %s%s', m.epoch, CASE WHEN m.copy > 1 THEN ' twice' ELSE ', and no ticket says so' END),
+           '{ticket}', '{}', NULL, NULL
+    FROM mark m WHERE NOT EXISTS (
+        SELECT FROM key k WHERE k.key = m.key AND k.epoch = m.epoch AND k.tickets IS NOT NULL AND k.marked AND m.copy = 1)
+    UNION ALL
+    SELECT 'mark-missing', k.key, NULL, format('its ticket says that it is marked, and under epoch %s it is not', k.epoch),
+           '{ticket}', '{}', NULL, NULL
+    FROM key k WHERE k.marked AND NOT k.has_marks
     UNION ALL
     SELECT 'cursor-outside', k.key, k.applied_seq,
            format('it stands at %s, the commands are %s to %s', k.applied_seq, k.base + 1, k.last_seq),
@@ -217,7 +225,7 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            format('applied_seq is %s, yet epoch %s %s %s', k.applied_seq, m.epoch,
                   CASE m.kind WHEN 0 THEN 'applied' ELSE 'passed over' END, concat_ws(' to ', m.lo, nullif(m.hi, m.lo))),
            '{ticket,turn,skip}', ARRAY[m.epoch], m.lo, m.hi
-    FROM move m JOIN key k USING (key) WHERE k.hi > k.applied_seq AND m.hi > k.applied_seq
+    FROM move m JOIN key k USING (key) WHERE k.hi > k.applied_seq AND m.hi > k.applied_seq AND m.kind < 3
     UNION ALL
     SELECT 'passed-twice', c.key, c.lo,
            format('%s was applied or passed over twice, the second time in epoch %s',
@@ -243,14 +251,16 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
                    concat_ws(' to ', w.lo, nullif(w.hi, w.lo)), w.epoch) END,
            '{ticket,turn,skip}', ARRAY[w.epoch_before, w.epoch], w.lo, w.hi
     FROM numbers n CROSS JOIN walk w CROSS JOIN LATERAL (VALUES
-        ('epoch-repeated', w.epoch = w.epoch_before AND (w.kind = 1 AND w.after_skipping) IS NOT TRUE),
-        ('epoch-below-one', w.epoch < 1),
+        ('epoch-repeated', w.epoch = w.epoch_before
+            AND (w.kind = 1 AND w.after_skipping OR w.kind = 3 AND w.kind_before = 2) IS NOT TRUE),
+        ('epoch-below-one', w.epoch < CASE w.kind WHEN 3 THEN 0 ELSE 1 END),
         ('epoch-order', w.epoch > w.epoch_before AND w.lo < w.lo_before),
         ('turn-order', w.ended_at < w.ended_before - interval '1 minute'),
         ('turn-malformed', w.kind = 0 AND (
             w.outcome IN ('applied', 'retrying', 'held', 'skipped', 'cancelled') AND w.well = (w.outcome = 'applied')
             AND w.lo > n.base AND w.hi >= CASE w.outcome WHEN 'applied' THEN w.lo ELSE w.lo - 1 END
             AND w.ended_at >= w.started_at - interval '1 minute') IS NOT TRUE),
+        ('turn-malformed', w.kind = 3 AND (w.well AND w.lo = w.hi + 1 AND w.ended_at >= w.started_at - interval '1 minute') IS NOT TRUE),
         ('turn-without-skip', w.kind = 0 AND w.outcome IN ('skipped', 'cancelled') AND (
             w.epoch_after = w.epoch AND w.kind_after = 1 AND w.lo_after = w.hi + 1
             AND (w.outcome = 'cancelled' OR w.hi_after = w.lo_after)) IS NOT TRUE),
@@ -260,7 +270,7 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
     UNION ALL
     SELECT 'epoch-ahead', k.key, NULL,
            format('the key is at epoch %s, the last one recorded is %s', k.epoch, k.last_epoch),
-           '{ticket,turn,skip}', ARRAY[k.last_epoch], NULL, NULL
+           '{ticket,turn,skip}', ARRAY[k.turn_epoch, k.last_epoch], k.hi, k.hi
     FROM key k WHERE k.last_epoch > k.epoch
 
     -- P4
@@ -303,14 +313,17 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            '{ticket}', '{}', NULL, NULL
     FROM key k WHERE k.ready_at IS NOT NULL AND (k.held_at IS NOT NULL OR k.paused)
     UNION ALL
-    SELECT 'ticket-endless', k.key, k.applied_seq + 1, 'it has a ticket that is never ready, and is not held, paused or waiting',
+    SELECT 'ticket-endless', k.key, k.applied_seq + 1, 'it has a ticket that is never ready, and is not held, waiting or paused for good',
            '{ticket}', '{}', NULL, NULL
-    FROM key k WHERE k.tickets IS NOT NULL AND k.ready_at IS NULL AND num_nonnulls(k.held_at, k.paused_at, k.waiting_at, k.lease_until) = 0
+    FROM key k WHERE k.tickets IS NOT NULL AND k.ready_at IS NULL AND k.paused IS NOT TRUE
+      AND num_nonnulls(k.held_at, k.waiting_at, k.lease_until) = 0
     UNION ALL
     SELECT 'idle-undrained', k.key, k.applied_seq,
            'it has no ticket, and no last turn that says that it went idle: its next command will not wake it',
            '{key_sequence,turn}', ARRAY[k.turn_epoch], NULL, NULL
-    FROM key k WHERE k.tickets IS NULL AND k.sequences IS NOT NULL AND k.drained IS NOT TRUE AND NOT k.given
+    FROM key k WHERE k.tickets IS NULL AND k.sequences IS NOT NULL AND k.drained IS NOT TRUE
+      -- Where callers number, a key is looked at with every append; it may only not have lost where its numbers begin.
+      AND (NOT k.given OR k.turn_epoch IS NULL AND k.base <> 0)
 
     -- The operators.
     UNION ALL

@@ -5,5 +5,5 @@ CREATE TABLE inturn.wake_hint (
     key text COLLATE "C" NOT NULL,
     left_at timestamptz NOT NULL
 );
-CREATE INDEX wake_hint_topic ON inturn.wake_hint (topic, left_at);
+CREATE INDEX wake_hint_left ON inturn.wake_hint (left_at);
 COMMENT ON TABLE inturn.wake_hint IS 'Keys that may have to be woken, left by callers whose snapshots are too old to tell.';

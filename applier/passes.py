@@ -1,0 +1,58 @@
+"""Passes: which topics have ready keys, and where in each the claims begin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from inturn.applier.batch import OLDEST
+
+
+class Passes:
+    """Finds the topics with ready keys, by one statement a pass; one for each worker. See begin_pass."""
+
+    def __init__(self, schema: str) -> None:
+        self._query = sql.SQL(
+            # Times as text: one of them may be -infinity, which Python has no datetime for.
+            "SELECT p.found, p.hands::text[], extract(epoch FROM p.due - clock_timestamp()),"
+            " p.looked_at::text, p.safe_at::text, p::text"
+            " FROM {schema}.begin_pass(%s, %s::{schema}.pass) p"
+        ).format(schema=sql.Identifier(schema))
+        self._topics: list[str] = []
+        # What begin_pass returned last; to it alone it means something.
+        self._last: str | None = None
+        self._safe_at: str = OLDEST
+        self._hands: dict[str, str] = {}
+        #: Seconds from the last pass to when a key of a topic that it did not find is ready; None: none is.
+        self.due: float | None = None
+        #: The database's clock at the last pass.
+        self.looked_at: str = OLDEST
+
+    def serve(self, topics: Sequence[str]) -> None:
+        """Take up these topics; a change begins with a pass over everything."""
+        if set(topics) != set(self._topics):
+            self._topics = list(topics)
+            self._last, self._safe_at, self._hands = None, OLDEST, {}
+
+    def begin(self, connection: psycopg.Connection[Any]) -> list[str]:
+        """Return the topics that have ready keys, the one whose key has been ready the longest first.
+
+        Raises:
+            psycopg.Error: the connection or the database failed.
+        """
+        if not self._topics:
+            self.due = None
+            return []
+        row = connection.execute(self._query, (self._topics, self._last)).fetchone()
+        assert row is not None  # noqa: S101 - for mypy: the function returns one row
+        found, hands, due, self.looked_at, self._safe_at, self._last = row
+        self._hands = dict(zip(found, hands, strict=True))
+        self.due = None if due is None else max(float(due), 0.0)
+        return list(found)
+
+    def hand(self, topic: str) -> str:
+        """Return from when on to claim in a topic."""
+        return self._hands.get(topic, self._safe_at)

@@ -1,0 +1,184 @@
+"""What a process of `inturn apply` runs: the fleet that its options describe, attended to its end."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+from inturn.applier import Applier, Fleet, Outcome, Timeouts
+from inturn.applier.stop import Stop
+from inturn.applier.worker import Totals
+from inturn.cli.errors import Failure
+from inturn.cli.exit_codes import ExitCode
+
+#: How often a fleet is looked at, in seconds: for signals, its end, the time, and what it has done.
+LOOK_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked of `inturn apply`, as JSON can hold it.
+
+    Attributes:
+        dsn: libpq connection string, complete; may hold a password.
+        schema: where inturn is installed.
+        app: MODULE:NAME of the Applier; None without one.
+        topics: which to serve; empty: all that can be.
+        workers, batch, drain, prepare: see Fleet.
+        http_timeouts: seconds to connect, to the next byte, and all in all.
+        max_seconds: when to stop, in seconds; None: never.
+        grace: seconds that the command in hand may take once stopping.
+        log_format: `text` or `json`.
+        quiet: log warnings only.
+    """
+
+    dsn: str
+    schema: str
+    app: str | None
+    topics: tuple[str, ...]
+    workers: int
+    batch: int
+    http_timeouts: tuple[float, float, float]
+    drain: bool
+    prepare: bool
+    max_seconds: float | None
+    grace: float
+    log_format: str
+    quiet: bool
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Options:
+        found = json.loads(line)
+        return cls(**found | {name: tuple(found[name]) for name in ("topics", "http_timeouts")})
+
+    def fleet(self) -> Fleet:
+        """Load the app and make the fleet; nothing is connected yet.
+
+        Raises:
+            Failure: the app cannot be loaded.
+        """
+        return Fleet(
+            self.dsn,
+            load_app(self.app) if self.app else None,
+            topics=self.topics,
+            workers=self.workers,
+            max_keys=self.batch,
+            drain=self.drain,
+            prepare=self.prepare,
+            schema=self.schema,
+            http_timeouts=Timeouts(*self.http_timeouts),
+        )
+
+
+class Attended(Protocol):
+    """A fleet, or what stands for several; see Fleet."""
+
+    topics: list[str]
+    stop: Stop
+
+    @property
+    def running(self) -> bool: ...
+
+    @property
+    def totals(self) -> Totals: ...
+
+    def request_stop(self) -> None: ...
+
+    def wait(self, seconds: float) -> bool: ...
+
+    def end(self, grace: float) -> Outcome: ...
+
+    def pending(self) -> int: ...
+
+
+class Signals:
+    """Counts the requests to stop: SIGTERM and SIGINT."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._received)
+
+    def requests(self) -> int:
+        return self.count
+
+    def _received(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def attend(
+    fleet: Attended,
+    requests: Callable[[], int],
+    look: Callable[[], None],
+    *,
+    grace: float,
+    max_seconds: float | None = None,
+) -> Outcome:
+    """Let a fleet run until it ends, is asked to, or the time is over; return how it ended.
+
+    Args:
+        fleet: started.
+        requests: says how often it was asked to stop: once, after the command in hand; twice, at once.
+        look: called again and again meanwhile.
+        grace: seconds that the command in hand may take once stopping.
+        max_seconds: when to stop, in seconds from now; None: never.
+    """
+    stop_at = time.monotonic() + max_seconds if max_seconds is not None else float("inf")
+    while fleet.running and not fleet.stop.requested and not requests() and time.monotonic() < stop_at:
+        fleet.wait(LOOK_SECONDS)
+        look()
+    fleet.request_stop()
+    end_at = time.monotonic() + grace
+    while fleet.running and requests() <= 1 and time.monotonic() < end_at:
+        fleet.wait(LOOK_SECONDS)
+        look()
+    return fleet.end(0)
+
+
+def exit_code(outcome: Outcome, options: Options) -> int:
+    """Return the exit code for how a fleet ended, where no error ended it."""
+    if outcome.cut:
+        return ExitCode.UNFINISHED
+    return ExitCode.HELD if options.drain and outcome.held else ExitCode.OK
+
+
+def load_app(app: str) -> Applier:
+    """Import the Applier that `--app` names.
+
+    Raises:
+        Failure: it is not there, or is none; its message says which.
+    """
+    module_name, _, attribute = app.partition(":")
+    if not module_name or not attribute:
+        raise Failure(
+            f"--app {app} names no applier",
+            hint="Write MODULE:NAME, as shop.handlers:applier",
+            code=ExitCode.USAGE,
+        )
+    # As `python -m` does: the user's modules are beside where the user stands.
+    sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except Exception as error:
+        raise Failure(
+            f"--app {app} cannot be loaded: {type(error).__name__}: {error}",
+            hint="Try it alone: python -c 'import " + module_name + "'",
+        ) from error
+    if not isinstance(found, Applier):
+        raise Failure(
+            f"--app {app} is a {type(found).__name__}, no inturn.applier.Applier",
+            hint="Name the Applier that the handlers are registered with",
+        )
+    return found

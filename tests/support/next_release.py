@@ -1,0 +1,134 @@
+"""The release after this one, made up: a package with one revision more, in a folder of the test's own.
+
+Its revision holds one of everything that a revision may: a column, a table, a new function, a frozen copy
+of a function whose body changed, and one of a function that takes a parameter more.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from alembic.config import Config
+
+import inturn.schema.install
+import inturn.schema.version
+from inturn.schema import HEAD
+from inturn.schema.source import DEFAULT_SCHEMA, script
+from inturn.schema.version import check_version
+
+NEXT = f"{int(HEAD) + 1:04}"
+#: What the body of `append` says from that revision on.
+MARK = f"-- as of revision {NEXT}"
+
+_MODULE = f'''"""One of everything.
+
+Revision ID: {NEXT}
+"""
+
+from inturn.schema.revisions import frozen
+
+revision = "{NEXT}"
+down_revision = "{HEAD}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    frozen.run(__file__, "{NEXT}_later.sql")
+
+
+def downgrade() -> None:
+    frozen.run(__file__, "{NEXT}_later_down.sql")
+'''
+
+_FINISH_GRANTS = """
+REVOKE ALL ON FUNCTION inturn.finish FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION inturn.finish TO inturn_applier;
+"""
+
+_NEW = """
+ALTER TABLE inturn.topic ADD COLUMN shelf text;
+CREATE TABLE inturn.shelf (name text PRIMARY KEY);
+CREATE FUNCTION inturn.shelve(topic text, shelf text) RETURNS void LANGUAGE sql AS $$
+    UPDATE inturn.topic t SET shelf = shelve.shelf WHERE t.name = shelve.topic
+$$;
+REVOKE ALL ON FUNCTION inturn.shelve FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION inturn.shelve TO inturn_operator;
+DROP FUNCTION inturn.finish;
+"""
+
+_OLD = """
+DROP FUNCTION inturn.shelve;
+DROP TABLE inturn.shelf;
+ALTER TABLE inturn.topic DROP COLUMN shelf;
+DROP FUNCTION inturn.finish;
+"""
+
+
+class NextRelease:
+    """That package. What it does is done with its revision and its HEAD; between, the package is today's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        append, finish = _living("append"), _living("finish")
+        newer_append = append.replace("AS $$", f"AS $$\n{MARK}", 1)
+        newer_finish = finish.replace(") RETURNS", ", shelf text DEFAULT NULL) RETURNS", 1)
+        up, down = _NEW + newer_finish + _FINISH_GRANTS, _OLD + finish + _FINISH_GRANTS
+        (folder / f"{NEXT}_later.py").write_text(_MODULE)
+        (folder / f"{NEXT}_later.sql").write_text(up + _replacing(newer_append))
+        (folder / f"{NEXT}_later_down.sql").write_text(down + _replacing(append))
+
+    def upgrade(self, dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]:
+        with self.installed():
+            return inturn.schema.install.upgrade(dsn, schema=schema)
+
+    def downgrade(self, dsn: str, **options: Any) -> None:
+        with self.installed():
+            inturn.schema.install.downgrade(dsn, **options)
+
+    def script(self, **options: Any) -> str:
+        with self.installed():
+            return inturn.schema.install.upgrade_script(**options)
+
+    def check_version(self, connection: psycopg.Connection[Any]) -> None:
+        with self.installed():
+            check_version(connection)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Be that package, in all threads of this process, for a block."""
+        todays = inturn.schema.install._config
+
+        def config(*args: Any, **options: Any) -> Config:
+            found = todays(*args, **options)
+            versions = Path(found.get_main_option("script_location") or "") / "versions"
+            found.set_main_option("version_locations", os.pathsep.join([str(versions), str(self._folder)]))
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inturn.schema.install, "_config", config)
+            for module in (inturn.schema.install, inturn.schema.version):
+                patch.setattr(module, "HEAD", NEXT)
+            yield
+
+
+def _living(name: str) -> str:
+    """Return what today's script says of a function: its statement and its comment."""
+    found = re.search(
+        rf"^CREATE FUNCTION inturn\.{name}\(.*?^\$\$;\nCOMMENT ON FUNCTION inturn\.{name} .*?;\n",
+        script(),
+        re.MULTILINE | re.DOTALL,
+    )
+    assert found, f"no function {name} in today's script"
+    return found[0]
+
+
+def _replacing(function: str) -> str:
+    return function.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1)
