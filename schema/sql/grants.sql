@@ -56,6 +56,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.apply_key(text, text, bigint, bigint, integer, integer, text, text),
     inturn.apply_batch(text, timestamptz, integer, text),
     inturn.begin_pass(text[], inturn.pass),
+    inturn.spread_out(text, timestamptz, integer),
     inturn.visit_topic(text, timestamptz, timestamptz, integer, text, bigint, bigint, boolean, double precision),
     inturn.apply(text[], double precision, integer, bigint, bigint),
     inturn.announce_applier(text, text[], text, integer, text, boolean),
