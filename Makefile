@@ -8,9 +8,11 @@ FOLDERS := $(shell find schema outbox applier cli -type d -not -name __pycache__
 POSTGRES := 18
 # A server for each of as many workers as there are cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+# Where bench-full writes its tables.
+FRAGMENT ?= build/peers.md
 OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test lint bench bench-full soak clean
 
 demo: .venv/installed  ## The ordering problem happens, and then it does not.
 	$(BIN)/inturn demo
@@ -32,6 +34,10 @@ lint: .venv/installed-dev
 bench: .venv/installed-dev  ## Speed, as ratios against pgbench's plain INSERT in the same run.
 	PYTHONPATH=tests $(BIN)/python -m bench
 
+bench-full: .venv/installed-dev  ## Speed beside the peers: takes up to 25 minutes, writes a fragment of a page.
+	-$(MAKE) .venv/installed-bench  # a peer that cannot be had is reported as not measured
+	PYTHONPATH=tests $(BIN)/python -m bench.peers --markdown $(FRAGMENT)
+
 soak: .venv/installed-dev  ## The long runs.
 	$(BIN)/python -m pytest -m soak --timeout 1800
 
@@ -45,4 +51,8 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(PIP) --config-settings editable_mode=strict --editable '.[embedded,dev]'
+	touch $@
+
+.venv/installed-bench: .venv/installed-dev
+	$(PIP) --config-settings editable_mode=strict --editable '.[embedded,dev,bench]'
 	touch $@

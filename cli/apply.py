@@ -26,6 +26,10 @@ Example:
   * * * * * inturn apply --drain --max-seconds 55 --quiet"""
 
 
+#: How many topics the line names that says what is applied.
+FEW_TOPICS = 5
+
+
 @click.command(epilog=_EPILOG, short_help="Apply commands, each key in turn.")
 @click.option("--app", metavar="MODULE:NAME", help="The Applier with the handlers of python targets.")
 @click.option("--topic", "topics", multiple=True, help="Serve this topic only; may be repeated.")
@@ -143,13 +147,18 @@ def apply(
     return _run(database, options) if processes == 1 else _run_processes(database, options, processes)
 
 
+def _few(topics: list[str]) -> list[str]:
+    """Return the first topics, and how many more there are: a line with ten thousand names helps nobody."""
+    return topics if len(topics) <= FEW_TOPICS else [*topics[:FEW_TOPICS], f"{len(topics) - FEW_TOPICS} more"]
+
+
 def _run(database: Database, options: Options) -> int:
     """Run the fleet in this process; return the exit code."""
     fleet = options.fleet()
     signals = Signals()
     _check(database)
     fleet.start()
-    logs.log.info("applying", extra={"topics": fleet.topics, "workers": options.workers})
+    logs.log.info("applying", extra={"topics": _few(fleet.topics), "workers": options.workers})
     return _conclude(_attend(fleet, signals, options), options)
 
 
@@ -160,7 +169,7 @@ def _run_processes(database: Database, options: Options, count: int) -> int:
     with Processes(options, count, signals.requests) as fleet:
         fleet.start()
         if fleet.started:
-            extra = {"topics": fleet.topics, "workers": options.workers, "processes": count}
+            extra = {"topics": _few(fleet.topics), "workers": options.workers, "processes": count}
             logs.log.info("applying", extra=extra)
         outcome = _attend(fleet, signals, options)
     return _conclude(outcome, options, ran=fleet.ran)

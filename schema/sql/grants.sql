@@ -37,6 +37,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.find_gap(inturn.key_cursor),
     inturn.settle_key(inturn.key_cursor, inturn.key_cursor),
     inturn.notify_appliers(text),
+    inturn.begin_lease_pass(text[]),
     inturn.lease_end(inturn.topic, interval),
     inturn.begin_lease(inturn.topic, text, bigint, bigint, interval, text),
     inturn.hold_lease(text, text, bigint),
@@ -55,6 +56,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.apply_key(text, text, bigint, bigint, integer, integer, text, text),
     inturn.apply_batch(text, timestamptz, integer, text),
     inturn.begin_pass(text[], inturn.pass),
+    inturn.spread_out(text, timestamptz, integer),
     inturn.visit_topic(text, timestamptz, timestamptz, integer, text, bigint, bigint, boolean, double precision),
     inturn.apply(text[], double precision, integer, bigint, bigint),
     inturn.announce_applier(text, text[], text, integer, text, boolean),
@@ -66,6 +68,7 @@ GRANT SELECT ON inturn.topic, inturn.command_log TO inturn_applier;
 GRANT SELECT, UPDATE ON inturn.key_sequence TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.ticket, inturn.key_mark TO inturn_applier;
 GRANT SELECT, UPDATE, DELETE ON inturn.wake_hint TO inturn_applier;
+GRANT SELECT, INSERT, UPDATE ON inturn.lease_pass TO inturn_applier;
 GRANT SELECT ON inturn.key_cursor TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE ON inturn.listener TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE ON inturn.turn TO inturn_applier;

@@ -13,10 +13,8 @@ from rich.table import Table
 from support.database import Database
 from support.server import Server
 
-from bench import measures, outside, pgbench
+from bench import SETTINGS, measures, outside, pgbench
 from inturn.schema.install import upgrade
-
-_SETTINGS = "fsync = on\nshared_buffers = 512MB\nmax_wal_size = 4GB\ncheckpoint_timeout = 30min\n"
 
 
 class Run:
@@ -103,7 +101,7 @@ def main() -> None:
     parser.add_argument("--protocol", default="prepared", choices=["simple", "extended", "prepared"])
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    server = Server(int(os.environ.get("INTURN_TEST_PG", "18")), extra_settings=_SETTINGS)
+    server = Server(int(os.environ.get("INTURN_TEST_PG", "18")), extra_settings=SETTINGS)
     try:
         server.start()
         database = Database(server, "bench")

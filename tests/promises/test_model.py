@@ -256,8 +256,7 @@ class Machine(RuleBasedStateMachine):
             if leased and applied < len(self.committed[key]):
                 self.ever_poison.add((self.committed[key][applied], "ran out"))
             self._act(
-                "count(*) FROM (SELECT FROM inturn.key_cursor"
-                " WHERE topic = %s AND key = %s FOR UPDATE) locked",
+                "count(*) FROM (SELECT FROM inturn.ticket WHERE topic = %s AND key = %s FOR UPDATE) locked",
                 key,
                 then="UPDATE inturn.key_cursor SET lease_until = now(),"
                 " ready_at = CASE WHEN ready_at IS NOT NULL THEN greatest(now(), paused_until) END"
@@ -368,8 +367,7 @@ class Machine(RuleBasedStateMachine):
         """As if an hour went by."""
         for key in self.committed:
             self._act(
-                "count(*) FROM (SELECT FROM inturn.key_cursor"
-                " WHERE topic = %s AND key = %s FOR UPDATE) locked",
+                "count(*) FROM (SELECT FROM inturn.ticket WHERE topic = %s AND key = %s FOR UPDATE) locked",
                 key,
                 then="UPDATE inturn.key_cursor SET paused_until = now() - interval '1 s',"
                 " ready_at = CASE WHEN ready_at IS NOT NULL THEN greatest(now(), lease_until) END"
@@ -542,15 +540,11 @@ def test_model_any_interleaving_keeps_every_promise(witness: Database) -> None:
 @pytest.mark.parametrize(
     ("function", "pattern", "without"),
     [
-        ("append", r"new_seq = drained \+ 1", "false"),
-        ("finish", r"t\.sequence IS NOT NULL AND \(.*?\) IS NULL", "t.sequence IS NOT NULL"),
-        (
-            "settle_key",
-            r"SELECT drained AND [^;]*?NOT EXISTS \(.*?\) INTO drained",
-            "SELECT drained INTO drained",
-        ),
-        ("move_past", r"epoch = c\.epoch \+ 1", "epoch = c.epoch"),
-        ("begin_lease", r"lease_until = until, ready_at = until", "lease_until = until"),
+        ("append", r"IF last_turn\.drained AND new_seq = last_turn\.applied_seq \+ 1 THEN", "IF false THEN"),
+        ("finish", r"t\.locked IS NOT NULL AND \(.*?\) IS NULL", "t.locked IS NOT NULL"),
+        ("settle_key", r"SELECT NOT EXISTS \([^;]*?\) INTO missing", "SELECT true INTO missing"),
+        ("move_past", r"cursor\.epoch := was\.epoch \+ 1;", ""),
+        ("begin_lease", r"leased\.ready_at := inturn\.next_ready_at\(leased, until\);", ""),
     ],
     ids=[
         "wake_in_append",

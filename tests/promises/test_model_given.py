@@ -262,8 +262,12 @@ def test_model_numbers_in_any_order_keep_every_promise(witness: Database) -> Non
 @pytest.mark.parametrize(
     ("function", "pattern", "without"),
     [
-        ("append_given", r"seq = drained \+ 1", "false"),
-        ("find_gap", r"waiting_at = since", "waiting_at = NULL"),
+        ("look_at_key", r"cursor\.ready_at := inturn\.next_ready_at\(cursor, clock_timestamp\(\)\);", ""),
+        (
+            "find_gap",
+            r"cursor\.waiting_at := coalesce\(was\.waiting_at, clock_timestamp\(\)\)",
+            "cursor.waiting_at := NULL",
+        ),
     ],
     ids=["wake_in_append_given", "waiting_in_find_gap"],
 )

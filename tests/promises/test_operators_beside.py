@@ -31,9 +31,13 @@ SCENES = [
     operator_scenes.skip_out_of_turn,
     operator_scenes.late_finish_after_a_skip,
     operator_scenes.append_to_a_paused_idle_key,
+    operator_scenes.append_on_an_old_snapshot_to_a_paused_idle_key,
     operator_scenes.pause_of_a_ready_key,
     operator_scenes.pause_for_good_then_until,
     operator_scenes.claim_of_a_paused_topic,
+    operator_scenes.pause_of_an_idle_key_beside_its_open_append,
+    operator_scenes.append_beside_the_open_pause_of_an_idle_key,
+    operator_scenes.claim_beside_the_pause_of_a_key_that_was_woken,
 ]
 
 

@@ -30,10 +30,10 @@ class Guard:
 
 
 #: How finish finds out whether a key that it holds has more commands.
-_LOOK = r"t\.sequence IS NOT NULL AND \(.*?\) IS NULL"
+_LOOK = r"t\.locked IS NOT NULL AND \(.*?\) IS NULL"
 
 #: The same of settle_key.
-_SETTLE_LOOK = r"SELECT drained AND [^;]*?NOT EXISTS \(.*?\) INTO drained"
+_SETTLE_LOOK = (r"SELECT NOT EXISTS \([^;]*?\) INTO missing", "SELECT true INTO missing")
 
 #: The check moves into the statement that locks, and so on that statement's snapshot.
 _ON_ONE_SNAPSHOT = (
@@ -43,14 +43,21 @@ _ON_ONE_SNAPSHOT = (
             SELECT FROM inturn.command_log l JOIN unnest(keys, applied_seqs) a (key, seq) ON a.key = l.key
             WHERE l.topic = finish.topic AND l.key = s.key AND l.seq = a.seq + 1)""",
     ),
-    (_LOOK, "t.sequence IS NOT NULL"),
+    (_LOOK, "t.locked IS NOT NULL"),
 )
 #: Within the claim's own transaction nobody else can have had a turn: the epoch is the second fence.
-_HELD = r" AND c\.xmax = pg_current_xact_id\(\)::xid"
+_HELD = r"\s+AND [ct]\.xmax = pg_current_xact_id\(\)::xid"
+#: Which append wakes the key.
+_WAKES = r"IF last_turn\.drained AND new_seq = last_turn\.applied_seq \+ 1 THEN"
+#: When a paused key is ready.
+_PAUSED_READY = r"cursor\.ready_at := inturn\.next_ready_at\(cursor, NULL\);"
+_HEEDS_LEASE = (r"c\.paused_until, c\.lease_until\) END", "c.paused_until) END")
 _CLAIM = "claim(text, timestamptz, integer)"
+_CLAIM_LEASE = "claim(text[], integer, interval, text)"
 _FAIL = "fail(text, text, bigint, bigint, bigint, text, text, text, interval)"
 _WAITS = "waits for a lock"
 _NOT_READY = re.escape("assert [] == ['x']")
+_NOT_WOKEN = "P4: the next append will not wake it"
 _NOT_FENCED = "DID NOT RAISE|'23505' == 'IT030'"
 
 GUARDS = [
@@ -64,23 +71,105 @@ GUARDS = [
     Guard(
         "append wakes a drained key",
         "append",
-        ((r"new_seq = drained \+ 1", "false"),),
+        ((_WAKES, "IF false THEN"),),
         scenes.append_to_a_drained_key,
         _NOT_READY,
     ),
     Guard(
-        "append leaves a held key alone",
+        "append leaves a key alone that was woken",
         "append",
-        ((r"new_seq = drained \+ 1", "true"),),
-        scenes.append_to_a_held_key,
-        "held and ready at once",
+        ((_WAKES, "IF last_turn.drained THEN"),),
+        lease_scenes.append_under_a_lease,
+        "P2: two tickets",
     ),
     Guard(
         "append waits for no handler",
         "append",
-        ((r"new_seq = drained \+ 1", "true"),),
-        scenes.callers_of_a_key_at_work,
+        ((_WAKES, "IF last_turn.drained THEN"),),
+        scenes.callers_of_a_key_whose_turn_has_failed,
         _WAITS,
+    ),
+    Guard(
+        "a turn says that the key went idle",
+        "end_turns",
+        ((r"t\.applied_seq, t\.drained,", "t.applied_seq, false,"),),
+        scenes.append_to_a_drained_key,
+        _NOT_WOKEN,
+    ),
+    Guard(
+        "an empty turn says that the key went idle",
+        "end_turns",
+        ((r" OR t\.drained;", ";"),),
+        scenes.append_after_an_empty_turn,
+        _NOT_WOKEN,
+    ),
+    Guard(
+        "a key that goes idle has no ticket",
+        "end_turns",
+        ((r"DELETE FROM inturn\.ticket c.*?;", ""),),
+        scenes.append_to_a_drained_key,
+        "UniqueViolation.*turn_pkey",
+    ),
+    Guard(
+        "append on a snapshot leaves a hint",
+        "append_on_snapshot",
+        ((r"PERFORM inturn\.leave_hint\(topic, key\);", ""),),
+        scenes.append_on_a_snapshot_older_than_the_last_turn,
+        "P4: lost: unapplied and idle",
+    ),
+    Guard(
+        "a pass looks at hints",
+        "begin_pass",
+        ((r"PERFORM inturn\.take_hints[^;]*;", ""),),
+        scenes.append_on_a_snapshot_older_than_the_last_turn,
+        "assert 2 == 1",
+    ),
+    Guard(
+        "an applier looks at hints before it sleeps",
+        "announce_sleep",
+        ((r"PERFORM inturn\.take_hints\(topics\);", ""),),
+        scenes.append_on_an_old_snapshot_before_appliers_sleep,
+        _NOT_READY,
+    ),
+    Guard(
+        "a claim by lease looks at hints",
+        "begin_pass",
+        ((r"PERFORM inturn\.take_hints[^;]*;", ""),),
+        lease_scenes.append_on_an_old_snapshot,
+        "nobody looks at the hint",
+    ),
+    Guard(
+        "a hint stays while a caller holds the key",
+        "take_hints",
+        (
+            (
+                r"UPDATE inturn\.wake_hint h SET left_at = clock_timestamp\(\)",
+                "DELETE FROM inturn.wake_hint h",
+            ),
+        ),
+        scenes.append_on_an_old_snapshot_beside_an_open_append,
+        "P4: lost: unapplied and idle",
+    ),
+    Guard(
+        "a look for a hint waits for no caller",
+        "take_hints",
+        ((r"FOR UPDATE SKIP LOCKED(?=;\s+IF FOUND)", "FOR UPDATE"),),
+        scenes.append_on_an_old_snapshot_beside_an_open_append,
+        _WAITS,
+    ),
+    Guard(
+        "a look for a hint keeps callers out",
+        "take_hints",
+        ((r" FOR UPDATE SKIP LOCKED(?=;\s+IF FOUND)", ""),),
+        scenes.append_beside_a_look_at_its_key,
+        "P2: a ticket behind the last turn",
+    ),
+    Guard(
+        "a key that is looked at as its turn ends is awake",
+        "look_at_key",
+        ((r"t\.epoch >= was\.epoch\) THEN", "t.epoch = was.epoch) THEN"),),
+        scenes.turn_ends_beside_a_look_at_its_key,
+        "P2: two tickets",
     ),
     Guard(
         "append_many locks in one order",
@@ -92,7 +181,7 @@ GUARDS = [
     Guard(
         "claim locks",
         _CLAIM,
-        ((r"FOR UPDATE SKIP LOCKED", ""),),
+        ((r"FOR UPDATE OF t SKIP LOCKED", ""),),
         scenes.claim_beside_a_locked_head,
         r"Turn\(key='x'",
     ),
@@ -106,7 +195,7 @@ GUARDS = [
     Guard(
         "claim heeds ready_at",
         _CLAIM,
-        ((r" AND c\.ready_at <= now", ""),),
+        ((r" AND t\.ready_at <= now", ""),),
         scenes.claim_before_its_time,
         r"Turn\(key='x'",
     ),
@@ -119,14 +208,14 @@ GUARDS = [
     ),
     Guard(
         "finish heeds the epoch",
-        "move_cursors",
-        ((rf"{_HELD}\s+AND c\.epoch = t\.epoch - 1", ""),),
+        "finish",
+        ((r" AND c\.epoch = t\.epoch - 1", ""), (_HELD, "")),
         scenes.late_finish_after_a_failed_turn,
         _NOT_FENCED,
     ),
     Guard(
         "finish needs the claim",
-        "move_cursors",
+        "finish",
         ((_HELD, ""),),
         scenes.finish_without_the_claim,
         _NOT_FENCED,
@@ -140,7 +229,7 @@ GUARDS = [
     ),
     Guard(
         "finish heeds where the turn began",
-        "move_cursors",
+        "finish",
         ((r" AND c\.applied_seq = t\.from_seq - 1", ""),),
         scenes.finish_of_another_stand,
         _NOT_FENCED,
@@ -148,7 +237,7 @@ GUARDS = [
     Guard(
         "fail heeds the epoch",
         _FAIL,
-        ((rf"{_HELD}\s+AND c\.epoch = fail\.epoch - 1", ""),),
+        ((rf"{_HELD}\s+AND t\.epoch = fail\.epoch - 1", ""),),
         scenes.late_finish_after_a_failed_turn,
         _NOT_FENCED,
     ),
@@ -157,7 +246,7 @@ GUARDS = [
         "finish",
         ((r" FOR UPDATE SKIP LOCKED", ""),),
         scenes.finish_beside_an_open_append,
-        _WAITS,
+        _NOT_READY,
     ),
     Guard(
         "finish waits for no caller",
@@ -169,7 +258,7 @@ GUARDS = [
     Guard(
         "finish looks for more commands",
         "finish",
-        ((_LOOK, "t.sequence IS NOT NULL"),),
+        ((_LOOK, "t.locked IS NOT NULL"),),
         scenes.append_between_claim_and_finish,
         _NOT_READY,
     ),
@@ -198,7 +287,7 @@ GUARDS = [
     Guard(
         "settle_key looks for more commands",
         "settle_key",
-        ((_SETTLE_LOOK, "SELECT drained INTO drained"),),
+        (_SETTLE_LOOK,),
         operator_scenes.skip_before_more,
         _NOT_READY,
     ),
@@ -207,12 +296,12 @@ GUARDS = [
         "settle_key",
         (
             (
-                r"AND s\.key = settle_key\.key(?= AND app|\s+FOR UPDATE)",
-                """AND s.key = settle_key.key AND NOT EXISTS (
-                    SELECT FROM inturn.command_log l JOIN inturn.key_cursor c USING (topic, key)
-                    WHERE l.topic = s.topic AND l.key = s.key AND l.seq = c.applied_seq + 1)""",
+                r"AND s\.key = was\.key(?= AND app|\s+FOR UPDATE)",
+                """AND s.key = was.key AND NOT EXISTS (
+                    SELECT FROM inturn.command_log l
+                    WHERE l.topic = s.topic AND l.key = s.key AND l.seq = cursor.applied_seq + 1)""",
             ),
-            (_SETTLE_LOOK, "SELECT drained INTO drained"),
+            _SETTLE_LOOK,
         ),
         operator_scenes.append_between_snapshot_and_lock_of_skip,
         _NOT_READY,
@@ -222,7 +311,7 @@ GUARDS = [
         "settle_key",
         ((r" FOR UPDATE SKIP LOCKED", ""),),
         operator_scenes.skip_beside_an_open_append,
-        _WAITS,
+        _NOT_READY,
     ),
     Guard(
         "settle_key waits for no caller",
@@ -232,23 +321,56 @@ GUARDS = [
         _WAITS,
     ),
     Guard(
-        "settle_key says where the key went idle",
-        "settle_key",
-        ((r"SET drained_seq = cursor\.applied_seq", "SET drained_seq = s.drained_seq"),),
+        "put_to_sleep says that the key went idle",
+        "put_to_sleep",
+        ((r"cursor\.applied_seq, true,", "cursor.applied_seq, false,"),),
         operator_scenes.skip_of_the_last_command,
-        "P4: drained_seq is not where the key went idle",
+        _NOT_WOKEN,
+    ),
+    Guard(
+        "put_to_sleep says it in the turn that there is",
+        "put_to_sleep",
+        ((r"SET drained = true", "SET drained = u.drained"),),
+        lease_scenes.append_after_a_release,
+        _NOT_WOKEN,
+    ),
+    Guard(
+        "put_to_sleep keeps the epoch for good",
+        "put_to_sleep",
+        (
+            (
+                r"cursor\.key, cursor\.epoch,",
+                "cursor.key, (SELECT max(u.epoch) FROM inturn.turn u WHERE u.key = cursor.key),",
+            ),
+        ),
+        lease_scenes.late_after_the_key_went_idle_without_a_turn,
+        "UniqueViolation.*lease_pkey",
     ),
     Guard(
         "an operator waits for the applier at work",
         "lock_cursor",
-        ((r" FOR UPDATE(?=;\s+EXIT)", ""),),
+        ((r"(?<=t\.epoch >= cursor\.epoch) FOR UPDATE", ""),),
         operator_scenes.skip_beside_an_applier,
-        "DID NOT RAISE",
+        "'23505' == 'IT041'",
+    ),
+    Guard(
+        "an operator on an idle key waits for its callers",
+        "lock_cursor",
+        ((r"(?<=s\.key = cursor\.key) FOR UPDATE", ""),),
+        operator_scenes.pause_of_an_idle_key_beside_its_open_append,
+        "UniqueViolation",
+    ),
+    Guard(
+        "an operator locks the ticket of a key that was woken",
+        "lock_cursor",
+        ((r"IF EXISTS \(.*?END IF;", ""),),
+        operator_scenes.claim_beside_the_pause_of_a_key_that_was_woken,
+        "P2: two tickets",
     ),
     Guard(
         "an operator's move has an epoch of its own",
         "move_past",
-        ((r"epoch = c\.epoch \+ 1", "epoch = c.epoch"),),
+        ((r"cursor\.epoch := was\.epoch \+ 1;", ""),),
         operator_scenes.late_finish_after_a_skip,
         "the epoch of another turn",
     ),
@@ -264,38 +386,45 @@ GUARDS = [
         "wake_key",
         (
             (
-                r"CASE WHEN c\.paused_at IS NULL OR c\.paused_until IS NOT NULL\s+THEN (greatest\(.*?\)) END",
-                "clock_timestamp()",
+                r"ON CONFLICT DO NOTHING",
+                "ON CONFLICT ON CONSTRAINT ticket_pkey DO UPDATE SET ready_at = EXCLUDED.ready_at",
             ),
         ),
         operator_scenes.append_to_a_paused_idle_key,
         "paused for good and ready at once",
     ),
     Guard(
-        "append wakes a paused key for the end of its pause",
+        "append goes on beside the ticket of a paused idle key",
         "wake_key",
-        ((r"greatest\(EXCLUDED\.ready_at, c\.paused_until\)", "EXCLUDED.ready_at"),),
+        ((r"ON CONFLICT DO NOTHING", ""),),
         operator_scenes.append_to_a_paused_idle_key,
-        "applied while paused",
+        "UniqueViolation",
+    ),
+    Guard(
+        "a paused idle key is ready for the end of its pause",
+        "pause",
+        ((_PAUSED_READY, "cursor.ready_at := NULL;"),),
+        operator_scenes.append_to_a_paused_idle_key,
+        "P4: lost: unapplied and idle",
     ),
     Guard(
         "a paused key is not ready",
         "pause",
-        ((r"THEN greatest\(until.*?END\) END", "THEN c.ready_at END"),),
+        ((_PAUSED_READY, ""),),
         operator_scenes.pause_of_a_ready_key,
         "paused for good and ready at once",
     ),
     Guard(
         "a key that is paused anew is ready when the pause ends",
         "pause",
-        ((r"\s+OR EXISTS \(\s+SELECT FROM inturn\.key_sequence.*?\)", ""),),
+        ((_PAUSED_READY, "cursor.ready_at := CASE WHEN until > was.ready_at THEN until END;"),),
         operator_scenes.pause_for_good_then_until,
         "lost when its pause ends",
     ),
     Guard(
         "claim leaves a paused topic alone",
         _CLAIM,
-        ((r"t\.paused_at IS NOT NULL AND", "false AND"),),
+        ((r"p\.paused_at IS NOT NULL AND", "false AND"),),
         operator_scenes.claim_of_a_paused_topic,
         r"Turn\(key='x'",
     ),
@@ -303,7 +432,7 @@ GUARDS = [
     Guard(
         "a lease counts under its epoch alone",
         "hold_lease",
-        ((r" AND c\.epoch = hold_lease\.epoch", ""),),
+        ((r" AND t\.epoch = hold_lease\.epoch", ""),),
         lease_scenes.late_after_another_claim,
         _NOT_FENCED,
     ),
@@ -317,14 +446,14 @@ GUARDS = [
     Guard(
         "a claim by lease takes the next epoch",
         "begin_lease",
-        ((r"epoch = begin_lease\.epoch", "epoch = c.epoch"),),
+        ((r"leased\.epoch := begin_lease\.epoch;", ""),),
         lease_scenes.late_after_another_claim,
         "P2: an epoch is missing",
     ),
     Guard(
         "a lease keeps the key from the others",
         "begin_lease",
-        ((r"lease_until = until, ready_at = until", "lease_until = until"),),
+        ((r"leased\.ready_at := inturn\.next_ready_at\(leased, until\);", ""),),
         lease_scenes.late_after_another_claim,
         "P2: ready under a lease",
     ),
@@ -338,7 +467,12 @@ GUARDS = [
     Guard(
         "a repeated advance is no success of the next command",
         "advance",
-        ((r"attempts = CASE WHEN .*? ELSE 0 END", "attempts = 0"),),
+        (
+            (
+                r"(IF seq > was\.applied_seq THEN)\s+cursor\.attempts := 0;",
+                "cursor.attempts := 0; IF seq > was.applied_seq THEN",
+            ),
+        ),
         lease_scenes.repeated_advance_after_a_failure,
         "failed for the first time again",
     ),
@@ -351,38 +485,38 @@ GUARDS = [
     ),
     Guard(
         "a turn ends the lease that it takes over",
-        "move_cursors",
-        ((r"claimed_by = NULL, claimed_at = NULL, lease_until = NULL,", ""),),
+        "clear_marks",
+        ((r"DELETE FROM inturn\.key_mark m.*?;", ""),),
         lease_scenes.turn_after_a_lease_that_ran_out,
-        "counted as a failed attempt",
+        "P3: a mark that no ticket knows of",
     ),
     Guard(
         "a pause leaves the key to its lease",
-        "pause",
-        ((r"THEN greatest\(until, CASE WHEN .*? END\) END", "THEN until END"),),
+        "next_ready_at",
+        (_HEEDS_LEASE,),
         lease_scenes.pause_for_a_moment_under_a_lease,
         "P2: ready under a lease",
     ),
     Guard(
         "a renewal under a pause leaves the key to its lease",
         "renew",
-        ((r"THEN greatest\(until, c\.paused_until\) END", "THEN c.ready_at END"),),
+        ((r"cursor\.ready_at := inturn\.next_ready_at\(cursor, cursor\.lease_until\);", ""),),
         lease_scenes.renew_under_a_pause,
         "P2: ready under a lease",
     ),
     Guard(
         "a resumed key is its lease's",
-        "settle_key",
-        ((r"c\.paused_until, c\.lease_until\)", "c.paused_until)"),),
+        "next_ready_at",
+        (_HEEDS_LEASE,),
         lease_scenes.resume_under_a_lease,
         "P2: ready under a lease",
     ),
     Guard(
         "a key does not go idle under a lease",
         "settle_key",
-        ((r" AND \(c\.lease_until > clock_timestamp\(\)\) IS NOT TRUE", ""),),
+        ((r" AND \(cursor\.lease_until > clock_timestamp\(\)\) IS NOT TRUE", ""),),
         lease_scenes.resume_under_a_lease_that_is_done,
-        "P2: ready under a lease",
+        r"Lease\(key='x'",
     ),
     Guard(
         "an operator who waits for a lease holds no lock",
@@ -394,7 +528,7 @@ GUARDS = [
     Guard(
         "an amended command is not the one of an old lease",
         "amend",
-        ((r"UPDATE inturn\.key_cursor c SET epoch.*?;", ""),),
+        ((r"IF was_cursor\.claimed_by IS NOT NULL THEN.*?END IF;", ""),),
         lease_scenes.late_after_an_amend,
         _NOT_FENCED,
     ),
@@ -407,18 +541,46 @@ GUARDS = [
         _NOT_READY,
     ),
     Guard(
-        "append_given wakes the key that waits for it",
+        "append_given looks at the key",
         "append_given",
-        ((r"seq = drained \+ 1", "false"),),
+        ((r"looked := inturn\.look_at_key\(topic, key\);", "looked := true;"),),
+        gap_scenes.the_missing_one_comes,
+        "P4: a gap that nobody knows of",
+    ),
+    Guard(
+        "append_given wakes the key that waits for it",
+        "look_at_key",
+        ((r"cursor\.ready_at := inturn\.next_ready_at\(cursor, clock_timestamp\(\)\);", ""),),
         gap_scenes.the_missing_one_comes,
         _NOT_READY,
     ),
     Guard(
+        "append_given wakes an idle key",
+        "look_at_key",
+        ((r"PERFORM inturn\.wake_key\([^;]*;", "NULL;"),),
+        gap_scenes.the_next_one_comes,
+        _NOT_READY,
+    ),
+    Guard(
         "append_given waits for no handler",
-        "append_given",
-        ((r"IF awake THEN", "IF false THEN"),),
+        "look_at_key",
+        ((r" SKIP LOCKED", ""),),
         gap_scenes.the_missing_one_beside_a_turn_that_looks_for_it,
         _WAITS,
+    ),
+    Guard(
+        "append_given on a snapshot leaves a hint",
+        "append_given",
+        ((r"PERFORM inturn\.leave_hint\(topic, key\);", ""),),
+        gap_scenes.append_on_an_old_snapshot,
+        "P4: lost: unapplied and idle",
+    ),
+    Guard(
+        "append_given on a snapshot takes no number that was passed over",
+        "append_given",
+        ((r"INSERT INTO inturn\.skip.*?;", ""),),
+        gap_scenes.late_append_on_an_old_snapshot,
+        "DID NOT RAISE",
     ),
     Guard(
         "append_given takes no number that was passed over",
@@ -449,16 +611,16 @@ GUARDS = [
         "P4: a gap that nobody knows of",
     ),
     Guard(
-        "a gap is looked for under the lock of the cursor",
-        "find_gap",
-        ((r" FOR UPDATE", ""),),
+        "a gap is looked for under the lock of the ticket",
+        "look_at_key",
+        ((r"(?<=t\.epoch >= was\.epoch) FOR UPDATE SKIP LOCKED", ""),),
         gap_scenes.append_beside_cancel_rest,
-        "P4: lost: unapplied and idle|drained_seq is not where",
+        _WAITS,
     ),
     Guard(
         "a paused key is not held for its gap",
         "find_gap",
-        ((r"late := until <= clock_timestamp\(\) AND NOT paused", "late := until <= clock_timestamp()"),),
+        ((r"IF until <= clock_timestamp\(\) AND NOT paused THEN", "IF until <= clock_timestamp() THEN"),),
         gap_scenes.gap_times_out_under_a_pause,
         "P3: held and paused at once",
     ),
@@ -472,7 +634,7 @@ GUARDS = [
     Guard(
         "fill_gap keeps no callers waiting for an applier",
         "fill_gap",
-        ((r"IF waits THEN", "IF true THEN"),),
+        ((r"was := inturn", "PERFORM inturn.lock_callers(topic, key); was := inturn"),),
         gap_scenes.fill_gap_beside_an_applier,
         _WAITS,
     ),

@@ -316,6 +316,10 @@ def test_p3_a_held_key_s_appends_go_on(witness: Database, oracle: Oracle) -> Non
     scenes.append_to_a_held_key(witness, oracle)
 
 
+def test_p6_a_caller_waits_for_no_handler_beside_its_failed_key(witness: Database, oracle: Oracle) -> None:
+    scenes.callers_of_a_key_whose_turn_has_failed(witness, oracle)
+
+
 def test_p3_a_key_is_not_tried_again_before_its_time(witness: Database, oracle: Oracle) -> None:
     scenes.claim_before_its_time(witness, oracle)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from support import scenes
 from support.crowd import Crowd
@@ -39,6 +41,33 @@ def test_p4_append_between_snapshot_and_lock_of_finish_keeps_the_key_ready(
 
 def test_p4_append_to_a_drained_key_wakes_it(witness: Database, oracle: Oracle) -> None:
     scenes.append_to_a_drained_key(witness, oracle)
+
+
+def test_p4_append_after_an_empty_turn_wakes_the_key(witness: Database, oracle: Oracle) -> None:
+    scenes.append_after_an_empty_turn(witness, oracle)
+
+
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_p4_append_on_a_snapshot_older_than_the_last_turn_wakes_the_key(
+    witness: Database, oracle: Oracle, isolation: str
+) -> None:
+    scenes.append_on_a_snapshot_older_than_the_last_turn(witness, oracle, isolation)
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        scenes.append_on_an_old_snapshot_before_appliers_sleep,
+        scenes.append_on_an_old_snapshot_beside_an_open_append,
+        scenes.append_beside_a_look_at_its_key,
+        scenes.turn_ends_beside_a_look_at_its_key,
+    ],
+    ids=lambda scene: scene.__name__,
+)
+def test_p4_keys_that_callers_with_old_snapshots_could_not_wake(
+    witness: Database, oracle: Oracle, scene: Callable[[Database, Oracle], None]
+) -> None:
+    scene(witness, oracle)
 
 
 @pytest.mark.parametrize("end", ["rollback", "kill"])

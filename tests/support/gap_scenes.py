@@ -6,7 +6,7 @@ from support.database import Database, Session, until
 from support.lease_scenes import Lease, claim
 from support.oracle import Oracle
 from support.race import blocked, gate_shut, put_gate, replace_in, unblocked
-from support.scenes import applied_all, apply, drain, ready, refused
+from support.scenes import OLD_SNAPSHOT, applied_all, apply, drain, ready, refused, snapshot
 
 PASSED, REFUSED = "IT052", "IT041"
 APPEND = "SELECT inturn.append('given', %s, 'insert', seq => %s)"
@@ -57,6 +57,44 @@ def the_missing_one_comes(database: Database, oracle: Oracle) -> None:
     assert drain(database, oracle) == 4
 
 
+def the_next_one_comes(database: Database, oracle: Oracle) -> None:
+    """P4: it wakes an idle key."""
+    begin(database)
+    for seq in (1, 2):
+        put(database, seq)
+        assert ready(database) == ["x"]
+        assert drain(database, oracle) == seq
+
+
+def append_on_an_old_snapshot(database: Database, oracle: Oracle) -> None:
+    """P4: the caller cannot see whether the key went idle or waits; no retry is asked of it."""
+    begin(database)
+    put(database, 1)
+    for seqs in ((2,), (4,), (3,)):
+        early = snapshot(database)
+        until(lambda: applied_all(database), "no key ready")
+        put(early, *seqs)
+        early.commit()
+        oracle.check()
+    assert drain(database, oracle) == 4
+
+
+def late_append_on_an_old_snapshot(database: Database, oracle: Oracle) -> None:
+    """P3: the snapshot shows neither that the number was passed over nor that it was appended: 40001."""
+    begin(database)
+    put(database, 1, 3)
+    apply(database)
+    for change in (FILL % 2, "SELECT inturn.append('given', 'x', 'insert', seq => 4)"):
+        seq = 2 if "fill" in change else 4
+        early = snapshot(database)
+        database.execute(change)
+        apply(database)
+        refused(early, OLD_SNAPSHOT, (APPEND, ["x", seq]))
+    assert drain(database, oracle) == 3
+    refused(snapshot(database), PASSED, (APPEND, ["x", 2]))
+    assert database.value("SELECT count(*) FROM inturn.skip") == 1
+
+
 def the_missing_one_beside_a_turn_that_looks_for_it(database: Database, oracle: Oracle) -> None:
     """P6: an applier has the key in hand with nothing to apply, beside keys whose handlers take long."""
     begin(database, ", gap_timeout => '50 ms'")
@@ -101,13 +139,13 @@ def turns_before_a_gap(database: Database, oracle: Oracle) -> None:
 
 
 def append_beside_cancel_rest(database: Database, oracle: Oracle) -> None:
-    """P4: an operator moves the cursor just as a caller looks for the gap that was there."""
+    """P2: an operator moves the key just as a caller fills the gap that was there."""
     begin(database)
     put(database, 2, 3)
     caller, operator = database.session(), database.session()
     put(caller, 2)  # the same again: it has the lock of its key, and not that of the cursor
     operator.execute("SELECT inturn.cancel_rest('given', 'x', 'closed')")
-    unblocked(database, caller, APPEND, ["x", 4])
+    unblocked(database, caller, APPEND, ["x", 1])
     operator.commit()
     caller.commit()
     oracle.check()

@@ -8,7 +8,7 @@ from typing import Any
 from support.database import Database, Session, until
 from support.oracle import Oracle
 from support.race import append, unblocked
-from support.scenes import FENCED, drain, refused
+from support.scenes import FENCED, drain, refused, snapshot
 
 OUT_OF_TURN, BUSY = "IT032", "IT042"
 
@@ -104,6 +104,81 @@ def late_after_its_release(database: Database, oracle: Oracle) -> None:
     assert drain(database, oracle) == 2
 
 
+def late_after_a_lease_that_left_nothing(database: Database, oracle: Oracle) -> None:
+    """P2: neither its release nor a turn of the other kind gives its epoch to anybody again."""
+    late = put(database, 1)
+    database.execute(*late.step("release"))
+    all_fenced(database, late, 1)
+    (again,) = claim(database, applier="two")
+    assert again.epoch == late.epoch + 1
+    expire(database)
+    assert drain(database, oracle) == 1
+    all_fenced(database, again, 1)
+    lease = put(database, 1)
+    assert lease.epoch == again.epoch + 2
+    for fenced in (late, again):
+        all_fenced(database, fenced, 2)
+    lease.work(database, 2)
+    database.execute(*lease.step("release"))
+    assert drain(database, oracle) == 2
+
+
+def late_after_the_key_went_idle_without_a_turn(database: Database, oracle: Oracle) -> None:
+    """P2: no turn is left of the epoch that the lease took, nor of the operator's; neither is used again."""
+    put(database, 1)
+    expire(database)
+    drain(database, oracle)
+    late = put(database, 1)
+    expire(database)
+    database.execute("SELECT inturn.skip('orders', 'x', 2, 'no')")
+    oracle.check()
+    lease = put(database, 1)
+    assert lease.epoch == late.epoch + 2
+    all_fenced(database, late, 3)
+    lease.work(database, 3)
+    database.execute(*lease.step("release"))
+    assert drain(database, oracle) == 3
+
+
+def append_under_a_lease(database: Database, oracle: Oracle) -> None:
+    """P2: the key's last turn says drained as long as the first lease after it has done nothing."""
+    append(database, "x")
+    drain(database, oracle)
+    lease = put(database, 1)
+    append(database, "x")
+    oracle.check()
+    assert claim(database, applier="two") == []
+    lease.work(database, 2)
+    database.execute(*lease.step("release"))
+    assert drain(database, oracle) == 3
+
+
+def append_on_an_old_snapshot(database: Database, oracle: Oracle) -> None:
+    """P4: the caller cannot see that the key went idle; a claim by lease finds what it appended."""
+    append(database, "x")
+    early = snapshot(database)
+    drain(database, oracle)
+    append(early, "x")
+    early.commit()
+    leases = claim(database)
+    assert leases, "nobody looks at the hint"
+    (lease,) = leases
+    lease.work(database, 2)
+    database.execute(*lease.step("release"))
+    assert drain(database, oracle) == 2
+
+
+def append_after_a_release(database: Database, oracle: Oracle) -> None:
+    """P4: the lease's own turn says that the key went idle."""
+    for seq in (1, 2):
+        lease = put(database, 1)
+        lease.work(database, seq)
+        database.execute(*lease.step("release"))
+        assert oracle.check_drained() == seq
+    append(database, "x")
+    assert drain(database, oracle) == 3
+
+
 def late_after_an_amend(database: Database, oracle: Oracle) -> None:
     """What an operator has amended was read before by whoever let the lease run out."""
     late = put(database, 2)
@@ -172,7 +247,7 @@ def turn_after_a_lease_that_ran_out(database: Database, oracle: Oracle) -> None:
 def pause_for_a_moment_under_a_lease(database: Database, oracle: Oracle) -> None:
     """P2: the pause is over before the lease, and the key is still its holder's."""
     lease = put(database, 2)
-    database.execute("SELECT inturn.pause('orders', 'x', NULL, clock_timestamp() + '10 ms')")
+    database.execute("SELECT inturn.pause('orders', 'x', NULL, clock_timestamp() + '200 ms')")
     oracle.check()
     until(lambda: database.value("SELECT paused_until < clock_timestamp() FROM inturn.key_cursor"), "resumed")
     assert claim(database, applier="two") == []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from support.database import Database
+from support.database import Database, until
 from support.oracle import Oracle
 from support.race import APPEND, Turn, append, gate_shut, put_gate, replace_in, unblocked
-from support.scenes import FENCED, apply, drain, ready, refused
+from support.scenes import FENCED, apply, drain, ready, refused, snapshot
 
 REFUSED = "IT041"
 SKIP = "SELECT inturn.skip('orders', %s, %s, 'not wanted')"
@@ -129,6 +129,22 @@ def append_to_a_paused_idle_key(database: Database, oracle: Oracle) -> None:
     assert drain(database, oracle) == 4
 
 
+def append_on_an_old_snapshot_to_a_paused_idle_key(database: Database, oracle: Oracle) -> None:
+    """The look at its hint leaves the pause as it is, and so does its end find the command."""
+    append(database, "x")
+    early = snapshot(database)
+    drain(database, oracle)
+    database.execute("SELECT inturn.pause('orders', 'x')")
+    append(early, "x")
+    early.commit()
+    apply(database)
+    oracle.check()
+    assert ready(database) == []
+    database.execute("SELECT inturn.resume('orders', 'x')")
+    assert ready(database) == ["x"]
+    assert drain(database, oracle) == 2
+
+
 def pause_of_a_ready_key(database: Database, oracle: Oracle) -> None:
     """It stands still until it is resumed, and others go on."""
     for key in ("x", "y"):
@@ -171,4 +187,71 @@ def claim_of_a_paused_topic(database: Database, oracle: Oracle) -> None:
     apply(database)
     assert database.value("SELECT count(*) FROM app.witness") == 0
     database.execute("SELECT inturn.resume_topic('orders')")
+    assert drain(database, oracle) == 2
+
+
+def pause_of_an_idle_key_beside_its_open_append(database: Database, oracle: Oracle) -> None:
+    """P2: the operator waits for the caller that wakes the key, and pauses the key as that left it."""
+    append(database, "x")
+    drain(database, oracle)
+    caller, operator = database.session(), database.session()
+    append(caller, "x")
+    pausing = operator.begin("SELECT inturn.pause('orders', 'x')")
+    assert operator.wait_blocked() == [caller.pid]
+    caller.commit()
+    pausing.result()
+    operator.commit()
+    oracle.check()
+    assert ready(database) == []
+    database.execute("SELECT inturn.resume('orders', 'x')")
+    assert drain(database, oracle) == 2
+
+
+def append_beside_the_open_pause_of_an_idle_key(database: Database, oracle: Oracle) -> None:
+    """P4: the caller waits for the operator, who may roll back."""
+    append(database, "x")
+    drain(database, oracle)
+    for end in ("rollback", "commit"):
+        caller, operator = database.session(), database.session()
+        operator.execute("SELECT inturn.pause('orders', 'x')")
+        appending = caller.begin(APPEND, ["x"])
+        assert caller.wait_blocked() == [operator.pid]
+        {"commit": operator.commit, "rollback": operator.rollback}[end]()
+        appending.result()
+        caller.commit()
+        oracle.check()
+        assert ready(database) == ([] if end == "commit" else ["x"])
+        if end == "rollback":
+            drain(database, oracle)
+    database.execute("SELECT inturn.resume('orders', 'x')")
+    assert drain(database, oracle) == 3
+
+
+def claim_beside_the_pause_of_a_key_that_was_woken(database: Database, oracle: Oracle) -> None:
+    """P2: an operator found the key idle and waited for its caller: what that made ready is locked too."""
+    put_gate(database)
+    append(database, "x")
+    drain(database, oracle)
+    gate = (
+        r"c\.key = lock_cursor\.key;(?=\s+EXIT WHEN beside)",
+        "c.key = lock_cursor.key AND app.gate_pass();",
+    )
+    replace_in(database, "lock_cursor", gate)
+    caller, operator, applier = database.session(), database.session(), database.session()
+    append(caller, "x")
+    with gate_shut(database):
+        pausing = operator.begin("SELECT inturn.pause('orders', 'x')")
+        assert operator.wait_blocked() == [caller.pid]
+        caller.commit()
+        until(lambda: operator.wait_blocked() != [caller.pid], "the operator at the gate")
+        turns = Turn.claim(database, applier)
+    for turn in turns:  # the lock was none
+        until(lambda: operator.wait_blocked() == [applier.pid], "the operator behind the applier")
+        turn.effects(applier, 2)
+        unblocked(database, applier, *turn.finish(2))
+    applier.commit()
+    pausing.result()
+    operator.commit()
+    oracle.check()
+    database.execute("SELECT inturn.resume('orders', 'x')")
     assert drain(database, oracle) == 2

@@ -165,6 +165,12 @@ UNION ALL SELECT 'P4: a ticket that is never ready', key, last, applied_seq FROM
 UNION ALL SELECT 'P2: two tickets', key, last, applied_seq FROM key WHERE cardinality(tickets) > 1
 UNION ALL SELECT 'P2: a ticket behind the last turn', key, tickets[1], last_turn[1] FROM key
     WHERE tickets[1] < last_turn[1]
+UNION ALL SELECT 'P3: a mark that no ticket knows of', key, epoch, 0 FROM inturn.key_mark m
+    WHERE key LIKE (SELECT keys FROM asked) AND NOT EXISTS (
+        SELECT FROM inturn.ticket i WHERE (i.topic, i.key, i.epoch) = (m.topic, m.key, m.epoch) AND i.marked)
+UNION ALL SELECT 'P3: a ticket without its mark', key, epoch, 0 FROM inturn.ticket i
+    WHERE key LIKE (SELECT keys FROM asked) AND marked AND NOT EXISTS (
+        SELECT FROM inturn.key_mark m WHERE (m.topic, m.key, m.epoch) = (i.topic, i.key, i.epoch))
 LIMIT 20
 """
 

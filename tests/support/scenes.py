@@ -15,7 +15,8 @@ from support.database import Database, Session, until
 from support.oracle import Oracle
 from support.race import APPEND, Turn, append, blocked, gate_shut, put_gate, replace_in, unblocked
 
-FENCED, NOT_READ_COMMITTED = "IT030", "IT031"
+FENCED, NOT_READ_COMMITTED, OLD_SNAPSHOT = "IT030", "IT031", "40001"
+BATCH = "SELECT inturn.apply_batch('orders', '-infinity', 32, 'batch')"
 
 
 def drain(database: Database, oracle: Oracle) -> int:
@@ -251,6 +252,11 @@ def append_to_a_drained_key(database: Database, oracle: Oracle) -> None:
         drain(database, oracle)
 
 
+def append_after_an_empty_turn(database: Database, oracle: Oracle) -> None:
+    """P4: a key whose last turn left it awake goes idle by one that finds nothing, and can be woken."""
+    finish_beside_an_open_append(database, oracle, "rollback")
+
+
 def append_to_a_held_key(database: Database, oracle: Oracle) -> None:
     """Callers of a held key go on, and leave it held."""
     database.execute("UPDATE inturn.topic SET max_attempts = 1")
@@ -279,6 +285,122 @@ def callers_of_a_key_at_work(database: Database, oracle: Oracle) -> None:
     unblocked(database, applier, *turn.finish(1))
     applier.commit()
     assert drain(database, oracle) == 2
+
+
+def callers_of_a_key_whose_turn_has_failed(database: Database, oracle: Oracle) -> None:
+    """P6: a failure is recorded, and the handlers of the keys beside it are still at work."""
+    append(database, "x")
+    drain(database, oracle)
+    append(database, "x")
+    applier, caller = database.session(), database.session()
+    (turn,) = Turn.claim(database, applier)
+    applier.execute(*turn.fail(2))
+    assert unblocked(database, caller, APPEND, ["x"]) == [(3,)]
+    caller.commit()
+    applier.commit()
+    assert drain(database, oracle) == 3
+
+
+def snapshot(database: Database, isolation: str = "REPEATABLE READ") -> Session:
+    """Return a session whose transaction sees the database as it is now."""
+    session = database.session()
+    session.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
+    session.execute("SELECT FROM app.witness")
+    return session
+
+
+def append_on_a_snapshot_older_than_the_last_turn(
+    database: Database, oracle: Oracle, isolation: str = "REPEATABLE READ"
+) -> None:
+    """P4: the caller cannot see that the key went idle, once or twice; no retry is asked of it."""
+    append(database, "x")
+    for seq in (2, 3):
+        early = snapshot(database, isolation)
+        drain(database, oracle)
+        assert append(early, "x") == seq
+        early.commit()
+        assert drain(database, oracle) == seq
+
+
+def append_on_an_old_snapshot_before_appliers_sleep(database: Database, oracle: Oracle) -> None:
+    """P4: an applier that has nothing to do looks for it too."""
+    append(database, "x")
+    early = snapshot(database)
+    drain(database, oracle)
+    append(early, "x")
+    early.commit()
+    assert ready(database) == []
+    database.execute("SELECT inturn.announce_sleep('{orders}')")
+    assert ready(database) == ["x"]
+    assert drain(database, oracle) == 2
+
+
+def append_on_an_old_snapshot_beside_an_open_append(database: Database, oracle: Oracle) -> None:
+    """P4: appliers wait for no caller to look at the key, and the hint stays until they can."""
+    append(database, "x")
+    early = snapshot(database)
+    drain(database, oracle)
+    append(early, "x")
+    early.commit()
+    caller = database.session()
+    assert append(caller, "x") == 3
+    unblocked(database, database.session(autocommit=True), "CALL inturn.apply()", [])
+    caller.commit()
+    oracle.check()
+    assert drain(database, oracle) == 3
+
+
+def append_beside_a_look_at_its_key(database: Database, oracle: Oracle) -> None:
+    """P2: an applier looks at an idle key whose hint is old, as the next command is appended and applied."""
+    put_gate(database)
+    append(database, "x")
+    early = snapshot(database)
+    append(early, "x")
+    early.commit()
+    database.execute(BATCH)
+    assert ready(database) == []
+    replace_in(database, "look_at_key", _GATE_IN_LOOK)
+    looker, caller = database.session(), database.session()
+    with gate_shut(database):
+        looking = looker.begin("SELECT inturn.take_hints('{orders}')")
+        looker.wait_blocked()
+        appending = caller.begin(APPEND, ["x"])
+        if not blocked(database, caller, appending):
+            caller.commit()
+            database.execute(BATCH)
+    looking.result()
+    looker.commit()
+    assert appending.result() == [(3,)]
+    caller.commit()
+    assert drain(database, oracle) == 3
+
+
+def turn_ends_beside_a_look_at_its_key(database: Database, oracle: Oracle) -> None:
+    """P2: an applier looks at a key for a hint as another applier's turn on it ends."""
+    put_gate(database)
+    append(database, "x")
+    early = snapshot(database)
+    append(early, "x")
+    early.commit()
+    looker, applier = database.session(), database.session()
+    (turn,) = Turn.claim(database, applier)
+    turn.effects(applier, 1)
+    replace_in(database, "look_at_key", _GATE_IN_LOOK)
+    with gate_shut(database):
+        looking = looker.begin("SELECT inturn.take_hints('{orders}')")
+        looker.wait_blocked()
+        unblocked(database, applier, *turn.finish(1))
+        applier.commit()
+    looking.result()
+    looker.commit()
+    assert drain(database, oracle) == 2
+
+
+#: The gate is passed between the look at where the key stands and the look at its ticket.
+_GATE_IN_LOOK = (
+    r"c\.key = look_at_key\.key;(?=\s+-- Of a later)",
+    "c.key = look_at_key.key AND app.gate_pass();",
+)
 
 
 def order_within_a_turn(database: Database, oracle: Oracle) -> None:

@@ -11,7 +11,8 @@
 -- next_xid have ended. A snapshot that is held does not keep them from that, and a long writer costs what it holds back.
 -- next_xid is a number of its own: the xmax of a snapshot is above every transaction that has ended, not above those that run.
 -- That trusts the clock not to be set back; where it was, and every minute, a pass begins at the very first entry.
--- A transaction of its own, which has no number yet; the caller commits at once. Locks what take_hints locks.
+-- A transaction that has a number already cannot tell, and leaves safe_at where it was.
+-- The caller commits at once. Locks what take_hints locks.
 CREATE FUNCTION inturn.begin_pass(topics text[], last inturn.pass) RETURNS inturn.pass
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
@@ -22,15 +23,17 @@ DECLARE
     -- Before this transaction takes a number: every higher one is given later.
     now constant timestamptz := clock_timestamp();
     snapshot constant pg_snapshot := pg_current_snapshot();
+    numbered constant boolean := pg_current_xact_id_if_assigned() IS NOT NULL;
     pass inturn.pass := last;
     -- From when on this pass looks: what has come to be seen since the last one may be older than the new safe_at.
     since timestamptz := last.safe_at;
     until timestamptz;
 BEGIN
     IF pass.next_xid IS NULL OR now < pass.next_at OR now >= pass.whole_at THEN
-        pass := ROW('{}'::text[], '{}'::timestamptz[], NULL, now, '-infinity', '-infinity', now, pg_current_xact_id(), 'infinity');
+        pass := ROW('{}'::text[], '{}'::timestamptz[], NULL, now, '-infinity', '-infinity', now,
+                    CASE WHEN NOT numbered THEN pg_current_xact_id() END, 'infinity');
         since := '-infinity';
-    ELSIF pg_snapshot_xmin(snapshot) > pass.next_xid THEN
+    ELSIF pg_snapshot_xmin(snapshot) > pass.next_xid AND NOT numbered THEN
         pass.safe_at := pass.next_at;
         pass.next_at := now;
         pass.next_xid := pg_current_xact_id();

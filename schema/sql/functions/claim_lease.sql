@@ -6,8 +6,8 @@
 -- lease: NULL for each topic's own. applier: who asks, as in turn; NULL for this session. Neither has a default: no call
 -- with fewer parameters can mean both this claim and the other.
 -- A key comes with at most the topic's batch_commands; one whose next command has failed before, with that alone.
--- Locks the keys' tickets, skipping locked ones; what take_hints locks. Raises IT001, IT031 outside READ COMMITTED, 22023 for a max_keys or
--- a lease that cannot be.
+-- Locks the keys' tickets, skipping locked ones; what begin_lease_pass locks. Raises IT001, IT031 outside READ COMMITTED,
+-- 22004 without topics, 22023 for a max_keys or a lease that cannot be.
 CREATE FUNCTION inturn.claim(topics text[], max_keys integer, lease interval, applier text)
 RETURNS TABLE (
     topic text, key text, epoch bigint, attempt integer, lease_until timestamptz,
@@ -19,7 +19,8 @@ SET enable_bitmapscan = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    served text;
+    pass inturn.pass;
+    served record;
     settings inturn.topic;
     claimed record;
     taken integer := 0;
@@ -31,14 +32,21 @@ BEGIN
             MESSAGE = format('max_keys is %s; 0 or more are allowed', coalesce(max_keys::text, 'NULL')),
             HINT = 'Give how many keys the applier can work on now.';
     END IF;
-    PERFORM inturn.take_hints(topics);
-    FOREACH served IN ARRAY topics LOOP
+    IF topics IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'topics is NULL', HINT = 'Give the topics that the applier serves.';
+    ELSIF topics = '{}' OR max_keys = 0 THEN
+        RETURN;
+    END IF;
+    PERFORM inturn.refuse_topic(t.name) FROM unnest(topics) t (name)
+    WHERE NOT EXISTS (SELECT FROM inturn.topic s WHERE s.name = t.name);
+    pass := inturn.begin_lease_pass(topics);
+    FOR served IN
+        SELECT t.name, p.hand FROM unnest(topics) WITH ORDINALITY t (name, position)
+        JOIN unnest(pass.found, pass.hands) p (topic, hand) ON p.topic = t.name ORDER BY t.position
+    LOOP
         EXIT WHEN taken >= max_keys;
-        SELECT * INTO settings FROM inturn.topic t WHERE t.name = served;
-        IF NOT FOUND THEN
-            PERFORM inturn.refuse_topic(served);
-        END IF;
-        FOR claimed IN SELECT * FROM inturn.claim(served, '-infinity', max_keys - taken) LOOP
+        SELECT * INTO settings FROM inturn.topic t WHERE t.name = served.name;
+        FOR claimed IN SELECT * FROM inturn.claim(served.name, served.hand, max_keys - taken) LOOP
             taken := taken + 1;
             leased := inturn.begin_lease(settings, claimed.key, claimed.applied_seq, claimed.epoch,
                                          claim.lease, coalesce(claim.applier, 'sql:' || pg_backend_pid()));
@@ -46,7 +54,7 @@ BEGIN
             RETURN QUERY
             SELECT leased.topic, leased.key, leased.epoch, leased.attempts + 1, leased.lease_until,
                    l.seq, l.name, l.payload, l.created_at
-            FROM inturn.next_commands(served, leased.key, leased.applied_seq,
+            FROM inturn.next_commands(served.name, leased.key, leased.applied_seq,
                                       CASE WHEN leased.attempts > 0 THEN 1 ELSE settings.batch_commands END) l;
         END LOOP;
     END LOOP;

@@ -19,7 +19,7 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
 FROM (
     SELECT s.sessions, s.sessions->0 AS first, s.sessions->0->>'kind' = 'applier' AS applies,
            inturn.name_sessions(s.sessions) AS who, s.sessions->0->'blocked_by'->>0 AS blocker
-    FROM inturn.find_locker(topic, key) c CROSS JOIN LATERAL (
+    FROM inturn.find_locker(explain_hands.topic, explain_hands.key) c CROSS JOIN LATERAL (
         SELECT inturn.session_facts(inturn.row_holders(c.locker, c.relation))) s (sessions)) h
 WHERE NOT jsonb_path_exists(h.sessions, '$[*] ? (@.kind == "caller")')
 $$;

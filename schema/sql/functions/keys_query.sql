@@ -3,6 +3,7 @@
 -- state: one of key_state's. order_by: what comes before the state's own order, with a comma at its end.
 -- deep: only keys on which more than 32 commands are pending, all of them, whatever $5.
 -- $1 topic, $2 pattern of the key, $3 least number pending, $4 appended by then at the latest: NULL for any; $5 how many.
+-- A key that has a ticket is read from that and its marks, as key_cursor has it: a probe for each that is marked.
 -- What is pending is looked for by subqueries: from a join, or from EXISTS, a planner may read the whole log.
 CREATE FUNCTION inturn.keys_query(state text, order_by text DEFAULT '', deep boolean DEFAULT false) RETURNS text
 LANGUAGE sql IMMUTABLE
@@ -11,10 +12,7 @@ SELECT format($query$
 SELECT c.*, CASE c.state WHEN 'held' THEN c.held_at WHEN 'paused' THEN c.paused_at WHEN 'waiting' THEN c.waiting_at
                          WHEN 'leased' THEN c.lease_until ELSE c.ready_at END AS at
 FROM inturn.topic t CROSS JOIN LATERAL (
-    SELECT c.* FROM (
-        SELECT c.*, inturn.key_state(c) AS state FROM %s f
-        CROSS JOIN LATERAL (SELECT c.* FROM inturn.key_cursor c WHERE c.topic = f.topic AND c.key = f.key OFFSET 0) c
-        WHERE f.topic = t.name AND %s AND ($2 IS NULL OR f.key LIKE $2) ORDER BY %s) c
+    SELECT c.* FROM (%s AND ($2 IS NULL OR f.key LIKE $2) ORDER BY %s) c
     WHERE c.state = %L
       AND (%s IS NULL OR CASE WHEN t.numbering = 'assigned'
            THEN (SELECT l.seq FROM inturn.command_log l
@@ -30,19 +28,29 @@ FROM inturn.topic t CROSS JOIN LATERAL (
     %s) c
 WHERE ($1 IS NULL OR t.name = $1)
 $query$,
-    CASE state
-        WHEN 'ready' THEN 'inturn.ticket' WHEN 'idle' THEN 'inturn.key_sequence'
-        WHEN 'retrying' THEN '(SELECT m.topic, m.key, m.attempts, m.held_at, t.ready_at FROM inturn.key_mark m
-                               JOIN inturn.ticket t ON t.topic = m.topic AND t.key = m.key AND t.epoch = m.epoch)'
-        ELSE 'inturn.key_mark' END,
-    CASE state
-        WHEN 'held' THEN 'f.held_at IS NOT NULL'
-        WHEN 'waiting' THEN 'f.waiting_at IS NOT NULL'
-        WHEN 'retrying' THEN 'f.attempts > 0 AND f.held_at IS NULL'
-        WHEN 'paused' THEN 'f.paused_at IS NOT NULL'
-        WHEN 'leased' THEN 'f.lease_until IS NOT NULL'
-        WHEN 'ready' THEN 'f.ready_at < ''infinity'''
-        ELSE 'true' END,
+    CASE state WHEN 'idle' THEN $source$
+        SELECT c.*, inturn.key_state(c) AS state FROM inturn.key_sequence f
+        CROSS JOIN LATERAL (SELECT c.* FROM inturn.key_cursor c WHERE c.topic = f.topic AND c.key = f.key OFFSET 0) c
+        WHERE f.topic = t.name$source$
+    ELSE format($source$
+        SELECT (c.cursor).*, inturn.key_state(c.cursor) AS state
+        FROM %s CROSS JOIN LATERAL (SELECT ROW(
+            i.topic, i.key, i.applied_seq, nullif(i.ready_at, 'infinity'), i.epoch, coalesce(m.attempts, 0), i.empty_turns,
+            m.last_error, m.failed_at, m.held_at, m.paused_at, m.paused_until, m.waiting_at,
+            m.claimed_by, m.claimed_at, m.lease_until)::inturn.key_cursor AS cursor) c
+        WHERE f.topic = t.name AND %s$source$,
+        CASE state WHEN 'ready' THEN 'inturn.ticket f CROSS JOIN LATERAL (SELECT f.*) i LEFT JOIN LATERAL (
+            SELECT m.* FROM inturn.key_mark m
+            WHERE f.marked AND m.topic = f.topic AND m.key = f.key AND m.epoch = f.epoch LIMIT 1) m ON true'
+        ELSE 'inturn.key_mark f CROSS JOIN LATERAL (SELECT f.*) m CROSS JOIN LATERAL (
+            SELECT i.* FROM inturn.ticket i
+            WHERE i.topic = f.topic AND i.key = f.key AND i.epoch = f.epoch AND i.marked LIMIT 1) i' END,
+        CASE state WHEN 'held' THEN 'f.held_at IS NOT NULL'
+                   WHEN 'waiting' THEN 'f.waiting_at IS NOT NULL'
+                   WHEN 'retrying' THEN 'f.attempts > 0 AND f.held_at IS NULL'
+                   WHEN 'paused' THEN 'f.paused_at IS NOT NULL'
+                   WHEN 'leased' THEN 'f.lease_until IS NOT NULL'
+                   ELSE 'f.ready_at < ''infinity''' END) END,
     CASE WHEN state IN ('ready', 'idle') THEN '' ELSE order_by END || CASE state
         WHEN 'held' THEN 'f.held_at' WHEN 'waiting' THEN 'f.waiting_at' WHEN 'paused' THEN 'f.paused_at'
         WHEN 'leased' THEN 'f.lease_until' WHEN 'idle' THEN 'f.key' ELSE 'f.ready_at' END,

@@ -7,7 +7,8 @@ DECLARE
     holder text;
 BEGIN
     SELECT coalesce(
-        (SELECT inturn.describe_backend(inturn.row_holder(l.locker, l.relation)) FROM inturn.find_locker(topic, key) l),
+        (SELECT inturn.describe_backend(inturn.row_holder(l.locker, l.relation))
+         FROM inturn.find_locker(refuse_busy.topic, refuse_busy.key) l),
         CASE WHEN c.lease_until > clock_timestamp()
              THEN format('leased by %s until %s', c.claimed_by, to_char(c.lease_until AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"')) END,
         'nobody any more') INTO holder

@@ -15,7 +15,7 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     leave_at timestamptz := stop_at;
-    hand timestamptz := since;
+    hand timestamptz := inturn.spread_out(topic, since, max_keys);
     width integer := coalesce(least(greatest(0.010 / per_key, 1), max_keys), 1);
     alone integer := 0;
     first boolean := true;

@@ -14,11 +14,12 @@ CREATE TABLE inturn.key_mark (
     claimed_by text,
     claimed_at timestamptz,
     lease_until timestamptz,
+    ready_at timestamptz,
     PRIMARY KEY (topic, key, epoch)
 ) WITH (fillfactor = 80);
 -- An index a state, for operators.
 CREATE INDEX key_mark_held ON inturn.key_mark (topic, held_at) WHERE held_at IS NOT NULL;
-CREATE INDEX key_mark_retrying ON inturn.key_mark (topic, failed_at) WHERE attempts > 0 AND held_at IS NULL;
+CREATE INDEX key_mark_retrying ON inturn.key_mark (topic, ready_at) WHERE attempts > 0 AND held_at IS NULL;
 CREATE INDEX key_mark_waiting ON inturn.key_mark (topic, waiting_at) WHERE waiting_at IS NOT NULL;
 CREATE INDEX key_mark_leased ON inturn.key_mark (topic, lease_until) WHERE lease_until IS NOT NULL;
 CREATE INDEX key_mark_paused ON inturn.key_mark (topic, paused_at) WHERE paused_at IS NOT NULL;
@@ -32,3 +33,4 @@ COMMENT ON COLUMN inturn.key_mark.waiting_at IS 'Since when later numbers are th
 COMMENT ON COLUMN inturn.key_mark.claimed_by IS 'Which applier has the key by lease; it stays until the next claim when the lease runs out.';
 COMMENT ON COLUMN inturn.key_mark.claimed_at IS 'Since when.';
 COMMENT ON COLUMN inturn.key_mark.lease_until IS 'When the lease runs out: from then on any applier may claim the key.';
+COMMENT ON COLUMN inturn.key_mark.ready_at IS 'When the key is ready, as its ticket says, while it is retrying: operators list those by it.';
