@@ -53,7 +53,6 @@ _WAKES = r"IF last_turn\.drained AND new_seq = last_turn\.applied_seq \+ 1 THEN"
 _PAUSED_READY = r"cursor\.ready_at := inturn\.next_ready_at\(cursor, NULL\);"
 _HEEDS_LEASE = (r"c\.paused_until, c\.lease_until\) END", "c.paused_until) END")
 _CLAIM = "claim(text, timestamptz, integer)"
-_CLAIM_LEASE = "claim(text[], integer, interval, text)"
 _FAIL = "fail(text, text, bigint, bigint, bigint, text, text, text, interval)"
 _WAITS = "waits for a lock"
 _NOT_READY = re.escape("assert [] == ['x']")
@@ -578,7 +577,7 @@ GUARDS = [
     Guard(
         "append_given on a snapshot takes no number that was passed over",
         "append_given",
-        ((r"INSERT INTO inturn\.skip.*?;", ""),),
+        ((r"PERFORM inturn\.refuse_passed[^;]*;", "NULL;"),),
         gap_scenes.late_append_on_an_old_snapshot,
         "DID NOT RAISE",
     ),
