@@ -151,3 +151,26 @@ def test_p4_the_missing_number_of_a_caller_with_an_old_snapshot_is_no_violation(
     oracle.check()
     assert verified(witness) == []
     assert drain(witness, oracle) == 3
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_p6_a_caller_with_a_snapshot_waits_for_no_turn_that_passes_over_its_number(
+    witness: Database, oracle: Oracle, end: str
+) -> None:
+    """A command has failed for good, all that is pending with it, and other handlers are at work beside."""
+    witness.execute("SELECT inturn.set_topic('given', max_attempts => 1, on_exhausted => 'cancel-rest')")
+    put(witness, 1, 3)
+    applier, caller = witness.session(), witness.session()
+    applier.execute("SELECT FROM inturn.claim('given')")
+    applier.execute("SELECT inturn.fail('given', 'x', 1, 1, 1, 'by hand', 'me')")
+    caller.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    # It may wait for a moment, never for the end of that transaction.
+    caller.begin(APPEND, ["x", 2]).result(PATIENCE)
+    {"commit": applier.commit, "rollback": applier.rollback}[end]()
+    caller.commit()
+    oracle.check()
+    assert verified(witness) == []
+    if end == "rollback":
+        witness.execute("SELECT inturn.take_hints('{given}')")
+        assert drain(witness, oracle) == 3
+    assert verified(witness) == []

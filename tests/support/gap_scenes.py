@@ -145,7 +145,7 @@ def append_beside_cancel_rest(database: Database, oracle: Oracle) -> None:
     caller, operator = database.session(), database.session()
     put(caller, 2)  # the same again: it has the lock of its key, and not that of the cursor
     operator.execute("SELECT inturn.cancel_rest('given', 'x', 'closed')")
-    unblocked(database, caller, APPEND, ["x", 4])
+    unblocked(database, caller, APPEND, ["x", 1])
     operator.commit()
     caller.commit()
     oracle.check()

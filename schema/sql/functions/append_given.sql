@@ -42,19 +42,13 @@ BEGIN
     VALUES (append_given.topic, append_given.key, append_given.seq, append_given.name, coalesce(append_given.payload, '{}'))
     -- Never in the way here but at REPEATABLE READ and SERIALIZABLE, where it turns 23505 into 40001: run it again.
     ON CONFLICT DO NOTHING;
-    IF current_setting('transaction_isolation') = 'read committed' THEN -- see append_on_snapshot
+    IF current_setting('transaction_isolation') = 'read committed' THEN
         looked := inturn.look_at_key(topic, key);
     ELSE
-        BEGIN
-            -- Nor does the snapshot show that the number was passed over since: then this is 40001 too.
-            INSERT INTO inturn.skip (topic, key, seq, epoch, skipped_by)
-            VALUES (append_given.topic, append_given.key, append_given.seq, 0, 'operator') ON CONFLICT DO NOTHING;
-            RAISE EXCEPTION USING ERRCODE = 'IT999';
-        EXCEPTION WHEN SQLSTATE 'IT999' THEN NULL;
-        END;
+        PERFORM inturn.refuse_passed(topic, key, seq);
     END IF;
     IF NOT looked THEN
-        PERFORM inturn.leave_hint(topic, key);
+        PERFORM inturn.leave_hint(topic, key); -- see append_on_snapshot
     END IF;
     RETURN seq;
 END

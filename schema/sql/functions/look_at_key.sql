@@ -27,7 +27,7 @@ BEGIN
         END IF;
         RETURN true;
     -- It cannot go idle now, which takes the callers' lock.
-    ELSIF was.waiting_at IS NULL OR was.ready_at <= clock_timestamp() THEN
+    ELSIF was.waiting_at IS NULL THEN
         RETURN true;
     END IF;
     PERFORM FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch >= was.epoch FOR UPDATE SKIP LOCKED;

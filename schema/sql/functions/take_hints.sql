@@ -23,8 +23,8 @@ BEGIN
         WHERE h.left_at >= since AND h.topic = ANY (topics) ORDER BY h.left_at LIMIT 1000 FOR UPDATE SKIP LOCKED
     LOOP
         taken := taken + 1;
-        PERFORM FROM inturn.key_sequence s WHERE s.topic = hint.topic AND s.key = hint.key FOR UPDATE SKIP LOCKED;
         looked := false;
+        PERFORM FROM inturn.key_sequence s WHERE s.topic = hint.topic AND s.key = hint.key FOR UPDATE SKIP LOCKED;
         IF FOUND THEN
             looked := inturn.look_at_key(hint.topic, hint.key);
         END IF;
