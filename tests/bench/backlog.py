@@ -48,7 +48,7 @@ def measure(ground: Ground) -> Section:
         "A claim beside a backlog",
         ["call", "beside", "ms", "ratio", "buffers", "ratio"],
         notes=[
-            f"Of the key that is ready the longest; rolled back. Medians of {rounds * 10}, the cases in turns.",
+            f"The key that is ready the longest; rolled back. Medians of {rounds * 10}, cases in turns.",
             f"Without a ratio: the base of those below. Beside idle, held and deep keys {few:,} are ready.",
             "claim_commands reads the key's next commands as well, at most 100.",
         ],

@@ -43,7 +43,7 @@ def measure(ground: Ground) -> Section:
         ["work", *(f"{count}" for count in crowds), *(f"{count} / best" for count in crowds)],
         notes=[
             "CALL: backends at CALL inturn.apply(). Workers: of one `inturn apply`, here in this process.",
-            "Each command writes a row; 1 or 100 commands a key. Connections are opened and warmed before the clock starts.",
+            "Each command writes a row; 1 or 100 commands a key. Connections are opened and warmed first.",
             f"A drain ends when nothing is left, or after {limit:g} seconds.",
         ],
     )
