@@ -34,8 +34,10 @@ lint: .venv/installed-dev
 bench: .venv/installed-dev  ## Speed, as ratios against pgbench's plain INSERT in the same run.
 	PYTHONPATH=tests $(BIN)/python -m bench
 
-bench-full: .venv/installed-dev  ## Speed beside the peers: takes up to 25 minutes, writes a fragment of a page.
+bench-full: .venv/installed-dev  ## An hour: how the storage holds, with plots, and speed beside the peers; writes tables into build/.
 	-$(MAKE) .venv/installed-bench  # a peer that cannot be had is reported as not measured
+	mkdir -p $(dir $(FRAGMENT))
+	PYTHONPATH=tests $(BIN)/python -m bench.heart --markdown $(dir $(FRAGMENT))heart.md --plots $(dir $(FRAGMENT))plots
 	PYTHONPATH=tests $(BIN)/python -m bench.peers --markdown $(FRAGMENT)
 
 soak: .venv/installed-dev  ## The long runs.

@@ -202,7 +202,7 @@ def test_what_makes_no_sense_is_refused_in_a_line_that_names_the_thing(orders: D
 
 def test_a_key_in_other_hands_is_waited_for_no_longer_than_the_timeout(orders: Database) -> None:
     holder = orders.session(application_name="night shift")
-    holder.execute("SELECT FROM inturn.key_cursor WHERE key = 'x' FOR UPDATE")
+    holder.execute("SELECT FROM inturn.ticket WHERE key = 'x' FOR UPDATE")
     line = refused(orders, "retry", "x", "--timeout", "0.05")
     assert f"is in other hands: night shift (backend {holder.pid} of" in line
     assert "Waited for 50ms" in line

@@ -159,7 +159,7 @@ def test_without_a_database_nothing_is_offered_and_nothing_said(dsn: str | None)
 
 def test_a_database_that_does_not_answer_is_not_waited_for(keys: Database) -> None:
     session = keys.session()
-    session.execute("LOCK TABLE inturn.key_cursor IN ACCESS EXCLUSIVE MODE")
+    session.execute("LOCK TABLE inturn.key_sequence IN ACCESS EXCLUSIVE MODE")
     started_at = time.monotonic()
     assert _offered(keys.dsn, "inturn why ord") == [""]
     assert time.monotonic() - started_at < 15

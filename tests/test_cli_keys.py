@@ -234,8 +234,8 @@ def test_watch_ends_in_one_line_when_the_database_goes(orders: Database) -> None
 
 def test_what_was_sorted_among_the_first_only_is_said(orders: Database) -> None:
     orders.execute("""
-        INSERT INTO inturn.key_cursor (topic, key, ready_at)
-        SELECT 'bills', 'many' || n, now() FROM generate_series(1, 20001) n
+        INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)
+        SELECT 'bills', 'many' || n, 0, 0, now() FROM generate_series(1, 20001) n
     """)
     _, _, err = run_inturn(orders.dsn, "keys", "--sort", "age", "--limit", "3")
     assert err.splitlines() == [

@@ -141,11 +141,11 @@ def test_turns_and_actions_stand_in_their_order(history: Database) -> None:
     ]
     rows = section(show(history, "a", "--limit", "20"), "turn")
     assert [row[0] for row in rows] == [
-        "8",
+        "10",
         "amend",
         "replay",
         "cancel-rest",
-        "6",
+        "7",
         "5",
         "4",
         "skip",

@@ -55,8 +55,8 @@ def test_only_the_last_minutes_count(orders: Database) -> None:
 
 def test_more_pending_than_was_looked_at_is_said(orders: Database) -> None:
     orders.execute("""
-        INSERT INTO inturn.key_cursor (topic, key, ready_at)
-        SELECT 'orders', 'many' || n, now() FROM generate_series(1, 50000) n
+        INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)
+        SELECT 'orders', 'many' || n, 0, 0, now() FROM generate_series(1, 50000) n
     """)
     topic = _read(orders, "--topic", "orders")["topics"][0]
     assert (topic["ready"], topic["exact"]) == (50002, False)
@@ -109,9 +109,9 @@ def test_without_topics_it_says_how_to_make_one(database: Database) -> None:
 def test_the_recent_turns_are_found_without_reading_the_old_ones(database: Database, analyzed: bool) -> None:
     database.execute("""
         SELECT inturn.create_topic('shop');
-        INSERT INTO inturn.turn
-            (topic, key, epoch, from_seq, to_seq, outcome, applier, started_at, finished_at)
-        SELECT 'shop', 'k' || n, 1, 1, 1, 'applied', 'test', t, t
+        INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier,
+            started_at, finished_at)
+        SELECT 'shop', 'k' || n, 1, 1, 1, 1, true, 'applied', 'test', t, t
         FROM generate_series(1, 100000) n, LATERAL (SELECT now() - (100000 - n) * interval '1 s') x (t);
         SELECT brin_summarize_new_values('inturn.turn_finished');
     """)

@@ -25,6 +25,7 @@ ROUTINES = {
         *("claim", "claim_commands", "finish", "fail", "apply", "apply_batch"),
         *("advance", "renew", "release"),
         *("announce_applier", "announce_sleep", "next_ready", "pending_commands"),
+        "key_state",
     },
     "inturn_operator": {
         *("create_topic", "set_topic", "pause_topic", "resume_topic"),
@@ -40,7 +41,11 @@ RELATIONS = {
     "topic": ("", "SELECT", "INSERT SELECT"),
     "command_log": ("", "SELECT", "SELECT"),
     "key_sequence": ("", "SELECT UPDATE", "SELECT"),
-    "key_cursor": ("", "SELECT UPDATE", "SELECT"),
+    "key_cursor": ("", "SELECT", "SELECT"),
+    "ticket": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
+    "key_mark": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
+    "wake_hint": ("", "DELETE SELECT UPDATE", "SELECT"),
+    "lease_pass": ("", "INSERT SELECT UPDATE", "SELECT"),
     "turn": ("", "INSERT SELECT UPDATE", "SELECT"),
     "listener": ("", "INSERT SELECT UPDATE", "SELECT"),
     "applier": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
@@ -225,16 +230,24 @@ NOT_A_CALLERS = [
     "SELECT FROM inturn.command_log",
     "SELECT FROM inturn.key_sequence FOR UPDATE",
     "SELECT FROM inturn.key_cursor",
+    "SELECT FROM inturn.ticket FOR UPDATE",
+    "SELECT FROM inturn.key_mark",
+    "SELECT FROM inturn.wake_hint",
     "SELECT FROM inturn.topic",
     "SELECT FROM inturn.turn",
     "SELECT FROM inturn.listener",
     "INSERT INTO inturn.command_log (topic, key, seq, name, payload) VALUES ('orders', 'a', 9, 'x', '{}')",
-    "INSERT INTO inturn.key_cursor (topic, key) VALUES ('orders', 'z')",
+    "INSERT INTO inturn.key_sequence (topic, key) VALUES ('orders', 'z')",
+    "INSERT INTO inturn.ticket VALUES ('orders', 'z', 0, 0, now())",
+    "INSERT INTO inturn.wake_hint (topic, key, left_at) VALUES ('orders', 'z', now())",
     "INSERT INTO inturn.topic (name, target) VALUES ('mine', 'python')",
     "UPDATE inturn.command_log SET name = 'x'",
     "UPDATE inturn.key_cursor SET applied_seq = 9",
-    "UPDATE inturn.key_sequence SET drained_seq = 9",
+    "UPDATE inturn.key_sequence SET given = true",
+    "UPDATE inturn.ticket SET applied_seq = 9",
+    "UPDATE inturn.turn SET drained = true",
     "DELETE FROM inturn.command_log",
+    "DELETE FROM inturn.ticket",
     "TRUNCATE inturn.command_log",
     "BEGIN; LOCK TABLE inturn.key_sequence IN SHARE MODE",
     "ALTER TABLE inturn.command_log ADD COLUMN mine integer",
@@ -275,8 +288,11 @@ NOT_AN_APPLIERS = [
     "DELETE FROM inturn.command_log",
     "UPDATE inturn.topic SET target = 'python'",
     "DELETE FROM inturn.turn",
-    "DELETE FROM inturn.key_cursor",
-    "INSERT INTO inturn.key_cursor (topic, key) VALUES ('orders', 'z')",
+    "DELETE FROM inturn.key_sequence",
+    "INSERT INTO inturn.key_sequence (topic, key) VALUES ('orders', 'z')",
+    "INSERT INTO inturn.wake_hint (topic, key, left_at) VALUES ('orders', 'z', now())",
+    "DELETE FROM inturn.skip",
+    "TRUNCATE inturn.ticket",
     "SELECT inturn.create_topic('mine')",
     "SELECT inturn.list_keys()",
     "CREATE TABLE inturn.mine ()",
@@ -301,6 +317,9 @@ NOT_AN_OPERATORS = [
     "SELECT inturn.claim('orders')",
     "SELECT inturn.finish('orders', '{a}', '{1}', '{1}', '{1}', 'me')",
     "UPDATE inturn.key_cursor SET applied_seq = 9",
+    "UPDATE inturn.ticket SET applied_seq = 9",
+    "DELETE FROM inturn.key_mark",
+    "UPDATE inturn.key_sequence SET given = true",
     "DELETE FROM inturn.command_log",
     "UPDATE inturn.topic SET target = 'python'",
     "DELETE FROM inturn.topic",
@@ -373,7 +392,7 @@ def test_what_a_caller_puts_in_its_own_schemas_captures_nothing(orders: Database
             caller.execute("INSERT INTO inturn.outbox (topic, key, name) VALUES ('orders','c','x')")
             refused = refusal(caller, "SELECT inturn.append('orders', repeat('x', 513), 'insert')")
             assert refused.sqlstate == "IT002"
-        for table in ("captured", "pg_temp.command_log", "trap.command_log", "trap.key_cursor"):
+        for table in ("captured", "pg_temp.command_log", "trap.command_log", "trap.ticket", "trap.turn"):
             query = sql.SQL("SELECT count(*) OPERATOR(pg_catalog.+) 0 FROM {}")
             assert caller.execute(query.format(sql.SQL(table))).fetchone() == (0,)
     counts = "SELECT key, count(*) FROM inturn.command_log GROUP BY key ORDER BY key"
@@ -384,10 +403,13 @@ def trap_in(schema: LiteralString) -> sql.Composed:
     """Return what would capture unqualified names: tables, functions, operators, types."""
     return sql.SQL("""
         CREATE TABLE {0}.topic (name text, max_payload_bytes integer);
-        CREATE TABLE {0}.key_sequence (topic text, key text, drained_seq bigint);
+        CREATE TABLE {0}.key_sequence (topic text, key text, given boolean);
         CREATE TABLE {0}.command_log (topic text, key text, seq bigint, name text,
             payload jsonb, idempotency_key text);
-        CREATE TABLE {0}.key_cursor (topic text, key text, ready_at timestamptz);
+        CREATE TABLE {0}.turn (topic text, key text, epoch bigint, applied_seq bigint, drained boolean);
+        CREATE TABLE {0}.ticket (topic text, key text, epoch bigint, applied_seq bigint,
+            ready_at timestamptz);
+        CREATE TABLE {0}.wake_hint (topic text, key text, left_at timestamptz);
         CREATE TABLE {0}.listener (topic text, asleep_until timestamptz);
         CREATE FUNCTION {0}.append(text, text, text, jsonb, text) RETURNS bigint
             LANGUAGE sql AS 'INSERT INTO captured VALUES (''append''); SELECT 99::bigint';

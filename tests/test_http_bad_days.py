@@ -342,7 +342,7 @@ def test_an_applier_killed_between_the_answer_and_the_record_leaves_a_repeat(
     with posts_elsewhere(database) as process:
         until(lambda: gate.standing, "the post")
         lock = database.session()
-        lock.execute("SELECT FROM inturn.key_cursor FOR UPDATE")
+        lock.execute("SELECT FROM inturn.ticket FOR UPDATE")
         gate.open()
         waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         until(lambda: database.value(waits), "it to record the answer")
@@ -424,7 +424,7 @@ def test_a_lease_that_cannot_be_renewed_ends_its_work(database: Database, b: B) 
     lock = database.session()
     with at_work(database):
         until(lambda: gate.standing, "the post")
-        lock.execute("SELECT FROM inturn.key_cursor FOR UPDATE")
+        lock.execute("SELECT FROM inturn.ticket FOR UPDATE")
         until(lambda: b.hung_up(b.log[0]), "the request cancelled when the lease could not be renewed", 5)
         assert len(b.log) == 1
         lock.rollback()

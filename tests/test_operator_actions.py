@@ -183,7 +183,8 @@ def test_skip_of_the_last_command_lets_the_key_go_idle_and_an_append_wakes_it(or
     apply(orders)
     orders.execute("SELECT inturn.skip('orders', 'x', 1, 'no')")
     assert state(orders, "x") == ("idle", 1)
-    assert orders.value("SELECT drained_seq FROM inturn.key_sequence") == 1
+    last_turn = "SELECT applied_seq, drained FROM inturn.turn ORDER BY epoch DESC LIMIT 1"
+    assert orders.execute(last_turn) == [(1, True)]
     put(orders, "x", "insert")
     assert state(orders, "x") == ("ready", 1)
     apply(orders)
@@ -583,7 +584,7 @@ def test_a_key_in_other_hands_is_waited_for_no_longer_than_told_and_the_holder_i
 ) -> None:
     hold(orders)
     holder: Session = orders.session(application_name="night shift")
-    holder.execute("SELECT FROM inturn.key_cursor WHERE key = 'x' FOR UPDATE")
+    holder.execute("SELECT FROM inturn.ticket WHERE key = 'x' FOR UPDATE")
     message = refuse(orders, BUSY, "SET lock_timeout = '20 ms'; " + ACTIONS[action].format(key="x"))
     assert message.startswith("key 'x' of topic 'orders' is in other hands: night shift (backend ")
     assert f"(backend {holder.pid} of" in message
@@ -599,7 +600,10 @@ def test_rolled_back_it_changes_nothing(orders: Database, action: str) -> None:
     if action == "pause":
         orders.execute("SELECT inturn.retry('orders', 'x')")
     look = "SELECT json_agg(c)::text FROM inturn.{} c"
-    tables = ("key_cursor", "key_sequence", "command_log", "skip", "operator_action", "turn", "topic")
+    tables = (
+        *("key_sequence", "ticket", "key_mark", "command_log"),
+        *("skip", "operator_action", "turn", "topic", "wake_hint"),
+    )
     before = [orders.execute(look.format(table)) for table in tables]
     session = orders.session()
     query = {**ACTIONS, "replay": "SELECT inturn.replay('orders', '{key}', 1, 'no')"}[action]
@@ -639,13 +643,18 @@ def test_an_operator_changes_nothing_past_the_record(orders: Database) -> None:
     with connect_as(orders, "inturn_operator") as operator:
         for statement in (
             "UPDATE inturn.key_cursor SET applied_seq = 9",
+            "UPDATE inturn.ticket SET applied_seq = 9",
+            "DELETE FROM inturn.key_mark",
+            "UPDATE inturn.turn SET drained = true",
             "UPDATE inturn.topic SET max_attempts = 9",
             "DELETE FROM inturn.operator_action",
             "INSERT INTO inturn.operator_action (topic, action) VALUES ('orders', 'skip')",
             "INSERT INTO inturn.skip VALUES ('orders', 'x', 2, 9, 'operator')",
             "UPDATE inturn.command_log SET payload = '{}'",
             "SELECT inturn.record_action('orders', 'x', 1, 'skip', 'no', NULL, NULL)",
-            "SELECT inturn.move_past('orders', 'x', 3)",
+            "SELECT inturn.move_past(c, 3) FROM inturn.key_cursor c",
+            "SELECT inturn.save_key(c, c) FROM inturn.key_cursor c",
+            "SELECT inturn.put_to_sleep(c, c) FROM inturn.key_cursor c",
         ):
             assert refusal(operator, statement).sqlstate == "42501", statement
 

@@ -53,7 +53,6 @@ _WAKES = r"IF last_turn\.drained AND new_seq = last_turn\.applied_seq \+ 1 THEN"
 _PAUSED_READY = r"cursor\.ready_at := inturn\.next_ready_at\(cursor, NULL\);"
 _HEEDS_LEASE = (r"c\.paused_until, c\.lease_until\) END", "c.paused_until) END")
 _CLAIM = "claim(text, timestamptz, integer)"
-_CLAIM_LEASE = "claim(text[], integer, interval, text)"
 _FAIL = "fail(text, text, bigint, bigint, bigint, text, text, text, interval)"
 _WAITS = "waits for a lock"
 _NOT_READY = re.escape("assert [] == ['x']")
@@ -118,9 +117,9 @@ GUARDS = [
         "P4: lost: unapplied and idle",
     ),
     Guard(
-        "a visit looks at hints",
-        "visit_topic",
-        ((r"IF inturn\.take_hints.*?END IF;", ""),),
+        "a pass looks at hints",
+        "begin_pass",
+        ((r"PERFORM inturn\.take_hints[^;]*;", ""),),
         scenes.append_on_a_snapshot_older_than_the_last_turn,
         "assert 2 == 1",
     ),
@@ -133,8 +132,8 @@ GUARDS = [
     ),
     Guard(
         "a claim by lease looks at hints",
-        _CLAIM_LEASE,
-        ((r"PERFORM inturn\.take_hints\(topics\);", ""),),
+        "begin_pass",
+        ((r"PERFORM inturn\.take_hints[^;]*;", ""),),
         lease_scenes.append_on_an_old_snapshot,
         "nobody looks at the hint",
     ),
@@ -543,7 +542,7 @@ GUARDS = [
     Guard(
         "append_given looks at the key",
         "append_given",
-        ((r"PERFORM inturn\.look_at_key\(topic, key\);", "NULL;"),),
+        ((r"looked := inturn\.look_at_key\(topic, key\);", "looked := true;"),),
         gap_scenes.the_missing_one_comes,
         "P4: a gap that nobody knows of",
     ),
@@ -564,7 +563,7 @@ GUARDS = [
     Guard(
         "append_given waits for no handler",
         "look_at_key",
-        ((r" OR was\.ready_at <= clock_timestamp\(\)", ""),),
+        ((r" SKIP LOCKED", ""),),
         gap_scenes.the_missing_one_beside_a_turn_that_looks_for_it,
         _WAITS,
     ),
@@ -578,7 +577,7 @@ GUARDS = [
     Guard(
         "append_given on a snapshot takes no number that was passed over",
         "append_given",
-        ((r"INSERT INTO inturn\.skip.*?;", ""),),
+        ((r"PERFORM inturn\.refuse_passed[^;]*;", "NULL;"),),
         gap_scenes.late_append_on_an_old_snapshot,
         "DID NOT RAISE",
     ),
@@ -613,9 +612,9 @@ GUARDS = [
     Guard(
         "a gap is looked for under the lock of the ticket",
         "look_at_key",
-        ((r"(?<=t\.epoch >= was\.epoch) FOR UPDATE", ""),),
+        ((r"(?<=t\.epoch >= was\.epoch) FOR UPDATE SKIP LOCKED", ""),),
         gap_scenes.append_beside_cancel_rest,
-        "P2: two tickets",
+        _WAITS,
     ),
     Guard(
         "a paused key is not held for its gap",
@@ -634,7 +633,7 @@ GUARDS = [
     Guard(
         "fill_gap keeps no callers waiting for an applier",
         "fill_gap",
-        ((r"IF waits THEN", "IF true THEN"),),
+        ((r"was := inturn", "PERFORM inturn.lock_callers(topic, key); was := inturn"),),
         gap_scenes.fill_gap_beside_an_applier,
         _WAITS,
     ),

@@ -6,8 +6,8 @@ A pass leaves out what turns before it left in the index, and no ticket that can
 from __future__ import annotations
 
 import pytest
-from support.database import Database
-from support.race import append
+from support.database import Database, Session
+from support.race import append, unblocked
 
 from inturn.applier.passes import Passes
 
@@ -79,3 +79,96 @@ def test_p4_a_topic_that_becomes_ready_during_the_pass_is_found_with_its_place(w
             "SELECT found, hands::text[], due FROM inturn.begin_pass('{orders,later}', NULL)"
         )[0]
         assert len(found) == len(hands) == (1 if due else 2), tick
+
+
+def _leave_hint(session: Session, key: str) -> None:
+    """Append at REPEATABLE READ, which leaves a hint."""
+    session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    append(session, key)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_p4_a_hint_that_another_applier_held_at_the_pass_is_taken_by_a_later_one(
+    witness: Database, end: str
+) -> None:
+    append(witness, "x")
+    witness.execute("CALL inturn.apply()")
+    caller, other = witness.session(), witness.session()
+    applier = Round(witness)
+    assert applier.claim() == []
+    _leave_hint(caller, "x")
+    assert applier.claim() == []
+    caller.commit()
+    other.execute("SELECT inturn.take_hints('{orders}')")
+    for _ in range(3):
+        assert applier.claim() == []
+    {"commit": other.commit, "rollback": other.rollback}[end]()
+    for _ in range(3):
+        assert applier.claim() == ["x"]
+
+
+def test_p4_more_hints_than_a_pass_takes_are_taken_by_the_next_ones(witness: Database) -> None:
+    count = 1500
+    many = "SELECT inturn.append_many('orders', array_agg('k' || n), array_agg('insert'::text))"
+    witness.execute(f"{many} FROM generate_series(1, {count}) n")
+    witness.execute("CALL inturn.apply()")
+    applier = Round(witness)
+    caller = witness.session()
+    caller.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    caller.execute(f"{many} FROM generate_series(1, {count}) n")
+    assert applier.claim() == []
+    caller.commit()
+    for _ in range(4):
+        applier.claim()
+    assert witness.value("SELECT count(*) FROM inturn.ticket") == count
+
+
+CLAIM = "SELECT DISTINCT key FROM inturn.claim('{orders}', 10, '1 day', 'me')"
+
+
+def _let_the_pass_be_saved(database: Database) -> None:
+    """As a second later: the next claim saves where it left off."""
+    database.execute("UPDATE inturn.lease_pass SET saved_at = saved_at - interval '1 hour'")
+
+
+def test_p6_the_first_claims_by_lease_do_not_wait_for_each_other(witness: Database) -> None:
+    append(witness, "x")
+    append(witness, "y")
+    first, second = witness.session(), witness.session()
+    first.execute("SELECT DISTINCT key FROM inturn.claim('{orders}', 1, NULL, 'me')")
+    assert unblocked(witness, second, CLAIM, []) == [("y",)]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback", "kill"])
+@pytest.mark.parametrize("passes", [0, 1, 2, 3])
+def test_p4_a_claim_by_lease_finds_what_was_committed_late(witness: Database, passes: int, end: str) -> None:
+    """Whatever became of the client that claimed in between."""
+    caller = witness.session()
+    assert witness.execute(CLAIM) == []
+    append(caller, "x")
+    for _ in range(passes):
+        _let_the_pass_be_saved(witness)
+        assert witness.execute(CLAIM) == []
+    between = witness.session()
+    _let_the_pass_be_saved(witness)
+    between.execute(CLAIM)
+    caller.commit()
+    if end == "kill":
+        between.kill()
+    else:
+        {"commit": between.commit, "rollback": between.rollback}[end]()
+    _let_the_pass_be_saved(witness)
+    assert witness.execute(CLAIM) == [("x",)]
+
+
+def test_p4_a_claim_by_lease_that_is_rolled_back_leaves_its_keys_to_be_found(witness: Database) -> None:
+    early = witness.session()
+    append(witness, "x")
+    append(witness, "y")
+    for _ in range(3):
+        _let_the_pass_be_saved(witness)
+        assert len(early.execute(CLAIM)) == 2
+        _let_the_pass_be_saved(witness)
+        assert unblocked(witness, witness.session(autocommit=True), CLAIM, []) == []
+        early.rollback()
+    assert len(witness.execute(CLAIM)) == 2

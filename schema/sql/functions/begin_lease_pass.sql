@@ -1,7 +1,8 @@
 -- Begins a pass over topics that are claimed by lease, where the last one by whatever client left off: see begin_pass.
 -- Internal to claim by lease.
 --
--- Locks the row of these topics in lease_pass once a second, unless another client has it; what begin_pass locks.
+-- Locks the row of these topics in lease_pass once a second, unless another client has it: by the advisory lock of its hash
+-- before it is there, for an INSERT would wait for another one. And what begin_pass locks.
 CREATE FUNCTION inturn.begin_lease_pass(topics text[]) RETURNS inturn.pass
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
@@ -12,12 +13,14 @@ DECLARE
     last_saved_at timestamptz;
     fresh inturn.pass;
 BEGIN
-    SELECT (p.pass).*, p.saved_at INTO last.found, last.hands, last.due, last.looked_at, last.safe_at, last.next_at, last.next_xid,
-        last.whole_at, last_saved_at
+    SELECT (p.pass).*, p.saved_at INTO last.found, last.hands, last.due, last.looked_at, last.safe_at, last.hint_at, last.next_at,
+        last.next_xid, last.whole_at, last_saved_at
     FROM inturn.lease_pass p WHERE p.topics_hash = hash;
     fresh := inturn.begin_pass(topics, last);
     IF last_saved_at IS NULL THEN
-        INSERT INTO inturn.lease_pass (topics_hash, pass) VALUES (hash, fresh) ON CONFLICT DO NOTHING;
+        IF pg_try_advisory_xact_lock(hash) THEN
+            INSERT INTO inturn.lease_pass (topics_hash, pass) VALUES (hash, fresh) ON CONFLICT DO NOTHING;
+        END IF;
     ELSIF last_saved_at NOT BETWEEN clock_timestamp() - interval '1 s' AND clock_timestamp() THEN
         PERFORM FROM inturn.lease_pass p WHERE p.topics_hash = hash FOR UPDATE SKIP LOCKED;
         IF FOUND THEN

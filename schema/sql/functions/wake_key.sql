@@ -1,4 +1,4 @@
--- Makes an idle key ready, and notifies if an applier of its topic may be asleep. Internal to append.
+-- Makes an idle key ready, and notifies if an applier of its topic may be asleep. Internal to append and the appliers.
 --
 -- epoch, applied_seq: where the key stands, as its last turn says; 0 for a new key.
 -- The caller holds the key's row in key_sequence, so nobody else inserts this ticket. One is there already only when an
@@ -19,4 +19,4 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn.wake_key IS 'Internal to append: makes an idle key ready and wakes a sleeping applier.';
+COMMENT ON FUNCTION inturn.wake_key IS 'Internal: makes an idle key ready and wakes a sleeping applier.';
