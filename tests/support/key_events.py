@@ -39,10 +39,23 @@ def append_missing(key: Key) -> None:
     key.append(key.look("applied_seq") + 1)
 
 
+def append_missing_meanwhile(key: Key) -> None:
+    """Somebody else has the key's ticket."""
+    key.other.execute("SELECT FROM inturn.ticket WHERE topic = %s FOR UPDATE", [key.topic])
+    append_missing(key)
+    key.hands.commit()
+    key.other.rollback()
+    _answer_hints(key)
+
+
 def append_on_a_snapshot(key: Key) -> None:
     key.hands.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     key.append()
     key.hands.commit()
+    _answer_hints(key)
+
+
+def _answer_hints(key: Key) -> None:
     key.hands.execute("SELECT inturn.take_hints(ARRAY[%s])", [key.topic])
 
 
@@ -249,7 +262,7 @@ def replay(key: Key) -> None:
 
 
 EVENTS = _named(
-    *(append, append_again, append_later, append_missing, append_on_a_snapshot),
+    *(append, append_again, append_later, append_missing, append_missing_meanwhile, append_on_a_snapshot),
     *(turn, turn_in_part, turn_before_a_gap, turn_beside_an_append, turn_dies),
     *(turn_fails, turn_holds, turn_exhausted, turn_skips, turn_cancels),
     *(lease, lease_after_the_last_attempt, advance, advance_again, advance_in_a_paused_topic, renew),
