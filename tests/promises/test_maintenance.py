@@ -72,7 +72,7 @@ class Storm:
         session = self._database.session(autocommit=True, options=_MAINTAINING)
         while (not self._over.is_set() and time.monotonic() < over_at) or not self.rounds:
             for how, table in itertools.product(maintenance, TABLES):
-                index = "wake_hint_topic" if table == "wake_hint" else f"{table}_pkey"
+                index = "wake_hint_left" if table == "wake_hint" else f"{table}_pkey"
                 statement = how.format(table=table, index=index)
                 until(partial(self._done, session, statement), statement)
             self.rounds += 1
