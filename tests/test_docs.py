@@ -345,3 +345,13 @@ def test_python_reference_has_every_public_name() -> None:
     for module in (inturn.outbox, inturn.applier):
         for name in module.__all__:
             assert f"`{name}" in text, f"{module.__name__}.{name}"
+
+
+def test_the_promises_name_every_violation_that_verify_knows() -> None:
+    source = (ROOT / "schema" / "sql" / "functions" / "verify.sql").read_text()
+    actions = {"cancel-rest", "fill-gap"}
+    known = set(re.findall(r"'([a-z]+(?:-[a-z]+)+)'", source)) - actions
+    section = (
+        (ROOT / "docs" / "explanation" / "promises.md").read_text().partition("## What verify proves")[2]
+    )
+    assert set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", section)) == known
