@@ -359,7 +359,7 @@ def test_fill_gap_of_what_is_no_gap_is_refused(gap: Database) -> None:
     caller = gap.session()
     caller.execute("SELECT inturn.append('orders', 'x', 'insert', seq => 2)")
     busy = refused(gap, "fill-gap", "x", "--seq", "2", "--reason", "no", "--timeout", "0.05")
-    assert f"is being appended to: a session (backend {caller.pid}" in busy
+    assert f"is in other hands: a session (backend {caller.pid}" in busy
 
 
 def test_a_key_in_an_appliers_lease_is_busy_and_says_whose(gap: Database) -> None:
