@@ -53,7 +53,6 @@ _WAKES = r"IF last_turn\.drained AND new_seq = last_turn\.applied_seq \+ 1 THEN"
 _PAUSED_READY = r"cursor\.ready_at := inturn\.next_ready_at\(cursor, NULL\);"
 _HEEDS_LEASE = (r"c\.paused_until, c\.lease_until\) END", "c.paused_until) END")
 _CLAIM = "claim(text, timestamptz, integer)"
-_CLAIM_LEASE = "claim(text[], integer, interval, text)"
 _FAIL = "fail(text, text, bigint, bigint, bigint, text, text, text, interval)"
 _WAITS = "waits for a lock"
 _NOT_READY = re.escape("assert [] == ['x']")
@@ -118,9 +117,9 @@ GUARDS = [
         "P4: lost: unapplied and idle",
     ),
     Guard(
-        "a visit looks at hints",
-        "visit_topic",
-        ((r"IF inturn\.take_hints.*?END IF;", ""),),
+        "a pass looks at hints",
+        "begin_pass",
+        ((r"PERFORM inturn\.take_hints\(topics, since\);", ""),),
         scenes.append_on_a_snapshot_older_than_the_last_turn,
         "assert 2 == 1",
     ),
@@ -133,8 +132,8 @@ GUARDS = [
     ),
     Guard(
         "a claim by lease looks at hints",
-        _CLAIM_LEASE,
-        ((r"PERFORM inturn\.take_hints\(topics\);", ""),),
+        "begin_pass",
+        ((r"PERFORM inturn\.take_hints\(topics, since\);", ""),),
         lease_scenes.append_on_an_old_snapshot,
         "nobody looks at the hint",
     ),
