@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.database import Database
 
-TABLES = ("topic", "command_log", "key_sequence", "ticket", "turn", "listener")
+TABLES = ("topic", "command_log", "key_sequence", "turn", "ticket", "listener")
 ROWS = 100_000
 
 
@@ -24,7 +24,7 @@ def orders(database: Database) -> Database:
 
 
 def fill(database: Database) -> None:
-    """Put many idle, many ready and one deep key there."""
+    """Put many idle and one deep key there, as if appliers had drained all but the deep one."""
     database.execute(f"""
         INSERT INTO inturn.command_log (topic, key, seq, name, payload)
         SELECT 'orders', 'deep', n, 'n', '{{}}' FROM generate_series(1, {ROWS}) n;
@@ -32,10 +32,10 @@ def fill(database: Database) -> None:
         SELECT 'orders', 'k' || n FROM generate_series(1, {ROWS}) n UNION ALL SELECT 'orders', 'deep';
         INSERT INTO inturn.turn
             (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
-        SELECT 'orders', 'k' || n, 1, 1, 7, 7, true, 'applied', 'me', now() FROM generate_series(1, {ROWS}) n;
+        SELECT 'orders', 'k' || n, 1, 1, 7, 7, true, 'applied', 'test', now()
+        FROM generate_series(1, {ROWS}) n;
         INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)
-        SELECT 'orders', 'r' || n, 0, 0, now() FROM generate_series(1, {ROWS}) n
-        UNION ALL SELECT 'orders', 'deep', 0, 0, now();
+        VALUES ('orders', 'deep', 0, 0, now());
     """)
 
 

@@ -400,7 +400,7 @@ def test_fill_gap_waits_for_the_open_append_of_that_number(given: Database) -> N
         given.connect(), "SET lock_timeout = '20 ms'; SELECT inturn.fill_gap('given', 'x', 2, 'no')"
     )
     assert busy.sqlstate == "IT042"
-    assert f"is being appended to: a session (backend {caller.pid}" in busy.message
+    assert f"is in other hands: a session (backend {caller.pid}" in busy.message
     filling = operator.begin("SELECT inturn.fill_gap('given', 'x', 2, 'no')")
     assert blocked(given, operator, filling)
     caller.commit()

@@ -28,6 +28,20 @@ SELECT inturn.append('orders', 'one', 'insert', '{"amount": 1}');
 """
 
 
+def command(database: Database, file: str, *, clients: int, seconds: int, protocol: str) -> list[str]:
+    """Return the command line that runs a script."""
+    return [
+        str(database.server.binaries / "pgbench"),
+        "--no-vacuum",
+        f"--protocol={protocol}",
+        f"--file={file}",
+        f"--client={clients}",
+        f"--jobs={min(clients, os.cpu_count() or 1)}",
+        f"--time={seconds}",
+        database.dsn,
+    ]
+
+
 def rate(database: Database, script: str, *, clients: int, seconds: int, protocol: str) -> float:
     """Run a script for some seconds and return its transactions a second.
 
@@ -38,16 +52,7 @@ def rate(database: Database, script: str, *, clients: int, seconds: int, protoco
         file.write(script)
         file.flush()
         done = subprocess.run(
-            [
-                str(database.server.binaries / "pgbench"),
-                "--no-vacuum",
-                f"--protocol={protocol}",
-                f"--file={file.name}",
-                f"--client={clients}",
-                f"--jobs={min(clients, os.cpu_count() or 1)}",
-                f"--time={seconds}",
-                database.dsn,
-            ],
+            command(database, file.name, clients=clients, seconds=seconds, protocol=protocol),
             capture_output=True,
             text=True,
             check=False,

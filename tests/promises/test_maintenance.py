@@ -113,6 +113,7 @@ class Storm:
     def _call(self, session: Session) -> None:
         for topic, prefix in (("orders", "k"), ("parcels", "p")):
             session.execute(f"CALL app.call('{topic}', 5, 30, '{prefix}')")
+        self._over.wait(0.02)  # or the appliers would be far behind at the end
 
     def _call_on_snapshots(self, session: Session) -> None:
         session.connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ

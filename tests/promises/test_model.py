@@ -81,6 +81,9 @@ class Machine(RuleBasedStateMachine):
             [self.topic],
         )
         self.callers = [Caller(self.database.session()) for _ in range(3)]
+        #: A caller with one old snapshot, and how many commands each key had in it.
+        self.early = self.database.session()
+        self.seen: dict[str, int] | None = None
         self.applier = self.database.session()
         self.turn_open = False
         self.client = self.database.session(autocommit=True)
@@ -164,6 +167,42 @@ class Machine(RuleBasedStateMachine):
         caller.kill(self.database)
         self.callers[who] = Caller(self.database.session())
         self._settle()
+
+    @rule(then=st.sampled_from(["nothing", "drain", "drain and append"]), what=st.integers(0, 1))
+    def take_a_snapshot(self, then: str, what: int) -> None:
+        self.early.rollback()
+        self.early.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        self.early.execute("SELECT FROM inturn.topic")
+        self.seen = {key: len(numbers) for key, numbers in self.committed.items()}
+        if "drain" in then and not self.turn_open:
+            self.drain()
+        if "append" in then and not self.turn_open:
+            self.append_on_the_snapshot(what)
+
+    @precondition(lambda self: self.seen is not None and not self.turn_open)
+    @rule(what=st.integers(0, 1))
+    def append_on_the_snapshot(self, what: int) -> None:
+        """Asked to try again just when the key has commands that the snapshot lacks."""
+        key = list(self.committed)[what]
+        if self.seen is None or any(
+            key in dict(caller.appended) or caller.waiting for caller in self.callers
+        ):
+            return  # it would wait for them
+        n = next(_numbers)
+        running = self.early.begin(
+            "SELECT inturn.append(%s, %s, 'insert', jsonb_build_object('n', %s::bigint))",
+            [self.topic, key, n],
+        )
+        assert not blocked(self.database, self.early, running), "waits for nobody"
+        error = running.exception()
+        if len(self.committed[key]) > self.seen[key]:
+            assert getattr(error, "sqlstate", None) == "40001", error
+            self.early.rollback()
+        else:
+            assert error is None, error
+            self.early.commit()
+            self.committed[key].append(n)
+        self.seen = None
 
     # Appliers.
 
@@ -279,6 +318,7 @@ class Machine(RuleBasedStateMachine):
         held = {key for caller in self.callers for key, _ in caller.appended}
 
         def drained() -> bool:
+            self.database.execute("SELECT inturn.take_hints(ARRAY[%s])", [self.topic])
             # One key at a time: beside others, a poisoned key only asks for that (redo).
             self.database.execute("SELECT inturn.apply_batch(%s, '-infinity', 1, 'drain')", [self.topic])
             return bool(self.database.value(f"{mine} AND key <> ALL (%s)", [list(held)]) == 0)
@@ -408,8 +448,8 @@ class Machine(RuleBasedStateMachine):
             self.promises_hold()
             self.log_and_witness_are_the_model()
         finally:
-            self.applier.close()
-            self.client.close()
+            for session in (self.early, self.applier, self.client):
+                session.close()
 
     # Helpers.
 
@@ -537,10 +577,12 @@ def test_model_any_interleaving_keeps_every_promise(witness: Database) -> None:
     play(witness, 50, [Phase.generate, Phase.shrink])
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("function", "pattern", "without"),
     [
         ("append", r"IF last_turn\.drained AND new_seq = last_turn\.applied_seq \+ 1 THEN", "IF false THEN"),
+        ("append_on_snapshot", r"PERFORM inturn\.leave_hint\(topic, key\);", ""),
         ("finish", r"t\.locked IS NOT NULL AND \(.*?\) IS NULL", "t.locked IS NOT NULL"),
         ("settle_key", r"SELECT NOT EXISTS \([^;]*?\) INTO missing", "SELECT true INTO missing"),
         ("move_past", r"cursor\.epoch := was\.epoch \+ 1;", ""),
@@ -548,6 +590,7 @@ def test_model_any_interleaving_keeps_every_promise(witness: Database) -> None:
     ],
     ids=[
         "wake_in_append",
+        "hint_in_append_on_snapshot",
         "look_in_finish",
         "look_in_settle_key",
         "epoch_in_move_past",
@@ -559,4 +602,4 @@ def test_model_finds_what_a_missing_guard_breaks(
 ) -> None:
     replace_in(witness, function, (pattern, without))
     with pytest.raises((AssertionError, Flaky)):
-        play(witness, 100, [Phase.generate])
+        play(witness, 500, [Phase.generate])

@@ -6,7 +6,7 @@ A pass leaves out what turns before it left in the index, and no ticket that can
 from __future__ import annotations
 
 import pytest
-from support.database import Database
+from support.database import Database, Session
 from support.race import append
 
 from inturn.applier.passes import Passes
@@ -79,3 +79,45 @@ def test_p4_a_topic_that_becomes_ready_during_the_pass_is_found_with_its_place(w
             "SELECT found, hands::text[], due FROM inturn.begin_pass('{orders,later}', NULL)"
         )[0]
         assert len(found) == len(hands) == (1 if due else 2), tick
+
+
+def _leave_hint(session: Session, key: str) -> None:
+    """Append at REPEATABLE READ, which leaves a hint."""
+    session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    append(session, key)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_p4_a_hint_that_another_applier_held_at_the_pass_is_taken_by_a_later_one(
+    witness: Database, end: str
+) -> None:
+    append(witness, "x")
+    witness.execute("CALL inturn.apply()")
+    caller, other = witness.session(), witness.session()
+    applier = Round(witness)
+    assert applier.claim() == []
+    _leave_hint(caller, "x")
+    assert applier.claim() == []
+    caller.commit()
+    other.execute("SELECT inturn.take_hints('{orders}')")
+    for _ in range(3):
+        assert applier.claim() == []
+    {"commit": other.commit, "rollback": other.rollback}[end]()
+    for _ in range(3):
+        assert applier.claim() == ["x"]
+
+
+def test_p4_more_hints_than_a_pass_takes_are_taken_by_the_next_ones(witness: Database) -> None:
+    count = 1500
+    many = "SELECT inturn.append_many('orders', array_agg('k' || n), array_agg('insert'::text))"
+    witness.execute(f"{many} FROM generate_series(1, {count}) n")
+    witness.execute("CALL inturn.apply()")
+    applier = Round(witness)
+    caller = witness.session()
+    caller.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    caller.execute(f"{many} FROM generate_series(1, {count}) n")
+    assert applier.claim() == []
+    caller.commit()
+    for _ in range(4):
+        applier.claim()
+    assert witness.value("SELECT count(*) FROM inturn.ticket") == count

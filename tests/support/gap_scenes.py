@@ -145,10 +145,8 @@ def append_beside_cancel_rest(database: Database, oracle: Oracle) -> None:
     caller, operator = database.session(), database.session()
     put(caller, 2)  # the same again: it has the lock of its key, and not that of the cursor
     operator.execute("SELECT inturn.cancel_rest('given', 'x', 'closed')")
-    appending = caller.begin(APPEND, ["x", 1])
-    assert caller.wait_blocked() == [operator.pid]
+    unblocked(database, caller, APPEND, ["x", 4])
     operator.commit()
-    appending.result()
     caller.commit()
     oracle.check()
     assert drain(database, oracle) == 3

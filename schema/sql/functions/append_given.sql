@@ -1,7 +1,8 @@
 -- Appends a command under the number that its caller gives it, in any order of arrival, repeated at will. Internal to append.
 --
 -- The same number with the same content appends nothing and returns the number; what an operator amended counts as it was.
--- Locks, in this order, held to commit: the key's row in key_sequence; for a key that waits for a number, its ticket.
+-- Locks, in this order, held to commit: the key's row in key_sequence; for a key that waits for a number, its ticket, unless
+-- it is in other hands: then it leaves a hint, and an applier looks (see take_hints).
 -- Raises IT007 when the topic numbers by itself, IT050 for a number below the first, IT051 for one that has other
 -- content, IT052 for one that was passed over, IT053 for one too far ahead; and what refuse_command raises.
 CREATE FUNCTION inturn.append_given(
@@ -13,6 +14,7 @@ AS $$
 DECLARE
     settings inturn.topic;
     applied bigint;
+    looked boolean := false;
 BEGIN
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = append_given.topic;
     PERFORM inturn.refuse_command(topic, key, name, payload, idempotency_key);
@@ -40,7 +42,9 @@ BEGIN
     VALUES (append_given.topic, append_given.key, append_given.seq, append_given.name, coalesce(append_given.payload, '{}'))
     -- Never in the way here but at REPEATABLE READ and SERIALIZABLE, where it turns 23505 into 40001: run it again.
     ON CONFLICT DO NOTHING;
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
+    IF current_setting('transaction_isolation') = 'read committed' THEN -- see append_on_snapshot
+        looked := inturn.look_at_key(topic, key);
+    ELSE
         BEGIN
             -- Nor does the snapshot show that the number was passed over since: then this is 40001 too.
             INSERT INTO inturn.skip (topic, key, seq, epoch, skipped_by)
@@ -48,9 +52,9 @@ BEGIN
             RAISE EXCEPTION USING ERRCODE = 'IT999';
         EXCEPTION WHEN SQLSTATE 'IT999' THEN NULL;
         END;
-        PERFORM inturn.leave_hint(topic, key); -- see append_on_snapshot
-    ELSE
-        PERFORM inturn.look_at_key(topic, key);
+    END IF;
+    IF NOT looked THEN
+        PERFORM inturn.leave_hint(topic, key);
     END IF;
     RETURN seq;
 END

@@ -12,7 +12,7 @@ DECLARE
     last_saved_at timestamptz;
     fresh inturn.pass;
 BEGIN
-    SELECT (p.pass).*, p.saved_at INTO last.found, last.hands, last.due, last.looked_at, last.safe_at, last.next_at, last.next_xid,
+    SELECT (p.pass).*, p.saved_at INTO last.found, last.hands, last.due, last.looked_at, last.safe_at, last.hint_at, last.next_at, last.next_xid,
         last.whole_at, last_saved_at
     FROM inturn.lease_pass p WHERE p.topics_hash = hash;
     fresh := inturn.begin_pass(topics, last);

@@ -30,7 +30,7 @@ DECLARE
     until timestamptz;
 BEGIN
     IF pass.next_xid IS NULL OR now < pass.next_at OR now >= pass.whole_at THEN
-        pass := ROW('{}'::text[], '{}'::timestamptz[], NULL, now, '-infinity', now,
+        pass := ROW('{}'::text[], '{}'::timestamptz[], NULL, now, '-infinity', '-infinity', now,
                     CASE WHEN NOT numbered THEN pg_current_xact_id() END, 'infinity');
         since := '-infinity';
     ELSIF pg_snapshot_xmin(snapshot) > pass.next_xid AND NOT numbered THEN
@@ -39,7 +39,11 @@ BEGIN
         pass.next_xid := pg_current_xact_id();
     END IF;
     pass.looked_at := now;
-    PERFORM inturn.take_hints(topics, since);
+    PERFORM inturn.take_hints(topics, pass.hint_at);
+    -- Hints that are left, in other hands or more than one look takes, are looked for again.
+    pass.hint_at := least(pass.safe_at, (
+        SELECT h.left_at FROM inturn.wake_hint h
+        WHERE h.left_at >= pass.hint_at AND h.topic = ANY (topics) ORDER BY h.left_at LIMIT 1));
 
     -- A statement of its own: its snapshot is newer than the one above. And one time for all its parts.
     until := clock_timestamp();

@@ -2,7 +2,7 @@
 --
 -- seq: the command. asks: what was asked for, {"verdict": "retry", "retry_after": "30 seconds"}, or hold, or skip; NULL:
 -- nothing. Returns the outcome. It takes fewer parameters than the other, so no call can mean both.
--- Locks the key's ticket. Raises IT032 when seq is not the next, and what hold_lease raises.
+-- Locks the key's ticket. Raises IT032 when seq is not the next, or not there, and what hold_lease raises.
 CREATE FUNCTION inturn.fail(
     topic text, key text, epoch bigint, seq bigint, error text, asks jsonb DEFAULT NULL
 ) RETURNS text
@@ -12,7 +12,9 @@ AS $$
 DECLARE
     was constant inturn.key_cursor := inturn.hold_lease(topic, key, epoch);
 BEGIN
-    IF seq IS DISTINCT FROM was.applied_seq + 1 THEN
+    -- A failure of what is not there could neither be tried again nor be skipped.
+    IF seq IS DISTINCT FROM was.applied_seq + 1 OR NOT EXISTS (
+        SELECT FROM inturn.next_commands(topic, key, was.applied_seq, 1)) THEN
         RAISE EXCEPTION USING ERRCODE = 'IT032',
             MESSAGE = format('command %s of key %L of topic %L is not the next: that is %s', coalesce(seq::text, 'NULL'), key, topic, was.applied_seq + 1),
             HINT = 'Report the commands of a key one by one, in order.';

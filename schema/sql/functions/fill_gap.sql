@@ -1,7 +1,8 @@
 -- Passes over a number that a key waits for and that nobody has appended; returns the recorded action.
 --
 -- It has an entry in skip and no command; its late append is refused.
--- Locks, in this order: the key's row in key_sequence, waiting for its callers; its ticket (see lock_cursor).
+-- Locks, in this order: the key's ticket (see lock_cursor); its row in key_sequence, waiting for its callers, who wait for no
+-- ticket.
 -- Raises IT041 when the key does not wait for seq, IT043 without a reason, and what lock_cursor raises.
 CREATE FUNCTION inturn.fill_gap(topic text, key text, seq bigint, reason text) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -9,23 +10,19 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE
-    waits boolean;
     was inturn.key_cursor;
 BEGIN
     PERFORM inturn.require_reason('fill_gap', reason);
-    SELECT c.waiting_at IS NOT NULL INTO waits FROM inturn.key_cursor c
-    WHERE c.topic = fill_gap.topic AND c.key = fill_gap.key;
-    IF waits THEN
-        -- The append of the missing number may be open at this moment. Only for a key that waits: one at work, its callers
-        -- would wait for the applier.
+    was := inturn.lock_cursor(topic, key, beside_lease => true);
+    IF was.waiting_at IS NOT NULL THEN
+        -- The append of the missing number may be open at this moment.
         PERFORM inturn.lock_callers(topic, key);
     END IF;
-    was := inturn.lock_cursor(topic, key, beside_lease => true);
     IF EXISTS (SELECT FROM inturn.command_log l
                WHERE l.topic = fill_gap.topic AND l.key = fill_gap.key AND l.seq = fill_gap.seq) THEN
         PERFORM inturn.refuse_action(topic, key, format('has command %s: it is no gap', seq), 'To pass over a command: skip.');
-    ELSIF waits IS NOT TRUE OR was.waiting_at IS NULL OR seq IS DISTINCT FROM was.applied_seq + 1 THEN
-        PERFORM inturn.refuse_action(topic, key, CASE WHEN waits IS NOT TRUE OR was.waiting_at IS NULL THEN 'waits for no number'
+    ELSIF was.waiting_at IS NULL OR seq IS DISTINCT FROM was.applied_seq + 1 THEN
+        PERFORM inturn.refuse_action(topic, key, CASE WHEN was.waiting_at IS NULL THEN 'waits for no number'
             ELSE format('waits for %s, not %s', was.applied_seq + 1, seq) END, 'Look again with inturn why.');
     END IF;
     INSERT INTO inturn.skip (topic, key, seq, epoch, skipped_by, reason)

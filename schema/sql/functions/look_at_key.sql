@@ -1,9 +1,11 @@
 -- Looks at a key that may be asleep on something: wakes it when its next command is there; marks it as waiting when only later
 -- numbers are. Nothing changes for a key that is awake, held, paused or leased. Internal.
 --
--- The caller holds the key's row in key_sequence, at READ COMMITTED. Locks the ticket of a key that waits for a number: no
--- applier has that, an operator may.
-CREATE FUNCTION inturn.look_at_key(topic text, key text) RETURNS void
+-- Returns false when the ticket of a key that waits for a number is in other hands: an operator's, or those of an applier, as
+-- when the gap has just timed out. Waiting for them might be waiting for handlers: leave a hint, and look again later.
+-- The caller holds the key's row in key_sequence, at READ COMMITTED. Locks the ticket of a key that waits for a number,
+-- skipping a locked one.
+CREATE FUNCTION inturn.look_at_key(topic text, key text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 SET enable_bitmapscan = off
@@ -23,17 +25,19 @@ BEGIN
                 PERFORM inturn.save_key(was, cursor);
             END IF;
         END IF;
-        RETURN;
-    -- It cannot go idle now, which takes the callers' lock. An applier may have it in hand, as when a gap has timed out, beside
-    -- keys whose handlers are at work: waiting for its ticket would be waiting for them.
+        RETURN true;
+    -- It cannot go idle now, which takes the callers' lock.
     ELSIF was.waiting_at IS NULL OR was.ready_at <= clock_timestamp() THEN
-        RETURN;
+        RETURN true;
     END IF;
-    PERFORM FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch >= was.epoch FOR UPDATE;
+    PERFORM FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch >= was.epoch FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
     -- An operator may have moved it meanwhile.
     SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = look_at_key.topic AND c.key = look_at_key.key;
     IF was.waiting_at IS NULL THEN
-        RETURN;
+        RETURN true;
     END IF;
     cursor := inturn.find_gap(was);
     IF cursor.waiting_at IS NULL THEN
@@ -43,6 +47,7 @@ BEGIN
     IF cursor IS DISTINCT FROM was THEN
         PERFORM inturn.save_key(was, cursor);
     END IF;
+    RETURN true;
 END
 $$;
 COMMENT ON FUNCTION inturn.look_at_key IS 'Internal: wakes an idle key that has a next command, or marks that it waits for one.';

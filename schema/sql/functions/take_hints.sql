@@ -1,7 +1,7 @@
 -- Looks at the keys of some topics that callers with old snapshots could not wake, and deletes their hints; returns how many.
 -- Internal to the appliers.
 --
--- since: only hints left at this time or later, see begin_pass. A key that a caller holds keeps its hint, as left now.
+-- since: only hints left at this time or later, see begin_pass. A key that is in other hands keeps its hint, as left now.
 -- Locks, skipping locked ones: the hints; the keys' rows in key_sequence, until the end of the transaction. So the
 -- caller commits at once: no handler runs in this transaction. What look_at_key locks.
 CREATE FUNCTION inturn.take_hints(topics text[], since timestamptz DEFAULT '-infinity') RETURNS bigint
@@ -11,6 +11,7 @@ SET enable_bitmapscan = off
 AS $$
 DECLARE
     hint record;
+    looked boolean;
     taken bigint := 0;
 BEGIN
     IF NOT EXISTS (SELECT FROM inturn.wake_hint h WHERE h.left_at >= since) THEN
@@ -23,8 +24,11 @@ BEGIN
     LOOP
         taken := taken + 1;
         PERFORM FROM inturn.key_sequence s WHERE s.topic = hint.topic AND s.key = hint.key FOR UPDATE SKIP LOCKED;
+        looked := false;
         IF FOUND THEN
-            PERFORM inturn.look_at_key(hint.topic, hint.key);
+            looked := inturn.look_at_key(hint.topic, hint.key);
+        END IF;
+        IF looked THEN
             DELETE FROM inturn.wake_hint h WHERE h.ctid = hint.tid;
         ELSE
             UPDATE inturn.wake_hint h SET left_at = clock_timestamp() WHERE h.ctid = hint.tid;

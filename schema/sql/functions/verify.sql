@@ -288,7 +288,8 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            '{key_sequence,ticket,command_log}', '{}', k.applied_seq + 1, k.applied_seq + 1
     FROM key k WHERE k.waiting_at IS NOT NULL AND (NOT k.given OR k.last_seq <= k.applied_seq OR (
         SELECT true FROM inturn.command_log l
-        WHERE l.topic = of_topic AND l.key = k.key AND l.seq = k.applied_seq + 1 LIMIT 1) IS NOT NULL)
+        WHERE l.topic = of_topic AND l.key = k.key AND l.seq = k.applied_seq + 1 LIMIT 1) IS NOT NULL
+        AND NOT EXISTS (SELECT FROM inturn.wake_hint h WHERE h.topic = of_topic AND h.key = k.key))
     UNION ALL
     SELECT 'lease-malformed', k.key, k.applied_seq + 1,
            format('its lease cannot be: of %s, since %s, until %s%s', coalesce(k.claimed_by, 'nobody'), k.claimed_at, k.lease_until,

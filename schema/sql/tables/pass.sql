@@ -6,6 +6,7 @@ CREATE TYPE inturn.pass AS (
     due timestamptz,
     looked_at timestamptz,
     safe_at timestamptz,
+    hint_at timestamptz,
     next_at timestamptz,
     next_xid xid8,
     whole_at timestamptz

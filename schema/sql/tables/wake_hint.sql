@@ -1,9 +1,10 @@
 -- Keys that may have to be woken: left by callers at REPEATABLE READ and SERIALIZABLE, whose snapshots may be older than the
--- key's last turn, so that they cannot tell. Appliers look at each under the callers' lock, and delete it.
+-- key's last turn, so that they cannot tell; and by callers who append to a key that waits for a number while its ticket is in
+-- other hands. Appliers look at each under the callers' lock, and delete it.
 CREATE TABLE inturn.wake_hint (
     topic text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
     left_at timestamptz NOT NULL
 );
 CREATE INDEX wake_hint_left ON inturn.wake_hint (left_at);
-COMMENT ON TABLE inturn.wake_hint IS 'Keys that may have to be woken, left by callers whose snapshots are too old to tell.';
+COMMENT ON TABLE inturn.wake_hint IS 'Keys that may have to be woken, left by callers who could not tell.';
