@@ -122,13 +122,9 @@ def skips(database: Database) -> list[tuple[Any, ...]]:
 
 
 def outcomes(database: Database, key: str = "x") -> list[str]:
-<<<<<<< HEAD
-    rows = database.execute("SELECT outcome FROM inturn.turn WHERE key = %s AND outcome <> 'idle' ORDER BY epoch", [key])
-=======
     rows = database.execute(
         "SELECT outcome FROM inturn.turn WHERE key = %s AND outcome <> 'idle' ORDER BY epoch", [key]
     )
->>>>>>> port2
     return [outcome for (outcome,) in rows]
 
 
