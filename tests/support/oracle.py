@@ -181,8 +181,8 @@ class Oracle:
     def __init__(self, database: Database) -> None:
         database.execute(_EVIDENCE)
         self._database = database
-        # Without statistics the planner takes the crowd for a handful. Before 18, what is off costs so much that
-        # the statement would be compiled.
+        # Without statistics the planner takes the crowd for a handful. Before 18, what is off costs so much
+        # that the statement would be compiled.
         self._connection = database.connect(options="-c enable_nestloop=off -c work_mem=64MB -c jit=off")
 
     def violations(self, keys: str = "%") -> list[tuple[object, ...]]:
