@@ -18,6 +18,8 @@ LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off
+-- Before 18, what is off costs so much that the statement would be compiled.
+SET jit = off
 AS $$
 DECLARE
     -- Before this transaction takes a number: every higher one is given later.

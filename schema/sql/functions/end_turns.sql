@@ -17,6 +17,8 @@ SET enable_bitmapscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
 SET enable_material = off
+-- Before 18, what is off costs so much that the statement would be compiled.
+SET jit = off
 AS $$
 BEGIN
     INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
