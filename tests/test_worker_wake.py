@@ -187,14 +187,14 @@ def test_a_key_that_turns_ready_between_the_look_and_the_announcement_is_found_a
     appended_at: dict[str, float] = {}
     announce = Worker._announce_sleep
 
-    def append_first(worker: Worker, connection: psycopg.Connection[Any]) -> datetime:
+    def append_first(worker: Worker, connection: psycopg.Connection[Any]) -> None:
         key = f"k{len(appended_at)}"
         # Not at every sleep: the first after some work is cut short by the worker's own ring.
         if key in keys and next(sleeps) % 3 == 0:
             database.execute("DELETE FROM inturn.listener")
             append(database, key, "insert")
             appended_at[key] = time.time()
-        return announce(worker, connection)
+        announce(worker, connection)
 
     monkeypatch.setattr(Worker, "_announce_sleep", append_first)
     monkeypatch.setattr(worker_module, "FIRST_POLL_SECONDS", 0.5)
