@@ -6,7 +6,6 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 import psycopg
