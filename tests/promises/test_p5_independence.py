@@ -175,7 +175,9 @@ def test_the_plan_of_a_claim_is_a_bounded_walk_of_the_ready_index(
             connection.execute(f"SET LOCAL {name} = {value}")
         types = "text, timestamptz, timestamptz, integer"
         connection.execute(f"PREPARE claim ({types}) AS {query}")
-        plan = explain(connection, "EXECUTE claim ('shop', '-infinity', clock_timestamp(), 1)")
+        claim = "EXECUTE claim ('shop', '-infinity', clock_timestamp(), 1)"
+        explain(connection, claim)  # what a session reads of the catalogs at first is no part of the walk
+        plan = explain(connection, claim)
     # Beside the walk, one look at whether the topic is paused; and a look a marked key at its attempts.
     steps = [step for step in nodes(plan) if step.get("Parent Relationship") != "InitPlan"]
     looks = [step for step in steps if step.get("Parent Relationship") == "SubPlan"]
