@@ -119,7 +119,7 @@ GUARDS = [
     Guard(
         "a pass looks at hints",
         "begin_pass",
-        ((r"PERFORM inturn\.take_hints\(topics, since\);", ""),),
+        ((r"PERFORM inturn\.take_hints[^;]*;", ""),),
         scenes.append_on_a_snapshot_older_than_the_last_turn,
         "assert 2 == 1",
     ),
@@ -133,7 +133,7 @@ GUARDS = [
     Guard(
         "a claim by lease looks at hints",
         "begin_pass",
-        ((r"PERFORM inturn\.take_hints\(topics, since\);", ""),),
+        ((r"PERFORM inturn\.take_hints[^;]*;", ""),),
         lease_scenes.append_on_an_old_snapshot,
         "nobody looks at the hint",
     ),
@@ -542,7 +542,7 @@ GUARDS = [
     Guard(
         "append_given looks at the key",
         "append_given",
-        ((r"PERFORM inturn\.look_at_key\(topic, key\);", "NULL;"),),
+        ((r"looked := inturn\.look_at_key\(topic, key\);", "looked := true;"),),
         gap_scenes.the_missing_one_comes,
         "P4: a gap that nobody knows of",
     ),
@@ -563,7 +563,7 @@ GUARDS = [
     Guard(
         "append_given waits for no handler",
         "look_at_key",
-        ((r" OR was\.ready_at <= clock_timestamp\(\)", ""),),
+        ((r" SKIP LOCKED", ""),),
         gap_scenes.the_missing_one_beside_a_turn_that_looks_for_it,
         _WAITS,
     ),
@@ -577,7 +577,7 @@ GUARDS = [
     Guard(
         "append_given on a snapshot takes no number that was passed over",
         "append_given",
-        ((r"INSERT INTO inturn\.skip.*?;", ""),),
+        ((r"PERFORM inturn\.refuse_passed[^;]*;", "NULL;"),),
         gap_scenes.late_append_on_an_old_snapshot,
         "DID NOT RAISE",
     ),
@@ -612,9 +612,9 @@ GUARDS = [
     Guard(
         "a gap is looked for under the lock of the ticket",
         "look_at_key",
-        ((r"(?<=t\.epoch >= was\.epoch) FOR UPDATE", ""),),
+        ((r"(?<=t\.epoch >= was\.epoch) FOR UPDATE SKIP LOCKED", ""),),
         gap_scenes.append_beside_cancel_rest,
-        "P2: two tickets",
+        _WAITS,
     ),
     Guard(
         "a paused key is not held for its gap",
@@ -633,7 +633,7 @@ GUARDS = [
     Guard(
         "fill_gap keeps no callers waiting for an applier",
         "fill_gap",
-        ((r"IF waits THEN", "IF true THEN"),),
+        ((r"was := inturn", "PERFORM inturn.lock_callers(topic, key); was := inturn"),),
         gap_scenes.fill_gap_beside_an_applier,
         _WAITS,
     ),
