@@ -280,7 +280,7 @@ class Fleet:
             application_name="inturn apply",
             client_encoding="utf8",
         )
-        # Whatever the database's default: see the function require_read_committed.
+        # Whatever the database's default: see the function _require_read_committed.
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         return connection
 

@@ -120,7 +120,7 @@ class Leases:
         asked_at = time.monotonic()
         cursor = await connection.execute(
             sql.SQL(
-                "SELECT outcome, seconds FROM {}.record_progress("
+                "SELECT outcome, seconds FROM {}._record_progress("
                 "%s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::boolean[]) ORDER BY place"
             ).format(self._schema),
             (
@@ -151,7 +151,7 @@ class Leases:
                 sql.SQL(
                     "SELECT {}.fail(%s, %s, %s, %s, concat_ws(E'\\n', %s::text, v.problem),"
                     " jsonb_build_object('verdict', v.verdict, 'retry_after', v.retry_after))"
-                    " FROM {}.read_verdict(%s, %s) v"
+                    " FROM {}._read_verdict(%s, %s) v"
                 ).format(self._schema, self._schema),
                 (order.topic, order.key, order.epoch, order.seq, error, asked.sqlstate, asked.detail),
             )

@@ -12,17 +12,17 @@ from inturn.applier.batch import OLDEST
 
 
 class Passes:
-    """Finds the topics with ready keys, by one statement a pass; one for each worker. See begin_pass."""
+    """Finds the topics with ready keys, by one statement a pass; one for each worker. See _begin_pass."""
 
     def __init__(self, schema: str) -> None:
         self._query = sql.SQL(
             # Times as text: one of them may be -infinity, which Python has no datetime for.
             "SELECT p.found, p.hands::text[], extract(epoch FROM p.due - clock_timestamp()),"
             " p.looked_at::text, p.safe_at::text, p::text"
-            " FROM {schema}.begin_pass(%s, %s::{schema}.pass) p"
+            " FROM {schema}._begin_pass(%s, %s::{schema}._pass) p"
         ).format(schema=sql.Identifier(schema))
         self._topics: list[str] = []
-        # What begin_pass returned last; to it alone it means something.
+        # What _begin_pass returned last; to it alone it means something.
         self._last: str | None = None
         self._safe_at: str = OLDEST
         self._hands: dict[str, str] = {}

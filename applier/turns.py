@@ -243,7 +243,7 @@ class PythonTarget:
         row = connection.execute(
             sql.SQL(
                 "SELECT {}.fail(%s, %s, %s, %s, %s, concat_ws(E'\\n', %s::text, v.problem), %s,"
-                " v.verdict, v.retry_after) FROM {}.read_verdict(%s, %s) v"
+                " v.verdict, v.retry_after) FROM {}._read_verdict(%s, %s) v"
             ).format(schema, schema),
             (
                 self.topic,

@@ -204,7 +204,7 @@ def test_no_function_builds_sql_from_a_callers_value(database: Database) -> None
         AND prosrc ~* '\\mEXECUTE\\M' ORDER BY 1
     """)
     # The applier's own, which call a target that an operator named.
-    assert dynamic == [("apply_batch",), ("apply_key",), ("list_keys",)]
+    assert dynamic == [("_apply_key",), ("apply_batch",), ("list_keys",)]
 
 
 # Attempts.
@@ -255,7 +255,7 @@ NOT_A_CALLERS = [
     "CREATE TABLE inturn.mine ()",
     "CREATE FUNCTION inturn.mine() RETURNS void LANGUAGE sql AS ''",
     "CREATE TRIGGER mine INSTEAD OF INSERT ON inturn.outbox"  # noqa: ISC004
-    " FOR EACH ROW EXECUTE FUNCTION inturn.append_from_outbox()",
+    " FOR EACH ROW EXECUTE FUNCTION inturn._append_from_outbox()",
     "SELECT inturn.claim('orders')",
     "SELECT inturn.claim_commands('orders')",
     "SELECT inturn.finish('orders', '{a}', '{1}', '{1}', '{1}', 'me')",

@@ -141,7 +141,7 @@ def test_each_state_is_read_from_its_own_index(
         _settings(connection)
         # A custom plan, as EXECUTE in the function makes.
         connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
-        query = connection.execute("SELECT inturn.keys_query(%s)", [state]).fetchone()
+        query = connection.execute("SELECT inturn._keys_query(%s)", [state]).fetchone()
         assert query is not None
         types = "text, text, bigint, timestamptz, bigint, text[]"
         connection.execute(f"PREPARE list ({types}) AS {query[0]}")

@@ -651,10 +651,10 @@ def test_an_operator_changes_nothing_past_the_record(orders: Database) -> None:
             "INSERT INTO inturn.operator_action (topic, action) VALUES ('orders', 'skip')",
             "INSERT INTO inturn.skip VALUES ('orders', 'x', 2, 9, 'operator')",
             "UPDATE inturn.command_log SET payload = '{}'",
-            "SELECT inturn.record_action('orders', 'x', 1, 'skip', 'no', NULL, NULL)",
-            "SELECT inturn.move_past(c, 3) FROM inturn.key_cursor c",
-            "SELECT inturn.save_key(c, c) FROM inturn.key_cursor c",
-            "SELECT inturn.put_to_sleep(c, c) FROM inturn.key_cursor c",
+            "SELECT inturn._record_action('orders', 'x', 1, 'skip', 'no', NULL, NULL)",
+            "SELECT inturn._move_past(c, 3) FROM inturn.key_cursor c",
+            "SELECT inturn._save_key(c, c) FROM inturn.key_cursor c",
+            "SELECT inturn._put_to_sleep(c, c) FROM inturn.key_cursor c",
         ):
             assert refusal(operator, statement).sqlstate == "42501", statement
 

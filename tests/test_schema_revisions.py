@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from importlib.resources import files
+from pathlib import PurePosixPath
 
 import pytest
 from alembic.config import Config
@@ -20,10 +21,10 @@ from inturn.schema.version import HEAD
 RELEASED: dict[str, str] = {}
 
 #: Two functions of one name, each with a file.
-OVERLOADED = {
-    "functions/claim_lease.sql": "functions/claim.sql",
-    "functions/fail_lease.sql": "functions/fail.sql",
-}
+OVERLOADED = {"claim_lease": "claim", "fail_lease": "fail"}
+
+#: The folders of the script that hold no functions.
+NOT_CHAPTERS = {"tables", "views"}
 
 VERSIONS = files("inturn.schema.revisions.versions")
 
@@ -97,11 +98,21 @@ def test_the_manifest_names_every_sql_file_once() -> None:
     assert sorted(source.manifest()) == sorted(there)
 
 
-def test_each_function_has_a_file_of_its_own_with_a_comment(database: Database) -> None:
+def test_each_function_has_a_file_of_its_own_in_a_chapter_with_a_comment(database: Database) -> None:
     functions = database.execute("""
         SELECT proname::text, obj_description(oid, 'pg_proc') FROM pg_proc
         WHERE pronamespace = 'inturn'::regnamespace ORDER BY 1
     """)
-    files = [path for path in source.manifest() if path.startswith("functions/")]
-    assert [f"functions/{name}.sql" for name, _ in functions] == sorted(OVERLOADED.get(f, f) for f in files)
+    paths = [PurePosixPath(path) for path in source.manifest()]
+    files = [path.stem for path in paths if len(path.parts) == 2 and path.parts[0] not in NOT_CHAPTERS]
+    assert [name for name, _ in functions] == sorted(OVERLOADED.get(name, name) for name in files)
     assert [name for name, comment in functions if not comment] == []
+
+
+def test_an_underscore_marks_what_is_internal_and_nothing_else(database: Database) -> None:
+    functions = database.execute("""
+        SELECT proname::text, obj_description(oid, 'pg_proc') FROM pg_proc
+        WHERE pronamespace = 'inturn'::regnamespace
+    """)
+    internal = {name for name, comment in functions if comment.startswith(("Internal", "Trigger"))}
+    assert internal == {name for name, _ in functions if name.startswith("_")}

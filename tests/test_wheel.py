@@ -76,7 +76,7 @@ def test_it_holds_every_module_and_every_sql_file_and_nothing_else(files: set[st
     }
     assert {name for name in files if name.startswith("inturn/")} == {*there, f"inturn/{LATER}"}
     assert "inturn/schema/sql/manifest" in there
-    assert "inturn/schema/sql/functions/append.sql" in there
+    assert "inturn/schema/sql/append/append.sql" in there
     assert "inturn/schema/revisions/versions/0001_core.py" in there
     assert {f"inturn/{folder}/py.typed" for folder in FOLDERS} <= there
 

@@ -318,7 +318,7 @@ class Machine(RuleBasedStateMachine):
         held = {key for caller in self.callers for key, _ in caller.appended}
 
         def drained() -> bool:
-            self.database.execute("SELECT inturn.take_hints(ARRAY[%s])", [self.topic])
+            self.database.execute("SELECT inturn._take_hints(ARRAY[%s])", [self.topic])
             # One key at a time: beside others, a poisoned key only asks for that (redo).
             self.database.execute("SELECT inturn.apply_batch(%s, '-infinity', 1, 'drain')", [self.topic])
             return bool(self.database.value(f"{mine} AND key <> ALL (%s)", [list(held)]) == 0)
@@ -582,11 +582,11 @@ def test_model_any_interleaving_keeps_every_promise(witness: Database) -> None:
     ("function", "pattern", "without"),
     [
         ("append", r"IF last_turn\.drained AND new_seq = last_turn\.applied_seq \+ 1 THEN", "IF false THEN"),
-        ("append_on_snapshot", r"PERFORM inturn\.leave_hint\(topic, key\);", ""),
+        ("_append_on_snapshot", r"PERFORM inturn\._leave_hint\(topic, key\);", ""),
         ("finish", r"t\.locked IS NOT NULL AND \(.*?\) IS NULL", "t.locked IS NOT NULL"),
-        ("settle_key", r"SELECT NOT EXISTS \([^;]*?\) INTO missing", "SELECT true INTO missing"),
-        ("move_past", r"cursor\.epoch := was\.epoch \+ 1;", ""),
-        ("begin_lease", r"leased\.ready_at := inturn\.next_ready_at\(leased, until\);", ""),
+        ("_settle_key", r"SELECT NOT EXISTS \([^;]*?\) INTO missing", "SELECT true INTO missing"),
+        ("_move_past", r"cursor\.epoch := was\.epoch \+ 1;", ""),
+        ("_begin_lease", r"leased\.ready_at := inturn\._next_ready_at\(leased, until\);", ""),
     ],
     ids=[
         "wake_in_append",

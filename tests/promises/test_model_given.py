@@ -124,7 +124,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: not self.turn_open)
     @rule()
     def take_a_turn(self) -> None:
-        self.database.execute("SELECT inturn.take_hints(ARRAY[%s])", [self.topic])
+        self.database.execute("SELECT inturn._take_hints(ARRAY[%s])", [self.topic])
         unblocked(
             self.database,
             self.applier,
@@ -245,7 +245,7 @@ class Machine(RuleBasedStateMachine):
                 " WHERE key = %s AND lease_until > now()",
                 [self.key],
             )
-            self.database.execute("SELECT inturn.take_hints(ARRAY[%s])", [self.topic])
+            self.database.execute("SELECT inturn._take_hints(ARRAY[%s])", [self.topic])
             self.database.execute("SELECT inturn.apply_batch(%s, '-infinity', 1, 'last')", [self.topic])
             return self._stand()[0] >= last
 
@@ -288,9 +288,9 @@ def test_model_numbers_in_any_order_keep_every_promise(witness: Database) -> Non
 @pytest.mark.parametrize(
     ("function", "pattern", "without"),
     [
-        ("look_at_key", r"cursor\.ready_at := inturn\.next_ready_at\(cursor, clock_timestamp\(\)\);", ""),
+        ("_look_at_key", r"cursor\.ready_at := inturn\._next_ready_at\(cursor, clock_timestamp\(\)\);", ""),
         (
-            "find_gap",
+            "_find_gap",
             r"cursor\.waiting_at := coalesce\(was\.waiting_at, clock_timestamp\(\)\)",
             "cursor.waiting_at := NULL",
         ),

@@ -32,7 +32,7 @@ class Guard:
 #: How finish finds out whether a key that it holds has more commands.
 _LOOK = r"t\.locked IS NOT NULL AND \(.*?\) IS NULL"
 
-#: The same of settle_key.
+#: The same of _settle_key.
 _SETTLE_LOOK = (r"SELECT NOT EXISTS \([^;]*?\) INTO missing", "SELECT true INTO missing")
 
 #: The check moves into the statement that locks, and so on that statement's snapshot.
@@ -50,7 +50,7 @@ _HELD = r"\s+AND [ct]\.xmax = pg_current_xact_id\(\)::xid"
 #: Which append wakes the key.
 _WAKES = r"IF last_turn\.drained AND new_seq = last_turn\.applied_seq \+ 1 THEN"
 #: When a paused key is ready.
-_PAUSED_READY = r"cursor\.ready_at := inturn\.next_ready_at\(cursor, NULL\);"
+_PAUSED_READY = r"cursor\.ready_at := inturn\._next_ready_at\(cursor, NULL\);"
 _HEEDS_LEASE = (r"c\.paused_until, c\.lease_until\) END", "c.paused_until) END")
 _CLAIM = "claim(text, timestamptz, integer)"
 _FAIL = "fail(text, text, bigint, bigint, bigint, text, text, text, interval)"
@@ -90,56 +90,56 @@ GUARDS = [
     ),
     Guard(
         "a turn says that the key went idle",
-        "end_turns",
+        "_end_turns",
         ((r"t\.applied_seq, t\.drained,", "t.applied_seq, false,"),),
         scenes.append_to_a_drained_key,
         _NOT_WOKEN,
     ),
     Guard(
         "an empty turn says that the key went idle",
-        "end_turns",
+        "_end_turns",
         ((r" OR t\.drained;", ";"),),
         scenes.append_after_an_empty_turn,
         _NOT_WOKEN,
     ),
     Guard(
         "a key that goes idle has no ticket",
-        "end_turns",
+        "_end_turns",
         ((r"DELETE FROM inturn\.ticket c.*?;", ""),),
         scenes.append_to_a_drained_key,
         "UniqueViolation.*turn_pkey",
     ),
     Guard(
         "append on a snapshot leaves a hint",
-        "append_on_snapshot",
-        ((r"PERFORM inturn\.leave_hint\(topic, key\);", ""),),
+        "_append_on_snapshot",
+        ((r"PERFORM inturn\._leave_hint\(topic, key\);", ""),),
         scenes.append_on_a_snapshot_older_than_the_last_turn,
         "P4: lost: unapplied and idle",
     ),
     Guard(
         "a pass looks at hints",
-        "begin_pass",
-        ((r"PERFORM inturn\.take_hints[^;]*;", ""),),
+        "_begin_pass",
+        ((r"PERFORM inturn\._take_hints[^;]*;", ""),),
         scenes.append_on_a_snapshot_older_than_the_last_turn,
         "assert 2 == 1",
     ),
     Guard(
         "an applier looks at hints before it sleeps",
         "announce_sleep",
-        ((r"PERFORM inturn\.take_hints\(topics\);", ""),),
+        ((r"PERFORM inturn\._take_hints\(topics\);", ""),),
         scenes.append_on_an_old_snapshot_before_appliers_sleep,
         _NOT_READY,
     ),
     Guard(
         "a claim by lease looks at hints",
-        "begin_pass",
-        ((r"PERFORM inturn\.take_hints[^;]*;", ""),),
+        "_begin_pass",
+        ((r"PERFORM inturn\._take_hints[^;]*;", ""),),
         lease_scenes.append_on_an_old_snapshot,
         "nobody looks at the hint",
     ),
     Guard(
         "a hint stays while a caller holds the key",
-        "take_hints",
+        "_take_hints",
         (
             (
                 r"UPDATE inturn\.wake_hint h SET left_at = clock_timestamp\(\)",
@@ -151,21 +151,21 @@ GUARDS = [
     ),
     Guard(
         "a look for a hint waits for no caller",
-        "take_hints",
+        "_take_hints",
         ((r"FOR UPDATE SKIP LOCKED(?=;\s+IF FOUND)", "FOR UPDATE"),),
         scenes.append_on_an_old_snapshot_beside_an_open_append,
         _WAITS,
     ),
     Guard(
         "a look for a hint keeps callers out",
-        "take_hints",
+        "_take_hints",
         ((r" FOR UPDATE SKIP LOCKED(?=;\s+IF FOUND)", ""),),
         scenes.append_beside_a_look_at_its_key,
         "P2: a ticket behind the last turn",
     ),
     Guard(
         "a key that is looked at as its turn ends is awake",
-        "look_at_key",
+        "_look_at_key",
         ((r"t\.epoch >= was\.epoch\) THEN", "t.epoch = was.epoch) THEN"),),
         scenes.turn_ends_beside_a_look_at_its_key,
         "P2: two tickets",
@@ -200,7 +200,7 @@ GUARDS = [
     ),
     Guard(
         "commands are read in order",
-        "target_query",
+        "_target_query",
         ((r"ORDER BY l\.seq LIMIT", "ORDER BY l.seq DESC LIMIT"),),
         scenes.order_within_a_turn,
         "P3: applied out of turn",
@@ -270,7 +270,7 @@ GUARDS = [
     ),
     Guard(
         "turns are taken at READ COMMITTED",
-        "require_read_committed",
+        "_require_read_committed",
         ((r"<> 'read committed'", "= 'no such level'"),),
         scenes.turn_on_one_snapshot,
         "DID NOT RAISE",
@@ -285,14 +285,14 @@ GUARDS = [
     # The operators'.
     Guard(
         "settle_key looks for more commands",
-        "settle_key",
+        "_settle_key",
         (_SETTLE_LOOK,),
         operator_scenes.skip_before_more,
         _NOT_READY,
     ),
     Guard(
         "settle_key looks after the lock on a new snapshot",
-        "settle_key",
+        "_settle_key",
         (
             (
                 r"AND s\.key = was\.key(?= AND app|\s+FOR UPDATE)",
@@ -307,35 +307,35 @@ GUARDS = [
     ),
     Guard(
         "settle_key locks the key against its callers",
-        "settle_key",
+        "_settle_key",
         ((r" FOR UPDATE SKIP LOCKED", ""),),
         operator_scenes.skip_beside_an_open_append,
         _NOT_READY,
     ),
     Guard(
         "settle_key waits for no caller",
-        "settle_key",
+        "_settle_key",
         ((r" SKIP LOCKED", ""),),
         operator_scenes.skip_beside_an_open_append,
         _WAITS,
     ),
     Guard(
         "put_to_sleep says that the key went idle",
-        "put_to_sleep",
+        "_put_to_sleep",
         ((r"cursor\.applied_seq, true,", "cursor.applied_seq, false,"),),
         operator_scenes.skip_of_the_last_command,
         _NOT_WOKEN,
     ),
     Guard(
         "put_to_sleep says it in the turn that there is",
-        "put_to_sleep",
+        "_put_to_sleep",
         ((r"SET drained = true", "SET drained = u.drained"),),
         lease_scenes.append_after_a_release,
         _NOT_WOKEN,
     ),
     Guard(
         "put_to_sleep keeps the epoch for good",
-        "put_to_sleep",
+        "_put_to_sleep",
         (
             (
                 r"cursor\.key, cursor\.epoch,",
@@ -347,28 +347,28 @@ GUARDS = [
     ),
     Guard(
         "an operator waits for the applier at work",
-        "lock_cursor",
+        "_lock_cursor",
         ((r"(?<=t\.epoch >= cursor\.epoch) FOR UPDATE", ""),),
         operator_scenes.skip_beside_an_applier,
         "'23505' == 'IT041'",
     ),
     Guard(
         "an operator on an idle key waits for its callers",
-        "lock_cursor",
+        "_lock_cursor",
         ((r"(?<=s\.key = cursor\.key) FOR UPDATE", ""),),
         operator_scenes.pause_of_an_idle_key_beside_its_open_append,
         "UniqueViolation",
     ),
     Guard(
         "an operator locks the ticket of a key that was woken",
-        "lock_cursor",
+        "_lock_cursor",
         ((r"IF EXISTS \(.*?END IF;", ""),),
         operator_scenes.claim_beside_the_pause_of_a_key_that_was_woken,
         "P2: two tickets",
     ),
     Guard(
         "an operator's move has an epoch of its own",
-        "move_past",
+        "_move_past",
         ((r"cursor\.epoch := was\.epoch \+ 1;", ""),),
         operator_scenes.late_finish_after_a_skip,
         "the epoch of another turn",
@@ -382,7 +382,7 @@ GUARDS = [
     ),
     Guard(
         "append leaves a key asleep that is paused for good",
-        "wake_key",
+        "_wake_key",
         (
             (
                 r"ON CONFLICT DO NOTHING",
@@ -394,7 +394,7 @@ GUARDS = [
     ),
     Guard(
         "append goes on beside the ticket of a paused idle key",
-        "wake_key",
+        "_wake_key",
         ((r"ON CONFLICT DO NOTHING", ""),),
         operator_scenes.append_to_a_paused_idle_key,
         "UniqueViolation",
@@ -430,29 +430,29 @@ GUARDS = [
     # Leases.
     Guard(
         "a lease counts under its epoch alone",
-        "hold_lease",
-        ((r" AND t\.epoch = hold_lease\.epoch", ""),),
+        "_hold_lease",
+        ((r" AND t\.epoch = _hold_lease\.epoch", ""),),
         lease_scenes.late_after_another_claim,
         _NOT_FENCED,
     ),
     Guard(
         "a lease that was ended does not count",
-        "hold_lease",
+        "_hold_lease",
         ((r" AND c\.claimed_by IS NOT NULL", ""),),
         lease_scenes.late_after_its_release,
         "'23502' == 'IT030'",
     ),
     Guard(
         "a claim by lease takes the next epoch",
-        "begin_lease",
-        ((r"leased\.epoch := begin_lease\.epoch;", ""),),
+        "_begin_lease",
+        ((r"leased\.epoch := _begin_lease\.epoch;", ""),),
         lease_scenes.late_after_another_claim,
         "P2: an epoch is missing",
     ),
     Guard(
         "a lease keeps the key from the others",
-        "begin_lease",
-        ((r"leased\.ready_at := inturn\.next_ready_at\(leased, until\);", ""),),
+        "_begin_lease",
+        ((r"leased\.ready_at := inturn\._next_ready_at\(leased, until\);", ""),),
         lease_scenes.late_after_another_claim,
         "P2: ready under a lease",
     ),
@@ -477,21 +477,21 @@ GUARDS = [
     ),
     Guard(
         "a lease that fails keeps what it has applied",
-        "record_failure",
+        "_record_failure",
         ((r"ON CONFLICT ON CONSTRAINT turn_pkey DO UPDATE SET.*?;", ";"),),
         lease_scenes.fail_after_an_advance,
         "UniqueViolation",
     ),
     Guard(
         "a turn ends the lease that it takes over",
-        "clear_marks",
+        "_clear_marks",
         ((r"DELETE FROM inturn\.key_mark m.*?;", ""),),
         lease_scenes.turn_after_a_lease_that_ran_out,
         "P3: a mark that no ticket knows of",
     ),
     Guard(
         "a pause leaves the key to its lease",
-        "next_ready_at",
+        "_next_ready_at",
         (_HEEDS_LEASE,),
         lease_scenes.pause_for_a_moment_under_a_lease,
         "P2: ready under a lease",
@@ -499,27 +499,27 @@ GUARDS = [
     Guard(
         "a renewal under a pause leaves the key to its lease",
         "renew",
-        ((r"cursor\.ready_at := inturn\.next_ready_at\(cursor, cursor\.lease_until\);", ""),),
+        ((r"cursor\.ready_at := inturn\._next_ready_at\(cursor, cursor\.lease_until\);", ""),),
         lease_scenes.renew_under_a_pause,
         "P2: ready under a lease",
     ),
     Guard(
         "a resumed key is its lease's",
-        "next_ready_at",
+        "_next_ready_at",
         (_HEEDS_LEASE,),
         lease_scenes.resume_under_a_lease,
         "P2: ready under a lease",
     ),
     Guard(
         "a key does not go idle under a lease",
-        "settle_key",
+        "_settle_key",
         ((r" AND \(cursor\.lease_until > clock_timestamp\(\)\) IS NOT TRUE", ""),),
         lease_scenes.resume_under_a_lease_that_is_done,
         r"Lease\(key='x'",
     ),
     Guard(
         "an operator who waits for a lease holds no lock",
-        "lock_cursor",
+        "_lock_cursor",
         ((r"RAISE EXCEPTION USING ERRCODE = 'IT042';", "PERFORM pg_sleep(0.02);"),),
         lease_scenes.advance_beside_a_waiting_operator,
         _WAITS,
@@ -534,70 +534,70 @@ GUARDS = [
     # Numbering given.
     Guard(
         "append_given locks the key",
-        "append_given",
+        "_append_given",
         ((r"\s+FOR UPDATE;", ";"),),
         gap_scenes.finish_beside_the_open_append_of_the_missing,
         _NOT_READY,
     ),
     Guard(
         "append_given looks at the key",
-        "append_given",
-        ((r"looked := inturn\.look_at_key\(topic, key\);", "looked := true;"),),
+        "_append_given",
+        ((r"looked := inturn\._look_at_key\(topic, key\);", "looked := true;"),),
         gap_scenes.the_missing_one_comes,
         "P4: a gap that nobody knows of",
     ),
     Guard(
         "append_given wakes the key that waits for it",
-        "look_at_key",
-        ((r"cursor\.ready_at := inturn\.next_ready_at\(cursor, clock_timestamp\(\)\);", ""),),
+        "_look_at_key",
+        ((r"cursor\.ready_at := inturn\._next_ready_at\(cursor, clock_timestamp\(\)\);", ""),),
         gap_scenes.the_missing_one_comes,
         _NOT_READY,
     ),
     Guard(
         "append_given wakes an idle key",
-        "look_at_key",
-        ((r"PERFORM inturn\.wake_key\([^;]*;", "NULL;"),),
+        "_look_at_key",
+        ((r"PERFORM inturn\._wake_key\([^;]*;", "NULL;"),),
         gap_scenes.the_next_one_comes,
         _NOT_READY,
     ),
     Guard(
         "append_given waits for no handler",
-        "look_at_key",
+        "_look_at_key",
         ((r" SKIP LOCKED", ""),),
         gap_scenes.the_missing_one_beside_a_turn_that_looks_for_it,
         _WAITS,
     ),
     Guard(
         "append_given on a snapshot leaves a hint",
-        "append_given",
-        ((r"PERFORM inturn\.leave_hint\(topic, key\);", ""),),
+        "_append_given",
+        ((r"PERFORM inturn\._leave_hint\(topic, key\);", ""),),
         gap_scenes.append_on_an_old_snapshot,
         "P4: lost: unapplied and idle",
     ),
     Guard(
         "append_given on a snapshot takes no number that was passed over",
-        "append_given",
-        ((r"PERFORM inturn\.refuse_passed[^;]*;", "NULL;"),),
+        "_append_given",
+        ((r"PERFORM inturn\._refuse_passed[^;]*;", "NULL;"),),
         gap_scenes.late_append_on_an_old_snapshot,
         "DID NOT RAISE",
     ),
     Guard(
         "append_given takes no number that was passed over",
-        "append_given",
+        "_append_given",
         ((r"seq <= applied OR", "false OR"),),
         gap_scenes.late_append_after_fill_gap,
         "DID NOT RAISE",
     ),
     Guard(
         "a lease ends at a gap",
-        "next_commands",
-        ((r"WHERE \(c\.l\)\.seq = next_commands\.applied_seq \+ c\.place", ""),),
+        "_next_commands",
+        ((r"WHERE \(c\.l\)\.seq = _next_commands\.applied_seq \+ c\.place", ""),),
         gap_scenes.claims_before_a_gap,
         r"\(1, 3\)",
     ),
     Guard(
         "a SQL target is called up to a gap",
-        "target_query",
+        "_target_query",
         ((r"'l\.seq = t\.applied_seq \+ l\.place AND '", "''"),),
         gap_scenes.turns_before_a_gap,
         "P3: applied out of turn|did not come",
@@ -611,14 +611,14 @@ GUARDS = [
     ),
     Guard(
         "a gap is looked for under the lock of the ticket",
-        "look_at_key",
+        "_look_at_key",
         ((r"(?<=t\.epoch >= was\.epoch) FOR UPDATE SKIP LOCKED", ""),),
         gap_scenes.append_beside_cancel_rest,
         _WAITS,
     ),
     Guard(
         "a paused key is not held for its gap",
-        "find_gap",
+        "_find_gap",
         ((r"IF until <= clock_timestamp\(\) AND NOT paused THEN", "IF until <= clock_timestamp() THEN"),),
         gap_scenes.gap_times_out_under_a_pause,
         "P3: held and paused at once",
@@ -626,14 +626,14 @@ GUARDS = [
     Guard(
         "fill_gap keeps callers out",
         "fill_gap",
-        ((r"PERFORM inturn\.lock_callers\(topic, key\);", ""),),
+        ((r"PERFORM inturn\._lock_callers\(topic, key\);", ""),),
         gap_scenes.fill_gap_beside_the_append_of_the_missing,
         "did not wait for the caller",
     ),
     Guard(
         "fill_gap keeps no callers waiting for an applier",
         "fill_gap",
-        ((r"was := inturn", "PERFORM inturn.lock_callers(topic, key); was := inturn"),),
+        ((r"was := inturn", "PERFORM inturn._lock_callers(topic, key); was := inturn"),),
         gap_scenes.fill_gap_beside_an_applier,
         _WAITS,
     ),

@@ -76,7 +76,7 @@ def test_p4_a_topic_that_becomes_ready_during_the_pass_is_found_with_its_place(w
             [tick],
         )
         found, hands, due = witness.execute(
-            "SELECT found, hands::text[], due FROM inturn.begin_pass('{orders,later}', NULL)"
+            "SELECT found, hands::text[], due FROM inturn._begin_pass('{orders,later}', NULL)"
         )[0]
         assert len(found) == len(hands) == (1 if due else 2), tick
 
@@ -99,7 +99,7 @@ def test_p4_a_hint_that_another_applier_held_at_the_pass_is_taken_by_a_later_one
     _leave_hint(caller, "x")
     assert applier.claim() == []
     caller.commit()
-    other.execute("SELECT inturn.take_hints('{orders}')")
+    other.execute("SELECT inturn._take_hints('{orders}')")
     for _ in range(3):
         assert applier.claim() == []
     {"commit": other.commit, "rollback": other.rollback}[end]()

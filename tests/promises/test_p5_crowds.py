@@ -7,7 +7,7 @@ from support.race import append
 
 _BEGINS = """
     SELECT (SELECT count(*) FROM inturn.ticket t WHERE t.topic = 'orders' AND t.ready_at < b.at) AS place
-    FROM (SELECT inturn.spread_out('orders', '-infinity', %s) AS at FROM generate_series(1, 200)) b
+    FROM (SELECT inturn._spread_out('orders', '-infinity', %s) AS at FROM generate_series(1, 200)) b
 """
 
 

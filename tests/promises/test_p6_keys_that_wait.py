@@ -49,13 +49,13 @@ def test_p6_an_applier_that_takes_hints_waits_for_no_operator(
     operator.execute(action)
     _append_on_snapshot(caller, "x", 2)
     _append_on_snapshot(caller, "y", 1)
-    unblocked(witness, applier, "SELECT inturn.take_hints('{given}')", [])
+    unblocked(witness, applier, "SELECT inturn._take_hints('{given}')", [])
     applier.commit()
     assert "y" in ready(witness), "nobody has that one"
     {"commit": operator.commit, "rollback": operator.rollback}[end]()
     oracle.check()
     assert verified(witness) == []
-    witness.execute("SELECT inturn.take_hints('{given}')")
+    witness.execute("SELECT inturn._take_hints('{given}')")
     assert witness.value("SELECT count(*) FROM inturn.wake_hint") == 0
     assert verified(witness) == []
     if end == "commit" and "pause" in action:
@@ -100,7 +100,7 @@ def test_p6_a_caller_waits_for_no_applier_that_claims_the_key_before_it_has_lock
     put_gate(witness)
     replace_in(
         witness,
-        "look_at_key",
+        "_look_at_key",
         (r"PERFORM FROM inturn\.ticket", "PERFORM app.gate_pass(); PERFORM FROM inturn.ticket"),
     )
     caller, applier = witness.session(), witness.session()
@@ -171,6 +171,6 @@ def test_p6_a_caller_with_a_snapshot_waits_for_no_turn_that_passes_over_its_numb
     oracle.check()
     assert verified(witness) == []
     if end == "rollback":
-        witness.execute("SELECT inturn.take_hints('{given}')")
+        witness.execute("SELECT inturn._take_hints('{given}')")
         assert drain(witness, oracle) == 3
     assert verified(witness) == []

@@ -6,7 +6,7 @@ DOOR = """
     CREATE SCHEMA door;
     CREATE FUNCTION door.put_key() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        PERFORM inturn.save_key(OLD, NEW);
+        PERFORM inturn._save_key(OLD, NEW);
         RETURN NEW;
     END $$;
     CREATE TRIGGER put_key INSTEAD OF UPDATE ON inturn.key_cursor

@@ -178,7 +178,8 @@ def fill_gap_beside_the_append_of_the_missing(database: Database, oracle: Oracle
     begin(database)
     put(database, 1, 3)
     apply(database)
-    replace_in(database, "append_given", (r"IF inturn\.is_there", "IF app.gate_pass() AND inturn.is_there"))
+    gate = (r"IF inturn\._is_there", "IF app.gate_pass() AND inturn._is_there")
+    replace_in(database, "_append_given", gate)
     caller, operator = database.session(), database.session()
     with gate_shut(database):
         appending = caller.begin(APPEND, ["x", 2])

@@ -56,7 +56,7 @@ def append_on_a_snapshot(key: Key) -> None:
 
 
 def _answer_hints(key: Key) -> None:
-    key.hands.execute("SELECT inturn.take_hints(ARRAY[%s])", [key.topic])
+    key.hands.execute("SELECT inturn._take_hints(ARRAY[%s])", [key.topic])
 
 
 # Appliers, in one transaction.

@@ -359,10 +359,10 @@ def append_beside_a_look_at_its_key(database: Database, oracle: Oracle) -> None:
     early.commit()
     database.execute(BATCH)
     assert ready(database) == []
-    replace_in(database, "look_at_key", _GATE_IN_LOOK)
+    replace_in(database, "_look_at_key", _GATE_IN_LOOK)
     looker, caller = database.session(), database.session()
     with gate_shut(database):
-        looking = looker.begin("SELECT inturn.take_hints('{orders}')")
+        looking = looker.begin("SELECT inturn._take_hints('{orders}')")
         looker.wait_blocked()
         appending = caller.begin(APPEND, ["x"])
         if not blocked(database, caller, appending):
@@ -385,9 +385,9 @@ def turn_ends_beside_a_look_at_its_key(database: Database, oracle: Oracle) -> No
     looker, applier = database.session(), database.session()
     (turn,) = Turn.claim(database, applier)
     turn.effects(applier, 1)
-    replace_in(database, "look_at_key", _GATE_IN_LOOK)
+    replace_in(database, "_look_at_key", _GATE_IN_LOOK)
     with gate_shut(database):
-        looking = looker.begin("SELECT inturn.take_hints('{orders}')")
+        looking = looker.begin("SELECT inturn._take_hints('{orders}')")
         looker.wait_blocked()
         unblocked(database, applier, *turn.finish(1))
         applier.commit()
@@ -398,8 +398,8 @@ def turn_ends_beside_a_look_at_its_key(database: Database, oracle: Oracle) -> No
 
 #: The gate is passed between the look at where the key stands and the look at its ticket.
 _GATE_IN_LOOK = (
-    r"c\.key = look_at_key\.key;(?=\s+-- Of a later)",
-    "c.key = look_at_key.key AND app.gate_pass();",
+    r"c\.key = _look_at_key\.key;(?=\s+-- Of a later)",
+    "c.key = _look_at_key.key AND app.gate_pass();",
 )
 
 

@@ -7,4 +7,4 @@ WHERE false;
 COMMENT ON VIEW inturn.outbox IS 'INSERT or COPY into it to append commands; it reads as empty.';
 
 CREATE TRIGGER append INSTEAD OF INSERT ON inturn.outbox
-    FOR EACH ROW EXECUTE FUNCTION inturn.append_from_outbox();
+    FOR EACH ROW EXECUTE FUNCTION inturn._append_from_outbox();

@@ -1,0 +1,33 @@
+-- Keeps a key standing still, until a time or for good; returns the recorded action.
+--
+-- Waits for the turn in hand (see _lock_cursor). Appends go on; nothing is lost. Paused already, it takes the new until.
+-- An idle key gets a ticket for the end of the pause: an append leaves it as it is.
+-- Locks what _lock_cursor locks.
+-- Raises IT041 when the key is held, is paused until the same time, or until is past; and what _lock_cursor raises.
+CREATE FUNCTION inturn.pause(topic text, key text, reason text DEFAULT NULL, until timestamptz DEFAULT NULL)
+RETURNS inturn.operator_action
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
+    paused constant boolean := inturn.key_state(was) = 'paused';
+    cursor inturn.key_cursor := was;
+BEGIN
+    IF was.held_at IS NOT NULL THEN
+        PERFORM inturn._refuse_action(topic, key, 'is held: it stands still already', 'Leave it held for as long as it takes.');
+    ELSIF until <= clock_timestamp() THEN
+        PERFORM inturn._refuse_action(topic, key, format('cannot be paused until %s, which is past', until), 'Give a later time.');
+    ELSIF paused AND was.paused_until IS NOT DISTINCT FROM until THEN
+        PERFORM inturn._refuse_action(topic, key, 'is paused already', 'Resume it, or give another time.');
+    END IF;
+    cursor.paused_at := CASE WHEN paused THEN was.paused_at ELSE clock_timestamp() END;
+    cursor.paused_until := until;
+    -- A lease goes on for the command in hand (see advance), and nobody else has the key before it is over.
+    cursor.ready_at := inturn._next_ready_at(cursor, NULL);
+    PERFORM inturn._save_key(was, cursor);
+    RETURN inturn._record_action(topic, key, NULL, 'pause', reason, inturn._key_facts(was), inturn._key_facts(cursor));
+END
+$$;
+COMMENT ON FUNCTION inturn.pause IS 'Keeps a key standing still, until a time or for good.';

@@ -1,0 +1,44 @@
+-- Appends a skipped or applied command again, at the end of its key; returns the recorded action, whose after has
+-- the new seq. Its old place stays as it is.
+--
+-- Once for every seq: to do it again, replay the new one.
+-- Locks: what append locks.
+-- Raises IT041 when seq is pending, not there, or was replayed before, or callers number; IT043 without a reason; and what append raises.
+CREATE FUNCTION inturn.replay(topic text, key text, seq bigint, reason text) RETURNS inturn.operator_action
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    again constant text := 'inturn.replay:' || seq;
+    applied bigint;
+    command inturn.command_log;
+    replayed bigint;
+BEGIN
+    PERFORM inturn._require_reason('replay', reason);
+    IF EXISTS (SELECT FROM inturn.topic t WHERE t.name = replay.topic AND t.numbering = 'given') THEN
+        PERFORM inturn._refuse_action(topic, key, 'has its numbers from its callers, and a replay would need one of theirs',
+            'Have the caller append the command again, under its next number.');
+    END IF;
+    -- The lock under which the number is taken; it orders two operators too.
+    PERFORM FROM inturn.key_sequence s WHERE s.topic = replay.topic AND s.key = replay.key FOR UPDATE;
+    SELECT c.applied_seq INTO applied FROM inturn.key_cursor c WHERE c.topic = replay.topic AND c.key = replay.key;
+    SELECT * INTO command FROM inturn.command_log l
+    WHERE l.topic = replay.topic AND l.key = replay.key AND l.seq = replay.seq;
+    SELECT l.seq INTO replayed FROM inturn.command_log l
+    WHERE l.topic = replay.topic AND l.key = replay.key AND l.idempotency_key = again;
+    IF command.seq IS NULL THEN
+        PERFORM inturn._refuse_action(topic, key, format('has no command %s', seq), 'See its commands with inturn show.');
+    ELSIF seq > applied THEN
+        PERFORM inturn._refuse_action(topic, key, format('has command %s still pending: it will be applied in its turn', seq),
+            'Only what was applied or skipped can be replayed.');
+    ELSIF replayed IS NOT NULL THEN
+        PERFORM inturn._refuse_action(topic, key, format('had command %s replayed before, as %s', seq, replayed),
+            format('To apply it once more, replay %s.', replayed));
+    END IF;
+    replayed := inturn.append(topic, key, command.name, command.payload, again);
+    RETURN inturn._record_action(topic, key, seq, 'replay', reason, jsonb_build_object('seq', seq, 'name', command.name),
+                                jsonb_build_object('seq', replayed, 'name', command.name));
+END
+$$;
+COMMENT ON FUNCTION inturn.replay IS 'Appends a skipped or applied command again, at the end of its key.';

@@ -1,0 +1,20 @@
+-- Makes a held or retrying key ready now, with all its attempts before it again; returns the recorded action.
+--
+-- Locks what _lock_cursor locks.
+-- Raises IT041 when the key is neither held nor retrying, and what _lock_cursor raises.
+CREATE FUNCTION inturn.retry(topic text, key text, reason text DEFAULT NULL) RETURNS inturn.operator_action
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
+BEGIN
+    IF inturn.key_state(was) NOT IN ('held', 'retrying') THEN
+        PERFORM inturn._refuse_action(topic, key, format('is %s: there is no failed command to retry', inturn.key_state(was)),
+            CASE inturn.key_state(was) WHEN 'paused' THEN 'Resume it instead.' ELSE 'What is pending is applied in its turn.' END);
+    END IF;
+    PERFORM inturn._notify_appliers(topic);
+    RETURN inturn._retry_key(was, reason);
+END
+$$;
+COMMENT ON FUNCTION inturn.retry IS 'Makes a held or retrying key ready now, with all its attempts before it again.';

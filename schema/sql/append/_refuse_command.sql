@@ -1,0 +1,36 @@
+-- Refuses a command that cannot be appended; returns when nothing is wrong with it. Internal to append. Takes no locks.
+--
+-- Raises IT001 unknown topic, IT002 key, IT003 payload, IT004 command name, IT005 idempotency key.
+CREATE FUNCTION inturn._refuse_command(topic text, key text, name text, payload jsonb, idempotency_key text) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    max_bytes integer;
+BEGIN
+    SELECT t.max_payload_bytes INTO max_bytes FROM inturn.topic t WHERE t.name = _refuse_command.topic;
+    IF NOT FOUND THEN
+        PERFORM inturn._refuse_topic(topic);
+    ELSIF coalesce(octet_length(key), 0) NOT BETWEEN 1 AND 512 THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT002',
+            MESSAGE = format('key is %s', CASE WHEN key IS NULL THEN 'NULL' WHEN key = '' THEN 'empty'
+                             ELSE format('%s octets long (it begins with %L)', octet_length(key), left(key, 40)) END),
+            HINT = 'A key is 1 to 512 octets of text, compared byte by byte.';
+    ELSIF coalesce(octet_length(name), 0) NOT BETWEEN 1 AND 128 THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT004',
+            MESSAGE = format('command name for key %L is %s', key,
+                             CASE WHEN name IS NULL THEN 'NULL' WHEN name = '' THEN 'empty'
+                             ELSE format('%s octets long', octet_length(name)) END),
+            HINT = 'A command name is 1 to 128 octets of text.';
+    ELSIF octet_length(payload::text) > max_bytes THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT003',
+            MESSAGE = format('payload of command %L for key %L is %s bytes, over the %s that topic %L allows',
+                             name, key, octet_length(payload::text), max_bytes, topic),
+            HINT = 'Store the large part elsewhere and append a reference to it, or raise the topic''s max_payload_bytes.';
+    ELSIF octet_length(idempotency_key) NOT BETWEEN 1 AND 512 THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT005',
+            MESSAGE = format('idempotency key of command %L for key %L is %s octets long', name, key, octet_length(idempotency_key)),
+            HINT = 'An idempotency key is NULL or 1 to 512 octets of text.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION inturn._refuse_command IS 'Internal to append: refuses a command that cannot be appended.';

@@ -1,0 +1,20 @@
+-- Refuses a number that was passed over since the snapshot of a caller at REPEATABLE READ or SERIALIZABLE was taken, which
+-- does not show it. Internal to append.
+--
+-- It tries to pass over the number itself, which is undone. Whose transaction passes over it at this moment, a turn's or an
+-- operator's cancel_rest, is not waited for: that passes over what is pending, this command too. fill_gap, which does not,
+-- holds the key's row in key_sequence, as the caller does now.
+-- Raises 40001: run the transaction again.
+CREATE FUNCTION inturn._refuse_passed(topic text, key text, seq bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '1ms'
+AS $$
+BEGIN
+    INSERT INTO inturn.skip (topic, key, seq, epoch, skipped_by)
+    VALUES (_refuse_passed.topic, _refuse_passed.key, _refuse_passed.seq, 0, 'operator') ON CONFLICT DO NOTHING;
+    RAISE EXCEPTION USING ERRCODE = 'IT999';
+EXCEPTION
+    WHEN SQLSTATE 'IT999' OR lock_not_available THEN NULL;
+END
+$$;
+COMMENT ON FUNCTION inturn._refuse_passed IS 'Internal to append: refuses a number that was passed over since the caller''s snapshot.';

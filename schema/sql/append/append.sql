@@ -1,0 +1,74 @@
+-- Appends one command to a key, in the caller's transaction, and returns its seq.
+--
+-- The same idempotency key again on the same key appends nothing and returns the first seq.
+-- seq: the command's number, in a topic whose callers number (see _append_given); NULL in every other.
+-- Locks, held to commit: the key's row in key_sequence. Inserts the ticket of a key that was idle, which nobody else does.
+-- Raises IT001 to IT005 (see _refuse_command); 40001 when the caller's snapshot is older than the key's last append.
+-- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
+-- would repeat, and a key that went idle meanwhile would not be woken.
+CREATE FUNCTION inturn.append(
+    topic text, key text, name text,
+    payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL, seq bigint DEFAULT NULL
+) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+DECLARE
+    given boolean;
+    last_turn record;
+    new_seq bigint;
+BEGIN
+    IF seq IS NOT NULL THEN
+        RETURN inturn._append_given(topic, key, seq, name, payload, idempotency_key);
+    END IF;
+    -- Every topic takes 1024 bytes of payload; only for more is its limit looked up.
+    IF octet_length(name) BETWEEN 1 AND 128 IS NOT TRUE OR octet_length(payload::text) > 1024 THEN
+        PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
+    END IF;
+    LOOP
+        SELECT s.given INTO given FROM inturn.key_sequence s
+        WHERE s.topic = append.topic AND s.key = append.key FOR UPDATE;
+        EXIT WHEN FOUND;
+        -- No row yet: this is the key's first command, unless another caller's has just committed.
+        new_seq := inturn._append_first(topic, key, name, payload, idempotency_key);
+        IF new_seq IS NOT NULL THEN
+            RETURN new_seq;
+        END IF;
+    END LOOP;
+    IF given THEN
+        RETURN inturn._append_given(topic, key, NULL, name, payload, idempotency_key);
+    END IF;
+
+    -- From here on statements see every earlier append to the key: its caller has committed or is gone.
+    IF idempotency_key IS NOT NULL THEN
+        PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
+        SELECT l.seq INTO new_seq FROM inturn.command_log l
+        WHERE l.topic = append.topic AND l.key = append.key AND l.idempotency_key = append.idempotency_key;
+        IF FOUND THEN
+            RETURN new_seq;
+        END IF;
+    END IF;
+    -- No number up to applied_seq is looked at: the probe reads every entry of its key on the page.
+    SELECT u.applied_seq, u.epoch, u.drained INTO last_turn FROM inturn.turn u
+    WHERE u.topic = append.topic AND u.key = append.key ORDER BY u.epoch DESC LIMIT 1;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN inturn._append_on_snapshot(topic, key, coalesce(last_turn.applied_seq, 0), name, payload, idempotency_key);
+    END IF;
+    INSERT INTO inturn.command_log AS l (topic, key, seq, name, payload, idempotency_key)
+    VALUES (append.topic, append.key,
+            1 + coalesce((SELECT l.seq FROM inturn.command_log l
+                          WHERE l.topic = append.topic AND l.key = append.key AND l.seq > coalesce(last_turn.applied_seq, 0)
+                          ORDER BY l.seq DESC LIMIT 1), last_turn.applied_seq, 0),
+            append.name, coalesce(append.payload, '{}'), append.idempotency_key)
+    RETURNING l.seq INTO new_seq;
+
+    -- The first command after the drained ones finds the key idle. Any later one finds it awake, or held.
+    IF last_turn.drained AND new_seq = last_turn.applied_seq + 1 THEN
+        PERFORM inturn._wake_key(topic, key, last_turn.epoch, last_turn.applied_seq);
+    END IF;
+    RETURN new_seq;
+END
+$$;
+COMMENT ON FUNCTION inturn.append IS 'Appends one command to a key, in the caller''s transaction, and returns its seq.';

@@ -1,0 +1,61 @@
+-- Lists the appliers of the last day: who serves what, whether it is alive, and what it does now. Takes no locks.
+--
+-- alive: its session is at work, or is there and was seen within 15 seconds; an applier says that it is there every
+-- 5 seconds while it is not at work. doing: applying (since its transaction began, or it claimed the first of its leases
+-- that run), idle, or gone (since it was seen). One that never said that it is there is known by its leases while they run.
+-- topic, key, seq: the first key of the transaction or of the leases at work, and its next command; NULL where that cannot
+-- be told: of a transaction it is looked for among the keys of each topic that have been ready the longest.
+-- waits_for: what its query waits for. leases: how many keys it has by lease now.
+-- Runs as its owner, so that an operator sees other users' sessions; the owner needs pg_monitor, or is a superuser.
+CREATE FUNCTION inturn.list_appliers()
+RETURNS TABLE (
+    applier text, topics text[], host text, pid integer, backend_pid integer, revision text,
+    started_at timestamptz, seen_at timestamptz, alive boolean, doing text, since timestamptz,
+    topic text, key text, seq bigint, waits_for text, leases bigint
+)
+LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+-- Before 18 a table that has to be read whole costs so much under these settings that it would be compiled for.
+SET jit = off
+AS $$
+WITH lease AS MATERIALIZED (
+    SELECT c.claimed_by, count(*) AS leases, array_agg(DISTINCT t.name) AS topics, min(c.claimed_at) AS since,
+           max(c.claimed_at) AS seen_at, (array_agg(c.cursor ORDER BY c.claimed_at))[1] AS first
+    FROM inturn.topic t CROSS JOIN LATERAL (
+        SELECT m.claimed_by, m.claimed_at, c AS cursor FROM inturn.key_mark m
+        JOIN inturn.ticket c ON c.topic = m.topic AND c.key = m.key AND c.epoch = m.epoch
+        WHERE m.topic = t.name AND m.lease_until > statement_timestamp()) c
+    GROUP BY c.claimed_by
+)
+SELECT p.applier, p.topics, p.host, p.pid, p.backend_pid, p.revision, p.started_at, p.seen_at, d.alive,
+       CASE WHEN NOT d.alive THEN 'gone' WHEN claim.xid IS NOT NULL OR h.leases > 0 THEN 'applying' ELSE 'idle' END,
+       CASE WHEN NOT d.alive THEN p.seen_at WHEN claim.xid IS NOT NULL THEN a.xact_start
+            WHEN h.leases > 0 THEN h.since ELSE a.state_change END,
+       coalesce(turn.topic, (h.first).topic), coalesce(turn.key, (h.first).key),
+       coalesce(turn.applied_seq, (h.first).applied_seq) + 1,
+       CASE WHEN d.alive AND claim.xid IS NOT NULL THEN inturn._session_waits_for(a.pid) END, coalesce(h.leases, 0)
+FROM inturn.applier p
+LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND coalesce(a.backend_start, p.backend_start) = p.backend_start
+CROSS JOIN LATERAL (SELECT inturn._is_alive(p, a.pid, a.state, a.query_start) AS alive) d
+-- A transaction that has claimed a key has a number, and a lock of this mode on the table.
+LEFT JOIN LATERAL (
+    SELECT x.transactionid AS xid FROM pg_locks x JOIN pg_locks r ON r.pid = x.pid
+    WHERE x.pid = a.pid AND x.locktype = 'transactionid' AND x.granted
+      AND r.relation = 'inturn.ticket'::regclass AND r.mode = 'RowShareLock'
+    ORDER BY age(x.transactionid) DESC LIMIT 1) claim ON d.alive
+LEFT JOIN LATERAL (
+    SELECT c.* FROM unnest(p.topics) t (name) CROSS JOIN LATERAL (
+        SELECT c.topic, c.key, c.applied_seq, c.xmax AS locker FROM inturn.ticket c
+        WHERE c.topic = t.name ORDER BY c.ready_at LIMIT 200) c
+    WHERE c.locker = claim.xid LIMIT 1) turn ON claim.xid IS NOT NULL
+LEFT JOIN lease h ON h.claimed_by = p.applier
+UNION ALL
+SELECT h.claimed_by, h.topics, NULL, NULL, NULL, NULL, h.since, h.seen_at, true, 'applying', h.since,
+       (h.first).topic, (h.first).key, (h.first).applied_seq + 1, NULL, h.leases
+FROM lease h WHERE NOT EXISTS (SELECT FROM inturn.applier p WHERE p.applier = h.claimed_by)
+ORDER BY 9 DESC, 1
+$$;
+COMMENT ON FUNCTION inturn.list_appliers IS 'Lists the appliers of the last day, whether each is alive, and what it does now.';

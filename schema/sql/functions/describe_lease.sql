@@ -1,9 +1,0 @@
--- Says who has a key by lease: the applier, and where it runs as far as it said so; NULL for a key that nobody has.
--- Internal. Takes no locks.
-CREATE FUNCTION inturn.describe_lease(c inturn.key_cursor) RETURNS text
-LANGUAGE sql VOLATILE
-AS $$
-SELECT c.claimed_by || coalesce((SELECT format(' (host %s, pid %s)', p.host, p.pid) FROM inturn.applier p
-                                 WHERE p.applier = c.claimed_by AND p.pid IS NOT NULL), '')
-$$;
-COMMENT ON FUNCTION inturn.describe_lease IS 'Internal: who has a key by lease.';

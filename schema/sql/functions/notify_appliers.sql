@@ -1,8 +1,0 @@
--- Wakes a sleeping applier of a topic, after a key has become ready. Internal. Takes no locks.
-CREATE FUNCTION inturn.notify_appliers(topic text) RETURNS void
-LANGUAGE sql VOLATILE
-AS $$
-SELECT pg_notify('inturn.ready', notify_appliers.topic) FROM inturn.listener l
-WHERE l.topic IN (notify_appliers.topic, '') AND l.asleep_until > clock_timestamp() LIMIT 1
-$$;
-COMMENT ON FUNCTION inturn.notify_appliers IS 'Internal: wakes a sleeping applier of a topic.';

@@ -1,0 +1,20 @@
+-- Lets a key go idle where it stands: deletes its ticket and marks, and records that its last turn was drained. Internal.
+--
+-- cursor: where it stands; was: as it is stored. Where there was no turn under its epoch, an entry says that it went idle.
+-- The caller holds the key's row in key_sequence, has seen in a later statement that nothing is pending, and has locked
+-- the key's ticket.
+CREATE FUNCTION inturn._put_to_sleep(was inturn.key_cursor, cursor inturn.key_cursor) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+BEGIN
+    DELETE FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch;
+    DELETE FROM inturn.key_mark m WHERE m.topic = was.topic AND m.key = was.key AND m.epoch = was.epoch;
+    INSERT INTO inturn.turn AS u (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
+    VALUES (cursor.topic, cursor.key, cursor.epoch, cursor.applied_seq + 1, cursor.applied_seq, cursor.applied_seq, true,
+            'idle', coalesce(was.claimed_by, session_user), now())
+    ON CONFLICT ON CONSTRAINT turn_pkey DO UPDATE SET drained = true, applied_seq = EXCLUDED.applied_seq;
+END
+$$;
+COMMENT ON FUNCTION inturn._put_to_sleep IS 'Internal: lets a key go idle where it stands.';

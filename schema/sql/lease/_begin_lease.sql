@@ -1,0 +1,48 @@
+-- Starts a lease on a key that this transaction has claimed, and returns its row; NULL when there is nothing to do on it.
+-- Internal to claim.
+--
+-- A lease that ran out on the key counts as a failed attempt of its next command: one that kills every applier is held
+-- at last, as any other. Without a command to apply the claim is an empty turn, and ends here: not by finish, which does
+-- not know a claim that a client has made under a savepoint.
+-- Locks what _settle_key locks. Raises what _lease_end raises.
+CREATE FUNCTION inturn._begin_lease(
+    settings inturn.topic, key text, applied_seq bigint, epoch bigint, lease interval, applier text
+) RETURNS inturn.key_cursor
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+AS $$
+DECLARE
+    was inturn.key_cursor;
+    leased inturn.key_cursor;
+    until constant timestamptz := inturn._lease_end(settings, lease);
+BEGIN
+    SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = settings.name AND c.key = _begin_lease.key;
+    leased := was;
+    leased.claimed_by := NULL; leased.claimed_at := NULL; leased.lease_until := NULL;
+    leased.paused_at := NULL; leased.paused_until := NULL;
+    IF NOT EXISTS (SELECT FROM inturn._next_commands(settings.name, _begin_lease.key, _begin_lease.applied_seq, 1)) THEN
+        leased.attempts := 0; leased.last_error := NULL; leased.failed_at := NULL;
+        leased.empty_turns := was.empty_turns + 1;
+        PERFORM inturn._settle_key(was, leased);
+        RETURN NULL;
+    END IF;
+    IF was.claimed_by IS NOT NULL THEN
+        IF inturn._record_failure(
+            was, was.epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1,
+            format('the lease of %s ran out at %s before the command was recorded', was.claimed_by,
+                   to_char(was.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')),
+            was.claimed_by, was.claimed_at, NULL, '0') <> 'retrying' THEN
+            RETURN NULL;
+        END IF;
+        SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = settings.name AND c.key = _begin_lease.key;
+        leased := was;
+    END IF;
+    leased.epoch := _begin_lease.epoch;
+    leased.claimed_by := applier; leased.claimed_at := clock_timestamp(); leased.lease_until := until;
+    leased.empty_turns := 0; leased.waiting_at := NULL;
+    leased.ready_at := inturn._next_ready_at(leased, until);
+    PERFORM inturn._save_key(was, leased);
+    RETURN leased;
+END
+$$;
+COMMENT ON FUNCTION inturn._begin_lease IS 'Internal to claim: starts a lease on a key.';

@@ -1,0 +1,26 @@
+-- Ends a lease whose next command failed: records the error, and what becomes of the key; see the other fail.
+--
+-- seq: the command. asks: what was asked for, {"verdict": "retry", "retry_after": "30 seconds"}, or hold, or skip; NULL:
+-- nothing. Returns the outcome. It takes fewer parameters than the other, so no call can mean both.
+-- Locks the key's ticket. Raises IT032 when seq is not the next, or not there, and what _hold_lease raises.
+CREATE FUNCTION inturn.fail(
+    topic text, key text, epoch bigint, seq bigint, error text, asks jsonb DEFAULT NULL
+) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+AS $$
+DECLARE
+    was constant inturn.key_cursor := inturn._hold_lease(topic, key, epoch);
+BEGIN
+    -- A failure of what is not there could neither be tried again nor be skipped.
+    IF seq IS DISTINCT FROM was.applied_seq + 1 OR NOT EXISTS (
+        SELECT FROM inturn._next_commands(topic, key, was.applied_seq, 1)) THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT032',
+            MESSAGE = format('command %s of key %L of topic %L is not the next: that is %s', coalesce(seq::text, 'NULL'), key, topic, was.applied_seq + 1),
+            HINT = 'Report the commands of a key one by one, in order.';
+    END IF;
+    RETURN inturn._record_failure(was, epoch, seq, seq, was.attempts + 1, error, was.claimed_by, was.claimed_at,
+                                 asks ->> 'verdict', (asks ->> 'retry_after')::interval);
+END
+$$;
+COMMENT ON FUNCTION inturn.fail(text, text, bigint, bigint, text, jsonb) IS 'Ends a lease whose next command failed: records the error, and what becomes of the key.';

@@ -1,0 +1,15 @@
+-- Says who the sessions are, of which one is meant. Internal. Takes no locks.
+--
+-- sessions: from _session_facts.
+CREATE FUNCTION inturn._name_sessions(sessions jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $$
+SELECT CASE jsonb_array_length(sessions)
+    WHEN 0 THEN 'a session that is not to be seen; look into pg_prepared_xacts'
+    WHEN 1 THEN (sessions->0->>'says') || coalesce('. Its last query: ' || inturn._shorten(sessions->0->>'query', 120), '')
+    ELSE format('one of %s sessions: ', jsonb_array_length(sessions))
+        || (SELECT string_agg(s.value->>'says', '; ' ORDER BY s.position) FROM jsonb_array_elements(sessions)
+            WITH ORDINALITY s (value, position) WHERE s.position <= 3)
+        || CASE WHEN jsonb_array_length(sessions) > 3 THEN '; ...' ELSE '' END END
+$$;
+COMMENT ON FUNCTION inturn._name_sessions IS 'Internal: says who the sessions are, of which one is meant.';

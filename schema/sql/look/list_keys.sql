@@ -1,0 +1,129 @@
+-- Lists keys and where they stand, the worst first: held, waiting (the longest first), retrying (the next attempt soonest
+-- first), paused, leased (the lease that ends soonest first), ready (the longest first), idle. Takes no locks.
+--
+-- of_topic, of_state: NULL for all; several states are separated by commas. of_like: a LIKE pattern that the key matches.
+-- older_than: the next command was appended so long ago, or longer. min_lag: at least so many commands are pending.
+-- sort_by: lag, age (of the next command) or attempts, the greatest first.
+-- state: see key_state; what its topic does, topic_paused says. pending counts commands that are committed and not
+-- applied; oldest_pending_at is when the next one was appended; last_error is of its latest attempt. Where callers number,
+-- the next one may be missing: pending counts what is there, and oldest_pending_at is the first that came of it.
+-- waiting_at: since when it is missing. claimed_by, lease_until: who had or has the key by lease.
+--
+-- Each state is read from its own index, and only as far as max_keys: quick with millions of keys. Every filter is exact;
+-- one by age or by lag looks into the log for each key that is not idle until it has found max_keys, and a list sorted by
+-- lag for each: where a million are ready, that takes two seconds and a half; where a million are held or retrying, whose
+-- marks are looked up too, six, and twelve sorted by lag. Sorted by attempts, and by lags over 32, the list is exact.
+-- Sorted by age or lesser lags it is exact while no state but idle has more than 20,000 keys that pass the filters; beyond,
+-- it is that of the worst 20,000 of each such state, and a WARNING says so.
+-- Raises IT044 for a state or sort_by that does not exist.
+CREATE FUNCTION inturn.list_keys(
+    of_topic text DEFAULT NULL, of_state text DEFAULT NULL, max_keys integer DEFAULT 50,
+    of_like text DEFAULT NULL, older_than interval DEFAULT NULL, min_lag bigint DEFAULT NULL, sort_by text DEFAULT NULL
+) RETURNS TABLE (
+    topic text, key text, state text, applied_seq bigint, last_seq bigint, pending bigint,
+    oldest_pending_at timestamptz, attempts integer, ready_at timestamptz, held_at timestamptz, last_error text,
+    paused_at timestamptz, paused_until timestamptz, topic_paused boolean,
+    waiting_at timestamptz, claimed_by text, lease_until timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_sort = off
+SET jit = off
+AS $$
+DECLARE
+    ranks constant text[] := '{held,waiting,retrying,paused,leased,ready,idle}';
+    most bigint := greatest(max_keys, 20000);
+    deep_lag constant bigint := 32;
+    states text[] := coalesce(string_to_array(of_state, ','), ranks);
+    appended_by constant timestamptz := statement_timestamp() - older_than;
+    listed bigint := 0;
+    passing bigint;
+    bounded boolean := false;
+    parts text[] := '{}';
+    part text;
+    deep text[];
+    details constant text := $query$
+        SELECT c.topic, c.key, c.state, c.applied_seq, l.last_seq,
+               CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END,
+               coalesce(g.first_at, o.created_at), c.attempts, c.ready_at, c.held_at, c.last_error, c.paused_at, c.paused_until,
+               t.paused_at IS NOT NULL AND statement_timestamp() < coalesce(t.paused_until, 'infinity'),
+               c.waiting_at, c.claimed_by, c.lease_until
+        FROM (%s) c
+        JOIN inturn.topic t ON t.name = c.topic
+        CROSS JOIN LATERAL (
+            SELECT greatest(c.applied_seq, (SELECT max(l.seq) FROM inturn.command_log l
+                                            WHERE l.topic = c.topic AND l.key = c.key)) AS last_seq) l
+        LEFT JOIN inturn.command_log o ON o.topic = c.topic AND o.key = c.key AND o.seq = c.applied_seq + 1
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS pending, min(l.created_at) AS first_at FROM inturn.command_log l
+            WHERE t.numbering = 'given' AND l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq) g
+        ORDER BY %s array_position($7, c.state), c.at, c.key, c.topic LIMIT $8$query$;
+BEGIN
+    IF NOT states <@ ranks OR states = '{}' THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('there is no state %L', of_state),
+            HINT = 'Give one of held, waiting, retrying, paused, leased, ready, idle, or several with commas between them.';
+    ELSIF sort_by NOT IN ('lag', 'age', 'attempts') THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('keys cannot be sorted by %L', sort_by),
+            HINT = 'Give lag, age or attempts.';
+    END IF;
+    states := ARRAY(SELECT s FROM unnest(ranks) s WHERE s = ANY (states)
+                    -- Nothing is pending on an idle key (P4).
+                    AND (s <> 'idle' OR coalesce(min_lag, 0) <= 0 AND older_than IS NULL));
+    IF states = '{}' THEN
+        RETURN;
+    END IF;
+
+    deep := ARRAY(SELECT inturn._keys_query(s, deep => true) FROM unnest(states) s WHERE s <> 'idle');
+    IF sort_by IS NULL THEN
+        -- State by state: the search for an idle key must not begin while there are others to list.
+        FOREACH state IN ARRAY states LOOP
+            RETURN QUERY EXECUTE format(details, inturn._keys_query(state), '')
+            USING of_topic, of_like, min_lag, appended_by, max_keys - listed, states, ranks, max_keys - listed;
+            GET DIAGNOSTICS passing = ROW_COUNT;
+            listed := listed + passing;
+            EXIT WHEN listed >= max_keys;
+        END LOOP;
+        RETURN;
+    END IF;
+
+    IF min_lag > deep_lag THEN
+        parts := deep;
+    ELSIF sort_by = 'attempts' THEN
+        most := max_keys;
+        parts := ARRAY(SELECT inturn._keys_query(s, CASE WHEN s IN ('ready', 'idle') THEN '' ELSE 'f.attempts DESC,' END)
+                       FROM unnest(states) s);
+    ELSE
+        FOREACH state IN ARRAY states LOOP
+            part := inturn._keys_query(state);
+            IF state = 'idle' THEN
+                part := part || format('LIMIT %s', max_keys);
+            ELSE
+                EXECUTE format('SELECT count(*) FROM (%s LIMIT $5) c', part)
+                INTO passing USING of_topic, of_like, min_lag, appended_by, most + 1, states;
+                bounded := bounded OR passing > most;
+            END IF;
+            parts := parts || part;
+        END LOOP;
+        IF bounded AND sort_by = 'lag' THEN
+            parts := parts || deep;
+        END IF;
+    END IF;
+    FOR topic, key, state, applied_seq, last_seq, pending, oldest_pending_at, attempts, ready_at, held_at, last_error,
+        paused_at, paused_until, topic_paused, waiting_at, claimed_by, lease_until
+    IN EXECUTE format(details, '(' || array_to_string(parts, CASE WHEN bounded THEN ') UNION (' ELSE ') UNION ALL (' END) || ')',
+                      CASE sort_by WHEN 'lag' THEN 'CASE t.numbering WHEN ''given'' THEN g.pending ELSE l.last_seq - c.applied_seq END DESC,'
+                                   WHEN 'age' THEN 'coalesce(g.first_at, o.created_at),'
+                                   WHEN 'attempts' THEN 'c.attempts DESC,' END)
+    USING of_topic, of_like, min_lag, appended_by, most, states, ranks, max_keys
+    LOOP
+        RETURN NEXT;
+    END LOOP;
+    IF bounded AND (sort_by = 'age' OR pending <= deep_lag) THEN
+        RAISE WARNING USING MESSAGE = format('more than %s keys of a state: sorted among the worst %s of each', most, most);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION inturn.list_keys IS 'Lists keys and where they stand, the worst first.';

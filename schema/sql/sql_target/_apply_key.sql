@@ -1,0 +1,62 @@
+-- Applies the next commands of one claimed key one by one, with a SQL target, and records a failure.
+-- Internal to apply_batch: for a key that is being tried again, or whose commands failed together.
+--
+-- When command n fails, all of this turn is rolled back and the commands before n run again: their effects stay.
+-- What it asks for is in its SQLSTATE (see _read_verdict). Begins no further command once it has lasted a second, except
+-- those that run again.
+-- done_seq: the last applied one. outcome: the one after it failed, and fail has ended the turn, with this outcome;
+-- NULL: none failed. failures: 1 then, 0 when it only asked to be skipped. skipped: how many fail has passed over.
+-- Locks and raises what fail does. A cancelled query (statement_timeout) and a terminated session end the
+-- transaction; they are not failures of the command.
+CREATE FUNCTION inturn._apply_key(
+    topic text, key text, epoch bigint, applied_seq bigint, attempt integer, max_commands integer,
+    target text, applier text,
+    OUT done_seq bigint, OUT outcome text, OUT failures integer, OUT skipped bigint
+)
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    stop_seq bigint := applied_seq + max_commands;
+    leave_at timestamptz := clock_timestamp() + interval '1 s';
+    commands bigint;
+    message text; detail text; hint text; context text;
+    error text;
+    asked record;
+BEGIN
+    failures := 0; skipped := 0;
+    LOOP
+        BEGIN
+            done_seq := applied_seq;
+            WHILE done_seq < stop_seq LOOP
+                EXECUTE format('SELECT commands FROM (%s) AS q (seqs, commands)',
+                               inturn._target_query(topic, target))
+                INTO commands USING topic, ARRAY[key], ARRAY[done_seq], 1, attempt, timestamptz 'infinity';
+                EXIT WHEN commands = 0;
+                done_seq := done_seq + 1;
+                EXIT WHEN clock_timestamp() >= leave_at;
+            END LOOP;
+            EXIT;
+        EXCEPTION WHEN assert_failure OR OTHERS THEN
+            GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL,
+                hint = PG_EXCEPTION_HINT, context = PG_EXCEPTION_CONTEXT;
+            asked := inturn._read_verdict(SQLSTATE, detail);
+            context := 'CONTEXT: ' || nullif(split_part(context, E'\nSQL statement "SELECT commands', 1), '');
+            error := concat_ws(E'\n', CASE WHEN asked.verdict IS NULL THEN format('%s (SQLSTATE %s)', message, SQLSTATE) ELSE message END,
+                               'DETAIL: ' || nullif(detail, ''), 'HINT: ' || nullif(hint, ''), asked.problem,
+                               CASE WHEN asked.verdict IS NULL THEN context END);
+            -- Only what came before the failed command runs again; it shrinks every time round, so this ends.
+            stop_seq := done_seq;
+            leave_at := 'infinity';
+        END;
+    END LOOP;
+    IF error IS NOT NULL THEN
+        outcome := inturn.fail(topic, key, epoch, applied_seq + 1, done_seq + 1, error, applier, asked.verdict, asked.retry_after);
+        failures := CASE WHEN asked.verdict = 'skip' THEN 0 ELSE 1 END;
+        IF outcome IN ('skipped', 'cancelled') THEN
+            SELECT count(*) INTO skipped FROM inturn.skip s
+            WHERE s.topic = _apply_key.topic AND s.key = _apply_key.key AND s.seq > done_seq AND s.epoch = _apply_key.epoch;
+        END IF;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION inturn._apply_key IS 'Internal to apply_batch: applies the next commands of one key one by one, and records a failure.';

@@ -1,0 +1,33 @@
+-- Returns the query that calls a SQL target for the next commands of some keys. Internal to the appliers.
+--
+-- Its parameters: $1 topic, $2 keys, $3 their applied_seqs, $4 the most commands of a key, $5 the attempt, $6 a time
+-- after which no further command is begun.
+-- It gives one row: where each key stands then, in the order of $2, and how many commands there were; that is NULL
+-- when the clock was set back just then, and a command in the middle was left out.
+-- Commands are called as they are read, never collected: a key's in order (LATERAL is a nested loop over a sorted
+-- inner side), one key after the other. OFFSET 0 keeps the call below the aggregates. LIMIT keeps the
+-- look at the clock above the sort: what it leaves out is the end of a key's commands, and all of the keys after it.
+-- Where the callers number, only up to the first gap: numbering the rows costs a tenth of a deep drain, so only there.
+-- Takes no locks. Raises what _target_function does.
+CREATE FUNCTION inturn._target_query(topic text, target text) RETURNS text
+LANGUAGE sql STABLE
+AS $$
+SELECT format($query$
+    SELECT array_agg(coalesce(k.last_seq, t.applied_seq) ORDER BY t.position),
+           CASE WHEN bool_and(k.last_seq = t.applied_seq + k.commands) IS NOT false THEN coalesce(sum(k.commands), 0) END
+    FROM unnest($2, $3) WITH ORDINALITY t (key, applied_seq, position) CROSS JOIN LATERAL (
+        SELECT max(c.seq) AS last_seq, count(*) AS commands, count(c.effect) AS effects
+        FROM (
+            SELECT l.seq, %s(ROW($1, l.key, l.seq, l.name, l.payload, l.created_at, $5)::inturn.command) AS effect
+            FROM (
+                SELECT l.*%s FROM inturn.command_log l
+                WHERE l.topic = $1 AND l.key = t.key AND l.seq > t.applied_seq ORDER BY l.seq LIMIT $4) l
+            WHERE %sclock_timestamp() < $6
+            OFFSET 0) c
+        OFFSET 0) k
+$query$, inturn._target_function(topic, target)::oid::regproc,
+    CASE WHEN given THEN ', row_number() OVER (ORDER BY l.seq) AS place' END,
+    CASE WHEN given THEN 'l.seq = t.applied_seq + l.place AND ' END)
+FROM (SELECT EXISTS (SELECT FROM inturn.topic t WHERE t.name = _target_query.topic AND t.numbering = 'given') AS given) numbering
+$$;
+COMMENT ON FUNCTION inturn._target_query IS 'Internal: the query that calls a SQL target for the next commands of some keys.';

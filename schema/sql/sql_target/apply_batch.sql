@@ -1,0 +1,103 @@
+-- Claims up to max_keys ready keys of a topic with a SQL target, applies their next commands, and ends the turns.
+-- The caller commits at once afterwards: finish has locked the keys against their callers.
+--
+-- Begins no further command once it has lasted a second, so that who waits for a key (see _lock_cursor) waits for the
+-- command in hand; keys that it has not begun stay ready as they were.
+-- failures: commands that failed; skipped: commands that were passed over, because they asked for it or attempts ran out.
+-- target_time: how long the target was at work.
+-- since: as in claim; pass the returned hand to the next call. keys = 0: none was ready, there is no hand.
+-- redo: a command failed while several keys shared the transaction. Nothing was changed; commit, then call with
+-- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
+-- Locks: tickets (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
+-- Raises IT001, IT012 for a topic without a SQL target, and what claim, finish and fail raise. A target that is not
+-- there fails the commands, as one that raises does: the other topics go on.
+CREATE FUNCTION inturn.apply_batch(
+    topic text, since timestamptz, max_keys integer, applier text,
+    OUT keys integer, OUT commands bigint, OUT failures integer, OUT redo boolean, OUT hand timestamptz,
+    OUT skipped bigint, OUT target_time interval
+)
+LANGUAGE plpgsql VOLATILE
+-- No SET clauses: they would reach into the target.
+AS $$
+DECLARE
+    settings inturn.topic;
+    claimed record;
+    fresh record;
+    began_at timestamptz; leave_at timestamptz; cut boolean;
+    done_keys text[]; done_seqs bigint[];
+    step_by_step boolean := false;
+    turn record;
+    failed_keys text[] := '{}';
+BEGIN
+    keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0';
+    settings := inturn._sql_topic(topic);
+
+    SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs,
+           array_agg(c.applied_seq + 1) AS from_seqs, array_agg(c.attempts) AS attempts, max(c.attempts) > 0 AS any_failed,
+           max(c.ready_at) AS ready_at
+    INTO claimed FROM inturn.claim(topic, since, max_keys) c;
+    IF claimed.keys IS NULL THEN
+        RETURN;
+    END IF;
+    keys := cardinality(claimed.keys);
+    hand := claimed.ready_at;
+
+    began_at := clock_timestamp();
+    leave_at := began_at + interval '1 s';
+    fresh := claimed;
+    IF claimed.any_failed THEN
+        SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs
+        INTO fresh FROM unnest(claimed.keys, claimed.applied_seqs, claimed.attempts) c (key, applied_seq, attempts)
+        WHERE c.attempts = 0;
+    END IF;
+    BEGIN
+        EXECUTE inturn._target_query(topic, settings.target) INTO done_seqs, commands
+        USING topic, fresh.keys, fresh.applied_seqs, settings.batch_commands, 1, leave_at;
+        IF commands IS NULL THEN
+            RAISE internal_error USING MESSAGE = 'the clock was set back during a turn';
+        END IF;
+    EXCEPTION WHEN assert_failure OR OTHERS THEN
+        IF cardinality(fresh.keys) > 1 THEN
+            redo := true;
+            RETURN;
+        END IF;
+        step_by_step := true;
+        commands := 0; done_seqs := NULL;
+    END;
+    cut := clock_timestamp() >= leave_at;
+    IF NOT claimed.any_failed AND NOT step_by_step AND NOT cut THEN
+        -- Nearly always: every key was begun, and none failed.
+        target_time := clock_timestamp() - began_at;
+        PERFORM inturn.finish(topic, claimed.keys, claimed.epochs, claimed.from_seqs, done_seqs, applier);
+        RETURN;
+    END IF;
+    done_keys := CASE WHEN done_seqs IS NOT NULL THEN fresh.keys ELSE '{}' END;
+    FOR i IN 1 .. keys LOOP
+        CONTINUE WHEN claimed.attempts[i] = 0 AND NOT step_by_step;
+        CONTINUE WHEN claimed.attempts[i] > 0 AND clock_timestamp() >= leave_at;
+        SELECT * INTO turn FROM inturn._apply_key(
+            topic, claimed.keys[i], claimed.epochs[i], claimed.applied_seqs[i], claimed.attempts[i] + 1,
+            CASE WHEN claimed.attempts[i] > 0 THEN 1 ELSE settings.batch_commands END,
+            settings.target, applier);
+        commands := commands + turn.done_seq - claimed.applied_seqs[i];
+        failures := failures + turn.failures;
+        skipped := skipped + turn.skipped;
+        IF turn.outcome IS NOT NULL THEN
+            failed_keys := failed_keys || claimed.keys[i];
+        ELSE
+            done_keys := done_keys || claimed.keys[i];
+            done_seqs := done_seqs || turn.done_seq;
+        END IF;
+    END LOOP;
+
+    cut := clock_timestamp() >= leave_at;
+    target_time := clock_timestamp() - began_at;
+    PERFORM inturn.finish(topic, array_agg(c.key), array_agg(c.epoch), array_agg(c.applied_seq + 1),
+                          array_agg(coalesce(d.seq, c.applied_seq)), applier)
+    FROM unnest(claimed.keys, claimed.epochs, claimed.applied_seqs) c (key, epoch, applied_seq)
+    LEFT JOIN unnest(done_keys, done_seqs) d (key, seq) ON d.key = c.key
+    WHERE c.key <> ALL (failed_keys) AND NOT (cut AND coalesce(d.seq, c.applied_seq) = c.applied_seq)
+    HAVING count(*) > 0;
+END
+$$;
+COMMENT ON FUNCTION inturn.apply_batch IS 'Claims ready keys of a topic with a SQL target, applies their next commands, ends the turns.';

@@ -1,0 +1,14 @@
+-- Where an applier's next pass over the tickets of its topics may begin: see _begin_pass. An applier keeps it in memory, from
+-- one pass to the next; it is worth nothing to anybody else.
+CREATE TYPE inturn._pass AS (
+    found text[],
+    hands timestamptz[],
+    due timestamptz,
+    looked_at timestamptz,
+    safe_at timestamptz,
+    hint_at timestamptz,
+    next_at timestamptz,
+    next_xid xid8,
+    whole_at timestamptz
+);
+COMMENT ON TYPE inturn._pass IS 'Where an applier''s next pass over the tickets of its topics may begin.';

@@ -1,0 +1,54 @@
+-- Refuses a topic whose settings are out of range. Internal to create_topic and set_topic. Takes no locks.
+--
+-- Raises IT011 for the first setting that is, IT012 for a target that cannot be called.
+CREATE FUNCTION inturn._check_topic(topic inturn.topic) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    problem constant text := CASE
+        WHEN topic.name IS NULL THEN 'its name is NULL'
+        WHEN octet_length(topic.name) NOT BETWEEN 1 AND 128
+            THEN format('its name has %s octets; 1 to 128 are allowed', octet_length(topic.name))
+        WHEN (topic.target = 'python' OR topic.target LIKE 'sql:_%' OR topic.target ~ '^https?://.') IS NOT TRUE
+            THEN format('target is %s; python, sql:SCHEMA.FUNCTION, http://... and https://... are allowed', coalesce(quote_literal(topic.target), 'NULL'))
+        WHEN topic.target ~ '^https?://[^/?#]*@'
+            THEN 'its target holds a user or a password, which would be readable here; secrets come from the applier''s environment'
+        WHEN topic.target ~ '^https?:' AND topic.target ~ '[[:space:][:cntrl:]#\\]'
+            THEN 'its target holds a space, a backslash or a fragment (#), and is no address'
+        WHEN (topic.max_attempts >= 1) IS NOT TRUE
+            THEN format('max_attempts is %s; 1 or more are allowed', coalesce(topic.max_attempts::text, 'NULL'))
+        WHEN (topic.backoff_base > '0') IS NOT TRUE
+            THEN format('backoff_base is %s; it must be over 0', coalesce(topic.backoff_base::text, 'NULL'))
+        WHEN (topic.backoff_cap BETWEEN topic.backoff_base AND '7 days') IS NOT TRUE
+            THEN format('backoff_cap is %s; from backoff_base (%s) to 7 days are allowed',
+                        coalesce(topic.backoff_cap::text, 'NULL'), topic.backoff_base)
+        WHEN (topic.max_payload_bytes BETWEEN 1024 AND 67108864) IS NOT TRUE
+            THEN format('max_payload_bytes is %s; 1024 to 67108864 are allowed',
+                        coalesce(topic.max_payload_bytes::text, 'NULL'))
+        WHEN (topic.batch_commands BETWEEN 1 AND 10000) IS NOT TRUE
+            THEN format('batch_commands is %s; 1 to 10000 are allowed', coalesce(topic.batch_commands::text, 'NULL'))
+        WHEN (topic.on_exhausted IN ('hold', 'skip', 'cancel-rest')) IS NOT TRUE
+            THEN format('on_exhausted is %s; hold, skip or cancel-rest are allowed', coalesce(quote_literal(topic.on_exhausted), 'NULL'))
+        WHEN (topic.numbering IN ('assigned', 'given')) IS NOT TRUE
+            THEN format('numbering is %s; assigned or given are allowed', coalesce(quote_literal(topic.numbering), 'NULL'))
+        WHEN (topic.first_seq BETWEEN 0 AND 1000000000000000000) IS NOT TRUE OR topic.numbering = 'assigned' AND topic.first_seq <> 1
+            THEN format('first_seq is %s; with numbering given 0 to 10^18 are allowed, else 1', coalesce(topic.first_seq::text, 'NULL'))
+        WHEN (topic.max_ahead BETWEEN 1 AND 1000000000) IS NOT TRUE
+            THEN format('max_ahead is %s; 1 to 1000000000 are allowed', coalesce(topic.max_ahead::text, 'NULL'))
+        WHEN topic.gap_timeout <= '0' THEN format('gap_timeout is %s; it must be over 0, or NULL', topic.gap_timeout)
+        WHEN (topic.lease > '0' AND topic.lease <= '1 day') IS NOT TRUE
+            THEN format('lease is %s; over 0 and up to 1 day are allowed', coalesce(topic.lease::text, 'NULL'))
+        WHEN (topic.max_in_flight BETWEEN 1 AND 10000) IS NOT TRUE
+            THEN format('max_in_flight is %s; 1 to 10000 are allowed', coalesce(topic.max_in_flight::text, 'NULL'))
+        END;
+BEGIN
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT011',
+            MESSAGE = format('topic %s is refused: %s', coalesce(quote_literal(left(topic.name, 40)), 'NULL'), problem),
+            HINT = 'Give another value, or leave the setting out.';
+    ELSIF topic.target LIKE 'sql:%' THEN
+        PERFORM inturn._target_function(topic.name, topic.target);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION inturn._check_topic IS 'Internal to create_topic and set_topic: refuses settings that are out of range.';

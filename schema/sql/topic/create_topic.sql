@@ -1,0 +1,37 @@
+-- Creates a topic. Returns true, or false when it is there already with the same settings.
+--
+-- target: 'python'; 'sql:SCHEMA.FUNCTION', a function that takes one inturn.command; or an address, 'http://...'.
+-- numbering: 'assigned', or 'given': callers number the commands of each key from first_seq on.
+-- Locks: none beyond the new row.
+-- Raises IT010 when the topic exists with other settings, and what _check_topic raises.
+CREATE FUNCTION inturn.create_topic(
+    name text, target text DEFAULT 'python', max_attempts integer DEFAULT 5,
+    backoff_base interval DEFAULT '1 second', backoff_cap interval DEFAULT '5 minutes',
+    max_payload_bytes integer DEFAULT 1048576, batch_commands integer DEFAULT 100, on_exhausted text DEFAULT 'hold',
+    numbering text DEFAULT 'assigned', first_seq bigint DEFAULT 1, max_ahead bigint DEFAULT 10000,
+    gap_timeout interval DEFAULT NULL, lease interval DEFAULT '30 seconds', max_in_flight integer DEFAULT 100
+) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    topic constant inturn.topic :=
+        ROW(name, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, clock_timestamp(),
+            on_exhausted, NULL, NULL, numbering, first_seq, max_ahead, gap_timeout, lease, max_in_flight);
+BEGIN
+    PERFORM inturn._check_topic(topic);
+    INSERT INTO inturn.topic SELECT topic.* ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        RETURN true;
+    END IF;
+    PERFORM FROM inturn.topic t WHERE t.name = topic.name
+        AND to_jsonb(t) - '{created_at,paused_at,paused_until}'::text[] = to_jsonb(topic) - '{created_at,paused_at,paused_until}'::text[];
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT010',
+            MESSAGE = format('topic %L exists already, with other settings', name),
+            HINT = 'Compare with: SELECT * FROM inturn.topic.';
+    END IF;
+    RETURN false;
+END
+$$;
+COMMENT ON FUNCTION inturn.create_topic IS 'Creates a topic; false when it is there already with the same settings.';

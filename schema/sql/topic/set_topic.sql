@@ -1,0 +1,45 @@
+-- Changes settings of a topic; returns the recorded action. Appliers that run follow within seconds.
+--
+-- NULL leaves a setting as it is; a gap_timeout of 0 takes it away. Who numbers the commands is settled for ever.
+-- Locks: the topic's row.
+-- Raises IT041 when nothing would change, what _check_topic raises, and what _lock_topic raises.
+CREATE FUNCTION inturn.set_topic(
+    topic text, reason text DEFAULT NULL, target text DEFAULT NULL, max_attempts integer DEFAULT NULL,
+    backoff_base interval DEFAULT NULL, backoff_cap interval DEFAULT NULL,
+    max_payload_bytes integer DEFAULT NULL, batch_commands integer DEFAULT NULL, on_exhausted text DEFAULT NULL,
+    max_ahead bigint DEFAULT NULL, gap_timeout interval DEFAULT NULL, lease interval DEFAULT NULL,
+    max_in_flight integer DEFAULT NULL
+) RETURNS inturn.operator_action
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    was constant inturn.topic := inturn._lock_topic(topic);
+    settings inturn.topic := was;
+BEGIN
+    settings.target := coalesce(target, was.target);
+    settings.max_attempts := coalesce(max_attempts, was.max_attempts);
+    settings.backoff_base := coalesce(backoff_base, was.backoff_base);
+    settings.backoff_cap := coalesce(backoff_cap, was.backoff_cap);
+    settings.max_payload_bytes := coalesce(max_payload_bytes, was.max_payload_bytes);
+    settings.batch_commands := coalesce(batch_commands, was.batch_commands);
+    settings.on_exhausted := coalesce(on_exhausted, was.on_exhausted);
+    settings.max_ahead := coalesce(max_ahead, was.max_ahead);
+    settings.gap_timeout := nullif(coalesce(gap_timeout, was.gap_timeout), '0');
+    settings.lease := coalesce(lease, was.lease);
+    settings.max_in_flight := coalesce(max_in_flight, was.max_in_flight);
+    IF settings = was THEN
+        PERFORM inturn._refuse_action(topic, '', 'has these settings already', 'Nothing was changed.');
+    END IF;
+    PERFORM inturn._check_topic(settings);
+    UPDATE inturn.topic t SET
+        (target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, on_exhausted,
+         max_ahead, gap_timeout, lease, max_in_flight)
+        = (settings.target, settings.max_attempts, settings.backoff_base, settings.backoff_cap, settings.max_payload_bytes,
+           settings.batch_commands, settings.on_exhausted,
+           settings.max_ahead, settings.gap_timeout, settings.lease, settings.max_in_flight)
+    WHERE t.name = set_topic.topic;
+    RETURN inturn._record_action(topic, '', NULL, 'set', reason, to_jsonb(was), to_jsonb(settings));
+END
+$$;
+COMMENT ON FUNCTION inturn.set_topic IS 'Changes settings of a topic.';

@@ -1,0 +1,11 @@
+-- Marks that a key waits for a missing number, or is held because it has waited too long. Internal to finish.
+--
+-- The caller holds the key's row in key_sequence and its ticket.
+CREATE FUNCTION inturn._wait_for_gap(topic text, key text) RETURNS void
+LANGUAGE sql VOLATILE
+SET enable_seqscan = off
+AS $$
+SELECT inturn._save_key(c, inturn._find_gap(c)) FROM inturn.key_cursor c
+WHERE c.topic = _wait_for_gap.topic AND c.key = _wait_for_gap.key
+$$;
+COMMENT ON FUNCTION inturn._wait_for_gap IS 'Internal to finish: marks that a key waits for a missing number.';

@@ -1,0 +1,32 @@
+-- Ends a turn whose command failed_seq failed: records what came before it as applied, and the error on the key.
+--
+-- verdict: what the handler asked for: retry (after retry_after, else after the usual wait), hold, or skip; NULL: nothing.
+-- Without hold or skip, the key is ready again after a wait (see _backoff), until the command has failed max_attempts
+-- times; then the topic's on_exhausted decides: hold it, skip the command, or cancel-rest: skip all that is pending.
+-- Returns the outcome: retrying, held, skipped or cancelled. The key cannot go idle here, so its callers are not locked.
+-- Locks nothing: the claim has locked the key's ticket.
+-- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED.
+CREATE FUNCTION inturn.fail(
+    topic text, key text, epoch bigint, from_seq bigint, failed_seq bigint,
+    error text, applier text, verdict text DEFAULT NULL, retry_after interval DEFAULT NULL
+) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+AS $$
+DECLARE
+    was inturn.key_cursor;
+BEGIN
+    PERFORM inturn._require_read_committed();
+    SELECT c.* INTO was FROM inturn.ticket t JOIN inturn.key_cursor c ON c.topic = t.topic AND c.key = t.key AND c.epoch = t.epoch
+    WHERE t.topic = fail.topic AND t.key = fail.key AND t.xmax = pg_current_xact_id()::xid
+      AND t.epoch = fail.epoch - 1 AND t.applied_seq = from_seq - 1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT030',
+            MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more',
+                             epoch, key, topic);
+    END IF;
+    RETURN inturn._record_failure(was, epoch, from_seq, failed_seq, CASE WHEN failed_seq > from_seq THEN 1 ELSE was.attempts + 1 END,
+                                 error, applier, now(), verdict, retry_after);
+END
+$$;
+COMMENT ON FUNCTION inturn.fail(text, text, bigint, bigint, bigint, text, text, text, interval) IS 'Ends a turn whose last command failed: records the error, and what becomes of the key.';

@@ -1,0 +1,26 @@
+-- Explains a key whose cursor is locked by an applier at work on it, or by another session; nothing when it is a
+-- caller's. Internal to why. Takes no locks.
+--
+-- next: the key's next command; its seq is NULL when nothing is pending.
+CREATE FUNCTION inturn._explain_hands(topic text, key text, next inturn.command_log)
+RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
+LANGUAGE sql VOLATILE
+AS $$
+SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'since')::timestamptz,
+    CASE WHEN h.applies THEN format(coalesce('Command ' || inturn._name_command(next) || ', or one after it, is being applied by %s',
+                                             'It is in the hands of %s'), h.who)
+                             || coalesce('. It waits for ' || (h.first->>'waits_for'), '')
+         ELSE 'No applier gets at it, because its ticket is locked by ' || h.who END,
+    CASE WHEN h.blocker IS NOT NULL THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # ends what it waits for', h.blocker)
+         WHEN h.first IS NULL THEN 'psql "$INTURN_DSN" -c "SELECT * FROM pg_prepared_xacts"'
+         ELSE format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # %s', CASE jsonb_array_length(h.sessions) WHEN 1 THEN h.first->>'backend' ELSE 'BACKEND' END,
+                     CASE WHEN h.applies THEN 'if it hangs: its turn is taken again' ELSE 'if it will never commit' END) END,
+    jsonb_build_object('sessions', h.sessions, 'seq', next.seq)
+FROM (
+    SELECT s.sessions, s.sessions->0 AS first, s.sessions->0->>'kind' = 'applier' AS applies,
+           inturn._name_sessions(s.sessions) AS who, s.sessions->0->'blocked_by'->>0 AS blocker
+    FROM inturn._find_locker(_explain_hands.topic, _explain_hands.key) c CROSS JOIN LATERAL (
+        SELECT inturn._session_facts(inturn._row_holders(c.locker, c.relation))) s (sessions)) h
+WHERE NOT jsonb_path_exists(h.sessions, '$[*] ? (@.kind == "caller")')
+$$;
+COMMENT ON FUNCTION inturn._explain_hands IS 'Internal to why: explains a key that is locked by an applier or another session.';

@@ -1,0 +1,40 @@
+-- Explains a key that has a next command and is not in anybody's hands: it is tried again later, no applier is there for
+-- it, or others are before it. Internal to why. Takes no locks.
+CREATE FUNCTION inturn._explain_ready(c inturn.key_cursor, t inturn.topic, next inturn.command_log)
+RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    failed constant text := format('Its next command, %s, failed at attempt %s of %s: %s', inturn._name_command(next),
+                                   c.attempts, t.max_attempts, inturn._shorten(c.last_error, 200));
+    -- What else is to be said of a key that is ready: of its last attempt.
+    last constant text := CASE WHEN c.attempts > 0 THEN '. ' || failed ELSE '' END || CASE WHEN c.claimed_by IS NULL THEN '' ELSE
+        format('. The lease of %s ran out at %s: the claim that takes the key counts that as a failed attempt, unless it is heard of before',
+               inturn._describe_lease(c), to_char(c.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END;
+    serving jsonb;
+    strange jsonb;
+BEGIN
+    IF c.ready_at IS NULL THEN
+        RETURN QUERY SELECT 'broken', next.created_at, format('It is idle although command %s is pending, which should never be: '
+            'please report it', inturn._name_command(next)), 'inturn verify --topic {topic} --key {key}', jsonb_build_object('seq', next.seq);
+        RETURN;
+    ELSIF c.attempts > 0 AND c.ready_at > clock_timestamp() THEN
+        RETURN QUERY SELECT 'retrying', c.failed_at,
+            failed || to_char(c.ready_at AT TIME ZONE 'UTC', '. "It is tried again at" YYYY-MM-DD HH24:MI:SS "UTC"'),
+            concat_ws(E'\n', 'inturn show --topic {topic} --error {key}', 'inturn retry --topic {topic} {key}  # to try it now'),
+            jsonb_build_object('until', c.ready_at, 'error', c.last_error, 'attempts', c.attempts, 'max_attempts', t.max_attempts,
+                               'seq', next.seq, 'name', next.name);
+        RETURN;
+    END IF;
+    SELECT jsonb_agg(to_jsonb(a) ORDER BY a.applier) FILTER (WHERE a.alive AND coalesce(a.revision, v.version_num) = v.version_num)
+    INTO serving FROM inturn.list_appliers() a CROSS JOIN inturn.schema_version v WHERE t.name = ANY (a.topics);
+    IF serving IS NULL THEN
+        RETURN QUERY SELECT u.cause, c.ready_at, u.says || last, u.to_do, u.details
+        FROM inturn._explain_unserved(t) u;
+    ELSE
+        RETURN QUERY SELECT q.cause, c.ready_at, q.says || last, q.to_do, q.details
+        FROM inturn._explain_queued(c, serving) q;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION inturn._explain_ready IS 'Internal to why: explains a key that has a next command and is in nobody''s hands.';

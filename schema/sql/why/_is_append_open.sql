@@ -1,0 +1,21 @@
+-- Returns whether a transaction that is still open has appended this number of a key. Internal.
+--
+-- Its row cannot be seen: to insert the same one is to wait for it, which is tried for a moment and undone.
+-- Where that cannot be done (read-only), returns false.
+CREATE FUNCTION inturn._is_append_open(topic text, key text, seq bigint) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '20ms'
+AS $$
+BEGIN
+    IF NOT current_setting('transaction_read_only')::boolean THEN
+        INSERT INTO inturn.command_log (topic, key, seq, name, payload)
+        VALUES (_is_append_open.topic, _is_append_open.key, _is_append_open.seq, '?', '{}') ON CONFLICT DO NOTHING;
+        RAISE EXCEPTION USING ERRCODE = 'IT000';
+    END IF;
+    RETURN false;
+EXCEPTION
+    WHEN SQLSTATE 'IT000' OR serialization_failure THEN RETURN false;
+    WHEN lock_not_available THEN RETURN true;
+END
+$$;
+COMMENT ON FUNCTION inturn._is_append_open IS 'Internal: whether an open transaction has appended this number of a key.';

@@ -1,0 +1,21 @@
+-- Returns whether a transaction that is still open has appended the first command of a key. Internal.
+--
+-- Its row cannot be seen: to insert the same one is to wait for it, which is tried for a moment and undone.
+-- Where that cannot be done (read-only), and for what is no key, returns false.
+CREATE FUNCTION inturn._is_first_append_open(topic text, key text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET lock_timeout = '20ms'
+AS $$
+BEGIN
+    IF topic IS NOT NULL AND octet_length(key) BETWEEN 1 AND 512 AND NOT current_setting('transaction_read_only')::boolean THEN
+        INSERT INTO inturn.key_sequence (topic, key) VALUES (_is_first_append_open.topic, _is_first_append_open.key)
+        ON CONFLICT DO NOTHING;
+        RAISE EXCEPTION USING ERRCODE = 'IT000';
+    END IF;
+    RETURN false;
+EXCEPTION
+    WHEN SQLSTATE 'IT000' OR serialization_failure THEN RETURN false;
+    WHEN lock_not_available THEN RETURN true;
+END
+$$;
+COMMENT ON FUNCTION inturn._is_first_append_open IS 'Internal: whether an open transaction has appended the first command of a key.';
