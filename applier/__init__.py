@@ -5,7 +5,7 @@ from inturn.applier.command import Command
 from inturn.applier.effect import Timeouts
 from inturn.applier.fleet import Fleet, Outcome
 from inturn.applier.handlers import Applier, Handler, NoHandler, OutsideHandler
-from inturn.applier.turns import HandlerBrokeTransaction
+from inturn.applier.turn import HandlerBrokeTransaction
 from inturn.applier.verdict import Hold, Retry, Skip, Verdict
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Batch: what one transaction of turns did, and the two ways to make one."""
+"""Batch: what one transaction of turns did, and what makes one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import sql
 
 #: The clock hand before the first claim: start from the oldest ready key.
 OLDEST = "-infinity"
@@ -25,6 +24,7 @@ class Batch:
         hand: when the last claimed key had become ready: where the next claim starts.
         skipped: how many commands were passed over.
         target_seconds: how long the handlers or the SQL target were at work.
+        lost: as redo, and they have to be taken by apply_alone: an applier was lost with one of them in hand.
     """
 
     keys: int = 0
@@ -34,6 +34,7 @@ class Batch:
     hand: datetime | str = OLDEST
     skipped: int = 0
     target_seconds: float = 0.0
+    lost: bool = False
 
 
 class Target(Protocol):
@@ -46,21 +47,4 @@ class Target(Protocol):
         self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int
     ) -> Batch: ...
 
-
-@dataclass(frozen=True, slots=True)
-class SqlTarget:
-    """A topic whose commands a SQL function applies: the database does the whole batch."""
-
-    topic: str
-    schema: str
-    applier_id: str
-
-    def apply_batch(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> Batch:
-        query = sql.SQL(
-            "SELECT keys, commands, failures, redo, hand, skipped, extract(epoch FROM target_time)::float8"
-            " FROM {}.apply_batch(%s, %s, %s, %s)"
-        ).format(sql.Identifier(self.schema))
-        with connection.transaction():
-            row = connection.execute(query, (self.topic, since, max_keys, self.applier_id)).fetchone()
-        assert row is not None  # noqa: S101 - for mypy: the function returns one row
-        return Batch(*row) if row[0] else Batch()
+    def apply_alone(self, connection: psycopg.Connection[Any], since: datetime | str) -> Batch: ...

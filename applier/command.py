@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -28,3 +29,13 @@ class Command:
     created_at: datetime
     attempt: int
     epoch: int
+
+
+def read_payload(text: str) -> Any:
+    """Return a payload, of the JSON that PostgreSQL has for it.
+
+    Raises:
+        ValueError: Python cannot read it, as a number of more than 4,300 digits.
+        RecursionError: it is nested too deep.
+    """
+    return json.loads(text)

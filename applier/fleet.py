@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import sql
 
-from inturn.applier.batch import SqlTarget, Target
+from inturn.applier.batch import Target
 from inturn.applier.effect import Effect, HandlerEffect, Timeouts
 from inturn.applier.handlers import Applier
 from inturn.applier.listener import Listener
 from inturn.applier.outside import OutsideTarget, OutsideWorker
+from inturn.applier.sql_target import SqlTarget
 from inturn.applier.stop import Bell, Bells, LoopBell, Stop
 from inturn.applier.turns import PythonTarget
 from inturn.applier.worker import Totals, Worker
@@ -54,7 +55,7 @@ class Outcome:
     held: int | None
     seconds: float
     cut: bool
-    error: Exception | None
+    error: BaseException | None
     skipped: int = 0
 
 
@@ -375,7 +376,7 @@ class Fleet:
     def _target(self, topic: str, target: str, applier_id: str) -> Target | None:
         """Return what applies a topic here in a transaction, None when that is another's work."""
         if target.startswith("sql:"):
-            return SqlTarget(topic, self._schema, applier_id)
+            return SqlTarget(topic, self._schema, applier_id, self.stop)
         if (
             self._applier is not None
             and topic in self._applier.topics

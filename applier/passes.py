@@ -9,6 +9,7 @@ import psycopg
 from psycopg import sql
 
 from inturn.applier.batch import OLDEST
+from inturn.applier.session import session_of
 
 
 class Passes:
@@ -46,7 +47,7 @@ class Passes:
         if not self._topics:
             self.due = None
             return []
-        row = connection.execute(self._query, (self._topics, self._last)).fetchone()
+        row = session_of(connection).execute(self._query, (self._topics, self._last)).fetchone()
         assert row is not None  # noqa: S101 - for mypy: the function returns one row
         found, hands, due, self.looked_at, self._safe_at, self._last = row
         self._hands = dict(zip(found, hands, strict=True))

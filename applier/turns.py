@@ -1,10 +1,10 @@
-"""PythonTarget: applies the commands of a topic by handlers, in the transaction of the claim."""
+"""PythonTarget: applies the commands of a topic by handlers, in the transaction of their turns."""
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -12,60 +12,27 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
+from inturn.applier.alone import Alone, take_alone
 from inturn.applier.batch import Batch
-from inturn.applier.command import Command
+from inturn.applier.command import Command, read_payload
 from inturn.applier.failure import describe
 from inturn.applier.handlers import Applier
+from inturn.applier.session import SETTINGS, session_of
 from inturn.applier.stop import Stop
-from inturn.applier.verdict import NOTHING, Asked, asked
-from inturn.schema.errors import Fenced, InturnError
+from inturn.applier.turn import CommandFailed, HandlerBrokeTransaction, Lost, Order, Redo, Turn, log_failure
+from inturn.applier.unrun import refuse_unrun
+from inturn.applier.verdict import NOTHING, asked
+from inturn.schema.errors import Fenced
 
 log = logging.getLogger("inturn.applier")
 
 #: Turns begin no further command once they have lasted so many seconds: an operator who pauses a key waits
 #: for the command in hand, not for all that is pending.
 LONGEST_TURN_SECONDS = 1.0
+#: Of a key that is taken alone, at most so many commands: each has a savepoint of its own, and more than 64
+#: of them slow down every other session.
+MOST_COMMANDS_ALONE = 50
 _NEVER = float("inf")
-
-
-class HandlerBrokeTransaction(InturnError):
-    """A handler left the transaction in a state in which nothing more can be done."""
-
-
-class _CommandFailed(Exception):
-    """A command's handler raised its cause."""
-
-    def __init__(self, index: int, command: Command) -> None:
-        super().__init__(index, command)
-        self.index = index
-        self.command = command
-
-
-class _Redo(Exception):
-    """One of several turns in the transaction failed."""
-
-
-@dataclass(slots=True)
-class _Turn:
-    """One claimed key: what it has to apply, and how far that got."""
-
-    key: str
-    applied_seq: int
-    epoch: int
-    attempt: int
-    ready_at: datetime
-    commands: list[Command] = field(default_factory=list)
-    done_seq: int = 0
-    failed: Command | None = None
-    error: str = ""
-    asked: Asked = NOTHING
-    outcome: str = "applied"
-    skipped: int = 0
-
-    @property
-    def untouched(self) -> bool:
-        """Whether none of its commands was begun: nothing is recorded, and the key stays ready as it was."""
-        return bool(self.commands) and self.failed is None and self.done_seq == self.applied_seq
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +56,7 @@ class PythonTarget:
         Raises:
             psycopg.Error: the connection or the database failed; nothing was changed.
         """
-        turns: list[_Turn] = []
+        turns: list[Turn] = []
         seconds = 0.0
         try:
             with connection.transaction():
@@ -100,7 +67,9 @@ class PythonTarget:
                 self._apply(connection, turns)
                 seconds = time.monotonic() - started_at
                 self._end(connection, turns)
-        except _Redo:
+        except Lost:
+            return Batch(keys=len(turns), redo=True, lost=True)
+        except Redo:
             return Batch(keys=len(turns), redo=True)
         except psycopg.DatabaseError as error:
             # A handler ended the transaction and began another. Alone, it is found out.
@@ -113,7 +82,7 @@ class PythonTarget:
             self._fail_alone(connection, turn, error)
         for turn in turns:
             if turn.failed is not None:
-                self._log_failure(turn, turn.failed)
+                log_failure(turn, turn.failed)
         return Batch(
             keys=len(turns),
             commands=sum(turn.done_seq - turn.applied_seq for turn in turns),
@@ -123,54 +92,155 @@ class PythonTarget:
             target_seconds=seconds,
         )
 
-    def _claim(
-        self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int
-    ) -> list[_Turn]:
-        rows = connection.execute(
+    def apply_alone(self, connection: psycopg.Connection[Any], since: datetime | str) -> Batch:
+        """Claim one ready key by a short lease and take its turn; see take_alone."""
+        return take_alone(
+            connection,
+            self.schema,
+            self.topic,
+            since,
+            self.applier_id,
+            self.stop,
+            lambda alone: self._turn_alone(connection, alone),
+        )
+
+    def _turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
+        started_at = time.monotonic()
+        with connection.transaction():
+            turn = self._hold(connection, alone)
+            leave_at = time.monotonic() + LONGEST_TURN_SECONDS
+            for order in turn.orders:
+                if turn.failed is not None or time.monotonic() > leave_at or self.stop.requested:
+                    break
+                try:
+                    with connection.transaction():
+                        self._run(connection, turn, [order], _NEVER, check=True)
+                except CommandFailed as failure:
+                    error = failure.__cause__ or failure
+                    turn.failed, turn.error, turn.asked = order, describe(error), asked(error)
+                except psycopg.errors.InvalidSavepointSpecification as error:
+                    raise self._broke(order) from error
+            seconds = time.monotonic() - started_at
+            self._end_alone(connection, turn)
+        if turn.failed is not None:
+            log_failure(turn, turn.failed)
+        return Batch(
+            keys=1,
+            commands=turn.done_seq - turn.applied_seq,
+            failures=int(turn.failed is not None and not turn.asked.skip),
+            hand=alone.ready_at,
+            skipped=turn.skipped,
+            target_seconds=seconds,
+        )
+
+    def _hold(self, connection: psycopg.Connection[Any], alone: Alone) -> Turn:
+        """Lock a key that was claimed alone, and read its next commands."""
+        schema = sql.Identifier(self.schema)
+        rows = (
+            session_of(connection)
+            .execute(
+                sql.SQL(
+                    "SELECT c.applied_seq, c.attempts + 1, l.seq, l.name, l.payload::text, l.created_at"
+                    " FROM {}._hold_lease(%s, %s, %s) c LEFT JOIN LATERAL {}._next_commands("
+                    "c.topic, c.key, c.applied_seq,"
+                    " CASE WHEN c.attempts > 0 OR c.lost > 0 THEN 1 ELSE %s END) l"
+                    " ON true"
+                ).format(schema, schema),
+                (self.topic, alone.key, alone.epoch, MOST_COMMANDS_ALONE),
+            )
+            .fetchall()
+        )
+        applied_seq, attempt = rows[0][:2]
+        turn = Turn(alone.key, applied_seq, alone.epoch, attempt, alone.ready_at, done_seq=applied_seq)
+        turn.orders = [
+            Order(self.topic, alone.key, seq, name, payload, created_at, attempt, alone.epoch)
+            for _, _, seq, name, payload, created_at in rows
+            if seq is not None
+        ]
+        return turn
+
+    def _end_alone(self, connection: psycopg.Connection[Any], turn: Turn) -> None:
+        schema = sql.Identifier(self.schema)
+        error = self._storable(connection, turn.error) if turn.failed is not None else None
+        row = (
+            session_of(connection)
+            .execute(
+                sql.SQL(
+                    "SELECT {}._end_alone(%s, %s, %s, %s,"
+                    " concat_ws(E'\\n', %s::text, v.problem), v.verdict, v.retry_after)"
+                    " FROM {}._read_verdict(%s, %s) v"
+                    if error is not None
+                    else "SELECT {}._end_alone(%s, %s, %s, %s)"
+                ).format(schema, schema),
+                (
+                    *(self.topic, turn.key, turn.epoch, turn.done_seq),
+                    *((error, turn.asked.sqlstate, turn.asked.detail) if error is not None else ()),
+                ),
+            )
+            .fetchone()
+        )
+        assert row is not None  # noqa: S101 - for mypy: the function returns one row
+        turn.outcome = row[0]
+        if turn.failed is not None:
+            self._count_skipped(connection, turn, turn.failed)
+
+    def _storable(self, connection: psycopg.Connection[Any], error: str) -> str:
+        if connection.info.parameter_status("server_encoding") != "UTF8":
+            return error.encode("ascii", "backslashreplace").decode("ascii")
+        return error
+
+    def _claim(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> list[Turn]:
+        session = session_of(connection)
+        rows = session.execute(
             sql.SQL(
-                "SELECT key, applied_seq, epoch, attempt, ready_at, seq, name, payload, created_at"
+                "SELECT key, applied_seq, epoch, attempt, ready_at, seq, name, payload::text, created_at,"
+                " lost, {}"
                 " FROM {}.claim_commands(%s, %s, %s)"
-            ).format(sql.Identifier(self.schema)),
+            ).format(SETTINGS, sql.Identifier(self.schema)),
             (self.topic, since, max_keys),
         ).fetchall()
-        turns: dict[str, _Turn] = {}
-        for key, applied_seq, epoch, attempt, ready_at, seq, name, payload, created_at in rows:
+        if rows:
+            session.check(rows[0][-1])
+        turns: dict[str, Turn] = {}
+        for key, applied_seq, epoch, attempt, ready_at, seq, name, payload, created_at, lost, _ in rows:
+            if lost:
+                raise Lost
             turn = turns.get(key)
             if turn is None:
-                turn = turns[key] = _Turn(key, applied_seq, epoch, attempt, ready_at, done_seq=applied_seq)
+                turn = turns[key] = Turn(key, applied_seq, epoch, attempt, ready_at, done_seq=applied_seq)
             if seq is not None:
-                turn.commands.append(Command(self.topic, key, seq, name, payload, created_at, attempt, epoch))
+                turn.orders.append(Order(self.topic, key, seq, name, payload, created_at, attempt, epoch))
         return list(turns.values())
 
-    def _apply(self, connection: psycopg.Connection[Any], turns: list[_Turn]) -> None:
+    def _apply(self, connection: psycopg.Connection[Any], turns: list[Turn]) -> None:
         leave_at = time.monotonic() + LONGEST_TURN_SECONDS
         fresh = [turn for turn in turns if turn.attempt == 1]
         if len(fresh) > 1:
             # No savepoints: when one of them fails, all are undone and taken again one by one.
             try:
                 for turn in fresh:
-                    self._run(connection, turn, turn.commands, leave_at)
-            except _CommandFailed as failure:
-                raise _Redo from failure
+                    self._run(connection, turn, turn.orders, leave_at)
+            except CommandFailed as failure:
+                raise Redo from failure
         for turn in turns if len(fresh) <= 1 else [turn for turn in turns if turn.attempt > 1]:
             self._apply_alone(connection, turn, leave_at)
 
-    def _apply_alone(self, connection: psycopg.Connection[Any], turn: _Turn, leave_at: float) -> None:
+    def _apply_alone(self, connection: psycopg.Connection[Any], turn: Turn, leave_at: float) -> None:
         """Apply a turn under a savepoint; what came before a failing command runs again."""
-        commands = turn.commands
-        while commands:
+        orders = turn.orders
+        while orders:
             try:
                 with connection.transaction():
-                    self._run(connection, turn, commands, leave_at)
-            except _CommandFailed as failure:
+                    self._run(connection, turn, orders, leave_at, check=True)
+            except CommandFailed as failure:
                 turn.done_seq = turn.applied_seq
-                turn.failed = failure.command
+                turn.failed = failure.order
                 error = failure.__cause__ or failure
                 turn.error, turn.asked = describe(error), asked(error)
                 # The second run has to reach the failed command, or its failure would not be recorded.
-                commands, leave_at = commands[: failure.index], _NEVER
+                orders, leave_at = orders[: failure.index], _NEVER
             except psycopg.errors.InvalidSavepointSpecification as error:
-                raise self._broke(commands[-1]) from error
+                raise self._broke(orders[-1]) from error
             else:
                 if turn.failed is not None and turn.done_seq < turn.failed.seq - 1:
                     # A stop cut the second run short: the failed command is not next yet, and to
@@ -179,24 +249,55 @@ class PythonTarget:
                 return
 
     def _run(
-        self, connection: psycopg.Connection[Any], turn: _Turn, commands: list[Command], leave_at: float
+        self,
+        connection: psycopg.Connection[Any],
+        turn: Turn,
+        orders: list[Order],
+        leave_at: float,
+        *,
+        check: bool = False,
     ) -> None:
-        for index, command in enumerate(commands):
+        """Call the handlers of commands in order. check: the deferred constraints after each of them."""
+        for index, order in enumerate(orders):
             if self.stop.requested or time.monotonic() > leave_at:
                 return
             try:
-                self.applier.find(command)(connection, command)
-                self._check_transaction(connection, command)
+                self._call(connection, order)
+                if check:
+                    self._check_effects(connection)
             except HandlerBrokeTransaction:
                 raise
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 # A lost connection and an end of the grace time are no failures of the command.
                 if connection.broken or connection.closed or self.stop.expired:
                     raise
-                raise _CommandFailed(index, command) from error
-            turn.done_seq = command.seq
+                raise CommandFailed(index, order) from error
+            turn.done_seq = order.seq
 
-    def _check_transaction(self, connection: psycopg.Connection[Any], command: Command) -> None:
+    def _call(self, connection: psycopg.Connection[Any], order: Order) -> None:
+        """Read a command's payload and call its handler: what depends on data runs nowhere else."""
+        command = Command(
+            order.topic,
+            order.key,
+            order.seq,
+            order.name,
+            read_payload(order.payload),
+            order.created_at,
+            order.attempt,
+            order.epoch,
+        )
+        session = session_of(connection)
+        result = self.applier.find(command)(connection, command)
+        refuse_unrun(result, command)
+        self._check_transaction(connection, order)
+        session.put_back(connection)
+
+    def _check_effects(self, connection: psycopg.Connection[Any]) -> None:
+        session_of(connection).execute(
+            sql.SQL("SELECT {}._check_effects()").format(sql.Identifier(self.schema))
+        )
+
+    def _check_transaction(self, connection: psycopg.Connection[Any], order: Order) -> None:
         status = connection.info.transaction_status
         if status is TransactionStatus.INERROR:
             raise psycopg.errors.InFailedSqlTransaction(
@@ -204,24 +305,24 @@ class PythonTarget:
                 "it must raise, or run the statement in a savepoint (connection.transaction())"
             )
         if status is not TransactionStatus.INTRANS:
-            raise self._broke(command)
+            raise self._broke(order)
 
-    def _broke(self, command: Command) -> HandlerBrokeTransaction:
+    def _broke(self, order: Order) -> HandlerBrokeTransaction:
         return HandlerBrokeTransaction(
-            f"the handler of command {command.name!r}, or one before it, ended the transaction",
+            f"the handler of command {order.name!r}, or one before it, ended the transaction",
             hint="Its effects are not undone. Remove its COMMIT or ROLLBACK",
-            topic=command.topic,
-            key=command.key,
-            seq=command.seq,
+            topic=order.topic,
+            key=order.key,
+            seq=order.seq,
         )
 
-    def _end(self, connection: psycopg.Connection[Any], turns: list[_Turn]) -> None:
+    def _end(self, connection: psycopg.Connection[Any], turns: list[Turn]) -> None:
         for turn in turns:
             if turn.failed is not None:
                 self._fail(connection, turn, turn.failed)
         done = [turn for turn in turns if turn.failed is None and not turn.untouched]
         if done:
-            connection.execute(
+            session_of(connection).execute(
                 sql.SQL(
                     "SELECT {}.finish(%s, %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s)"
                 ).format(sql.Identifier(self.schema)),
@@ -235,52 +336,62 @@ class PythonTarget:
                 ),
             )
 
-    def _fail(self, connection: psycopg.Connection[Any], turn: _Turn, failed: Command) -> None:
-        error, detail = turn.error, turn.asked.detail
-        if connection.info.parameter_status("server_encoding") != "UTF8":
-            error = error.encode("ascii", "backslashreplace").decode("ascii")
+    def _fail(self, connection: psycopg.Connection[Any], turn: Turn, failed: Order) -> None:
+        error, detail = self._storable(connection, turn.error), turn.asked.detail
         schema = sql.Identifier(self.schema)
-        row = connection.execute(
-            sql.SQL(
-                "SELECT {}.fail(%s, %s, %s, %s, %s, concat_ws(E'\\n', %s::text, v.problem), %s,"
-                " v.verdict, v.retry_after) FROM {}._read_verdict(%s, %s) v"
-            ).format(schema, schema),
-            (
-                self.topic,
-                turn.key,
-                turn.epoch,
-                turn.applied_seq + 1,
-                failed.seq,
-                error,
-                self.applier_id,
-                turn.asked.sqlstate,
-                detail,
-            ),
-        ).fetchone()
+        row = (
+            session_of(connection)
+            .execute(
+                sql.SQL(
+                    "SELECT {}.fail(%s, %s, %s, %s, %s, concat_ws(E'\\n', %s::text, v.problem), %s,"
+                    " v.verdict, v.retry_after) FROM {}._read_verdict(%s, %s) v"
+                ).format(schema, schema),
+                (
+                    self.topic,
+                    turn.key,
+                    turn.epoch,
+                    turn.applied_seq + 1,
+                    failed.seq,
+                    error,
+                    self.applier_id,
+                    turn.asked.sqlstate,
+                    detail,
+                ),
+            )
+            .fetchone()
+        )
         assert row is not None  # noqa: S101 - for mypy: the function returns one row
         turn.outcome = row[0]
+        self._count_skipped(connection, turn, failed)
+
+    def _count_skipped(self, connection: psycopg.Connection[Any], turn: Turn, failed: Order) -> None:
         if turn.outcome in {"skipped", "cancelled"}:
-            counted = connection.execute(
-                sql.SQL(
-                    "SELECT count(*) FROM {}.skip WHERE topic = %s AND key = %s AND seq >= %s AND epoch = %s"
-                ).format(schema),
-                (self.topic, turn.key, failed.seq, turn.epoch),
-            ).fetchone()
+            counted = (
+                session_of(connection)
+                .execute(
+                    sql.SQL(
+                        "SELECT count(*) FROM {}.skip"
+                        " WHERE topic = %s AND key = %s AND seq >= %s AND epoch = %s"
+                    ).format(sql.Identifier(self.schema)),
+                    (self.topic, turn.key, failed.seq, turn.epoch),
+                )
+                .fetchone()
+            )
             turn.skipped = counted[0] if counted else 0
 
     def _fail_alone(
         self,
         connection: psycopg.Connection[Any],
-        turn: _Turn,
+        turn: Turn,
         error: HandlerBrokeTransaction,
     ) -> None:
         # What the turn did before was committed or rolled back with it: nobody can tell. The whole
         # turn counts as failed, so that nothing is lost.
         turn.done_seq = turn.applied_seq
-        turn.failed = turn.commands[0]
+        turn.failed = turn.orders[0]
         turn.error, turn.asked = describe(error), NOTHING
         with connection.transaction():
-            claimed = connection.execute(
+            claimed = session_of(connection).execute(
                 sql.SQL(
                     "SELECT FROM {}.ticket WHERE topic = %s AND key = %s AND epoch = %s"
                     " FOR UPDATE SKIP LOCKED"
@@ -290,30 +401,3 @@ class PythonTarget:
             # If it is gone, the next applier meets the same handler.
             if claimed.rowcount:
                 self._fail(connection, turn, turn.failed)
-
-    def _log_failure(self, turn: _Turn, failed: Command) -> None:
-        what = {
-            "skipped": "command failed for the last time and was skipped",
-            "cancelled": "command failed for the last time and was skipped with all that was pending",
-        }.get(turn.outcome, "command failed")
-        level = logging.WARNING
-        # What its handler asked for is no news to who wrote it; that a key stands still is.
-        if turn.asked.skip:
-            what, level = "command skipped by its handler", logging.INFO
-        elif turn.outcome == "held" and turn.asked.hold:
-            what = "key held by its handler"
-        elif turn.outcome == "retrying" and turn.asked.sqlstate:
-            what, level = "command put off by its handler", logging.INFO
-        log.log(
-            level,
-            "%s: %s",
-            what,
-            turn.error.partition("\n")[0][:300],
-            extra={
-                "topic": self.topic,
-                "key": turn.key,
-                "seq": failed.seq,
-                "command": failed.name,
-                "attempt": failed.attempt,
-            },
-        )

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import sql
 
+from inturn.applier.alone import TurnLost, is_transient
 from inturn.applier.batch import Batch, Target
 from inturn.applier.passes import Passes
+from inturn.applier.session import SessionChanged, session_of
 from inturn.applier.stop import Bell, Stop
 from inturn.schema.errors import InturnError, TargetRefused
 
@@ -44,6 +46,10 @@ FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS = 0.1, 10.0
 DRAIN_RECONNECTS = 5
 
 
+#: So many keys of a topic a worker takes alone after its start, and after a connection was lost.
+CAREFUL_KEYS = 20
+#: Whether it does after its start: tests of what it does later turn that off.
+STARTS_CAREFULLY = True
 #: The row of announce_sleep that stands for all topics.
 EVERY_TOPIC = ""
 NEVER = float("inf")
@@ -110,35 +116,68 @@ class Worker:
         self._bell = bell
         self._connection: psycopg.Connection[Any] | None = None
         self._failed_in_a_row = 0
+        # Of each topic, how many keys are still to be taken alone; of one that is not here: as at first.
+        # Whoever was lost with a key in hand that did it has left that among the first.
+        self._careful: dict[str, int] = {}
+        self._careful_at_first = CAREFUL_KEYS if STARTS_CAREFULLY else 0
+        # The turn in which the last connection broke, until that is recorded.
+        self._lost: TurnLost | None = None
         self.totals = Totals()
         #: Why the worker ended before it should have; None while it runs and after a good end.
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def run(self) -> None:
         """Apply until stopped, or with drain until nothing is ready. Never raises: see `error`."""
-        while not self._stop.requested:
-            try:
-                with self._connect() as self._connection:
-                    self._serve(self._connection)
-                    return
-            except psycopg.Error as error:
-                if self._stop.requested:
-                    return
-                lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-                self._failed_in_a_row += 1
-                if self._drain and (not lost or self._failed_in_a_row > DRAIN_RECONNECTS):
-                    self.error = error
-                    return
-                self._wait_to_reconnect(error, lost=lost)
-            except InturnError as error:
-                self.error = error
-                return
-            except Exception as error:
-                if self._stop.expired:
-                    return
+        try:
+            while not self._stop.requested and self._run_once():
+                pass
+        except BaseException as error:
+            if not self._stop.expired:
                 log.exception("worker failed")
                 self.error = error
-                return
+
+    def _run_once(self) -> bool:
+        """Apply on one connection; return whether to go on with another."""
+        try:
+            with self._connect() as self._connection:
+                self._record_lost(self._connection)
+                self._serve(self._connection)
+                return False
+        except TurnLost as lost:
+            self._lost = lost
+            if isinstance(lost.error, psycopg.Error):
+                return self._after_lost(lost.error)
+            log.warning("the connection was closed by a handler", extra={"key": lost.alone.key})
+            return not self._stop.requested
+        except SessionChanged as error:
+            log.info("a new connection: %s", error)
+            return True
+        except psycopg.Error as error:
+            return self._after_lost(error)
+        except InturnError as error:
+            self.error = error
+            return False
+
+    def _after_lost(self, error: psycopg.Error) -> bool:
+        """Wait after the database was lost, or refused; return whether to go on."""
+        if self._stop.requested:
+            return False
+        self._careful.clear()
+        self._careful_at_first = CAREFUL_KEYS
+        lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+        self._failed_in_a_row += 1
+        if self._drain and (not lost or self._failed_in_a_row > DRAIN_RECONNECTS):
+            self.error = error
+            return False
+        self._wait_to_reconnect(error, lost=lost)
+        return True
+
+    def _record_lost(self, connection: psycopg.Connection[Any]) -> None:
+        """Record the turn in which the last connection broke."""
+        if self._lost is not None:
+            self._lost.record(connection)
+            self._lost = None
+            self.totals.failures += 1
 
     def cancel(self) -> None:
         """Cancel the statement that the worker waits for, if any, and so its transaction."""
@@ -220,8 +259,9 @@ class Worker:
         max_keys, alone = self._fitting(per_key), 0
         while not self._stop.requested and (leave_at is None or time.monotonic() < leave_at):
             started_at = time.monotonic()
+            careful = self._careful.get(topic, self._careful_at_first)
             try:
-                batch = self._targets[topic].apply_batch(connection, hand, 1 if alone else max_keys)
+                batch = self._make_batch(connection, topic, hand, 1 if alone else max_keys)
             except psycopg.DatabaseError as error:
                 if error.sqlstate != TargetRefused.sqlstate:
                     raise
@@ -240,15 +280,50 @@ class Worker:
                 self._bell.ring(topic)
             self._failed_in_a_row = 0
             if batch.redo:
-                alone = batch.keys
+                alone = 0 if batch.lost else batch.keys
                 continue
             alone = max(alone - 1, 0)
             hand = batch.hand
             self._count(batch)
+            if session_of(connection).worn:
+                raise SessionChanged("a command has left something in the session")
+            if careful:
+                continue
             per_key = min(per_key * 2, batch.target_seconds / batch.keys)
             self._seconds_per_key[topic] = per_key
             max_keys = min(self._fitting(per_key), max_keys * 2)
         return Visit(found=leave_at is not None, emptied=False)
+
+    def _make_batch(
+        self, connection: psycopg.Connection[Any], topic: str, hand: datetime | str, max_keys: int
+    ) -> Batch:
+        """Apply a batch, or one key alone while there is reason to; see Target."""
+        target = self._targets[topic]
+        careful = self._careful.get(topic, self._careful_at_first)
+        if careful > 0:
+            try:
+                batch = target.apply_alone(connection, hand)
+            except psycopg.Error as error:
+                if not is_transient(error):
+                    raise
+                return Batch(keys=1, redo=True, lost=True)
+            self._careful[topic] = careful - 1 if batch.keys else 0
+            return batch
+        try:
+            batch = target.apply_batch(connection, hand, max_keys)
+        except SessionChanged:
+            raise
+        except BaseException as error:
+            refused = getattr(error, "sqlstate", None) == TargetRefused.sqlstate
+            if connection.closed or self._stop.expired or refused:
+                raise
+            # Nobody can tell which of the keys it was: alone, it is found out and charged.
+            log.warning("a batch failed, its keys are taken alone: %s", _line(error), extra={"topic": topic})
+            self._careful[topic] = max_keys + CAREFUL_KEYS
+            return Batch(keys=max_keys, redo=True, lost=True)
+        if batch.lost:
+            self._careful[topic] = batch.keys
+        return batch
 
     def _count(self, batch: Batch) -> None:
         self.totals.keys += batch.keys
@@ -258,7 +333,7 @@ class Worker:
 
     def _announce_sleep(self, connection: psycopg.Connection[Any]) -> None:
         topics = list(self._targets) if len(self._targets) <= ANNOUNCED_BY_NAME else [EVERY_TOPIC]
-        connection.execute(
+        session_of(connection).execute(
             sql.SQL("SELECT {}.announce_sleep(%s)").format(sql.Identifier(self._schema)), (topics,)
         )
         self._announced_at = time.monotonic()
@@ -266,18 +341,26 @@ class Worker:
     def _seconds_to_next_ready(
         self, connection: psycopg.Connection[Any], topics: Sequence[str]
     ) -> float | None:
-        row = connection.execute(
-            sql.SQL("SELECT extract(epoch FROM {}.next_ready(%s, %s) - clock_timestamp())").format(
-                sql.Identifier(self._schema)
-            ),
-            (list(topics), self._passes.looked_at),
-        ).fetchone()
+        row = (
+            session_of(connection)
+            .execute(
+                sql.SQL("SELECT extract(epoch FROM {}.next_ready(%s, %s) - clock_timestamp())").format(
+                    sql.Identifier(self._schema)
+                ),
+                (list(topics), self._passes.looked_at),
+            )
+            .fetchone()
+        )
         return None if row is None or row[0] is None else max(float(row[0]), 0.0)
 
     def _wait_to_reconnect(self, error: psycopg.Error, *, lost: bool) -> None:
         seconds = min(FIRST_RECONNECT_SECONDS * 2**self._failed_in_a_row, LAST_RECONNECT_SECONDS)
         seconds *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
         what = "lost the database" if lost else "the database refused"
-        reason = " ".join(str(error).split())
-        log.warning("%s, connecting again in %.1f s: %s", what, seconds, reason)
+        log.warning("%s, connecting again in %.1f s: %s", what, seconds, _line(error))
         self._stop.wait(seconds)
+
+
+def _line(error: BaseException) -> str:
+    """Return what an error says, on one line that is not too long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

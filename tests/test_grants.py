@@ -204,7 +204,7 @@ def test_no_function_builds_sql_from_a_callers_value(database: Database) -> None
         AND prosrc ~* '\\mEXECUTE\\M' ORDER BY 1
     """)
     # The applier's own, which call a target that an operator named.
-    assert dynamic == [("_apply_key",), ("apply_batch",), ("list_keys",)]
+    assert dynamic == [("_apply_alone",), ("_apply_key",), ("apply_batch",), ("list_keys",)]
 
 
 # Attempts.

@@ -118,7 +118,7 @@ def test_a_late_applier_is_fenced_off_and_changes_nothing(orders: Database, by_l
     expire(orders)
     if by_lease:
         (fresh,) = claim(orders, applier="two")
-        assert fresh == Lease("x", 2, 2, (2,))
+        assert fresh == Lease("x", 2, 1, (2,)), "a lost lease is no attempt"
     else:
         orders.execute("CALL inturn.apply()")
         assert [seq for (seq,) in orders.execute("SELECT seq FROM app.witness ORDER BY id")] == [2, 3]
@@ -144,14 +144,14 @@ def test_two_claims_of_an_expired_lease_give_it_to_one(orders: Database) -> None
     claim(orders)
     expire(orders)
     one, two = orders.session(), orders.session()
-    assert claim(one, applier="two") == [Lease("x", 2, 2, (1,))]
+    assert claim(one, applier="two") == [Lease("x", 2, 1, (1,))]
     assert (
         unblocked(orders, two, "SELECT key FROM inturn.claim('{orders}'::text[], 10, NULL, NULL)", []) == []
     )
     one.commit()
     two.rollback()
     assert claim(two) == []
-    assert state(orders) == ("leased", 0, 2, 1, "two")
+    assert state(orders) == ("leased", 0, 2, 0, "two")
 
 
 def test_a_claim_that_waits_with_advance_is_decided_by_the_epoch(orders: Database) -> None:
@@ -168,17 +168,41 @@ def test_a_claim_that_waits_with_advance_is_decided_by_the_epoch(orders: Databas
     assert state(orders)[1] == 0
 
 
-def test_leases_that_run_out_are_failed_attempts_and_hold_the_key_at_last(orders: Database) -> None:
+def test_a_lost_lease_is_suspicion_and_one_that_was_lost_alone_an_attempt(orders: Database) -> None:
+    """B: nobody is blamed for the company he keeps."""
+    orders.execute("UPDATE inturn.topic SET backoff_base = '1 us', backoff_cap = '1 us'")
     put(orders, "x", 2)
     claim(orders, applier="crashes")
     expire(orders)
     (again,) = claim(orders, applier="crashes too")
-    assert again == Lease("x", 2, 2, (1,)), "alone, as after any failure"
-    expire(orders)
-    assert claim(orders) == []
-    assert state(orders) == ("held", 0, 2, 2, None)
-    assert turns(orders) == [(1, 1, 0, "retrying", "crashes"), (2, 1, 0, "held", "crashes too")]
+    assert again == Lease("x", 2, 1, (1,)), "no attempt, and without the commands behind it"
+    assert turns(orders) == []
+    assert "the lease of crashes ran out at" in orders.value("SELECT last_error FROM inturn.key_cursor")
+    for attempt in (1, 2):
+        expire(orders)
+        assert claim(orders, applier="crashes too") == [], "charged, and tried again later"
+        if attempt == 1:
+            until(lambda: claim(orders, applier="crashes too"), "the second attempt")
+    assert state(orders) == ("held", 0, 3, 2, None)
+    assert turns(orders) == [(2, 1, 0, "retrying", "crashes too"), (3, 1, 0, "held", "crashes too")]
     assert "the lease of crashes too ran out at" in orders.value("SELECT last_error FROM inturn.key_cursor")
+
+
+def test_of_the_keys_that_were_lost_a_process_has_one_at_a_time(orders: Database) -> None:
+    """B: whichever loses it again was alone."""
+    for key in ("a", "b", "c"):
+        put(orders, key)
+    assert len(claim(orders, 9, applier="host:1:1")) == 3
+    expire(orders)
+    (alone,) = claim(orders, 9, applier="host:1:1")
+    put(orders, "fresh")
+    until(lambda: claim(orders, 9, applier="host:1:2") == [Lease("fresh", 1, 1, (1,))], "the fresh one")
+    (beside,) = until(lambda: claim(orders, 9, applier="host:2:1"), "another process")
+    orders.execute(*alone.advance(1))
+    orders.execute(*alone.release())
+    (third,) = until(lambda: claim(orders, 9, applier="host:1:2"), "the last one")
+    assert {alone.key, beside.key, third.key} == {"a", "b", "c"}
+    assert orders.value("SELECT max(attempts) FROM inturn.key_cursor") == 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from support.oracle import Oracle
 from support.race import replace_in
 
 from inturn.applier import Applier, Batch, Command, Fleet
-from inturn.applier.batch import OLDEST, SqlTarget, Target
+from inturn.applier.batch import OLDEST, Target
+from inturn.applier.sql_target import SqlTarget
 from inturn.applier.stop import Stop
 from inturn.applier.turns import PythonTarget
 
@@ -40,7 +41,7 @@ def handlers() -> Applier:
 def target(request: pytest.FixtureRequest, witness: Database) -> Target:
     witness.execute("INSERT INTO app.gate VALUES ('x'), ('y')")
     if request.param == "sql":
-        return SqlTarget(TOPIC, "inturn", "test")
+        return SqlTarget(TOPIC, "inturn", "test", Stop())
     witness.execute("UPDATE inturn.topic SET target = 'python'")
     return PythonTarget(TOPIC, handlers(), Stop(), "inturn", "test")
 

@@ -124,7 +124,7 @@ PLANTS: dict[str, tuple[str, set[tuple[str, int | None]]]] = {
         {("turn-malformed", 1)},
     ),
     "an outcome that is none": (
-        f"UPDATE inturn.turn SET outcome = 'lost' WHERE {_OF_A} AND epoch = 1",
+        f"UPDATE inturn.turn SET outcome = 'vanished' WHERE {_OF_A} AND epoch = 1",
         {("turn-malformed", 1)},
     ),
     "an applied turn that applied nothing": (

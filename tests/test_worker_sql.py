@@ -142,13 +142,14 @@ def test_apply_of_a_topic_that_sql_cannot_apply_is_refused_by_name(
     assert "HINT:" in done.stderr
 
 
-def test_a_statement_timeout_ends_the_call_and_fails_no_command(database: Database) -> None:
-    open_shop(database, target="sql")
+def test_a_statement_timeout_ends_the_call_and_is_charged_to_the_command_in_hand(database: Database) -> None:
+    open_shop(database, target="sql", settings="backoff_base => '1 us'")
     append(database, "a", "insert", "after")
     with gate_shut(database):
         done = _psql(database, "SET statement_timeout = '100 ms'", "CALL inturn.apply()")
     assert "statement timeout" in done.stderr
-    assert database.execute("SELECT applied_seq, attempts FROM inturn.key_cursor") == [(0, 0)]
+    assert database.execute("SELECT applied_seq, attempts FROM inturn.key_cursor") == [(1, 1)]
+    assert "canceling statement" in database.value("SELECT last_error FROM inturn.key_cursor")
     _psql(database, "CALL inturn.apply()")
     assert_once_and_in_turn(database)
 

@@ -11,7 +11,7 @@ from support.database import Database
 from support.process import run_apply
 from support.shop import TOPIC, append, applied, open_shop
 
-from inturn.applier.batch import SqlTarget
+from inturn.applier.sql_target import SqlTarget
 from inturn.applier.stop import Bell, Stop
 from inturn.applier.worker import ANNOUNCED_BY_NAME, Worker
 
@@ -51,7 +51,7 @@ def statements_a_sleep(
     """Run a worker through the steps; return how many statements it made before each sleep."""
     stop = Stop()
     bell = Script(stop, steps)
-    targets = [SqlTarget(topic, "inturn", "test") for topic in topics]
+    targets = [SqlTarget(topic, "inturn", "test", Stop()) for topic in topics]
     Counted.statements = 0
     worker = Worker(
         lambda: Counted.connect(database.dsn, autocommit=True),

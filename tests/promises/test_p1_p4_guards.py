@@ -447,7 +447,7 @@ GUARDS = [
         "_begin_lease",
         ((r"leased\.epoch := _begin_lease\.epoch;", ""),),
         lease_scenes.late_after_another_claim,
-        "P2: an epoch is missing",
+        "lease_pkey",
     ),
     Guard(
         "a lease keeps the key from the others",

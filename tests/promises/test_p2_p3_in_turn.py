@@ -17,7 +17,8 @@ from support.oracle import Oracle
 from support.race import Turn, append, unblocked
 
 from inturn.applier import Applier, Command, Fleet
-from inturn.applier.batch import OLDEST, SqlTarget, Target
+from inturn.applier.batch import OLDEST, Target
+from inturn.applier.sql_target import SqlTarget
 from inturn.applier.stop import Stop
 from inturn.applier.turns import PythonTarget
 
@@ -275,7 +276,7 @@ def test_p3_a_failing_command_stops_its_key_and_no_other(
 @pytest.mark.parametrize(
     "target",
     [
-        SqlTarget("orders", "inturn", "sql"),
+        SqlTarget("orders", "inturn", "sql", Stop()),
         PythonTarget("orders", handlers("orders"), Stop(), "inturn", "python"),
     ],
     ids=lambda target: target.applier_id,

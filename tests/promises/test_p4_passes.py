@@ -66,7 +66,7 @@ def test_p4_a_topic_that_becomes_ready_during_the_pass_is_found_with_its_place(w
         SELECT inturn.create_topic('later', 'python');
         SELECT inturn.append('later', 'y', 'insert');
     """)
-    definition = witness.value("SELECT pg_get_functiondef('inturn.begin_pass'::regproc)")
+    definition = witness.value("SELECT pg_get_functiondef('inturn._begin_pass'::regproc)")
     witness.execute(definition.replace("clock_timestamp()", "app.clock()"))
     for tick in range(1, 12):
         witness.execute("SELECT setval('app.tick', 1)")

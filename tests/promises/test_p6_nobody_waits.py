@@ -25,7 +25,8 @@ from support.shop import (
 )
 
 from inturn.applier import Batch
-from inturn.applier.batch import OLDEST, SqlTarget
+from inturn.applier.batch import OLDEST
+from inturn.applier.sql_target import SqlTarget
 from inturn.applier.stop import Stop
 from inturn.applier.turns import PythonTarget
 
@@ -137,7 +138,7 @@ def _batch(database: Database, max_keys: int) -> Batch:
     """Apply one batch of the shop's keys, in one transaction."""
     handlers = handlers_of(database)
     if handlers is None:
-        by: Any = SqlTarget(TOPIC, "inturn", "test")
+        by: Any = SqlTarget(TOPIC, "inturn", "test", Stop())
     else:
         by = PythonTarget(TOPIC, handlers, Stop(), "inturn", "test")
     done: Batch = by.apply_batch(database.connect(), OLDEST, max_keys)

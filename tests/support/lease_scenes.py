@@ -236,6 +236,10 @@ def turn_after_a_lease_that_ran_out(database: Database, oracle: Oracle) -> None:
     late = put(database, 1)
     late.work(database, 1)
     expire(database)
+    session = database.session()
+    ((epoch,),) = session.execute("SELECT epoch FROM inturn.claim('orders') WHERE lost")
+    session.execute("SELECT inturn.finish('orders', '{x}', ARRAY[%s], '{2}', '{1}', 'sql')", [epoch])
+    session.commit()
     assert drain(database, oracle) == 1
     lease = put(database, 1)
     assert database.value("SELECT attempts FROM inturn.key_cursor") == 0, "counted as a failed attempt"

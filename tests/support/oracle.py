@@ -92,13 +92,6 @@ step AS (SELECT topic, key, epoch, t.from_seq, t.to_seq, t.outcome, m.first, m.l
          FROM turn t FULL JOIN move m USING (topic, key, epoch)),
 history AS (SELECT *, lag(ends, 1, 0::bigint) OVER one AS before
             FROM step WINDOW one AS (PARTITION BY topic, key ORDER BY epoch)),
--- A lease takes an epoch whether or not a turn comes of it; so does amending a command that a lease had.
-epoch AS (SELECT *, row_number() OVER (PARTITION BY topic, key ORDER BY epoch) AS place FROM (
-              SELECT topic, key, epoch FROM step
-              -- Keys that went idle without a turn: by an empty one, which takes an epoch, or by an operator.
-              UNION SELECT topic, key, epoch FROM inturn.turn
-                    WHERE key LIKE (SELECT keys FROM asked) AND outcome = 'idle' AND epoch > 0
-              UNION SELECT topic, key, epoch FROM app.lease WHERE key LIKE (SELECT keys FROM asked)) taken),
 key AS (SELECT k.*, coalesce(c.applied_seq, 0) AS applied_seq,
                c.ready_at, c.held_at, c.paused_at, coalesce(a.effects, 0) AS effects,
                (SELECT array_agg(i.epoch) FROM inturn.ticket i
@@ -124,7 +117,6 @@ UNION ALL SELECT 'P1: a seq given twice or rolled back and kept', key, seq, plac
 UNION ALL SELECT 'P2: worked beside the turn before it', key, seq, place FROM effect
     WHERE before <> xid AND NOT pg_visible_in_snapshot(before, seen)
 UNION ALL SELECT 'P2: turns do not join', key, begins, before FROM history WHERE begins <> before + 1
-UNION ALL SELECT 'P2: an epoch is missing', key, epoch, place FROM epoch WHERE epoch <> place
 UNION ALL SELECT 'P2: a fenced one has taken effect', key, seq, epoch FROM outside WHERE epoch < newest
 UNION ALL SELECT 'P2: ready under a lease', key, applied_seq, last FROM key WHERE ready_at < lease_until
 UNION ALL SELECT 'P2: half a lease', key, applied_seq, last FROM key

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import psycopg
 
-from inturn.applier import Applier, Command, Fleet, Outcome
+from inturn.applier import Applier, Command, Fleet, Outcome, worker
 from support.database import Database, Session, until
 
 TOPIC = "shop"
@@ -180,10 +180,21 @@ def handlers_of(database: Database) -> Applier | None:
     return applier if target == "python" else None
 
 
+@contextmanager
+def _steady() -> Iterator[None]:
+    """Make workers as they are once they have run for a while: see STARTS_CAREFULLY."""
+    worker.STARTS_CAREFULLY = False
+    try:
+        yield
+    finally:
+        worker.STARTS_CAREFULLY = True
+
+
 def apply_all(database: Database, handlers: Applier | None = None, **options: Any) -> Outcome:
     """Drain with a fleet of this process; return its outcome."""
     fleet = Fleet(database.dsn, handlers or handlers_of(database), drain=True, **options)
-    fleet.start()
+    with _steady():
+        fleet.start()
     assert fleet.wait(60)
     outcome = fleet.end(0)
     if outcome.error is not None:
@@ -197,7 +208,8 @@ def at_work(
 ) -> Iterator[Fleet]:
     """Run a fleet of this process as a daemon while the block runs."""
     fleet = Fleet(dsn or database.dsn, handlers or handlers_of(database), **options)
-    fleet.start()
+    with _steady():
+        fleet.start()
     try:
         yield fleet
     finally:

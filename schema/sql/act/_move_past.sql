@@ -9,7 +9,7 @@ DECLARE
 BEGIN
     cursor.applied_seq := seq; cursor.epoch := was.epoch + 1; cursor.empty_turns := 0;
     cursor.attempts := 0; cursor.last_error := NULL; cursor.failed_at := NULL; cursor.held_at := NULL;
-    cursor.waiting_at := NULL; cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL;
+    cursor.waiting_at := NULL; cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL; cursor.lost := 0;
     RETURN inturn._settle_key(was, cursor);
 END
 $$;

@@ -1,9 +1,10 @@
 -- Starts a lease on a key that this transaction has claimed, and returns its row; NULL when there is nothing to do on it.
--- Internal to claim.
+-- Internal to the claims by lease.
 --
--- A lease that ran out on the key counts as a failed attempt of its next command: one that kills every applier is held
--- at last, as any other. Without a command to apply the claim is an empty turn, and ends here: not by finish, which does
--- not know a claim that a client has made under a savepoint.
+-- A lease that ran out on the key: see _lose_lease. Of the keys that were lost so, a process works on one at a time: another
+-- one is put off for a moment. So whichever of them loses the process again is the one that did it.
+-- Without a command to apply the claim is an empty turn, and ends here: not by finish, which does not know a claim that a
+-- client has made under a savepoint.
 -- Locks what _settle_key locks. Raises what _lease_end raises.
 CREATE FUNCTION inturn._begin_lease(
     settings inturn.topic, key text, applied_seq bigint, epoch bigint, lease interval, applier text
@@ -21,21 +22,24 @@ BEGIN
     leased.claimed_by := NULL; leased.claimed_at := NULL; leased.lease_until := NULL;
     leased.paused_at := NULL; leased.paused_until := NULL;
     IF NOT EXISTS (SELECT FROM inturn._next_commands(settings.name, _begin_lease.key, _begin_lease.applied_seq, 1)) THEN
-        leased.attempts := 0; leased.last_error := NULL; leased.failed_at := NULL;
+        leased.attempts := 0; leased.lost := 0; leased.last_error := NULL; leased.failed_at := NULL;
         leased.empty_turns := was.empty_turns + 1;
         PERFORM inturn._settle_key(was, leased);
         RETURN NULL;
     END IF;
     IF was.claimed_by IS NOT NULL THEN
-        IF inturn._record_failure(
-            was, was.epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1,
-            format('the lease of %s ran out at %s before the command was recorded', was.claimed_by,
-                   to_char(was.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')),
-            was.claimed_by, was.claimed_at, NULL, '0') <> 'retrying' THEN
+        IF inturn._lose_lease(was, NULL) <> 'lost' THEN
             RETURN NULL;
         END IF;
         SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = settings.name AND c.key = _begin_lease.key;
         leased := was;
+    END IF;
+    IF was.lost > 0 AND EXISTS (
+        SELECT FROM inturn.key_mark m WHERE m.lost > 0 AND m.lease_until > clock_timestamp()
+          AND inturn._process_of(m.claimed_by) = inturn._process_of(applier)) THEN
+        leased.ready_at := inturn._next_ready_at(leased, clock_timestamp() + interval '100 ms');
+        PERFORM inturn._save_key(was, leased);
+        RETURN NULL;
     END IF;
     leased.epoch := _begin_lease.epoch;
     leased.claimed_by := applier; leased.claimed_at := clock_timestamp(); leased.lease_until := until;

@@ -26,7 +26,7 @@ BEGIN
     END IF;
     cursor.applied_seq := seq;
     IF seq > was.applied_seq THEN
-        cursor.attempts := 0; cursor.last_error := NULL; cursor.failed_at := NULL;
+        cursor.attempts := 0; cursor.lost := 0; cursor.last_error := NULL; cursor.failed_at := NULL;
         INSERT INTO inturn.turn AS t (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
         VALUES (advance.topic, advance.key, advance.epoch, advance.seq, advance.seq, advance.seq, false, 'applied',
                 was.claimed_by, was.claimed_at)
@@ -43,7 +43,7 @@ BEGIN
         cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL;
         PERFORM inturn._settle_key(was, cursor);
         RETURN NULL;
-    ELSIF (cursor.attempts, cursor.lease_until) IS DISTINCT FROM (was.attempts, was.lease_until) THEN
+    ELSIF (cursor.attempts, cursor.lost, cursor.lease_until) IS DISTINCT FROM (was.attempts, was.lost, was.lease_until) THEN
         PERFORM inturn._save_key(was, cursor);
     ELSE
         -- Once a command: its marks stay as they are.

@@ -5,7 +5,8 @@
 -- is fenced off by the next epoch, which any applier's claim takes.
 -- lease: NULL for each topic's own. applier: who asks, as in turn; NULL for this session. Neither has a default: no call
 -- with fewer parameters can mean both this claim and the other.
--- A key comes with at most the topic's batch_commands; one whose next command has failed before, with that alone.
+-- A key comes with at most the topic's batch_commands; one whose next command has failed before, or with which an applier
+-- was lost, with that alone. Of the latter an applier has one at a time (see _begin_lease).
 -- Locks the keys' tickets, skipping locked ones; what _begin_lease_pass locks. Raises IT001, IT031 outside READ COMMITTED,
 -- 22004 without topics, 22023 for a max_keys or a lease that cannot be.
 CREATE FUNCTION inturn.claim(topics text[], max_keys integer, lease interval, applier text)
@@ -55,7 +56,7 @@ BEGIN
             SELECT leased.topic, leased.key, leased.epoch, leased.attempts + 1, leased.lease_until,
                    l.seq, l.name, l.payload, l.created_at
             FROM inturn._next_commands(served.name, leased.key, leased.applied_seq,
-                                      CASE WHEN leased.attempts > 0 THEN 1 ELSE settings.batch_commands END) l;
+                                      CASE WHEN leased.attempts > 0 OR leased.lost > 0 THEN 1 ELSE settings.batch_commands END) l;
         END LOOP;
     END LOOP;
 END

@@ -10,7 +10,7 @@ LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 AS $$
 DECLARE
-    was constant inturn.key_cursor := inturn._hold_lease(topic, key, epoch);
+    was inturn.key_cursor := inturn._hold_lease(topic, key, epoch);
 BEGIN
     -- A failure of what is not there could neither be tried again nor be skipped.
     IF seq IS DISTINCT FROM was.applied_seq + 1 OR NOT EXISTS (
@@ -19,6 +19,7 @@ BEGIN
             MESSAGE = format('command %s of key %L of topic %L is not the next: that is %s', coalesce(seq::text, 'NULL'), key, topic, was.applied_seq + 1),
             HINT = 'Report the commands of a key one by one, in order.';
     END IF;
+    was.lost := 0; -- whoever can say so is not lost
     RETURN inturn._record_failure(was, epoch, seq, seq, was.attempts + 1, error, was.claimed_by, was.claimed_at,
                                  asks ->> 'verdict', (asks ->> 'retry_after')::interval);
 END

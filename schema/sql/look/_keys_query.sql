@@ -37,7 +37,7 @@ $query$,
         FROM %s CROSS JOIN LATERAL (SELECT ROW(
             i.topic, i.key, i.applied_seq, nullif(i.ready_at, 'infinity'), i.epoch, coalesce(m.attempts, 0), i.empty_turns,
             m.last_error, m.failed_at, m.held_at, m.paused_at, m.paused_until, m.waiting_at,
-            m.claimed_by, m.claimed_at, m.lease_until)::inturn.key_cursor AS cursor) c
+            m.claimed_by, m.claimed_at, m.lease_until, coalesce(m.lost, 0))::inturn.key_cursor AS cursor) c
         WHERE f.topic = t.name AND %s$source$,
         CASE state WHEN 'ready' THEN 'inturn.ticket f CROSS JOIN LATERAL (SELECT f.*) i LEFT JOIN LATERAL (
             SELECT m.* FROM inturn.key_mark m

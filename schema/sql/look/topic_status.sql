@@ -32,7 +32,8 @@ CROSS JOIN LATERAL (
            -- Of those that are marked; the others that have a ticket are ready too.
            count(*) FILTER (WHERE m.state = 'ready') AS ready
     FROM (SELECT inturn.key_state(ROW(m.topic, m.key, 0, statement_timestamp(), 0, m.attempts, 0, m.last_error, m.failed_at, m.held_at,
-                                      m.paused_at, m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until)::inturn.key_cursor) AS state
+                                      m.paused_at, m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until,
+                                      m.lost)::inturn.key_cursor) AS state
           FROM inturn.key_mark m WHERE m.topic = t.name) m) m
 CROSS JOIN LATERAL (
     SELECT m.held, m.retrying, m.paused, m.waiting, m.leased,

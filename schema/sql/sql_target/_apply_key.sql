@@ -32,6 +32,7 @@ BEGIN
                                inturn._target_query(topic, target))
                 INTO commands USING topic, ARRAY[key], ARRAY[done_seq], 1, attempt, timestamptz 'infinity';
                 EXIT WHEN commands = 0;
+                PERFORM inturn._check_effects();
                 done_seq := done_seq + 1;
                 EXIT WHEN clock_timestamp() >= leave_at;
             END LOOP;
@@ -40,10 +41,7 @@ BEGIN
             GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL,
                 hint = PG_EXCEPTION_HINT, context = PG_EXCEPTION_CONTEXT;
             asked := inturn._read_verdict(SQLSTATE, detail);
-            context := 'CONTEXT: ' || nullif(split_part(context, E'\nSQL statement "SELECT commands', 1), '');
-            error := concat_ws(E'\n', CASE WHEN asked.verdict IS NULL THEN format('%s (SQLSTATE %s)', message, SQLSTATE) ELSE message END,
-                               'DETAIL: ' || nullif(detail, ''), 'HINT: ' || nullif(hint, ''), asked.problem,
-                               CASE WHEN asked.verdict IS NULL THEN context END);
+            error := inturn._failure_text(SQLSTATE, message, detail, hint, context, asked.verdict IS NOT NULL, asked.problem);
             -- Only what came before the failed command runs again; it shrinks every time round, so this ends.
             stop_seq := done_seq;
             leave_at := 'infinity';

@@ -6,10 +6,12 @@
 -- about 10 ms, so that a slow handler holds up its own key and no other. How long a key takes is what the quickest of the last
 -- batches says: on a busy machine the others have waited for a processor. After a batch of
 -- at least 100 ms it steps back for a moment: an operator who waits for the key gets it before it is claimed again.
+-- careful: so many keys are still to be taken alone (see _claim_alone).
 -- per_key: how many seconds a key takes, from the visit before; NULL: not known. found_any is set when there was a key to claim. Locks and raises what apply_batch does.
 CREATE PROCEDURE inturn._visit_topic(
     topic text, since timestamptz, stop_at timestamptz, max_keys integer, applier text,
-    INOUT commands bigint, INOUT failures bigint, INOUT found_any boolean, INOUT per_key double precision
+    INOUT commands bigint, INOUT failures bigint, INOUT found_any boolean, INOUT per_key double precision,
+    INOUT careful integer
 )
 LANGUAGE plpgsql
 AS $$
@@ -25,9 +27,19 @@ DECLARE
 BEGIN
     WHILE clock_timestamp() < leave_at LOOP
         started_at := clock_timestamp();
-        SELECT * INTO batch FROM inturn.apply_batch(topic, hand, CASE WHEN alone > 0 THEN 1 ELSE width END, applier);
+        IF careful > 0 THEN
+            CALL inturn._visit_alone(topic, hand, applier, commands, failures, careful);
+            EXIT WHEN hand IS NULL;
+            found_any := true;
+            CONTINUE;
+        END IF;
+        SELECT * INTO batch FROM inturn.apply_batch(topic, hand, CASE WHEN alone > 0 THEN 1 ELSE width END, applier, false);
         COMMIT AND CHAIN;
         EXIT WHEN batch.keys = 0;
+        IF batch.lost THEN
+            careful := batch.keys;
+            CONTINUE;
+        END IF;
         took := clock_timestamp() - started_at;
         IF took >= interval '100 ms' THEN
             PERFORM pg_sleep(least(extract(epoch FROM took) / 50, 0.02));

@@ -19,6 +19,8 @@ DECLARE
     pass inturn._pass;
     seconds double precision[] := '{}'; -- how many a key takes, in the order of topics
     per_key double precision;
+    careful integer[]; -- how many keys are to be taken alone still, in the order of topics
+    left_careful integer;
     place integer;
     announced_at timestamptz := '-infinity';
 BEGIN
@@ -28,6 +30,8 @@ BEGIN
     -- Whatever the session's default; every batch chains its transaction to this one.
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    -- Whoever was killed with a key in hand that did it has left that among the first: so many are taken alone.
+    careful := array_fill(coalesce(current_setting('inturn.careful_keys', true)::integer, 20), ARRAY[cardinality(topics)]);
     WHILE found_any AND clock_timestamp() < stop_at LOOP
         found_any := false;
         pass := inturn._begin_pass(topics, pass);
@@ -41,9 +45,11 @@ BEGIN
             END IF;
             place := array_position(topics, pass.found[served]);
             per_key := seconds[place];
+            left_careful := careful[place];
             CALL inturn._visit_topic(pass.found[served], pass.hands[served], stop_at, max_keys, applier,
-                                    commands, failures, found_any, per_key);
+                                    commands, failures, found_any, per_key, left_careful);
             seconds[place] := per_key;
+            careful[place] := left_careful;
         END LOOP;
     END LOOP;
 END

@@ -8,13 +8,14 @@
 -- since: as in claim; pass the returned hand to the next call. keys = 0: none was ready, there is no hand.
 -- redo: a command failed while several keys shared the transaction. Nothing was changed; commit, then call with
 -- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
+-- take_lost: false, lost: an applier was lost with one of the keys in hand (see claim). Nothing was changed, as with redo.
 -- Locks: tickets (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
 -- Raises IT001, IT012 for a topic without a SQL target, and what claim, finish and fail raise. A target that is not
 -- there fails the commands, as one that raises does: the other topics go on.
 CREATE FUNCTION inturn.apply_batch(
-    topic text, since timestamptz, max_keys integer, applier text,
+    topic text, since timestamptz, max_keys integer, applier text, take_lost boolean DEFAULT true,
     OUT keys integer, OUT commands bigint, OUT failures integer, OUT redo boolean, OUT hand timestamptz,
-    OUT skipped bigint, OUT target_time interval
+    OUT skipped bigint, OUT target_time interval, OUT lost boolean
 )
 LANGUAGE plpgsql VOLATILE
 -- No SET clauses: they would reach into the target.
@@ -29,18 +30,22 @@ DECLARE
     turn record;
     failed_keys text[] := '{}';
 BEGIN
-    keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0';
+    keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0'; lost := false;
     settings := inturn._sql_topic(topic);
 
     SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs,
            array_agg(c.applied_seq + 1) AS from_seqs, array_agg(c.attempts) AS attempts, max(c.attempts) > 0 AS any_failed,
-           max(c.ready_at) AS ready_at
+           max(c.ready_at) AS ready_at, bool_or(c.lost) AS lost
     INTO claimed FROM inturn.claim(topic, since, max_keys) c;
     IF claimed.keys IS NULL THEN
         RETURN;
     END IF;
     keys := cardinality(claimed.keys);
     hand := claimed.ready_at;
+    IF claimed.lost AND NOT take_lost THEN
+        redo := true; lost := true;
+        RETURN;
+    END IF;
 
     began_at := clock_timestamp();
     leave_at := began_at + interval '1 s';
@@ -55,6 +60,11 @@ BEGIN
         USING topic, fresh.keys, fresh.applied_seqs, settings.batch_commands, 1, leave_at;
         IF commands IS NULL THEN
             RAISE internal_error USING MESSAGE = 'the clock was set back during a turn';
+        END IF;
+        IF claimed.any_failed THEN
+            PERFORM inturn._check_effects(); -- those that are tried again come after, each for itself
+        ELSE
+            SET CONSTRAINTS ALL IMMEDIATE;
         END IF;
     EXCEPTION WHEN assert_failure OR OTHERS THEN
         IF cardinality(fresh.keys) > 1 THEN

@@ -15,6 +15,7 @@ CREATE TABLE inturn.key_mark (
     claimed_at timestamptz,
     lease_until timestamptz,
     ready_at timestamptz,
+    lost integer NOT NULL DEFAULT 0,
     PRIMARY KEY (topic, key, epoch)
 ) WITH (fillfactor = 80);
 -- An index a state, for operators.
@@ -23,6 +24,8 @@ CREATE INDEX key_mark_retrying ON inturn.key_mark (topic, ready_at) WHERE attemp
 CREATE INDEX key_mark_waiting ON inturn.key_mark (topic, waiting_at) WHERE waiting_at IS NOT NULL;
 CREATE INDEX key_mark_leased ON inturn.key_mark (topic, lease_until) WHERE lease_until IS NOT NULL;
 CREATE INDEX key_mark_paused ON inturn.key_mark (topic, paused_at) WHERE paused_at IS NOT NULL;
+-- Of the suspects, which a process works on one at a time.
+CREATE INDEX key_mark_lost ON inturn.key_mark (claimed_by) WHERE lost > 0 AND claimed_by IS NOT NULL;
 COMMENT ON TABLE inturn.key_mark IS 'What is exceptional about a key, while it lasts.';
 COMMENT ON COLUMN inturn.key_mark.attempts IS 'How often the next command has failed.';
 COMMENT ON COLUMN inturn.key_mark.last_error IS 'The latest failure of the next command.';
@@ -34,3 +37,4 @@ COMMENT ON COLUMN inturn.key_mark.claimed_by IS 'Which applier has the key by le
 COMMENT ON COLUMN inturn.key_mark.claimed_at IS 'Since when.';
 COMMENT ON COLUMN inturn.key_mark.lease_until IS 'When the lease runs out: from then on any applier may claim the key.';
 COMMENT ON COLUMN inturn.key_mark.ready_at IS 'When the key is ready, as its ticket says, while it is retrying: operators list those by it.';
+COMMENT ON COLUMN inturn.key_mark.lost IS 'Over 0: an applier was lost with the key in hand, beside others perhaps. It is taken alone until something of it succeeds or fails.';

@@ -12,7 +12,7 @@ AS $$
 BEGIN
     UPDATE inturn.key_mark m SET
         attempts = 0, last_error = NULL, failed_at = NULL, paused_at = NULL, paused_until = NULL,
-        claimed_by = NULL, claimed_at = NULL, lease_until = NULL
+        claimed_by = NULL, claimed_at = NULL, lease_until = NULL, lost = 0
     FROM unnest(keys, epochs, from_seqs, applied_seqs) t (key, epoch, from_seq, applied_seq)
     WHERE m.topic = _clear_marks.topic AND m.key = t.key AND m.epoch = t.epoch - 1
       AND t.applied_seq < t.from_seq AND m.waiting_at IS NOT NULL;

@@ -3,12 +3,13 @@
 -- since: claim only keys that became ready at this time or later. An applier passes the ready_at of its last
 -- claim (the clock hand), so that it does not walk again over the index entries of the turns before, which stay
 -- as long as any snapshot is held; _begin_pass says from where on to start again.
+-- lost: an applier was lost with the key in hand; appliers of inturn take it alone and by lease (see _claim_alone).
 -- epoch is the number of the turn that this claim starts. A paused topic has no key to claim.
 -- Locks the keys' tickets, skipping locked ones; held until the end of the transaction. Claim at its top level:
 -- finish and fail do not know a claim made under a savepoint.
 -- Every row is a key: rows of commands are never locked, so nothing slides past a locked head.
 CREATE FUNCTION inturn.claim(topic text, since timestamptz DEFAULT '-infinity', max_keys integer DEFAULT 1)
-RETURNS TABLE (key text, applied_seq bigint, epoch bigint, attempts integer, ready_at timestamptz)
+RETURNS TABLE (key text, applied_seq bigint, epoch bigint, attempts integer, ready_at timestamptz, lost boolean)
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 SET enable_bitmapscan = off
@@ -24,7 +25,10 @@ BEGIN
            CASE WHEN t.marked THEN coalesce((
                SELECT m.attempts FROM inturn.key_mark m
                WHERE m.topic = t.topic AND m.key = t.key AND m.epoch = t.epoch), 0) ELSE 0 END,
-           t.ready_at
+           t.ready_at,
+           t.marked AND (
+               SELECT m.claimed_by IS NOT NULL OR m.lost > 0 FROM inturn.key_mark m
+               WHERE m.topic = t.topic AND m.key = t.key AND m.epoch = t.epoch) IS TRUE
     FROM inturn.ticket t
     WHERE t.topic = claim.topic AND t.ready_at >= since AND t.ready_at <= now
       AND NOT EXISTS (SELECT FROM inturn.topic p

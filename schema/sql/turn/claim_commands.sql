@@ -6,7 +6,7 @@
 CREATE FUNCTION inturn.claim_commands(topic text, since timestamptz DEFAULT '-infinity', max_keys integer DEFAULT 1)
 RETURNS TABLE (
     key text, applied_seq bigint, epoch bigint, attempt integer, ready_at timestamptz,
-    seq bigint, name text, payload jsonb, created_at timestamptz
+    seq bigint, name text, payload jsonb, created_at timestamptz, lost boolean
 )
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
@@ -20,12 +20,12 @@ BEGIN
     FOR claimed IN SELECT * FROM inturn.claim(topic, since, max_keys) LOOP
         RETURN QUERY
         SELECT l.key, claimed.applied_seq, claimed.epoch, claimed.attempts + 1, claimed.ready_at,
-               l.seq, l.name, l.payload, l.created_at
+               l.seq, l.name, l.payload, l.created_at, claimed.lost
         FROM inturn._next_commands(claim_commands.topic, claimed.key, claimed.applied_seq,
                                   CASE WHEN claimed.attempts > 0 THEN 1 ELSE max_commands END) l;
         IF NOT FOUND THEN
             key := claimed.key; applied_seq := claimed.applied_seq; epoch := claimed.epoch;
-            attempt := claimed.attempts + 1; ready_at := claimed.ready_at;
+            attempt := claimed.attempts + 1; ready_at := claimed.ready_at; lost := claimed.lost;
             RETURN NEXT;
         END IF;
     END LOOP;

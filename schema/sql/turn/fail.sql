@@ -25,6 +25,7 @@ BEGIN
             MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more',
                              epoch, key, topic);
     END IF;
+    was.lost := 0; -- whoever can say so is not lost
     RETURN inturn._record_failure(was, epoch, from_seq, failed_seq, CASE WHEN failed_seq > from_seq THEN 1 ELSE was.attempts + 1 END,
                                  error, applier, now(), verdict, retry_after);
 END

@@ -5,6 +5,7 @@
 -- transaction is open on it; or it goes idle.
 -- Locks the keys' rows in key_sequence, skipping those that a caller holds. From here to the commit the callers
 -- of these keys wait: all handlers of a transaction run before it, and nothing after it.
+-- Deferred constraints are checked first: from here on they are immediate in this transaction.
 -- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED.
 CREATE FUNCTION inturn.finish(
     topic text, keys text[], epochs bigint[], from_seqs bigint[], applied_seqs bigint[], applier text
@@ -22,6 +23,8 @@ DECLARE
     gaps boolean[];
 BEGIN
     PERFORM inturn._require_read_committed();
+    -- What they find at COMMIT would be nobody's failure; and their locks come before those of the callers.
+    SET CONSTRAINTS ALL IMMEDIATE;
 
     -- Rows are looked up one by one, in subqueries: see _end_turns.
     SELECT array_agg(s.locked ORDER BY t.position) INTO locked

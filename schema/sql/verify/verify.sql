@@ -257,7 +257,7 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
         ('epoch-order', w.epoch > w.epoch_before AND w.lo < w.lo_before),
         ('turn-order', w.ended_at < w.ended_before - interval '1 minute'),
         ('turn-malformed', w.kind = 0 AND (
-            w.outcome IN ('applied', 'retrying', 'held', 'skipped', 'cancelled') AND w.well = (w.outcome = 'applied')
+            w.outcome IN ('applied', 'retrying', 'held', 'skipped', 'cancelled', 'lost') AND w.well = (w.outcome = 'applied')
             AND w.lo > n.base AND w.hi >= CASE w.outcome WHEN 'applied' THEN w.lo ELSE w.lo - 1 END
             AND w.ended_at >= w.started_at - interval '1 minute') IS NOT TRUE),
         ('turn-malformed', w.kind = 3 AND (w.well AND w.lo = w.hi + 1 AND w.ended_at >= w.started_at - interval '1 minute') IS NOT TRUE),

@@ -7,7 +7,8 @@ SELECT s.topic, s.key,
        coalesce(t.epoch, u.epoch, 0) AS epoch,
        coalesce(m.attempts, 0) AS attempts,
        coalesce(t.empty_turns, 0) AS empty_turns,
-       m.last_error, m.failed_at, m.held_at, m.paused_at, m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until
+       m.last_error, m.failed_at, m.held_at, m.paused_at, m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until,
+       coalesce(m.lost, 0) AS lost
 FROM inturn.key_sequence s
 LEFT JOIN LATERAL (
     SELECT u.applied_seq, u.epoch FROM inturn.turn u

@@ -1,0 +1,167 @@
+"""A turn that is taken alone: its key is claimed by a short lease first, so that it is charged.
+
+Workers take keys so after a start, after a lost connection, and after a failure of which nobody can tell
+which command it was. See the SQL functions _claim_alone, _end_alone and _lose_alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.pq import TransactionStatus
+
+from inturn.applier.batch import Batch
+from inturn.applier.failure import describe
+from inturn.applier.session import session_of
+from inturn.applier.stop import Stop
+
+log = logging.getLogger("inturn.applier")
+
+#: A session that ends with one of these has ended because of what was done in it:
+#: idle_in_transaction_session_timeout, transaction_timeout.
+_OF_THE_COMMAND = {"25P03", "25P04"}
+#: The server ended it, for a reason of its own: another session crashed it; it cannot go on now.
+_LOSE_ATTEMPTS = 5
+_OF_THE_SERVER = {"57P02", "57P03"}
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """A key that was claimed alone."""
+
+    schema: str
+    topic: str
+    key: str
+    epoch: int
+    ready_at: datetime
+
+
+class TurnLost(Exception):
+    """The connection broke while a key was in hand alone; `record` says so on the next one."""
+
+    def __init__(self, alone: Alone, error: BaseException, *, closed: bool, server: str) -> None:
+        super().__init__(alone, error)
+        self.alone = alone
+        self.error = error
+        self._closed = closed
+        self._server = server
+
+    def record(self, connection: psycopg.Connection[Any]) -> None:
+        """Record what became of the turn, on a new connection.
+
+        Raises:
+            psycopg.Error: the connection or the database failed; the lease will run out.
+        """
+        state = getattr(self.error, "sqlstate", None)
+        restarted = server_of(connection) != self._server
+        error: str | None = describe(self.error)
+        if not self._closed and (state in _OF_THE_SERVER or restarted):
+            error = None
+        outcome = _lose(connection, self.alone, error, is_clear=self._closed or state in _OF_THE_COMMAND)
+        if error is not None:
+            _log(self.alone, f"the connection was lost with the command in hand ({outcome})", error)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether a statement was lost against another transaction, as by a deadlock."""
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith("40")
+
+
+def server_of(connection: psycopg.Connection[Any]) -> str:
+    """Return which run of the server a connection is to."""
+    row = (
+        session_of(connection).execute(sql.SQL("SELECT pg_postmaster_start_time()::text").format()).fetchone()
+    )
+    return row[0] if row else ""
+
+
+def take_alone(
+    connection: psycopg.Connection[Any],
+    schema: str,
+    topic: str,
+    since: datetime | str,
+    applier_id: str,
+    stop: Stop,
+    turn: Callable[[Alone], Batch],
+) -> Batch:
+    """Claim a key alone and take its turn; return what was done.
+
+    Args:
+        connection: in autocommit, with isolation level READ COMMITTED.
+        since: as for apply_batch.
+        turn: applies the commands and ends the turn, in a transaction of its own. Whatever it raises is
+            charged to the key.
+
+    Raises:
+        psycopg.Error: the claim failed; nothing was changed.
+        TurnLost: the connection broke with the key in hand.
+    """
+    row = (
+        session_of(connection)
+        .execute(
+            sql.SQL(
+                "SELECT key, epoch, ready_at, pg_postmaster_start_time()::text"
+                " FROM {}._claim_alone(%s, %s, %s)"
+            ).format(sql.Identifier(schema)),
+            (topic, since, applier_id),
+        )
+        .fetchone()
+    )
+    if row is None:
+        return Batch()
+    key, epoch, ready_at, server = row
+    if epoch is None:
+        return Batch(keys=1, hand=ready_at)
+    alone = Alone(schema, topic, key, epoch, ready_at)
+    try:
+        return turn(alone)
+    except BaseException as error:
+        if connection.closed:
+            # psycopg tells a lost one: that is broken too.
+            raise TurnLost(alone, error, closed=not connection.broken, server=server) from error
+        if stop.expired:
+            _lose(connection, alone, None, is_clear=False)
+            raise
+        if is_transient(error):
+            # Handlers' own are caught before: this was in a statement of inturn.
+            _lose(connection, alone, None, is_clear=False)
+            return Batch(keys=1, hand=ready_at)
+        text = describe(error)
+        outcome = _lose(connection, alone, text, is_clear=True)
+        _log(alone, f"command failed ({outcome})", text)
+        return Batch(keys=1, failures=1, hand=ready_at)
+
+
+def _lose(connection: psycopg.Connection[Any], alone: Alone, error: str | None, *, is_clear: bool) -> str:
+    if connection.info.transaction_status is not TransactionStatus.IDLE:
+        connection.rollback()  # a transaction that a handler has begun
+    if error is not None and connection.info.parameter_status("server_encoding") != "UTF8":
+        error = error.encode("ascii", "backslashreplace").decode("ascii")
+    query = sql.SQL("SELECT {}._lose_alone(%s, %s, %s, %s, %s)").format(sql.Identifier(alone.schema))
+    for attempt in range(_LOSE_ATTEMPTS):
+        try:
+            row = (
+                session_of(connection)
+                .execute(query, (alone.topic, alone.key, alone.epoch, error, is_clear))
+                .fetchone()
+            )
+            return row[0] if row else ""
+        except psycopg.Error as lost:
+            if not is_transient(lost) or attempt == _LOSE_ATTEMPTS - 1:
+                raise
+    return ""
+
+
+def _log(alone: Alone, what: str, error: str) -> None:
+    log.warning(
+        "%s: %s",
+        what,
+        error.partition("\n")[0][:300],
+        extra={"topic": alone.topic, "key": alone.key, "epoch": alone.epoch},
+    )

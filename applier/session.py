@@ -1,0 +1,129 @@
+"""Session: a worker's connection, so that nothing that a handler leaves in it meets the next command."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Sequence
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import tuple_row
+
+from inturn.schema.errors import InturnError
+
+#: What a session's settings are known by: of PostgreSQL's hundreds, those on which handlers depend most.
+#: It costs a few microseconds a claim.
+_SETTINGS: LiteralString = (
+    "concat_ws('|', session_user, current_user, "
+    + ", ".join(
+        f"current_setting('{name}')"
+        for name in (
+            *("search_path", "DateStyle", "IntervalStyle", "TimeZone", "session_replication_role"),
+            *("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"),
+            *("default_transaction_isolation", "default_transaction_read_only", "synchronous_commit"),
+        )
+    )
+    + ")"
+)
+SETTINGS = sql.SQL(_SETTINGS)
+
+#: Tags of statements that may leave something in the session that is put back at once; and that is not.
+_CHANGES_SETTINGS = frozenset({"SET", "RESET"})
+_LEAVES_BEHIND = frozenset(
+    {"LISTEN", "PREPARE", "DECLARE CURSOR", "LOAD", "DISCARD ALL", "DISCARD", "UNLISTEN", "DEALLOCATE"}
+)
+#: What takes a session's lock, or makes a table of the session, has this in its text.
+_LEAVING = re.compile(r"\bpg_(try_)?advisory_lock|\btemp(orary)?\b", re.IGNORECASE)
+
+
+class SessionChanged(InturnError):
+    """The session is not as it was when it was made: what ran in it has changed its settings."""
+
+
+class WatchedCursor(psycopg.Cursor[Any]):
+    """The cursor that handlers get: notes statements that leave something in the session."""
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+        result = super().execute(query, params, **options)
+        self._note(query)
+        return result
+
+    def executemany(self, query: Any, params_seq: Any, **options: Any) -> None:
+        super().executemany(query, params_seq, **options)
+        self._note(query)
+
+    def _note(self, query: object) -> None:
+        session = _sessions.get(self.connection)
+        if session is None:
+            return
+        tag = self.statusmessage or ""
+        if tag in _CHANGES_SETTINGS:
+            session.changed = True
+        elif tag in _LEAVES_BEHIND or _LEAVING.search(str(query)):
+            session.worn = True
+
+
+class Session:
+    """What inturn keeps beside a connection.
+
+    Attributes:
+        changed: a statement has changed settings since they were last put back.
+        worn: something may be left that nothing but another connection gets rid of.
+        settings: what they were at the beginning.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        # Its own cursor, with its own copy of the adapters: whatever is registered on the connection later,
+        # inturn's statements are read as they always were.
+        self._cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+        _ = self._cursor.adapters
+        connection.cursor_factory = WatchedCursor
+        self._attributes = {name: getattr(connection, name) for name in _ATTRIBUTES}
+        self.changed = False
+        self.worn = False
+        row = self._cursor.execute(sql.SQL("SELECT {}").format(SETTINGS)).fetchone()
+        self.settings: str = row[0] if row else ""
+
+    def execute(self, query: sql.Composed, parameters: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
+        return self._cursor.execute(query, parameters)
+
+    def put_back(self, connection: psycopg.Connection[Any]) -> None:
+        """Put back what a handler has changed, as far as that is seen at once.
+
+        Raises:
+            psycopg.Error: the connection is lost, or cannot put it back.
+        """
+        for name, value in self._attributes.items():
+            if getattr(connection, name) is not value:
+                setattr(connection, name, value)
+        if self.changed:
+            self.changed = False
+            self._cursor.execute("RESET SESSION AUTHORIZATION")
+            self._cursor.execute("RESET ALL")
+
+    def check(self, settings: str) -> None:
+        """Compare what the session's settings are now with what they were.
+
+        Raises:
+            SessionChanged: they differ: the connection has to be given up.
+        """
+        if settings != self.settings:
+            self.worn = True
+            raise SessionChanged(
+                "a command has left the session changed",
+                hint=f"It is given up. Its settings are {settings}, and were {self.settings}",
+            )
+
+
+_ATTRIBUTES = ("row_factory", "cursor_factory", "prepare_threshold", "server_cursor_factory")
+_sessions: weakref.WeakKeyDictionary[psycopg.Connection[Any], Session] = weakref.WeakKeyDictionary()
+
+
+def session_of(connection: psycopg.Connection[Any]) -> Session:
+    """Return what is kept beside a connection; made when it is first asked for, before any handler had it."""
+    session = _sessions.get(connection)
+    if session is None:
+        session = _sessions[connection] = Session(connection)
+    return session

@@ -1,0 +1,78 @@
+"""SqlTarget: applies the commands of a topic by a SQL function; the database does the whole batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from inturn.applier.alone import Alone, take_alone
+from inturn.applier.batch import Batch
+from inturn.applier.session import SETTINGS, SessionChanged, session_of
+from inturn.applier.stop import Stop
+
+
+class _Cut(Exception):
+    """The grace time is over: what was done is rolled back."""
+
+
+@dataclass(frozen=True, slots=True)
+class SqlTarget:
+    """A topic whose commands a SQL function applies: the database does the whole batch."""
+
+    topic: str
+    schema: str
+    applier_id: str
+    stop: Stop
+
+    def apply_batch(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> Batch:
+        """Claim ready keys, apply their commands, end their turns, all in one transaction."""
+        session = session_of(connection)
+        query = sql.SQL(
+            "SELECT keys, commands, failures, redo, hand, skipped,"
+            " extract(epoch FROM target_time)::float8, lost, {}"
+            " FROM {}.apply_batch(%s, %s, %s, %s, false)"
+        ).format(SETTINGS, sql.Identifier(self.schema))
+        with connection.transaction():
+            row = session.execute(query, (self.topic, since, max_keys, self.applier_id)).fetchone()
+            if self.stop.expired:
+                raise _Cut
+        assert row is not None  # noqa: S101 - for mypy: the function returns one row
+        *done, settings = row
+        self._look(connection, settings)
+        return Batch(*done) if done[0] else Batch()
+
+    def apply_alone(self, connection: psycopg.Connection[Any], since: datetime | str) -> Batch:
+        """Claim one ready key by a short lease and take its turn; see take_alone."""
+        return take_alone(
+            connection,
+            self.schema,
+            self.topic,
+            since,
+            self.applier_id,
+            self.stop,
+            lambda alone: self._turn_alone(connection, alone),
+        )
+
+    def _turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
+        query = sql.SQL("SELECT commands, failures, skipped, {} FROM {}._apply_alone(%s, %s, %s)").format(
+            SETTINGS, sql.Identifier(self.schema)
+        )
+        with connection.transaction():
+            row = session_of(connection).execute(query, (self.topic, alone.key, alone.epoch)).fetchone()
+            if self.stop.expired:
+                raise _Cut
+        assert row is not None  # noqa: S101 - for mypy: the function returns one row
+        commands, failures, skipped, settings = row
+        self._look(connection, settings)
+        return Batch(1, commands, failures, hand=alone.ready_at, skipped=skipped)
+
+    def _look(self, connection: psycopg.Connection[Any], settings: str) -> None:
+        """Note that the target has left the session changed: the next batch is on another one."""
+        try:
+            session_of(connection).check(settings)
+        except SessionChanged:
+            return

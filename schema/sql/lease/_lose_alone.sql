@@ -1,0 +1,37 @@
+-- Records what became of a turn that was taken alone (see _claim_alone) and was rolled back, or whose connection broke; returns
+-- the outcome. Internal to the appliers, which say it in a transaction of its own.
+--
+-- error: what it was rolled back with; NULL: by no fault of the command, so that the key is let go as it was.
+-- is_clear: it can only have been the command, so that it counts as an attempt; else see _lose_lease.
+-- No row is changed when the lease is gone: whoever has the key now has found out. When the failure of this key cannot be
+-- recorded, the key is put off (see _put_off).
+-- Locks the key's ticket, and what release locks.
+CREATE FUNCTION inturn._lose_alone(topic text, key text, epoch bigint, error text, is_clear boolean) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+AS $$
+DECLARE
+    was constant inturn.key_cursor := inturn._hold_lease(topic, key, epoch);
+    problem text;
+BEGIN
+    BEGIN
+        IF error IS NULL THEN
+            PERFORM inturn.release(topic, key, epoch);
+            RETURN 'released';
+        ELSIF is_clear THEN
+            RETURN inturn._end_alone(topic, key, epoch, was.applied_seq, error);
+        END IF;
+        RETURN inturn._lose_lease(was, error);
+    EXCEPTION WHEN OTHERS THEN
+        IF SQLSTATE LIKE '40%' THEN
+            RAISE; -- lost against another transaction: to be said again
+        END IF;
+        GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
+    END;
+    PERFORM inturn._put_off(was, concat_ws(E'\n', 'its failure could not be recorded: ' || problem, error));
+    RETURN 'put off';
+EXCEPTION WHEN SQLSTATE 'IT030' THEN
+    RETURN 'fenced';
+END
+$$;
+COMMENT ON FUNCTION inturn._lose_alone IS 'Internal to the appliers: records what became of a turn that was rolled back.';

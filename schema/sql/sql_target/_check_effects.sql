@@ -1,0 +1,17 @@
+-- Checks the deferred constraints on what was done so far in this transaction, and leaves them deferred. Internal to the
+-- appliers, after each command of a turn that is taken alone.
+--
+-- What they would say at COMMIT would be nobody's failure. The check is rolled back: so they are deferred again for
+-- the next command, and are checked once more before the commit.
+-- Locks what the constraints lock, until it returns. Raises what they raise.
+CREATE FUNCTION inturn._check_effects() RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    SET CONSTRAINTS ALL IMMEDIATE;
+    RAISE EXCEPTION USING ERRCODE = 'IT999';
+EXCEPTION WHEN SQLSTATE 'IT999' THEN
+    NULL;
+END
+$$;
+COMMENT ON FUNCTION inturn._check_effects IS 'Internal to the appliers: checks the deferred constraints, and leaves them deferred.';

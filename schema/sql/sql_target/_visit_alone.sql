@@ -1,0 +1,32 @@
+-- Takes the next ready key of a topic alone (see _claim_alone), and applies its commands. Internal to apply.
+--
+-- hand: where to claim from, and then where the claimed key was; NULL: none was ready, and careful is 0.
+-- Commits twice. Raises 57014 after the second commit when the query was cancelled: the command in hand has failed.
+CREATE PROCEDURE inturn._visit_alone(
+    topic text, INOUT hand timestamptz, applier text,
+    INOUT commands bigint, INOUT failures bigint, INOUT careful integer
+)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    claimed record;
+    turn record;
+BEGIN
+    SELECT * INTO claimed FROM inturn._claim_alone(topic, hand, applier);
+    COMMIT AND CHAIN;
+    hand := claimed.ready_at;
+    careful := CASE WHEN hand IS NULL THEN 0 ELSE careful - 1 END;
+    IF claimed.epoch IS NULL THEN
+        RETURN;
+    END IF;
+    SELECT * INTO turn FROM inturn._apply_alone(topic, claimed.key, claimed.epoch);
+    COMMIT AND CHAIN;
+    commands := commands + turn.commands;
+    failures := failures + turn.failures;
+    IF turn.cancellation IS NOT NULL THEN
+        RAISE query_canceled USING MESSAGE = turn.cancellation,
+            DETAIL = format('The next command of key %L of topic %L has failed by it, and is tried again later.', claimed.key, topic);
+    END IF;
+END
+$$;
+COMMENT ON PROCEDURE inturn._visit_alone IS 'Internal to apply: takes the next ready key of a topic alone.';
