@@ -55,7 +55,7 @@ class Outcome:
     held: int | None
     seconds: float
     cut: bool
-    error: BaseException | None
+    error: Exception | None
     skipped: int = 0
 
 
@@ -136,8 +136,7 @@ class Fleet:
                 stop=self.stop,
                 bell=self.bell,
             )
-            self._workers.append(worker)
-            self._spawn(worker.run, f"inturn-worker-{number + 1}")
+            self._spawn(worker, f"inturn-worker-{number + 1}")
         if outside:
             self._start_outside()
         if not self._drain:
@@ -235,7 +234,14 @@ class Fleet:
             raise TargetRefused(message, hint=hint)
         log.warning("%s yet. %s", message, hint)
 
-    def _spawn(self, run: Callable[[], None], name: str) -> None:
+    def _spawn(self, worker: Worker | OutsideWorker, name: str) -> None:
+        def run() -> None:
+            worker.run()
+            if worker.error is not None and not self._drain:
+                # A process that serves some of its topics no more must not look alive: its supervisor restarts it.
+                self.request_stop()
+
+        self._workers.append(worker)
         # Daemons: a handler that never returns must not keep the process after its grace.
         thread = threading.Thread(target=run, name=name, daemon=True)
         self._threads.append(thread)
@@ -259,8 +265,7 @@ class Fleet:
                 bell=self._outside_bell,
                 others_run=lambda: any(thread.is_alive() for thread in inside),
             )
-            self._workers.append(self._outside)
-            self._spawn(self._outside.run, "inturn-outside-worker")
+            self._spawn(self._outside, "inturn-outside-worker")
 
     async def _connect_async(self) -> psycopg.AsyncConnection[Any]:
         connection = await psycopg.AsyncConnection.connect(

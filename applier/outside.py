@@ -21,7 +21,7 @@ from inturn.applier.link import Link
 from inturn.applier.recorder import Recorder
 from inturn.applier.stop import LoopBell, Stop
 from inturn.applier.verdict import Hold, Retry, Skip
-from inturn.applier.worker import CHOOSE_SECONDS, FIRST_POLL_SECONDS, LAST_POLL_SECONDS, Totals
+from inturn.applier.worker import CHOOSE_SECONDS, FIRST_POLL_SECONDS, LAST_POLL_SECONDS, Totals, ended_by
 from inturn.schema.errors import Fenced, InturnError, UnknownTopic
 
 log = logging.getLogger("inturn.applier")
@@ -152,11 +152,11 @@ class OutsideWorker:
             loop.run_until_complete(self._main())
         except InturnError as error:
             self.error = error
-        except Exception as error:
+        except BaseException as error:
             if not self._stop.requested:
                 if not isinstance(error, psycopg.Error):
                     log.exception("worker failed")
-                self.error = error
+                self.error = ended_by(error)
         finally:
             self._loop = None
             loop.run_until_complete(loop.shutdown_asyncgens())

@@ -44,7 +44,11 @@ class CommandFailed(Exception):
 
 
 class Lost(Exception):
-    """An applier was lost with one of the keys in hand: they have to be taken alone."""
+    """An applier was lost with one of the keys that were claimed: they have to be taken alone."""
+
+    def __init__(self, keys: int) -> None:
+        super().__init__(keys)
+        self.keys = keys
 
 
 class Redo(Exception):

@@ -67,8 +67,8 @@ class PythonTarget:
                 self._apply(connection, turns)
                 seconds = time.monotonic() - started_at
                 self._end(connection, turns)
-        except Lost:
-            return Batch(keys=len(turns), redo=True, lost=True)
+        except Lost as lost:
+            return Batch(keys=lost.keys, redo=True, lost=True)
         except Redo:
             return Batch(keys=len(turns), redo=True)
         except psycopg.DatabaseError as error:
@@ -204,7 +204,7 @@ class PythonTarget:
         turns: dict[str, Turn] = {}
         for key, applied_seq, epoch, attempt, ready_at, seq, name, payload, created_at, lost, _ in rows:
             if lost:
-                raise Lost
+                raise Lost(len({row[0] for row in rows}))
             turn = turns.get(key)
             if turn is None:
                 turn = turns[key] = Turn(key, applied_seq, epoch, attempt, ready_at, done_seq=applied_seq)
@@ -298,6 +298,8 @@ class PythonTarget:
         )
 
     def _check_transaction(self, connection: psycopg.Connection[Any], order: Order) -> None:
+        if connection.closed:
+            raise psycopg.OperationalError("the handler closed the connection, or it was lost")
         status = connection.info.transaction_status
         if status is TransactionStatus.INERROR:
             raise psycopg.errors.InFailedSqlTransaction(

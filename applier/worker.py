@@ -72,6 +72,21 @@ class Totals:
     skipped: int = 0
 
 
+class WorkerEnded(InturnError):
+    """A worker was ended by what is no error of its own: a SystemExit, a KeyboardInterrupt, a bare BaseException."""
+
+
+def ended_by(error: BaseException) -> Exception:
+    """Return what ended a worker, as an error that makes a non-zero exit."""
+    if isinstance(error, Exception):
+        return error
+    ended = WorkerEnded(
+        f"a worker was ended by {type(error).__name__}: {error}", hint="See the log for where"
+    )
+    ended.__cause__ = error
+    return ended
+
+
 class Worker:
     """One connection's worth of applying. `run` is what a thread runs."""
 
@@ -124,7 +139,7 @@ class Worker:
         self._lost: TurnLost | None = None
         self.totals = Totals()
         #: Why the worker ended before it should have; None while it runs and after a good end.
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
     def run(self) -> None:
         """Apply until stopped, or with drain until nothing is ready. Never raises: see `error`."""
@@ -134,7 +149,7 @@ class Worker:
         except BaseException as error:
             if not self._stop.expired:
                 log.exception("worker failed")
-                self.error = error
+                self.error = ended_by(error)
 
     def _run_once(self) -> bool:
         """Apply on one connection; return whether to go on with another."""
@@ -307,7 +322,8 @@ class Worker:
                 if not is_transient(error):
                     raise
                 return Batch(keys=1, redo=True, lost=True)
-            self._careful[topic] = careful - 1 if batch.keys else 0
+            if batch.keys:
+                self._careful[topic] = careful - 1
             return batch
         try:
             batch = target.apply_batch(connection, hand, max_keys)

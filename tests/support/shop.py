@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Literal
 
 import psycopg
@@ -204,11 +204,16 @@ def apply_all(database: Database, handlers: Applier | None = None, **options: An
 
 @contextmanager
 def at_work(
-    database: Database, handlers: Applier | None = None, *, dsn: str | None = None, **options: Any
+    database: Database,
+    handlers: Applier | None = None,
+    *,
+    dsn: str | None = None,
+    steady: bool = True,
+    **options: Any,
 ) -> Iterator[Fleet]:
-    """Run a fleet of this process as a daemon while the block runs."""
+    """Run a fleet of this process as a daemon while the block runs; steady: as if it had run for a while."""
     fleet = Fleet(dsn or database.dsn, handlers or handlers_of(database), **options)
-    with _steady():
+    with _steady() if steady else nullcontext():
         fleet.start()
     try:
         yield fleet

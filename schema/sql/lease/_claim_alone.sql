@@ -1,4 +1,5 @@
--- Claims one ready key by a short lease, for a turn that is taken in a transaction of its own; no row: none is ready.
+-- Claims one ready key by a short lease, for a turn that is taken in a transaction of its own; no row: none is ready, or it
+-- cannot be now.
 -- Internal to the appliers.
 --
 -- So appliers take keys after a start, after a lost connection and after a failure that nobody can tell the cause of: once
@@ -20,6 +21,18 @@ DECLARE
 BEGIN
     SELECT * INTO claimed FROM inturn.claim(topic, since, 1) c;
     IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    -- A key that was lost has no company in its process: neither begins while the other is in hand.
+    IF EXISTS (SELECT FROM inturn.key_mark m
+               WHERE m.lease_until > clock_timestamp() AND (claimed.lost OR m.lost > 0)
+                 AND inturn._process_of(m.claimed_by) = inturn._process_of(applier)) THEN
+        IF claimed.lost THEN
+            UPDATE inturn.ticket t SET ready_at = clock_timestamp() + interval '50 ms'
+            WHERE t.topic = _claim_alone.topic AND t.key = claimed.key AND t.epoch = claimed.epoch - 1;
+            key := claimed.key; ready_at := claimed.ready_at;
+            RETURN NEXT;
+        END IF;
         RETURN;
     END IF;
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = _claim_alone.topic;

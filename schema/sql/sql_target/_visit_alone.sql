@@ -1,7 +1,7 @@
 -- Takes the next ready key of a topic alone (see _claim_alone), and applies its commands. Internal to apply.
 --
 -- hand: where to claim from, and then where the claimed key was; NULL: none was ready, and careful is 0.
--- Commits twice. Raises 57014 after the second commit when the query was cancelled: the command in hand has failed.
+-- Commits twice or more. Raises 57014 after the second commit when the query was cancelled: the command in hand has failed.
 CREATE PROCEDURE inturn._visit_alone(
     topic text, INOUT hand timestamptz, applier text,
     INOUT commands bigint, INOUT failures bigint, INOUT careful integer
@@ -11,6 +11,7 @@ AS $$
 DECLARE
     claimed record;
     turn record;
+    problem text; state text;
 BEGIN
     SELECT * INTO claimed FROM inturn._claim_alone(topic, hand, applier);
     COMMIT AND CHAIN;
@@ -19,8 +20,19 @@ BEGIN
     IF claimed.epoch IS NULL THEN
         RETURN;
     END IF;
-    SELECT * INTO turn FROM inturn._apply_alone(topic, claimed.key, claimed.epoch);
+    BEGIN
+        SELECT * INTO turn FROM inturn._apply_alone(topic, claimed.key, claimed.epoch);
+    EXCEPTION WHEN OTHERS THEN
+        GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT, state = RETURNED_SQLSTATE;
+    END;
     COMMIT AND CHAIN;
+    IF state IS NOT NULL THEN
+        -- The turn itself could not be ended. Lost against another transaction, the key is let go as it was.
+        PERFORM inturn._lose_alone(topic, claimed.key, claimed.epoch, CASE WHEN state NOT LIKE '40%' THEN problem END, true);
+        COMMIT AND CHAIN;
+        failures := failures + 1;
+        RETURN;
+    END IF;
     commands := commands + turn.commands;
     failures := failures + turn.failures;
     IF turn.cancellation IS NOT NULL THEN

@@ -1,0 +1,141 @@
+"""P5: one command that fails in whatever way costs the others nothing, and has its own error."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import psycopg
+import pytest
+from support import bad_company, shop
+from support.bad_company import IN_PYTHON, IN_SQL, innocent_and_charged, is_healed, prepare
+from support.database import Database, until
+from support.process import run_apply
+
+from inturn.applier import Applier, Fleet
+from inturn.applier.worker import WorkerEnded
+
+
+def _assert_charged(database: Database, fault: bad_company.Fault) -> None:
+    """The bad key has its own error and ended as it should; nobody else was charged."""
+    bad = "SELECT inturn.key_state(c), attempts, last_error FROM inturn.key_cursor c WHERE key = 'bad'"
+    if fault.state == "put off":
+        until(lambda: database.value("SELECT empty_turns FROM inturn.ticket WHERE key = 'bad'"), "put off")
+    else:
+        until(lambda: database.execute(bad)[0][0] == "held", "held", 60)
+        assert database.execute(bad)[0][1] == bad_company.ATTEMPTS
+    assert fault.error in database.execute(bad)[0][2]
+    assert innocent_and_charged(database) == []
+    # What a COMMIT of its own kept is its author's: the others of it left nothing.
+    assert database.value("SELECT count(*) FROM bad.witness WHERE key = 'bad'") <= int(
+        "ended" in fault.error or not fault.error
+    )
+    if fault.state != "put off":
+        assert database.execute("SELECT v.* FROM inturn.topic t, inturn.verify(t.name) v") == []
+
+
+@pytest.mark.parametrize(("steady", "workers"), [(True, 3), (False, 1)], ids=["at work", "just started"])
+@pytest.mark.parametrize("kind", IN_PYTHON)
+def test_p5_whatever_goes_wrong_in_a_handler_is_charged_to_its_command(
+    database: Database, kind: str, workers: int, *, steady: bool
+) -> None:
+    fault = IN_PYTHON[kind]
+    prepare(database, fault, target="python")
+    with (
+        _other_lock(database),
+        shop.at_work(database, bad_company.handlers(fault), workers=workers, steady=steady) as fleet,
+    ):
+        until(lambda: is_healed(database), "the healthy keys")
+        _assert_charged(database, fault)
+        assert fleet.running
+    assert all(worker.error is None for worker in fleet._workers)
+
+
+@pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
+@pytest.mark.parametrize("kind", IN_SQL)
+def test_p5_whatever_goes_wrong_in_a_sql_target_is_charged_to_its_command(
+    database: Database, kind: str, *, steady: bool
+) -> None:
+    fault = IN_SQL[kind]
+    prepare(database, fault, target="sql")
+    with _other_lock(database), shop.at_work(database, Applier(), workers=2, steady=steady):
+        until(lambda: is_healed(database), "the healthy keys")
+        _assert_charged(database, fault)
+
+
+@pytest.mark.parametrize("careful_keys", [0, 20])
+@pytest.mark.parametrize("kind", IN_SQL)
+def test_p5_whatever_goes_wrong_under_call_is_charged_to_its_command(
+    database: Database, kind: str, careful_keys: int
+) -> None:
+    fault = IN_SQL[kind]
+    prepare(database, fault, target="sql")
+
+    def call(careful: int) -> bool:
+        with psycopg.connect(database.dsn, autocommit=True) as session:
+            session.execute(f"SET inturn.careful_keys = {careful}")
+            # A cancel ends the call once it is charged; what ends it before, the next one finds out.
+            with suppress(psycopg.errors.QueryCanceled, psycopg.errors.RaiseException):
+                session.execute("CALL inturn.apply()")
+        return True
+
+    with _other_lock(database):
+        call(careful_keys)
+        until(lambda: call(20) and is_healed(database), "the healthy keys")
+        until(lambda: call(20) and _is_charged(database, fault), "the bad one")
+        _assert_charged(database, fault)
+
+
+def _is_charged(database: Database, fault: bad_company.Fault) -> bool:
+    if fault.state == "put off":
+        return bool(database.value("SELECT empty_turns FROM inturn.ticket WHERE key = 'bad'"))
+    return bool(database.value("SELECT held_at FROM inturn.key_cursor WHERE key = 'bad'"))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_p5_a_command_that_kills_its_process_is_held_and_the_others_go_on(
+    database: Database, workers: int
+) -> None:
+    """A supervisor starts it again and again: it is not the one key for ever that it dies of."""
+    prepare(database, bad_company.Fault(""), target="python")
+    starts = 0
+    while not database.value("SELECT held_at FROM inturn.key_cursor WHERE key = 'bad'"):
+        starts += 1
+        assert starts < 12, "died of it again and again"
+        until(
+            lambda: database.value(
+                "SELECT ready_at <= clock_timestamp() OR held_at IS NOT NULL"
+                " FROM inturn.key_cursor WHERE key = 'bad'"
+            ),
+            "the end of its lease",
+        )
+        run_apply(
+            database.dsn, "--drain", "--workers", str(workers), app="support.bad_company:applier_that_dies"
+        )
+    run_apply(database.dsn, "--drain", app="support.bad_company:applier_that_dies")
+    assert is_healed(database)
+    assert innocent_and_charged(database) == []
+    assert "the lease of" in database.value("SELECT last_error FROM inturn.key_cursor WHERE key = 'bad'")
+    assert database.value("SELECT count(*) FROM bad.witness WHERE key = 'bad'") == 0
+
+
+def _other_lock(database: Database) -> psycopg.Connection[tuple[object, ...]]:
+    """Hold the lock that the fault with a lock_timeout waits for."""
+    connection = psycopg.connect(database.dsn, options="-c idle_in_transaction_session_timeout=0")
+    connection.execute("SELECT pg_advisory_xact_lock(77)")
+    return connection
+
+
+def test_a_worker_that_ends_unasked_is_an_error_whatever_ended_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("inturn.applier.worker.Worker._serve", interrupt)
+    shop.open_shop(database)
+    fleet = Fleet(database.dsn, shop.applier)
+    fleet.start()
+    assert fleet.wait(30)
+    error = fleet.end(0).error
+    assert isinstance(error, WorkerEnded)
+    assert isinstance(error.__cause__, KeyboardInterrupt)

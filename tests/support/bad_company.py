@@ -1,0 +1,225 @@
+"""One bad key beside healthy ones, of its topic and of another: every way to go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from inturn.applier import Applier, Command
+from support.database import Database
+
+#: The keys beside the bad one, in its topic and in the other.
+HEALTHY, OTHERS = 30, 10
+ATTEMPTS = 2
+
+_SCHEMA = """
+    CREATE SCHEMA bad;
+    CREATE TABLE bad.parent (id integer PRIMARY KEY);
+    CREATE TABLE bad.child (parent integer REFERENCES bad.parent DEFERRABLE INITIALLY DEFERRED);
+    CREATE TABLE bad.single (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED);
+    INSERT INTO bad.single VALUES (1);
+    CREATE TABLE bad.late (n integer);
+    CREATE FUNCTION bad.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE EXCEPTION 'refused at the commit'; END $$;
+    CREATE CONSTRAINT TRIGGER late AFTER INSERT ON bad.late DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION bad.refuse();
+    CREATE TABLE bad.witness (
+        id bigserial PRIMARY KEY, topic text NOT NULL, key text NOT NULL, seq bigint NOT NULL,
+        UNIQUE (topic, key, seq));
+    CREATE FUNCTION bad.refuse_turn() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE EXCEPTION 'nothing can be written of %', NEW.key; END $$;
+"""
+_SQL_TARGET = """
+    CREATE FUNCTION bad.apply(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO bad.witness (topic, key, seq) VALUES (command.topic, command.key, command.seq);
+        IF command.key = 'bad' THEN
+            %s
+        END IF;
+    END $$;
+"""
+_Effect = Callable[[psycopg.Connection[Any], Command], object]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way to go wrong.
+
+    Attributes:
+        error: what the key's error says, in part.
+        python: what the handler of the bad key does; None: it has no part in it.
+        sql: the same, of a SQL target.
+        payload: of the bad command.
+        before: SQL that is run once the topics are there.
+        session: settings of the database.
+        state: what becomes of the key.
+    """
+
+    error: str
+    python: _Effect | None = None
+    sql: str | None = None
+    payload: str = "{}"
+    before: str = ""
+    session: str = ""
+    state: str = "held"
+
+
+def _runs(statement: str) -> _Effect:
+    def effect(connection: psycopg.Connection[Any], _: Command) -> None:
+        connection.execute(statement)
+
+    return effect
+
+
+def _raises(error: BaseException) -> _Effect:
+    def effect(_connection: psycopg.Connection[Any], _command: Command) -> None:
+        raise error
+
+    return effect
+
+
+async def _async_body() -> None: ...
+
+
+def _generator_body() -> Any:
+    yield
+
+
+def _both(statement: str, error: str, **more: Any) -> Fault:
+    return Fault(error, _runs(statement), f"{statement};", **more)
+
+
+_SLEEP = "SELECT pg_sleep(60)"
+#: Kinds that Python handlers and SQL targets share.
+SHARED = {
+    "a deferred foreign key": _both("INSERT INTO bad.child VALUES (7)", "child_parent_fkey"),
+    "a deferred unique constraint": _both("INSERT INTO bad.single VALUES (1)", "single_n_key"),
+    "a trigger that raises at COMMIT": _both("INSERT INTO bad.late VALUES (1)", "refused at the commit"),
+    "its own cancel": Fault(
+        "canceling statement",
+        _runs("SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(60)"),
+        "PERFORM pg_cancel_backend(pg_backend_pid()), pg_sleep(60);",
+    ),
+    "a lock_timeout": Fault(
+        "lock timeout",
+        _runs("SELECT pg_advisory_xact_lock(77)"),
+        "PERFORM pg_advisory_xact_lock(77);",
+        session="lock_timeout = '50 ms'",
+    ),
+    "nothing can be written of it": Fault(
+        "nothing can be written of bad",
+        _runs("SELECT 1"),
+        "NULL;",
+        before="CREATE TRIGGER refuse BEFORE INSERT ON inturn.turn FOR EACH ROW WHEN (NEW.key = 'bad')"
+        " EXECUTE FUNCTION bad.refuse_turn()",
+        state="put off",
+    ),
+}
+IN_PYTHON = {
+    **SHARED,
+    "a statement_timeout": Fault("statement timeout", _runs(_SLEEP), session="statement_timeout = '1 s'"),
+    "an idle_in_transaction_session_timeout": Fault(
+        "idle-in-transaction timeout",
+        lambda _connection, _command: _wait(0.6),
+        session="idle_in_transaction_session_timeout = '300 ms'",
+    ),
+    "a number that Python cannot read": Fault("digits", payload='{"n": 1e5000}'),
+    "a payload nested too deep": Fault("RecursionError", payload="[" * 5000 + "]" * 5000),
+    "close": Fault("closed", lambda connection, _: connection.close()),
+    "the end of its own session": Fault("", _runs("SELECT pg_terminate_backend(pg_backend_pid())")),
+    "COMMIT": Fault("", _runs("COMMIT")),
+    "ROLLBACK": Fault("ended the transaction", _runs("ROLLBACK")),
+    "COMMIT and BEGIN": Fault("", _runs("COMMIT; BEGIN")),
+    "inturn's own rows changed": Fault("fenced off", _runs("DELETE FROM inturn.ticket WHERE key = 'bad'")),
+    **{
+        f"a {type(error).__name__}": Fault(type(error).__name__, _raises(error))
+        for error in (asyncio.CancelledError(), KeyboardInterrupt(), GeneratorExit(), BaseException("bare"))
+    },
+    "SystemExit": Fault("SystemExit", _raises(SystemExit(0))),
+    "a coroutine": Fault("did not run", lambda _connection, _command: _async_body()),
+    "a generator": Fault("did not run", lambda _connection, _command: _generator_body()),
+}
+IN_SQL = {name: fault for name, fault in SHARED.items() if fault.sql is not None}
+
+
+def _wait(seconds: float) -> None:
+    """Be busy elsewhere for so long, with the transaction open: that is what this fault is."""
+    import time
+
+    time.sleep(seconds)
+
+
+def prepare(database: Database, fault: Fault, *, target: str) -> None:
+    """Create the topics `bad` and `other`, and append to the bad key and the healthy ones."""
+    database.execute(_SCHEMA)
+    if target == "sql":
+        database.execute(_SQL_TARGET % fault.sql)
+    name = "python" if target == "python" else "sql:bad.apply"
+    for topic in ("bad", "other"):
+        database.execute(
+            f"SELECT inturn.create_topic('{topic}', '{name}', max_attempts => {ATTEMPTS},"
+            " backoff_base => '10 ms', backoff_cap => '10 ms')"
+        )
+    if fault.session:
+        database.execute(f"ALTER DATABASE {database.name} SET {fault.session}")
+    database.execute("SELECT inturn.append('bad', 'bad', 'insert', %s::jsonb)", [fault.payload])
+    for topic, count in (("bad", HEALTHY), ("other", OTHERS)):
+        database.execute(
+            "SELECT inturn.append_many(%s, array_agg('k' || n), array_agg('insert'::text))"
+            " FROM generate_series(1, %s) n",
+            [topic, count],
+        )
+    if fault.before:
+        database.execute(fault.before)
+
+
+def handlers(fault: Fault) -> Applier:
+    """Return handlers that write each effect, and do what is wrong on the bad key."""
+    applier = Applier()
+
+    def apply(connection: psycopg.Connection[Any], command: Command) -> object:
+        connection.execute(
+            "INSERT INTO bad.witness (topic, key, seq) VALUES (%s, %s, %s)",
+            (command.topic, command.key, command.seq),
+        )
+        return fault.python(connection, command) if command.key == "bad" and fault.python else None
+
+    for topic in ("bad", "other"):
+        applier.handler(topic)(apply)
+    return applier
+
+
+def is_healed(database: Database) -> bool:
+    """Return whether every healthy command took effect."""
+    done: int = database.value("SELECT count(*) FROM bad.witness WHERE key <> 'bad'")
+    return done == HEALTHY + OTHERS
+
+
+def innocent_and_charged(database: Database) -> list[tuple[Any, ...]]:
+    """Return the healthy keys that have an attempt, or are held."""
+    return database.execute(
+        "SELECT topic, key, attempts, last_error FROM inturn.key_mark"
+        " WHERE key <> 'bad' AND (attempts > 0 OR held_at IS NOT NULL)"
+        " UNION ALL SELECT topic, key, 0, error FROM inturn.turn"
+        " WHERE key <> 'bad' AND outcome NOT IN ('applied', 'idle', 'lost')"
+    )
+
+
+def die(connection: psycopg.Connection[Any], command: Command) -> None:
+    """The handler of the process that dies."""
+    connection.execute(
+        "INSERT INTO bad.witness (topic, key, seq) VALUES (%s, %s, %s)",
+        (command.topic, command.key, command.seq),
+    )
+    if command.key == "bad":
+        os.kill(os.getpid(), 9)
+
+
+applier_that_dies = Applier()
+for _topic in ("bad", "other"):
+    applier_that_dies.handler(_topic)(die)
