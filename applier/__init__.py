@@ -6,7 +6,7 @@ from inturn.applier.effect import Timeouts
 from inturn.applier.fleet import Fleet, Outcome
 from inturn.applier.handlers import Applier, Handler, NoHandler, OutsideHandler
 from inturn.applier.turn import HandlerBrokeTransaction
-from inturn.applier.verdict import Hold, Retry, Skip, Verdict
+from inturn.applier.verdict import Hold, Outage, Retry, Skip, Verdict
 
 __all__ = [
     "Applier",
@@ -17,6 +17,7 @@ __all__ = [
     "HandlerBrokeTransaction",
     "Hold",
     "NoHandler",
+    "Outage",
     "Outcome",
     "OutsideHandler",
     "Retry",

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import psycopg
 
+from inturn.applier.breaker import Breaker
+
 #: The clock hand before the first claim: start from the oldest ready key.
 OLDEST = "-infinity"
 
@@ -42,6 +44,9 @@ class Target(Protocol):
 
     @property
     def topic(self) -> str: ...
+
+    @property
+    def breaker(self) -> Breaker: ...
 
     def apply_batch(
         self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int

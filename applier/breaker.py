@@ -1,32 +1,43 @@
-"""Breaker: keeps a service that does not answer from being asked by more than one key at a time."""
+"""Breaker: keeps what does not answer from being asked by more than one key at a time."""
 
 from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
+
+from inturn.schema.errors import InturnError
 
 log = logging.getLogger("inturn.applier")
 
-#: So many failures in a row, over all keys of a topic, open its breaker.
+#: Failures of so many different keys in a row, with no success between them, open a topic's breaker.
 OPENING_FAILURES = 5
 #: The pause before the first probe; doubled up to the second; of each, half to the whole.
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 30.0
 
 
+class TargetDown(InturnError):
+    """A topic was not drained: what its commands need is down."""
+
+
 class Breaker:
     """Of one topic. Closed: as many keys at a time as its limit allows. Open: one, after a pause.
 
+    Threads may share one.
+
     Attributes:
-        open: whether the service is taken to be down.
+        open: whether what its commands need is taken to be down.
         probed: whether a probe has failed since it was opened.
     """
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str = "") -> None:
         self._topic = topic
-        self._failures = 0
+        self._lock = threading.Lock()
+        self._failed: set[str] = set()
         self._pause = FIRST_PAUSE_SECONDS
         self._probe_at = 0.0
+        self._prober: int | None = None
         self.open = False
         self.probed = False
 
@@ -40,32 +51,55 @@ class Breaker:
         """Return how long it pauses still; None while closed."""
         return max(self._probe_at - time.monotonic(), 0.0) if self.open else None
 
+    def begin_probe(self) -> bool:
+        """Return whether this thread may take a key now, while it is open; then `end_probe` has to follow."""
+        with self._lock:
+            if self._prober is not None or time.monotonic() < self._probe_at:
+                return False
+            self._prober = threading.get_ident()
+            return True
+
+    def end_probe(self) -> None:
+        with self._lock:
+            self._prober = None
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether this thread has the probe."""
+        return self._prober == threading.get_ident()
+
     def succeeded(self) -> None:
-        """Learn that the service answered."""
-        if self.open:
-            log.info("answers again", extra={"topic": self._topic})
-        self._failures = 0
-        self.open = self.probed = False
-        self._pause = FIRST_PAUSE_SECONDS
+        """Learn that a command took effect, or failed for a reason of its own."""
+        if not self.open and not self._failed:
+            return
+        with self._lock:
+            if self.open:
+                log.info("answers again", extra={"topic": self._topic})
+            self._failed.clear()
+            self.open = self.probed = False
+            self._pause = FIRST_PAUSE_SECONDS
 
-    def failed(self, *, probe: bool) -> bool:
-        """Learn that it did not; return whether that counts as an attempt of the command.
+    def failed(self, key: str, *, probe: bool) -> bool:
+        """Learn that a command of a key failed; return whether that counts as an attempt of it.
 
-        What was under way when the breaker opened does not: B was down, the command was not at fault.
+        What was under way when the breaker opened does not: the command was not at fault.
         """
-        if self.open and not probe:
-            return False
-        self._failures += 1
-        if self._failures >= OPENING_FAILURES:
+        with self._lock:
+            if self.open and not probe:
+                return False
+            self._failed.add(key)
             if self.open:
                 self.probed = True
                 self._pause = min(self._pause * 2, LAST_PAUSE_SECONDS)
+            elif len(self._failed) < OPENING_FAILURES:
+                return True
             pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
             self._probe_at = time.monotonic() + pause
             if not self.open:
                 log.warning(
-                    "does not answer: probed with one key at a time until it does",
+                    "commands of %d keys failed in a row: one key at a time is tried until one succeeds",
+                    len(self._failed),
                     extra={"topic": self._topic},
                 )
             self.open = True
-        return True
+            return True

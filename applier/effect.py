@@ -98,8 +98,10 @@ class HandlerEffect:
     def _call(self, command: Command) -> Failed | None:
         try:
             self.applier.find_outside(command)(command)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises fails its command
-            return Failed(describe(error), asked(error))
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises fails its command
+            asks = asked(error)
+            # An error that nobody has judged may be the world's.
+            return Failed(describe(error), asks, outage=asks.sqlstate is None)
         return None
 
     async def tidy(self) -> None: ...

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 
 from inturn.applier.batch import Target
+from inturn.applier.breaker import Breaker
 from inturn.applier.effect import Effect, HandlerEffect, Timeouts
 from inturn.applier.handlers import Applier
 from inturn.applier.listener import Listener
@@ -106,6 +107,7 @@ class Fleet:
         self._outside: OutsideWorker | None = None
         self._outside_lock = threading.Lock()
         self._refused: set[str] = set()
+        self._breakers: dict[str, Breaker] = {}
         self._workers: list[Worker | OutsideWorker] = []
         self._threads: list[threading.Thread] = []
         self._started_at = 0.0
@@ -238,7 +240,7 @@ class Fleet:
         def run() -> None:
             worker.run()
             if worker.error is not None and not self._drain:
-                # A process that serves some of its topics no more must not look alive: its supervisor restarts it.
+                # A process that serves a part no more must not look alive: its supervisor starts it again.
                 self.request_stop()
 
         self._workers.append(worker)
@@ -381,14 +383,20 @@ class Fleet:
     def _target(self, topic: str, target: str, applier_id: str) -> Target | None:
         """Return what applies a topic here in a transaction, None when that is another's work."""
         if target.startswith("sql:"):
-            return SqlTarget(topic, self._schema, applier_id, self.stop)
+            return SqlTarget(topic, self._schema, applier_id, self.stop, self._breaker(topic))
         if (
             self._applier is not None
             and topic in self._applier.topics
             and not self._applier.is_outside(topic)
         ):
-            return PythonTarget(topic, self._applier, self.stop, self._schema, applier_id)
+            return PythonTarget(
+                topic, self._applier, self.stop, self._schema, applier_id, self._breaker(topic)
+            )
         return None
+
+    def _breaker(self, topic: str) -> Breaker:
+        """Return the topic's breaker, which the workers share."""
+        return self._breakers.setdefault(topic, Breaker(topic))
 
     def _outside_targets(
         self, rows: list[tuple[str, str, int]], *, strict: bool = False

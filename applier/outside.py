@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from inturn.applier.breaker import Breaker
+from inturn.applier.breaker import Breaker, TargetDown
 from inturn.applier.effect import Effect, Failed, LeaseOver, in_thread
 from inturn.applier.leases import Kept, Lease, Leases, Order, Step
 from inturn.applier.link import Link
@@ -34,10 +34,6 @@ KEEP_SECONDS = 0.05
 REFUSED_SECONDS = 1.0
 _CHECK_STOP_SECONDS = 0.25
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class TargetDown(InturnError):
-    """A topic was not drained: what it is posted to does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,7 +424,7 @@ class OutsideWorker:
 
     async def _fail(self, lane: _Lane, work: _Work, order: Order, failed: Failed) -> None:
         if failed.outage:
-            if not lane.breaker.failed(probe=work.probe):
+            if not lane.breaker.failed(order.key, probe=work.probe):
                 await self._record(work, release=True)
                 return
         else:

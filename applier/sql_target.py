@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ from psycopg import sql
 
 from inturn.applier.alone import Alone, take_alone
 from inturn.applier.batch import Batch
+from inturn.applier.breaker import Breaker
 from inturn.applier.session import SETTINGS, SessionChanged, session_of
 from inturn.applier.stop import Stop
 
@@ -27,6 +28,7 @@ class SqlTarget:
     schema: str
     applier_id: str
     stop: Stop
+    breaker: Breaker = field(default_factory=Breaker)
 
     def apply_batch(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> Batch:
         """Claim ready keys, apply their commands, end their turns, all in one transaction."""

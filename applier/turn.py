@@ -90,7 +90,7 @@ def log_failure(turn: Turn, failed: Order) -> None:
         what, level = "command skipped by its handler", logging.INFO
     elif turn.outcome == "held" and turn.asked.hold:
         what = "key held by its handler"
-    elif turn.outcome == "retrying" and turn.asked.sqlstate:
+    elif turn.outcome == "retrying" and turn.asked.sqlstate and not turn.asked.outage:
         what, level = "command put off by its handler", logging.INFO
     log.log(
         level,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -14,14 +14,15 @@ from psycopg.pq import TransactionStatus
 
 from inturn.applier.alone import Alone, take_alone
 from inturn.applier.batch import Batch
+from inturn.applier.breaker import Breaker
 from inturn.applier.command import Command, read_payload
 from inturn.applier.failure import describe
-from inturn.applier.handlers import Applier
+from inturn.applier.handlers import Applier, NoHandler
 from inturn.applier.session import SETTINGS, session_of
 from inturn.applier.stop import Stop
 from inturn.applier.turn import CommandFailed, HandlerBrokeTransaction, Lost, Order, Redo, Turn, log_failure
 from inturn.applier.unrun import refuse_unrun
-from inturn.applier.verdict import NOTHING, asked
+from inturn.applier.verdict import NOTHING, Asked, Outage, asked
 from inturn.schema.errors import Fenced
 
 log = logging.getLogger("inturn.applier")
@@ -32,6 +33,8 @@ LONGEST_TURN_SECONDS = 1.0
 #: Of a key that is taken alone, at most so many commands: each has a savepoint of its own, and more than 64
 #: of them slow down every other session.
 MOST_COMMANDS_ALONE = 50
+#: How long a command waits that no handler takes, while another process serves the topic.
+NO_HANDLER_WAIT = "5 seconds"
 _NEVER = float("inf")
 
 
@@ -44,6 +47,7 @@ class PythonTarget:
     stop: Stop
     schema: str
     applier_id: str
+    breaker: Breaker = field(default_factory=Breaker)
 
     def apply_batch(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> Batch:
         """Claim ready keys, apply their commands, end their turns, all in one transaction.
@@ -80,9 +84,7 @@ class PythonTarget:
             # The claim went with the transaction: the failure is recorded in one of its own.
             turn = next(turn for turn in turns if turn.key == error.key)
             self._fail_alone(connection, turn, error)
-        for turn in turns:
-            if turn.failed is not None:
-                log_failure(turn, turn.failed)
+        self._tell(turns)
         return Batch(
             keys=len(turns),
             commands=sum(turn.done_seq - turn.applied_seq for turn in turns),
@@ -116,14 +118,12 @@ class PythonTarget:
                     with connection.transaction():
                         self._run(connection, turn, [order], _NEVER, check=True)
                 except CommandFailed as failure:
-                    error = failure.__cause__ or failure
-                    turn.failed, turn.error, turn.asked = order, describe(error), asked(error)
+                    self._judge(connection, turn, order, failure.__cause__ or failure)
                 except psycopg.errors.InvalidSavepointSpecification as error:
                     raise self._broke(order) from error
             seconds = time.monotonic() - started_at
             self._end_alone(connection, turn)
-        if turn.failed is not None:
-            log_failure(turn, turn.failed)
+        self._tell([turn])
         return Batch(
             keys=1,
             commands=turn.done_seq - turn.applied_seq,
@@ -141,11 +141,11 @@ class PythonTarget:
             .execute(
                 sql.SQL(
                     "SELECT c.applied_seq, c.attempts + 1, l.seq, l.name, l.payload::text, l.created_at"
-                    " FROM {}._hold_lease(%s, %s, %s) c LEFT JOIN LATERAL {}._next_commands("
-                    "c.topic, c.key, c.applied_seq,"
-                    " CASE WHEN c.attempts > 0 OR c.lost > 0 THEN 1 ELSE %s END) l"
+                    " FROM {0}._hold_lease(%s, %s, %s) c JOIN {0}.topic t ON t.name = c.topic"
+                    " LEFT JOIN LATERAL {0}._next_commands(c.topic, c.key, c.applied_seq, CASE"
+                    " WHEN c.attempts > 0 OR c.lost > 0 THEN 1 ELSE least(t.batch_commands, %s) END) l"
                     " ON true"
-                ).format(schema, schema),
+                ).format(schema),
                 (self.topic, alone.key, alone.epoch, MOST_COMMANDS_ALONE),
             )
             .fetchall()
@@ -234,9 +234,7 @@ class PythonTarget:
                     self._run(connection, turn, orders, leave_at, check=True)
             except CommandFailed as failure:
                 turn.done_seq = turn.applied_seq
-                turn.failed = failure.order
-                error = failure.__cause__ or failure
-                turn.error, turn.asked = describe(error), asked(error)
+                self._judge(connection, turn, failure.order, failure.__cause__ or failure)
                 # The second run has to reach the failed command, or its failure would not be recorded.
                 orders, leave_at = orders[: failure.index], _NEVER
             except psycopg.errors.InvalidSavepointSpecification as error:
@@ -247,6 +245,45 @@ class PythonTarget:
                     # record its failure would pass over those in between.
                     turn.failed = None
                 return
+
+    def _tell(self, turns: list[Turn]) -> None:
+        """Log the failures of turns that were committed, and tell the breaker that commands took effect."""
+        for turn in turns:
+            if turn.failed is not None:
+                log_failure(turn, turn.failed)
+        if any(turn.done_seq > turn.applied_seq for turn in turns):
+            self.breaker.succeeded()
+
+    def _judge(
+        self, connection: psycopg.Connection[Any], turn: Turn, order: Order, error: BaseException
+    ) -> None:
+        """Note that a command failed, and what becomes of it."""
+        turn.failed, turn.error, turn.asked = order, describe(error), asked(error)
+        if isinstance(error, NoHandler):
+            if self._has_others(connection):
+                # A deployment is under way: another process may know the command.
+                turn.asked = Asked(Outage.sqlstate, NO_HANDLER_WAIT)
+        elif turn.asked.sqlstate is None:
+            if not self.breaker.failed(turn.key, probe=self.breaker.is_probing):
+                turn.asked = Asked(Outage.sqlstate)
+        elif not turn.asked.outage:
+            self.breaker.succeeded()
+
+    def _has_others(self, connection: psycopg.Connection[Any]) -> bool:
+        """Return whether an applier of another process serves the topic."""
+        row = (
+            session_of(connection)
+            .execute(
+                sql.SQL(
+                    "SELECT EXISTS (SELECT FROM {0}.applier a WHERE %s = ANY (a.topics)"
+                    " AND {0}._process_of(a.applier) <> {0}._process_of(%s)"
+                    " AND a.seen_at > clock_timestamp() - interval '15 s')"
+                ).format(sql.Identifier(self.schema)),
+                (self.topic, self.applier_id),
+            )
+            .fetchone()
+        )
+        return bool(row and row[0])
 
     def _run(
         self,

@@ -1,4 +1,4 @@
-"""Retry, Hold, Skip: what a handler raises to say itself what becomes of its command."""
+"""Retry, Outage, Hold, Skip: what a handler raises to say itself what becomes of its command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LONGEST_RETRY = timedelta(days=365)
 class Verdict(Exception):
     """What a handler asks for by raising it: its effects are undone, and the reason stays on record.
 
-    Raise Retry, Hold or Skip, `from` the error that is behind it, if one is: that is kept too.
+    Raise Retry, Outage, Hold or Skip, `from` the error that is behind it, if one is: that is kept too.
     """
 
     #: What a SQL target raises for the same.
@@ -25,6 +25,14 @@ class Verdict(Exception):
     def __init__(self, reason: str = "") -> None:
         self.reason = reason.strip() or self._fallback
         super().__init__(self.reason)
+
+
+def _length(after: float | timedelta | None, what: str) -> timedelta | None:
+    seconds = after.total_seconds() if isinstance(after, timedelta) else after
+    # NaN is within no bounds.
+    if seconds is not None and not 0 <= seconds <= LONGEST_RETRY.total_seconds():
+        raise ValueError(f"{what} after {after}: 0 seconds to a year are allowed")
+    return None if seconds is None else timedelta(seconds=seconds)
 
 
 class Retry(Verdict):
@@ -47,11 +55,30 @@ class Retry(Verdict):
             ValueError: after is negative, no number, or more than a year.
         """
         super().__init__(reason)
-        seconds = after.total_seconds() if isinstance(after, timedelta) else after
-        # NaN is within no bounds.
-        if seconds is not None and not 0 <= seconds <= LONGEST_RETRY.total_seconds():
-            raise ValueError(f"Retry after {after}: 0 seconds to a year are allowed")
-        self.after = None if seconds is None else timedelta(seconds=seconds)
+        self.after = _length(after, "Retry")
+
+
+class Outage(Verdict):
+    """The world is at fault and not the command: a service that it needs does not answer.
+
+    It counts as no attempt. The command is tried again after a while, however often.
+    """
+
+    sqlstate = "IT023"
+    _fallback = "the handler says that what it needs is down"
+
+    def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
+        """Make one.
+
+        Args:
+            reason: kept as the key's error.
+            after: seconds, or a timedelta, to wait; None: the topic's usual backoff.
+
+        Raises:
+            ValueError: after is negative, no number, or more than a year.
+        """
+        super().__init__(reason)
+        self.after = _length(after, "Outage")
 
 
 class Hold(Verdict):
@@ -74,7 +101,7 @@ class Skip(Verdict):
         super().__init__(reason)
 
 
-_ASKING = {verdict.sqlstate for verdict in (Retry, Hold, Skip)}
+_ASKING = {verdict.sqlstate for verdict in (Retry, Outage, Hold, Skip)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +110,10 @@ class Asked:
 
     sqlstate: str | None = None
     detail: str | None = None
+
+    @property
+    def outage(self) -> bool:
+        return self.sqlstate == Outage.sqlstate
 
     @property
     def hold(self) -> bool:
@@ -98,7 +129,7 @@ NOTHING = Asked()
 
 def asked(error: BaseException) -> Asked:
     """Return what an error that left a handler asks for: a Verdict, or a SQL function's SQLSTATE for one."""
-    if isinstance(error, Retry) and error.after is not None:
+    if isinstance(error, Retry | Outage) and error.after is not None:
         return Asked(error.sqlstate, f"{error.after.total_seconds():.6f} seconds")
     if isinstance(error, Verdict):
         return Asked(error.sqlstate)

@@ -15,6 +15,7 @@ from psycopg import sql
 
 from inturn.applier.alone import TurnLost, is_transient
 from inturn.applier.batch import Batch, Target
+from inturn.applier.breaker import TargetDown
 from inturn.applier.passes import Passes
 from inturn.applier.session import SessionChanged, session_of
 from inturn.applier.stop import Bell, Stop
@@ -73,7 +74,7 @@ class Totals:
 
 
 class WorkerEnded(InturnError):
-    """A worker was ended by what is no error of its own: a SystemExit, a KeyboardInterrupt, a bare BaseException."""
+    """A worker was ended by what is no error of its own: a SystemExit, a KeyboardInterrupt."""
 
 
 def ended_by(error: BaseException) -> Exception:
@@ -135,6 +136,8 @@ class Worker:
         # Whoever was lost with a key in hand that did it has left that among the first.
         self._careful: dict[str, int] = {}
         self._careful_at_first = CAREFUL_KEYS if STARTS_CAREFULLY else 0
+        # Topics with ready keys that the last pass left, because their breaker is open.
+        self._left_out: set[str] = set()
         # The turn in which the last connection broke, until that is recorded.
         self._lost: TurnLost | None = None
         self.totals = Totals()
@@ -213,8 +216,11 @@ class Worker:
             if self._apply_ready(connection, rung):
                 rung, poll_seconds = frozenset(), FIRST_POLL_SECONDS
                 continue
-            if self._drain:
+            if self._drain and not self._left_out:
                 return
+            if self._drain:
+                self._wait_for_probe()
+                continue
             if not self._announced:
                 self._announce_sleep(connection)
                 # Looks once more: a key that became ready before the announcement notified nobody.
@@ -248,6 +254,7 @@ class Worker:
                 self._wait_for(self._seconds_to_next_ready(connection, list(rung)))
                 return False
         found = self._passes.begin(connection)
+        self._left_out.clear()
         self._due_at = NEVER
         self._wait_for(self._passes.due)
         visits = [self._visit(connection, topic) for topic in found]
@@ -257,6 +264,24 @@ class Worker:
             # They are in other hands, or paused; others of their keys may be due soon.
             self._wait_for(self._seconds_to_next_ready(connection, found))
         return False
+
+    def _wait_for_probe(self) -> None:
+        """Wait until a topic whose commands fail, whatever the key, may be tried again.
+
+        Raises:
+            TargetDown: one was already since then, and failed.
+        """
+        for topic in self._left_out:
+            if self._targets[topic].breaker.probed:
+                raise TargetDown(
+                    f"topic {topic!r} was not drained: its commands fail, whatever the key",
+                    hint="Its keys stay as they are; see inturn keys --retrying",
+                    topic=topic,
+                )
+        waits = [
+            self._targets[topic].breaker.seconds_to_probe() or FIRST_POLL_SECONDS for topic in self._left_out
+        ]
+        self._stop.wait(min(waits))
 
     def _wait_for(self, seconds: float | None) -> None:
         """Sleep no longer than so many seconds from now; None: nothing is due."""
@@ -314,6 +339,8 @@ class Worker:
     ) -> Batch:
         """Apply a batch, or one key alone while there is reason to; see Target."""
         target = self._targets[topic]
+        if target.breaker.open:
+            return self._probe(connection, target, hand)
         careful = self._careful.get(topic, self._careful_at_first)
         if careful > 0:
             try:
@@ -340,6 +367,17 @@ class Worker:
         if batch.lost:
             self._careful[topic] = batch.keys
         return batch
+
+    def _probe(self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str) -> Batch:
+        """Try one key of a topic whose breaker is open, unless another worker does or it is not time yet."""
+        if not target.breaker.begin_probe():
+            self._left_out.add(target.topic)
+            self._wait_for(target.breaker.seconds_to_probe() or LAST_POLL_SECONDS)
+            return Batch()
+        try:
+            return target.apply_alone(connection, hand)
+        finally:
+            target.breaker.end_probe()
 
     def _count(self, batch: Batch) -> None:
         self.totals.keys += batch.keys

@@ -1,7 +1,8 @@
 -- Returns what a command asks for that failed with this SQLSTATE and DETAIL: what fail takes as verdict and retry_after.
 -- Internal to the appliers. Takes no locks.
 --
--- IT020: retry, after the interval in DETAIL if there is one; IT021: hold; IT022: skip; any other: nothing, NULL.
+-- IT020: retry, after the interval in DETAIL if there is one; IT021: hold; IT022: skip; IT023: outage,
+-- which counts as no attempt, after such an interval; any other: nothing, NULL.
 -- problem: what is wrong with the DETAIL, which then counts as none.
 CREATE FUNCTION inturn._read_verdict(
     state text, detail text, OUT verdict text, OUT retry_after interval, OUT problem text
@@ -9,8 +10,8 @@ CREATE FUNCTION inturn._read_verdict(
 LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
-    verdict := CASE state WHEN 'IT020' THEN 'retry' WHEN 'IT021' THEN 'hold' WHEN 'IT022' THEN 'skip' END;
-    IF verdict = 'retry' THEN
+    verdict := CASE state WHEN 'IT020' THEN 'retry' WHEN 'IT021' THEN 'hold' WHEN 'IT022' THEN 'skip' WHEN 'IT023' THEN 'outage' END;
+    IF verdict IN ('retry', 'outage') THEN
         retry_after := nullif(trim(detail), '')::interval;
     END IF;
 EXCEPTION WHEN data_exception THEN

@@ -17,7 +17,12 @@ DECLARE
     cursor inturn.key_cursor := was;
 BEGIN
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = was.topic;
+    IF verdict = 'outage' THEN
+        -- The command is not at fault.
+        failures := CASE WHEN failed_seq > from_seq THEN 0 ELSE was.attempts END;
+    END IF;
     outcome := CASE
+        WHEN verdict = 'outage' THEN 'retrying'
         WHEN verdict = 'hold' THEN 'held' WHEN verdict = 'skip' THEN 'skipped'
         WHEN failures < settings.max_attempts THEN 'retrying'
         WHEN settings.on_exhausted = 'hold' THEN 'held' WHEN settings.on_exhausted = 'skip' THEN 'skipped'
@@ -37,7 +42,7 @@ BEGIN
     END IF;
     cursor.ready_at := inturn._next_ready_at(cursor, clock_timestamp() + CASE
         WHEN outcome <> 'retrying' THEN '0'
-        WHEN retry_after IS NULL THEN inturn._backoff(settings, failures)
+        WHEN retry_after IS NULL THEN inturn._backoff(settings, greatest(failures, 1))
         ELSE least(greatest(retry_after, '0'), '1 year') END);
     PERFORM inturn._save_key(was, cursor);
     INSERT INTO inturn.turn AS t (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at, error)

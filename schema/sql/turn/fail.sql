@@ -1,6 +1,7 @@
 -- Ends a turn whose command failed_seq failed: records what came before it as applied, and the error on the key.
 --
--- verdict: what the handler asked for: retry (after retry_after, else after the usual wait), hold, or skip; NULL: nothing.
+-- verdict: what the handler asked for: retry (after retry_after, else after the usual wait), hold, skip, or outage: it counts
+-- as no attempt; NULL: nothing.
 -- Without hold or skip, the key is ready again after a wait (see _backoff), until the command has failed max_attempts
 -- times; then the topic's on_exhausted decides: hold it, skip the command, or cancel-rest: skip all that is pending.
 -- Returns the outcome: retrying, held, skipped or cancelled. The key cannot go idle here, so its callers are not locked.

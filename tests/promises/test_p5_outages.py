@@ -1,0 +1,131 @@
+"""P5: when the world is at fault, no command is: the breaker of each kind of target, and Outage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support import shop
+from support.database import Database, until
+
+from inturn.applier import Applier, Outage
+
+KEYS = 40
+
+
+@pytest.fixture
+def outage(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """Two topics of 40 keys whose commands need a service, with the defaults but for the waits."""
+    monkeypatch.setattr("inturn.applier.breaker.FIRST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("inturn.applier.breaker.LAST_PAUSE_SECONDS", 0.1)
+    database.execute("CREATE SCHEMA app; CREATE TABLE app.done (topic text, key text, UNIQUE (topic, key));")
+    for topic in ("needs", "other"):
+        database.execute(
+            f"SELECT inturn.create_topic('{topic}', backoff_base => '1 ms', backoff_cap => '1 ms')"
+        )
+        database.execute(
+            "SELECT inturn.append_many(%s, array_agg('k' || n), array_agg('do'::text))"
+            " FROM generate_series(1, %s) n",
+            [topic, KEYS],
+        )
+    return database
+
+
+class Service:
+    """What the commands of `needs` need."""
+
+    def __init__(self) -> None:
+        self.down = True
+        self.asked = 0
+
+    def ask(self) -> None:
+        if self.down:
+            self.asked += 1
+            raise ConnectionError("does not answer")
+
+
+def _handlers(database: Database, service: Service, *, outside: bool) -> Applier:
+    applier = Applier()
+
+    def inside(connection: Any, command: Any) -> None:
+        if command.topic == "needs":
+            service.ask()
+        connection.execute("INSERT INTO app.done VALUES (%s, %s)", (command.topic, command.key))
+
+    def beyond(command: Any) -> None:
+        if command.topic == "needs":
+            service.ask()
+        database.connect().execute("INSERT INTO app.done VALUES (%s, %s)", (command.topic, command.key))
+
+    for topic in ("needs", "other"):
+        if outside:
+            applier.handler(topic, outside=True)(beyond)
+        else:
+            applier.handler(topic)(inside)
+    return applier
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
+def test_p5_an_outage_of_what_handlers_need_holds_no_key(outage: Database, *, outside: bool) -> None:
+    service = Service()
+    with shop.at_work(outage, _handlers(outage, service, outside=outside), workers=2):
+        done = "SELECT count(*) FROM app.done WHERE topic = %s"
+        until(lambda: outage.value(done, ["other"]) == KEYS, "the other topic")
+        # Long after every key would have been held: five attempts, a millisecond apart.
+        until(lambda: service.asked >= 12, "more probes")
+        assert outage.value("SELECT count(*) FROM inturn.key_mark WHERE held_at IS NOT NULL") == 0
+        service.down = False
+        until(lambda: outage.value(done, ["needs"]) == KEYS, "all of it")
+    assert outage.value("SELECT count(*) FROM inturn.turn WHERE outcome = 'held'") == 0
+
+
+def test_p5_failures_of_one_key_open_no_breaker(database: Database) -> None:
+    """However often it fails: the others of its topic go on."""
+    shop.open_shop(database, settings="max_attempts => 20, backoff_base => '1 ms', backoff_cap => '1 ms'")
+    shop.append(database, "bad", "fail")
+    with shop.at_work(database):
+        until(lambda: database.value("SELECT held_at FROM inturn.key_cursor WHERE key = 'bad'"), "held")
+    assert database.value("SELECT attempts FROM inturn.key_cursor WHERE key = 'bad'") == 20
+
+
+@pytest.mark.parametrize("kind", ["python", "outside", "sql"])
+def test_p5_what_a_handler_calls_an_outage_is_no_attempt(database: Database, kind: str) -> None:
+    database.execute("""
+        CREATE FUNCTION public.down(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION USING ERRCODE = 'IT023', MESSAGE = 'b is down', DETAIL = '1 ms'; END $$;
+    """)
+    database.execute(
+        "SELECT inturn.create_topic('needs', %s, max_attempts => 1)",
+        ["sql:public.down" if kind == "sql" else "python"],
+    )
+    database.execute("SELECT inturn.append('needs', 'k', 'do')")
+    applier = Applier()
+
+    def down(*_: object) -> None:
+        raise Outage("b is down", after=0.001)
+
+    if kind != "sql":
+        applier.handler("needs", outside=kind == "outside")(down)
+    with shop.at_work(database, applier):
+        until(lambda: database.value("SELECT count(*) FROM inturn.turn") >= 4, "several tries")
+    assert database.execute("SELECT DISTINCT outcome FROM inturn.turn") == [("retrying",)]
+    error, held = database.execute("SELECT last_error, held_at FROM inturn.key_cursor")[0]
+    assert error.startswith("b is down")
+    assert held is None
+
+
+def test_p5_a_command_that_another_process_may_know_is_put_off(database: Database) -> None:
+    """A rolling deployment: the old process gets the new command first."""
+    shop.open_shop(database, settings="max_attempts => 1")
+    shop.append(database, "k", "new")
+    old = Applier()
+    old.handler(shop.TOPIC, "insert")(shop.write_witness)
+    database.execute("SELECT inturn.announce_applier('elsewhere:1:1', '{shop}', 'elsewhere', 1, '0001')")
+    with shop.at_work(database, old):
+        until(lambda: database.value("SELECT count(*) FROM inturn.turn"), "a try")
+    assert database.execute("SELECT attempts, held_at FROM inturn.key_cursor") == [(0, None)]
+    wait = database.value("SELECT extract(epoch FROM ready_at - failed_at) FROM inturn.key_cursor")
+    assert 4 < wait < 6
+    database.execute("DELETE FROM inturn.applier; UPDATE inturn.ticket SET ready_at = now()")
+    with shop.at_work(database, old):
+        until(lambda: database.value("SELECT held_at FROM inturn.key_cursor"), "held: nobody else is there")
