@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -123,6 +125,14 @@ def _other_lock(database: Database) -> psycopg.Connection[tuple[object, ...]]:
     connection = psycopg.connect(database.dsn, options="-c idle_in_transaction_session_timeout=0")
     connection.execute("SELECT pg_advisory_xact_lock(77)")
     return connection
+
+
+def test_the_page_of_failures_has_every_kind_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "explanation" / "failures.md").read_text()
+    for title, kinds in (("In a handler in Python", IN_PYTHON), ("In a SQL target", IN_SQL)):
+        section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
+        shown = re.findall(r"^\| (.+?) \|", section, re.MULTILINE)
+        assert set(shown) - {"kind", "---"} == set(kinds)
 
 
 def test_a_worker_that_ends_unasked_is_an_error_whatever_ended_it(
