@@ -4,7 +4,7 @@ from inturn.applier.batch import Batch
 from inturn.applier.command import Command
 from inturn.applier.effect import Timeouts
 from inturn.applier.fleet import Fleet, Outcome
-from inturn.applier.handlers import Applier, Handler, NoHandler, OutsideHandler
+from inturn.applier.handlers import Applier, Handler, HandlerDidNotRun, NoHandler, OutsideHandler
 from inturn.applier.turn import HandlerBrokeTransaction
 from inturn.applier.verdict import Hold, Outage, Retry, Skip, Verdict
 
@@ -15,6 +15,7 @@ __all__ = [
     "Fleet",
     "Handler",
     "HandlerBrokeTransaction",
+    "HandlerDidNotRun",
     "Hold",
     "NoHandler",
     "Outage",

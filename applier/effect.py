@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar, cast
 
 from inturn.applier.command import Command
 from inturn.applier.failure import describe
-from inturn.applier.handlers import Applier
+from inturn.applier.handlers import (
+    Applier,
+    HandlerDidNotRun,
+    NoHandler,
+    OutsideHandler,
+    is_async,
+    is_coroutine_function,
+    refuse_unrun,
+)
 from inturn.applier.leases import Lease, Order
 from inturn.applier.verdict import NOTHING, Asked, asked
 
 _T = TypeVar("_T")
+_Start: TypeAlias = Callable[[Command], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +61,8 @@ class Timeouts:
 class Effect(Protocol):
     """What applies the commands of a topic outside the database."""
 
-    @property
-    def stops_when_cut(self) -> bool:
-        """Whether a cancelled `apply` has ended its work, as far as this process goes."""
+    def stops_when_cut(self, order: Order) -> bool:
+        """Return whether a cancelled `apply` has ended its work, as far as this process goes."""
         ...
 
     async def apply(self, order: Order, lease: Lease) -> Failed | None:
@@ -75,38 +84,95 @@ class LeaseOver(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HandlerEffect:
-    """Calls Python handlers, each in a thread of its own."""
+    """Calls Python handlers: a plain function in a thread of its own, an `async def` on the loop."""
 
     applier: Applier
 
-    #: A thread cannot be ended: its key stays leased until the lease runs out.
-    stops_when_cut = False
+    def stops_when_cut(self, order: Order) -> bool:
+        # A thread cannot be ended: its key stays leased until the lease runs out.
+        try:
+            return is_coroutine_function(self.applier.find_outside(_command(order, None)))
+        except NoHandler:
+            return True
 
     async def apply(self, order: Order, lease: Lease) -> Failed | None:  # noqa: ARG002 - see Effect
-        command = Command(
-            order.topic,
-            order.key,
-            order.seq,
-            order.name,
-            json.loads(order.payload),
-            order.created_at,
-            order.attempt,
-            order.epoch,
-        )
-        return await in_thread(lambda: self._call(command))
-
-    def _call(self, command: Command) -> Failed | None:
         try:
-            self.applier.find_outside(command)(command)
-        except BaseException as error:  # noqa: BLE001 - whatever a handler raises fails its command
-            asks = asked(error)
-            # An error that nobody has judged may be the world's.
-            return Failed(describe(error), asks, outage=asks.sqlstate is None)
-        return None
+            command = _command(order, json.loads(order.payload))
+            handler = self.applier.find_outside(command)
+        except Exception as error:  # noqa: BLE001 - of this command's data, so it fails this command
+            return _failed(error)
+        if is_coroutine_function(handler):
+            return await _run(functools.partial(cast(_Start, handler), command))
+        returned = await in_thread(lambda: _call(handler, command))
+        if isinstance(returned, Awaitable) and is_async(handler):
+            # A decorator made a coroutine; it has been called in the thread, as any plain function.
+            return await _run(lambda: returned)
+        return returned if isinstance(returned, Failed) else _unrun(returned)
 
     async def tidy(self) -> None: ...
 
     async def close(self) -> None: ...
+
+
+def _command(order: Order, payload: object) -> Command:
+    return Command(
+        order.topic,
+        order.key,
+        order.seq,
+        order.name,
+        payload,
+        order.created_at,
+        order.attempt,
+        order.epoch,
+    )
+
+
+def _call(handler: OutsideHandler, command: Command) -> object:
+    """Call a handler; return what it returns, or Failed."""
+    try:
+        return handler(command)
+    except BaseException as error:  # noqa: BLE001 - whatever a handler raises fails its command
+        return _failed(error)
+
+
+async def _run(start: Callable[[], Awaitable[object]]) -> Failed | None:
+    """Await a handler. Raises CancelledError when this is cut off, and not when the handler raises it."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - for mypy: this is one
+    cuts = task.cancelling()
+    try:
+        refuse_unrun(await start())
+    except BaseException as error:
+        if isinstance(error, GeneratorExit) and not _loop_runs():
+            raise  # the loop has ended without this task
+        if task.cancelling() > cuts:
+            # Whatever it made of the cancel: how far it came is unknown, and nobody is blamed.
+            raise asyncio.CancelledError from error
+        return _failed(error)
+    return None
+
+
+def _unrun(returned: object) -> Failed | None:
+    try:
+        refuse_unrun(returned)
+    except HandlerDidNotRun as error:
+        return _failed(error)
+    return None
+
+
+def _failed(error: BaseException) -> Failed:
+    asks = asked(error)
+    # An error that nobody has judged may be the world's; these are not.
+    of_its_own = isinstance(error, NoHandler | HandlerDidNotRun | RecursionError | ValueError)
+    return Failed(describe(error), asks, outage=asks.sqlstate is None and not of_its_own)
+
+
+def _loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def in_thread(function: Callable[[], _T]) -> _T:

@@ -25,6 +25,7 @@ from inturn.applier.sql_target import SqlTarget
 from inturn.applier.stop import Bell, Bells, LoopBell, Stop
 from inturn.applier.turns import PythonTarget
 from inturn.applier.worker import Totals, Worker
+from inturn.schema.connection import connect, connect_async
 from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
 from inturn.schema.source import DEFAULT_SCHEMA
 from inturn.schema.version import HEAD, check_version
@@ -270,27 +271,12 @@ class Fleet:
             self._spawn(self._outside, "inturn-outside-worker")
 
     async def _connect_async(self) -> psycopg.AsyncConnection[Any]:
-        connection = await psycopg.AsyncConnection.connect(
-            self._dsn,
-            autocommit=True,
-            prepare_threshold=self._prepare_threshold,
-            application_name="inturn apply",
-            client_encoding="utf8",
+        return await connect_async(
+            self._dsn, prepare_threshold=self._prepare_threshold, application_name="inturn apply"
         )
-        await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
-        return connection
 
     def _connect(self) -> psycopg.Connection[Any]:
-        connection = psycopg.connect(
-            self._dsn,
-            autocommit=True,
-            prepare_threshold=self._prepare_threshold,
-            application_name="inturn apply",
-            client_encoding="utf8",
-        )
-        # Whatever the database's default: see the function _require_read_committed.
-        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-        return connection
+        return connect(self._dsn, prepare_threshold=self._prepare_threshold, application_name="inturn apply")
 
     def _take_up(
         self, connection: psycopg.Connection[Any], applier_id: str, *, strict: bool = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Literal, TypeAlias, TypeVar, cast, overload
 
 import psycopg
@@ -11,13 +13,20 @@ from inturn.applier.command import Command
 from inturn.schema.errors import InturnError
 
 Handler: TypeAlias = Callable[[psycopg.Connection[Any], Command], object]
-OutsideHandler: TypeAlias = Callable[[Command], object]
+#: A plain function is called in a thread of its own; an `async def` is awaited on the worker's loop.
+OutsideHandler: TypeAlias = Callable[[Command], object] | Callable[[Command], Awaitable[object]]
 _H = TypeVar("_H", bound=Handler)
 _O = TypeVar("_O", bound=OutsideHandler)
+#: An object may answer for every attribute, with a new one each time.
+_MOST_LAYERS = 50
 
 
 class NoHandler(InturnError):
     """A command has a name that no handler of its topic takes."""
+
+
+class HandlerDidNotRun(InturnError):
+    """A handler returned something that still has to be awaited or iterated: its body did not run."""
 
 
 class Applier:
@@ -28,8 +37,8 @@ class Applier:
     command.
 
     One registered with outside=True gets the command alone, and no transaction waits for it: its key is
-    kept by a lease. It may be called again for a command that took effect, and runs in a thread of its
-    own, beside others for other keys.
+    kept by a lease. It may be called again for a command that took effect. A plain function runs in a
+    thread of its own, an `async def` on the worker's event loop, each beside others for other keys.
     """
 
     def __init__(self) -> None:
@@ -59,9 +68,12 @@ class Applier:
         Raises:
             ValueError: there is one already for this topic and name, or the topic has handlers of the
                 other kind.
+            TypeError: a call would not run it: it is a generator function, or without outside=True an
+                `async def`.
         """
 
         def register(function: Any) -> Any:
+            _refuse_function(function, outside=outside)
             handlers = self._handlers.setdefault(topic, {})
             if name in handlers:
                 what = "a default handler" if name is None else f"a handler for {name!r}"
@@ -113,3 +125,73 @@ class Applier:
                 seq=command.seq,
             )
         return found
+
+
+def is_async(handler: object) -> bool:
+    """Return whether what a call of this handler returns has to be awaited."""
+    return any(inspect.iscoroutinefunction(layer) for layer in _layers(handler))
+
+
+def is_coroutine_function(handler: object) -> bool:
+    """Return whether a call of this handler makes a coroutine and does nothing else."""
+    call = handler if inspect.isroutine(handler) else getattr(type(handler), "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
+
+
+def refuse_unrun(result: object) -> None:
+    """Refuse what a handler returned if its body has not run yet.
+
+    A coroutine is closed, so that nothing warns about it later.
+
+    Raises:
+        HandlerDidNotRun: it returned an awaitable, a generator or an async generator.
+    """
+    if inspect.isgenerator(result):
+        what, hint = "a generator", "Iterate it in the handler"
+    elif inspect.isasyncgen(result):
+        what, hint = "an async generator", "Iterate it in the handler, in an `async def` with outside=True"
+    elif inspect.isawaitable(result):
+        what, hint = "an awaitable", "Write a plain function, or an `async def` with outside=True"
+    else:
+        return
+    if inspect.iscoroutine(result) and inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
+        result.close()
+    raise HandlerDidNotRun(f"the handler returned {what} and its body did not run", hint=hint)
+
+
+def _refuse_function(function: object, *, outside: bool) -> None:
+    """Refuse a function of which a call would run nothing.
+
+    Raises:
+        TypeError: it is one, or no function at all.
+    """
+    name = getattr(function, "__qualname__", None) or repr(function)
+    if not callable(function):
+        raise TypeError(f"handler {name} cannot be called")
+    if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in _layers(function)):
+        raise TypeError(
+            f"handler {name} is a generator function, whose body a call does not run: "
+            "use no yield in a handler, and register a plain function that iterates it"
+        )
+    if not outside and is_async(function):
+        raise TypeError(
+            f"handler {name} is an `async def`, which nobody awaits inside the transaction: register a plain "
+            "function (also where a decorator awaits it), or work outside the database by outside=True"
+        )
+
+
+def _layers(function: object) -> Iterator[object]:
+    """Yield the callables that a call goes through, as far as they tell: partials, decorators, __call__."""
+    waiting: list[object] = [function]
+    seen: set[int] = set()
+    while waiting and len(seen) < _MOST_LAYERS:
+        layer = waiting.pop()
+        if layer is None or id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        yield layer
+        if isinstance(layer, functools.partial):
+            waiting.append(layer.func)
+        waiting.append(getattr(layer, "__wrapped__", None))
+        if not inspect.isroutine(layer) and not isinstance(layer, type):
+            waiting.append(getattr(type(layer), "__call__", None))  # noqa: B004 - the method, to look at it

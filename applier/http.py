@@ -35,9 +35,6 @@ IDLE_SECONDS = 15.0
 class HttpEffect:
     """Posts the commands of one topic, over connections that it keeps."""
 
-    #: Cancelled, a post's connection is closed.
-    stops_when_cut = True
-
     def __init__(self, address: str, signer: Signer | None, timeouts: Timeouts) -> None:
         """Make one.
 
@@ -49,6 +46,9 @@ class HttpEffect:
         self._signer = signer
         self._timeouts = timeouts
         self._connections = _Connections()
+
+    def stops_when_cut(self, order: Order) -> bool:  # noqa: ARG002 - see Effect
+        return True  # a post that is cancelled closes its connection
 
     async def apply(self, order: Order, lease: Lease) -> Failed | None:
         """Post a command; return None when it took effect.

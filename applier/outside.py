@@ -386,7 +386,7 @@ class OutsideWorker:
                 break
             except _Cut:
                 # Repeated or not, it is next: another applier may have it at once.
-                if lane.effect.stops_when_cut:
+                if lane.effect.stops_when_cut(order):
                     break
                 return
             if failed is not None:

@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from inturn.schema.connection import pins
 from inturn.schema.errors import InturnError
 
 #: What a session's settings are known by: of PostgreSQL's hundreds, those on which handlers depend most.
@@ -102,6 +103,7 @@ class Session:
             self.changed = False
             self._cursor.execute("RESET SESSION AUTHORIZATION")
             self._cursor.execute("RESET ALL")
+            self._cursor.execute(pins(connection.info.backend_pid))
 
     def check(self, settings: str) -> None:
         """Compare what the session's settings are now with what they were.

@@ -17,11 +17,10 @@ from inturn.applier.batch import Batch
 from inturn.applier.breaker import Breaker
 from inturn.applier.command import Command, read_payload
 from inturn.applier.failure import describe
-from inturn.applier.handlers import Applier, NoHandler
+from inturn.applier.handlers import Applier, NoHandler, refuse_unrun
 from inturn.applier.session import SETTINGS, session_of
 from inturn.applier.stop import Stop
 from inturn.applier.turn import CommandFailed, HandlerBrokeTransaction, Lost, Order, Redo, Turn, log_failure
-from inturn.applier.unrun import refuse_unrun
 from inturn.applier.verdict import NOTHING, Asked, Outage, asked
 from inturn.schema.errors import Fenced
 
@@ -325,7 +324,7 @@ class PythonTarget:
         )
         session = session_of(connection)
         result = self.applier.find(command)(connection, command)
-        refuse_unrun(result, command)
+        refuse_unrun(result)
         self._check_transaction(connection, order)
         session.put_back(connection)
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
+from inturn.schema.connection import complete, connect
 from inturn.schema.version import check_version
 
 _SECONDS_TO_CONNECT = 10
@@ -70,8 +71,7 @@ class Database:
             SchemaMismatch: see `check`.
         """
         try:
-            # Never prepared behind the scenes: the connection may lead through a pooler.
-            connection = psycopg.connect(self.conninfo, autocommit=True, prepare_threshold=None)
+            connection = connect(self.conninfo)
         except psycopg.OperationalError as error:
             raise self._unreachable(error) from None
         if check:
@@ -123,11 +123,10 @@ def _checked(dsn: str, source: str) -> str:
 
 
 def _with_defaults(dsn: str) -> str:
-    given = conninfo_to_dict(dsn)
-    defaults: dict[str, Any] = {"fallback_application_name": "inturn", "client_encoding": "utf8"}
+    defaults: dict[str, Any] = {"fallback_application_name": "inturn"}
     if "PGCONNECT_TIMEOUT" not in os.environ:
         defaults["connect_timeout"] = _SECONDS_TO_CONNECT
-    return make_conninfo(dsn, **{k: v for k, v in defaults.items() if k not in given})
+    return complete(dsn, **defaults)
 
 
 def _embedded() -> str:

@@ -11,6 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from inturn.cli.demo_plan import Orders
 from inturn.cli.errors import Failure
+from inturn.schema.connection import connect
 
 _DATABASE = "inturn_demo"
 _MARK = "made by inturn demo; removed by its next run"
@@ -85,7 +86,7 @@ def make_database(dsn: str) -> str:
     from inturn.schema.receiver import upgrade_receiver
 
     own = make_conninfo(dsn, dbname=_DATABASE)
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with connect(dsn) as connection:
         row = connection.execute(
             "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s",
             (_DATABASE,),
@@ -101,7 +102,7 @@ def make_database(dsn: str) -> str:
         connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(name, sql.Literal(_MARK)))
     upgrade(own)
     upgrade_receiver(own)
-    with psycopg.connect(own) as connection:
+    with connect(own, autocommit=False) as connection:
         connection.execute(_SETUP)
         connection.execute(
             "SELECT inturn.create_topic(%s, 'sql:public.apply_order', numbering => 'given')", (NUMBERED,)

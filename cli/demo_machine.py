@@ -26,6 +26,7 @@ from inturn.applier import headers as names
 from inturn.cli.demo_database import NUMBERED, machine_dsn
 from inturn.cli.demo_http import HOST
 from inturn.cli.demo_plan import Call
+from inturn.schema.connection import connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,7 @@ class Machine:
     def __init__(self, dsn: str) -> None:
         self._connections: queue.LifoQueue[psycopg.Connection[Any]] = queue.LifoQueue()
         for _ in range(THREADS):
-            self._connections.put(psycopg.connect(dsn, autocommit=True))
+            self._connections.put(connect(dsn))
         self._threads = ThreadPoolExecutor(THREADS)
         self._lock = threading.Lock()
         self._queues: dict[tuple[str, str], deque[Call]] = {}

@@ -23,6 +23,7 @@ from inturn.cli.demo_plan import Call, Orders
 from inturn.cli.demo_processes import Process, Start, running
 from inturn.cli.errors import Failure
 from inturn.outbox import append_async
+from inturn.schema.connection import connect, connect_async
 
 #: The topics that A fills itself, and whose commands are posted to B.
 POSTED, POSTED_KILLED = "orders-posted", "orders-posted-killed"
@@ -138,7 +139,7 @@ async def scene(dsn: str, seed: int, tell: Callable[[str], None]) -> AsyncIterat
     async with AsyncExitStack() as stack:
         stack.push_async_callback(front.close)
         stack.push_async_callback(a.close)
-        connection = stack.enter_context(psycopg.connect(dsn, autocommit=True))
+        connection = stack.enter_context(connect(dsn))
         for topic, how in ((POSTED, "handle"), (POSTED_KILLED, "accept")):
             create_posted(connection, topic, f"http://{HOST}:{front.port}/{how}/{topic}")
         starts = [Start("inturn.cli.demo_machine", {"dsn": dsn, "name": name}) for name in _MACHINES]
@@ -250,6 +251,6 @@ async def _sessions(dsn: str) -> AsyncIterator[asyncio.Queue[psycopg.AsyncConnec
     free: asyncio.Queue[psycopg.AsyncConnection[Any]] = asyncio.Queue()
     async with AsyncExitStack() as stack:
         for _ in range(_A_SESSIONS):
-            session = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+            session = await connect_async(dsn)
             free.put_nowait(await stack.enter_async_context(session))
         yield free

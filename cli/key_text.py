@@ -6,13 +6,14 @@ import re
 from typing import Any
 
 import click
-import psycopg
 from click.shell_completion import CompletionItem
 from psycopg import Connection, sql
+from psycopg.conninfo import make_conninfo
 
 from inturn.cli import embedded
 from inturn.cli.database import Database
 from inturn.cli.output import escape
+from inturn.schema.connection import connect
 
 _MOST_OFFERED = 50
 _SECONDS_TO_COMPLETE = 2  # libpq knows no shorter wait for a connection
@@ -92,7 +93,8 @@ class _Completed(click.ParamType):  # type: ignore[type-arg]  # generic since cl
         if not database.named and embedded.find(seconds=0) is None:
             return []  # it is not started for this
         pattern = re.sub(r"([\\%_])", r"\\\1", start) + "%"
-        with psycopg.connect(database.conninfo, connect_timeout=_SECONDS_TO_COMPLETE) as connection:
+        conninfo = make_conninfo(database.conninfo, connect_timeout=_SECONDS_TO_COMPLETE)
+        with connect(conninfo, autocommit=False) as connection:
             connection.execute(f"SET LOCAL statement_timeout = '{_SECONDS_TO_COMPLETE}s'")
             rows = connection.execute(
                 sql.SQL(self.query).format(schema=sql.Identifier(database.schema)),

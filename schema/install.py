@@ -15,6 +15,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
+from inturn.schema.connection import connect
 from inturn.schema.errors import CommandsPending, SchemaInUse, SchemaMismatch, SchemaNameRefused
 from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name, created_names, script
 from inturn.schema.version import HEAD, check_not_newer, installed_receiver, installed_version
@@ -151,7 +152,9 @@ _alembic = threading.Lock()
 def _locked(dsn: str, schema: str) -> Iterator[Connection]:
     """Yield a connection in a transaction that no other install of this schema shares its time with."""
     check_schema_name(schema)
-    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn), poolclass=NullPool)
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: connect(dsn, autocommit=False), poolclass=NullPool
+    )
     try:
         with engine.begin() as connection:
             connection.execute(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
 import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import psycopg
 import pytest
@@ -25,7 +29,8 @@ from support.shop import (
     write_witness,
 )
 
-from inturn.applier import Applier, Command, NoHandler
+from inturn.applier import Applier, Command, HandlerDidNotRun, NoHandler
+from inturn.applier.handlers import refuse_unrun
 from inturn.applier.stop import Stop
 from inturn.applier.turns import PythonTarget
 
@@ -72,6 +77,111 @@ def test_a_second_handler_for_the_same_command_is_refused() -> None:
         handlers.handler(TOPIC, "insert")(_nothing)
     with pytest.raises(ValueError, match="has a default handler already"):
         handlers.handler(TOPIC)(_nothing)
+
+
+async def _async(*_: object) -> None: ...
+
+
+def _generator(*_: object) -> Iterator[None]:
+    yield None
+
+
+async def _async_generator(*_: object) -> AsyncIterator[None]:
+    yield None
+
+
+class _Callable:
+    """An object whose call is one of those."""
+
+    def __init__(self, call: Callable[..., object]) -> None:
+        self._call = call
+
+    def method(self, *args: object) -> object:
+        return self._call(*args)
+
+    def __call__(self, *args: object) -> object:
+        return self._call(*args)
+
+
+class _AsyncCallable:
+    async def __call__(self, *_: object) -> None: ...
+
+    async def method(self, *_: object) -> None: ...
+
+
+def _decorated(function: Callable[..., object]) -> Callable[..., object]:
+    @functools.wraps(function)
+    def wrapper(*args: object) -> object:
+        return function(*args)
+
+    return wrapper
+
+
+_UNRUN = {"async def": _async, "generator": _generator, "async generator": _async_generator}
+_BEHIND: dict[str, Callable[[Callable[..., object]], Callable[..., object]]] = {
+    "nothing": lambda function: function,
+    "partial": functools.partial,
+    "partial of partial": lambda function: functools.partial(functools.partial(function), None),
+    "decorator": _decorated,
+    "partial of a decorator": lambda function: functools.partial(_decorated(function)),
+    "decorator of a partial": lambda function: _decorated(functools.partial(function)),
+}
+
+
+@pytest.mark.parametrize("behind", _BEHIND)
+@pytest.mark.parametrize("kind", _UNRUN)
+def test_a_function_that_a_call_does_not_run_is_refused(kind: str, behind: str) -> None:
+    handlers = Applier()
+    function = _BEHIND[behind](_UNRUN[kind])
+    with pytest.raises(TypeError, match="async def" if kind == "async def" else "generator function"):
+        handlers.handler(TOPIC)(function)
+    if kind == "async def":
+        handlers.handler(TOPIC, outside=True)(function)
+    else:
+        with pytest.raises(TypeError, match="generator function"):
+            handlers.handler(TOPIC, outside=True)(function)
+    assert handlers.topics == ([TOPIC] if kind == "async def" else [])
+
+
+@pytest.mark.parametrize(
+    "function", [_AsyncCallable(), _AsyncCallable().method, _decorated(_AsyncCallable())]
+)
+def test_an_async_method_is_refused(function: Callable[..., object]) -> None:
+    with pytest.raises(TypeError, match="outside=True"):
+        Applier().handler(TOPIC)(function)
+
+
+def test_what_can_be_called_is_registered() -> None:
+    handlers = Applier()
+    called: list[Callable[..., object]] = [
+        _Callable(_nothing),
+        _Callable(_nothing).method,
+        Mock(),
+        MagicMock(),
+    ]
+    for name, function in enumerate(called):
+        handlers.handler(TOPIC, str(name))(function)
+    with pytest.raises(TypeError, match="cannot be called"):
+        handlers.handler(TOPIC)(5)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("kind", _UNRUN)
+def test_what_a_handler_returns_unrun_is_refused(kind: str) -> None:
+    with pytest.raises(HandlerDidNotRun, match="its body did not run"):
+        refuse_unrun(_UNRUN[kind]())
+    with pytest.raises(HandlerDidNotRun, match="an awaitable"):
+        refuse_unrun(_Awaitable())
+    gc.collect()  # a coroutine that was never awaited would warn now
+
+
+class _Awaitable:
+    def __await__(self) -> Iterator[None]:
+        yield None
+
+
+@pytest.mark.parametrize("result", [None, 0, "x", [1], range(3), iter([1]), object()])
+def test_any_other_result_is_ignored(result: object) -> None:
+    refuse_unrun(result)
 
 
 def test_a_command_cannot_be_changed() -> None:

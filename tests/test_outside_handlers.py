@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import signal
 import threading
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +16,7 @@ from support.b_server import TOPIC, apply_all, at_work, open_topic, put, put_key
 from support.database import Database, until
 from support.process import inturn_apply, run_apply
 
-from inturn.applier import Applier, Command, Fleet, Hold, NoHandler, Retry, Skip
+from inturn.applier import Applier, Command, Fleet, Hold, NoHandler, OutsideHandler, Retry, Skip
 
 _SECONDS = 20.0
 
@@ -248,3 +251,158 @@ def test_nothing_to_do_ends_a_drain_at_once(database: Database) -> None:
     code, out, err = run_apply(database.dsn, "--drain", app="support.stuck:applier")
     assert code == 0, err
     assert "applied 0 commands" in out
+
+
+# `async def` handlers run on the worker's loop.
+
+
+def test_async_handlers_run_side_by_side_on_the_loop_and_each_key_in_turn(database: Database) -> None:
+    open_topic(database, "python")
+    handlers = Applier()
+    calls: list[tuple[str, int, int]] = []
+    standing = 0
+
+    @handlers.handler(TOPIC, outside=True)
+    async def meet(command: Command) -> None:
+        nonlocal standing
+        calls.append((command.key, command.seq, threading.get_ident()))
+        standing += 1
+        async with asyncio.timeout(_SECONDS):
+            while command.seq == 1 and standing < 10:
+                await asyncio.sleep(0.001)
+
+    put_keys(database, 10, 3)
+    assert apply_all(database, handlers).commands == 30
+    assert len({thread for _, _, thread in calls}) == 1, "all on one loop"
+    for key in {key for key, _, _ in calls}:
+        assert [seq for k, seq, _ in calls if k == key] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("error", "after"),
+    [
+        (Hold("no such account"), ("held", 0, 1)),
+        (ValueError("refused"), ("retrying", 0, 1)),
+        (SystemExit(3), ("retrying", 0, 1)),
+        (KeyboardInterrupt(), ("retrying", 0, 1)),
+        (asyncio.CancelledError(), ("retrying", 0, 1)),
+        (GeneratorExit(), ("retrying", 0, 1)),
+        (BaseException("bare"), ("retrying", 0, 1)),
+        (Skip("came too late"), ("idle", 1, 0)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["async", "thread"])
+def test_whatever_leaves_a_handler_fails_its_command_alone(
+    database: Database, kind: str, error: BaseException, after: tuple[Any, ...]
+) -> None:
+    open_topic(database, "python", "backoff_base => '1 hour', backoff_cap => '1 hour'")
+    handlers = Applier()
+
+    async def refuse_async(command: Command) -> None:
+        await asyncio.sleep(0)
+        refuse(command)
+
+    def refuse(command: Command) -> None:
+        if command.key == "a":
+            raise error
+
+    handlers.handler(TOPIC, outside=True)(refuse_async if kind == "async" else refuse)
+    put(database, "a", "one")
+    put_keys(database, 5)
+    assert apply_all(database, handlers).commands == 5
+    *found, text = state(database, "a")
+    assert tuple(found) == after
+    if not isinstance(error, Skip | Hold):
+        assert str(text).startswith(type(error).__name__)
+        assert "in refuse" in str(text)
+
+
+def test_a_decorated_async_handler_is_awaited(database: Database) -> None:
+    open_topic(database, "python")
+    handlers = Applier()
+    done: list[str] = []
+
+    async def send(command: Command) -> None:
+        await asyncio.sleep(0)
+        done.append(command.key)
+
+    @functools.wraps(send)
+    def logged(command: Command) -> Awaitable[None]:
+        return send(command)
+
+    class Service:
+        async def __call__(self, command: Command) -> None:
+            await send(command)
+
+    handlers.handler(TOPIC, "wrapped", outside=True)(logged)
+    handlers.handler(TOPIC, "partial", outside=True)(functools.partial(send))
+    handlers.handler(TOPIC, "object", outside=True)(Service())
+    for name in ("wrapped", "partial", "object"):
+        put(database, name, name)
+    assert apply_all(database, handlers).commands == 3
+    assert sorted(done) == ["object", "partial", "wrapped"]
+
+
+def _coroutine(command: Command) -> object:
+    async def never() -> None: ...
+
+    return never()
+
+
+async def _returns_coroutine(command: Command) -> object:
+    return _coroutine(command)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [_coroutine, _returns_coroutine, lambda command: (seq for seq in [command.seq])],
+    ids=["coroutine", "coroutine of an async def", "generator"],
+)
+def test_a_handler_that_returns_what_did_not_run_fails_its_command(
+    database: Database, handler: OutsideHandler
+) -> None:
+    open_topic(database, "python", "max_attempts => 1")
+    handlers = Applier()
+    handlers.handler(TOPIC, outside=True)(handler)
+    put(database, "a", "one")
+    assert apply_all(database, handlers).held == 1
+    *found, text = state(database, "a")
+    assert found == ["held", 0, 1]
+    assert "its body did not run" in str(text)
+
+
+def test_a_payload_that_python_cannot_read_fails_its_command_alone(database: Database) -> None:
+    open_topic(database, "python", "max_attempts => 1")
+    log = Log()
+    put_keys(database, 3)
+    database.execute(
+        "SELECT inturn.append(%s, 'deep', 'x', (repeat('[', 5000) || repeat(']', 5000))::jsonb)", [TOPIC]
+    )
+    outcome = apply_all(database, log.applier)
+    assert (outcome.commands, outcome.held) == (3, 1)
+    assert "RecursionError" in str(state(database, "deep")[3])
+
+
+def test_when_the_grace_is_over_an_async_handler_is_cancelled_and_its_key_let_go(database: Database) -> None:
+    open_topic(database, "python", "lease => '1 hour'")
+    handlers = Applier()
+    ends: list[str] = []
+    begun = threading.Event()
+
+    @handlers.handler(TOPIC, outside=True)
+    async def hang(command: Command) -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise ValueError("what came of the cancel") from None
+
+    put(database, "a", "one")
+    fleet = Fleet(database.dsn, handlers)
+    fleet.start()
+    assert begun.wait(_SECONDS)
+    outcome = fleet.end(0.1)
+    assert outcome.cut
+    assert ends == ["cancelled"]
+    assert state(database, "a") == ("ready", 0, 0, None), "nobody is blamed, and another may have it at once"

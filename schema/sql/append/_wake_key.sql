@@ -15,7 +15,7 @@ BEGIN
     RETURNING EXISTS (SELECT FROM inturn.listener l
                       WHERE l.topic IN (_wake_key.topic, '') AND l.asleep_until > clock_timestamp()) INTO asleep;
     IF asleep THEN
-        PERFORM pg_notify('inturn.ready', _wake_key.topic);
+        PERFORM inturn._notify_appliers(topic);
     END IF;
 END
 $$;

@@ -1,12 +1,15 @@
 -- Returns the function that a SQL target names. Internal to _check_topic and _target_query. Takes no locks.
 --
--- Raises IT012 when there is no such function taking one inturn.command.
+-- A target is a plain function, VOLATILE, that takes one inturn.command and returns no set. The planner may leave out the
+-- call of a STABLE one, one that returns a set returns several rows for a command or none, and only functions are called.
+-- Raises IT012 when there is no such function, or it is another kind of routine.
 CREATE FUNCTION inturn._target_function(topic text, target text) RETURNS regprocedure
 LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     name constant text := substr(target, length('sql:') + 1);
     resolved regprocedure;
+    problem text;
 BEGIN
     BEGIN
         resolved := to_regprocedure(name || '(inturn.command)');
@@ -17,6 +20,19 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'IT012',
             MESSAGE = format('target of topic %L: there is no function %s(inturn.command)', topic, name),
             HINT = format('Name it with its schema, and create it first: CREATE FUNCTION %s(command inturn.command) RETURNS void ...', name);
+    END IF;
+    SELECT CASE WHEN p.prokind = 'p' THEN 'is a procedure'
+                WHEN p.prokind = 'a' THEN 'is an aggregate'
+                WHEN p.prokind = 'w' THEN 'is a window function'
+                WHEN p.proretset THEN 'returns a set'
+                WHEN p.provolatile = 's' THEN 'is declared STABLE'
+                WHEN p.provolatile = 'i' THEN 'is declared IMMUTABLE' END
+    INTO problem FROM pg_catalog.pg_proc p WHERE p.oid = resolved::oid;
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT012',
+            MESSAGE = format('target of topic %L: %s %s', topic, resolved, problem),
+            HINT = CASE WHEN problem LIKE '%declared%' THEN format('It would not be called every time: ALTER FUNCTION %s VOLATILE.', resolved)
+                        ELSE 'A target is a plain VOLATILE function that returns no set: CREATE FUNCTION ... RETURNS void ...' END;
     END IF;
     RETURN resolved;
 END

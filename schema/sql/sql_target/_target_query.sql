@@ -5,7 +5,8 @@
 -- It gives one row: where each key stands then, in the order of $2, and how many commands there were; that is NULL
 -- when the clock was set back just then, and a command in the middle was left out.
 -- Commands are called as they are read, never collected: a key's in order (LATERAL is a nested loop over a sorted
--- inner side), one key after the other. OFFSET 0 keeps the call below the aggregates. LIMIT keeps the
+-- inner side), one key after the other. OFFSET 0 keeps the call below the aggregates. Its results are counted, and the count
+-- is looked at: the planner leaves out no call, whatever the function is declared. LIMIT keeps the
 -- look at the clock above the sort: what it leaves out is the end of a key's commands, and all of the keys after it.
 -- Where the callers number, only up to the first gap: numbering the rows costs a tenth of a deep drain, so only there.
 -- Takes no locks. Raises what _target_function does.
@@ -14,7 +15,7 @@ LANGUAGE sql STABLE
 AS $$
 SELECT format($query$
     SELECT array_agg(coalesce(k.last_seq, t.applied_seq) ORDER BY t.position),
-           CASE WHEN bool_and(k.last_seq = t.applied_seq + k.commands) IS NOT false THEN coalesce(sum(k.commands), 0) END
+           CASE WHEN bool_and(k.last_seq = t.applied_seq + k.commands AND k.effects >= 0) IS NOT false THEN coalesce(sum(k.commands), 0) END
     FROM unnest($2, $3) WITH ORDINALITY t (key, applied_seq, position) CROSS JOIN LATERAL (
         SELECT max(c.seq) AS last_seq, count(*) AS commands, count(c.effect) AS effects
         FROM (

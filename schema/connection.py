@@ -1,0 +1,141 @@
+"""How every connection of the package is opened, with the settings that the code relies on.
+
+A role or a database may have defaults for isolation, dates or intervals. PgBouncer refuses them as startup
+options, so one statement sets them after connecting. Behind a pooler it sets only what PgBouncer carries over
+to whichever server session a transaction gets; anything else would stay behind in a session that others use.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Conninfo
+
+#: Unless the connection string says otherwise, a connection is given up that has been dead for 25 s: an idle
+#: one by its probes, another by how long what it has sent is not acknowledged.
+KEEPALIVE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+#: What psycopg can read, and what our own SQL is written for.
+_PINNED = {"DateStyle": "ISO", "IntervalStyle": "postgres", "standard_conforming_strings": "on"}
+#: In autocommit every statement is a transaction at the default level. Not set behind a pooler.
+_PINNED_DIRECTLY = {
+    "default_transaction_isolation": "read committed",
+    "array_nulls": "on",
+    "quote_all_identifiers": "off",
+}
+
+
+def complete(dsn: str, **defaults: Any) -> str:
+    """Return the connection string with these parameters, and those of KEEPALIVE, where nothing gives them.
+
+    What the connection string, the PG* variables or a service file give stays.
+
+    Raises:
+        psycopg.ProgrammingError: the connection string cannot be read.
+    """
+    given = conninfo_to_dict(dsn)
+    missing = {name: value for name, value in defaults.items() if name not in given}
+    # Nothing tells what a service file that is named in the connection string gives.
+    elsewhere = _from_environment()
+    if "service" not in given and not any(
+        name in given or name in elsewhere for name in ("keepalives", *KEEPALIVE)
+    ):
+        missing |= {name: value for name, value in KEEPALIVE.items() if name in _known()}
+    return make_conninfo(dsn, **missing)
+
+
+def connect(
+    dsn: str,
+    *,
+    autocommit: bool = True,
+    prepare_threshold: int | None = None,
+    application_name: str | None = None,
+) -> psycopg.Connection[Any]:
+    """Return a new connection, at READ COMMITTED and with the settings that the code relies on.
+
+    Args:
+        dsn: libpq connection string; what it leaves out comes from the PG* variables.
+        prepare_threshold: as psycopg has it; None: the driver prepares nothing, for poolers.
+        application_name: None: what the connection string says, or `inturn`.
+
+    Raises:
+        psycopg.Error: the database cannot be reached or refuses.
+    """
+    connection = psycopg.connect(
+        _conninfo(dsn, application_name), autocommit=True, prepare_threshold=prepare_threshold
+    )
+    try:
+        # For transactions that the driver begins, behind a pooler too.
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        connection.execute(pins(connection.info.backend_pid))
+        connection.autocommit = autocommit
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def connect_async(
+    dsn: str, *, prepare_threshold: int | None = None, application_name: str | None = None
+) -> psycopg.AsyncConnection[Any]:
+    """Return a new connection in autocommit, for the running event loop; see connect.
+
+    Raises:
+        psycopg.Error: the database cannot be reached or refuses.
+    """
+    connection = await psycopg.AsyncConnection.connect(
+        _conninfo(dsn, application_name), autocommit=True, prepare_threshold=prepare_threshold
+    )
+    try:
+        await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+        await connection.execute(pins(connection.info.backend_pid))
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def _conninfo(dsn: str, application_name: str | None) -> str:
+    conninfo = complete(dsn, fallback_application_name="inturn")
+    named = {"application_name": application_name} if application_name is not None else {}
+    return make_conninfo(conninfo, client_encoding="utf8", **named)
+
+
+def pins(backend_pid: int) -> sql.Composed:
+    """Return the statement that sets what is pinned.
+
+    A pooler tells its clients another backend than the one that they have.
+    """
+    everywhere = [sql.SQL("set_config({}, {}, false)").format(name, value) for name, value in _PINNED.items()]
+    directly = [
+        sql.SQL("set_config({}, {}, false)").format(name, value) for name, value in _PINNED_DIRECTLY.items()
+    ]
+    return sql.SQL("SELECT {}, CASE WHEN pg_backend_pid() = {} THEN concat({}) END").format(
+        sql.SQL(", ").join(everywhere), backend_pid, sql.SQL(", ").join(directly)
+    )
+
+
+@cache
+def _known() -> frozenset[str]:
+    """Return the parameters that this libpq knows."""
+    return frozenset(option.keyword.decode() for option in Conninfo.get_defaults())
+
+
+def _from_environment() -> frozenset[str]:
+    """Return the parameters that the PG* variables give, or the service file that PGSERVICE names."""
+    if "PGSERVICE" not in os.environ:
+        return frozenset()
+    return frozenset(
+        option.keyword.decode()
+        for option in Conninfo.get_defaults()
+        if option.val is not None and option.val != option.compiled
+    )

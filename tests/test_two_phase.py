@@ -1,0 +1,109 @@
+"""Callers that prepare their transactions: a wake-up is a hint and never aborts them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from support.database import Database, until
+from support.own_server import own_database
+from support.server import Server
+from support.shop import TOPIC, append, applied, at_work, open_shop
+
+_READ_COMMITTED, _SERIALIZABLE = "READ COMMITTED", "SERIALIZABLE"
+#: Ways to append that may wake an applier: the isolation level, and the statement.
+_WAYS = {
+    "a new key": (_READ_COMMITTED, "SELECT inturn.append('shop', 'new', 'insert')"),
+    "an idle key": (_READ_COMMITTED, "SELECT inturn.append('shop', 'idle', 'insert')"),
+    "an idle key on a snapshot": (_SERIALIZABLE, "SELECT inturn.append('shop', 'idle', 'insert')"),
+    "many": (_READ_COMMITTED, "SELECT inturn.append_many('shop', '{idle,new}', '{insert,insert}')"),
+    "the view": (
+        _READ_COMMITTED,
+        "INSERT INTO inturn.outbox (topic, key, name) VALUES ('shop', 'new', 'insert')",
+    ),
+    "a given number": (_READ_COMMITTED, "SELECT inturn.append('given', 'new', 'insert', seq => 1)"),
+}
+
+
+@pytest.fixture(scope="module")
+def prepares(server: Server) -> Iterator[Database]:
+    """A database whose server prepares transactions, with the topics shop and given."""
+    with own_database(server, extra_settings="max_prepared_transactions = 10") as database:
+        open_shop(database)
+        database.execute("SELECT inturn.create_topic('given', numbering => 'given')")
+        yield database
+
+
+@pytest.fixture
+def asleep(prepares: Database) -> Database:
+    """The same, with the key `idle`, and an applier that sleeps for ever."""
+    prepares.execute(
+        "DELETE FROM inturn.command_log; DELETE FROM inturn.key_sequence; DELETE FROM inturn.turn"
+    )
+    prepares.execute("DELETE FROM inturn.ticket; DELETE FROM inturn.wake_hint; DELETE FROM app.witness")
+    append(prepares, "idle", "insert")
+    with at_work(prepares):
+        until(lambda: applied(prepares, "idle") == [1], "the first command")
+        idle = "SELECT count(*) = 0 FROM inturn.ticket"
+        until(lambda: prepares.value(idle), "the key idle")
+    prepares.execute(
+        "INSERT INTO inturn.listener VALUES ('', 'infinity') ON CONFLICT (topic) DO UPDATE"
+        " SET asleep_until = 'infinity'"
+    )
+    return prepares
+
+
+def _prepare(database: Database, way: str, *settings: str) -> None:
+    level, statement = _WAYS[way]
+    with database.connect() as caller:
+        for setting in settings:
+            caller.execute(setting)
+        caller.execute(f"BEGIN ISOLATION LEVEL {level}")
+        caller.execute(statement)
+        caller.execute("PREPARE TRANSACTION 'business'")
+
+
+@pytest.mark.parametrize("way", _WAYS)
+def test_with_notify_off_an_append_can_always_be_prepared(asleep: Database, way: str) -> None:
+    with pytest.raises(psycopg.errors.FeatureNotSupported, match="NOTIFY"):
+        _prepare(asleep, way)
+    _prepare(asleep, way, "SET inturn.notify = off")
+    commands = asleep.value("SELECT count(*) FROM inturn.command_log")
+    asleep.execute("COMMIT PREPARED 'business'")
+    assert asleep.value("SELECT count(*) FROM inturn.command_log") > commands
+
+
+@pytest.mark.parametrize("way", ["a new key", "an idle key", "an idle key on a snapshot"])
+def test_appliers_find_what_was_prepared_without_a_wake_up(asleep: Database, way: str) -> None:
+    key = "new" if way == "a new key" else "idle"
+    with at_work(asleep):
+        _prepare(asleep, way, "SET inturn.notify = off")
+        # Whoever has looked in between has not seen it.
+        before = asleep.value("SELECT clock_timestamp()")
+        until(
+            lambda: asleep.value("SELECT clock_timestamp() > %s + interval '1.5 s'", [before]), "some looks"
+        )
+        asleep.execute("COMMIT PREPARED 'business'")
+        until(lambda: applied(asleep, key)[-1:] == [1 if key == "new" else 2], "the effect", 5)
+
+
+@pytest.mark.parametrize(
+    ("value", "notifies"),
+    [
+        ("off", False),
+        ("false", False),
+        ("NO", False),
+        ("0", False),
+        ("on", True),
+        ("", True),
+        ("maybe", True),
+    ],
+)
+def test_no_value_of_the_setting_hurts_an_append(asleep: Database, value: str, notifies: bool) -> None:
+    with asleep.connect() as listener, asleep.connect() as caller:
+        listener.execute('LISTEN "inturn.ready"')
+        caller.execute("SELECT set_config('inturn.notify', %s, false)", [value])
+        caller.execute("SELECT inturn.append('shop', 'idle', 'insert')")
+        heard = [notify.payload for notify in listener.notifies(timeout=0.5, stop_after=1)]
+        assert heard == ([TOPIC] if notifies else [])
