@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
+from inturn.cli.rows import adapt
 from inturn.schema.version import check_version
 
 _SECONDS_TO_CONNECT = 10
@@ -80,6 +81,7 @@ class Database:
             except BaseException:
                 connection.close()
                 raise
+        adapt(connection)
         return connection
 
     def _unreachable(self, error: psycopg.OperationalError) -> Failure:
