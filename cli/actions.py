@@ -34,7 +34,7 @@ _TIME_REFUSED = ("22007", "22008")
     epilog="""\b
 Example:
   inturn retry order-42
-  inturn retry --all --topic orders --error '%timed out%' --reason 'bank is back'"""
+  inturn retry --all --error '%timed out%' --reason 'bank is back'"""
 )
 @click.argument("key", type=KEY, required=False)
 @topic_option
