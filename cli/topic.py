@@ -230,7 +230,7 @@ def _value(row: Row, name: str) -> str:
     value = row[name]
     if name in _INTERVALS:
         return "never" if value is None else _span(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return str(value)
 
 
 _INTERVALS = ("backoff_base", "backoff_cap", "gap_timeout", "lease")

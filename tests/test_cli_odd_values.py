@@ -9,6 +9,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from support.database import Database
 from support.process import run_inturn
+from support.refusal import refusal
 from support.server import Server
 from support.terminal import Terminal
 
@@ -93,7 +94,7 @@ def test_topics_are_read_on_eighty_columns(database: Database) -> None:
     assert values["topic"] == "shipments-to-the-customers"
     assert values["backoff-base"].strip() == "1500ms"
     assert values["gap-timeout"].strip() == "never"
-    assert values["max-payload-bytes"].strip() == "1,048,576"
+    assert values["max-payload-bytes"].strip() == "1048576"
     assert run_inturn(database.dsn, "topic", "show", "nosuch")[0] == 1
     document = json.loads(printed(database, "topic", "show", "orders", "--json"))
     assert document["topic"] == "orders"
@@ -135,3 +136,32 @@ def test_bytes_that_are_no_text_stop_no_command(ascii_database: Database) -> Non
     for command in (("status",), ("verify",), ("show", "good"), ("why", "good")):
         printed(database, *command)
     assert "held -> ready" in printed(database, "retry", "--all", "--yes")
+
+
+def test_what_is_cut_is_cut_after_a_word(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('orders', max_attempts => 1)")
+    database.execute("SELECT inturn.append('orders', 'k', 'insert')")
+    error = " ".join(f"word{n}" for n in range(100))
+    database.execute(
+        "SELECT inturn.fail('orders', c.key, c.epoch, c.seq, %s)"
+        " FROM inturn.claim(topics => '{orders}', max_keys => 1, lease => '1 h', applier => 'a') c",
+        [error],
+    )
+    says = database.value("SELECT says FROM inturn.why('orders', 'k')").partition("attempt 1 of 1: ")[2]
+    note = Terminal(database.dsn, "keys").read().splitlines()[2].strip()
+    for cut, end in ((says, "..."), (note, "…")):
+        assert cut.endswith(end)
+        kept = cut.removesuffix(end)
+        assert len(kept) > 50
+        assert error.startswith(kept + " ")
+    # One word without an end is cut all the same.
+    assert database.value("SELECT inturn._shorten(repeat('x', 500), 100)") == "x" * 97 + "..."
+
+
+def test_a_topic_that_sql_cannot_apply_is_refused_with_the_command_that_can(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('calls', 'http://b.internal/')")
+    database.execute("SELECT inturn.create_topic('mails')")
+    for topic, hint in (("calls", "Apply it with: inturn apply."), ("mails", "--app MODULE:APPLIER")):
+        found = refusal(database.connect(), f"CALL inturn.apply(ARRAY['{topic}'])")
+        assert found.sqlstate == "IT012"
+        assert hint in (found.hint or "")

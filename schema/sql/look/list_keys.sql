@@ -72,8 +72,8 @@ BEGIN
             HINT = 'Give lag, age or attempts.';
     END IF;
     states := ARRAY(SELECT s FROM unnest(ranks) s WHERE s = ANY (states)
-                    -- Nothing is pending on an idle key (P4).
-                    AND (s <> 'idle' OR coalesce(min_lag, 0) <= 0 AND older_than IS NULL));
+                    -- Nothing is pending on an idle key (P4), and it has no error.
+                    AND (s <> 'idle' OR coalesce(min_lag, 0) <= 0 AND num_nonnulls(older_than, of_error) = 0));
     IF states = '{}' THEN
         RETURN;
     END IF;
