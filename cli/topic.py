@@ -177,8 +177,8 @@ def list_topics(database: Database, *, as_json: bool) -> None:
         paused = any(row["paused_at"] for row in topics)
         print_table(
             [
-                Column("topic", cut="middle"),
-                Column("target", cut="middle"),
+                Column("topic", cut="middle", whole=True),
+                Column("target", cut="middle", whole=True),
                 Column("attempts", right=True),
                 Column("then"),
                 Column("backoff"),

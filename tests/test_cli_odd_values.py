@@ -84,7 +84,8 @@ def test_topics_are_read_on_eighty_columns(database: Database) -> None:
     database.execute("SELECT inturn.pause_topic('orders', 'audit')")
     listed = Terminal(database.dsn, "topic", "list").read()
     assert max(len(line.rstrip()) for line in listed.splitlines()) <= 80
-    heading, orders, shipments = (line.split() for line in listed.splitlines())
+    heading, orders, shipments, *whole = (line.split() for line in listed.splitlines())
+    assert whole == [["shipments-to-the-customers"], ["https://shipping.internal.example/v2/commands"]]
     assert heading == ["topic", "target", "attempts", "then", "backoff", "numbers", "state"]
     assert orders == ["orders", "python", "5", "hold", "1s", "to", "5m", "assigned", "paused"]
     assert shipments[2:] == ["5", "cancel-rest", "1500ms", "to", "5m", "given"]
