@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -14,6 +12,7 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.key_text import KEY
+from inturn.cli.many import act_on_many, check_many, many_options
 from inturn.cli.operator import (
     Action,
     Operator,
@@ -25,6 +24,7 @@ from inturn.cli.operator import (
     topic_option,
 )
 from inturn.cli.output import escape
+from inturn.cli.rows import load_time
 
 _SPAN = re.compile(r"\d+(?:\.\d+)?\s*(?:s|m|h|d|\w{3,})")
 _TIME_REFUSED = ("22007", "22008")
@@ -34,20 +34,11 @@ _TIME_REFUSED = ("22007", "22008")
     epilog="""\b
 Example:
   inturn retry order-42
-  inturn retry --all --topic orders --like 'eu-%' --reason 'bank is back'"""
+  inturn retry --all --error '%timed out%' --reason 'bank is back'"""
 )
 @click.argument("key", type=KEY, required=False)
 @topic_option
-@click.option("--all", "every", is_flag=True, help="Every held key that the filters find, after asking.")
-@click.option("--held", "state", flag_value="held", default=True, help="With --all: held keys (default).")
-@click.option(
-    "--retrying", "state", flag_value="retrying", help="With --all: those that are tried again later."
-)
-@click.option("--like", metavar="PATTERN", help="With --all: only keys LIKE this; % stands for anything.")
-@click.option(
-    "--older-than", metavar="AGE", help="With --all: only where the next command waits longer: 10m."
-)
-@click.option("--yes", is_flag=True, help="With --all: do not ask.")
+@many_options
 @reason_option(required=False)
 @operator_options
 @pass_database
@@ -67,45 +58,20 @@ def retry(
 
     It has all its attempts before it again. Mend the cause first.
     """
-    if every == (key is not None):
-        raise click.UsageError("Give a KEY, or --all.")
-    if not every and any(filters[name] for name in ("like", "older_than")):
-        raise click.UsageError("--like and --older-than go with --all.")
+    check_many(key=key, every=every, filters=filters)
     with database.connect() as connection:
         if key is not None:
             found_topic, found_key = find_key(connection, database, key, topic)
             arguments = {"topic": found_topic, "key": found_key, "reason": reason}
             actions = operator.act(connection, database.schema, "retry", arguments)
         else:
-            arguments = {
-                "of_topic": topic,
-                "of_state": filters["state"],
-                "of_like": filters["like"],
-                "older_than": filters["older_than"],
-                "reason": reason,
-            }
-            if not (yes or operator.dry_run):
-                _confirm(connection, database.schema, operator, arguments)
-            actions = operator.act(connection, database.schema, "retry_all", arguments)
+            actions = act_on_many(
+                connection, database.schema, operator, "retry_all",
+                topic=topic, filters=filters, reason=reason, yes=yes, words=("Retry", "retried"),
+            )  # fmt: skip
     if not actions:
         click.echo("inturn: no such keys", err=True)
     operator.report(actions, lambda a: f"{place(a)}: {change(a)}; command {a['seq']} will be tried again")
-
-
-def _confirm(
-    connection: Connection[Any], schema: str, operator: Operator, arguments: dict[str, str | None]
-) -> None:
-    count = len(Operator(None, True, operator.timeout, False).act(connection, schema, "retry_all", arguments))
-    if not count:
-        return
-    keys = f"{count:,} {arguments['of_state']} key{'' if count == 1 else 's'}"
-    if not sys.stdin.isatty():
-        raise Failure(
-            f"{keys} would be retried, and there is nobody to ask",
-            hint="Give --yes, or look first with --dry-run",
-            code=ExitCode.USAGE,
-        )
-    click.confirm(f"Retry {keys}?", abort=True, err=True)
 
 
 @click.command(
@@ -188,21 +154,43 @@ def replay(
     "cancel-rest",
     epilog="""\b
 Example:
-  inturn cancel-rest order-42 --reason 'account closed, ticket 99'""",
+  inturn cancel-rest order-42 --reason 'account closed, ticket 99'
+  inturn cancel-rest --all --error '%no such account%' --reason 'ticket 99'""",
 )
-@click.argument("key", type=KEY)
+@click.argument("key", type=KEY, required=False)
 @topic_option
+@many_options
 @reason_option(required=True)
 @operator_options
 @pass_database
 def cancel_rest(
-    database: Database, /, key: str, *, topic: str | None, reason: str, operator: Operator
+    database: Database,
+    /,
+    key: str | None,
+    *,
+    topic: str | None,
+    every: bool,
+    yes: bool,
+    reason: str,
+    operator: Operator,
+    **filters: str | None,
 ) -> None:
     """Pass over everything that is pending on a key now, for good.
 
     What is appended later is applied as ever.
     """
-    actions = _act(database, operator, "cancel_rest", key, topic, reason=reason)
+    check_many(key=key, every=every, filters=filters)
+    if key is not None:
+        actions = _act(database, operator, "cancel_rest", key, topic, reason=reason)
+    else:
+        with database.connect() as connection:
+            actions = act_on_many(
+                connection, database.schema, operator, "cancel_rest_all",
+                topic=topic, filters=filters, reason=reason, yes=yes,
+                words=("Cancel all that is pending on", "cancelled"),
+            )  # fmt: skip
+    if not actions:
+        click.echo("inturn: no such keys", err=True)
     operator.report(actions, _cancelled)
 
 
@@ -272,14 +260,13 @@ def _time(connection: Connection[Any], text: str | None) -> str | None:
             hint="Write 30m, 2h, 1d, '2026-12-24 18:00' or 'tomorrow 06:00'",
             code=ExitCode.USAGE,
         ) from None
-    return str(row[0]) if row else None
+    # For good: what it says without --until.
+    return str(row[0]) if row and row[0] != "infinity" else None
 
 
 def _paused(action: Action) -> str:
-    until = action["after"].get("paused_until")
-    ends = "until it is resumed"
-    if until:
-        ends = f"until {datetime.fromisoformat(until).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    until = load_time(action["after"].get("paused_until") or "infinity")
+    ends = f"until {until:%Y-%m-%d %H:%M:%S} UTC" if until else "until it is resumed"
     return f"{place(action)}: paused {ends}; appends go on"
 
 

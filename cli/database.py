@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
+from inturn.cli.rows import adapt
 from inturn.schema.connection import complete, connect
 from inturn.schema.version import check_version
 
@@ -80,6 +81,7 @@ class Database:
             except BaseException:
                 connection.close()
                 raise
+        adapt(connection)
         return connection
 
     def _unreachable(self, error: psycopg.OperationalError) -> Failure:

@@ -23,5 +23,7 @@ class ExitCode(IntEnum):
     FOUND = 7
     #: `verify` found a promise broken.
     VIOLATED = 8
+    #: `status --check` found a topic with something wrong.
+    UNHEALTHY = 9
     #: Ctrl-C.
     INTERRUPTED = 130

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -11,17 +10,22 @@ from typing import Any
 import click
 import psycopg
 from psycopg import Connection, sql
-from psycopg.rows import dict_row
 
 from inturn.cli.database import Database, pass_database
-from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.key_text import TOPIC, shown
 from inturn.cli.output import Column, age, first_line, json_option, print_json, table_lines
+from inturn.cli.rows import Row, clock, fetch
+from inturn.cli.spans import refuse_interval
+from inturn.cli.watch import watch_lines, watch_option
 from inturn.schema.errors import UnknownTopic
 
 _STATES = ("held", "waiting", "retrying", "paused", "leased", "ready", "idle")
-_NO_INTERVAL = ("22007", "22008", "22015")
+_KEYS = """
+SELECT topic, key, state, applied_seq, last_seq, pending, oldest_pending_at, attempts, ready_at, held_at,
+       last_error, paused_at, paused_until, topic_paused, waiting_at, claimed_by, lease_until
+FROM {}.list_keys(%s::text, %s::text, %s::integer, %s::text, %s::interval, %s::bigint, %s::text, %s::text)
+"""
 
 
 @dataclass(frozen=True)
@@ -35,23 +39,25 @@ class _Wanted:
     older_than: str | None
     lagging: int | None
     sort: str | None
+    error: str | None
 
     @property
     def filtered(self) -> bool:
-        return any(f is not None for f in (self.topic, self.state, self.like, self.older_than, self.lagging))
+        filters = (self.topic, self.state, self.like, self.older_than, self.lagging, self.error)
+        return any(f is not None for f in filters)
 
 
 @dataclass
 class _Listing:
-    """What was found, of which `limit` keys are listed, and when."""
+    """What was found, of which `limit` are listed, and when."""
 
     limit: int
-    found: list[dict[str, Any]]
+    found: list[Row]
     now: datetime
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def keys(self) -> list[dict[str, Any]]:
+    def listed(self) -> list[Row]:
         return self.found[: self.limit]
 
     @property
@@ -64,6 +70,7 @@ class _Listing:
     epilog="""\b
 Example:
   inturn keys --topic orders --held --retrying
+  inturn keys --errors
   inturn keys --older-than 10m --check || echo 'keys stand still'"""
 )
 @click.option("--held", is_flag=True, help="Keys whose next command failed for good.")
@@ -85,6 +92,8 @@ Example:
 @click.option("--older-than", metavar="TIME", help="Whose next command has waited so long: 90s, 10m, 2h, 1d.")
 @click.option("--topic", type=TOPIC, metavar="NAME", help="Only this topic's.")
 @click.option("--like", metavar="PATTERN", help="Whose key matches: % is any text, _ one character.")
+@click.option("--error", metavar="PATTERN", help="Whose error's first line matches: '%timed out%'.")
+@click.option("--errors", is_flag=True, help="What held and retrying keys failed with, each error once.")
 @click.option(
     "--sort", type=click.Choice(["lag", "age", "attempts"]), help="The greatest first; else the worst state."
 )
@@ -97,14 +106,7 @@ Example:
     help="List at most N.",
 )
 @click.option("--check", is_flag=True, help="Exit with 7 if there are such keys; say nothing if not.")
-@click.option(
-    "--watch",
-    type=click.FloatRange(min=0.1),
-    is_flag=False,
-    flag_value=2.0,
-    metavar="[SECONDS]",
-    help="List again every 2 seconds, or so many, until Ctrl-C.",
-)
+@watch_option
 @json_option
 @pass_database
 def keys(
@@ -116,6 +118,8 @@ def keys(
     like: str | None,
     older_than: str | None,
     lagging: int | None,
+    error: str | None,
+    errors: bool,
     sort: str | None,
     limit: int,
     check: bool,
@@ -132,26 +136,34 @@ def keys(
     that begins with a dash, put -- .
     """
     chosen = [name for name in _STATES if states[name] or name == state]
-    wanted = _Wanted(topic, ",".join(chosen) or None, limit, like, older_than, lagging, sort)
-    if check and not (chosen or lagging or older_than):
-        raise click.UsageError("--check needs --held, another state, --lagging or --older-than.")
-    if watch and (check or as_json or not sys.stdout.isatty()):
-        raise click.UsageError("--watch needs a terminal, and goes neither with --json nor with --check.")
+    wanted = _Wanted(topic, ",".join(chosen) or None, limit, like, older_than, lagging, sort, error)
+    if check and not (chosen or lagging or older_than or error):
+        raise click.UsageError("--check needs --held, another state, --lagging, --older-than or --error.")
+    if watch and (check or as_json):
+        raise click.UsageError("--watch goes neither with --json nor with --check.")
+    if errors and (check or chosen or lagging or older_than or sort):
+        raise click.UsageError("--errors goes with --topic, --like, --error, --limit, --watch and --json.")
+    look, print_out = (_list_errors, _error_lines) if errors else (_list, _lines)
     with database.connect() as connection:
         if topic is not None:
             require_topic(connection, database.schema, topic)
         if watch:
-            return _watch(connection, database.schema, wanted, watch)
-        listing = _list(connection, database.schema, wanted)
+            return watch_lines(watch, lambda: _watched(look(connection, database.schema, wanted), print_out))
+        listing = look(connection, database.schema, wanted)
     if as_json:
-        print_json(listing.keys)
+        print_json(listing.listed)
     elif listing.found:
-        click.echo("\n".join(_lines(listing)))
+        click.echo("\n".join(print_out(listing)))
     elif not check:
-        click.echo("inturn: no such keys" if wanted.filtered else "inturn: no keys yet", err=True)
+        click.echo("inturn: no such keys" if wanted.filtered or errors else "inturn: no keys yet", err=True)
     for remark in listing.remarks:
         click.echo(remark, err=True)
     return ExitCode.FOUND if check and listing.found else ExitCode.OK
+
+
+def _watched(listing: _Listing, print_out: Callable[[_Listing], list[str]]) -> tuple[datetime, list[str]]:
+    lines = print_out(listing) if listing.found else ["no such keys"]
+    return listing.now, [*lines, *listing.remarks]
 
 
 def require_topic(connection: Connection[Any], schema: str, topic: str) -> None:
@@ -178,59 +190,59 @@ def _list(connection: Connection[Any], schema: str, wanted: _Wanted) -> _Listing
 
     connection.add_notice_handler(note)
     try:
-        found = (
-            connection.cursor(row_factory=dict_row)
-            .execute(
-                sql.SQL(
-                    "SELECT topic, key, state, applied_seq, last_seq, pending, oldest_pending_at, attempts,"
-                    " ready_at, held_at, last_error, paused_at, paused_until, topic_paused,"
-                    " waiting_at, claimed_by, lease_until"
-                    " FROM {}.list_keys(%s::text, %s::text, %s::integer,"
-                    " %s::text, %s::interval, %s::bigint, %s::text)"
-                ).format(sql.Identifier(schema)),
-                (
-                    wanted.topic,
-                    wanted.state,
-                    wanted.limit + 1,
-                    wanted.like,
-                    wanted.older_than,
-                    wanted.lagging,
-                    wanted.sort,
-                ),
-            )
-            .fetchall()
-        )
+        found = fetch(
+            connection,
+            sql.SQL(_KEYS).format(sql.Identifier(schema)),
+            (wanted.topic, wanted.state, wanted.limit + 1, wanted.like, wanted.older_than, wanted.lagging,
+             wanted.sort, wanted.error),
+        )  # fmt: skip
     except psycopg.DataError as error:
-        if error.sqlstate in _NO_INTERVAL:
-            raise Failure(
-                f"--older-than cannot be '{wanted.older_than}'",
-                hint="Write 90s, 10m, 2h, 1d, or an interval as PostgreSQL reads it",
-                code=ExitCode.USAGE,
-            ) from None
-        raise
+        raise refuse_interval(error, "--older-than", wanted.older_than) from None
     finally:
         connection.remove_notice_handler(note)
-    clock = connection.execute("SELECT clock_timestamp()").fetchone()
-    assert clock is not None  # noqa: S101 - a SELECT without FROM has a row
-    return _Listing(wanted.limit, found, clock[0], warnings)
+    return _Listing(wanted.limit, found, clock(connection), warnings)
 
 
-def _watch(connection: Connection[Any], schema: str, wanted: _Wanted, seconds: float) -> int:
-    """List again and again, until Ctrl-C; what was listed last stays."""
-    from rich.live import Live
-    from rich.text import Text
+def _list_errors(connection: Connection[Any], schema: str, wanted: _Wanted) -> _Listing:
+    found = fetch(
+        connection,
+        sql.SQL(
+            "SELECT topic, error, held, retrying, first_at, last_at, key"
+            " FROM {}.list_errors(%s::text, %s::text, %s::text, %s)"
+        ).format(sql.Identifier(schema)),
+        (wanted.topic, wanted.like, wanted.error, wanted.limit + 1),
+    )
+    return _Listing(wanted.limit, found, clock(connection))
 
-    try:
-        with Live(auto_refresh=False, vertical_overflow="ellipsis") as live:
-            while True:
-                listing = _list(connection, schema, wanted)
-                lines = _lines(listing) if listing.found else ["no such keys"]
-                head = f"{listing.now.astimezone():%H:%M:%S}, every {seconds:g} s, until Ctrl-C"
-                text = Text.from_ansi("\n".join([head, *lines, *listing.remarks]))
-                live.update(text, refresh=True)
-                time.sleep(seconds)
-    except KeyboardInterrupt:
-        return ExitCode.OK
+
+def _error_lines(listing: _Listing) -> list[str]:
+    """Return the errors as a table; each error has its own line on a terminal, where it is cut last."""
+    return table_lines(
+        [
+            Column("topic", cut="middle"),
+            Column("keys", right=True),
+            Column("held", right=True),
+            Column("retrying", right=True),
+            Column("first", right=True),
+            Column("last", right=True),
+            Column("last key", cut="middle", whole=True),
+        ],
+        [
+            [
+                row["topic"],
+                f"{row['held'] + row['retrying']:,}",
+                f"{row['held']:,}" if row["held"] else "",
+                f"{row['retrying']:,}" if row["retrying"] else "",
+                *(
+                    f"{age((listing.now - row[name]).total_seconds())} ago"
+                    for name in ("first_at", "last_at")
+                ),
+                shown(row["key"]),
+            ]
+            for row in listing.listed
+        ],
+        [row["error"] for row in listing.listed],
+    )
 
 
 def _lines(listing: _Listing) -> list[str]:
@@ -242,7 +254,7 @@ def _lines(listing: _Listing) -> list[str]:
         Column("lag", right=True),
         Column("age", right=True),
     ]
-    rows = [_row(key, listing.now) for key in listing.keys]
+    rows = [_row(key, listing.now) for key in listing.listed]
     extra: list[Column] = []
     optional = [Column("attempts", right=True), Column("next try", right=True), Column("by", cut="middle")]
     for number, column in reversed(list(enumerate(optional, len(columns)))):
@@ -250,10 +262,10 @@ def _lines(listing: _Listing) -> list[str]:
             extra.insert(0, column)
         else:
             rows = [[*row[:number], *row[number + 1 :]] for row in rows]
-    return table_lines([*columns, *extra], rows, [first_line(key["last_error"]) for key in listing.keys])
+    return table_lines([*columns, *extra], rows, [first_line(key["last_error"]) for key in listing.listed])
 
 
-def _row(key: dict[str, Any], now: datetime) -> list[str]:
+def _row(key: Row, now: datetime) -> list[str]:
     waiting = key["oldest_pending_at"]
     return [
         key["topic"],
@@ -268,7 +280,7 @@ def _row(key: dict[str, Any], now: datetime) -> list[str]:
     ]
 
 
-def _next_try(key: dict[str, Any], now: datetime) -> str:
+def _next_try(key: Row, now: datetime) -> str:
     # Of a lease it is when another applier may take the key.
     if key["state"] not in ("retrying", "paused", "leased", "waiting") or key["ready_at"] is None:
         return ""

@@ -55,7 +55,7 @@ Keep passwords in ~/.pgpass or INTURN_DSN: other users can see --dsn.
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 some keys are held,
 4 database unreachable or gone, 5 schema not fitting, 6 stopped before the
 work in hand was done, 7 keys --check found some, 8 verify found a violation,
-130 interrupted.
+9 status --check found something wrong, 130 interrupted.
 
 \b
 Example:

@@ -12,12 +12,12 @@ from typing import Any
 
 import click
 from psycopg import Connection, sql
-from psycopg.rows import dict_row
 
 from inturn.cli.database import Database
 from inturn.cli.errors import Failure
 from inturn.cli.key_text import TOPIC, resolve, shown
 from inturn.cli.output import escape, json_option, print_json
+from inturn.cli.rows import fetch
 from inturn.schema.errors import UnknownKey
 
 #: The longest that PostgreSQL takes, 24 days.
@@ -72,7 +72,7 @@ class Operator:
         with connection.transaction(force_rollback=self.dry_run):
             for name, value in settings.items():
                 connection.execute("SELECT set_config(%s, %s, true)", (name, value))
-            return connection.cursor(row_factory=dict_row).execute(call, arguments).fetchall()
+            return fetch(connection, call, arguments)
 
     def report(self, actions: list[Action], say: Callable[[Action], str]) -> None:
         """Print what was done: a line each, or JSON."""

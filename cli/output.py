@@ -135,7 +135,7 @@ def table_lines(
             if column.whole and cell_len(text) > width
         ]
         if note:
-            lines.append("  " + shorten(escape(note), console.width - 2))
+            lines.append("  " + _shorten_words(escape(note), console.width - 2))
     return lines
 
 
@@ -166,6 +166,13 @@ def _shrink(columns: Sequence[Column], widths: list[int], excess: int) -> None:
         if not cuttable:
             return
         widths[max(cuttable, key=widths.__getitem__)] -= 1
+
+
+def _shorten_words(text: str, width: int) -> str:
+    """Return a sentence in at most `width` terminal cells, cut after a word unless that is very long."""
+    cut = shorten(text, width)
+    words = cut.rpartition(" ")[0]
+    return words + "…" if cut != text and cell_len(words) * 3 > width * 2 else cut
 
 
 def shorten(text: str, width: int, cut: Literal["middle", "end"] = "end") -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 from psycopg import Connection, sql
-from psycopg.rows import dict_row
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
@@ -25,6 +24,7 @@ from inturn.cli.output import (
     print_json,
     print_table,
 )
+from inturn.cli.rows import Row, fetch
 
 _PAYLOAD_CHARACTERS = 200
 
@@ -93,8 +93,6 @@ FROM unnest(ARRAY['', %(key)s]) k (key) CROSS JOIN LATERAL (
     WHERE a.topic = %(topic)s AND a.key = k.key AND a.action = 'pause' ORDER BY a.id DESC LIMIT 1) a
 """
 
-Row = dict[str, Any]
-
 
 @click.command(
     epilog="""\b
@@ -160,7 +158,7 @@ def _read(
 ) -> list[Row]:
     def rows(query: str, parameters: Row) -> list[Row]:
         composed = sql.SQL(query).format(schema=sql.Identifier(schema))
-        return connection.cursor(row_factory=dict_row).execute(composed, parameters).fetchall()
+        return fetch(connection, composed, parameters)
 
     # One snapshot, or the commands might not fit the cursor.
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")

@@ -1,69 +1,150 @@
-"""`inturn status`: the topics and the appliers, at a glance."""
+"""`inturn status`: the topics and the appliers, at a glance, or checked."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, LiteralString
+from typing import Any
 
 import click
+import psycopg
 from psycopg import Connection, sql
-from psycopg.rows import dict_row
 
 from inturn.cli.database import Database, pass_database
+from inturn.cli.exit_codes import ExitCode
 from inturn.cli.key_text import TOPIC, shown
 from inturn.cli.keys import require_topic
-from inturn.cli.output import Column, age, json_option, print_json, print_table
+from inturn.cli.output import Column, age, json_option, print_json, table_lines
+from inturn.cli.rows import Row, clock, fetch
+from inturn.cli.spans import refuse_interval
+from inturn.cli.watch import watch_lines, watch_option
 
 _RECENT = timedelta(minutes=5)
 _MANY = 10
+_NO_TOPICS = "inturn: no topics yet. Create one with: inturn topic create NAME"
+_TOPICS = """
+SELECT t.*, t.oldest_pending_at <= clock_timestamp() - %s::interval AS too_old
+FROM {}.topic_status(%s::text, %s) t
+"""
+
+
+@dataclass(frozen=True)
+class _Status:
+    """What was found, and when."""
+
+    topics: list[Row]
+    appliers: list[Row]
+    revision: str
+    now: datetime
 
 
 @click.command(
     epilog="""\b
 Example:
   inturn status
-  inturn status --topic orders --json"""
+  inturn status --check --older-than 10m || echo 'commands stand still'"""
 )
 @click.option("--topic", type=TOPIC, metavar="NAME", help="Only this one, and its appliers.")
+@click.option("--check", is_flag=True, help="Exit with 9 if something is wrong; say nothing if not.")
+@click.option(
+    "--older-than", metavar="TIME", help="With --check: wrong is also a command pending so long: 90s, 10m."
+)
+@watch_option
 @json_option
 @pass_database
-def status(database: Database, /, *, topic: str | None, as_json: bool) -> None:
+def status(
+    database: Database,
+    /,
+    *,
+    topic: str | None,
+    check: bool,
+    older_than: str | None,
+    watch: float | None,
+    as_json: bool,
+) -> int:
     """Sum up the topics, and the appliers and what each is doing.
 
     Keys are counted by state, idle ones are not. pending counts the commands not
     applied, oldest is how long the longest of them has waited. rate is commands
     applied a second, failed counts failures, in the last five minutes.
+
+    With --check, wrong is a topic that has keys ready or retrying, is not paused,
+    and has no applier alive.
     """
+    if older_than is not None and not check:
+        raise click.UsageError("--older-than goes with --check.")
+    if watch and (check or as_json):
+        raise click.UsageError("--watch goes neither with --json nor with --check.")
     with database.connect() as connection:
         if topic is not None:
             require_topic(connection, database.schema, topic)
-        topics = _rows(
-            connection, database.schema, "SELECT * FROM {}.topic_status(%s::text, %s)", topic, _RECENT
-        )
-        appliers = [
-            applier
-            for applier in _rows(connection, database.schema, "SELECT * FROM {}.list_appliers()")
-            if topic is None or topic in applier["topics"]
-        ]
-        clock = connection.execute("SELECT clock_timestamp()").fetchone()
-    assert clock is not None  # noqa: S101 - a SELECT without FROM has a row
+        if watch:
+            return watch_lines(watch, lambda: _watched(_read(connection, database.schema, topic, None)))
+        found = _read(connection, database.schema, topic, older_than)
+    problems = list(_problems(found, older_than)) if check else []
+    if as_json:
+        document = {"topics": found.topics, "appliers": found.appliers}
+        print_json(document | {"problems": problems} if check else document)
+    elif check:
+        for problem in problems:
+            click.echo(f"topic {shown(problem['topic'])}: {problem['says']}")
+    elif found.topics:
+        click.echo("\n".join(_lines(found)))
+    else:
+        click.echo(_NO_TOPICS, err=True)
+    return ExitCode.UNHEALTHY if problems else ExitCode.OK
+
+
+def _read(connection: Connection[Any], schema: str, topic: str | None, older_than: str | None) -> _Status:
+    def rows(query: str, *parameters: object) -> list[Row]:
+        return fetch(connection, sql.SQL(query).format(sql.Identifier(schema)), parameters)
+
+    try:
+        topics = rows(_TOPICS, older_than, topic, _RECENT)
+    except psycopg.DataError as error:
+        raise refuse_interval(error, "--older-than", older_than) from None
+    appliers = [
+        applier
+        for applier in rows("SELECT * FROM {}.list_appliers()")
+        if topic is None or topic in applier["topics"]
+    ]
     for each in topics:
         each["applied_per_second"] = round(each["applied"] / _RECENT.total_seconds(), 3)
-    if as_json:
-        print_json({"topics": topics, "appliers": appliers})
-    elif topics:
-        _print_topics(topics, clock[0])
-        click.echo()
-        _print_appliers(appliers, clock[0])
-    else:
-        click.echo("inturn: no topics yet. Create one with: inturn topic create NAME", err=True)
+        if older_than is None:
+            del each["too_old"]
+    (version,) = rows("SELECT version_num FROM {}.schema_version")
+    return _Status(topics, appliers, version["version_num"], clock(connection))
 
 
-def _rows(
-    connection: Connection[Any], schema: str, query: LiteralString, *parameters: object
-) -> list[dict[str, Any]]:
-    composed = sql.SQL(query).format(sql.Identifier(schema))
-    return connection.cursor(row_factory=dict_row).execute(composed, parameters).fetchall()
+def _problems(found: _Status, older_than: str | None) -> Iterator[Row]:
+    """Yield what is wrong with each topic: a stable code, and a sentence."""
+    serving = {
+        topic
+        for applier in found.appliers
+        if applier["alive"] and applier["revision"] in (None, found.revision)
+        for topic in applier["topics"]
+    }
+    for topic in found.topics:
+        keys = topic["ready"] + topic["retrying"]
+        if keys and topic["paused_at"] is None and topic["topic"] not in serving:
+            of_keys = "1 key is" if keys == 1 else f"{keys:,} keys are"
+            yield {
+                "topic": topic["topic"],
+                "problem": "no_applier",
+                "says": f"{of_keys} ready or retrying, and no applier of it is alive",
+            }
+        if topic.get("too_old"):
+            waited = age((found.now - topic["oldest_pending_at"]).total_seconds())
+            yield {
+                "topic": topic["topic"],
+                "problem": "too_old",
+                "says": f"a command has been pending for {waited}, longer than {older_than}",
+            }
+
+
+def _watched(found: _Status) -> tuple[datetime, list[str]]:
+    return found.now, _lines(found) if found.topics else [_NO_TOPICS]
 
 
 _STATES = ("held", "waiting", "retrying", "paused", "leased", "ready")
@@ -71,9 +152,13 @@ _STATES = ("held", "waiting", "retrying", "paused", "leased", "ready")
 _RARE = ("waiting", "leased")
 
 
-def _print_topics(topics: list[dict[str, Any]], now: datetime) -> None:
+def _lines(found: _Status) -> list[str]:
+    return [*_topic_lines(found.topics, found.now), "", *_applier_lines(found.appliers, found.now)]
+
+
+def _topic_lines(topics: list[Row], now: datetime) -> Iterator[str]:
     states = [state for state in _STATES if state not in _RARE or any(topic[state] for topic in topics)]
-    print_table(
+    yield from table_lines(
         [
             Column("topic", cut="middle"),
             *(Column(name, right=True) for name in states),
@@ -87,10 +172,10 @@ def _print_topics(topics: list[dict[str, Any]], now: datetime) -> None:
             if topic["paused_until"] is not None:
                 until = f"for {age((topic['paused_until'] - now).total_seconds())} more"
             since = age((now - topic["paused_at"]).total_seconds())
-            click.echo(f"topic {shown(topic['topic'])} is paused since {since}, {until}")
+            yield f"topic {shown(topic['topic'])} is paused since {since}, {until}"
 
 
-def _topic_row(topic: dict[str, Any], states: list[str], now: datetime) -> list[str]:
+def _topic_row(topic: Row, states: list[str], now: datetime) -> list[str]:
     oldest = topic["oldest_pending_at"]
     return [
         topic["topic"],
@@ -106,13 +191,13 @@ def _rate(per_second: float) -> str:
     return f"{per_second:,.0f}/s" if per_second >= _MANY else f"{per_second:.2g}/s"
 
 
-def _print_appliers(appliers: list[dict[str, Any]], now: datetime) -> None:
+def _applier_lines(appliers: list[Row], now: datetime) -> Iterator[str]:
     alive = [applier for applier in appliers if applier["alive"]]
     gone = len(appliers) - len(alive)
     if not alive:
-        click.echo("no applier is alive. Start one with: inturn apply")
+        yield "no applier is alive. Start one with: inturn apply"
     else:
-        print_table(
+        yield from table_lines(
             [
                 Column("applier", cut="middle"),
                 Column("topics", cut="end"),
@@ -127,10 +212,10 @@ def _print_appliers(appliers: list[dict[str, Any]], now: datetime) -> None:
             [f"waits for {applier['waits_for']}" if applier["waits_for"] else "" for applier in alive],
         )
     if gone:
-        click.echo(f"{gone} more seen in the last day {'is' if gone == 1 else 'are'} gone: see --json")
+        yield f"{gone} more seen in the last day {'is' if gone == 1 else 'are'} gone: see --json"
 
 
-def _applier_row(applier: dict[str, Any], now: datetime) -> list[str]:
+def _applier_row(applier: Row, now: datetime) -> list[str]:
     return [
         applier["applier"],
         ", ".join(applier["topics"]),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any, TypeAlias
 
 import click
-from psycopg import sql
-from psycopg.rows import dict_row
+from psycopg import Connection, sql
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.key_text import TOPIC
+from inturn.cli.keys import require_topic
 from inturn.cli.operator import Action, Operator, operator_options, reason_option
 from inturn.cli.output import Column, escape, json_option, print_json, print_table
+from inturn.cli.rows import Row, fetch
+from inturn.cli.spans import check_interval
 
 
 @click.group(
@@ -22,7 +24,7 @@ from inturn.cli.output import Column, escape, json_option, print_json, print_tab
 Example:
   inturn topic create orders
   inturn topic set orders --max-attempts 10
-  inturn topic list""",
+  inturn topic show orders""",
 )
 def topic() -> None:
     """Create topics, list and change them."""
@@ -97,6 +99,7 @@ def create(database: Database, /, name: str, **settings: str | int | None) -> No
         sql.SQL("{} => {}").format(sql.Identifier(key), sql.Literal(value)) for key, value in given.items()
     )
     with database.connect() as connection:
+        _check_intervals(connection, given)
         created = connection.execute(
             sql.SQL("SELECT {}.create_topic({})").format(sql.Identifier(database.schema), arguments)
         ).fetchone()
@@ -126,6 +129,7 @@ def set_topic(
     if not given:
         raise click.UsageError("Give a setting to change.")
     with database.connect() as connection:
+        _check_intervals(connection, given)
         arguments = {"topic": name, "reason": reason, **given}
         actions = operator.act(connection, database.schema, "set_topic", arguments)
     operator.report(actions, _changed)
@@ -137,6 +141,21 @@ def _changed(action: Action) -> str:
     return f"topic {escape(action['topic'])}: {', '.join(changes)}"
 
 
+_QUERY = """
+SELECT name AS topic, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands,
+       on_exhausted, paused_at, paused_until, created_at, numbering, first_seq, max_ahead, gap_timeout, lease,
+       max_in_flight
+FROM {}.topic WHERE %(name)s::text IS NULL OR name = %(name)s ORDER BY name
+"""
+
+
+def _read(database: Database, name: str | None) -> list[Row]:
+    with database.connect() as connection:
+        if name is not None:
+            require_topic(connection, database.schema, name)
+        return fetch(connection, sql.SQL(_QUERY).format(sql.Identifier(database.schema)), {"name": name})
+
+
 @topic.command(
     "list",
     epilog="""\b
@@ -146,39 +165,32 @@ Example:
 @json_option
 @pass_database
 def list_topics(database: Database, *, as_json: bool) -> None:
-    """List the topics and their settings."""
-    with database.connect() as connection:
-        topics: list[dict[str, Any]] = (
-            connection.cursor(row_factory=dict_row)
-            .execute(
-                sql.SQL(
-                    "SELECT name AS topic, target, max_attempts, backoff_base, backoff_cap,"
-                    " max_payload_bytes, batch_commands, on_exhausted, paused_at, paused_until, created_at,"
-                    " numbering, first_seq, max_ahead, gap_timeout, lease, max_in_flight"
-                    " FROM {}.topic ORDER BY name"
-                ).format(sql.Identifier(database.schema))
-            )
-            .fetchall()
-        )
+    """List the topics, what applies them, and how.
+
+    All settings of one: inturn topic show NAME.
+    """
+    topics = _read(database, None)
     if as_json:
         print_json([_in_seconds(row) for row in topics])
     elif topics:
-        outside = any(row["target"].startswith("http") for row in topics)
         given = any(row["numbering"] == "given" for row in topics)
+        paused = any(row["paused_at"] for row in topics)
         print_table(
             [
-                Column("topic", cut="middle"),
-                Column("target", cut="middle"),
+                Column("topic", cut="middle", whole=True),
+                Column("target", cut="middle", whole=True),
                 Column("attempts", right=True),
                 Column("then"),
                 Column("backoff"),
-                Column("payload", right=True),
-                Column("batch", right=True),
                 *([Column("numbers")] if given else []),
-                *([Column("lease"), Column("keys", right=True)] if outside else []),
+                *([Column("state")] if paused else []),
             ],
             [
-                [*_row(row), *([_numbers(row)] if given else []), *(_outside(row) if outside else [])]
+                [
+                    *_row(row),
+                    *([row["numbering"]] if given else []),
+                    *(["paused" if row["paused_at"] else ""] if paused else []),
+                ]
                 for row in topics
             ],
         )
@@ -186,10 +198,45 @@ def list_topics(database: Database, *, as_json: bool) -> None:
         click.echo("inturn: no topics yet. Create one with: inturn topic create NAME", err=True)
 
 
+@topic.command(
+    epilog="""\b
+Example:
+  inturn topic show orders""",
+)
+@click.argument("name", type=TOPIC)
+@json_option
+@pass_database
+def show(database: Database, name: str, *, as_json: bool) -> None:
+    """Show all settings of a topic."""
+    (row,) = _read(database, name)
+    if as_json:
+        print_json(_in_seconds(row))
+        return
+    click.echo(f"topic    {escape(row['topic'])}")
+    click.echo(f"created  {row['created_at'].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC")
+    if row["paused_at"]:
+        until = row["paused_until"]
+        ends = f"until {until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if until else "until it is resumed"
+        click.echo(f"paused   since {row['paused_at'].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {ends}")
+    click.echo()
+    settings = [option.removeprefix("--") for option, *_ in (*_SETTINGS, *_FOR_EVER)]
+    print_table(
+        [Column("setting"), Column("value", cut="middle", whole=True)],
+        [[setting, _value(row, setting.replace("-", "_"))] for setting in settings],
+    )
+
+
+def _value(row: Row, name: str) -> str:
+    value = row[name]
+    if name in _INTERVALS:
+        return "never" if value is None else _span(value)
+    return str(value)
+
+
 _INTERVALS = ("backoff_base", "backoff_cap", "gap_timeout", "lease")
 
 
-def _in_seconds(topic: dict[str, Any]) -> dict[str, Any]:
+def _in_seconds(topic: Row) -> Row:
     return {
         f"{key}_seconds" if key in _INTERVALS else key: (
             value.total_seconds() if isinstance(value, timedelta) else value
@@ -198,27 +245,21 @@ def _in_seconds(topic: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row(topic: dict[str, Any]) -> list[str]:
+def _row(topic: Row) -> list[str]:
     return [
         topic["topic"],
         topic["target"],
         str(topic["max_attempts"]),
         topic["on_exhausted"],
         f"{_span(topic['backoff_base'])} to {_span(topic['backoff_cap'])}",
-        f"{topic['max_payload_bytes']:,} B",
-        str(topic["batch_commands"]),
     ]
 
 
-def _numbers(topic: dict[str, Any]) -> str:
-    if topic["numbering"] == "assigned":
-        return "assigned"
-    timeout = topic["gap_timeout"]
-    return f"given from {topic['first_seq']}" + (f", gaps to {_span(timeout)}" if timeout else "")
-
-
-def _outside(topic: dict[str, Any]) -> list[str]:
-    return [_span(topic["lease"]), str(topic["max_in_flight"])]
+def _check_intervals(connection: Connection[Any], settings: dict[str, Any]) -> None:
+    """Make sure that the database can read every interval; whoever mistyped one of several learns which."""
+    for name in _INTERVALS:
+        if name in settings:
+            check_interval(connection, f"--{name.replace('_', '-')}", settings[name])
 
 
 def _span(interval: timedelta) -> str:

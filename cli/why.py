@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 from psycopg import Connection, sql
-from psycopg.rows import dict_row
 from rich.console import Console
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.key_text import KEY, TOPIC, quoted, resolve, shown
 from inturn.cli.output import age, escape, json_option, print_json
+from inturn.cli.rows import fetch, load_time
 
 #: What each cause is called in the first line; its code in --json is the one of the function why.
 TITLES = {
@@ -76,16 +76,8 @@ def why(database: Database, key: str, *, topic: str | None, as_json: bool) -> in
 
 
 def _explained(connection: Connection[Any], schema: str, topic: str | None, key: str) -> list[dict[str, Any]]:
-    return (
-        connection.cursor(row_factory=dict_row)
-        .execute(
-            sql.SQL(
-                "SELECT topic, key, cause, since, says, to_do, details FROM {}.why(%s::text, %s::text)"
-            ).format(sql.Identifier(schema)),
-            (topic, key),
-        )
-        .fetchall()
-    )
+    query = "SELECT topic, key, cause, since, says, to_do, details FROM {}.why(%s::text, %s::text)"
+    return fetch(connection, sql.SQL(query).format(sql.Identifier(schema)), (topic, key))
 
 
 def _to_do(each: dict[str, Any]) -> list[tuple[str, str]]:
@@ -128,10 +120,10 @@ def _title(each: dict[str, Any], now: datetime | None) -> str:
     title: str = TITLES.get(each["cause"], each["cause"])
     if now is not None and each["since"] is not None:
         title += f" for {age((now - each['since']).total_seconds())}"
-    until = each["details"].get("until")
-    if now is not None and until is not None and until != "infinity":
+    until = load_time(each["details"].get("until") or "infinity")
+    if now is not None and until is not None:
         ahead = "again in" if each["cause"] == "retrying" else "for another"
-        title += f", {ahead} {age((datetime.fromisoformat(until) - now).total_seconds())}"
+        title += f", {ahead} {age((until - now).total_seconds())}"
     return title
 
 

@@ -259,6 +259,23 @@ def test_retry_all_asks_with_the_count_and_needs_yes_where_nobody_answers(orders
     assert run_inturn(orders.dsn, "retry", "--all", "--yes") == (0, "", "inturn: no such keys\n")
 
 
+def test_keys_are_retried_and_cancelled_by_their_error(orders: Database) -> None:
+    hold(orders, "y")
+    dry = said(orders, "retry", "--all", "--error", "refused y%", "--dry-run")
+    assert dry == "dry run, nothing changed: orders y: held -> ready; command 2 will be tried again"
+    cancel = ("cancel-rest", "--all", "--error", "refused y%", "--reason", "r")
+    assert "1 held key would be cancelled" in refused(orders, *cancel, code=USAGE)
+    yes = on_terminal(orders, b"y\n", *cancel)
+    assert yes.stdout == "orders y: held -> idle; 2 commands, 2 to 3, are passed over\n"
+    assert "Cancel all that is pending on 1 held key? [y/N]" in yes.stderr
+    assert state(orders)[0] == "held"
+    assert run_inturn(orders.dsn, *cancel, "--yes") == (0, "", "inturn: no such keys\n")
+    assert "--error go with --all" in refused(orders, "retry", "x", "--error", "%", code=USAGE)
+    assert "Give a KEY, or --all" in refused(orders, "cancel-rest", "--reason", "r", code=USAGE)
+    bad = refused(orders, "retry", "--all", "--older-than", "5x", "--yes", code=USAGE)
+    assert "--older-than cannot be '5x'" in bad
+
+
 def editor(tmp_path: Path, *lines: str) -> str:
     path = tmp_path / "editor"
     path.write_text("\n".join(["#!/bin/sh", *lines]) + "\n")

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
 import re
-import select
 import shlex
-import signal
-import struct
-import sys
-import termios
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 from support.database import Database
 from support.process import run_inturn
+from support.terminal import Terminal
 
-INTURN = Path(sys.executable).with_name("inturn")
 EVIL = "evil\x1b[2J\u202e\nkey\\"
 
 
@@ -55,42 +45,8 @@ def _keys(database: Database, *args: str) -> list[str]:
     return [row["key"] for row in _json(database, *args)]
 
 
-class _Terminal:
-    """`inturn` on a terminal."""
-
-    def __init__(self, dsn: str, *args: str, columns: int = 80, lines: int = 24) -> None:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN_", "COLUMNS"))}
-        self._pid, self._terminal = pty.fork()
-        if self._pid == 0:
-            fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-            os.execve(INTURN, [str(INTURN), *args], {**kept, "INTURN_DSN": dsn, "TERM": "xterm-256color"})
-        self.printed = ""
-
-    def read(self, until: str | None = None) -> str:
-        """Read on until this was printed, else to the end."""
-        deadline = time.monotonic() + 30
-        while until is None or not re.search(until, self.printed):
-            assert time.monotonic() < deadline, self.printed
-            if select.select([self._terminal], [], [], 1)[0]:
-                try:
-                    chunk = os.read(self._terminal, 4096)
-                except OSError:  # how Linux says that the other side is closed
-                    assert until is None, self.printed
-                    break
-                self.printed += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", chunk.decode())
-        return self.printed
-
-    def interrupt(self) -> None:
-        os.kill(self._pid, signal.SIGINT)
-
-    def exit_code(self) -> int:
-        self.read()
-        os.close(self._terminal)
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-
-
 def _on_terminal(dsn: str, *args: str, columns: int = 80) -> list[str]:
-    terminal = _Terminal(dsn, *args, columns=columns)
+    terminal = Terminal(dsn, *args, columns=columns)
     assert terminal.exit_code() == 0
     return terminal.printed.splitlines()
 
@@ -212,7 +168,7 @@ def test_a_paused_topic_shows_on_its_keys(orders: Database) -> None:
 
 
 def test_watch_lists_again_until_ctrl_c(orders: Database) -> None:
-    terminal = _Terminal(orders.dsn, "keys", "--watch", "0.1", "--topic", "bills")
+    terminal = Terminal(orders.dsn, "keys", "--watch", "0.1", "--topic", "bills")
     terminal.read("deep .*0/120")
     orders.execute("SELECT inturn.append('bills', 'fresh', 'insert')")
     terminal.read("fresh")
@@ -222,7 +178,7 @@ def test_watch_lists_again_until_ctrl_c(orders: Database) -> None:
 
 
 def test_watch_ends_in_one_line_when_the_database_goes(orders: Database) -> None:
-    terminal = _Terminal(orders.dsn, "keys", "--watch", "0.1")
+    terminal = Terminal(orders.dsn, "keys", "--watch", "0.1")
     terminal.read("order-42")
     orders.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -263,3 +219,35 @@ def test_leased_and_waiting_keys_are_listed_and_checked(orders: Database) -> Non
     assert re.fullmatch(r"given one leased 0/1 1 \d+s in 1h node:7", " ".join(one.split()))
     code, out, _ = run_inturn(orders.dsn, "keys", "--waiting", "--check")
     assert (code, "gap" in out) == (7, True)
+
+
+def test_failures_are_grouped_by_their_first_line(orders: Database) -> None:
+    orders.execute("UPDATE inturn.topic SET max_attempts = 1")
+    for n in range(3):
+        orders.execute("SELECT inturn.append('bills', %s, 'x')", [f"b{n}"])
+        error = f"TimeoutError: bank  timed out\n  at line {n}"
+        orders.execute(
+            "SELECT inturn.fail('bills', c.key, c.epoch, c.seq, %s) FROM (SELECT * FROM inturn.claim("
+            " topics => '{bills}', max_keys => 1, lease => '1 h', applier => 'a') LIMIT 1) c",
+            [error],
+        )
+    errors = _json(orders, "--errors")
+    assert [(row["topic"], row["error"], row["held"], row["retrying"]) for row in errors] == [
+        ("bills", "TimeoutError: bank timed out", 3, 0),
+        ("orders", "refused order-42 (SQLSTATE P0001)", 1, 0),
+        ("orders", "refused order-43 (SQLSTATE P0001)", 0, 1),
+    ]
+    assert [row["error"] for row in _json(orders, "--errors", "--error", "%-42 %")] == [errors[1]["error"]]
+    assert [row["error"] for row in _json(orders, "--errors", "--like", "%-43")] == [errors[2]["error"]]
+    assert sorted(_keys(orders, "--error", "%timed out")) == sorted(["deep", "b0", "b1"])
+    assert _keys(orders, "--error", "refused%", "--retrying") == ["order-43"]
+    assert _keys(orders, "--error", "%line 1%") == [], "of an error only the first line counts"
+    code, out, _ = run_inturn(orders.dsn, "keys", "--error", "%timed out", "--check")
+    assert (code, "deep" in out) == (7, True)
+    terminal = Terminal(orders.dsn, "keys", "--errors")
+    lines = [line.rstrip() for line in terminal.read().splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["topic", "keys", "held", "retrying", "first", "last", "last", "key"]
+    assert lines[1].split()[:3] == ["bills", "3", "3"]
+    assert lines[2] == "  TimeoutError: bank timed out"
+    assert run_inturn(orders.dsn, "keys", "--errors", "--held")[0] == 2

@@ -10,6 +10,7 @@ from support.database import Database
 from support.plans import explain, nodes
 from support.process import inturn_apply, run_inturn
 from support.shop import append, gate_shut, open_shop, wait_at_gate
+from support.terminal import Terminal
 
 
 def _read(database: Database, *args: str) -> dict[str, Any]:
@@ -153,3 +154,59 @@ def test_leases_and_gaps_are_counted_and_an_applier_by_lease_is_shown(orders: Da
     assert "node:7" in out
     assert "applying 2 keys" in out
     assert max(map(len, out.splitlines())) <= 90
+
+
+UNHEALTHY = 9
+
+
+def test_check_says_what_is_wrong_and_nothing_else(orders: Database) -> None:
+    def checked(*args: str) -> tuple[int, str]:
+        code, out, err = run_inturn(orders.dsn, "status", "--check", *args)
+        assert err == ""
+        return code, out
+
+    nobody = "topic orders: 2 keys are ready or retrying, and no applier of it is alive\n"
+    assert checked() == (UNHEALTHY, nobody)
+    assert checked("--topic", "bills") == (0, ""), "nothing is pending there"
+    (problem,) = json.loads(checked("--json")[1])["problems"]
+    assert (problem["topic"], problem["problem"]) == ("orders", "no_applier")
+    orders.execute("SELECT inturn.pause_topic('orders')")
+    assert checked() == (0, ""), "nobody is needed"
+    orders.execute("SELECT inturn.resume_topic('orders')")
+    applier = orders.connect()
+    announce = "SELECT inturn.announce_applier('node:7', '{orders}', 'b1', 1, %s)"
+    applier.execute(announce, ["0001"])
+    assert checked() == (0, "")
+    applier.execute(announce, ["0000"])
+    assert checked() == (UNHEALTHY, nobody), "it serves another revision"
+    applier.execute(announce, ["0001"])
+    assert checked("--older-than", "1h") == (0, "")
+    orders.execute("UPDATE inturn.command_log SET created_at = now() - interval '2 h' WHERE key = 'f'")
+    too_old = "topic orders: a command has been pending for 2h, longer than 1h\n"
+    assert checked("--older-than", "1h") == (UNHEALTHY, too_old)
+    assert checked("--older-than", "3 hours") == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (("--older-than", "10m"), "--check"),
+        (("--check", "--older-than", "10x"), "--older-than cannot be '10x'"),
+        (("--check", "--watch"), "--check"),
+        (("--watch",), "terminal"),
+    ],
+)
+def test_a_wrong_option_is_named(orders: Database, args: tuple[str, ...], word: str) -> None:
+    code, out, err = run_inturn(orders.dsn, "status", *args)
+    assert (code, out) == (2, "")
+    assert word in err
+
+
+def test_watch_sums_up_again_until_ctrl_c(orders: Database) -> None:
+    terminal = Terminal(orders.dsn, "status", "--watch", "0.1")
+    terminal.read("no applier is alive")
+    orders.execute("SELECT inturn.create_topic('fresh')")
+    terminal.read("fresh")
+    terminal.interrupt()
+    assert terminal.exit_code() == 0
+    assert "Traceback" not in terminal.printed

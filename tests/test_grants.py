@@ -32,7 +32,7 @@ ROUTINES = {
         *("list_keys", "topic_status", "pending_commands", "key_state"),
         *("list_appliers", "why", "timeline", "verify", "verify_slice", "verify_topics"),
         *("retry", "retry_all", "skip", "cancel_rest", "replay", "amend", "pause", "resume"),
-        "fill_gap",
+        *("fill_gap", "list_errors", "cancel_rest_all"),
     },
 }
 
@@ -185,7 +185,7 @@ DEFINERS = {
     *("list_appliers", "why"),
     *("set_topic", "pause_topic", "resume_topic"),
     *("retry", "retry_all", "skip", "cancel_rest", "replay", "amend", "pause", "resume"),
-    "fill_gap",
+    *("fill_gap", "cancel_rest_all"),
 }
 
 

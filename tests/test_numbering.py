@@ -84,6 +84,33 @@ def test_a_gap_makes_the_key_wait_and_the_missing_number_wakes_it(given: Databas
     assert state(given) == ("idle", 6)
 
 
+@pytest.mark.parametrize("hands", ["nobody's", "an applier's"])
+def test_a_number_that_comes_after_the_gap_timeout_makes_the_key_ready_for_every_witness(
+    given: Database, hands: str
+) -> None:
+    """What key_state, keys and verify say of the key is one and the same."""
+    given.execute("SELECT inturn.set_topic('given', gap_timeout => '50 ms')")
+    put(given, "x", 2)
+    ready = "SELECT ready_at < clock_timestamp() FROM inturn.key_cursor"
+    until(lambda: given.value(ready), "the gap_timeout is over")
+    applier = given.session()
+    if hands == "an applier's":
+        # It has looked for the number before that came, and cannot know it.
+        assert applier.execute("SELECT key, applied_seq FROM inturn.claim('given')") == [("x", 0)]
+    put(given, "x", 1)
+    assert given.execute("SELECT violation FROM inturn.verify('given')") == []
+    if hands == "an applier's":
+        applier.execute("SELECT inturn.finish('given', '{x}', '{1}', '{1}', '{0}', 'a')")
+        applier.commit()
+        assert given.execute("SELECT violation FROM inturn.verify('given')") == []
+        given.execute("SELECT inturn._take_hints('{given}')")
+    assert state(given) == ("ready", 0)
+    assert given.execute("SELECT state FROM inturn.list_keys('given')") == [("ready",)]
+    assert given.execute("SELECT violation FROM inturn.verify('given')") == []
+    apply(given)
+    assert effects(given) == [1, 2]
+
+
 def test_a_first_command_that_is_not_the_first_number_waits(given: Database) -> None:
     put(given, "x", 2)
     assert state(given) == ("waiting", 0)

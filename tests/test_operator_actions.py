@@ -159,6 +159,49 @@ def test_retry_all_leaves_out_what_another_operator_has_in_hand(orders: Database
     assert bulk.result() == [("b",)]
 
 
+def test_retry_all_takes_no_key_that_has_no_failed_command(orders: Database) -> None:
+    """NULL stands for held and retrying keys, as of list_keys' states for all that can be meant."""
+    hold(orders)
+    put(orders, "paused", "insert")
+    orders.execute("SELECT inturn.pause('orders', 'paused')")
+    assert orders.execute("SELECT key FROM inturn.retry_all(NULL, NULL)") == [("x",)]
+    assert state(orders, "paused")[0] == "paused"
+    assert orders.execute("SELECT key FROM inturn.retry_all(of_state => 'held,retrying')") == []
+    for state_ in ("paused", "ready", "held,ready", ""):
+        found = refusal(orders.connect(), f"SELECT inturn.retry_all(of_state => '{state_}')")
+        assert found.sqlstate == "IT044"
+
+
+@pytest.mark.parametrize("function", ["retry_all(", "cancel_rest_all('outage', "])
+def test_keys_are_chosen_by_their_error(orders: Database, function: str) -> None:
+    for key in ("eu-1", "us-1"):
+        hold(orders, key)
+    found = orders.execute(f"SELECT key FROM inturn.{function}of_error => 'refused eu%%')")
+    assert found == [("eu-1",)]
+    assert state(orders, "us-1")[0] == "held"
+
+
+def test_cancel_rest_all_passes_over_what_is_pending_on_the_keys_that_the_filters_find(
+    orders: Database,
+) -> None:
+    for key in ("a", "b", "c"):
+        hold(orders, key)
+    put(orders, "ready", "insert")
+    other, mine = orders.session(), orders.session()
+    other.execute("SELECT inturn.skip('orders', 'a', 2, 'no')")
+    bulk = mine.begin(
+        "SELECT key, seq, after -> 'cancelled' FROM inturn.cancel_rest_all('account closed', of_like => '_')"
+    )
+    assert not blocked(orders, mine, bulk)
+    assert sorted(bulk.result()) == [("b", 2, 2), ("c", 2, 2)]
+    mine.commit()
+    other.rollback()
+    assert [state(orders, key) for key in "abc"] == [("held", 1), ("idle", 3), ("idle", 3)]
+    assert state(orders, "ready")[0] == "ready"
+    assert orders.execute("SELECT * FROM inturn.verify('orders')") == []
+    assert refusal(orders.connect(), "SELECT inturn.cancel_rest_all(' ')").sqlstate == NO_REASON
+
+
 # Skip.
 
 

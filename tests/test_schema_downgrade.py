@@ -203,3 +203,12 @@ def test_the_other_schema_stays(orders: Database) -> None:
     before = dump(orders, "other")
     downgrade(orders.dsn)
     assert dump(orders, "other") == before
+
+
+def test_a_topic_of_any_kind_goes_too(orders: Database) -> None:
+    orders.execute("SELECT inturn.create_topic('calls', 'https://b.internal/', numbering => 'given')")
+    orders.execute("SELECT inturn.append('calls', 'k', 'insert', seq => 2)")
+    with pytest.raises(CommandsPending):
+        downgrade(orders.dsn)
+    downgrade(orders.dsn, force=True)
+    assert orders.value("SELECT to_regnamespace('inturn')") is None

@@ -105,7 +105,7 @@ def test_p5_what_a_handler_calls_an_outage_is_no_attempt(database: Database, kin
         raise Outage("b is down", after=0.001)
 
     if kind != "sql":
-        applier.handler("needs", outside=kind == "outside")(down)
+        applier.handler("needs", outside=kind == "outside")(down)  # type: ignore[call-overload]
     with shop.at_work(database, applier):
         until(lambda: database.value("SELECT count(*) FROM inturn.turn") >= 4, "several tries")
     assert database.execute("SELECT DISTINCT outcome FROM inturn.turn") == [("retrying",)]

@@ -15,6 +15,7 @@ DECLARE
     paused constant boolean := inturn.key_state(was) = 'paused';
     cursor inturn.key_cursor := was;
 BEGIN
+    until := nullif(until, 'infinity'); -- for good is NULL, everywhere
     IF was.held_at IS NOT NULL THEN
         PERFORM inturn._refuse_action(topic, key, 'is held: it stands still already', 'Leave it held for as long as it takes.');
     ELSIF until <= clock_timestamp() THEN

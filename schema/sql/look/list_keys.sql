@@ -3,6 +3,7 @@
 --
 -- of_topic, of_state: NULL for all; several states are separated by commas. of_like: a LIKE pattern that the key matches.
 -- older_than: the next command was appended so long ago, or longer. min_lag: at least so many commands are pending.
+-- of_error: a LIKE pattern that the first line of its error matches, see list_errors.
 -- sort_by: lag, age (of the next command) or attempts, the greatest first.
 -- state: see key_state; what its topic does, topic_paused says. pending counts commands that are committed and not
 -- applied; oldest_pending_at is when the next one was appended; last_error is of its latest attempt. Where callers number,
@@ -18,7 +19,8 @@
 -- Raises IT044 for a state or sort_by that does not exist.
 CREATE FUNCTION inturn.list_keys(
     of_topic text DEFAULT NULL, of_state text DEFAULT NULL, max_keys integer DEFAULT 50,
-    of_like text DEFAULT NULL, older_than interval DEFAULT NULL, min_lag bigint DEFAULT NULL, sort_by text DEFAULT NULL
+    of_like text DEFAULT NULL, older_than interval DEFAULT NULL, min_lag bigint DEFAULT NULL, sort_by text DEFAULT NULL,
+    of_error text DEFAULT NULL
 ) RETURNS TABLE (
     topic text, key text, state text, applied_seq bigint, last_seq bigint, pending bigint,
     oldest_pending_at timestamptz, attempts integer, ready_at timestamptz, held_at timestamptz, last_error text,
@@ -70,8 +72,8 @@ BEGIN
             HINT = 'Give lag, age or attempts.';
     END IF;
     states := ARRAY(SELECT s FROM unnest(ranks) s WHERE s = ANY (states)
-                    -- Nothing is pending on an idle key (P4).
-                    AND (s <> 'idle' OR coalesce(min_lag, 0) <= 0 AND older_than IS NULL));
+                    -- Nothing is pending on an idle key (P4), and it has no error.
+                    AND (s <> 'idle' OR coalesce(min_lag, 0) <= 0 AND num_nonnulls(older_than, of_error) = 0));
     IF states = '{}' THEN
         RETURN;
     END IF;
@@ -81,7 +83,7 @@ BEGIN
         -- State by state: the search for an idle key must not begin while there are others to list.
         FOREACH state IN ARRAY states LOOP
             RETURN QUERY EXECUTE format(details, inturn._keys_query(state), '')
-            USING of_topic, of_like, min_lag, appended_by, max_keys - listed, states, ranks, max_keys - listed;
+            USING of_topic, of_like, min_lag, appended_by, max_keys - listed, of_error, ranks, max_keys - listed;
             GET DIAGNOSTICS passing = ROW_COUNT;
             listed := listed + passing;
             EXIT WHEN listed >= max_keys;
@@ -102,7 +104,7 @@ BEGIN
                 part := part || format('LIMIT %s', max_keys);
             ELSE
                 EXECUTE format('SELECT count(*) FROM (%s LIMIT $5) c', part)
-                INTO passing USING of_topic, of_like, min_lag, appended_by, most + 1, states;
+                INTO passing USING of_topic, of_like, min_lag, appended_by, most + 1, of_error;
                 bounded := bounded OR passing > most;
             END IF;
             parts := parts || part;
@@ -117,7 +119,7 @@ BEGIN
                       CASE sort_by WHEN 'lag' THEN 'CASE t.numbering WHEN ''given'' THEN g.pending ELSE l.last_seq - c.applied_seq END DESC,'
                                    WHEN 'age' THEN 'coalesce(g.first_at, o.created_at),'
                                    WHEN 'attempts' THEN 'c.attempts DESC,' END)
-    USING of_topic, of_like, min_lag, appended_by, most, states, ranks, max_keys
+    USING of_topic, of_like, min_lag, appended_by, most, of_error, ranks, max_keys
     LOOP
         RETURN NEXT;
     END LOOP;

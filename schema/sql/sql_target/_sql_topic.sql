@@ -13,7 +13,8 @@ BEGIN
     ELSIF topic.target NOT LIKE 'sql:%' THEN
         RAISE EXCEPTION USING ERRCODE = 'IT012',
             MESSAGE = format('topic %L has the target %s, which SQL cannot apply', name, topic.target),
-            HINT = 'Apply it with: inturn apply --app MODULE:APPLIER.';
+            HINT = CASE WHEN topic.target = 'python' THEN 'Apply it with: inturn apply --app MODULE:APPLIER.'
+                        ELSE 'Apply it with: inturn apply.' END;
     END IF;
     RETURN topic;
 END

@@ -12,7 +12,7 @@ SELECT 'appending', (sessions->0->>'since')::timestamptz,
     || CASE waiting WHEN 0 THEN '' WHEN 1 THEN '. 1 more caller waits behind it'
                     ELSE format('. %s more callers wait behind it, one behind the other', waiting) END,
     CASE jsonb_array_length(sessions)
-        WHEN 0 THEN 'psql "$INTURN_DSN" -c "SELECT * FROM pg_prepared_xacts"'
+        WHEN 0 THEN inturn._find_unseen()
         ELSE format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # if it will never commit',
                     CASE jsonb_array_length(sessions) WHEN 1 THEN sessions->0->>'backend' ELSE 'BACKEND' END) END,
     jsonb_build_object('sessions', sessions, 'waiting', waiting, 'next_seq', next_seq)

@@ -1,5 +1,5 @@
 -- Explains a key whose cursor is locked by an applier at work on it, or by another session; nothing when it is a
--- caller's. Internal to why. Takes no locks.
+-- caller's. Internal to why. Locks what _find_locks does, for a moment.
 --
 -- next: the key's next command; its seq is NULL when nothing is pending.
 CREATE FUNCTION inturn._explain_hands(topic text, key text, next inturn.command_log)
@@ -12,7 +12,7 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
                              || coalesce('. It waits for ' || (h.first->>'waits_for'), '')
          ELSE 'No applier gets at it, because its ticket is locked by ' || h.who END,
     CASE WHEN h.blocker IS NOT NULL THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # ends what it waits for', h.blocker)
-         WHEN h.first IS NULL THEN 'psql "$INTURN_DSN" -c "SELECT * FROM pg_prepared_xacts"'
+         WHEN h.first IS NULL THEN inturn._find_unseen()
          ELSE format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # %s', CASE jsonb_array_length(h.sessions) WHEN 1 THEN h.first->>'backend' ELSE 'BACKEND' END,
                      CASE WHEN h.applies THEN 'if it hangs: its turn is taken again' ELSE 'if it will never commit' END) END,
     jsonb_build_object('sessions', h.sessions, 'seq', next.seq)
@@ -22,5 +22,7 @@ FROM (
     FROM inturn._find_locker(_explain_hands.topic, _explain_hands.key) c CROSS JOIN LATERAL (
         SELECT inturn._session_facts(inturn._row_holders(c.locker, c.relation))) s (sessions)) h
 WHERE NOT jsonb_path_exists(h.sessions, '$[*] ? (@.kind == "caller")')
+  -- Nobody is to be seen where whoever had it has let go of it meanwhile, as an applier does any moment.
+  AND (h.first IS NOT NULL OR (SELECT l.on_cursor FROM inturn._find_locks(_explain_hands.topic, _explain_hands.key) l))
 $$;
 COMMENT ON FUNCTION inturn._explain_hands IS 'Internal to why: explains a key that is locked by an applier or another session.';

@@ -1,25 +1,34 @@
 -- Returns keys that may be meant by one that is not there: the same in another topic; the same but for case, spaces or a
--- slip of the finger; one that begins with it; its neighbours that begin as it does. Internal to why. Takes no locks.
+-- slip of the finger (first two characters exchanged or one too many, then one missing or wrong); one that begins with it;
+-- its neighbours that begin as it does. Internal to why. Takes no locks.
 --
--- of_topic: NULL for all topics. A few probes of the primary key for each topic, so this stays quick with millions of keys.
+-- of_topic: NULL for all topics. Probes of the primary key for each topic, so this stays quick with millions of keys; those for
+-- a missing or wrong character are thousands, and made in the topic that is named, or in all of up to twenty.
 CREATE FUNCTION inturn._near_keys(of_topic text, wanted text, max_keys integer DEFAULT 5)
 RETURNS TABLE (topic text, key text)
 LANGUAGE sql STABLE
 AS $$
 SELECT n.topic, n.key FROM (
-    SELECT DISTINCT ON (n.topic, n.key) n.* FROM inturn.topic t CROSS JOIN LATERAL (
+    SELECT DISTINCT ON (n.topic, n.key) n.* FROM inturn.topic t
+    CROSS JOIN (SELECT count(*) <= 20 AS few FROM inturn.topic) n_topics
+    CROSS JOIN LATERAL (
         -- LIMIT 1: a probe each, whatever the planner thinks.
         SELECT CASE WHEN t.name = coalesce(of_topic, t.name) THEN 0 ELSE 1 END AS rank, c.topic, c.key
         FROM inturn._slips_of(wanted) s (key) CROSS JOIN LATERAL (
             SELECT c.topic, c.key FROM inturn.key_sequence c WHERE c.topic = t.name AND c.key = s.key COLLATE "C" LIMIT 1) c
         UNION ALL
-        (SELECT 2, c.topic, c.key FROM inturn.key_sequence c
+        SELECT 2, c.topic, c.key
+        FROM inturn._further_slips_of(wanted) s (key) CROSS JOIN LATERAL (
+            SELECT c.topic, c.key FROM inturn.key_sequence c WHERE c.topic = t.name AND c.key = s.key COLLATE "C" LIMIT 1) c
+        WHERE t.name = of_topic OR of_topic IS NULL AND few
+        UNION ALL
+        (SELECT 3, c.topic, c.key FROM inturn.key_sequence c
          WHERE c.topic = t.name AND c.key > wanted COLLATE "C" ORDER BY c.key LIMIT max_keys)
         UNION ALL
-        (SELECT 2, c.topic, c.key FROM inturn.key_sequence c
+        (SELECT 3, c.topic, c.key FROM inturn.key_sequence c
          WHERE c.topic = t.name AND c.key < wanted COLLATE "C" ORDER BY c.key DESC LIMIT 2)
     ) n
-    WHERE n.rank < 2 OR wanted <> '' AND n.topic = coalesce(of_topic, n.topic)
+    WHERE n.rank < 3 OR wanted <> '' AND n.topic = coalesce(of_topic, n.topic)
                         AND starts_with(n.key, left(wanted, greatest(length(wanted) * 2 / 3, 1)))
     ORDER BY n.topic, n.key, n.rank
 ) n

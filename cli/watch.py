@@ -1,0 +1,47 @@
+"""`--watch`: what a command prints, printed again and again in the same place."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+import click
+
+from inturn.cli.exit_codes import ExitCode
+
+watch_option = click.option(
+    "--watch",
+    type=click.FloatRange(min=0.1),
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    help="List again every 2 seconds, or so many, until Ctrl-C.",
+)
+
+
+def watch_lines(seconds: float, look: Callable[[], tuple[datetime, list[str]]]) -> ExitCode:
+    """Look again and again until Ctrl-C; what was printed last stays.
+
+    Args:
+        seconds: how long to wait between two looks.
+        look: returns the database's time and the lines to print.
+
+    Raises:
+        click.UsageError: the output is no terminal.
+    """
+    if not sys.stdout.isatty():
+        raise click.UsageError("--watch needs a terminal.")
+    from rich.live import Live
+    from rich.text import Text
+
+    try:
+        with Live(auto_refresh=False, vertical_overflow="ellipsis") as live:
+            while True:
+                now, lines = look()
+                head = f"{now.astimezone():%H:%M:%S}, every {seconds:g} s, until Ctrl-C"
+                live.update(Text.from_ansi("\n".join([head, *lines])), refresh=True)
+                time.sleep(seconds)
+    except KeyboardInterrupt:
+        return ExitCode.OK

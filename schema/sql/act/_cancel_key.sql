@@ -1,0 +1,19 @@
+-- Passes over everything that is pending on a key, and records who wanted it; NULL when nothing is. Internal to cancel_rest
+-- and cancel_rest_all.
+--
+-- was: the key, whose ticket the caller has locked. Locks its row in key_sequence, if no caller holds it.
+CREATE FUNCTION inturn._cancel_key(was inturn.key_cursor, reason text) RETURNS inturn.operator_action
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+AS $$
+DECLARE
+    last_seq constant bigint := inturn._pass_over(was.topic, was.key, was.applied_seq + 1, NULL, was.epoch + 1, 'operator', reason);
+BEGIN
+    IF last_seq IS NULL THEN
+        RETURN NULL;
+    END IF;
+    RETURN inturn._record_action(was.topic, was.key, was.applied_seq + 1, 'cancel-rest', reason, inturn._key_facts(was),
+        inturn._key_facts(inturn._move_past(was, last_seq)) || jsonb_build_object('cancelled', last_seq - was.applied_seq));
+END
+$$;
+COMMENT ON FUNCTION inturn._cancel_key IS 'Internal to the operators'' functions: passes over everything that is pending on a key.';

@@ -1,0 +1,29 @@
+-- Passes over every command that is pending now on each held or retrying key that the filters of list_keys find, for good;
+-- returns the recorded actions.
+--
+-- of_state: held, retrying, or both with a comma between them, as NULL has it. A key in other hands is left out: it is
+-- being tried again, or acted upon, at this moment. What is committed later is applied as ever.
+-- Locks, in this order: the keys' tickets, skipping locked ones; their rows in key_sequence, those that no caller holds.
+-- Raises IT043 without a reason, IT044 for another state, and what list_keys does.
+CREATE FUNCTION inturn.cancel_rest_all(
+    reason text, of_topic text DEFAULT NULL, of_state text DEFAULT 'held', of_like text DEFAULT NULL,
+    older_than interval DEFAULT NULL, of_error text DEFAULT NULL
+) RETURNS SETOF inturn.operator_action
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    was inturn.key_cursor;
+    action inturn.operator_action;
+BEGIN
+    PERFORM inturn._require_reason('cancel_rest_all', reason);
+    FOR was IN SELECT * FROM inturn._lock_failed_keys(of_topic, of_state, of_like, older_than, of_error) LOOP
+        action := inturn._cancel_key(was, reason);
+        IF action.id IS NOT NULL THEN
+            RETURN NEXT action;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION inturn.cancel_rest_all IS 'Passes over everything that is pending on each held or retrying key that the filters find.';

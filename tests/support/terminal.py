@@ -1,0 +1,51 @@
+"""`inturn` on a terminal of a test's own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+from pathlib import Path
+
+INTURN = Path(sys.executable).with_name("inturn")
+
+
+class Terminal:
+    """`inturn` on a terminal."""
+
+    def __init__(self, dsn: str, *args: str, columns: int = 80, lines: int = 24) -> None:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN_", "COLUMNS"))}
+        self._pid, self._terminal = pty.fork()
+        if self._pid == 0:
+            fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+            os.execve(INTURN, [str(INTURN), *args], {**kept, "INTURN_DSN": dsn, "TERM": "xterm-256color"})
+        self.printed = ""
+
+    def read(self, until: str | None = None) -> str:
+        """Read on until this was printed, else to the end."""
+        deadline = time.monotonic() + 30
+        while until is None or not re.search(until, self.printed):
+            assert time.monotonic() < deadline, self.printed
+            if select.select([self._terminal], [], [], 1)[0]:
+                try:
+                    chunk = os.read(self._terminal, 4096)
+                except OSError:  # how Linux says that the other side is closed
+                    assert until is None, self.printed
+                    break
+                self.printed += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", chunk.decode())
+        return self.printed
+
+    def interrupt(self) -> None:
+        os.kill(self._pid, signal.SIGINT)
+
+    def exit_code(self) -> int:
+        self.read()
+        os.close(self._terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])

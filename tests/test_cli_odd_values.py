@@ -1,0 +1,168 @@
+"""No value in the database stops a command: times without an end, bytes that are no text, long settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from psycopg.conninfo import make_conninfo
+from support.database import Database
+from support.process import run_inturn
+from support.refusal import refusal
+from support.server import Server
+from support.terminal import Terminal
+
+from inturn.schema.install import upgrade
+
+USAGE = 2
+
+
+def printed(database: Database, *args: str, code: int = 0) -> str:
+    ended, out, err = run_inturn(database.dsn, *args)
+    assert (ended, err) == (code, ""), (args, out, err)
+    return out
+
+
+@pytest.mark.parametrize("until", ["infinity", "20000-01-01"])
+def test_a_pause_without_an_end_stops_no_command(witness: Database, until: str) -> None:
+    for key in ("k", "l"):
+        witness.execute("SELECT inturn.append('orders', %s, 'insert')", [key])
+    assert "k: paused until it is resumed;" in printed(witness, "pause", "k", "--until", until)
+    witness.execute("SELECT inturn.pause('orders', 'l', until => %s)", [until])
+    assert "until it is resumed;" in printed(witness, "pause", "--topic", "orders", "--until", until)
+    witness.execute("UPDATE inturn.topic SET paused_until = %s", [until])
+    for key in ("k", "l"):
+        for command in (
+            ("keys",),
+            ("show", key),
+            ("status",),
+            ("topic", "list"),
+            ("topic", "show", "orders"),
+        ):
+            assert "paused" in printed(witness, *command)
+            document = json.loads(printed(witness, *command, "--json"))
+            assert '"paused_until": null' in json.dumps(document)
+        assert "paused it for good" in printed(witness, "why", key) or until != "infinity"
+        printed(witness, "why", key, "--json")
+    assert "until it is resumed" in printed(witness, "topic", "show", "orders")
+    printed(witness, "verify")
+    printed(witness, "resume", "--topic", "orders")
+    printed(witness, "resume", "k")
+
+
+def test_settings_without_an_end_stop_no_command(server: Server, database: Database) -> None:
+    span = "infinity" if server.version >= 17 else "9000 years"
+    database.execute("SELECT inturn.create_topic('given', numbering => 'given')")
+    database.execute("UPDATE inturn.topic SET gap_timeout = %s::interval", [span])
+    for command in (("topic", "list"), ("topic", "show", "given"), ("status",)):
+        printed(database, *command)
+        printed(database, *command, "--json")
+    if span == "infinity":
+        database.execute("SELECT inturn.append('given', 'k', 'insert', seq => 2)")
+        assert "waiting" in printed(database, "show", "k")
+        assert "waiting" in printed(database, "keys")
+
+
+@pytest.mark.parametrize("option", ["--backoff-base", "--backoff-cap", "--gap-timeout", "--lease"])
+def test_an_interval_that_is_none_is_refused_by_the_name_of_its_option(
+    database: Database, option: str
+) -> None:
+    database.execute("SELECT inturn.create_topic('orders')")
+    for command in ("create", "set"):
+        code, out, err = run_inturn(database.dsn, "topic", command, "orders", option, "5x")
+        assert (code, out) == (USAGE, "")
+        assert err.startswith(f"inturn: {option} cannot be '5x'. Write 90s, 10m,")
+
+
+def test_topics_are_read_on_eighty_columns(database: Database) -> None:
+    database.execute(
+        "SELECT inturn.create_topic('shipments-to-the-customers', 'https://shipping.internal.example/v2/commands',"
+        " numbering => 'given', on_exhausted => 'cancel-rest', backoff_base => '1500 ms')"
+    )
+    database.execute("SELECT inturn.create_topic('orders')")
+    database.execute("SELECT inturn.pause_topic('orders', 'audit')")
+    listed = Terminal(database.dsn, "topic", "list").read()
+    assert max(len(line.rstrip()) for line in listed.splitlines()) <= 80
+    heading, orders, shipments, *whole = (line.split() for line in listed.splitlines())
+    assert whole == [["shipments-to-the-customers"], ["https://shipping.internal.example/v2/commands"]]
+    assert heading == ["topic", "target", "attempts", "then", "backoff", "numbers", "state"]
+    assert orders == ["orders", "python", "5", "hold", "1s", "to", "5m", "assigned", "paused"]
+    assert shipments[2:] == ["5", "cancel-rest", "1500ms", "to", "5m", "given"]
+    shown = Terminal(database.dsn, "topic", "show", "shipments-to-the-customers").read()
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= 80
+    values = dict(line.split(maxsplit=1) for line in shown.splitlines() if line.strip())
+    assert values["topic"] == "shipments-to-the-customers"
+    assert values["backoff-base"].strip() == "1500ms"
+    assert values["gap-timeout"].strip() == "never"
+    assert values["max-payload-bytes"].strip() == "1048576"
+    assert run_inturn(database.dsn, "topic", "show", "nosuch")[0] == 1
+    document = json.loads(printed(database, "topic", "show", "orders", "--json"))
+    assert document["topic"] == "orders"
+
+
+@pytest.fixture
+def ascii_database(server: Server) -> Iterator[Database]:
+    """A database in SQL_ASCII, with a key, a command and an error that are no UTF-8, and a good key."""
+    with server.connect() as admin:
+        admin.execute(
+            "CREATE DATABASE raw_template ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+    database = Database(server, "raw", template="raw_template")
+    upgrade(make_conninfo(database.dsn, client_encoding="utf8"))
+    database.execute("""
+        SELECT inturn.create_topic('orders', max_attempts => 1);
+        DO $$ BEGIN
+            PERFORM inturn.append('orders', 'k' || E'\\xff', 'n' || E'\\xfe', '{"a": 1}');
+            PERFORM inturn.append('orders', 'good', 'insert');
+        END $$;
+    """)
+    yield database
+    database.drop()
+    with server.connect() as admin:
+        admin.execute("DROP DATABASE raw_template")
+
+
+def test_bytes_that_are_no_text_stop_no_command(ascii_database: Database) -> None:
+    database = ascii_database
+    database.execute("""
+        SELECT inturn.fail('orders', c.key, c.epoch, c.seq, 'bad ' || E'\\xfd')
+        FROM inturn.claim(topics => '{orders}', max_keys => 1, lease => '1 h', applier => 'a') c
+    """)
+    assert "good" in printed(database, "keys")
+    bad, good = json.loads(printed(database, "keys", "--json"))
+    assert (bad["key"], bad["last_error"]) == ("k\udcff", "bad \udcfd")
+    assert good["key"] == "good"
+    assert "bad" in printed(database, "keys", "--errors")
+    for command in (("status",), ("verify",), ("show", "good"), ("why", "good")):
+        printed(database, *command)
+    assert "held -> ready" in printed(database, "retry", "--all", "--yes")
+
+
+def test_what_is_cut_is_cut_after_a_word(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('orders', max_attempts => 1)")
+    database.execute("SELECT inturn.append('orders', 'k', 'insert')")
+    error = " ".join(f"word{n}" for n in range(100))
+    database.execute(
+        "SELECT inturn.fail('orders', c.key, c.epoch, c.seq, %s)"
+        " FROM inturn.claim(topics => '{orders}', max_keys => 1, lease => '1 h', applier => 'a') c",
+        [error],
+    )
+    says = database.value("SELECT says FROM inturn.why('orders', 'k')").partition("attempt 1 of 1: ")[2]
+    note = Terminal(database.dsn, "keys").read().splitlines()[2].strip()
+    for cut, end in ((says, "..."), (note, "…")):
+        assert cut.endswith(end)
+        kept = cut.removesuffix(end)
+        assert len(kept) > 50
+        assert error.startswith(kept + " ")
+    # One word without an end is cut all the same.
+    assert database.value("SELECT inturn._shorten(repeat('x', 500), 100)") == "x" * 97 + "..."
+
+
+def test_a_topic_that_sql_cannot_apply_is_refused_with_the_command_that_can(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('calls', 'http://b.internal/')")
+    database.execute("SELECT inturn.create_topic('mails')")
+    for topic, hint in (("calls", "Apply it with: inturn apply."), ("mails", "--app MODULE:APPLIER")):
+        found = refusal(database.connect(), f"CALL inturn.apply(ARRAY['{topic}'])")
+        assert found.sqlstate == "IT012"
+        assert hint in (found.hint or "")
