@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -20,6 +20,7 @@ from inturn.applier.batch import Batch
 from inturn.applier.failure import describe
 from inturn.applier.session import session_of
 from inturn.applier.stop import Stop
+from inturn.applier.turn import Order
 
 log = logging.getLogger("inturn.applier")
 
@@ -136,6 +137,18 @@ def take_alone(
         outcome = _lose(connection, alone, text, is_clear=True)
         _log(alone, f"command failed ({outcome})", text)
         return Batch(keys=1, failures=1, hand=ready_at)
+
+
+def lose_overdue(connection: psycopg.Connection[Any], schema: str, order: Order, error: str) -> None:
+    """Charge a command whose turn was taken alone, and whose session was ended because of it.
+
+    Nothing is changed when it was not alone.
+
+    Raises:
+        psycopg.Error: the connection or the database failed.
+    """
+    now = datetime.now(UTC)
+    _lose(connection, Alone(schema, order.topic, order.key, order.epoch, now), error, is_clear=True)
 
 
 def _lose(connection: psycopg.Connection[Any], alone: Alone, error: str | None, *, is_clear: bool) -> str:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -18,12 +18,14 @@ from psycopg import sql
 from inturn.applier.batch import Target
 from inturn.applier.breaker import Breaker
 from inturn.applier.effect import Effect, HandlerEffect, Timeouts
+from inturn.applier.hand import MOST_ABANDONED, Hand, TooManyAbandoned
 from inturn.applier.handlers import Applier
 from inturn.applier.listener import Listener
 from inturn.applier.outside import OutsideTarget, OutsideWorker
 from inturn.applier.sql_target import SqlTarget
 from inturn.applier.stop import Bell, Bells, LoopBell, Stop
 from inturn.applier.turns import PythonTarget
+from inturn.applier.watchdog import Watchdog
 from inturn.applier.worker import Totals, Worker
 from inturn.schema.connection import connect, connect_async
 from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
@@ -59,6 +61,15 @@ class Outcome:
     cut: bool
     error: Exception | None
     skipped: int = 0
+
+
+class _Served(NamedTuple):
+    """A topic to be served; timeout: in seconds."""
+
+    topic: str
+    target: str
+    limit: int
+    timeout: float | None
 
 
 class Fleet:
@@ -110,7 +121,8 @@ class Fleet:
         self._refused: set[str] = set()
         self._breakers: dict[str, Breaker] = {}
         self._workers: list[Worker | OutsideWorker] = []
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[Worker | OutsideWorker, threading.Thread] = {}
+        self._error: Exception | None = None
         self._started_at = 0.0
 
     def start(self) -> None:
@@ -130,16 +142,9 @@ class Fleet:
             self._report_nothing_to_serve()
         self._started_at = time.monotonic()
         for number in range(self._count):
-            worker = Worker(
-                self._connect,
-                functools.partial(self._take_up, applier_id=_name(number + 1)),
-                schema=self._schema,
-                max_keys=self._max_keys,
-                drain=self._drain,
-                stop=self.stop,
-                bell=self.bell,
-            )
-            self._spawn(worker, f"inturn-worker-{number + 1}")
+            self._add_worker(number + 1)
+        watchdog = Watchdog(self._connect, self._watched, self._replace, schema=self._schema, stop=self.stop)
+        threading.Thread(target=watchdog.run, name="inturn-watchdog", daemon=True).start()
         if outside:
             self._start_outside()
         if not self._drain:
@@ -154,7 +159,7 @@ class Fleet:
     @property
     def running(self) -> bool:
         """Whether a worker is still at work."""
-        return any(thread.is_alive() for thread in self._threads)
+        return any(thread.is_alive() for thread in self._at_work())
 
     @property
     def totals(self) -> Totals:
@@ -175,7 +180,7 @@ class Fleet:
     def wait(self, seconds: float) -> bool:
         """Wait for the workers to end, for at most that many seconds; return whether they have."""
         deadline = time.monotonic() + seconds
-        for thread in self._threads:
+        for thread in self._at_work():
             thread.join(max(deadline - time.monotonic(), 0))
         return not self.running
 
@@ -200,7 +205,7 @@ class Fleet:
             held=self._count_held(),
             seconds=time.monotonic() - self._started_at,
             cut=cut,
-            error=next((worker.error for worker in self._workers if worker.error), None),
+            error=next((worker.error for worker in self._workers if worker.error), self._error),
             skipped=totals.skipped,
         )
 
@@ -237,6 +242,41 @@ class Fleet:
             raise TargetRefused(message, hint=hint)
         log.warning("%s yet. %s", message, hint)
 
+    def _add_worker(self, number: int) -> None:
+        hand = Hand()
+        worker = Worker(
+            self._connect,
+            functools.partial(self._take_up, applier_id=_name(number), hand=hand),
+            schema=self._schema,
+            max_keys=self._max_keys,
+            drain=self._drain,
+            stop=self.stop,
+            bell=self.bell,
+            hand=hand,
+        )
+        self._spawn(worker, f"inturn-worker-{number}")
+
+    def _at_work(self) -> list[threading.Thread]:
+        """Return the threads of the workers that were not given up."""
+        return [
+            thread
+            for worker, thread in list(self._threads.items())
+            if isinstance(worker, OutsideWorker) or not worker.abandoned
+        ]
+
+    def _watched(self) -> list[Worker]:
+        """Return the workers in the database's transactions that were not given up."""
+        return [w for w in list(self._workers) if isinstance(w, Worker) and not w.abandoned]
+
+    def _replace(self) -> None:
+        """Start a worker in the place of one that was given up; too many of them end the process."""
+        given_up = sum(isinstance(worker, Worker) and worker.abandoned for worker in self._workers)
+        if given_up >= MOST_ABANDONED:
+            self._error = TooManyAbandoned(given_up)
+            self.request_stop()
+        elif not self.stop.requested:
+            self._add_worker(len(self._workers) + 2)
+
     def _spawn(self, worker: Worker | OutsideWorker, name: str) -> None:
         def run() -> None:
             worker.run()
@@ -247,7 +287,7 @@ class Fleet:
         self._workers.append(worker)
         # Daemons: a handler that never returns must not keep the process after its grace.
         thread = threading.Thread(target=run, name=name, daemon=True)
-        self._threads.append(thread)
+        self._threads[worker] = thread
         thread.start()
 
     def _start_outside(self) -> None:
@@ -255,7 +295,6 @@ class Fleet:
         with self._outside_lock:
             if self._outside is not None:
                 return
-            inside = list(self._threads)
             name = _name(self._count + 1)
             self._outside = OutsideWorker(
                 self._connect,
@@ -266,7 +305,7 @@ class Fleet:
                 drain=self._drain,
                 stop=self.stop,
                 bell=self._outside_bell,
-                others_run=lambda: any(thread.is_alive() for thread in inside),
+                others_run=lambda: any(self._threads[worker].is_alive() for worker in self._watched()),
             )
             self._spawn(self._outside, "inturn-outside-worker")
 
@@ -279,7 +318,12 @@ class Fleet:
         return connect(self._dsn, prepare_threshold=self._prepare_threshold, application_name="inturn apply")
 
     def _take_up(
-        self, connection: psycopg.Connection[Any], applier_id: str, *, strict: bool = False
+        self,
+        connection: psycopg.Connection[Any],
+        applier_id: str,
+        *,
+        hand: Hand | None = None,
+        strict: bool = False,
     ) -> list[Target]:
         """Choose the topics to be served in the database's transactions; see _agreed."""
 
@@ -287,7 +331,7 @@ class Fleet:
             rows = self._served(connection, strict=strict)
             if not strict and self._outside_targets(rows):
                 self._start_outside()
-            targets = [self._target(topic, target, applier_id) for topic, target, _ in rows]
+            targets = [self._target(row, applier_id, hand or Hand()) for row in rows]
             return [target for target in targets if target is not None]
 
         return self._agreed(connection, applier_id, choose)
@@ -323,20 +367,19 @@ class Fleet:
             (applier_id, topics, socket.gethostname(), os.getpid(), HEAD, connection.info.backend_pid),
         )
 
-    def _served(
-        self, connection: psycopg.Connection[Any], *, strict: bool = False
-    ) -> list[tuple[str, str, int]]:
-        """Return the topics to be served, each with its target and how many keys at a time.
+    def _served(self, connection: psycopg.Connection[Any], *, strict: bool = False) -> list[_Served]:
+        """Return the topics to be served.
 
         strict: raise TargetRefused for a topic that does not fit what was given at the start. Later on its
         target may be changed: what can apply it then does.
         """
-        rows: list[tuple[str, str, int]] = connection.execute(
-            sql.SQL("SELECT name, target, max_in_flight FROM {}.topic ORDER BY name").format(
-                sql.Identifier(self._schema)
-            )
+        rows = connection.execute(
+            sql.SQL(
+                "SELECT name, target, max_in_flight, extract(epoch FROM timeout)::float8"
+                " FROM {}.topic ORDER BY name"
+            ).format(sql.Identifier(self._schema))
         ).fetchall()
-        there = {row[0]: row for row in rows}
+        there = {row[0]: _Served(*row) for row in rows}
         handled = self._applier.topics if self._applier else []
         for topic in [*self._only, *handled]:
             if topic not in there:
@@ -348,7 +391,7 @@ class Fleet:
         served = self._only or sorted(there)
         if strict:
             for topic in served:
-                self._refuse_misfit(topic, there[topic][1])
+                self._refuse_misfit(topic, there[topic].target)
         return [there[topic] for topic in served]
 
     def _refuse_misfit(self, topic: str, target: str) -> None:
@@ -366,17 +409,25 @@ class Fleet:
                 topic=topic,
             )
 
-    def _target(self, topic: str, target: str, applier_id: str) -> Target | None:
+    def _target(self, served: _Served, applier_id: str, hand: Hand) -> Target | None:
         """Return what applies a topic here in a transaction, None when that is another's work."""
-        if target.startswith("sql:"):
-            return SqlTarget(topic, self._schema, applier_id, self.stop, self._breaker(topic))
+        topic = served.topic
+        if served.target.startswith("sql:"):
+            return SqlTarget(topic, self._schema, applier_id, self.stop, self._breaker(topic), served.timeout)
         if (
             self._applier is not None
             and topic in self._applier.topics
             and not self._applier.is_outside(topic)
         ):
             return PythonTarget(
-                topic, self._applier, self.stop, self._schema, applier_id, self._breaker(topic)
+                topic,
+                self._applier,
+                self.stop,
+                self._schema,
+                applier_id,
+                self._breaker(topic),
+                served.timeout,
+                hand,
             )
         return None
 
@@ -384,15 +435,13 @@ class Fleet:
         """Return the topic's breaker, which the workers share."""
         return self._breakers.setdefault(topic, Breaker(topic))
 
-    def _outside_targets(
-        self, rows: list[tuple[str, str, int]], *, strict: bool = False
-    ) -> list[OutsideTarget]:
+    def _outside_targets(self, rows: list[_Served], *, strict: bool = False) -> list[OutsideTarget]:
         """Return what applies those of the topics that are applied outside the database.
 
         strict: raise TargetRefused for one that cannot be. Later on it is left out, and that is said once.
         """
         targets = []
-        for topic, target, limit in rows:
+        for topic, target, limit, timeout in rows:
             try:
                 effect = self._effect(topic, target)
             except TargetRefused as error:
@@ -404,7 +453,7 @@ class Fleet:
                 continue
             self._refused.discard(topic)
             if effect is not None:
-                targets.append(OutsideTarget(topic, limit, effect, target))
+                targets.append(OutsideTarget(topic, limit, effect, target, timeout))
         return targets
 
     def _effect(self, topic: str, target: str) -> Effect | None:

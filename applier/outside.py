@@ -16,6 +16,7 @@ import psycopg
 
 from inturn.applier.breaker import Breaker, TargetDown
 from inturn.applier.effect import Effect, Failed, LeaseOver, in_thread
+from inturn.applier.hand import MOST_ABANDONED, TooManyAbandoned
 from inturn.applier.leases import Kept, Lease, Leases, Order, Step
 from inturn.applier.link import Link
 from inturn.applier.recorder import Recorder
@@ -44,12 +45,14 @@ class OutsideTarget:
         limit: how many of its keys are worked on at a time.
         effect: what applies them.
         settings: what that was made from: while it is the same, the first one made stays.
+        timeout: how long a command may take, in seconds; None: for ever.
     """
 
     topic: str
     limit: int
     effect: Effect
     settings: object
+    timeout: float | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -65,6 +68,7 @@ class _Lane:
     #: Whether there may be ready keys that nobody has looked for.
     look: bool = True
     served: bool = True
+    timeout: float | None = None
 
     @property
     def room(self) -> int:
@@ -137,6 +141,8 @@ class OutsideWorker:
         self._seeing: psycopg.Connection[Any] | None = None
         self._chosen_at = 0.0
         self.totals = Totals()
+        #: How many handlers that do not return were given up, in threads that go on.
+        self.abandoned = 0
         #: Why the worker ended before it should have; None while it runs and after a good end.
         self.error: Exception | None = None
 
@@ -333,9 +339,11 @@ class OutsideWorker:
             known = self._lanes.get(topic)
             if known is None:
                 breaker = Breaker(topic)
-                self._lanes[topic] = _Lane(topic, target.limit, target.settings, target.effect, breaker)
+                lane = _Lane(topic, target.limit, target.settings, target.effect, breaker)
+                lane.timeout = target.timeout
+                self._lanes[topic] = lane
                 continue
-            known.limit = target.limit
+            known.limit, known.timeout = target.limit, target.timeout
             if known.settings != target.settings:
                 # What is in flight ends as it began.
                 old, known.effect, known.settings = known.effect, target.effect, target.settings
@@ -413,7 +421,13 @@ class OutsideWorker:
     async def _do(self, lane: _Lane, work: _Work, order: Order) -> Failed | None:
         work.at_work = True
         try:
-            return await lane.effect.apply(order, work.lease)
+            async with asyncio.timeout(lane.timeout):
+                return await lane.effect.apply(order, work.lease)
+        except TimeoutError:
+            if not lane.effect.stops_when_cut(order):
+                self._abandon(order)
+            text = f"the command took longer than the topic's timeout of {lane.timeout:g} s"
+            return Failed(text, outage=lane.effect.stops_when_cut(order))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             assert task is not None  # noqa: S101 - for mypy: this is one
@@ -421,6 +435,16 @@ class OutsideWorker:
             raise _Cut from None
         finally:
             work.at_work = False
+
+    def _abandon(self, order: Order) -> None:
+        """Give up a thread that cannot be ended."""
+        self.abandoned += 1
+        if self.abandoned >= MOST_ABANDONED:
+            self.error = TooManyAbandoned(self.abandoned)
+            self._stop.request()
+        log.warning(
+            "a handler that does not return was given up", extra={"topic": order.topic, "key": order.key}
+        )
 
     async def _fail(self, lane: _Lane, work: _Work, order: Order, failed: Failed) -> None:
         if failed.outage:

@@ -22,7 +22,7 @@ _SETTINGS: LiteralString = (
         f"current_setting('{name}')"
         for name in (
             *("search_path", "DateStyle", "IntervalStyle", "TimeZone", "session_replication_role"),
-            *("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"),
+            *("lock_timeout", "idle_in_transaction_session_timeout"),
             *("default_transaction_isolation", "default_transaction_read_only", "synchronous_commit"),
         )
     )
@@ -89,6 +89,12 @@ class Session:
 
     def execute(self, query: sql.Composed, parameters: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
         return self._cursor.execute(query, parameters)
+
+    def limit(self, seconds: float | None) -> None:
+        """Have the database cancel what takes longer, to the end of the transaction; None: no limit."""
+        if seconds is not None:
+            milliseconds = str(max(int(seconds * 1000), 1))
+            self._cursor.execute("SELECT set_config('statement_timeout', %s, true)", (milliseconds,))
 
     def put_back(self, connection: psycopg.Connection[Any]) -> None:
         """Put back what a handler has changed, as far as that is seen at once.

@@ -15,6 +15,9 @@ from inturn.applier.breaker import Breaker
 from inturn.applier.session import SETTINGS, SessionChanged, session_of
 from inturn.applier.stop import Stop
 
+#: As in apply_batch and _apply_alone: after so many seconds they begin no further command.
+LONGEST_TURN_SECONDS = 1.0
+
 
 class _Cut(Exception):
     """The grace time is over: what was done is rolled back."""
@@ -29,6 +32,7 @@ class SqlTarget:
     applier_id: str
     stop: Stop
     breaker: Breaker = field(default_factory=Breaker)
+    timeout: float | None = None
 
     def apply_batch(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> Batch:
         """Claim ready keys, apply their commands, end their turns, all in one transaction."""
@@ -39,6 +43,7 @@ class SqlTarget:
             " FROM {}.apply_batch(%s, %s, %s, %s, false)"
         ).format(SETTINGS, sql.Identifier(self.schema))
         with connection.transaction():
+            session.limit(self._limit)
             row = session.execute(query, (self.topic, since, max_keys, self.applier_id)).fetchone()
             if self.stop.expired:
                 raise _Cut
@@ -64,6 +69,7 @@ class SqlTarget:
             SETTINGS, sql.Identifier(self.schema)
         )
         with connection.transaction():
+            session_of(connection).limit(self._limit)
             row = session_of(connection).execute(query, (self.topic, alone.key, alone.epoch)).fetchone()
             if self.stop.expired:
                 raise _Cut
@@ -71,6 +77,11 @@ class SqlTarget:
         commands, failures, skipped, settings = row
         self._look(connection, settings)
         return Batch(1, commands, failures, hand=alone.ready_at, skipped=skipped)
+
+    @property
+    def _limit(self) -> float | None:
+        """How long a statement of many commands may take: none of them is begun after a second."""
+        return None if self.timeout is None else self.timeout + LONGEST_TURN_SECONDS
 
     def _look(self, connection: psycopg.Connection[Any], settings: str) -> None:
         """Note that the target has left the session changed: the next batch is on another one."""

@@ -17,6 +17,7 @@ from inturn.applier.batch import Batch
 from inturn.applier.breaker import Breaker
 from inturn.applier.command import Command, read_payload
 from inturn.applier.failure import describe
+from inturn.applier.hand import Hand
 from inturn.applier.handlers import Applier, NoHandler, refuse_unrun
 from inturn.applier.session import SETTINGS, session_of
 from inturn.applier.stop import Stop
@@ -47,6 +48,9 @@ class PythonTarget:
     schema: str
     applier_id: str
     breaker: Breaker = field(default_factory=Breaker)
+    timeout: float | None = None
+    #: What is watched by whoever can do something about a handler that never returns.
+    hand: Hand = field(default_factory=Hand)
 
     def apply_batch(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> Batch:
         """Claim ready keys, apply their commands, end their turns, all in one transaction.
@@ -67,6 +71,7 @@ class PythonTarget:
                 if not turns:
                     return Batch()
                 started_at = time.monotonic()
+                session_of(connection).limit(self.timeout)
                 self._apply(connection, turns)
                 seconds = time.monotonic() - started_at
                 self._end(connection, turns)
@@ -109,6 +114,7 @@ class PythonTarget:
         started_at = time.monotonic()
         with connection.transaction():
             turn = self._hold(connection, alone)
+            session_of(connection).limit(self.timeout)
             leave_at = time.monotonic() + LONGEST_TURN_SECONDS
             for order in turn.orders:
                 if turn.failed is not None or time.monotonic() > leave_at or self.stop.requested:
@@ -323,7 +329,8 @@ class PythonTarget:
             order.epoch,
         )
         session = session_of(connection)
-        result = self.applier.find(command)(connection, command)
+        with self.hand.holding(order, self.timeout):
+            result = self.applier.find(command)(connection, command)
         refuse_unrun(result)
         self._check_transaction(connection, order)
         session.put_back(connection)

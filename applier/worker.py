@@ -16,6 +16,7 @@ from psycopg import sql
 from inturn.applier.alone import TurnLost, is_transient
 from inturn.applier.batch import Batch, Target
 from inturn.applier.breaker import TargetDown
+from inturn.applier.hand import Hand
 from inturn.applier.passes import Passes
 from inturn.applier.session import SessionChanged, session_of
 from inturn.applier.stop import Bell, Stop
@@ -101,6 +102,7 @@ class Worker:
         drain: bool,
         stop: Stop,
         bell: Bell,
+        hand: Hand | None = None,
     ) -> None:
         """Make a worker.
 
@@ -113,6 +115,7 @@ class Worker:
             max_keys: the most keys that share a transaction.
             drain: stop when nothing is ready, rather than wait for more.
             stop, bell: shared with the other workers of the process.
+            hand: what its targets hold their commands in.
         """
         self._connect = connect
         self._choose = choose
@@ -140,6 +143,9 @@ class Worker:
         self._left_out: set[str] = set()
         # The turn in which the last connection broke, until that is recorded.
         self._lost: TurnLost | None = None
+        self.hand = hand or Hand()
+        #: It was given up: a handler does not return. If it does after all, the worker ends.
+        self.abandoned = False
         self.totals = Totals()
         #: Why the worker ended before it should have; None while it runs and after a good end.
         self.error: Exception | None = None
@@ -147,10 +153,10 @@ class Worker:
     def run(self) -> None:
         """Apply until stopped, or with drain until nothing is ready. Never raises: see `error`."""
         try:
-            while not self._stop.requested and self._run_once():
+            while not self._stop.requested and not self.abandoned and self._run_once():
                 pass
         except BaseException as error:
-            if not self._stop.expired:
+            if not self._stop.expired and not self.abandoned:
                 log.exception("worker failed")
                 self.error = ended_by(error)
 
@@ -160,8 +166,9 @@ class Worker:
             with self._connect() as self._connection:
                 self._record_lost(self._connection)
                 self._serve(self._connection)
-                return False
         except TurnLost as lost:
+            if self.abandoned:
+                return False
             self._lost = lost
             if isinstance(lost.error, psycopg.Error):
                 return self._after_lost(lost.error)
@@ -174,11 +181,11 @@ class Worker:
             return self._after_lost(error)
         except InturnError as error:
             self.error = error
-            return False
+        return False
 
     def _after_lost(self, error: psycopg.Error) -> bool:
         """Wait after the database was lost, or refused; return whether to go on."""
-        if self._stop.requested:
+        if self._stop.requested or self.abandoned:
             return False
         self._careful.clear()
         self._careful_at_first = CAREFUL_KEYS
@@ -196,6 +203,12 @@ class Worker:
             self._lost.record(connection)
             self._lost = None
             self.totals.failures += 1
+
+    @property
+    def backend_pid(self) -> int | None:
+        """Its session in the database, as far as the driver knows."""
+        connection = self._connection
+        return None if connection is None or connection.closed else connection.info.backend_pid
 
     def cancel(self) -> None:
         """Cancel the statement that the worker waits for, if any, and so its transaction."""

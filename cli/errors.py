@@ -7,6 +7,7 @@ import re
 import click
 import psycopg
 
+from inturn.applier.hand import TooManyAbandoned
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.output import escape
 from inturn.schema.errors import (
@@ -76,6 +77,9 @@ def explain(error: BaseException) -> tuple[str, ExitCode]:
     return escape(line), code
 
 
+_CODES = {SchemaMismatch: ExitCode.SCHEMA, TooManyAbandoned: ExitCode.STUCK}
+
+
 def _parts(error: BaseException) -> tuple[str, str, ExitCode]:
     match error:
         case click.Abort():
@@ -83,7 +87,7 @@ def _parts(error: BaseException) -> tuple[str, str, ExitCode]:
         case click.ClickException():
             parts = _click_parts(error)
         case InturnError():
-            code = ExitCode.SCHEMA if isinstance(error, SchemaMismatch) else ExitCode.ERROR
+            code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), ExitCode.ERROR)
             parts = error.message, error.hint, code
         case psycopg.Error():
             parts = _database_parts(error)

@@ -25,5 +25,7 @@ class ExitCode(IntEnum):
     VIOLATED = 8
     #: `status --check` found a topic with something wrong.
     UNHEALTHY = 9
+    #: `apply`: too many handlers did not return within their topic's timeout.
+    STUCK = 10
     #: Ctrl-C.
     INTERRUPTED = 130

@@ -83,27 +83,44 @@ class Operator:
             click.echo(("dry run, nothing changed: " if self.dry_run else "") + say(action))
 
 
-def operator_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of every action; it gets them as `operator`."""
+def operator_options_with(wait: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return what gives a command the options of every action; it gets them as `operator`.
 
-    @click.option("--as", "acting_as", metavar="WHO", help="Whom you act for; it is recorded beside you.")
-    @click.option("--dry-run", is_flag=True, help="Say what it would do, and change nothing.")
-    @click.option(
-        "--timeout",
-        type=click.FloatRange(min=0),
-        metavar="SECONDS",
-        default=5.0,
-        show_default=True,
-        help="Wait so long for whoever has the key in hand.",
-    )
-    @json_option
-    @functools.wraps(command)
-    def with_operator(
-        *args: Any, acting_as: str | None, dry_run: bool, timeout: float, as_json: bool, **options: Any
-    ) -> Any:
-        return command(*args, operator=Operator(acting_as, dry_run, timeout, as_json), **options)
+    Args:
+        wait: what the option is called that says how long to wait for whoever has the key in hand.
+    """
 
-    return with_operator
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @click.option("--as", "acting_as", metavar="WHO", help="Whom you act for; it is recorded beside you.")
+        @click.option("--dry-run", is_flag=True, help="Say what it would do, and change nothing.")
+        @click.option(
+            wait,
+            "wait_seconds",
+            type=click.FloatRange(min=0),
+            metavar="SECONDS",
+            default=5.0,
+            show_default=True,
+            help="Wait so long for whoever has the key in hand.",
+        )
+        @json_option
+        @functools.wraps(command)
+        def with_operator(
+            *args: Any,
+            acting_as: str | None,
+            dry_run: bool,
+            wait_seconds: float,
+            as_json: bool,
+            **options: Any,
+        ) -> Any:
+            operator = Operator(acting_as, dry_run, wait_seconds, as_json)
+            return command(*args, operator=operator, **options)
+
+        return with_operator
+
+    return decorate
+
+
+operator_options = operator_options_with("--timeout")
 
 
 def reason_option(*, required: bool) -> Callable[..., Any]:

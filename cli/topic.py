@@ -12,7 +12,7 @@ from psycopg import Connection, sql
 from inturn.cli.database import Database, pass_database
 from inturn.cli.key_text import TOPIC
 from inturn.cli.keys import require_topic
-from inturn.cli.operator import Action, Operator, operator_options, reason_option
+from inturn.cli.operator import Action, Operator, operator_options_with, reason_option
 from inturn.cli.output import Column, escape, json_option, print_json, print_table
 from inturn.cli.rows import Row, fetch
 from inturn.cli.spans import check_interval
@@ -60,6 +60,7 @@ _SETTINGS: _Settings = (
     ("--max-ahead", "N", int, "How far ahead of the last applied one a given number may be.", "10000"),
     ("--gap-timeout", "INTERVAL", str, "Hold a key that waits so long for a number; 0: never.", "never"),
     ("--lease", "INTERVAL", str, "How long outside work has a key without a sign of life.", "30 seconds"),
+    ("--timeout", "INTERVAL", str, "A command that takes longer has failed; 0: it never does.", "never"),
     ("--max-in-flight", "N", int, "On how many keys one applier works outside at a time.", "100"),
 )
 
@@ -93,8 +94,9 @@ def create(database: Database, /, name: str, **settings: str | int | None) -> No
     INTERVAL is as PostgreSQL writes it: '500 ms', '2 minutes'.
     """
     given = {"name": name, **{key: value for key, value in settings.items() if value is not None}}
-    if given.get("gap_timeout") == "0":
-        del given["gap_timeout"]
+    for name_of_none in ("gap_timeout", "timeout"):
+        if given.get(name_of_none) == "0":
+            del given[name_of_none]
     arguments = sql.SQL(", ").join(
         sql.SQL("{} => {}").format(sql.Identifier(key), sql.Literal(value)) for key, value in given.items()
     )
@@ -115,7 +117,7 @@ Example:
 @click.argument("name", type=TOPIC)
 @_settings(defaults=False)
 @reason_option(required=False)
-@operator_options
+@operator_options_with("--wait")
 @pass_database
 def set_topic(
     database: Database, /, name: str, *, reason: str | None, operator: Operator, **settings: str | int | None
@@ -144,7 +146,7 @@ def _changed(action: Action) -> str:
 _QUERY = """
 SELECT name AS topic, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands,
        on_exhausted, paused_at, paused_until, created_at, numbering, first_seq, max_ahead, gap_timeout, lease,
-       max_in_flight
+       max_in_flight, timeout
 FROM {}.topic WHERE %(name)s::text IS NULL OR name = %(name)s ORDER BY name
 """
 
@@ -233,7 +235,7 @@ def _value(row: Row, name: str) -> str:
     return str(value)
 
 
-_INTERVALS = ("backoff_base", "backoff_cap", "gap_timeout", "lease")
+_INTERVALS = ("backoff_base", "backoff_cap", "gap_timeout", "lease", "timeout")
 
 
 def _in_seconds(topic: Row) -> Row:

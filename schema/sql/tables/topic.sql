@@ -31,7 +31,9 @@ CREATE TABLE inturn.topic (
     lease interval NOT NULL DEFAULT '30 seconds'
         CHECK (lease > '0' AND lease <= '1 day'),
     max_in_flight integer NOT NULL DEFAULT 100
-        CHECK (max_in_flight BETWEEN 1 AND 10000)
+        CHECK (max_in_flight BETWEEN 1 AND 10000),
+    timeout interval
+        CHECK (timeout > '0' AND timeout <= '1 day')
 );
 COMMENT ON TABLE inturn.topic IS 'What kinds of command there are, and what applies each.';
 COMMENT ON COLUMN inturn.topic.target IS 'python; sql:SCHEMA.FUNCTION, which takes one inturn.command; or the http(s):// address that commands are posted to.';
@@ -48,3 +50,4 @@ COMMENT ON COLUMN inturn.topic.max_ahead IS 'How far ahead of the last applied o
 COMMENT ON COLUMN inturn.topic.gap_timeout IS 'A key that has waited so long for a missing number is held; NULL: never.';
 COMMENT ON COLUMN inturn.topic.lease IS 'How long an applier that works outside the database has a key without a sign of life.';
 COMMENT ON COLUMN inturn.topic.max_in_flight IS 'How many keys one applier works on outside the database at a time.';
+COMMENT ON COLUMN inturn.topic.timeout IS 'A command that takes longer has failed; NULL: it may take for ever.';

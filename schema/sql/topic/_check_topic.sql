@@ -38,6 +38,8 @@ DECLARE
         WHEN topic.gap_timeout <= '0' THEN format('gap_timeout is %s; it must be over 0, or NULL', topic.gap_timeout)
         WHEN (topic.lease > '0' AND topic.lease <= '1 day') IS NOT TRUE
             THEN format('lease is %s; over 0 and up to 1 day are allowed', coalesce(topic.lease::text, 'NULL'))
+        WHEN topic.timeout <= '0' OR topic.timeout > '1 day'
+            THEN format('timeout is %s; over 0 and up to 1 day are allowed, or NULL', topic.timeout)
         WHEN (topic.max_in_flight BETWEEN 1 AND 10000) IS NOT TRUE
             THEN format('max_in_flight is %s; 1 to 10000 are allowed', coalesce(topic.max_in_flight::text, 'NULL'))
         END;

@@ -1,6 +1,6 @@
 -- Changes settings of a topic; returns the recorded action. Appliers that run follow within seconds.
 --
--- NULL leaves a setting as it is; a gap_timeout of 0 takes it away. Who numbers the commands is settled for ever.
+-- NULL leaves a setting as it is; a gap_timeout or a timeout of 0 takes it away. Who numbers the commands is settled for ever.
 -- Locks: the topic's row.
 -- Raises IT041 when nothing would change, what _check_topic raises, and what _lock_topic raises.
 CREATE FUNCTION inturn.set_topic(
@@ -8,7 +8,7 @@ CREATE FUNCTION inturn.set_topic(
     backoff_base interval DEFAULT NULL, backoff_cap interval DEFAULT NULL,
     max_payload_bytes integer DEFAULT NULL, batch_commands integer DEFAULT NULL, on_exhausted text DEFAULT NULL,
     max_ahead bigint DEFAULT NULL, gap_timeout interval DEFAULT NULL, lease interval DEFAULT NULL,
-    max_in_flight integer DEFAULT NULL
+    max_in_flight integer DEFAULT NULL, timeout interval DEFAULT NULL
 ) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -28,16 +28,17 @@ BEGIN
     settings.gap_timeout := nullif(coalesce(gap_timeout, was.gap_timeout), '0');
     settings.lease := coalesce(lease, was.lease);
     settings.max_in_flight := coalesce(max_in_flight, was.max_in_flight);
+    settings.timeout := nullif(coalesce(timeout, was.timeout), '0');
     IF settings = was THEN
         PERFORM inturn._refuse_action(topic, '', 'has these settings already', 'Nothing was changed.');
     END IF;
     PERFORM inturn._check_topic(settings);
     UPDATE inturn.topic t SET
         (target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, on_exhausted,
-         max_ahead, gap_timeout, lease, max_in_flight)
+         max_ahead, gap_timeout, lease, max_in_flight, timeout)
         = (settings.target, settings.max_attempts, settings.backoff_base, settings.backoff_cap, settings.max_payload_bytes,
            settings.batch_commands, settings.on_exhausted,
-           settings.max_ahead, settings.gap_timeout, settings.lease, settings.max_in_flight)
+           settings.max_ahead, settings.gap_timeout, settings.lease, settings.max_in_flight, settings.timeout)
     WHERE t.name = set_topic.topic;
     RETURN inturn._record_action(topic, '', NULL, 'set', reason, to_jsonb(was), to_jsonb(settings));
 END

@@ -1,0 +1,90 @@
+"""Watchdog: does something about handlers that take longer than their topic's timeout."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import psycopg
+
+from inturn.applier.alone import lose_overdue
+from inturn.applier.hand import Hand
+from inturn.applier.stop import Stop
+
+log = logging.getLogger("inturn.applier")
+
+_LOOK_SECONDS = 0.2
+#: What is at work in the database is cancelled when the time is over. A handler that does not come back from
+#: that within so many seconds more is given up.
+GIVE_UP_SECONDS = 2.0
+_TERMINATE_MILLISECONDS = 5000
+
+
+class Watched(Protocol):
+    """A worker, as the watchdog sees it."""
+
+    hand: Hand
+    abandoned: bool
+
+    @property
+    def backend_pid(self) -> int | None: ...
+
+    def cancel(self) -> None: ...
+
+
+class Watchdog:
+    """One of a process. `run` is what a thread runs."""
+
+    def __init__(
+        self,
+        connect: Callable[[], psycopg.Connection[Any]],
+        workers: Callable[[], Sequence[Watched]],
+        replace: Callable[[], None],
+        *,
+        schema: str,
+        stop: Stop,
+    ) -> None:
+        """Make one.
+
+        Args:
+            connect: gives a connection in autocommit.
+            workers: gives those that are at work.
+            replace: starts another worker in the place of one that was given up.
+        """
+        self._connect = connect
+        self._workers = workers
+        self._replace = replace
+        self._schema = schema
+        self._stop = stop
+
+    def run(self) -> None:
+        """Watch until stopped."""
+        while not self._stop.wait(_LOOK_SECONDS):
+            for worker in self._workers():
+                if worker.hand.overdue(GIVE_UP_SECONDS) is not None:
+                    self._give_up(worker)
+                elif worker.hand.overdue(0.0) is not None:
+                    worker.cancel()
+
+    def _give_up(self, worker: Watched) -> None:
+        """End the session of a worker whose handler does not return, charge its command, and replace it."""
+        found = worker.hand.overdue(GIVE_UP_SECONDS)
+        if found is None:
+            return
+        order, length = found
+        worker.abandoned = True
+        extra = {"topic": order.topic, "key": order.key, "seq": order.seq, "attempt": order.attempt}
+        log.warning("a handler that does not return was given up", extra=extra)
+        try:
+            with self._connect() as connection:
+                # Its tickets are free once its session is over.
+                connection.execute(
+                    "SELECT pg_terminate_backend(%s, %s)", (worker.backend_pid, _TERMINATE_MILLISECONDS)
+                )
+                # Where keys shared its transaction, the next worker finds it out: it takes them alone.
+                error = f"the command took longer than its topic's timeout of {length:g} s, and goes on"
+                lose_overdue(connection, self._schema, order, error)
+        except psycopg.Error as error:
+            log.warning("could not charge it: %s", error, extra=extra)
+        self._replace()
