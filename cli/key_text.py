@@ -63,7 +63,10 @@ def resolve(connection: Connection[Any], schema: str, text: str, topic: str | No
         "SELECT EXISTS (SELECT FROM {schema}.topic t, {schema}.key_sequence c WHERE c.topic = t.name"
         " AND c.key = %(key)s AND (%(topic)s::text IS NULL OR t.name = %(topic)s))"
     ).format(schema=sql.Identifier(schema))
-    found = connection.execute(exists, {"key": printed, "topic": topic}).fetchone()
+    try:
+        found = connection.execute(exists, {"key": printed, "topic": topic}).fetchone()
+    except UnicodeEncodeError:  # bytes that are no text, which only a database in SQL_ASCII has
+        return text
     return printed if found and found[0] else text
 
 
@@ -145,7 +148,7 @@ def _character(text: str) -> str | None:
         return text
     try:
         character = text.encode().decode("unicode_escape")
-        character.encode()
+        character.encode("utf-8", "surrogateescape")
     except UnicodeError:  # half of a pair, or beyond the last
         return None
     return character if character != "\0" else None

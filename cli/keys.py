@@ -137,12 +137,7 @@ def keys(
     """
     chosen = [name for name in _STATES if states[name] or name == state]
     wanted = _Wanted(topic, ",".join(chosen) or None, limit, like, older_than, lagging, sort, error)
-    if check and not (chosen or lagging or older_than or error):
-        raise click.UsageError("--check needs --held, another state, --lagging, --older-than or --error.")
-    if watch and (check or as_json):
-        raise click.UsageError("--watch goes neither with --json nor with --check.")
-    if errors and (check or chosen or lagging or older_than or sort):
-        raise click.UsageError("--errors goes with --topic, --like, --error, --limit, --watch and --json.")
+    _check_options(wanted, errors=errors, check=check, watch=watch, as_json=as_json)
     look, print_out = (_list_errors, _error_lines) if errors else (_list, _lines)
     with database.connect() as connection:
         if topic is not None:
@@ -159,6 +154,16 @@ def keys(
     for remark in listing.remarks:
         click.echo(remark, err=True)
     return ExitCode.FOUND if check and listing.found else ExitCode.OK
+
+
+def _check_options(wanted: _Wanted, *, errors: bool, check: bool, watch: float | None, as_json: bool) -> None:
+    chosen = wanted.state or wanted.lagging or wanted.older_than
+    if check and not (chosen or wanted.error):
+        raise click.UsageError("--check needs --held, another state, --lagging, --older-than or --error.")
+    if watch and (check or as_json):
+        raise click.UsageError("--watch goes neither with --json nor with --check.")
+    if errors and (check or chosen or wanted.sort):
+        raise click.UsageError("--errors goes with --topic, --like, --error, --limit, --watch and --json.")
 
 
 def _watched(listing: _Listing, print_out: Callable[[_Listing], list[str]]) -> tuple[datetime, list[str]]:

@@ -72,10 +72,7 @@ def status(
     With --check, wrong is a topic that has keys ready or retrying, is not paused,
     and has no applier alive.
     """
-    if older_than is not None and not check:
-        raise click.UsageError("--older-than goes with --check.")
-    if watch and (check or as_json):
-        raise click.UsageError("--watch goes neither with --json nor with --check.")
+    _check_options(older_than=older_than, check=check, watch=watch, as_json=as_json)
     with database.connect() as connection:
         if topic is not None:
             require_topic(connection, database.schema, topic)
@@ -94,6 +91,13 @@ def status(
     else:
         click.echo(_NO_TOPICS, err=True)
     return ExitCode.UNHEALTHY if problems else ExitCode.OK
+
+
+def _check_options(*, older_than: str | None, check: bool, watch: float | None, as_json: bool) -> None:
+    if older_than is not None and not check:
+        raise click.UsageError("--older-than goes with --check.")
+    if watch and (check or as_json):
+        raise click.UsageError("--watch goes neither with --json nor with --check.")
 
 
 def _read(connection: Connection[Any], schema: str, topic: str | None, older_than: str | None) -> _Status:

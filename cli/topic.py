@@ -122,7 +122,9 @@ Example:
 def set_topic(
     database: Database, /, name: str, *, reason: str | None, operator: Operator, **settings: str | int | None
 ) -> None:
-    """Change settings of a topic; appliers that run follow within seconds.
+    """Change settings of a topic.
+
+    Appliers that run follow within seconds.
 
     INTERVAL is as PostgreSQL writes it: '500 ms', '2 minutes'. Who numbers the
     commands is settled for ever when the topic is created.

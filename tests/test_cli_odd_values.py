@@ -136,7 +136,19 @@ def test_bytes_that_are_no_text_stop_no_command(ascii_database: Database) -> Non
     assert "bad" in printed(database, "keys", "--errors")
     for command in (("status",), ("verify",), ("show", "good"), ("why", "good")):
         printed(database, *command)
-    assert "held -> ready" in printed(database, "retry", "--all", "--yes")
+    # As it is printed it can be given back.
+    assert "state    held" in printed(database, "show", r"k\udcff")
+    assert "failed for good" in printed(database, "why", r"k\udcff")
+    assert "held -> ready" in printed(database, "retry", r"k\udcff")
+    printed(database, "cancel-rest", r"k\udcff", "--reason", "r")
+
+
+def test_where_there_can_be_no_such_bytes_what_stands_for_them_is_meant_as_it_stands(
+    witness: Database,
+) -> None:
+    witness.execute("SELECT inturn.append('orders', %s, 'insert')", [r"k\udcff"])
+    assert "state    ready" in printed(witness, "show", r"k\udcff")
+    assert "no such key" in printed(witness, "why", r"j\udcff", code=1)
 
 
 def test_what_is_cut_is_cut_after_a_word(database: Database) -> None:

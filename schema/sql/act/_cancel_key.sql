@@ -1,5 +1,5 @@
--- Passes over everything that is pending on a key, and records who wanted it; NULL when nothing is. Internal to cancel_rest
--- and cancel_rest_all.
+-- Passes over everything that is pending on a key, and records who wanted it; NULL when nothing is.
+-- Internal to cancel_rest and cancel_rest_all.
 --
 -- was: the key, whose ticket the caller has locked. Locks its row in key_sequence, if no caller holds it.
 CREATE FUNCTION inturn._cancel_key(was inturn.key_cursor, reason text) RETURNS inturn.operator_action
@@ -7,13 +7,17 @@ LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 AS $$
 DECLARE
-    last_seq constant bigint := inturn._pass_over(was.topic, was.key, was.applied_seq + 1, NULL, was.epoch + 1, 'operator', reason);
+    last_seq constant bigint := inturn._pass_over(
+        was.topic, was.key, was.applied_seq + 1, NULL, was.epoch + 1, 'operator', reason);
+    moved inturn.key_cursor;
 BEGIN
     IF last_seq IS NULL THEN
         RETURN NULL;
     END IF;
-    RETURN inturn._record_action(was.topic, was.key, was.applied_seq + 1, 'cancel-rest', reason, inturn._key_facts(was),
-        inturn._key_facts(inturn._move_past(was, last_seq)) || jsonb_build_object('cancelled', last_seq - was.applied_seq));
+    moved := inturn._move_past(was, last_seq);
+    RETURN inturn._record_action(was.topic, was.key, was.applied_seq + 1, 'cancel-rest', reason,
+        inturn._key_facts(was),
+        inturn._key_facts(moved) || jsonb_build_object('cancelled', last_seq - was.applied_seq));
 END
 $$;
-COMMENT ON FUNCTION inturn._cancel_key IS 'Internal to the operators'' functions: passes over everything that is pending on a key.';
+COMMENT ON FUNCTION inturn._cancel_key IS 'Internal to the operators'' functions: passes over all that is pending on a key.';

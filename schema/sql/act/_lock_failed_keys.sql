@@ -1,5 +1,5 @@
--- Locks the held or retrying keys that the filters of list_keys find, and returns where each stands. Internal to retry_all
--- and cancel_rest_all.
+-- Locks the held or retrying keys that the filters of list_keys find, and returns where each stands.
+-- Internal to retry_all and cancel_rest_all.
 --
 -- of_state: held, retrying, or both with a comma between them, as NULL has it. A key in other hands is left out: it is
 -- being tried again, or acted upon, at this moment.
@@ -20,17 +20,20 @@ BEGIN
             HINT = 'Give held, retrying, or held,retrying.';
     END IF;
     FOR was IN
-        SELECT c.* FROM inturn.list_keys(of_topic, array_to_string(states, ','), 1000000, of_like, older_than, of_error => of_error) l
+        SELECT c.* FROM inturn.list_keys(
+            of_topic, array_to_string(states, ','), 1000000, of_like, older_than, of_error => of_error) l
         JOIN inturn.key_cursor c ON c.topic = l.topic AND c.key = l.key
     LOOP
-        PERFORM FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch FOR UPDATE SKIP LOCKED;
+        PERFORM FROM inturn.ticket t
+        WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch FOR UPDATE SKIP LOCKED;
         CONTINUE WHEN NOT FOUND;
         -- The list was made before the lock was taken.
         SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = was.topic AND c.key = was.key;
-        IF inturn.key_state(was) = ANY (states) AND (of_error IS NULL OR inturn._first_line(was.last_error) LIKE of_error) THEN
+        IF inturn.key_state(was) = ANY (states)
+            AND (of_error IS NULL OR inturn._first_line(was.last_error) LIKE of_error) THEN
             RETURN NEXT was;
         END IF;
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION inturn._lock_failed_keys IS 'Internal to the operators'' functions: locks the held or retrying keys that filters find.';
+COMMENT ON FUNCTION inturn._lock_failed_keys IS 'Internal to the operators'' functions: locks the failed keys that filters find.';

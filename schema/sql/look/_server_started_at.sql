@@ -5,6 +5,7 @@
 CREATE FUNCTION inturn._server_started_at() RETURNS timestamptz
 LANGUAGE sql STABLE
 AS $$
-SELECT greatest(pg_postmaster_start_time(), max(a.backend_start)) FROM pg_stat_activity a WHERE a.backend_type = 'checkpointer'
+SELECT greatest(pg_postmaster_start_time(), max(a.backend_start))
+FROM pg_stat_activity a WHERE a.backend_type = 'checkpointer'
 $$;
 COMMENT ON FUNCTION inturn._server_started_at IS 'Internal: since when the server runs without a crash.';

@@ -1,9 +1,10 @@
--- Returns the first line of a text that says something, its spaces collapsed, cut to so many characters: after a word, unless
--- that is very long. Internal. Takes no locks.
+-- Returns the first line of a text that says something, its spaces collapsed, cut to so many characters: after a
+-- word, unless that is very long. Internal. Takes no locks.
 CREATE FUNCTION inturn._shorten(text_ text, most integer) RETURNS text
 LANGUAGE sql IMMUTABLE
 AS $$
-SELECT CASE WHEN length(l.line) > most THEN regexp_replace(left(l.line, most - 3), '\s\S{0,29}$', '') || '...' ELSE l.line END
+SELECT CASE WHEN length(l.line) > most
+            THEN regexp_replace(left(l.line, most - 3), '\s\S{0,29}$', '') || '...' ELSE l.line END
 FROM (SELECT regexp_replace(split_part(ltrim(left(text_, 4000), E' \t\r\n'), E'\n', 1), '\s+', ' ', 'g')) l (line)
 $$;
 COMMENT ON FUNCTION inturn._shorten IS 'Internal: the first line of a text, cut.';

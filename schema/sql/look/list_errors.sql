@@ -2,8 +2,8 @@
 -- Takes no locks.
 --
 -- of_topic: NULL for all. of_like: a LIKE pattern that the key matches, of_error: one that the error matches.
--- error: the first line of it, up to 1,000 characters. first_at, last_at: the earliest and the latest of the failures that
--- are on the keys now. key: one of the keys, that of the latest.
+-- error: the first line of it, up to 1,000 characters. first_at, last_at: the earliest and the latest of the failures
+-- that are on the keys now. key: one of the keys, that of the latest.
 -- Reads every held or retrying key: seconds for a million.
 CREATE FUNCTION inturn.list_errors(
     of_topic text DEFAULT NULL, of_like text DEFAULT NULL, of_error text DEFAULT NULL, max_errors integer DEFAULT 50
@@ -14,14 +14,16 @@ LANGUAGE sql STABLE
 SET enable_seqscan = off
 SET jit = off
 AS $$
-SELECT k.topic, k.error, count(*) FILTER (WHERE k.state = 'held') AS held, count(*) FILTER (WHERE k.state = 'retrying') AS retrying,
+SELECT k.topic, k.error,
+       count(*) FILTER (WHERE k.state = 'held') AS held, count(*) FILTER (WHERE k.state = 'retrying') AS retrying,
        min(k.failed_at), max(k.failed_at), (array_agg(k.key ORDER BY k.failed_at DESC, k.key))[1]
 FROM (SELECT m.topic, m.key, m.failed_at, inturn._first_line(m.last_error) AS error,
-             inturn.key_state(ROW(m.topic, m.key, 0, statement_timestamp(), 0, m.attempts, 0, m.last_error, m.failed_at, m.held_at,
-                                  m.paused_at, m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until, coalesce(m.lost, 0))::inturn.key_cursor) AS state
+             inturn.key_state(ROW(
+                 m.topic, m.key, 0, statement_timestamp(), 0, m.attempts, 0, m.last_error, m.failed_at, m.held_at, m.paused_at,
+                 m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until, coalesce(m.lost, 0))::inturn.key_cursor) AS state
       FROM inturn.topic t JOIN inturn.key_mark m ON m.topic = t.name
       WHERE (of_topic IS NULL OR t.name = of_topic) AND (of_like IS NULL OR m.key LIKE of_like)) k
 WHERE k.state IN ('held', 'retrying') AND (of_error IS NULL OR k.error LIKE of_error)
 GROUP BY k.topic, k.error ORDER BY count(*) DESC, max(k.failed_at) DESC, k.topic, k.error LIMIT max_errors
 $$;
-COMMENT ON FUNCTION inturn.list_errors IS 'Lists what held and retrying keys failed with, each error once, with how many keys it is on.';
+COMMENT ON FUNCTION inturn.list_errors IS 'Lists what held and retrying keys failed with, each error once, and on how many keys.';

@@ -1,4 +1,5 @@
--- Returns the command that helps to find whoever has locked a row and is not to be seen. Internal to why. Takes no locks.
+-- Returns the command that helps to find whoever has locked a row and is not to be seen. Internal to why.
+-- Takes no locks.
 CREATE FUNCTION inturn._find_unseen() RETURNS text
 LANGUAGE sql STABLE
 AS $$

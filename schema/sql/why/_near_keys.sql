@@ -1,9 +1,9 @@
 -- Returns keys that may be meant by one that is not there: the same in another topic; the same but for case, spaces or a
--- slip of the finger (first two characters exchanged or one too many, then one missing or wrong); one that begins with it;
--- its neighbours that begin as it does. Internal to why. Takes no locks.
+-- slip of the finger (first two characters exchanged or one too many, then one missing or wrong); one that begins with
+-- it; its neighbours that begin as it does. Internal to why. Takes no locks.
 --
--- of_topic: NULL for all topics. Probes of the primary key for each topic, so this stays quick with millions of keys; those for
--- a missing or wrong character are thousands, and made in the topic that is named, or in all of up to twenty.
+-- of_topic: NULL for all topics. Probes of the primary key for each topic, so this stays quick with millions of keys;
+-- those for a missing or wrong character are thousands, and made in the topic that is named, or in all of up to twenty.
 CREATE FUNCTION inturn._near_keys(of_topic text, wanted text, max_keys integer DEFAULT 5)
 RETURNS TABLE (topic text, key text)
 LANGUAGE sql STABLE
@@ -15,11 +15,13 @@ SELECT n.topic, n.key FROM (
         -- LIMIT 1: a probe each, whatever the planner thinks.
         SELECT CASE WHEN t.name = coalesce(of_topic, t.name) THEN 0 ELSE 1 END AS rank, c.topic, c.key
         FROM inturn._slips_of(wanted) s (key) CROSS JOIN LATERAL (
-            SELECT c.topic, c.key FROM inturn.key_sequence c WHERE c.topic = t.name AND c.key = s.key COLLATE "C" LIMIT 1) c
+            SELECT c.topic, c.key FROM inturn.key_sequence c
+            WHERE c.topic = t.name AND c.key = s.key COLLATE "C" LIMIT 1) c
         UNION ALL
         SELECT 2, c.topic, c.key
         FROM inturn._further_slips_of(wanted) s (key) CROSS JOIN LATERAL (
-            SELECT c.topic, c.key FROM inturn.key_sequence c WHERE c.topic = t.name AND c.key = s.key COLLATE "C" LIMIT 1) c
+            SELECT c.topic, c.key FROM inturn.key_sequence c
+            WHERE c.topic = t.name AND c.key = s.key COLLATE "C" LIMIT 1) c
         WHERE t.name = of_topic OR of_topic IS NULL AND few
         UNION ALL
         (SELECT 3, c.topic, c.key FROM inturn.key_sequence c
