@@ -46,6 +46,7 @@ class Lease:
     Attributes:
         ends_at, renew_at: by time.monotonic().
         epoch_at_zero: what the database's clock said, in Unix seconds, when time.monotonic() was 0.
+        size: how long the payloads of its orders are, all together.
     """
 
     topic: str
@@ -55,6 +56,7 @@ class Lease:
     ends_at: float
     epoch_at_zero: float
     orders: list[Order] = field(default_factory=list)
+    size: int = 0
 
     def extend(self, ends_at: float) -> None:
         self.ends_at = ends_at
@@ -109,6 +111,7 @@ class Leases:
                 # From before the claim was sent: the lease ends here no later than there.
                 lease = leases[key] = Lease(topic, key, epoch, left, asked_at + left, now - asked_at)
             lease.orders.append(Order(topic, key, seq, name, payload, created_at, attempt, epoch))
+            lease.size += len(payload)
         return list(leases.values())
 
     async def record(self, connection: Connection, steps: Sequence[Step]) -> list[Kept]:

@@ -29,6 +29,8 @@ log = logging.getLogger("inturn.applier")
 
 #: The most keys of one claim: its transaction stays far below a second.
 CLAIM_KEYS = 50
+#: No more is claimed while the payloads in hand are as long: a claim brings as much again, and no more.
+PAYLOADS_IN_HAND = 16 * 1024 * 1024
 #: How often leases are looked at that may have to be renewed.
 KEEP_SECONDS = 0.05
 #: The wait after the database refused.
@@ -199,6 +201,11 @@ class OutsideWorker:
     def _works(self) -> list[_Work]:
         return [work for lane in self._lanes.values() for work in lane.in_flight]
 
+    @property
+    def _laden(self) -> bool:
+        """Whether the payloads in hand are so long that no more is claimed."""
+        return sum(work.lease.size for work in self._works()) >= PAYLOADS_IN_HAND
+
     def _cut_all(self) -> None:
         for work in self._works():
             work.cut()
@@ -229,7 +236,7 @@ class OutsideWorker:
             if await self._claim_round():
                 poll_seconds = FIRST_POLL_SECONDS
                 continue
-            open_lanes = [lane for lane in self._lanes.values() if lane.room]
+            open_lanes = [lane for lane in self._lanes.values() if lane.room and not self._laden]
             due = None
             if self._drain and await self._is_drained():
                 return
@@ -278,7 +285,7 @@ class OutsideWorker:
         found = False
         for lane in list(self._lanes.values()) if lanes is None else lanes:
             wanted = min(lane.room, CLAIM_KEYS)
-            if not wanted or self._stop.requested or (lanes is None and not lane.look):
+            if not wanted or self._laden or self._stop.requested or (lanes is None and not lane.look):
                 continue
             probe = lane.breaker.open
             try:

@@ -147,9 +147,12 @@ class PythonTarget:
                 sql.SQL(
                     "SELECT c.applied_seq, c.attempts + 1, l.seq, l.name, l.payload::text, l.created_at"
                     " FROM {0}._hold_lease(%s, %s, %s) c JOIN {0}.topic t ON t.name = c.topic"
-                    " LEFT JOIN LATERAL {0}._next_commands(c.topic, c.key, c.applied_seq, CASE"
-                    " WHEN c.attempts > 0 OR c.lost > 0 THEN 1 ELSE least(t.batch_commands, %s) END) l"
-                    " ON true"
+                    " LEFT JOIN LATERAL (SELECT n.*, row_number() OVER o AS place,"
+                    " sum(octet_length(n.payload::text)) OVER o AS octets"
+                    " FROM {0}._next_commands(c.topic, c.key, c.applied_seq, CASE"
+                    " WHEN c.attempts > 0 OR c.lost > 0 THEN 1 ELSE least(t.batch_commands, %s) END) n"
+                    " WINDOW o AS (ORDER BY n.seq)) l"
+                    " ON l.place = 1 OR l.octets <= {0}._max_claim_octets()"
                 ).format(schema),
                 (self.topic, alone.key, alone.epoch, MOST_COMMANDS_ALONE),
             )

@@ -34,6 +34,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._record_failure(inturn.key_cursor, bigint, bigint, bigint, integer, text, text, timestamptz, text, interval),
     inturn._pass_over(text, text, bigint, bigint, bigint, text, text),
     inturn._next_commands(text, text, bigint, integer),
+    inturn._max_claim_octets(),
     inturn._find_gap(inturn.key_cursor),
     inturn._settle_key(inturn.key_cursor, inturn.key_cursor),
     inturn._notify_appliers(text),

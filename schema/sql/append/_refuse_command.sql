@@ -1,6 +1,7 @@
 -- Refuses a command that cannot be appended; returns when nothing is wrong with it. Internal to append. Takes no locks.
 --
--- Raises IT001 unknown topic, IT002 key, IT003 payload, IT004 command name, IT005 idempotency key.
+-- Raises IT001 unknown topic, IT002 key, IT003 payload (too long, or encoded twice), IT004 command name, IT005 idempotency
+-- key.
 CREATE FUNCTION inturn._refuse_command(topic text, key text, name text, payload jsonb, idempotency_key text) RETURNS void
 LANGUAGE plpgsql STABLE
 AS $$
@@ -26,6 +27,10 @@ BEGIN
             MESSAGE = format('payload of command %L for key %L is %s bytes, over the %s that topic %L allows',
                              name, key, octet_length(payload::text), max_bytes, topic),
             HINT = 'Store the large part elsewhere and append a reference to it, or raise the topic''s max_payload_bytes.';
+    ELSIF jsonb_typeof(payload) = 'string' AND inturn._is_encoded_twice(payload) THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT003',
+            MESSAGE = format('payload of command %L for key %L is a JSON string that holds an object: it was encoded twice', name, key),
+            HINT = 'Give the object itself, in Python a dict and not what json.dumps makes of it. A text that is meant goes into an object.';
     ELSIF octet_length(idempotency_key) NOT BETWEEN 1 AND 512 THEN
         RAISE EXCEPTION USING ERRCODE = 'IT005',
             MESSAGE = format('idempotency key of command %L for key %L is %s octets long', name, key, octet_length(idempotency_key)),

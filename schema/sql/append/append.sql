@@ -24,7 +24,8 @@ BEGIN
         RETURN inturn._append_given(topic, key, seq, name, payload, idempotency_key);
     END IF;
     -- Every topic takes 1024 bytes of payload; only for more is its limit looked up.
-    IF octet_length(name) BETWEEN 1 AND 128 IS NOT TRUE OR octet_length(payload::text) > 1024 THEN
+    IF octet_length(name) BETWEEN 1 AND 128 IS NOT TRUE OR octet_length(payload::text) > 1024
+        OR jsonb_typeof(payload) = 'string' THEN
         PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
     END IF;
     LOOP

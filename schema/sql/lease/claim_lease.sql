@@ -7,6 +7,8 @@
 -- with fewer parameters can mean both this claim and the other.
 -- A key comes with at most the topic's batch_commands; one whose next command has failed before, or with which an applier
 -- was lost, with that alone. Of the latter an applier has one at a time (see _begin_lease).
+-- All payloads together have at most _max_claim_octets, but the first command comes however long it is: from where they
+-- would have more, a key comes with fewer commands, or is not claimed and stays ready.
 -- Locks the keys' tickets, skipping locked ones; what _begin_lease_pass locks. Raises IT001, IT031 outside READ COMMITTED,
 -- 22004 without topics, 22023 for a max_keys or a lease that cannot be.
 CREATE FUNCTION inturn.claim(topics text[], max_keys integer, lease interval, applier text)
@@ -26,6 +28,8 @@ DECLARE
     claimed record;
     taken integer := 0;
     leased inturn.key_cursor;
+    max_octets constant bigint := inturn._max_claim_octets();
+    octets bigint := 0; size integer; command record;
 BEGIN
     PERFORM inturn._require_read_committed();
     IF (max_keys >= 0) IS NOT TRUE THEN
@@ -48,15 +52,30 @@ BEGIN
         EXIT WHEN taken >= max_keys;
         SELECT * INTO settings FROM inturn.topic t WHERE t.name = served.name;
         FOR claimed IN SELECT * FROM inturn.claim(served.name, served.hand, max_keys - taken) LOOP
+            SELECT octet_length(l.payload::text) INTO size FROM inturn.command_log l
+            WHERE octets > 0 AND l.topic = served.name AND l.key = claimed.key AND l.seq = claimed.applied_seq + 1;
+            IF octets + size > max_octets THEN
+                RETURN;
+            END IF;
             taken := taken + 1;
             leased := inturn._begin_lease(settings, claimed.key, claimed.applied_seq, claimed.epoch,
                                          claim.lease, coalesce(claim.applier, 'sql:' || pg_backend_pid()));
             CONTINUE WHEN leased.key IS NULL;
-            RETURN QUERY
-            SELECT leased.topic, leased.key, leased.epoch, leased.attempts + 1, leased.lease_until,
-                   l.seq, l.name, l.payload, l.created_at
-            FROM inturn._next_commands(served.name, leased.key, leased.applied_seq,
-                                      CASE WHEN leased.attempts > 0 OR leased.lost > 0 THEN 1 ELSE settings.batch_commands END) l;
+            topic := leased.topic; key := leased.key; epoch := leased.epoch;
+            attempt := leased.attempts + 1; lease_until := leased.lease_until;
+            FOR command IN
+                SELECT l.seq, l.name, l.payload, l.created_at
+                FROM inturn._next_commands(served.name, leased.key, leased.applied_seq,
+                                          CASE WHEN leased.attempts > 0 OR leased.lost > 0 THEN 1 ELSE settings.batch_commands END) l
+            LOOP
+                size := octet_length(command.payload::text);
+                IF octets > 0 AND octets + size > max_octets THEN
+                    RETURN;
+                END IF;
+                octets := octets + size;
+                seq := command.seq; name := command.name; payload := command.payload; created_at := command.created_at;
+                RETURN NEXT;
+            END LOOP;
         END LOOP;
     END LOOP;
 END

@@ -2,6 +2,8 @@
 --
 -- A key comes with at most the topic's batch_commands; one whose next command has failed before, with that alone.
 -- A key with nothing to apply comes as one row without a seq; it has to be finished too.
+-- All payloads together have at most _max_claim_octets, but the first command comes however long it is. From where they
+-- would have more, a key comes with fewer commands, or not at all: then it stays ready, and is locked as the others are.
 -- Locks and raises what claim does.
 CREATE FUNCTION inturn.claim_commands(topic text, since timestamptz DEFAULT '-infinity', max_keys integer DEFAULT 1)
 RETURNS TABLE (
@@ -13,19 +15,32 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
 DECLARE
-    claimed record;
+    max_octets constant bigint := inturn._max_claim_octets();
+    octets bigint := 0;
+    size integer;
     max_commands integer;
+    claimed record;
+    command record;
 BEGIN
     SELECT t.batch_commands INTO max_commands FROM inturn.topic t WHERE t.name = claim_commands.topic;
     FOR claimed IN SELECT * FROM inturn.claim(topic, since, max_keys) LOOP
-        RETURN QUERY
-        SELECT l.key, claimed.applied_seq, claimed.epoch, claimed.attempts + 1, claimed.ready_at,
-               l.seq, l.name, l.payload, l.created_at, claimed.lost
-        FROM inturn._next_commands(claim_commands.topic, claimed.key, claimed.applied_seq,
-                                  CASE WHEN claimed.attempts > 0 THEN 1 ELSE max_commands END) l;
-        IF NOT FOUND THEN
-            key := claimed.key; applied_seq := claimed.applied_seq; epoch := claimed.epoch;
-            attempt := claimed.attempts + 1; ready_at := claimed.ready_at; lost := claimed.lost;
+        key := claimed.key; applied_seq := claimed.applied_seq; epoch := claimed.epoch;
+        attempt := claimed.attempts + 1; ready_at := claimed.ready_at; lost := claimed.lost;
+        seq := NULL; name := NULL; payload := NULL; created_at := NULL;
+        FOR command IN
+            SELECT l.seq, l.name, l.payload, l.created_at
+            FROM inturn._next_commands(claim_commands.topic, claimed.key, claimed.applied_seq,
+                                      CASE WHEN claimed.attempts > 0 THEN 1 ELSE max_commands END) l
+        LOOP
+            size := octet_length(command.payload::text);
+            IF octets > 0 AND octets + size > max_octets THEN
+                RETURN;
+            END IF;
+            octets := octets + size;
+            seq := command.seq; name := command.name; payload := command.payload; created_at := command.created_at;
+            RETURN NEXT;
+        END LOOP;
+        IF seq IS NULL THEN
             RETURN NEXT;
         END IF;
     END LOOP;

@@ -1,0 +1,9 @@
+-- Returns how many octets the payloads of one claim may have together, as text. Internal to the claims. Takes no locks.
+--
+-- 16 MiB, or what the session's inturn.max_claim_octets says.
+CREATE FUNCTION inturn._max_claim_octets() RETURNS bigint
+LANGUAGE sql STABLE
+AS $$
+SELECT coalesce(nullif(current_setting('inturn.max_claim_octets', true), '')::bigint, 16777216)
+$$;
+COMMENT ON FUNCTION inturn._max_claim_octets IS 'Internal to the claims: how many octets the payloads of one claim may have.';

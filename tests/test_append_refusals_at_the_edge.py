@@ -1,0 +1,123 @@
+"""What would be appended as something else than was meant, or not at all, is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support.database import Database
+from support.refusal import refusal
+
+from inturn.outbox import NewCommand, append, append_many
+from inturn.schema.errors import PayloadRefused
+
+_TWICE = [
+    '{"a": 1}',
+    "{}",
+    ' \n\t{"a": "\\u00fc"}',
+    '{"long": "' + "x" * 3000 + '"}',
+]
+_ONCE = [
+    "",
+    "text",
+    "{",
+    "[draft] see {}",
+    "{not json}",
+    "[1, 2",
+    "1",
+    "null",
+    "true",
+    '"quoted"',
+    "[1]",
+    '{"a": ' * 10_000,
+]
+
+
+@pytest.fixture
+def orders(database: Database) -> Database:
+    database.execute(
+        "SELECT inturn.create_topic('orders'), inturn.create_topic('given', numbering => 'given')"
+    )
+    return database
+
+
+@pytest.mark.parametrize("text", _TWICE)
+def test_an_object_that_was_encoded_twice_is_refused_by_every_way_to_append(
+    orders: Database, text: str
+) -> None:
+    payload = json.dumps(text)
+    append(orders.connect(), "orders", "known", "x")
+    for statement in (
+        "SELECT inturn.append('orders', 'new', 'x', %s::jsonb)",
+        "SELECT inturn.append('orders', 'known', 'x', %s::jsonb)",
+        "SELECT inturn.append('given', 'new', 'x', %s::jsonb, seq => 1)",
+        "SELECT inturn.append_many('orders', '{new}', '{x}', ARRAY[%s::jsonb])",
+        "INSERT INTO inturn.outbox (topic, key, name, payload) VALUES ('orders', 'new', 'x', %s::jsonb)",
+    ):
+        said = refusal(orders.connect(), statement, [payload])
+        assert said.sqlstate == "IT003", statement
+        assert "encoded twice" in said.message
+        assert "json.dumps" in said.hint
+    with pytest.raises(PayloadRefused, match="encoded twice"):
+        append(orders.connect(), "orders", "known", "x", text)
+    with pytest.raises(PayloadRefused, match="encoded twice"):
+        append_many(orders.connect(), "orders", [NewCommand("known", "x", text)])
+    assert orders.value("SELECT count(*) FROM inturn.command_log") == 1
+
+
+@pytest.mark.parametrize("text", _ONCE)
+def test_any_other_string_is_a_payload(orders: Database, text: str) -> None:
+    append(orders.connect(), "orders", "a", "x", text)
+    assert orders.value("SELECT payload FROM inturn.command_log") == text
+
+
+@pytest.mark.parametrize("payload", [None, 0, True, [], ["{}"], {"text": '{"a": 1}'}])
+def test_no_other_payload_is_looked_into(orders: Database, payload: Any) -> None:
+    append(orders.connect(), "orders", "a", "x", payload)
+    assert orders.value("SELECT payload FROM inturn.command_log") == ({} if payload is None else payload)
+
+
+def test_an_amendment_is_refused_as_an_append_is(orders: Database) -> None:
+    append(orders.connect(), "orders", "a", "x")
+    statement = "SELECT inturn.amend('orders', 'a', 1, 'a test', payload => %s::jsonb)"
+    assert refusal(orders.connect(), statement, [json.dumps("{}")]).sqlstate == "IT003"
+
+
+# Where the trigger of the view does not fire.
+
+_INSERTS = {
+    "values": "INSERT INTO inturn.outbox (topic, key, name) VALUES ('orders', 'a', 'x')",
+    "given": "INSERT INTO inturn.outbox (topic, key, name, seq) VALUES ('given', 'a', 'x', 1)",
+    "all columns": "INSERT INTO inturn.outbox VALUES ('orders', 'a', 'x', '{}', NULL, NULL)",
+    "no topic": "INSERT INTO inturn.outbox (key, name) VALUES ('a', 'x')",
+    "select": "INSERT INTO inturn.outbox (topic, key, name) SELECT name, 'a', 'x' FROM inturn.topic",
+    "returning": "INSERT INTO inturn.outbox (topic, key, name) VALUES ('orders', 'a', 'x') RETURNING seq",
+}
+
+
+@pytest.mark.parametrize("insert", _INSERTS)
+def test_the_view_refuses_what_its_trigger_would_not_see(orders: Database, insert: str) -> None:
+    connection = orders.connect()
+    connection.execute("SET session_replication_role = replica")
+    said = refusal(connection, _INSERTS[insert])
+    assert said.sqlstate == "23514"
+    assert "nothing_is_appended_while_session_replication_role_is_replica" in said.message
+
+
+@pytest.mark.parametrize("prepare", [True, False])
+def test_the_view_refuses_prepared_inserts_and_copy_too(orders: Database, prepare: bool) -> None:
+    connection = orders.connect()
+    insert = "INSERT INTO inturn.outbox (topic, key, name) VALUES (%s, %s, %s) RETURNING topic, seq"
+    taken = connection.execute(insert, ["orders", "a", "x"], prepare=prepare)
+    assert taken.fetchall() == [("orders", 1)]
+    assert taken.description is not None
+    assert taken.description[0].type_display == "text", "a client sees no domain"
+    connection.execute("SET session_replication_role = replica")
+    assert refusal(connection, insert, ["orders", "a", "x"]).sqlstate == "23514"
+    with pytest.raises(Exception, match="session_replication_role_is_replica"):  # noqa: SIM117
+        with connection.cursor().copy("COPY inturn.outbox (topic, key, name) FROM STDIN") as copy:
+            copy.write_row(("orders", "a", "x"))
+    assert connection.execute("SELECT inturn.append('orders', 'a', 'x')").fetchall() == [(2,)], "no trigger"
+    connection.execute("RESET session_replication_role")
+    assert connection.execute(insert, ["orders", "a", "x"], prepare=prepare).fetchall() == [("orders", 3)]
