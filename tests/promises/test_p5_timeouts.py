@@ -1,0 +1,144 @@
+"""P5: a command that takes longer than its topic's timeout has failed, and the others go on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from support import shop
+from support.bad_company import HEALTHY, OTHERS, innocent_and_charged
+from support.database import Database, until
+
+from inturn.applier import Applier
+from inturn.applier.hand import TooManyAbandoned
+
+_RELEASE = threading.Event()
+
+
+@pytest.fixture
+def slow(database: Database) -> Iterator[Database]:
+    """A bad key whose command never ends, among healthy ones and beside another topic."""
+    database.execute(
+        "CREATE SCHEMA bad; CREATE TABLE bad.witness (topic text, key text, UNIQUE (topic, key))"
+    )
+    _RELEASE.clear()
+    yield database
+    _RELEASE.set()
+
+
+def _open(database: Database, target: str = "python") -> None:
+    for topic, count in (("bad", HEALTHY), ("other", OTHERS)):
+        database.execute(
+            f"SELECT inturn.create_topic('{topic}', '{target}', max_attempts => 2,"
+            " backoff_base => '10 ms', backoff_cap => '10 ms', timeout => '300 ms')"
+        )
+        if topic == "bad":
+            database.execute("SELECT inturn.append('bad', 'bad', 'insert')")
+        database.execute(
+            "SELECT inturn.append_many(%s, array_agg('k' || n), array_agg('insert'::text))"
+            " FROM generate_series(1, %s) n",
+            [topic, count],
+        )
+
+
+def _assert_charged(database: Database) -> None:
+    done = "SELECT count(*) FROM bad.witness WHERE key <> 'bad'"
+    until(lambda: database.value(done) == HEALTHY + OTHERS, "the healthy keys")
+    until(lambda: database.value("SELECT held_at FROM inturn.key_cursor WHERE key = 'bad'"), "held", 60)
+    error = database.value("SELECT last_error FROM inturn.key_cursor WHERE key = 'bad'")
+    assert "timeout" in error
+    assert innocent_and_charged(database) == []
+
+
+def _write(connection: Any, command: Any) -> None:
+    connection.execute("INSERT INTO bad.witness VALUES (%s, %s)", (command.topic, command.key))
+
+
+@pytest.mark.parametrize("kind", ["a statement", "many statements", "no statement"])
+@pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
+def test_p5_a_python_handler_that_takes_too_long(
+    slow: Database, kind: str, monkeypatch: pytest.MonkeyPatch, *, steady: bool
+) -> None:
+    monkeypatch.setattr("inturn.applier.watchdog.GIVE_UP_SECONDS", 0.3)
+    _open(slow)
+
+    def apply(connection: Any, command: Any) -> None:
+        _write(connection, command)
+        if command.key != "bad":
+            return
+        if kind == "a statement":
+            connection.execute("SELECT pg_sleep(60)")
+        elif kind == "many statements":
+            end_at = time.monotonic() + 60
+            while time.monotonic() < end_at:
+                connection.execute("SELECT pg_sleep(0.01)")
+        else:
+            _RELEASE.wait(60)
+
+    applier = Applier()
+    for topic in ("bad", "other"):
+        applier.handler(topic)(apply)
+    with shop.at_work(slow, applier, workers=2, steady=steady) as fleet:
+        _assert_charged(slow)
+        assert fleet.running
+        assert all(worker.error is None for worker in fleet._workers)
+
+
+@pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
+def test_p5_a_sql_target_that_takes_too_long(slow: Database, *, steady: bool) -> None:
+    slow.execute("""
+        CREATE FUNCTION bad.apply(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO bad.witness VALUES (command.topic, command.key);
+            IF command.key = 'bad' THEN PERFORM pg_sleep(60); END IF;
+        END $$;
+    """)
+    _open(slow, "sql:bad.apply")
+    with shop.at_work(slow, Applier(), workers=2, steady=steady):
+        _assert_charged(slow)
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_p5_a_handler_outside_that_takes_too_long(slow: Database, kind: str) -> None:
+    _open(slow)
+    applier = Applier()
+
+    def plain(command: Any) -> None:
+        if command.key == "bad":
+            _RELEASE.wait(60)
+        with slow.connect() as connection:
+            connection.execute(
+                "INSERT INTO bad.witness VALUES (%s, %s) ON CONFLICT DO NOTHING", (command.topic, command.key)
+            )
+
+    async def coroutine(command: Any) -> None:
+        import asyncio
+
+        if command.key == "bad":
+            await asyncio.sleep(60)
+        await asyncio.to_thread(plain, command)
+
+    for topic in ("bad", "other"):
+        if kind == "plain":
+            applier.handler(topic, outside=True)(plain)
+        else:
+            applier.handler(topic, outside=True)(coroutine)
+    with shop.at_work(slow, applier):
+        _assert_charged(slow)
+
+
+def test_p5_too_many_handlers_that_do_not_return_end_the_process(
+    slow: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inturn.applier.watchdog.GIVE_UP_SECONDS", 0.1)
+    monkeypatch.setattr("inturn.applier.fleet.MOST_ABANDONED", 3)
+    _open(slow)
+    applier = Applier()
+    for topic in ("bad", "other"):
+        applier.handler(topic)(lambda _connection, _command: _RELEASE.wait(60))
+    with shop.at_work(slow, applier, workers=2) as fleet:
+        assert fleet.wait(60)
+        assert isinstance(fleet.end(0).error, TooManyAbandoned)
