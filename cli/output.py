@@ -171,8 +171,10 @@ def _shrink(columns: Sequence[Column], widths: list[int], excess: int) -> None:
 def _shorten_words(text: str, width: int) -> str:
     """Return a sentence in at most `width` terminal cells, cut after a word unless that is very long."""
     cut = shorten(text, width)
+    if cut == text or text[len(cut) - 1] == " ":
+        return cut
     words = cut.rpartition(" ")[0]
-    return words + "…" if cut != text and cell_len(words) * 3 > width * 2 else cut
+    return words + "…" if cell_len(words) * 3 > width * 2 else cut
 
 
 def shorten(text: str, width: int, cut: Literal["middle", "end"] = "end") -> str:

@@ -4,7 +4,7 @@ CREATE FUNCTION inturn._shorten(text_ text, most integer) RETURNS text
 LANGUAGE sql IMMUTABLE
 AS $$
 SELECT CASE WHEN length(l.line) > most
-            THEN regexp_replace(left(l.line, most - 3), '\s\S{0,29}$', '') || '...' ELSE l.line END
+            THEN left(regexp_replace(left(l.line, most - 2), '\s\S{0,29}$', ''), most - 3) || '...' ELSE l.line END
 FROM (SELECT regexp_replace(split_part(ltrim(left(text_, 4000), E' \t\r\n'), E'\n', 1), '\s+', ' ', 'g')) l (line)
 $$;
 COMMENT ON FUNCTION inturn._shorten IS 'Internal: the first line of a text, cut.';
