@@ -22,6 +22,7 @@ from inturn.applier.hand import MOST_ABANDONED, Hand, TooManyAbandoned
 from inturn.applier.handlers import Applier
 from inturn.applier.listener import Listener
 from inturn.applier.outside import OutsideTarget, OutsideWorker
+from inturn.applier.recovery import Recovery
 from inturn.applier.sql_target import SqlTarget
 from inturn.applier.stop import Bell, Bells, LoopBell, Stop
 from inturn.applier.turns import PythonTarget
@@ -120,6 +121,7 @@ class Fleet:
         self._outside_lock = threading.Lock()
         self._refused: set[str] = set()
         self._breakers: dict[str, Breaker] = {}
+        self._recovery = Recovery()
         self._workers: list[Worker | OutsideWorker] = []
         self._threads: dict[Worker | OutsideWorker, threading.Thread] = {}
         self._error: Exception | None = None
@@ -253,6 +255,7 @@ class Fleet:
             stop=self.stop,
             bell=self.bell,
             hand=hand,
+            recovery=self._recovery,
         )
         self._spawn(worker, f"inturn-worker-{number}")
 
@@ -306,6 +309,7 @@ class Fleet:
                 stop=self.stop,
                 bell=self._outside_bell,
                 others_run=lambda: any(self._threads[worker].is_alive() for worker in self._watched()),
+                recovery=self._recovery,
             )
             self._spawn(self._outside, "inturn-outside-worker")
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
+from inturn.applier.recovery import Recovery
 from inturn.applier.stop import Stop
 from inturn.applier.worker import DRAIN_RECONNECTS, FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS
 
@@ -26,11 +27,17 @@ class Link:
     """Runs statements on one connection in autocommit, one after the other."""
 
     def __init__(
-        self, connect: Callable[[], Awaitable[psycopg.AsyncConnection[Any]]], *, stop: Stop, drain: bool
+        self,
+        connect: Callable[[], Awaitable[psycopg.AsyncConnection[Any]]],
+        *,
+        stop: Stop,
+        drain: bool,
+        recovery: Recovery,
     ) -> None:
         self._connect = connect
         self._stop = stop
         self._drain = drain
+        self._recovery = recovery
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._lock = asyncio.Lock()
         self._busy = asyncio.Lock()
@@ -77,6 +84,8 @@ class Link:
             if self._connection is None or self._connection.closed or self._connection.broken:
                 self._connection = None
                 self._connection = await self._connect()
+                if self._failed_in_a_row:
+                    self._recovery.succeeded()
             return self._connection
 
     async def _wait_to_reconnect(
@@ -95,8 +104,8 @@ class Link:
             if lost is not None:
                 await lost.close()
             self._connection = None
-            end_at = time.monotonic() + seconds
-            while time.monotonic() < end_at:
+            end_at, seen = time.monotonic() + seconds, self._recovery.times
+            while time.monotonic() < end_at and self._recovery.times == seen:
                 await asyncio.sleep(_CHECK_STOP_SECONDS)
                 if self._stop.requested:
                     return

@@ -20,6 +20,7 @@ from inturn.applier.hand import MOST_ABANDONED, TooManyAbandoned
 from inturn.applier.leases import Kept, Lease, Leases, Order, Step
 from inturn.applier.link import Link
 from inturn.applier.recorder import Recorder
+from inturn.applier.recovery import Recovery
 from inturn.applier.stop import LoopBell, Stop
 from inturn.applier.verdict import Hold, Retry, Skip
 from inturn.applier.worker import CHOOSE_SECONDS, FIRST_POLL_SECONDS, LAST_POLL_SECONDS, Totals, ended_by
@@ -117,6 +118,7 @@ class OutsideWorker:
         stop: Stop,
         bell: LoopBell,
         others_run: Callable[[], bool],
+        recovery: Recovery | None = None,
     ) -> None:
         """Make a worker.
 
@@ -129,6 +131,7 @@ class OutsideWorker:
             stop: shared with the other workers of the process.
             bell: rung when keys may have turned ready.
             others_run: whether there is work that may append more; a drain waits for its end.
+            recovery: shared with the other workers of the process.
         """
         self._connect = connect
         self._connect_async = connect_async
@@ -138,6 +141,7 @@ class OutsideWorker:
         self._stop = stop
         self._bell = bell
         self._others_run = others_run
+        self._recovery = recovery or Recovery()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lanes: dict[str, _Lane] = {}
         self._seeing: psycopg.Connection[Any] | None = None
@@ -177,7 +181,7 @@ class OutsideWorker:
 
     async def _main(self) -> None:
         self._bell.attach(asyncio.get_running_loop())
-        self._link = Link(self._connect_async, stop=self._stop, drain=self._drain)
+        self._link = Link(self._connect_async, stop=self._stop, drain=self._drain, recovery=self._recovery)
         self._recorder = Recorder(self._leases, self._link)
         helpers = [asyncio.create_task(self._recorder.run()), asyncio.create_task(self._keep_leases())]
         try:

@@ -18,6 +18,7 @@ from inturn.applier.batch import Batch, Target
 from inturn.applier.breaker import TargetDown
 from inturn.applier.hand import Hand
 from inturn.applier.passes import Passes
+from inturn.applier.recovery import Recovery
 from inturn.applier.session import SessionChanged, session_of
 from inturn.applier.stop import Bell, Stop
 from inturn.schema.errors import InturnError, TargetRefused
@@ -43,7 +44,7 @@ ANNOUNCED_SECONDS = 1.0
 #: A worker of more topics than this announces that it sleeps by one row for all.
 ANNOUNCED_BY_NAME = 20
 #: The same as for polling, for connecting again after the connection was lost.
-FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS = 0.1, 10.0
+FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS = 0.1, 2.0
 #: A draining worker gives up after this many attempts in a row to connect again.
 DRAIN_RECONNECTS = 5
 
@@ -103,6 +104,7 @@ class Worker:
         stop: Stop,
         bell: Bell,
         hand: Hand | None = None,
+        recovery: Recovery | None = None,
     ) -> None:
         """Make a worker.
 
@@ -116,6 +118,7 @@ class Worker:
             drain: stop when nothing is ready, rather than wait for more.
             stop, bell: shared with the other workers of the process.
             hand: what its targets hold their commands in.
+            recovery: shared with the other workers of the process, too.
         """
         self._connect = connect
         self._choose = choose
@@ -144,6 +147,7 @@ class Worker:
         # The turn in which the last connection broke, until that is recorded.
         self._lost: TurnLost | None = None
         self.hand = hand or Hand()
+        self._recovery = recovery or Recovery()
         #: It was given up: a handler does not return. If it does after all, the worker ends.
         self.abandoned = False
         self.totals = Totals()
@@ -164,6 +168,8 @@ class Worker:
         """Apply on one connection; return whether to go on with another."""
         try:
             with self._connect() as self._connection:
+                if self._failed_in_a_row:
+                    self._recovery.succeeded()
                 self._record_lost(self._connection)
                 self._serve(self._connection)
         except TurnLost as lost:
@@ -425,7 +431,7 @@ class Worker:
         seconds *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
         what = "lost the database" if lost else "the database refused"
         log.warning("%s, connecting again in %.1f s: %s", what, seconds, _line(error))
-        self._stop.wait(seconds)
+        self._recovery.wait(seconds, self._stop)
 
 
 def _line(error: BaseException) -> str:

@@ -14,7 +14,10 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
     CASE WHEN h.blocker IS NOT NULL THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # ends what it waits for', h.blocker)
          WHEN h.first IS NULL THEN inturn._find_unseen()
          ELSE format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # %s', CASE jsonb_array_length(h.sessions) WHEN 1 THEN h.first->>'backend' ELSE 'BACKEND' END,
-                     CASE WHEN h.applies THEN 'if it hangs: its turn is taken again' ELSE 'if it will never commit' END) END,
+                     CASE WHEN h.applies THEN 'if it hangs: its turn is taken again' ELSE 'if it will never commit' END)
+              -- To end one session after the other helps nobody: the command would hang the next.
+              || CASE WHEN h.applies AND NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = _explain_hands.topic AND t.timeout IS NOT NULL)
+                      THEN E'\ninturn topic set TOPIC --timeout 30s  # so that a command that hangs fails instead' ELSE '' END END,
     jsonb_build_object('sessions', h.sessions, 'seq', next.seq)
 FROM (
     SELECT s.sessions, s.sessions->0 AS first, s.sessions->0->>'kind' = 'applier' AS applies,
