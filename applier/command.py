@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+#: The command whose handler runs, in its thread or task: log lines of handlers carry it.
+in_hand: ContextVar[Command | None] = ContextVar("inturn_in_hand", default=None)
+
+
+@contextmanager
+def handling(command: Command) -> Iterator[None]:
+    """Have log lines that are written meanwhile carry the command."""
+    token = in_hand.set(command)
+    try:
+        yield
+    finally:
+        in_hand.reset(token)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar, cast
 
-from inturn.applier.command import Command
+from inturn.applier.command import Command, handling
 from inturn.applier.failure import describe
 from inturn.applier.handlers import (
     Applier,
@@ -102,7 +102,8 @@ class HandlerEffect:
         except Exception as error:  # noqa: BLE001 - of this command's data, so it fails this command
             return _failed(error)
         if is_coroutine_function(handler):
-            return await _run(functools.partial(cast(_Start, handler), command))
+            with handling(command):
+                return await _run(functools.partial(cast(_Start, handler), command))
         returned = await in_thread(lambda: _call(handler, command))
         if isinstance(returned, Awaitable) and is_async(handler):
             # A decorator made a coroutine; it has been called in the thread, as any plain function.
@@ -130,7 +131,8 @@ def _command(order: Order, payload: object) -> Command:
 def _call(handler: OutsideHandler, command: Command) -> object:
     """Call a handler; return what it returns, or Failed."""
     try:
-        return handler(command)
+        with handling(command):
+            return handler(command)
     except BaseException as error:  # noqa: BLE001 - whatever a handler raises fails its command
         return _failed(error)
 

@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from inturn.applier.alone import Alone, take_alone
 from inturn.applier.batch import Batch
 from inturn.applier.breaker import Breaker
-from inturn.applier.command import Command, read_payload
+from inturn.applier.command import Command, handling, read_payload
 from inturn.applier.failure import describe
 from inturn.applier.hand import Hand
 from inturn.applier.handlers import Applier, NoHandler, refuse_unrun
@@ -332,7 +332,7 @@ class PythonTarget:
             order.epoch,
         )
         session = session_of(connection)
-        with self.hand.holding(order, self.timeout):
+        with self.hand.holding(order, self.timeout), handling(command):
             result = self.applier.find(command)(connection, command)
         refuse_unrun(result)
         self._check_transaction(connection, order)

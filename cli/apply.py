@@ -100,6 +100,11 @@ FEW_TOPICS = 5
     is_flag=True,
     help="Prepare no statements: for PgBouncer before 1.21, in transaction mode.",
 )
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="The least that is logged, by handlers too. [default: info; with --quiet warning]",
+)
 @click.option("--quiet", is_flag=True, help="Warnings only; no summary when there was nothing to do.")
 @pass_database
 def apply(
@@ -117,6 +122,7 @@ def apply(
     grace: float,
     log_format: str,
     no_prepare: bool,
+    log_level: str | None,
     quiet: bool,
 ) -> int:
     """Apply the commands of every key strictly in turn; different keys in parallel.
@@ -128,7 +134,6 @@ def apply(
     after the command in hand; a second one cuts that off. Of several processes, one
     that dies ends the others, and the exit code is 1.
     """
-    logs.set_up(log_format, quiet=quiet)
     options = Options(
         dsn=database.conninfo,
         schema=database.schema,
@@ -143,7 +148,9 @@ def apply(
         grace=grace,
         log_format=log_format,
         quiet=quiet,
+        log_level=log_level,
     )
+    logs.set_up(log_format, level=options.level)
     return _run(database, options) if processes == 1 else _run_processes(database, options, processes)
 
 

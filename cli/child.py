@@ -141,7 +141,7 @@ def main() -> None:
     options = parent.options()
     if options is None:
         return
-    logs.set_up(options.log_format, quiet=options.quiet)
+    logs.set_up(options.log_format, level=options.level)
     try:
         report = _serve(parent, options)
     except KeyboardInterrupt:  # before there were signals to count

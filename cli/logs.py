@@ -10,6 +10,7 @@ from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
+from inturn.applier.command import in_hand
 from inturn.cli.output import escape
 
 log = logging.getLogger("inturn")
@@ -30,14 +31,36 @@ class _TextFormatter(logging.Formatter):
         return line
 
 
-def set_up(log_format: str, *, quiet: bool = False) -> None:
-    """Send the log of inturn to stderr, in the format `text` or `json`; quiet: warnings only."""
+class _OfCommand(logging.Filter):
+    """Adds to what a handler logs which command it is at work on."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        command = in_hand.get()
+        if command is not None and not hasattr(record, "topic"):
+            record.topic, record.key, record.seq = command.topic, command.key, command.seq
+            record.attempt = command.attempt
+        return True
+
+
+#: They say at INFO what they do for every command.
+_TALKATIVE = ("httpx", "httpx2", "httpcore", "asyncio")
+
+
+def set_up(log_format: str, *, level: str = "info") -> None:
+    """Send the log to stderr, that of handlers too.
+
+    Args:
+        log_format: `text` or `json`.
+        level: debug, info, warning or error.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_json_formatter() if log_format == "json" else _TextFormatter())
+    handler.addFilter(_OfCommand())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    root.setLevel(level.upper())
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
 def as_json(message: str, **fields: Any) -> str:

@@ -36,7 +36,8 @@ class Options:
         max_seconds: when to stop, in seconds; None: never.
         grace: seconds that the command in hand may take once stopping.
         log_format: `text` or `json`.
-        quiet: log warnings only.
+        quiet: no summary when there was nothing to do; log warnings only, unless log_level says else.
+        log_level: `debug`, `info`, `warning` or `error`; None: as quiet says.
     """
 
     dsn: str
@@ -52,6 +53,12 @@ class Options:
     grace: float
     log_format: str
     quiet: bool
+    log_level: str | None = None
+
+    @property
+    def level(self) -> str:
+        """The level of the log."""
+        return self.log_level or ("warning" if self.quiet else "info")
 
     def as_json(self) -> str:
         return json.dumps(asdict(self))

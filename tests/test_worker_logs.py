@@ -79,3 +79,13 @@ def test_a_lost_database_is_logged_without_its_password(database: Database) -> N
         assert any("lost the database" in record["message"] for record in _parsed(process.err))
         (summary,) = _parsed(process.out)
         assert summary["commands"] == 1
+
+
+def test_what_a_handler_logs_is_seen_and_carries_its_command(database: Database) -> None:
+    open_shop(database)
+    append(database, "a", "insert", "log")
+    _, _, err = run_apply(database.dsn, "--drain")
+    assert "info counting topic=shop key=a seq=2 attempt=1\n" in err
+    append(database, "b", "log")
+    _, _, err = run_apply(database.dsn, "--drain", "--log-level", "warning")
+    assert err == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -66,6 +67,8 @@ def apply(connection: psycopg.Connection[Any], command: Command) -> None:
     write_witness(connection, command)
     if command.name == "after":
         pass_gate(connection)
+    elif command.name == "log":
+        logging.getLogger("shop").info("counting")
     elif command.name == "die":
         os.kill(os.getpid(), 9)
     elif command.name == "fail":
