@@ -3,7 +3,7 @@
 -- A key comes with at most the topic's batch_commands; one whose next command has failed before, with that alone.
 -- A key with nothing to apply comes as one row without a seq; it has to be finished too.
 -- All payloads together have at most _max_claim_octets, but the first command comes however long it is. From where they
--- would have more, a key comes with fewer commands, or not at all: then it stays ready, and is locked as the others are.
+-- would have more, a key comes with fewer commands, or not at all: it stays ready, and is locked as the others are.
 -- Locks and raises what claim does.
 CREATE FUNCTION inturn.claim_commands(topic text, since timestamptz DEFAULT '-infinity', max_keys integer DEFAULT 1)
 RETURNS TABLE (
