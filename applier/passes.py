@@ -18,7 +18,7 @@ class Passes:
     def __init__(self, schema: str) -> None:
         self._query = sql.SQL(
             # Times as text: one of them may be -infinity, which Python has no datetime for.
-            "SELECT p.found, p.hands::text[], extract(epoch FROM p.due - clock_timestamp()),"
+            "SELECT p.found, p.starts::text[], extract(epoch FROM p.due - clock_timestamp()),"
             " p.looked_at::text, p.safe_at::text, p::text"
             " FROM {schema}._begin_pass(%s, %s::{schema}._pass) p"
         ).format(schema=sql.Identifier(schema))

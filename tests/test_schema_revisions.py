@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from importlib.resources import files
 from pathlib import PurePosixPath
 
@@ -116,3 +117,24 @@ def test_an_underscore_marks_what_is_internal_and_nothing_else(database: Databas
     """)
     internal = {name for name, comment in functions if comment.startswith(("Internal", "Trigger"))}
     assert internal == {name for name, _ in functions if name.startswith("_")}
+
+
+def test_the_page_of_chapters_has_every_folder_function_and_grant(database: Database) -> None:
+    root = files("inturn.schema") / "sql"
+    page = (root / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .*? \| (.*?) \| (.*?) \|", page, re.MULTILINE)
+    paths = [PurePosixPath(path) for path in source.manifest()]
+    public: dict[str, set[str]] = {}
+    for path in paths:
+        if len(path.parts) == 2 and path.parts[0] not in NOT_CHAPTERS and not path.name.startswith("_"):
+            public.setdefault(path.parts[0], set()).add(OVERLOADED.get(path.stem, path.stem))
+    assert {chapter: set(re.findall(r"`(\w+)`", names)) for chapter, names, _ in rows} == public
+    granted = database.execute("""
+        SELECT proname::text, ARRAY(
+            SELECT role FROM unnest('{caller,applier,operator}'::text[]) r (role)
+            WHERE has_function_privilege('inturn_' || role, p.oid, 'EXECUTE'))
+        FROM pg_proc p WHERE pronamespace = 'inturn'::regnamespace AND proname !~ '^_'
+    """)
+    by = {name: set(roles) for name, roles in granted}
+    for chapter, _, roles in rows:
+        assert set(roles.split(", ")) == set().union(*(by[name] for name in public[chapter]))

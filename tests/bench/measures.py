@@ -89,10 +89,10 @@ def latency_milliseconds(database: Database, commands: int) -> list[float]:
 
 def claim_milliseconds(database: Database, waiting: int) -> float:
     """Return the median time of a claim, and its rollback, beside so many waiting keys."""
-    database.execute("DELETE FROM inturn.key_cursor WHERE topic = 'claim'")
+    database.execute("DELETE FROM inturn.ticket WHERE topic = 'claim'")
     database.execute(
-        "INSERT INTO inturn.key_cursor (topic, key, ready_at)"
-        " SELECT 'claim', 'k' || i, clock_timestamp() FROM generate_series(1, %s) i",
+        "INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)"
+        " SELECT 'claim', 'k' || i, 0, 0, clock_timestamp() FROM generate_series(1, %s) i",
         [waiting],
     )
     times = []

@@ -75,10 +75,10 @@ def test_p4_a_topic_that_becomes_ready_during_the_pass_is_found_with_its_place(w
             " WHERE topic = 'later'",
             [tick],
         )
-        found, hands, due = witness.execute(
-            "SELECT found, hands::text[], due FROM inturn._begin_pass('{orders,later}', NULL)"
+        found, starts, due = witness.execute(
+            "SELECT found, starts::text[], due FROM inturn._begin_pass('{orders,later}', NULL)"
         )[0]
-        assert len(found) == len(hands) == (1 if due else 2), tick
+        assert len(found) == len(starts) == (1 if due else 2), tick
 
 
 def _leave_hint(session: Session, key: str) -> None:

@@ -2,7 +2,8 @@
 -- Internal to the appliers.
 --
 -- last: what the applier's pass before returned, over the same topics; NULL: the first one.
--- found, hands: the topics, and from when on to claim there. due: when the next key of a topic that is not among them is ready.
+-- found, starts: the topics, and from when on to claim there: nothing that can be seen is older. hands: where the next pass
+-- begins, for what can be seen by then may be. due: when the next key of a topic that is not among them is ready.
 --
 -- A pass must not walk over what turns before it left in the index: with a snapshot held for ten minutes, millions of entries.
 -- It may begin at the first ticket that can be seen, or at safe_at if that is earlier: no ticket of before safe_at can come to
@@ -33,7 +34,7 @@ DECLARE
 BEGIN
     IF pass.next_xid IS NULL OR now < pass.next_at OR now >= pass.whole_at THEN
         pass := ROW('{}'::text[], '{}'::timestamptz[], NULL, now, '-infinity', '-infinity', now,
-                    CASE WHEN NOT numbered THEN pg_current_xact_id() END, 'infinity');
+                    CASE WHEN NOT numbered THEN pg_current_xact_id() END, 'infinity', '{}'::timestamptz[]);
         since := '-infinity';
     ELSIF pg_snapshot_xmin(snapshot) > pass.next_xid AND NOT numbered THEN
         pass.safe_at := pass.next_at;
@@ -51,8 +52,9 @@ BEGIN
     until := clock_timestamp();
     SELECT coalesce(array_agg(f.topic ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
            coalesce(array_agg(least(f.ready_at, pass.safe_at) ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
+           coalesce(array_agg(f.ready_at ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
            nullif(min(f.ready_at) FILTER (WHERE f.ready_at > until), 'infinity')
-    INTO pass.found, pass.hands, pass.due
+    INTO pass.found, pass.hands, pass.starts, pass.due
     FROM (SELECT t.topic, (SELECT c.ready_at FROM inturn.ticket c
                            WHERE c.topic = t.topic AND c.ready_at >= coalesce(h.hand, since) ORDER BY c.ready_at LIMIT 1) AS ready_at
           FROM unnest(topics) t (topic) LEFT JOIN unnest(pass.found, pass.hands) h (topic, hand) ON h.topic = t.topic) f;

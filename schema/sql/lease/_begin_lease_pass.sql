@@ -14,7 +14,7 @@ DECLARE
     fresh inturn._pass;
 BEGIN
     SELECT (p.pass).*, p.saved_at INTO last.found, last.hands, last.due, last.looked_at, last.safe_at, last.hint_at, last.next_at,
-        last.next_xid, last.whole_at, last_saved_at
+        last.next_xid, last.whole_at, last.starts, last_saved_at
     FROM inturn.lease_pass p WHERE p.topics_hash = hash;
     fresh := inturn._begin_pass(topics, last);
     IF last_saved_at IS NULL THEN

@@ -47,7 +47,7 @@ BEGIN
     pass := inturn._begin_lease_pass(topics);
     FOR served IN
         SELECT t.name, p.hand FROM unnest(topics) WITH ORDINALITY t (name, position)
-        JOIN unnest(pass.found, pass.hands) p (topic, hand) ON p.topic = t.name ORDER BY t.position
+        JOIN unnest(pass.found, pass.starts) p (topic, hand) ON p.topic = t.name ORDER BY t.position
     LOOP
         EXIT WHEN taken >= max_keys;
         SELECT * INTO settings FROM inturn.topic t WHERE t.name = served.name;

@@ -46,7 +46,7 @@ BEGIN
             place := array_position(topics, pass.found[served]);
             per_key := seconds[place];
             left_careful := careful[place];
-            CALL inturn._visit_topic(pass.found[served], pass.hands[served], stop_at, max_keys, applier,
+            CALL inturn._visit_topic(pass.found[served], pass.starts[served], stop_at, max_keys, applier,
                                     commands, failures, found_any, per_key, left_careful);
             seconds[place] := per_key;
             careful[place] := left_careful;

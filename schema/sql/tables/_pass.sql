@@ -9,6 +9,7 @@ CREATE TYPE inturn._pass AS (
     hint_at timestamptz,
     next_at timestamptz,
     next_xid xid8,
-    whole_at timestamptz
+    whole_at timestamptz,
+    starts timestamptz[]
 );
 COMMENT ON TYPE inturn._pass IS 'Where an applier''s next pass over the tickets of its topics may begin.';
