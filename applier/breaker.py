@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import threading
 import time
+
+import psycopg
 
 from inturn.schema.errors import InturnError
 
 log = logging.getLogger("inturn.applier")
 
-#: Failures of so many different keys in a row, with no success between them, open a topic's breaker.
+#: Outages of so many different keys in a row, with no success between them, open a topic's breaker.
 OPENING_FAILURES = 5
 #: The pause before the first probe; doubled up to the second; of each, half to the whole.
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 30.0
+
+#: What libraries call the exceptions of a service that is not there.
+_OUTAGE = re.compile("Connect|Timeout|TimedOut|Unavailable|Unreachable|Transport|Network|OperationalError")
+
+
+def is_outage(error: BaseException) -> bool:
+    """Return whether an error looks like the world's, rather than the command's.
+
+    That is an OSError, which most clients derive theirs from, or one whose class, or a class that it is
+    derived from, is called like one of the network. What PostgreSQL says of a statement is none.
+    """
+    if isinstance(error, psycopg.Error):
+        return error.sqlstate is None and isinstance(error, psycopg.OperationalError)
+    return isinstance(error, OSError) or any(_OUTAGE.search(kind.__name__) for kind in type(error).__mro__)
 
 
 class TargetDown(InturnError):
@@ -97,7 +114,7 @@ class Breaker:
             self._probe_at = time.monotonic() + pause
             if not self.open:
                 log.warning(
-                    "commands of %d keys failed in a row: one key at a time is tried until one succeeds",
+                    "does not answer, for %d keys in a row: one key at a time is tried until it does",
                     len(self._failed),
                     extra={"topic": self._topic},
                 )

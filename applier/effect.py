@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar, cast
 
+from inturn.applier.breaker import is_outage
 from inturn.applier.command import Command, handling
 from inturn.applier.failure import describe
 from inturn.applier.handlers import (
@@ -164,9 +165,7 @@ def _unrun(returned: object) -> Failed | None:
 
 def _failed(error: BaseException) -> Failed:
     asks = asked(error)
-    # An error that nobody has judged may be the world's; these are not.
-    of_its_own = isinstance(error, NoHandler | HandlerDidNotRun | RecursionError | ValueError)
-    return Failed(describe(error), asks, outage=asks.sqlstate is None and not of_its_own)
+    return Failed(describe(error), asks, outage=asks.sqlstate is None and is_outage(error))
 
 
 def _loop_runs() -> bool:

@@ -14,7 +14,7 @@ from psycopg.pq import TransactionStatus
 
 from inturn.applier.alone import Alone, take_alone
 from inturn.applier.batch import Batch
-from inturn.applier.breaker import Breaker
+from inturn.applier.breaker import Breaker, is_outage
 from inturn.applier.command import Command, handling, read_payload
 from inturn.applier.failure import describe
 from inturn.applier.hand import Hand
@@ -271,7 +271,7 @@ class PythonTarget:
             if self._has_others(connection):
                 # A deployment is under way: another process may know the command.
                 turn.asked = Asked(Outage.sqlstate, NO_HANDLER_WAIT)
-        elif turn.asked.sqlstate is None:
+        elif turn.asked.sqlstate is None and is_outage(error):
             if not self.breaker.failed(turn.key, probe=self.breaker.is_probing):
                 turn.asked = Asked(Outage.sqlstate)
         elif not turn.asked.outage:

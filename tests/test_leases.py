@@ -176,7 +176,7 @@ def test_a_lost_lease_is_suspicion_and_one_that_was_lost_alone_an_attempt(orders
     expire(orders)
     (again,) = claim(orders, applier="crashes too")
     assert again == Lease("x", 2, 1, (1,)), "no attempt, and without the commands behind it"
-    assert turns(orders) == []
+    assert turns(orders) == [(1, 1, 0, "lost", "crashes")]
     assert "the lease of crashes ran out at" in orders.value("SELECT last_error FROM inturn.key_cursor")
     for attempt in (1, 2):
         expire(orders)
@@ -184,7 +184,7 @@ def test_a_lost_lease_is_suspicion_and_one_that_was_lost_alone_an_attempt(orders
         if attempt == 1:
             until(lambda: claim(orders, applier="crashes too"), "the second attempt")
     assert state(orders) == ("held", 0, 3, 2, None)
-    assert turns(orders) == [(2, 1, 0, "retrying", "crashes too"), (3, 1, 0, "held", "crashes too")]
+    assert turns(orders)[1:] == [(2, 1, 0, "retrying", "crashes too"), (3, 1, 0, "held", "crashes too")]
     assert "the lease of crashes too ran out at" in orders.value("SELECT last_error FROM inturn.key_cursor")
 
 

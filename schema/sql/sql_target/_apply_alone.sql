@@ -18,7 +18,7 @@ DECLARE
     last_seq constant bigint := was.applied_seq + CASE WHEN was.attempts > 0 OR was.lost > 0 THEN 1 ELSE least(settings.batch_commands, 50) END;
     leave_at constant timestamptz := clock_timestamp() + interval '1 s';
     done_seq bigint := was.applied_seq;
-    found bigint;
+    number bigint;
     message text; detail text; hint text; context text; state text;
     asked record;
     error text;
@@ -29,8 +29,8 @@ BEGIN
     WHILE done_seq < last_seq AND (done_seq = was.applied_seq OR clock_timestamp() < leave_at) LOOP
         BEGIN
             EXECUTE format('SELECT commands FROM (%s) AS q (seqs, commands)', inturn._target_query(topic, settings.target))
-            INTO found USING topic, ARRAY[key], ARRAY[done_seq], 1, was.attempts + 1, timestamptz 'infinity';
-            EXIT WHEN found = 0;
+            INTO number USING topic, ARRAY[key], ARRAY[done_seq], 1, was.attempts + 1, timestamptz 'infinity';
+            EXIT WHEN number = 0;
             PERFORM inturn._check_effects();
         EXCEPTION WHEN query_canceled OR assert_failure OR OTHERS THEN
             GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT,
