@@ -117,7 +117,9 @@ class PythonTarget:
             session_of(connection).limit(self.timeout)
             leave_at = time.monotonic() + LONGEST_TURN_SECONDS
             for order in turn.orders:
-                if turn.failed is not None or time.monotonic() > leave_at or self.stop.requested:
+                if turn.failed is not None or turn.done_seq < order.seq - 1:
+                    break  # it failed, or its end was cut short
+                if time.monotonic() > leave_at or self.stop.requested:
                     break
                 try:
                     with connection.transaction():
@@ -303,8 +305,10 @@ class PythonTarget:
         check: bool = False,
     ) -> None:
         """Call the handlers of commands in order. check: the deferred constraints after each of them."""
+        session = session_of(connection)
         for index, order in enumerate(orders):
-            if self.stop.requested or time.monotonic() > leave_at:
+            # What a command has left in the session must not meet another one: that is for a new connection.
+            if self.stop.requested or session.worn or time.monotonic() > leave_at:
                 return
             try:
                 self._call(connection, order)

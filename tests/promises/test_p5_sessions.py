@@ -1,0 +1,127 @@
+"""P5: what one handler leaves in the session never meets the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.adapt import Loader
+from psycopg.rows import dict_row
+from support import shop
+from support.database import Database, until
+
+from inturn.applier import Applier
+
+_LOOK = """
+    SELECT current_setting('search_path'), current_user::text, current_setting('DateStyle'),
+           current_setting('statement_timeout'), current_setting('lock_timeout'), current_setting('TimeZone'),
+           pg_my_temp_schema() <> 0, (SELECT count(*) FROM pg_listening_channels()),
+           (SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'),
+           (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())
+"""
+
+
+class _Nonsense(Loader):
+    def load(self, data: Any) -> Any:  # noqa: ARG002 - a Loader
+        raise ValueError("cannot be read")
+
+
+def _runs(statement: str) -> Callable[[psycopg.Connection[Any]], object]:
+    return lambda connection: connection.execute(statement)
+
+
+def _use_dicts(connection: psycopg.Connection[Any]) -> None:
+    connection.row_factory = dict_row  # type: ignore[assignment]  # that is the fault
+
+
+def _read_nonsense(connection: psycopg.Connection[Any]) -> None:
+    for type_ in ("int8", "text", "timestamptz"):
+        connection.adapters.register_loader(type_, _Nonsense)
+
+
+#: What is put back before the very next command.
+AT_ONCE = {
+    "row_factory": _use_dicts,
+    "search_path": _runs("SET search_path = nowhere"),
+    "search_path of the transaction": _runs("SET LOCAL search_path = nowhere"),
+    "role": _runs("SET ROLE pg_monitor"),
+    "role of the transaction": _runs("SET LOCAL ROLE pg_monitor"),
+    "DateStyle": _runs("SET DateStyle = German"),
+    "statement_timeout": _runs("SET statement_timeout = '1 ms'"),
+    "TimeZone": _runs("SET TIME ZONE 'Asia/Tokyo'"),
+}
+#: What is found out by the next claim.
+BY_THE_NEXT_CLAIM = {"search_path by a function": _runs("SELECT set_config('search_path', 'nowhere', false)")}
+#: What costs the connection.
+BY_A_NEW_CONNECTION = {
+    "a temporary table": _runs("CREATE TEMP TABLE ticket (n integer)"),
+    "an advisory lock": _runs("SELECT pg_advisory_lock(1)"),
+    "LISTEN": _runs("LISTEN mine"),
+    "a prepared statement": _runs("PREPARE mine AS SELECT 1"),
+}
+
+
+def _look(connection: psycopg.Connection[Any]) -> tuple[Any, ...]:
+    row = connection.execute(_LOOK).fetchone()
+    assert isinstance(row, tuple)
+    return row
+
+
+def _run(
+    database: Database,
+    leave: Callable[[psycopg.Connection[Any]], object],
+    *commands: tuple[str, str],
+    waits: bool = False,
+) -> None:
+    """Apply commands by one worker, and compare what each `look` finds with what the first one did."""
+    shop.open_shop(database)
+    seen: list[tuple[Any, ...]] = []
+    applier = Applier()
+
+    @applier.handler(shop.TOPIC)
+    def handle(connection: psycopg.Connection[Any], command: Any) -> None:
+        if command.name == "leave":
+            leave(connection)
+        else:
+            seen.append(_look(connection))
+
+    with shop.at_work(database, applier):
+        shop.append(database, "first", "look")
+        until(lambda: len(seen) == 1, "the first look")
+        for key, name in commands:
+            shop.append(database, key, *name.split())
+            if waits:
+                until(lambda: not database.value("SELECT count(*) FROM inturn.ticket"), "applied")
+        looks = sum(name.split().count("look") for _, name in commands)
+        until(lambda: len(seen) == 1 + looks, "the others")
+        until(lambda: not database.value("SELECT count(*) FROM inturn.ticket"), "all applied")
+    assert set(seen) == {seen[0]}
+    assert database.execute("SELECT key, error FROM inturn.turn WHERE error IS NOT NULL") == []
+
+
+@pytest.mark.parametrize("what", AT_ONCE)
+def test_p5_what_a_handler_changes_is_put_back_before_the_next_command(database: Database, what: str) -> None:
+    _run(database, AT_ONCE[what], ("a", "leave look"), ("b", "look"))
+
+
+@pytest.mark.parametrize("what", BY_A_NEW_CONNECTION)
+def test_p5_what_cannot_be_put_back_costs_the_connection(database: Database, what: str) -> None:
+    _run(database, BY_A_NEW_CONNECTION[what], ("a", "leave"), ("b", "look"))
+
+
+def test_p5_loaders_that_a_handler_registers_are_not_those_of_inturn(database: Database) -> None:
+    shop.open_shop(database)
+    applier = Applier()
+    applier.handler(shop.TOPIC)(lambda connection, _: _read_nonsense(connection))
+    with shop.at_work(database, applier):
+        for key in ("a", "b", "c"):
+            shop.append(database, key, "insert", "insert")
+        until(lambda: database.value("SELECT count(*) FROM inturn.ticket") == 0, "all applied")
+    assert database.execute("SELECT DISTINCT outcome FROM inturn.turn") == [("applied",)]
+
+
+@pytest.mark.parametrize("what", BY_THE_NEXT_CLAIM)
+def test_p5_what_nobody_saw_is_found_by_the_next_claim(database: Database, what: str) -> None:
+    _run(database, BY_THE_NEXT_CLAIM[what], ("a", "leave"), ("b", "look"), waits=True)
