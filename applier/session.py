@@ -30,13 +30,23 @@ _SETTINGS: LiteralString = (
 )
 SETTINGS = sql.SQL(_SETTINGS)
 
-#: Tags of statements that may leave something in the session that is put back at once; and that is not.
+#: Tags of statements that change settings, which are put back at once.
 _CHANGES_SETTINGS = frozenset({"SET", "RESET"})
-_LEAVES_BEHIND = frozenset(
-    {"LISTEN", "PREPARE", "DECLARE CURSOR", "LOAD", "DISCARD ALL", "DISCARD", "UNLISTEN", "DEALLOCATE"}
+#: Of those that may leave something else in the session.
+_LEAVES_BEHIND = frozenset({"LISTEN", "PREPARE", "DECLARE CURSOR"})
+#: Of those that take away what the driver relies on.
+_TAKES_AWAY = frozenset({"LOAD", "DISCARD ALL", "DISCARD", "DEALLOCATE", "DEALLOCATE ALL"})
+#: What takes a session's lock, or makes a table that outlasts the transaction, has this in its text.
+_LEAVING = re.compile(
+    r"\bpg_(try_)?advisory_lock|\btemp(orary)?\b(?!.*\bon\s+commit\s+drop\b)", re.IGNORECASE | re.DOTALL
 )
-#: What takes a session's lock, or makes a table of the session, has this in its text.
-_LEAVING = re.compile(r"\bpg_(try_)?advisory_lock|\btemp(orary)?\b", re.IGNORECASE)
+_IS_LITTERED = sql.SQL(
+    "SELECT EXISTS (SELECT FROM pg_class WHERE relnamespace = pg_my_temp_schema())"
+    " OR EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"
+    " OR EXISTS (SELECT FROM pg_listening_channels())"
+    " OR EXISTS (SELECT FROM pg_prepared_statements WHERE from_sql)"
+    " OR EXISTS (SELECT FROM pg_cursors WHERE is_holdable)"
+).format()
 
 
 class SessionChanged(InturnError):
@@ -62,6 +72,8 @@ class WatchedCursor(psycopg.Cursor[Any]):
         tag = self.statusmessage or ""
         if tag in _CHANGES_SETTINGS:
             session.changed = True
+        elif tag in _TAKES_AWAY:
+            session.worn = session.spent = True
         elif tag in _LEAVES_BEHIND or _LEAVING.search(str(query)):
             session.worn = True
 
@@ -71,7 +83,8 @@ class Session:
 
     Attributes:
         changed: a statement has changed settings since they were last put back.
-        worn: something may be left that nothing but another connection gets rid of.
+        worn: something may be left that nothing but another connection gets rid of: see is_fit.
+        spent: that is certain.
         settings: what they were at the beginning.
     """
 
@@ -84,6 +97,7 @@ class Session:
         self._attributes = {name: getattr(connection, name) for name in _ATTRIBUTES}
         self.changed = False
         self.worn = False
+        self.spent = False
         row = self._cursor.execute(sql.SQL("SELECT {}").format(SETTINGS)).fetchone()
         self.settings: str = row[0] if row else ""
 
@@ -111,6 +125,18 @@ class Session:
             self._cursor.execute("RESET ALL")
             self._cursor.execute(pins(connection.info.backend_pid))
 
+    def is_fit(self) -> bool:
+        """Return whether the session can be used for further commands, between two transactions.
+
+        Raises:
+            psycopg.Error: the connection is lost.
+        """
+        if self.worn and not self.spent:
+            row = self._cursor.execute(_IS_LITTERED).fetchone()
+            self.spent = bool(row and row[0])
+            self.worn = self.spent
+        return not self.spent
+
     def check(self, settings: str) -> None:
         """Compare what the session's settings are now with what they were.
 
@@ -118,7 +144,7 @@ class Session:
             SessionChanged: they differ: the connection has to be given up.
         """
         if settings != self.settings:
-            self.worn = True
+            self.worn = self.spent = True
             raise SessionChanged(
                 "a command has left the session changed",
                 hint=f"It is given up. Its settings are {settings}, and were {self.settings}",

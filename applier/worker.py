@@ -344,7 +344,7 @@ class Worker:
             alone = max(alone - 1, 0)
             hand = batch.hand
             self._count(batch)
-            if session_of(connection).worn:
+            if not session_of(connection).is_fit():
                 raise SessionChanged("a command has left something in the session")
             if careful:
                 continue

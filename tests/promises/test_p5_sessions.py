@@ -125,3 +125,24 @@ def test_p5_loaders_that_a_handler_registers_are_not_those_of_inturn(database: D
 @pytest.mark.parametrize("what", BY_THE_NEXT_CLAIM)
 def test_p5_what_nobody_saw_is_found_by_the_next_claim(database: Database, what: str) -> None:
     _run(database, BY_THE_NEXT_CLAIM[what], ("a", "leave"), ("b", "look"), waits=True)
+
+
+def test_p5_what_is_gone_with_the_transaction_costs_no_connection(database: Database) -> None:
+    """A temporary table that is dropped at commit is common; a lock may be given back."""
+    shop.open_shop(database)
+    backends: set[int] = set()
+    applier = Applier()
+
+    @applier.handler(shop.TOPIC)
+    def handle(connection: psycopg.Connection[Any], _: Any) -> None:
+        backends.add(connection.info.backend_pid)
+        connection.execute("CREATE TEMP TABLE scratch (n integer) ON COMMIT DROP")
+        connection.execute("DROP TABLE scratch")
+        connection.execute("CREATE TEMP TABLE scratch (n integer)")
+        connection.execute("DROP TABLE scratch")
+        connection.execute("SELECT pg_advisory_lock(1), pg_advisory_unlock(1)")
+
+    with shop.at_work(database, applier):
+        shop.append_keys(database, 20)
+        until(lambda: not database.value("SELECT count(*) FROM inturn.ticket"), "all applied")
+    assert len(backends) == 1
