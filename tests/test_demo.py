@@ -34,8 +34,14 @@ AT_WORK = (
 
 def processes_of(pid: int) -> list[psutil.Process]:
     """The demo's processes that a process started."""
-    children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if any("inturn.cli.demo_" in word for word in child.cmdline())]
+
+    def is_ours(child: psutil.Process) -> bool:
+        try:
+            return any("inturn.cli.demo_" in word for word in child.cmdline())
+        except psutil.NoSuchProcess:  # it has ended since, or has and nobody has waited for it
+            return False
+
+    return [child for child in psutil.Process(pid).children(recursive=True) if is_ours(child)]
 
 
 def demo_rows(printed: str) -> dict[str, list[str]]:
