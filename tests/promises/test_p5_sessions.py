@@ -33,7 +33,7 @@ def _runs(statement: str) -> Callable[[psycopg.Connection[Any]], object]:
 
 
 def _use_dicts(connection: psycopg.Connection[Any]) -> None:
-    connection.row_factory = dict_row  # type: ignore[assignment]  # that is the fault
+    connection.row_factory = dict_row
 
 
 def _read_nonsense(connection: psycopg.Connection[Any]) -> None:
