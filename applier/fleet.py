@@ -39,6 +39,7 @@ _T = TypeVar("_T", Target, OutsideTarget)
 
 #: How long a cancelled statement may take to come back, in seconds.
 _CANCEL_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +183,12 @@ class Fleet:
     def wait(self, seconds: float) -> bool:
         """Wait for the workers to end, for at most that many seconds; return whether they have."""
         deadline = time.monotonic() + seconds
-        for thread in self._at_work():
-            thread.join(max(deadline - time.monotonic(), 0))
+        # Again and again: one that it waits for may be given up meanwhile.
+        while alive := [thread for thread in self._at_work() if thread.is_alive()]:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            alive[0].join(min(left, _LOOK_SECONDS))
         return not self.running
 
     def end(self, grace: float) -> Outcome:

@@ -11,9 +11,10 @@ LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 AS $$
 DECLARE
-    was constant inturn.key_cursor := inturn._hold_lease(topic, key, epoch);
+    was inturn.key_cursor;
     problem text;
 BEGIN
+    was := inturn._hold_lease(topic, key, epoch);
     BEGIN
         IF error IS NULL THEN
             PERFORM inturn.release(topic, key, epoch);
