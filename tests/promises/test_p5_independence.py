@@ -134,6 +134,7 @@ _STEPS = {
     "claim of a live one": "SELECT * FROM inturn.claim('shop', (SELECT min(ready_at)"
     " FROM inturn.key_cursor WHERE topic = 'shop' AND key = 'live7'))",
     "claim with commands": "SELECT * FROM inturn.claim_commands('shop', max_keys => 5)",
+    "claim alone": "SELECT * FROM inturn._claim_alone('shop', '-infinity', 'host:1:1')",
     "turn of the deep key": "SELECT * FROM inturn.apply_batch('shop', '-infinity', 1, 'test')",
     "turns of many": "SELECT * FROM inturn.apply_batch('shop', '-infinity', 5, 'test')",
     "append to a live key": "SELECT inturn.append('shop', 'live1', 'insert')",

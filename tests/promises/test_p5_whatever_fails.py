@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -149,3 +150,32 @@ def test_a_worker_that_ends_unasked_is_an_error_whatever_ended_it(
     error = fleet.end(0).error
     assert isinstance(error, WorkerEnded)
     assert isinstance(error.__cause__, KeyboardInterrupt)
+
+
+def test_p5_under_call_the_number_of_careful_keys_may_be_taken_back(database: Database) -> None:
+    """A setting that was made for one transaction is empty afterwards, and not missing."""
+    prepare(database, IN_SQL["a deferred foreign key"], target="sql")
+    with psycopg.connect(database.dsn, autocommit=True) as session:
+        # So it is after a SET LOCAL where no configuration has it.
+        session.execute("SET inturn.careful_keys = ''")
+        session.execute("CALL inturn.apply()")
+    assert is_healed(database)
+
+
+def test_p5_a_deferred_constraint_is_charged_to_the_command_that_broke_it(database: Database) -> None:
+    """And not to the first one of its turn: those before it stay applied."""
+    shop.open_shop(database, settings="max_attempts => 1")
+    database.execute(bad_company.CONSTRAINTS)
+    applier = Applier()
+
+    @applier.handler(shop.TOPIC)
+    def apply(connection: psycopg.Connection[Any], command: Any) -> None:
+        shop.write_witness(connection, command)
+        if command.name == "break":
+            connection.execute("INSERT INTO bad.child VALUES (7)")
+
+    shop.append(database, "a", "insert", "insert", "break", "insert")
+    with shop.at_work(database, applier, steady=False):
+        until(lambda: database.value("SELECT held_at FROM inturn.key_cursor"), "held")
+    assert shop.applied(database, "a") == [1, 2]
+    assert database.value("SELECT applied_seq FROM inturn.key_cursor") == 2

@@ -17,7 +17,7 @@ from support.database import Database
 HEALTHY, OTHERS = 30, 10
 ATTEMPTS = 2
 
-_SCHEMA = """
+CONSTRAINTS = """
     CREATE SCHEMA bad;
     CREATE TABLE bad.parent (id integer PRIMARY KEY);
     CREATE TABLE bad.child (parent integer REFERENCES bad.parent DEFERRABLE INITIALLY DEFERRED);
@@ -28,6 +28,8 @@ _SCHEMA = """
     BEGIN RAISE EXCEPTION 'refused at the commit'; END $$;
     CREATE CONSTRAINT TRIGGER late AFTER INSERT ON bad.late DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW EXECUTE FUNCTION bad.refuse();
+"""
+_SCHEMA = """
     CREATE TABLE bad.witness (
         id bigserial PRIMARY KEY, topic text NOT NULL, key text NOT NULL, seq bigint NOT NULL,
         UNIQUE (topic, key, seq));
@@ -156,7 +158,7 @@ def _wait(seconds: float) -> None:
 
 def prepare(database: Database, fault: Fault, *, target: str) -> None:
     """Create the topics `bad` and `other`, and append to the bad key and the healthy ones."""
-    database.execute(_SCHEMA)
+    database.execute(CONSTRAINTS + _SCHEMA)
     if target == "sql":
         database.execute(_SQL_TARGET % fault.sql)
     name = "python" if target == "python" else "sql:bad.apply"

@@ -34,9 +34,7 @@ BEGIN
         SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = settings.name AND c.key = _begin_lease.key;
         leased := was;
     END IF;
-    IF was.lost > 0 AND EXISTS (
-        SELECT FROM inturn.key_mark m WHERE m.lost > 0 AND m.lease_until > clock_timestamp()
-          AND inturn._process_of(m.claimed_by) = inturn._process_of(applier)) THEN
+    IF was.lost > 0 AND inturn._has_leases(applier, true) THEN
         leased.ready_at := inturn._next_ready_at(leased, clock_timestamp() + interval '100 ms');
         PERFORM inturn._save_key(was, leased);
         RETURN NULL;

@@ -24,9 +24,7 @@ BEGIN
         RETURN;
     END IF;
     -- A key that was lost has no company in its process: neither begins while the other is in hand.
-    IF EXISTS (SELECT FROM inturn.key_mark m
-               WHERE m.lease_until > clock_timestamp() AND (claimed.lost OR m.lost > 0)
-                 AND inturn._process_of(m.claimed_by) = inturn._process_of(applier)) THEN
+    IF inturn._has_leases(applier, NOT claimed.lost) THEN
         IF claimed.lost THEN
             UPDATE inturn.ticket t SET ready_at = clock_timestamp() + interval '50 ms'
             WHERE t.topic = _claim_alone.topic AND t.key = claimed.key AND t.epoch = claimed.epoch - 1;

@@ -30,7 +30,7 @@ BEGIN
         -- The turn itself could not be ended. Lost against another transaction, the key is let go as it was.
         PERFORM inturn._lose_alone(topic, claimed.key, claimed.epoch, CASE WHEN state NOT LIKE '40%' THEN problem END, true);
         COMMIT AND CHAIN;
-        failures := failures + 1;
+        failures := failures + CASE WHEN state LIKE '40%' THEN 0 ELSE 1 END;
         RETURN;
     END IF;
     commands := commands + turn.commands;

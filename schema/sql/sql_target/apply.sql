@@ -31,7 +31,7 @@ BEGIN
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     -- Whoever was killed with a key in hand that did it has left that among the first: so many are taken alone.
-    careful := array_fill(coalesce(current_setting('inturn.careful_keys', true)::integer, 20), ARRAY[cardinality(topics)]);
+    careful := array_fill(coalesce(nullif(current_setting('inturn.careful_keys', true), '')::integer, 20), ARRAY[cardinality(topics)]);
     WHILE found_any AND clock_timestamp() < stop_at LOOP
         found_any := false;
         pass := inturn._begin_pass(topics, pass);

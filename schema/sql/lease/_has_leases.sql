@@ -1,0 +1,18 @@
+-- Returns whether the process of an applier has keys by leases that run. Internal to the claims by lease. Takes no locks.
+--
+-- lost_only: of those keys alone that were lost (see _lose_lease). Each question has an index of its own, which the held keys
+-- of a topic are not in.
+CREATE FUNCTION inturn._has_leases(applier text, lost_only boolean) RETURNS boolean
+LANGUAGE sql VOLATILE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+SELECT CASE WHEN lost_only
+    THEN EXISTS (SELECT FROM inturn.key_mark m
+                 WHERE m.lost > 0 AND m.claimed_by IS NOT NULL AND m.lease_until > clock_timestamp()
+                   AND inturn._process_of(m.claimed_by) = inturn._process_of(applier))
+    ELSE EXISTS (SELECT FROM inturn.key_mark m
+                 WHERE m.lease_until > clock_timestamp()
+                   AND inturn._process_of(m.claimed_by) = inturn._process_of(applier)) END
+$$;
+COMMENT ON FUNCTION inturn._has_leases IS 'Internal to the claims by lease: whether an applier''s process has keys by leases that run.';
