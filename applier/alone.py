@@ -7,28 +7,28 @@ which command it was. See the SQL functions _claim_alone, _end_alone and _lose_a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 from inturn.applier.batch import Batch
-from inturn.applier.failure import describe
-from inturn.applier.session import session_of
+from inturn.applier.command import Order
+from inturn.applier.failure import describe, encodable
+from inturn.applier.session import SETTINGS, SessionChanged, session_of
 from inturn.applier.stop import Stop
-from inturn.applier.turn import Order
 
 log = logging.getLogger("inturn.applier")
 
 #: A session that ends with one of these has ended because of what was done in it:
 #: idle_in_transaction_session_timeout, transaction_timeout.
 _OF_THE_COMMAND = {"25P03", "25P04"}
-#: The server ended it, for a reason of its own: another session crashed it; it cannot go on now.
+#: Lost against another transaction, so often it is said again what became of a turn.
 _LOSE_ATTEMPTS = 5
+#: The server ended it, for a reason of its own: another session crashed it; it cannot go on now.
 _OF_THE_SERVER = {"57P02", "57P03"}
 
 
@@ -82,51 +82,63 @@ def server_of(connection: psycopg.Connection[Any]) -> str:
     return row[0] if row else ""
 
 
-def take_alone(
-    connection: psycopg.Connection[Any],
-    schema: str,
-    topic: str,
-    since: datetime | str,
-    applier_id: str,
-    stop: Stop,
-    turn: Callable[[Alone], Batch],
-) -> Batch:
+class AloneTarget(Protocol):
+    """What can apply the commands of a key that was claimed alone."""
+
+    @property
+    def topic(self) -> str: ...
+
+    @property
+    def schema(self) -> str: ...
+
+    @property
+    def applier_id(self) -> str: ...
+
+    @property
+    def stop(self) -> Stop: ...
+
+    def turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
+        """Apply its commands and end the turn, in a transaction. Whatever it raises is charged to the key."""
+        ...
+
+
+def take_alone(target: AloneTarget, connection: psycopg.Connection[Any], since: datetime | str) -> Batch:
     """Claim a key alone and take its turn; return what was done.
 
     Args:
         connection: in autocommit, with isolation level READ COMMITTED.
         since: as for apply_batch.
-        turn: applies the commands and ends the turn, in a transaction of its own. Whatever it raises is
-            charged to the key.
 
     Raises:
         psycopg.Error: the claim failed; nothing was changed.
+        SessionChanged: the session is not as it was; the key was let go.
         TurnLost: the connection broke with the key in hand.
     """
-    row = (
-        session_of(connection)
-        .execute(
-            sql.SQL(
-                "SELECT key, epoch, ready_at, pg_postmaster_start_time()::text"
-                " FROM {}._claim_alone(%s, %s, %s)"
-            ).format(sql.Identifier(schema)),
-            (topic, since, applier_id),
-        )
-        .fetchone()
-    )
+    session = session_of(connection)
+    row = session.execute(
+        sql.SQL(
+            "SELECT key, epoch, ready_at, pg_postmaster_start_time()::text, {}"
+            " FROM {}._claim_alone(%s, %s, %s)"
+        ).format(SETTINGS, sql.Identifier(target.schema)),
+        (target.topic, since, target.applier_id),
+    ).fetchone()
     if row is None:
         return Batch()
-    key, epoch, ready_at, server = row
+    key, epoch, ready_at, server, settings = row
     if epoch is None:
         return Batch(keys=1, hand=ready_at)
-    alone = Alone(schema, topic, key, epoch, ready_at)
+    alone = Alone(target.schema, target.topic, key, epoch, ready_at)
     try:
-        return turn(alone)
+        session.check(settings)
+        return target.turn_alone(connection, alone)
+    except SessionChanged:
+        _lose(connection, alone, None, is_clear=False)
+        raise
     except BaseException as error:
         if connection.closed:
             # psycopg tells a lost one: that is broken too.
             raise TurnLost(alone, error, closed=not connection.broken, server=server) from error
-        if stop.expired:
+        if target.stop.expired:
             _lose(connection, alone, None, is_clear=False)
             raise
         if is_transient(error):
@@ -154,8 +166,8 @@ def lose_overdue(connection: psycopg.Connection[Any], schema: str, order: Order,
 def _lose(connection: psycopg.Connection[Any], alone: Alone, error: str | None, *, is_clear: bool) -> str:
     if connection.info.transaction_status is not TransactionStatus.IDLE:
         connection.rollback()  # a transaction that a handler has begun
-    if error is not None and connection.info.parameter_status("server_encoding") != "UTF8":
-        error = error.encode("ascii", "backslashreplace").decode("ascii")
+    if error is not None:
+        error = encodable(error, connection.info)
     query = sql.SQL("SELECT {}._lose_alone(%s, %s, %s, %s, %s)").format(sql.Identifier(alone.schema))
     for attempt in range(_LOSE_ATTEMPTS):
         try:

@@ -47,11 +47,37 @@ class Command:
     epoch: int
 
 
-def read_payload(text: str) -> Any:
-    """Return a payload, of the JSON that PostgreSQL has for it.
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A command as it was claimed: nothing of it was read yet that might fail.
 
-    Raises:
-        ValueError: Python cannot read it, as a number of more than 4,300 digits.
-        RecursionError: it is nested too deep.
+    Attributes:
+        payload: the JSON as PostgreSQL writes it: its numbers unchanged.
     """
-    return json.loads(text)
+
+    topic: str
+    key: str
+    seq: int
+    name: str
+    payload: str
+    created_at: datetime
+    attempt: int
+    epoch: int
+
+    def read(self) -> Command:
+        """Return the command, with its payload read.
+
+        Raises:
+            ValueError: Python cannot read the payload, as with a number of more than 4,300 digits.
+            RecursionError: it is nested too deep.
+        """
+        return Command(
+            self.topic,
+            self.key,
+            self.seq,
+            self.name,
+            json.loads(self.payload),
+            self.created_at,
+            self.attempt,
+            self.epoch,
+        )

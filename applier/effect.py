@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar, cast
 
 from inturn.applier.breaker import is_outage
-from inturn.applier.command import Command, handling
+from inturn.applier.command import Command, Order, handling
 from inturn.applier.failure import describe
 from inturn.applier.handlers import (
     Applier,
@@ -22,7 +21,7 @@ from inturn.applier.handlers import (
     is_coroutine_function,
     refuse_unrun,
 )
-from inturn.applier.leases import Lease, Order
+from inturn.applier.leases import Lease
 from inturn.applier.verdict import NOTHING, Asked, asked
 
 _T = TypeVar("_T")
@@ -92,13 +91,13 @@ class HandlerEffect:
     def stops_when_cut(self, order: Order) -> bool:
         # A thread cannot be ended: its key stays leased until the lease runs out.
         try:
-            return is_coroutine_function(self.applier.find_outside(_command(order, None)))
+            return is_coroutine_function(self.applier.find_outside(order))
         except NoHandler:
             return True
 
     async def apply(self, order: Order, lease: Lease) -> Failed | None:  # noqa: ARG002 - see Effect
         try:
-            command = _command(order, json.loads(order.payload))
+            command = order.read()
             handler = self.applier.find_outside(command)
         except Exception as error:  # noqa: BLE001 - of this command's data, so it fails this command
             return _failed(error)
@@ -114,19 +113,6 @@ class HandlerEffect:
     async def tidy(self) -> None: ...
 
     async def close(self) -> None: ...
-
-
-def _command(order: Order, payload: object) -> Command:
-    return Command(
-        order.topic,
-        order.key,
-        order.seq,
-        order.name,
-        payload,
-        order.created_at,
-        order.attempt,
-        order.epoch,
-    )
 
 
 def _call(handler: OutsideHandler, command: Command) -> object:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from types import TracebackType
 
 import psycopg
 
-from inturn.applier.verdict import Verdict, asked
+from inturn.applier.command import Order
+from inturn.applier.verdict import Asked, Verdict, asked
+
+log = logging.getLogger("inturn.applier")
 
 #: The most characters of an error that are kept; the database cuts at the same length.
 MAX_ERROR_CHARACTERS = 8000
@@ -65,3 +69,47 @@ def _cut(text: str) -> str:
 def storable(text: str) -> str:
     """Return text without NUL and lone surrogates, which PostgreSQL refuses."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def encodable(text: str, info: psycopg.ConnectionInfo) -> str:
+    """Return text that a database can store in its own encoding: where that is not UTF-8, as ASCII."""
+    if info.parameter_status("server_encoding") == "UTF8":
+        return text
+    return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def log_failure(order: Order, error: str, asks: Asked, outcome: str, *, by: str = "") -> None:
+    """Log the failure of a command, and what becomes of it.
+
+    Args:
+        error: its first line is logged.
+        asks: what was asked for.
+        outcome: what the database has recorded.
+        by: by whom it was asked for, ` by its handler`; empty where it was a service.
+    """
+    what = {
+        "skipped": "command failed for the last time and was skipped",
+        "cancelled": "command failed for the last time and was skipped with all that was pending",
+        "held": "command failed, its key is held",
+    }.get(outcome, "command failed")
+    level = logging.WARNING
+    # What its handler asked for is no news to who wrote it; that a key stands still is.
+    if asks.skip:
+        what, level = "command skipped by its handler", logging.INFO
+    elif asks.hold:
+        what = f"key held{by}"
+    elif asks.sqlstate and not asks.outage and outcome == "retrying":
+        what, level = f"command put off{by}", logging.INFO
+    log.log(
+        level,
+        "%s: %s",
+        what,
+        error.partition("\n")[0][:300],
+        extra={
+            "topic": order.topic,
+            "key": order.key,
+            "seq": order.seq,
+            "command": order.name,
+            "attempt": order.attempt,
+        },
+    )

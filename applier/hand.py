@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
-from inturn.applier.turn import Order
+from inturn.applier.command import Order
 from inturn.schema.errors import InturnError
 
 #: A process with so many threads that were given up ends: they take memory and processor, and stay.
@@ -24,6 +25,14 @@ class TooManyAbandoned(InturnError):
         )
 
 
+class Overdue(NamedTuple):
+    """A command that takes too long. timeout: how long it may, in seconds; is_alone: see Hand.holding."""
+
+    order: Order
+    timeout: float
+    is_alone: bool
+
+
 class Hand:
     """Of one worker. Its thread holds a command while the handler runs; another thread looks at it."""
 
@@ -32,24 +41,31 @@ class Hand:
         self._order: Order | None = None
         self._end_at = float("inf")
         self._length = 0.0
+        self._is_alone = False
 
     @contextmanager
-    def holding(self, order: Order, timeout: float | None) -> Iterator[None]:
-        """Hold a command. timeout: how long it may take, in seconds; None: for ever."""
+    def holding(self, order: Order, timeout: float | None, *, is_alone: bool) -> Iterator[None]:
+        """Hold a command.
+
+        Args:
+            timeout: how long it may take, in seconds; None: for ever.
+            is_alone: its key was claimed by a lease of its own, so that a failure can be recorded.
+        """
         if timeout is None:
             yield
             return
         with self._lock:
-            self._order, self._end_at, self._length = order, time.monotonic() + timeout, timeout
+            self._order, self._length, self._is_alone = order, timeout, is_alone
+            self._end_at = time.monotonic() + timeout
         try:
             yield
         finally:
             with self._lock:
                 self._order = None
 
-    def overdue(self, by: float) -> tuple[Order, float] | None:
-        """Return the command that is late by so many seconds, and how long it may take; or None."""
+    def overdue(self, by: float) -> Overdue | None:
+        """Return the command that is late by so many seconds; None: none is."""
         with self._lock:
             if self._order is None or time.monotonic() < self._end_at + by:
                 return None
-            return self._order, self._length
+            return Overdue(self._order, self._length, self._is_alone)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast, overload
 
 import psycopg
 
-from inturn.applier.command import Command
+from inturn.applier.command import Command, Order
 from inturn.schema.errors import InturnError
 
 Handler: TypeAlias = Callable[[psycopg.Connection[Any], Command], object]
@@ -104,7 +104,7 @@ class Applier:
         """
         return cast(Handler, self._find(command))
 
-    def find_outside(self, command: Command) -> OutsideHandler:
+    def find_outside(self, command: Command | Order) -> OutsideHandler:
         """Return the handler of a command that works outside.
 
         Raises:
@@ -112,7 +112,7 @@ class Applier:
         """
         return cast(OutsideHandler, self._find(command))
 
-    def _find(self, command: Command) -> Handler | OutsideHandler:
+    def _find(self, command: Command | Order) -> Handler | OutsideHandler:
         handlers = self._handlers.get(command.topic, {})
         found = handlers.get(command.name) or handlers.get(None)
         if found is None:

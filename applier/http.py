@@ -16,9 +16,10 @@ from urllib.parse import quote
 import httpx
 
 from inturn.applier import headers as names
+from inturn.applier.command import Order
 from inturn.applier.effect import Failed, LeaseOver, Timeouts
 from inturn.applier.failure import storable
-from inturn.applier.leases import Lease, Order
+from inturn.applier.leases import Lease
 from inturn.applier.signature import Signer
 from inturn.applier.verdict import Asked, Hold, Retry
 

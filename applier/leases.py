@@ -15,28 +15,12 @@ from typing import Any, Literal, TypeAlias
 import psycopg
 from psycopg import sql
 
+from inturn.applier.command import Order
+from inturn.applier.failure import encodable
 from inturn.applier.verdict import Asked
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
 Kept: TypeAlias = Literal["kept", "let go", "fenced"]
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A command of a leased key, as outside work gets it.
-
-    Attributes:
-        payload: the JSON as PostgreSQL writes it: its numbers unchanged.
-    """
-
-    topic: str
-    key: str
-    seq: int
-    name: str
-    payload: str
-    created_at: datetime
-    attempt: int
-    epoch: int
 
 
 @dataclass(eq=False, slots=True)
@@ -147,8 +131,7 @@ class Leases:
         Raises:
             psycopg.Error: the database refused (Fenced's SQLSTATE: the lease is gone), or was lost.
         """
-        if connection.info.parameter_status("server_encoding") != "UTF8":
-            error = error.encode("ascii", "backslashreplace").decode("ascii")
+        error = encodable(error, connection.info)
         async with connection.transaction():
             cursor = await connection.execute(
                 sql.SQL(

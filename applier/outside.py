@@ -15,14 +15,15 @@ from typing import Any
 import psycopg
 
 from inturn.applier.breaker import Breaker, TargetDown
+from inturn.applier.command import Order
 from inturn.applier.effect import Effect, Failed, LeaseOver, in_thread
+from inturn.applier.failure import log_failure
 from inturn.applier.hand import MOST_ABANDONED, TooManyAbandoned
-from inturn.applier.leases import Kept, Lease, Leases, Order, Step
+from inturn.applier.leases import Kept, Lease, Leases, Step
 from inturn.applier.link import Link
 from inturn.applier.recorder import Recorder
 from inturn.applier.recovery import Recovery
 from inturn.applier.stop import LoopBell, Stop
-from inturn.applier.verdict import Hold, Retry, Skip
 from inturn.applier.worker import CHOOSE_SECONDS, FIRST_POLL_SECONDS, LAST_POLL_SECONDS, Totals, ended_by
 from inturn.schema.errors import Fenced, InturnError, UnknownTopic
 
@@ -350,9 +351,9 @@ class OutsideWorker:
             known = self._lanes.get(topic)
             if known is None:
                 breaker = Breaker(topic)
-                lane = _Lane(topic, target.limit, target.settings, target.effect, breaker)
-                lane.timeout = target.timeout
-                self._lanes[topic] = lane
+                self._lanes[topic] = _Lane(
+                    topic, target.limit, target.settings, target.effect, breaker, timeout=target.timeout
+                )
                 continue
             known.limit, known.timeout = target.limit, target.timeout
             if known.settings != target.settings:
@@ -432,9 +433,11 @@ class OutsideWorker:
     async def _do(self, lane: _Lane, work: _Work, order: Order) -> Failed | None:
         work.at_work = True
         try:
-            async with asyncio.timeout(lane.timeout):
+            async with asyncio.timeout(lane.timeout) as limit:
                 return await lane.effect.apply(order, work.lease)
         except TimeoutError:
+            if lane.timeout is None or not limit.expired():
+                raise
             if not lane.effect.stops_when_cut(order):
                 self._abandon(order)
             text = f"the command took longer than the topic's timeout of {lane.timeout:g} s"
@@ -473,10 +476,10 @@ class OutsideWorker:
             if error.sqlstate != Fenced.sqlstate:
                 raise
             return
-        if failed.asked.sqlstate != Skip.sqlstate:
+        if not failed.asked.skip:
             self.totals.failures += 1
         self.totals.skipped += skipped
-        _log_failure(order, failed, outcome)
+        log_failure(order, failed.error, failed.asked, outcome)
 
     # Its lease.
 
@@ -545,34 +548,6 @@ def _seen(task: asyncio.Task[None]) -> None:
 
 def _place(lease: Lease) -> dict[str, object]:
     return {"topic": lease.topic, "key": lease.key}
-
-
-def _log_failure(order: Order, failed: Failed, outcome: str) -> None:
-    what = {
-        "skipped": "command failed for the last time and was skipped",
-        "cancelled": "command failed for the last time and was skipped with all that was pending",
-        "held": "command failed, its key is held",
-    }.get(outcome, "command failed")
-    level = logging.WARNING
-    if failed.asked.sqlstate == Skip.sqlstate:
-        what, level = "command skipped by its handler", logging.INFO
-    elif failed.asked.sqlstate == Retry.sqlstate and outcome == "retrying":
-        what, level = "command put off", logging.INFO
-    elif failed.asked.sqlstate == Hold.sqlstate:
-        what = "key held"
-    log.log(
-        level,
-        "%s: %s",
-        what,
-        failed.error.partition("\n")[0][:300],
-        extra={
-            "topic": order.topic,
-            "key": order.key,
-            "seq": order.seq,
-            "command": order.name,
-            "attempt": order.attempt,
-        },
-    )
 
 
 class _Loop(asyncio.SelectorEventLoop):

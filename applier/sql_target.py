@@ -54,17 +54,10 @@ class SqlTarget:
 
     def apply_alone(self, connection: psycopg.Connection[Any], since: datetime | str) -> Batch:
         """Claim one ready key by a short lease and take its turn; see take_alone."""
-        return take_alone(
-            connection,
-            self.schema,
-            self.topic,
-            since,
-            self.applier_id,
-            self.stop,
-            lambda alone: self._turn_alone(connection, alone),
-        )
+        return take_alone(self, connection, since)
 
-    def _turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
+    def turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
+        """Apply the commands of a key that was claimed alone; see AloneTarget."""
         query = sql.SQL("SELECT commands, failures, skipped, {} FROM {}._apply_alone(%s, %s, %s)").format(
             SETTINGS, sql.Identifier(self.schema)
         )

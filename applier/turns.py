@@ -15,13 +15,13 @@ from psycopg.pq import TransactionStatus
 from inturn.applier.alone import Alone, take_alone
 from inturn.applier.batch import Batch
 from inturn.applier.breaker import Breaker, is_outage
-from inturn.applier.command import Command, handling, read_payload
-from inturn.applier.failure import describe
+from inturn.applier.command import Order, handling
+from inturn.applier.failure import describe, encodable, log_failure
 from inturn.applier.hand import Hand
 from inturn.applier.handlers import Applier, NoHandler, refuse_unrun
 from inturn.applier.session import SETTINGS, session_of
 from inturn.applier.stop import Stop
-from inturn.applier.turn import CommandFailed, HandlerBrokeTransaction, Lost, Order, Redo, Turn, log_failure
+from inturn.applier.turn import CommandFailed, HandlerBrokeTransaction, Lost, Redo, Turn
 from inturn.applier.verdict import NOTHING, Asked, Outage, asked
 from inturn.schema.errors import Fenced
 
@@ -100,17 +100,10 @@ class PythonTarget:
 
     def apply_alone(self, connection: psycopg.Connection[Any], since: datetime | str) -> Batch:
         """Claim one ready key by a short lease and take its turn; see take_alone."""
-        return take_alone(
-            connection,
-            self.schema,
-            self.topic,
-            since,
-            self.applier_id,
-            self.stop,
-            lambda alone: self._turn_alone(connection, alone),
-        )
+        return take_alone(self, connection, since)
 
-    def _turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
+    def turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
+        """Apply the commands of a key that was claimed alone; see AloneTarget."""
         started_at = time.monotonic()
         with connection.transaction():
             turn = self._hold(connection, alone)
@@ -162,6 +155,7 @@ class PythonTarget:
         )
         applied_seq, attempt = rows[0][:2]
         turn = Turn(alone.key, applied_seq, alone.epoch, attempt, alone.ready_at, done_seq=applied_seq)
+        turn.is_alone = True
         turn.orders = [
             Order(self.topic, alone.key, seq, name, payload, created_at, attempt, alone.epoch)
             for _, _, seq, name, payload, created_at in rows
@@ -171,7 +165,7 @@ class PythonTarget:
 
     def _end_alone(self, connection: psycopg.Connection[Any], turn: Turn) -> None:
         schema = sql.Identifier(self.schema)
-        error = self._storable(connection, turn.error) if turn.failed is not None else None
+        error = encodable(turn.error, connection.info) if turn.failed is not None else None
         row = (
             session_of(connection)
             .execute(
@@ -193,11 +187,6 @@ class PythonTarget:
         turn.outcome = row[0]
         if turn.failed is not None:
             self._count_skipped(connection, turn, turn.failed)
-
-    def _storable(self, connection: psycopg.Connection[Any], error: str) -> str:
-        if connection.info.parameter_status("server_encoding") != "UTF8":
-            return error.encode("ascii", "backslashreplace").decode("ascii")
-        return error
 
     def _claim(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> list[Turn]:
         session = session_of(connection)
@@ -260,7 +249,7 @@ class PythonTarget:
         """Log the failures of turns that were committed, and tell the breaker that commands took effect."""
         for turn in turns:
             if turn.failed is not None:
-                log_failure(turn, turn.failed)
+                log_failure(turn.failed, turn.error, turn.asked, turn.outcome, by=" by its handler")
         if any(turn.done_seq > turn.applied_seq for turn in turns):
             self.breaker.succeeded()
 
@@ -311,7 +300,7 @@ class PythonTarget:
             if self.stop.requested or session.worn or time.monotonic() > leave_at:
                 return
             try:
-                self._call(connection, order)
+                self._call(connection, turn, order)
                 if check:
                     self._check_effects(connection)
             except HandlerBrokeTransaction:
@@ -323,21 +312,15 @@ class PythonTarget:
                 raise CommandFailed(index, order) from error
             turn.done_seq = order.seq
 
-    def _call(self, connection: psycopg.Connection[Any], order: Order) -> None:
+    def _call(self, connection: psycopg.Connection[Any], turn: Turn, order: Order) -> None:
         """Read a command's payload and call its handler: what depends on data runs nowhere else."""
-        command = Command(
-            order.topic,
-            order.key,
-            order.seq,
-            order.name,
-            read_payload(order.payload),
-            order.created_at,
-            order.attempt,
-            order.epoch,
-        )
         session = session_of(connection)
-        with self.hand.holding(order, self.timeout), handling(command):
-            result = self.applier.find(command)(connection, command)
+        command = order.read()
+        try:
+            with self.hand.holding(order, self.timeout, is_alone=turn.is_alone), handling(command):
+                result = self.applier.find(command)(connection, command)
+        finally:
+            session.restore(connection)
         refuse_unrun(result)
         self._check_transaction(connection, order)
         session.put_back(connection)
@@ -389,7 +372,7 @@ class PythonTarget:
             )
 
     def _fail(self, connection: psycopg.Connection[Any], turn: Turn, failed: Order) -> None:
-        error, detail = self._storable(connection, turn.error), turn.asked.detail
+        error, detail = encodable(turn.error, connection.info), turn.asked.detail
         schema = sql.Identifier(self.schema)
         row = (
             session_of(connection)

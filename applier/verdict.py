@@ -27,15 +27,28 @@ class Verdict(Exception):
         super().__init__(self.reason)
 
 
-def _length(after: float | timedelta | None, what: str) -> timedelta | None:
-    seconds = after.total_seconds() if isinstance(after, timedelta) else after
-    # NaN is within no bounds.
-    if seconds is not None and not 0 <= seconds <= LONGEST_RETRY.total_seconds():
-        raise ValueError(f"{what} after {after}: 0 seconds to a year are allowed")
-    return None if seconds is None else timedelta(seconds=seconds)
+class _Later(Verdict):
+    """Try the command again, after a while."""
+
+    def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
+        """Make one.
+
+        Args:
+            reason: kept as the key's error.
+            after: seconds, or a timedelta, to wait; None: the topic's usual backoff.
+
+        Raises:
+            ValueError: after is negative, no number, or more than a year.
+        """
+        super().__init__(reason)
+        seconds = after.total_seconds() if isinstance(after, timedelta) else after
+        # NaN is within no bounds.
+        if seconds is not None and not 0 <= seconds <= LONGEST_RETRY.total_seconds():
+            raise ValueError(f"{type(self).__name__} after {after}: 0 seconds to a year are allowed")
+        self.after = None if seconds is None else timedelta(seconds=seconds)
 
 
-class Retry(Verdict):
+class Retry(_Later):
     """Try the command again, after a while.
 
     It counts as an attempt: after max_attempts the topic's on_exhausted decides.
@@ -44,21 +57,8 @@ class Retry(Verdict):
     sqlstate = "IT020"
     _fallback = "the handler asked to try again"
 
-    def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
-        """Make one.
 
-        Args:
-            reason: kept as the key's error.
-            after: seconds, or a timedelta, to wait; None: the topic's usual backoff.
-
-        Raises:
-            ValueError: after is negative, no number, or more than a year.
-        """
-        super().__init__(reason)
-        self.after = _length(after, "Retry")
-
-
-class Outage(Verdict):
+class Outage(_Later):
     """The world is at fault and not the command: a service that it needs does not answer.
 
     It counts as no attempt. The command is tried again after a while, however often.
@@ -66,19 +66,6 @@ class Outage(Verdict):
 
     sqlstate = "IT023"
     _fallback = "the handler says that what it needs is down"
-
-    def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
-        """Make one.
-
-        Args:
-            reason: kept as the key's error.
-            after: seconds, or a timedelta, to wait; None: the topic's usual backoff.
-
-        Raises:
-            ValueError: after is negative, no number, or more than a year.
-        """
-        super().__init__(reason)
-        self.after = _length(after, "Outage")
 
 
 class Hold(Verdict):
@@ -129,7 +116,7 @@ NOTHING = Asked()
 
 def asked(error: BaseException) -> Asked:
     """Return what an error that left a handler asks for: a Verdict, or a SQL function's SQLSTATE for one."""
-    if isinstance(error, Retry | Outage) and error.after is not None:
+    if isinstance(error, _Later) and error.after is not None:
         return Asked(error.sqlstate, f"{error.after.total_seconds():.6f} seconds")
     if isinstance(error, Verdict):
         return Asked(error.sqlstate)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import psycopg
 
 from inturn.applier.alone import lose_overdue
-from inturn.applier.hand import Hand
+from inturn.applier.hand import Hand, Overdue
 from inturn.applier.stop import Stop
 
 log = logging.getLogger("inturn.applier")
@@ -19,6 +19,7 @@ _LOOK_SECONDS = 0.2
 #: that within so many seconds more is given up.
 GIVE_UP_SECONDS = 2.0
 _TERMINATE_MILLISECONDS = 5000
+_BOUND = "SET statement_timeout = '10 s'"
 
 
 class Watched(Protocol):
@@ -62,29 +63,38 @@ class Watchdog:
         """Watch until stopped."""
         while not self._stop.wait(_LOOK_SECONDS):
             for worker in self._workers():
-                if worker.hand.overdue(GIVE_UP_SECONDS) is not None:
-                    self._give_up(worker)
-                elif worker.hand.overdue(0.0) is not None:
-                    worker.cancel()
+                try:
+                    self._look(worker)
+                except Exception:  # it has to go on for the others
+                    log.exception("could not look after a worker")
 
-    def _give_up(self, worker: Watched) -> None:
+    def _look(self, worker: Watched) -> None:
+        late = worker.hand.overdue(GIVE_UP_SECONDS)
+        if late is not None:
+            self._give_up(worker, late)
+        elif worker.hand.overdue(0.0) is not None:
+            worker.cancel()
+
+    def _give_up(self, worker: Watched, late: Overdue) -> None:
         """End the session of a worker whose handler does not return, charge its command, and replace it."""
-        found = worker.hand.overdue(GIVE_UP_SECONDS)
-        if found is None:
-            return
-        order, length = found
         worker.abandoned = True
+        order = late.order
         extra = {"topic": order.topic, "key": order.key, "seq": order.seq, "attempt": order.attempt}
         log.warning("a handler that does not return was given up", extra=extra)
         try:
             with self._connect() as connection:
+                # Who waits for a ticket here keeps every other handler from being looked after.
+                connection.execute(_BOUND)
                 # Its tickets are free once its session is over.
                 connection.execute(
                     "SELECT pg_terminate_backend(%s, %s)", (worker.backend_pid, _TERMINATE_MILLISECONDS)
                 )
                 # Where keys shared its transaction, the next worker finds it out: it takes them alone.
-                error = f"the command took longer than its topic's timeout of {length:g} s, and goes on"
-                lose_overdue(connection, self._schema, order, error)
+                if late.is_alone:
+                    error = (
+                        f"the command took longer than its topic's timeout of {late.timeout:g} s, and goes on"
+                    )
+                    lose_overdue(connection, self._schema, order, error)
         except psycopg.Error as error:
             log.warning("could not charge it: %s", error, extra=extra)
         self._replace()

@@ -230,7 +230,7 @@ class Worker:
         self._chosen_at = -CHOOSE_SECONDS
         self._announced_at = -ANNOUNCED_SECONDS
         rung: frozenset[str] = frozenset()
-        while not self._stop.requested:
+        while not (self._stop.requested or self.abandoned):
             self._choose_when_due(connection)
             if self._apply_ready(connection, rung):
                 rung, poll_seconds = frozenset(), FIRST_POLL_SECONDS

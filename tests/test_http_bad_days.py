@@ -34,9 +34,10 @@ from support.server import Server
 
 from inturn.applier import Applier, Fleet, Timeouts
 from inturn.applier.breaker import OPENING_FAILURES, TargetDown
+from inturn.applier.command import Order
 from inturn.applier.effect import LeaseOver
 from inturn.applier.http import HttpEffect
-from inturn.applier.leases import Lease, Order
+from inturn.applier.leases import Lease
 
 SHORT_LEASE = "lease => '400 ms', backoff_base => '10 ms'"
 

@@ -205,6 +205,28 @@ def test_of_the_keys_that_were_lost_a_process_has_one_at_a_time(orders: Database
     assert orders.value("SELECT max(attempts) FROM inturn.key_cursor") == 0
 
 
+def test_a_key_that_was_lost_is_taken_alone_beside_nothing_of_its_process(orders: Database) -> None:
+    """Neither begins while the other is in hand: what takes the process down then was alone."""
+
+    def take(applier: str) -> list[tuple[Any, ...]]:
+        return orders.execute(
+            "SELECT key, epoch IS NOT NULL FROM inturn._claim_alone('orders', '-infinity', %s)", [applier]
+        )
+
+    put(orders, "lost")
+    assert take("host:1:1") == [("lost", True)]
+    expire(orders)
+    put(orders, "fresh")
+    orders.execute("UPDATE inturn.ticket SET ready_at = now() - interval '1 hour' WHERE key = 'fresh'")
+    assert take("host:1:1") == [("fresh", True)]
+    assert take("host:1:2") == [("lost", False)], "put off: its process has another key"
+    (again,) = until(lambda: take("host:2:1"), "another process")
+    assert again == ("lost", True)
+    put(orders, "late")
+    assert take("host:2:2") == [], "its process has a key that was lost"
+    assert take("host:3:1") == [("late", True)]
+
+
 @pytest.mark.parametrize(
     ("more", "outcome", "after"),
     [
