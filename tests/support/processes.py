@@ -18,7 +18,10 @@ def children_of(pid: int) -> list[psutil.Process]:
     """Return the processes that a parent runs, in the order of their numbers."""
     found = []
     for each in psutil.Process(pid).children():
-        words = each.cmdline()
+        try:
+            words = each.cmdline()
+        except psutil.NoSuchProcess:  # it ended meanwhile; so says a zombie too
+            continue
         if "inturn.cli.child" in words:
             found.append((words[words.index("inturn.cli.child") + 1], each))
     return [each for _, each in sorted(found, key=lambda pair: pair[0])]
