@@ -205,13 +205,66 @@ def test_of_the_keys_that_were_lost_a_process_has_one_at_a_time(orders: Database
     assert orders.value("SELECT max(attempts) FROM inturn.key_cursor") == 0
 
 
+def test_two_workers_of_a_process_never_begin_two_lost_keys_at_once(orders: Database) -> None:
+    """Each looks for the other's, which is not committed yet: so one waits for the other."""
+    for key in ("a", "b"):
+        put(orders, key)
+    assert len(claim(orders, 9, applier="host:1:1")) == 2
+    expire(orders)
+    one, two = orders.session(), orders.session()
+    take = "SELECT key, epoch IS NOT NULL FROM inturn._claim_alone('orders', '-infinity', %s)"
+    ((mine, begun),) = one.execute(take, ["host:2:1"])
+    assert begun
+    waiting = two.begin(take, ["host:2:2"])
+    assert two.wait_blocked() == [one.pid]
+    one.commit()
+    ((other, begun),) = waiting.result()
+    assert (other, begun) == (({"a", "b"} - {mine}).pop(), False)
+    two.rollback()
+    # A client's claim by lease looks for them too.
+    by_lease = orders.session()
+    blocked = orders.session()
+    assert claim(by_lease, 9, applier="host:3:1") == [Lease(other, 2, 1, (1,))]
+    waiting = blocked.begin(take, ["host:3:2"])
+    assert blocked.wait_blocked() == [by_lease.pid]
+    by_lease.commit()
+    waiting.result()
+
+
+def test_a_key_of_which_nothing_can_be_recorded_is_put_off_ever_longer(orders: Database) -> None:
+    put(orders, "x")
+    orders.execute("""
+        CREATE FUNCTION app.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION 'nothing can be written'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON inturn.turn FOR EACH ROW EXECUTE FUNCTION app.refuse();
+    """)
+    for wait in (1, 2, 4):
+        epoch = orders.value("SELECT epoch FROM inturn._claim_alone('orders', '-infinity', 'one')")
+        assert (
+            orders.value("SELECT inturn._lose_alone('orders', 'x', %s, 'boom', true)", [epoch]) == "put off"
+        )
+        error, attempts, seconds = orders.execute(
+            "SELECT last_error, attempts, extract(epoch FROM ready_at - failed_at) FROM inturn.key_cursor"
+        )[0]
+        assert error == "its failure could not be recorded: nothing can be written\nboom"
+        assert attempts == 0
+        assert seconds == wait
+        orders.execute("UPDATE inturn.ticket SET ready_at = clock_timestamp()")
+
+
 def test_a_key_that_was_lost_is_taken_alone_beside_nothing_of_its_process(orders: Database) -> None:
     """Neither begins while the other is in hand: what takes the process down then was alone."""
 
     def take(applier: str) -> list[tuple[Any, ...]]:
-        return orders.execute(
+        taken = orders.execute(
             "SELECT key, epoch IS NOT NULL FROM inturn._claim_alone('orders', '-infinity', %s)", [applier]
         )
+        # They are short: none may run out before the test lets it.
+        orders.execute(
+            "UPDATE inturn.key_cursor SET lease_until = now() + interval '1 hour',"
+            " ready_at = now() + interval '1 hour' WHERE lease_until > now()"
+        )
+        return taken
 
     put(orders, "lost")
     assert take("host:1:1") == [("lost", True)]

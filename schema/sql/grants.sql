@@ -43,6 +43,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._begin_lease(inturn.topic, text, bigint, bigint, interval, text),
     inturn._process_of(text),
     inturn._has_leases(text, boolean),
+    inturn._lock_process(text),
     inturn._lose_lease(inturn.key_cursor, text),
     inturn._put_off(inturn.key_cursor, text),
     inturn._claim_alone(text, timestamptz, text),

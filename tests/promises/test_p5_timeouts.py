@@ -33,7 +33,7 @@ def _open(database: Database, target: str = "python") -> None:
     for topic, count in (("bad", HEALTHY), ("other", OTHERS)):
         database.execute(
             f"SELECT inturn.create_topic('{topic}', '{target}', max_attempts => 2,"
-            " backoff_base => '10 ms', backoff_cap => '10 ms', timeout => '300 ms')"
+            " backoff_base => '10 ms', backoff_cap => '10 ms', timeout => '1500 ms')"
         )
         if topic == "bad":
             database.execute("SELECT inturn.append('bad', 'bad', 'insert')")

@@ -128,6 +128,44 @@ def _other_lock(database: Database) -> psycopg.Connection[tuple[object, ...]]:
     return connection
 
 
+@pytest.mark.parametrize("target", ["python", "sql"])
+def test_p5_a_key_that_was_lost_is_taken_by_lease_among_a_crowd(database: Database, target: str) -> None:
+    """An applier at work for long takes keys together: not those that another one was lost with."""
+    prepare(database, bad_company.Fault(""), target="python")
+    database.execute("""
+        CREATE TABLE bad.holder (key text, claimed_by text);
+        CREATE FUNCTION bad.look(command inturn.command) RETURNS void LANGUAGE sql VOLATILE AS $$
+            INSERT INTO bad.witness (topic, key, seq) VALUES (command.topic, command.key, command.seq);
+            INSERT INTO bad.holder SELECT command.key, (
+                SELECT claimed_by FROM inturn.key_cursor c
+                WHERE c.topic = command.topic AND c.key = command.key) $$;
+    """)
+    if target == "sql":
+        database.execute("SELECT inturn.set_topic(name, target => 'sql:bad.look') FROM inturn.topic")
+    applier = Applier()
+
+    def look(connection: psycopg.Connection[Any], command: Any) -> None:
+        connection.execute(
+            "SELECT bad.look(ROW(%s, %s, %s, '', NULL, NULL, 1)::inturn.command)",
+            (command.topic, command.key, command.seq),
+        )
+
+    for topic in ("bad", "other") if target == "python" else ():
+        applier.handler(topic)(look)
+    assert database.value("SELECT key FROM inturn._claim_alone('bad', '-infinity', 'elsewhere:1:1')") == "bad"
+    until(
+        lambda: database.value(
+            "SELECT lease_until <= clock_timestamp() FROM inturn.key_cursor WHERE key = 'bad'"
+        ),
+        "the end of its lease",
+    )
+    with shop.at_work(database, applier):
+        until(lambda: is_healed(database), "the healthy keys")
+        until(lambda: database.execute("SELECT FROM bad.witness WHERE key = 'bad'"), "the lost one")
+    holders = dict(database.execute("SELECT key, claimed_by FROM bad.holder"))
+    assert holders["bad"] not in {None, "elsewhere:1:1"}
+
+
 def test_the_page_of_failures_has_every_kind_and_no_other() -> None:
     page = (Path(__file__).parents[2] / "docs" / "explanation" / "failures.md").read_text()
     for title, kinds in (("In a handler in Python", IN_PYTHON), ("In a SQL target", IN_SQL)):

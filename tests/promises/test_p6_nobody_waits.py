@@ -112,13 +112,17 @@ def test_a_slow_handler_holds_up_no_caller_of_its_key(database: Database, target
 
 
 @_TARGETS
-def test_a_handler_that_waits_keeps_no_caller_from_the_keys_done_before_it(
-    database: Database, target: Target
+@pytest.mark.parametrize("place", ["before", "commit"])
+def test_what_waits_keeps_no_caller_from_the_keys_done_before_it(
+    database: Database, target: Target, place: str
 ) -> None:
-    """It may wait for a row of that very caller: a finish before the last handler is a deadlock."""
+    """A handler, or a deferred constraint: it may wait for a row of that very caller.
+
+    A finish before the last of them is a deadlock.
+    """
     open_shop(database, target=target)
     append(database, "a", "insert")
-    append(database, "b", "before")
+    append(database, "b", place)
     with gate_shut(database) as gate, ThreadPoolExecutor(1) as pool:
         batch = pool.submit(_batch, database, 2)
         wait_at_gate(database)

@@ -111,7 +111,7 @@ SHARED = {
         "lock timeout",
         _runs("SELECT pg_advisory_xact_lock(77)"),
         "PERFORM pg_advisory_xact_lock(77);",
-        session="lock_timeout = '50 ms'",
+        session="lock_timeout = '300 ms'",
     ),
     "nothing can be written of it": Fault(
         "nothing can be written of bad",
@@ -124,11 +124,11 @@ SHARED = {
 }
 IN_PYTHON = {
     **SHARED,
-    "a statement_timeout": Fault("statement timeout", _runs(_SLEEP), session="statement_timeout = '1 s'"),
+    "a statement_timeout": Fault("statement timeout", _runs(_SLEEP), session="statement_timeout = '1500 ms'"),
     "an idle_in_transaction_session_timeout": Fault(
         "idle-in-transaction timeout",
-        lambda _connection, _command: _wait(0.6),
-        session="idle_in_transaction_session_timeout = '300 ms'",
+        lambda _connection, _command: _wait(2.5),
+        session="idle_in_transaction_session_timeout = '1500 ms'",
     ),
     "a number that Python cannot read": Fault("digits", payload='{"n": 1e5000}'),
     "a payload nested too deep": Fault("RecursionError", payload="[" * 5000 + "]" * 5000),

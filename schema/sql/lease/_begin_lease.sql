@@ -5,7 +5,7 @@
 -- one is put off for a moment. So whichever of them loses the process again is the one that did it.
 -- Without a command to apply the claim is an empty turn, and ends here: not by finish, which does not know a claim that a
 -- client has made under a savepoint.
--- Locks what _settle_key locks. Raises what _lease_end raises.
+-- Locks what _settle_key and _lock_process lock. Raises what _lease_end raises.
 CREATE FUNCTION inturn._begin_lease(
     settings inturn.topic, key text, applied_seq bigint, epoch bigint, lease interval, applier text
 ) RETURNS inturn.key_cursor
@@ -34,14 +34,18 @@ BEGIN
         SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = settings.name AND c.key = _begin_lease.key;
         leased := was;
     END IF;
-    IF was.lost > 0 AND inturn._has_leases(applier, true) THEN
-        leased.ready_at := inturn._next_ready_at(leased, clock_timestamp() + interval '100 ms');
-        PERFORM inturn._save_key(was, leased);
-        RETURN NULL;
+    IF was.lost > 0 THEN
+        PERFORM inturn._lock_process(applier);
+        IF inturn._has_leases(applier, true) THEN
+            leased.ready_at := inturn._next_ready_at(leased, clock_timestamp() + interval '100 ms');
+            PERFORM inturn._save_key(was, leased);
+            RETURN NULL;
+        END IF;
     END IF;
     leased.epoch := _begin_lease.epoch;
     leased.claimed_by := applier; leased.claimed_at := clock_timestamp(); leased.lease_until := until;
-    leased.empty_turns := 0; leased.waiting_at := NULL;
+    -- Its empty_turns stay until something of it is recorded: see _put_off.
+    leased.waiting_at := NULL;
     leased.ready_at := inturn._next_ready_at(leased, until);
     PERFORM inturn._save_key(was, leased);
     RETURN leased;

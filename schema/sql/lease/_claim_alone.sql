@@ -7,7 +7,7 @@
 -- ticket, so that it may last longer than the lease.
 -- When a key itself makes that fail, it is put off (see _put_off): the others go on.
 -- since: as in claim. epoch is NULL when there was nothing to do on the key after all.
--- Locks what claim and _begin_lease lock, and raises what they raise.
+-- Locks, in this order: what _lock_process, claim and _begin_lease lock, and raises what they raise.
 CREATE FUNCTION inturn._claim_alone(topic text, since timestamptz, applier text)
 RETURNS TABLE (key text, epoch bigint, ready_at timestamptz)
 LANGUAGE plpgsql VOLATILE
@@ -19,6 +19,7 @@ DECLARE
     leased inturn.key_cursor;
     problem text;
 BEGIN
+    PERFORM inturn._lock_process(applier);
     SELECT * INTO claimed FROM inturn.claim(topic, since, 1) c;
     IF NOT FOUND THEN
         RETURN;

@@ -31,7 +31,7 @@ BEGIN
         VALUES (_end_alone.topic, _end_alone.key, _end_alone.epoch, from_seq, done_seq, done_seq, false, 'applied',
                 was.claimed_by, was.claimed_at);
         cursor.applied_seq := done_seq;
-        cursor.attempts := 0; cursor.lost := 0; cursor.last_error := NULL; cursor.failed_at := NULL;
+        cursor.attempts := 0; cursor.lost := 0; cursor.empty_turns := 0; cursor.last_error := NULL; cursor.failed_at := NULL;
     END IF;
     PERFORM inturn._settle_key(was, cursor);
     RETURN 'applied';

@@ -6,16 +6,18 @@ CREATE FUNCTION inturn._put_off(was inturn.key_cursor, error text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 AS $$
+DECLARE
+    now constant timestamptz := clock_timestamp();
 BEGIN
     UPDATE inturn.ticket t SET
-        ready_at = clock_timestamp() + make_interval(secs => least(power(2, least(t.empty_turns, 10)), 300)),
+        ready_at = now + make_interval(secs => least(power(2, least(t.empty_turns, 10)), 300)),
         empty_turns = t.empty_turns + 1
     WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch;
     UPDATE inturn.key_mark m SET
-        claimed_by = NULL, claimed_at = NULL, lease_until = NULL, last_error = left(error, 8000), failed_at = clock_timestamp()
+        claimed_by = NULL, claimed_at = NULL, lease_until = NULL, last_error = left(error, 8000), failed_at = now
     WHERE m.topic = was.topic AND m.key = was.key AND m.epoch = was.epoch;
 EXCEPTION WHEN OTHERS THEN
-    UPDATE inturn.ticket t SET ready_at = clock_timestamp() + interval '1 minute'
+    UPDATE inturn.ticket t SET ready_at = now + interval '1 minute'
     WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch;
 END
 $$;

@@ -26,7 +26,7 @@ BEGIN
     END IF;
     cursor.applied_seq := seq;
     IF seq > was.applied_seq THEN
-        cursor.attempts := 0; cursor.lost := 0; cursor.last_error := NULL; cursor.failed_at := NULL;
+        cursor.attempts := 0; cursor.lost := 0; cursor.empty_turns := 0; cursor.last_error := NULL; cursor.failed_at := NULL;
         INSERT INTO inturn.turn AS t (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
         VALUES (advance.topic, advance.key, advance.epoch, advance.seq, advance.seq, advance.seq, false, 'applied',
                 was.claimed_by, was.claimed_at)
@@ -47,7 +47,7 @@ BEGIN
         PERFORM inturn._save_key(was, cursor);
     ELSE
         -- Once a command: its marks stay as they are.
-        UPDATE inturn.ticket t SET applied_seq = advance.seq
+        UPDATE inturn.ticket t SET applied_seq = advance.seq, empty_turns = cursor.empty_turns
         WHERE t.topic = advance.topic AND t.key = advance.key AND t.epoch = advance.epoch;
     END IF;
     RETURN cursor.lease_until;
