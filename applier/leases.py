@@ -154,6 +154,24 @@ class Leases:
             counted = await cursor.fetchone()
             return row[0], counted[0] if counted else 0
 
+    async def lose(self, connection: Connection, lease: Lease, error: str) -> str:
+        """End a lease of which something could not be recorded: a failed attempt; if not even that, put off.
+
+        Returns:
+            the outcome, or `put off`, or `fenced` when the lease was gone.
+
+        Raises:
+            psycopg.Error: the database refused, or was lost.
+        """
+        cursor = await connection.execute(
+            sql.SQL("SELECT {}._lose_alone(%s, %s, %s, %s, true)").format(self._schema),
+            (lease.topic, lease.key, lease.epoch, encodable(error, connection.info)),
+        )
+        row = await cursor.fetchone()
+        assert row is not None  # noqa: S101 - for mypy: the function returns one row
+        outcome: str = row[0]
+        return outcome
+
     async def announce_sleep(self, connection: Connection, topics: list[str]) -> datetime:
         """Have appends notify this process for a while; return the database's time."""
         cursor = await connection.execute(

@@ -86,17 +86,20 @@ class _Work:
     Attributes:
         probe: it is the one by which an open breaker finds out.
         at_work: the effect is under way, so that a cancel of the task ends it.
+        was_cut: a cancel is ours. One that is not comes from the handler, and is its failure.
     """
 
     lease: Lease
     probe: bool
     task: asyncio.Task[None] | None = None
     at_work: bool = False
+    was_cut: bool = False
     renewing: bool = False
     fenced: bool = False
 
     def cut(self) -> None:
         if self.at_work and self.task is not None:
+            self.was_cut = True
             self.task.cancel()
 
 
@@ -190,6 +193,7 @@ class OutsideWorker:
             await self._finish(helpers)
         finally:
             self._bell.detach()
+            self._cut_all()
             tasks = [*helpers, *(work.task for work in self._works() if work.task is not None)]
             for task in tasks:
                 task.cancel()
@@ -386,7 +390,7 @@ class OutsideWorker:
         try:
             await self._apply(lane, work)
         except psycopg.Error as error:
-            log.warning("not recorded: %s", " ".join(str(error).split()), extra=_place(work.lease))
+            await self._not_recorded(work.lease, error)
         finally:
             lane.in_flight.discard(work)
             self.totals.keys += 1
@@ -420,6 +424,21 @@ class OutsideWorker:
                 return
         await self._record(work, release=True)
 
+    async def _not_recorded(self, lease: Lease, error: psycopg.Error) -> None:
+        """Say that the database refused something of a key: else its lease would have to run out first."""
+        reason = " ".join(str(error).split())
+        log.warning("not recorded: %s", reason, extra=_place(lease))
+        if error.sqlstate is None:
+            return  # the database is gone
+        try:
+            lose = functools.partial(
+                self._leases.lose, lease=lease, error=f"what became of it could not be recorded: {reason}"
+            )
+            outcome = await self._link.run(lose, patient=True)
+        except psycopg.Error:
+            return  # the lease runs out
+        log.warning("%s", outcome, extra=_place(lease))
+
     async def _record(self, work: _Work, seq: int | None = None, *, release: bool = False) -> Kept:
         kept = await self._recorder.record(Step(work.lease, seq, release))
         if kept == "fenced" and not work.fenced:
@@ -446,6 +465,8 @@ class OutsideWorker:
             task = asyncio.current_task()
             assert task is not None  # noqa: S101 - for mypy: this is one
             task.uncancel()
+            if not work.was_cut:
+                return Failed("CancelledError: the handler cancelled its own task")
             raise _Cut from None
         finally:
             work.at_work = False

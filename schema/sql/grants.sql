@@ -41,6 +41,8 @@ GRANT EXECUTE ON ROUTINE
     inturn._begin_lease_pass(text[]),
     inturn._lease_end(inturn.topic, interval),
     inturn._begin_lease(inturn.topic, text, bigint, bigint, interval, text),
+    inturn._try_lease(inturn.topic, text, bigint, bigint, interval, text),
+    inturn._claim_leases(text[], integer, interval, text, boolean),
     inturn._process_of(text),
     inturn._has_leases(text, boolean),
     inturn._lock_process(text),

@@ -5,9 +5,8 @@
 -- So appliers take keys after a start, after a lost connection and after a failure that nobody can tell the cause of: once
 -- this is committed, whatever becomes of the process is found out by the next claim (see _lose_lease). The turn locks the
 -- ticket, so that it may last longer than the lease.
--- When a key itself makes that fail, it is put off (see _put_off): the others go on.
 -- since: as in claim. epoch is NULL when there was nothing to do on the key after all.
--- Locks, in this order: what _lock_process, claim and _begin_lease lock, and raises what they raise.
+-- Locks, in this order: what _lock_process, claim and _try_lease lock, and raises what they raise.
 CREATE FUNCTION inturn._claim_alone(topic text, since timestamptz, applier text)
 RETURNS TABLE (key text, epoch bigint, ready_at timestamptz)
 LANGUAGE plpgsql VOLATILE
@@ -17,7 +16,6 @@ DECLARE
     settings inturn.topic;
     claimed record;
     leased inturn.key_cursor;
-    problem text;
 BEGIN
     PERFORM inturn._lock_process(applier);
     SELECT * INTO claimed FROM inturn.claim(topic, since, 1) c;
@@ -35,17 +33,8 @@ BEGIN
         RETURN;
     END IF;
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = _claim_alone.topic;
-    BEGIN
-        leased := inturn._begin_lease(settings, claimed.key, claimed.applied_seq, claimed.epoch,
-                                     CASE WHEN claimed.lost THEN interval '10 s' ELSE interval '1 s' END, applier);
-    EXCEPTION WHEN OTHERS THEN
-        IF SQLSTATE LIKE '40%' THEN
-            RAISE; -- lost against another transaction: nobody's fault
-        END IF;
-        GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
-        PERFORM inturn._put_off(c, 'it could not be claimed: ' || problem) FROM inturn.key_cursor c
-        WHERE c.topic = _claim_alone.topic AND c.key = claimed.key;
-    END;
+    leased := inturn._try_lease(settings, claimed.key, claimed.applied_seq, claimed.epoch,
+                                CASE WHEN claimed.lost THEN interval '10 s' ELSE interval '1 s' END, applier);
     key := claimed.key; epoch := leased.epoch; ready_at := claimed.ready_at;
     RETURN NEXT;
 END

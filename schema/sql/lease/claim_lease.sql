@@ -9,6 +9,7 @@
 -- was lost, with that alone. Of the latter an applier has one at a time (see _begin_lease).
 -- All payloads together have at most _max_claim_octets, but the first command comes however long it is: from where they
 -- would have more, a key comes with fewer commands, or is not claimed and stays ready.
+-- A key that itself makes its claim fail is put off (see _put_off): the others are claimed.
 -- Locks the keys' tickets, skipping locked ones; what _begin_lease_pass locks. Raises IT001, IT031 outside READ COMMITTED,
 -- 22004 without topics, 22023 for a max_keys or a lease that cannot be.
 CREATE FUNCTION inturn.claim(topics text[], max_keys integer, lease interval, applier text)
@@ -17,19 +18,10 @@ RETURNS TABLE (
     seq bigint, name text, payload jsonb, created_at timestamptz
 )
 LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off
-SET enable_bitmapscan = off
 AS $$
-#variable_conflict use_column
+#variable_conflict use_variable
 DECLARE
-    pass inturn._pass;
-    served record;
-    settings inturn.topic;
-    claimed record;
-    taken integer := 0;
-    leased inturn.key_cursor;
-    max_octets constant bigint := inturn._max_claim_octets();
-    octets bigint := 0; size integer; command record;
+    who constant text := coalesce(applier, 'sql:' || pg_backend_pid());
 BEGIN
     PERFORM inturn._require_read_committed();
     IF (max_keys >= 0) IS NOT TRUE THEN
@@ -44,40 +36,16 @@ BEGIN
     END IF;
     PERFORM inturn._refuse_topic(t.name) FROM unnest(topics) t (name)
     WHERE NOT EXISTS (SELECT FROM inturn.topic s WHERE s.name = t.name);
-    pass := inturn._begin_lease_pass(topics);
-    FOR served IN
-        SELECT t.name, p.hand FROM unnest(topics) WITH ORDINALITY t (name, position)
-        JOIN unnest(pass.found, pass.starts) p (topic, hand) ON p.topic = t.name ORDER BY t.position
-    LOOP
-        EXIT WHEN taken >= max_keys;
-        SELECT * INTO settings FROM inturn.topic t WHERE t.name = served.name;
-        FOR claimed IN SELECT * FROM inturn.claim(served.name, served.hand, max_keys - taken) LOOP
-            SELECT octet_length(l.payload::text) INTO size FROM inturn.command_log l
-            WHERE octets > 0 AND l.topic = served.name AND l.key = claimed.key AND l.seq = claimed.applied_seq + 1;
-            IF octets + size > max_octets THEN
-                RETURN;
-            END IF;
-            taken := taken + 1;
-            leased := inturn._begin_lease(settings, claimed.key, claimed.applied_seq, claimed.epoch,
-                                         claim.lease, coalesce(claim.applier, 'sql:' || pg_backend_pid()));
-            CONTINUE WHEN leased.key IS NULL;
-            topic := leased.topic; key := leased.key; epoch := leased.epoch;
-            attempt := leased.attempts + 1; lease_until := leased.lease_until;
-            FOR command IN
-                SELECT l.seq, l.name, l.payload, l.created_at
-                FROM inturn._next_commands(served.name, leased.key, leased.applied_seq,
-                                          CASE WHEN leased.attempts > 0 OR leased.lost > 0 THEN 1 ELSE settings.batch_commands END) l
-            LOOP
-                size := octet_length(command.payload::text);
-                IF octets > 0 AND octets + size > max_octets THEN
-                    RETURN;
-                END IF;
-                octets := octets + size;
-                seq := command.seq; name := command.name; payload := command.payload; created_at := command.created_at;
-                RETURN NEXT;
-            END LOOP;
-        END LOOP;
-    END LOOP;
+    PERFORM inturn._lease_end(s, lease) FROM inturn.topic s WHERE s.name = ANY (topics);
+    BEGIN
+        RETURN QUERY SELECT * FROM inturn._claim_leases(topics, max_keys, lease, who, false);
+    EXCEPTION WHEN OTHERS THEN
+        IF SQLSTATE LIKE '40%' THEN
+            RAISE; -- lost against another transaction: nobody's fault
+        END IF;
+        -- None of its rows has been returned: a function in FROM returns them all or none.
+        RETURN QUERY SELECT * FROM inturn._claim_leases(topics, max_keys, lease, who, true);
+    END;
 END
 $$;
 COMMENT ON FUNCTION inturn.claim(text[], integer, interval, text) IS 'Claims ready keys by lease, for work outside the database, and returns their next commands.';

@@ -1,0 +1,25 @@
+-- Starts a lease as _begin_lease does. When the key itself makes that fail, it is put off (see _put_off) and NULL returned, so
+-- that the others of its claim go on. Internal to the claims by lease.
+--
+-- Locks what _begin_lease locks. Raises what lost against another transaction (40001, 40P01): that is nobody's fault.
+CREATE FUNCTION inturn._try_lease(
+    settings inturn.topic, key text, applied_seq bigint, epoch bigint, lease interval, applier text
+) RETURNS inturn.key_cursor
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+AS $$
+DECLARE
+    problem text;
+BEGIN
+    RETURN inturn._begin_lease(settings, key, applied_seq, epoch, lease, applier);
+EXCEPTION WHEN OTHERS THEN
+    IF SQLSTATE LIKE '40%' THEN
+        RAISE;
+    END IF;
+    GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
+    PERFORM inturn._put_off(c, 'it could not be claimed: ' || problem) FROM inturn.key_cursor c
+    WHERE c.topic = settings.name AND c.key = _try_lease.key;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION inturn._try_lease IS 'Internal to the claims by lease: starts a lease on a key, or puts the key off.';

@@ -1,0 +1,110 @@
+"""P5 outside the database: one command that fails in whatever way costs the others nothing."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import bad_company, shop
+from support.b_server import B
+from support.bad_outside import (
+    COROUTINE,
+    LEASE_CLIENT,
+    PLAIN,
+    SERVICE,
+    Fault,
+    Seen,
+    coroutine,
+    is_healed,
+    plain,
+    prepare,
+    service,
+    work_by_lease,
+)
+from support.database import Database, until
+
+from inturn.applier import Applier
+
+
+def _assert_charged(database: Database, fault: Fault) -> None:
+    """The bad key has its own error and ended as it should; nobody else was charged."""
+    bad = "SELECT held_at IS NOT NULL, attempts, last_error FROM inturn.key_cursor WHERE key = 'bad'"
+    if fault.state == "put off":
+        until(lambda: database.value("SELECT empty_turns FROM inturn.ticket WHERE key = 'bad'"), "put off")
+        assert fault.error in database.execute(bad)[0][2]
+    else:
+        until(lambda: database.execute(bad)[0][0], "held", 60)
+        assert fault.error in database.execute(bad)[0][2]
+        assert database.execute(bad)[0][1] <= bad_company.ATTEMPTS
+        assert database.execute("SELECT v.* FROM inturn.topic t, inturn.verify(t.name) v") == []
+    assert bad_company.innocent_and_charged(database) == []
+    # Nor was one of them ever lost.
+    lost = "SELECT topic, key FROM inturn.turn WHERE key <> 'bad' AND outcome = 'lost'"
+    assert database.execute(lost) == []
+
+
+@pytest.mark.parametrize(
+    ("handlers", "fault"),
+    [
+        *(pytest.param(plain, fault, id=f"plain-{kind}") for kind, fault in PLAIN.items()),
+        *(pytest.param(coroutine, fault, id=f"coroutine-{kind}") for kind, fault in COROUTINE.items()),
+    ],
+)
+def test_p5_whatever_goes_wrong_in_an_outside_handler_is_charged_to_its_command(
+    database: Database, handlers: Callable[[Fault, Seen], Applier], fault: Fault
+) -> None:
+    seen = Seen()
+    prepare(database, fault)
+    with shop.at_work(database, handlers(fault, seen)) as fleet:
+        until(lambda: is_healed(database), "the healthy keys")
+        _assert_charged(database, fault)
+        assert fleet.running
+    seen.assert_once()
+
+
+@pytest.mark.parametrize("kind", SERVICE)
+def test_p5_whatever_a_service_answers_is_charged_to_its_command(database: Database, kind: str) -> None:
+    fault, seen = SERVICE[kind], Seen()
+    with B(service(fault, seen)) as b:
+        prepare(database, fault, f"http://127.0.0.1:{b.port}/")
+        with shop.at_work(database, Applier()) as fleet:
+            until(lambda: is_healed(database), "the healthy keys")
+            _assert_charged(database, fault)
+            assert fleet.running
+    seen.assert_once()
+
+
+@pytest.mark.parametrize("kind", LEASE_CLIENT)
+def test_p5_whatever_a_lease_client_does_is_charged_to_its_command(database: Database, kind: str) -> None:
+    fault, seen, over = LEASE_CLIENT[kind], Seen(), threading.Event()
+    prepare(database, fault, lease="1 second")
+    clients = [
+        threading.Thread(target=work_by_lease, args=(database.dsn, fault, seen, over)) for _ in range(2)
+    ]
+    for client in clients:
+        client.start()
+    try:
+        until(lambda: is_healed(database), "the healthy keys")
+        _assert_charged(database, fault)
+    finally:
+        over.set()
+        for client in clients:
+            client.join()
+    seen.assert_once()
+
+
+def test_the_page_of_failures_has_every_kind_outside_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "explanation" / "failures.md").read_text()
+    kinds: dict[str, dict[str, Any]] = {
+        "In a handler outside the database": {**PLAIN, **COROUTINE},
+        "In a service over HTTP": SERVICE,
+        "In a lease client": LEASE_CLIENT,
+    }
+    for title, those in kinds.items():
+        section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
+        shown = re.findall(r"^\| (.+?) \|", section, re.MULTILINE)
+        assert set(shown) - {"kind", "---"} == set(those)
