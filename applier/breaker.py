@@ -7,9 +7,11 @@ import random
 import re
 import threading
 import time
+from collections.abc import Collection, Mapping
 
 import psycopg
 
+from inturn.applier.failure import encodable
 from inturn.schema.errors import InturnError
 
 log = logging.getLogger("inturn.applier")
@@ -18,6 +20,9 @@ log = logging.getLogger("inturn.applier")
 OPENING_FAILURES = 5
 #: The pause before the first probe; doubled up to the second; of each, half to the whole.
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 30.0
+
+#: How much of the last failure is announced.
+_ERROR_CHARACTERS = 300
 
 #: What libraries call the exceptions of a service that is not there.
 _OUTAGE = re.compile("Connect|Timeout|TimedOut|Unavailable|Unreachable|Transport|Network|OperationalError")
@@ -55,6 +60,8 @@ class Breaker:
         self._pause = FIRST_PAUSE_SECONDS
         self._probe_at = 0.0
         self._prober: int | None = None
+        self._opened_at = 0.0
+        self._last: tuple[str, str] = ("", "")
         self.open = False
         self.probed = False
 
@@ -96,7 +103,15 @@ class Breaker:
             self.open = self.probed = False
             self._pause = FIRST_PAUSE_SECONDS
 
-    def failed(self, key: str, *, probe: bool) -> bool:
+    def report(self) -> dict[str, object] | None:
+        """Return what is to be announced: for how many seconds it has been open, and the last failure."""
+        with self._lock:
+            if not self.open:
+                return None
+            key, error = self._last
+            return {"seconds": time.monotonic() - self._opened_at, "key": key, "error": error}
+
+    def failed(self, key: str, error: str = "", *, probe: bool) -> bool:
         """Learn that a command of a key failed; return whether that counts as an attempt of it.
 
         What was under way when the breaker opened does not: the command was not at fault.
@@ -105,6 +120,7 @@ class Breaker:
             if self.open and not probe:
                 return False
             self._failed.add(key)
+            self._last = key, error.partition("\n")[0][:_ERROR_CHARACTERS]
             if self.open:
                 self.probed = True
                 self._pause = min(self._pause * 2, LAST_PAUSE_SECONDS)
@@ -113,6 +129,7 @@ class Breaker:
             pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
             self._probe_at = time.monotonic() + pause
             if not self.open:
+                self._opened_at = time.monotonic()
                 log.warning(
                     "does not answer, for %d keys in a row: one key at a time is tried until it does",
                     len(self._failed),
@@ -120,3 +137,15 @@ class Breaker:
                 )
             self.open = True
             return True
+
+
+def reports(
+    breakers: Mapping[str, Breaker], topics: Collection[str], info: psycopg.ConnectionInfo
+) -> dict[str, object]:
+    """Return what is to be announced of those of the topics whose breaker is open."""
+    found = {topic: breaker.report() for topic, breaker in breakers.items() if topic in topics}
+    return {
+        topic: report | {"error": encodable(str(report["error"]), info)}
+        for topic, report in found.items()
+        if report is not None
+    }

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from inturn.applier.batch import Target
-from inturn.applier.breaker import Breaker
+from inturn.applier.breaker import Breaker, reports
 from inturn.applier.effect import Effect, HandlerEffect, Timeouts
 from inturn.applier.hand import MOST_ABANDONED, Hand, TooManyAbandoned
 from inturn.applier.handlers import Applier
@@ -368,13 +369,23 @@ class Fleet:
         return targets
 
     def _announce(self, connection: psycopg.Connection[Any], applier_id: str, topics: list[str]) -> None:
+        down = reports(self._all_breakers(), topics, connection.info)
         # Behind a pooler the client is told another backend than the one that it has.
         connection.execute(
             sql.SQL(
-                "SELECT {}.announce_applier(%s, %s::text[], %s, %s, %s, %s::integer <> pg_backend_pid())"
+                "SELECT {}.announce_applier("
+                "%s, %s::text[], %s, %s, %s, %s::integer <> pg_backend_pid(), %s, %s)"
             ).format(sql.Identifier(self._schema)),
-            (applier_id, topics, socket.gethostname(), os.getpid(), HEAD, connection.info.backend_pid),
-        )
+            (applier_id, topics, socket.gethostname(), os.getpid(), HEAD, connection.info.backend_pid,
+             Jsonb(down), self._abandoned()),
+        )  # fmt: skip
+
+    def _all_breakers(self) -> dict[str, Breaker]:
+        return self._breakers | (self._outside.breakers if self._outside else {})
+
+    def _abandoned(self) -> int:
+        """Return how many threads were left behind, because a handler did not return."""
+        return sum(int(worker.abandoned) for worker in list(self._workers))
 
     def _served(self, connection: psycopg.Connection[Any], *, strict: bool = False) -> list[_Served]:
         """Return the topics to be served.

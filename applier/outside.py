@@ -211,6 +211,11 @@ class OutsideWorker:
         return [work for lane in self._lanes.values() for work in lane.in_flight]
 
     @property
+    def breakers(self) -> dict[str, Breaker]:
+        """The breaker of each topic."""
+        return {topic: lane.breaker for topic, lane in list(self._lanes.items())}
+
+    @property
     def _laden(self) -> bool:
         """Whether the payloads in hand are so long that no more is claimed."""
         return sum(work.lease.size for work in self._works()) >= PAYLOADS_IN_HAND
@@ -483,7 +488,7 @@ class OutsideWorker:
 
     async def _fail(self, lane: _Lane, work: _Work, order: Order, failed: Failed) -> None:
         if failed.outage:
-            if not lane.breaker.failed(order.key, probe=work.probe):
+            if not lane.breaker.failed(order.key, failed.error, probe=work.probe):
                 await self._record(work, release=True)
                 return
         else:

@@ -263,7 +263,7 @@ class PythonTarget:
                 # A deployment is under way: another process may know the command.
                 turn.asked = Asked(Outage.sqlstate, NO_HANDLER_WAIT)
         elif turn.asked.sqlstate is None and is_outage(error):
-            if not self.breaker.failed(turn.key, probe=self.breaker.is_probing):
+            if not self.breaker.failed(turn.key, turn.error, probe=self.breaker.is_probing):
                 turn.asked = Asked(Outage.sqlstate)
         elif not turn.asked.outage:
             self.breaker.succeeded()

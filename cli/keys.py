@@ -23,8 +23,10 @@ from inturn.schema.errors import UnknownTopic
 _STATES = ("held", "waiting", "retrying", "paused", "leased", "ready", "idle")
 _KEYS = """
 SELECT topic, key, state, applied_seq, last_seq, pending, oldest_pending_at, attempts, ready_at, held_at,
-       last_error, paused_at, paused_until, topic_paused, waiting_at, claimed_by, lease_until
-FROM {}.list_keys(%s::text, %s::text, %s::integer, %s::text, %s::interval, %s::bigint, %s::text, %s::text)
+       last_error, paused_at, paused_until, topic_paused, waiting_at, claimed_by, lease_until,
+       topic IN (SELECT down.topic FROM {0}.list_appliers() a, jsonb_object_keys(a.down) down (topic)
+                 WHERE a.alive) AS target_down
+FROM {0}.list_keys(%s::text, %s::text, %s::integer, %s::text, %s::interval, %s::bigint, %s::text, %s::text)
 """
 
 
@@ -132,7 +134,8 @@ def keys(
     Several states: keys in any of them. lag counts the commands not applied, age
     is how long the next of them has waited, or the first one there of a key that
     waits for a number. What is ready or retrying in a paused topic is listed as
-    `topic paused`. Keys are printed so that a shell takes them back; before one
+    `topic paused`; where what its commands need does not answer, its next try is
+    `target down`. Keys are printed so that a shell takes them back; before one
     that begins with a dash, put -- .
     """
     chosen = [name for name in _STATES if states[name] or name == state]
@@ -286,6 +289,8 @@ def _row(key: Row, now: datetime) -> list[str]:
 
 
 def _next_try(key: Row, now: datetime) -> str:
+    if key["target_down"] and key["state"] in ("retrying", "ready"):
+        return "target down"
     # Of a lease it is when another applier may take the key.
     if key["state"] not in ("retrying", "paused", "leased", "waiting") or key["ready_at"] is None:
         return ""

@@ -15,7 +15,7 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.key_text import TOPIC, shown
 from inturn.cli.keys import require_topic
-from inturn.cli.output import Column, age, json_option, print_json, table_lines
+from inturn.cli.output import Column, age, first_line, json_option, print_json, table_lines
 from inturn.cli.rows import Row, clock, fetch
 from inturn.cli.spans import refuse_interval
 from inturn.cli.watch import watch_lines, watch_option
@@ -70,7 +70,7 @@ def status(
     applied a second, failed counts failures, in the last five minutes.
 
     With --check, wrong is a topic that has keys ready or retrying, is not paused,
-    and has no applier alive.
+    and has no applier alive; and one whose target does not answer.
     """
     _check_options(older_than=older_than, check=check, watch=watch, as_json=as_json)
     with database.connect() as connection:
@@ -129,6 +129,7 @@ def _problems(found: _Status, older_than: str | None) -> Iterator[Row]:
         if applier["alive"] and applier["revision"] in (None, found.revision)
         for topic in applier["topics"]
     }
+    down = down_topics(found.appliers)
     for topic in found.topics:
         keys = topic["ready"] + topic["retrying"]
         if keys and topic["paused_at"] is None and topic["topic"] not in serving:
@@ -138,6 +139,12 @@ def _problems(found: _Status, older_than: str | None) -> Iterator[Row]:
                 "problem": "no_applier",
                 "says": f"{of_keys} ready or retrying, and no applier of it is alive",
             }
+        if topic["topic"] in down:
+            yield {
+                "topic": topic["topic"],
+                "problem": "target_down",
+                "says": _says_down(down[topic["topic"]], found.now),
+            }
         if topic.get("too_old"):
             waited = age((found.now - topic["oldest_pending_at"]).total_seconds())
             yield {
@@ -145,6 +152,24 @@ def _problems(found: _Status, older_than: str | None) -> Iterator[Row]:
                 "problem": "too_old",
                 "says": f"a command has been pending for {waited}, longer than {older_than}",
             }
+
+
+def down_topics(appliers: list[Row]) -> dict[str, Row]:
+    """Return the topics whose target does not answer: since when, the key tried last, and its error."""
+    down: dict[str, Row] = {}
+    for applier in appliers:
+        for topic, report in applier["down"].items() if applier["alive"] else ():
+            if topic not in down or report["since"] < down[topic]["since"]:
+                down[topic] = report
+    return down
+
+
+def _says_down(report: Row, now: datetime) -> str:
+    since = age((now - datetime.fromisoformat(report["since"])).total_seconds())
+    return (
+        f"its target does not answer, for {since}; the key tried last was {shown(report['key'])}: "
+        f"{first_line(report['error'])}"
+    )
 
 
 def _watched(found: _Status) -> tuple[datetime, list[str]]:
@@ -157,7 +182,17 @@ _RARE = ("waiting", "leased")
 
 
 def _lines(found: _Status) -> list[str]:
-    return [*_topic_lines(found.topics, found.now), "", *_applier_lines(found.appliers, found.now)]
+    down = down_topics(found.appliers)
+    return [
+        *_topic_lines(found.topics, found.now),
+        *(
+            f"topic {shown(topic['topic'])}: {_says_down(down[topic['topic']], found.now)}"
+            for topic in found.topics
+            if topic["topic"] in down
+        ),
+        "",
+        *_applier_lines(found.appliers, found.now),
+    ]
 
 
 def _topic_lines(topics: list[Row], now: datetime) -> Iterator[str]:
@@ -215,6 +250,10 @@ def _applier_lines(appliers: list[Row], now: datetime) -> Iterator[str]:
             [_applier_row(applier, now) for applier in alive],
             [f"waits for {applier['waits_for']}" if applier["waits_for"] else "" for applier in alive],
         )
+    left = {(each["host"], each["pid"]): each["abandoned"] for each in alive if each["abandoned"]}
+    for (host, pid), count in left.items():
+        threads = "1 thread" if count == 1 else f"{count} threads"
+        yield f"process {pid} on {host} has left {threads} behind: handlers that did not return"
     if gone:
         yield f"{gone} more seen in the last day {'is' if gone == 1 else 'are'} gone: see --json"
 

@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 from support.database import Database, Session, until
 from support.logins import connect_as
 from support.own_server import own_database
@@ -571,6 +572,29 @@ def test_a_session_is_known_by_what_it_announces_and_never_guessed(witness: Data
         answer, out = explained(witness, "a", "no_applier")
     assert answer["details"]["last_applier"] is None
     assert "pip install" not in out
+
+
+def test_a_target_that_does_not_answer_is_the_cause_while_its_applier_is_there(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('orders', 'http://b.internal/')")
+    append(database, "a")
+    applier = database.connect()
+    down = {"orders": {"seconds": 3600, "key": "order-7", "error": "ConnectError: connection refused"}}
+    applier.execute(
+        "SELECT inturn.announce_applier('node:7', '{orders}', 'b1', 4711, '0001',"
+        " down => %s, abandoned => 2)",
+        [Jsonb(down)],
+    )
+    answer, out = explained(database, "a", "target_down")
+    words = " ".join(out.split())
+    assert "What its commands need does not answer (target http://b.internal/), since 2" in words
+    assert "the last one tried was 'order-7': ConnectError: connection refused" in words
+    waited = database.value("SELECT clock_timestamp()") - answer["since"]
+    assert timedelta(hours=1) <= waited < timedelta(hours=1, minutes=2)
+    status = run_inturn(database.dsn, "status")[1]
+    assert "topic orders: its target does not answer, for 1h; the key tried last was order-7: " in status
+    assert "process 4711 on b1 has left 2 threads behind: handlers that did not return" in status
+    applier.close()
+    until(lambda: asked(database, "a")["cause"] == "no_applier", "its session gone")
 
 
 def test_after_a_crash_nobody_is_blamed_for_not_having_come_back(server: Server) -> None:

@@ -74,7 +74,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._spread_out(text, timestamptz, integer),
     inturn._visit_topic(text, timestamptz, timestamptz, integer, text, bigint, bigint, boolean, double precision, integer),
     inturn.apply(text[], double precision, integer, bigint, bigint),
-    inturn.announce_applier(text, text[], text, integer, text, boolean),
+    inturn.announce_applier(text, text[], text, integer, text, boolean, jsonb, integer),
     inturn.announce_sleep(text[]),
     inturn.next_ready(text[], timestamptz),
     inturn.pending_commands(text[])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support import shop
 from support.database import Database, until
+from support.process import run_inturn
 
 from inturn.applier import Applier, Outage
 
@@ -77,6 +78,32 @@ def test_p5_an_outage_of_what_handlers_need_holds_no_key(outage: Database, *, ou
         service.down = False
         until(lambda: outage.value(done, ["needs"]) == KEYS, "all of it")
     assert outage.value("SELECT count(*) FROM inturn.turn WHERE outcome = 'held'") == 0
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
+def test_p5_an_outage_is_told_by_why_status_and_keys(
+    outage: Database, monkeypatch: pytest.MonkeyPatch, *, outside: bool
+) -> None:
+    for module in ("worker", "outside"):
+        monkeypatch.setattr(f"inturn.applier.{module}.CHOOSE_SECONDS", 0.1)
+    service = Service()
+    cause = "SELECT cause, says, details ->> 'key' FROM inturn.why('needs', 'k1')"
+    with shop.at_work(outage, _handlers(outage, service, outside=outside), workers=2):
+        until(lambda: outage.value(cause) == "target_down", "the cause", 60)
+        _, says, tried = outage.execute(cause)[0]
+        assert "(target python)" in says
+        assert "ConnectionError: does not answer" in says
+        assert tried.startswith("k")
+        code, out, _ = run_inturn(outage.dsn, "status", "--check")
+        assert code == 9
+        assert out.startswith("topic needs: its target does not answer, for ")
+        assert "does not answer" in run_inturn(outage.dsn, "status")[1]
+        listed = run_inturn(outage.dsn, "keys", "--topic", "needs")[1]
+        assert "target down" in listed
+        assert "now" not in listed
+        service.down = False
+        until(lambda: not outage.value("SELECT bool_or(down ? 'needs') FROM inturn.applier"), "answers again")
+        assert run_inturn(outage.dsn, "status", "--check")[0] == 0
 
 
 def test_p5_failures_of_one_key_open_no_breaker(database: Database) -> None:

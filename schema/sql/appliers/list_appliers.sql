@@ -5,13 +5,13 @@
 -- that run), idle, or gone (since it was seen). One that never said that it is there is known by its leases while they run.
 -- topic, key, seq: the first key of the transaction or of the leases at work, and its next command; NULL where that cannot
 -- be told: of a transaction it is looked for among the keys of each topic that have been ready the longest.
--- waits_for: what its query waits for. leases: how many keys it has by lease now.
+-- waits_for: what its query waits for. leases: how many keys it has by lease now. down, abandoned: see announce_applier.
 -- Runs as its owner, so that an operator sees other users' sessions; the owner needs pg_monitor, or is a superuser.
 CREATE FUNCTION inturn.list_appliers()
 RETURNS TABLE (
     applier text, topics text[], host text, pid integer, backend_pid integer, revision text,
     started_at timestamptz, seen_at timestamptz, alive boolean, doing text, since timestamptz,
-    topic text, key text, seq bigint, waits_for text, leases bigint
+    topic text, key text, seq bigint, waits_for text, leases bigint, down jsonb, abandoned integer
 )
 LANGUAGE sql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -36,7 +36,8 @@ SELECT p.applier, p.topics, p.host, p.pid, p.backend_pid, p.revision, p.started_
             WHEN h.leases > 0 THEN h.since ELSE a.state_change END,
        coalesce(turn.topic, (h.first).topic), coalesce(turn.key, (h.first).key),
        coalesce(turn.applied_seq, (h.first).applied_seq) + 1,
-       CASE WHEN d.alive AND claim.xid IS NOT NULL THEN inturn._session_waits_for(a.pid) END, coalesce(h.leases, 0)
+       CASE WHEN d.alive AND claim.xid IS NOT NULL THEN inturn._session_waits_for(a.pid) END, coalesce(h.leases, 0),
+       p.down, p.abandoned
 FROM inturn.applier p
 LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND coalesce(a.backend_start, p.backend_start) = p.backend_start
 CROSS JOIN LATERAL (SELECT inturn._is_alive(p, a.pid, a.state, a.query_start) AS alive) d
@@ -54,7 +55,7 @@ LEFT JOIN LATERAL (
 LEFT JOIN lease h ON h.claimed_by = p.applier
 UNION ALL
 SELECT h.claimed_by, h.topics, NULL, NULL, NULL, NULL, h.since, h.seen_at, true, 'applying', h.since,
-       (h.first).topic, (h.first).key, (h.first).applied_seq + 1, NULL, h.leases
+       (h.first).topic, (h.first).key, (h.first).applied_seq + 1, NULL, h.leases, '{}', 0
 FROM lease h WHERE NOT EXISTS (SELECT FROM inturn.applier p WHERE p.applier = h.claimed_by)
 ORDER BY 9 DESC, 1
 $$;

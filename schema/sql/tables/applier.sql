@@ -9,7 +9,9 @@ CREATE UNLOGGED TABLE inturn.applier (
     revision text NOT NULL,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     seen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    pooled boolean NOT NULL DEFAULT false
+    pooled boolean NOT NULL DEFAULT false,
+    down jsonb NOT NULL DEFAULT '{}',
+    abandoned integer NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE inturn.applier IS 'Who applies what, as each applier said of itself when it was last seen.';
 COMMENT ON COLUMN inturn.applier.applier IS 'The applier, as in turn.';
@@ -17,3 +19,5 @@ COMMENT ON COLUMN inturn.applier.pid IS 'Its process on host; NULL: it is a sess
 COMMENT ON COLUMN inturn.applier.backend_start IS 'With backend_pid: which session of the database it uses, in pg_stat_activity.';
 COMMENT ON COLUMN inturn.applier.revision IS 'The revision of the schema that it serves.';
 COMMENT ON COLUMN inturn.applier.pooled IS 'It goes through a pooler: the session may be another one by now.';
+COMMENT ON COLUMN inturn.applier.down IS 'The topics whose breaker is open in its process: topic to since, key (the last one tried) and error.';
+COMMENT ON COLUMN inturn.applier.abandoned IS 'How many threads its process has left behind, because a handler did not return.';

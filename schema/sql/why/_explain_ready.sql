@@ -1,5 +1,5 @@
--- Explains a key that has a next command and is not in anybody's hands: it is tried again later, no applier is there for
--- it, or others are before it. Internal to why. Takes no locks.
+-- Explains a key that has a next command and is not in anybody's hands: its target does not answer, it is tried again later,
+-- no applier is there for it, or others are before it. Internal to why. Takes no locks.
 CREATE FUNCTION inturn._explain_ready(c inturn.key_cursor, t inturn.topic, next inturn.command_log)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE
@@ -12,11 +12,21 @@ DECLARE
         format('. The lease of %s ran out at %s: the claim that takes the key counts that as a failed attempt, unless it is heard of before',
                inturn._describe_lease(c), to_char(c.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END;
     serving jsonb;
-    strange jsonb;
+    down jsonb;
 BEGIN
     IF c.ready_at IS NULL THEN
         RETURN QUERY SELECT 'broken', next.created_at, format('It is idle although command %s is pending, which should never be: '
             'please report it', inturn._name_command(next)), 'inturn verify --topic {topic} --key {key}', jsonb_build_object('seq', next.seq);
+        RETURN;
+    END IF;
+    SELECT jsonb_agg(to_jsonb(a) ORDER BY a.applier) FILTER (WHERE a.alive AND coalesce(a.revision, v.version_num) = v.version_num)
+    INTO serving FROM inturn.list_appliers() a CROSS JOIN inturn.schema_version v WHERE t.name = ANY (a.topics);
+    SELECT s.value -> 'down' -> t.name INTO down FROM jsonb_array_elements(serving) s
+    WHERE s.value -> 'down' ? t.name ORDER BY s.value -> 'down' -> t.name ->> 'since' LIMIT 1;
+    IF down IS NOT NULL THEN
+        RETURN QUERY SELECT d.cause, (down ->> 'since')::timestamptz, d.says || CASE WHEN c.attempts > 0 THEN '. ' || failed ELSE '' END,
+                            d.to_do, d.details
+        FROM inturn._explain_down(t, down) d;
         RETURN;
     ELSIF c.attempts > 0 AND c.ready_at > clock_timestamp() THEN
         RETURN QUERY SELECT 'retrying', c.failed_at,
@@ -26,8 +36,6 @@ BEGIN
                                'seq', next.seq, 'name', next.name);
         RETURN;
     END IF;
-    SELECT jsonb_agg(to_jsonb(a) ORDER BY a.applier) FILTER (WHERE a.alive AND coalesce(a.revision, v.version_num) = v.version_num)
-    INTO serving FROM inturn.list_appliers() a CROSS JOIN inturn.schema_version v WHERE t.name = ANY (a.topics);
     IF serving IS NULL THEN
         RETURN QUERY SELECT u.cause, c.ready_at, u.says || last, u.to_do, u.details
         FROM inturn._explain_unserved(t) u;
