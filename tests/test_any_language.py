@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from support.database import Database, until
+from support.place import DOCS
 from support.receiving import SCHEMA, free_port, receiving
 
 from inturn.schema.receiver import upgrade_receiver
 
-PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "write-an-applier-in-any-language.md"
+PAGE = DOCS / "how-to" / "write-an-applier-in-any-language.md"
 KEYS, COMMANDS = 8, 10
 
 

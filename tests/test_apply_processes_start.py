@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import make_conninfo
 from support.database import Database, until
-from support.process import TESTS, InturnProcess, inturn_apply, run_apply, run_inturn
+from support.place import TESTS
+from support.process import InturnProcess, inturn_apply, run_apply, run_inturn
 from support.processes import (
     TWO,
     applying_pid,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -19,12 +15,12 @@ from typing import Any
 
 import pytest
 from support.database import Database, until
+from support.terminal import EVIL, on_terminal
 
 INTURN = Path(sys.executable).parent / "inturn"
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN_", "COLUMNS"))}
 # No test here may end up in the embedded database of whoever runs it.
 ENVIRONMENT["INTURN_EMBEDDED_DATA"] = "/dev/null/postgres"
-EVIL = "evil\x1b[2J\u202e\nkey"
 
 
 def _environment(dsn: str | None, **more: str) -> dict[str, str]:
@@ -55,23 +51,6 @@ def inturn(
 
 def read(dsn: str, *args: str) -> Any:
     return json.loads(inturn(dsn, *args, "--json").stdout)
-
-
-def on_terminal(dsn: str, *args: str, columns: int = 80) -> list[str]:
-    """Run it on a terminal and return its lines, without colours."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        os.execve(INTURN, [str(INTURN), *args], _environment(dsn, TERM="xterm-256color"))
-    printed = b""
-    try:
-        while chunk := os.read(terminal, 4096):
-            printed += chunk
-    except OSError:
-        pass  # how Linux says that the other side is closed
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, printed
-    return re.sub(r"\x1b\[[0-9;]*m", "", printed.decode()).splitlines()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.database import Database
 from support.process import run_inturn
-from support.terminal import Terminal
+from support.terminal import Terminal, on_terminal
 
 EVIL = "evil\x1b[2J\u202e\nkey\\"
 
@@ -43,12 +43,6 @@ def _json(database: Database, *args: str) -> list[dict[str, Any]]:
 
 def _keys(database: Database, *args: str) -> list[str]:
     return [row["key"] for row in _json(database, *args)]
-
-
-def _on_terminal(dsn: str, *args: str, columns: int = 80) -> list[str]:
-    terminal = Terminal(dsn, *args, columns=columns)
-    assert terminal.exit_code() == 0
-    return terminal.printed.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +140,7 @@ def test_the_table_holds_at_80_columns_and_gives_long_keys_whole_below(orders: D
     orders.execute("SELECT inturn.create_topic(%s)", ["t" * 100])
     for key in (long, EVIL * 20):
         orders.execute("SELECT inturn.append(%s, %s, 'insert')", ["t" * 100, key])
-    lines = _on_terminal(orders.dsn, "keys")
+    lines = on_terminal(orders.dsn, "keys")
     assert all(line.isprintable() for line in lines)
     whole = [line for line in lines if len(line) > 80]
     assert f"  {long}" in whole

@@ -11,7 +11,7 @@ import pytest
 from support.database import Database
 from support.history import append, make_history
 from support.process import run_inturn
-from test_cli_commands import EVIL, on_terminal
+from support.terminal import EVIL, on_terminal
 
 _SECRET = '{"card": "4111"}'
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from support.database import Database
+from support.place import ROOT
 
-ROOT = Path(__file__).parents[1]
 INTURN = str(Path(sys.executable).parent / "inturn")
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 from support.database import Database, until
+from support.place import DOCS
 from support.server import DEBIAN_BINARIES, Server
 
 from inturn.schema.install import upgrade
 
-PAGE = (Path(__file__).parents[1] / "docs" / "how-to" / "run-from-cron.md").read_text()
+PAGE = (DOCS / "how-to" / "run-from-cron.md").read_text()
 FILES = dict(re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 SHOWN = re.findall(r"^<!-- not run: .*? -->\n```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 CUT, DOWN, HELD, STILL_HELD = SHOWN

@@ -26,6 +26,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from support.database import Database, until
+from support.place import ROOT
 from support.server import Server
 
 import inturn.applier
@@ -34,7 +35,6 @@ from inturn.cli.exit_codes import ExitCode
 from inturn.cli.main import cli
 from inturn.schema.errors import BY_SQLSTATE
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 REFERENCE = ROOT / "docs" / "reference"
 

@@ -21,7 +21,7 @@ from support.oracle import Oracle
 from support.plans import buffers, explain
 from support.process import InturnProcess, run_inturn
 from support.refusal import refusal
-from test_cli_commands import on_terminal
+from support.terminal import on_terminal
 
 # What would refuse the plants; a superuser could have dropped it too.
 _NO_CONSTRAINTS = """

@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.place import ROOT
 
-ROOT = Path(__file__).parents[1]
 FOLDERS = ("schema", "outbox", "applier", "cli")
 #: What a later revision will freeze, beside its module.
 LATER = "schema/revisions/versions/9999_later.sql"

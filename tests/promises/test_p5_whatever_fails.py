@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,6 +11,7 @@ import pytest
 from support import bad_company, shop
 from support.bad_company import IN_PYTHON, IN_SQL, innocent_and_charged, is_healed, prepare
 from support.database import Database, until
+from support.place import DOCS
 from support.process import run_apply
 
 from inturn.applier import Applier, Fleet
@@ -167,7 +167,7 @@ def test_p5_a_key_that_was_lost_is_taken_by_lease_among_a_crowd(database: Databa
 
 
 def test_the_page_of_failures_has_every_kind_and_no_other() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "explanation" / "failures.md").read_text()
+    page = (DOCS / "explanation" / "failures.md").read_text()
     for title, kinds in (("In a handler in Python", IN_PYTHON), ("In a SQL target", IN_SQL)):
         section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
         shown = re.findall(r"^\| (.+?) \|", section, re.MULTILINE)

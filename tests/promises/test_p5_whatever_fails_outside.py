@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from support.bad_outside import (
     work_by_lease,
 )
 from support.database import Database, until
+from support.place import DOCS
 
 from inturn.applier import Applier
 
@@ -98,7 +98,7 @@ def test_p5_whatever_a_lease_client_does_is_charged_to_its_command(database: Dat
 
 
 def test_the_page_of_failures_has_every_kind_outside_and_no_other() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "explanation" / "failures.md").read_text()
+    page = (DOCS / "explanation" / "failures.md").read_text()
     kinds: dict[str, dict[str, Any]] = {
         "In a handler outside the database": {**PLAIN, **COROUTINE},
         "In a service over HTTP": SERVICE,

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-TESTS = Path(__file__).parents[1]
+from support.place import TESTS
 
 
 class InturnProcess:

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 INTURN = Path(sys.executable).with_name("inturn")
+#: What a terminal must not be given as it is.
+EVIL = "evil\x1b[2J\u202e\nkey"
 
 
 class Terminal:
@@ -49,3 +51,10 @@ class Terminal:
         self.read()
         os.close(self._terminal)
         return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
+
+def on_terminal(dsn: str, *args: str, columns: int = 80) -> list[str]:
+    """Run it to its good end and return its lines, without colours."""
+    terminal = Terminal(dsn, *args, columns=columns)
+    assert terminal.exit_code() == 0, terminal.printed
+    return terminal.printed.splitlines()

@@ -10,7 +10,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -19,9 +18,10 @@ from support.key_events import EVENTS
 from support.key_hands import Connection, Key
 from support.key_situations import GAPS, SITUATIONS
 from support.oracle import Oracle
+from support.place import DOCS
 from support.refusal import refusal
 
-PAGE = Path(__file__).parents[3] / "docs" / "explanation" / "key-states.md"
+PAGE = DOCS / "explanation" / "key-states.md"
 #: In a cell: nothing changes. An event that cannot come about has no cell.
 NOTHING, CANNOT_COME, ANY_OTHER = "–", "", "any other"  # noqa: RUF001
 NUMBERINGS = ("assigned", "given")
