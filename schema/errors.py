@@ -197,6 +197,10 @@ class SchemaNameRefused(InturnError):
     """The name cannot be used for the schema."""
 
 
+class TransactionNeeded(InturnError):
+    """What has to be done wholly or not at all was asked for on a connection in autocommit."""
+
+
 class RequestRefused(InturnError):
     """A request is none that an applier of inturn sent, or it was changed on its way."""
 

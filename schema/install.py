@@ -1,24 +1,26 @@
-"""Installing, upgrading and removing the schema, by Alembic, in one transaction."""
+"""Installing, upgrading and removing the schema, in one transaction: the revisions are Alembic's."""
 
 from __future__ import annotations
 
-import io
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from typing import Any
 
 import psycopg
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from inturn.schema.connection import connect
-from inturn.schema.errors import CommandsPending, SchemaInUse, SchemaMismatch, SchemaNameRefused
+from inturn.schema.errors import (
+    CommandsPending,
+    SchemaInUse,
+    SchemaMismatch,
+    SchemaNameRefused,
+    TransactionNeeded,
+)
+from inturn.schema.revisions import walk
 from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name, created_names, script
-from inturn.schema.version import HEAD, check_not_newer, installed_receiver, installed_version
+from inturn.schema.version import HEAD, check_not_newer, installed_receiver
 
 
 def upgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]:
@@ -39,21 +41,47 @@ def upgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]
         psycopg.Error: the database refused; nothing was changed.
     """
     with _locked(dsn, schema) as connection:
-        before = installed_version(_driver(connection), schema)
-        if before is not None:
-            check_not_newer(before, schema)
-        if before != HEAD:
-            with _alembic:
-                command.upgrade(_config(schema, connection=connection), HEAD)
-    return before, HEAD
+        return _upgrade(connection, schema)
 
 
-def upgrade_script(*, schema: str = DEFAULT_SCHEMA, from_revision: str | None = None) -> str:
+def upgrade_on(connection: Connection, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]:
+    """Do what `upgrade` does in the transaction of a connection of yours, as in a migration of your service.
+
+    Nothing is committed here. What is done is undone with your transaction.
+
+    Args:
+        connection: SQLAlchemy's, to PostgreSQL. In a migration of Alembic: `op.get_bind()`.
+        schema: as for `upgrade`.
+
+    Returns:
+        The revision before (None: not installed) and the one now.
+
+    Raises:
+        SchemaNameRefused: the name cannot be used.
+        SchemaMismatch: the schema in the database is newer than this package.
+        TransactionNeeded: the connection is in autocommit: a half of it would stay if it failed.
+        sqlalchemy.exc.DBAPIError: the database refused.
+    """
+    check_schema_name(schema)
+    if connection.get_isolation_level() == "AUTOCOMMIT":
+        raise TransactionNeeded(
+            f"schema {schema} is not installed on a connection in autocommit",
+            hint="Give a connection that is in a transaction",
+        )
+    with _pinned(connection):
+        _lock_out_others(connection, schema)
+        return _upgrade(connection, schema)
+
+
+def upgrade_script(
+    *, schema: str = DEFAULT_SCHEMA, from_revision: str | None = None, transaction: bool = True
+) -> str:
     """Return the SQL that `upgrade` would run, for a DBA to read and run.
 
     Args:
         schema: the schema's name.
         from_revision: what is installed now; None for a database without it.
+        transaction: whether it begins and commits one; not where it becomes a part of another script.
 
     Raises:
         SchemaNameRefused: the name cannot be used.
@@ -62,11 +90,56 @@ def upgrade_script(*, schema: str = DEFAULT_SCHEMA, from_revision: str | None = 
     check_schema_name(schema)
     if from_revision is not None:
         check_not_newer(from_revision, schema)
-    output = io.StringIO()
-    revisions = HEAD if from_revision is None else f"{from_revision}:{HEAD}"
-    with _alembic:
-        command.upgrade(_config(schema, output=output), revisions, sql=True)
-    return output.getvalue()
+    parts: list[str] = []
+    if from_revision is None:
+        parts.append(f"CREATE SCHEMA IF NOT EXISTS {schema};")
+    walk.up(parts.append, schema=schema, installed=from_revision, head=HEAD)
+    if transaction:
+        parts = ["BEGIN;", *parts, "COMMIT;"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _upgrade(connection: Connection, schema: str) -> tuple[str | None, str]:
+    before = _revision(connection, schema)
+    if before is not None:
+        check_not_newer(before, schema)
+    # Where it exists already, a DBA may have made it for a login that may not.
+    if before is None and not inspect(connection).has_schema(schema):
+        connection.execute(text(f"CREATE SCHEMA {schema}"))
+    if before != HEAD:
+        walk.up(_runner(connection), schema=schema, installed=before, head=HEAD)
+    return before, HEAD
+
+
+def _revision(connection: Connection, schema: str) -> str | None:
+    """Return the revision that is installed, None when none is."""
+    table = f"{schema}.schema_version"
+    if connection.scalar(text("SELECT to_regclass(:name)"), {"name": table}) is None:
+        return None
+    found: str | None = connection.scalar(text(f"SELECT version_num FROM {table}"))  # noqa: S608 - a checked name
+    return found
+
+
+def _runner(connection: Connection) -> Callable[[str], object]:
+    # Without parameters a % is a %.
+    return connection.execution_options(no_parameters=True).exec_driver_sql
+
+
+#: What the scripts name without a schema is PostgreSQL's own, whatever a service has in its path.
+_PINS = {"search_path": "pg_catalog", "quote_all_identifiers": "off", "standard_conforming_strings": "on"}
+
+
+@contextmanager
+def _pinned(connection: Connection) -> Iterator[None]:
+    """Have the settings that the scripts rely on for a block. What fails takes the transaction along."""
+    put = text("SELECT set_config(:name, :value, true)")
+    ask = text("SELECT current_setting(:name)")
+    were = {name: connection.scalar(ask, {"name": name}) for name in _PINS}
+    for name, value in _PINS.items():
+        connection.execute(put, {"name": name, "value": value})
+    yield
+    for name, value in were.items():
+        connection.execute(put, {"name": name, "value": value})
 
 
 def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base", force: bool = False) -> None:
@@ -88,7 +161,7 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
         alembic.util.CommandError: there is no such revision, or it is later than the installed one.
     """
     with _locked(dsn, schema) as connection:
-        version = installed_version(_driver(connection), schema)
+        version = _revision(connection, schema)
         if version is None:
             raise SchemaMismatch(
                 f"schema {schema} is not installed in this database", hint="There is nothing to do"
@@ -97,7 +170,7 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
         _lock_tables(connection, schema)
         if revision == "base" and not force:
             _check_nothing_pending(connection, schema)
-        _go_back(connection, schema, revision)
+        _go_back(connection, schema, version, revision)
         if revision == "base":
             connection.execute(text(f"DROP TABLE {schema}.schema_version"))
             if installed_receiver(_driver(connection), schema) is None:
@@ -125,15 +198,14 @@ def _check_nothing_pending(connection: Connection, schema: str) -> None:
         )
 
 
-def _go_back(connection: Connection, schema: str, revision: str) -> None:
+def _go_back(connection: Connection, schema: str, installed: str, revision: str) -> None:
     """Run the downgrades down to a revision.
 
     Raises:
         SchemaInUse: something outside depends on what they drop.
     """
     try:
-        with _alembic:
-            command.downgrade(_config(schema, connection=connection), revision)
+        walk.down(_runner(connection), schema=schema, installed=installed, revision=revision)
     except DBAPIError as error:
         if not isinstance(error.orig, psycopg.errors.DependentObjectsStillExist):
             raise
@@ -142,10 +214,6 @@ def _go_back(connection: Connection, schema: str, revision: str) -> None:
             f"schema {schema} is still in use: {detail.splitlines()[0]}",
             hint="Drop or change what depends on it first",
         ) from None
-
-
-#: Alembic keeps what it works on in globals of the process.
-_alembic = threading.Lock()
 
 
 @contextmanager
@@ -157,19 +225,26 @@ def _locked(dsn: str, schema: str) -> Iterator[Connection]:
     )
     try:
         with engine.begin() as connection:
-            connection.execute(
-                text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
-                {"name": f"inturn upgrade {schema}"},
-            )
-            quoted = connection.execute(text("SELECT quote_ident(:name)"), {"name": schema}).scalar()
-            if quoted != schema:
-                raise SchemaNameRefused(
-                    f"schema name {schema!r} is a reserved word of SQL", hint="Choose another name"
-                )
+            _lock_out_others(connection, schema)
             yield connection
     except DBAPIError as error:
         # The driver's own words, without the script that SQLAlchemy appends to them.
         raise error.orig or error from None
+
+
+def _lock_out_others(connection: Connection, schema: str) -> None:
+    """Let no other install of this schema run beside the transaction.
+
+    Raises:
+        SchemaNameRefused: the name is a word that SQL has for itself.
+    """
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": f"inturn upgrade {schema}"}
+    )
+    if connection.scalar(text("SELECT quote_ident(:name)"), {"name": schema}) != schema:
+        raise SchemaNameRefused(
+            f"schema name {schema!r} is a reserved word of SQL", hint="Choose another name"
+        )
 
 
 @contextmanager
@@ -202,13 +277,3 @@ def _driver(connection: Connection) -> psycopg.Connection[Any]:
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)  # noqa: S101 - for mypy: the engine above made it
     return driver
-
-
-def _config(
-    schema: str, *, connection: Connection | None = None, output: io.StringIO | None = None
-) -> Config:
-    config = Config(output_buffer=output) if output is not None else Config()
-    config.set_main_option("script_location", str(files("inturn.schema") / "revisions"))
-    config.set_main_option("path_separator", "os")
-    config.attributes.update(schema=schema, connection=connection)
-    return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 
 from inturn.schema.errors import SchemaNameRefused
@@ -13,6 +14,10 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 # Where the files name the schema: before a dot, after the word SCHEMA, and in the names of the roles.
 _MENTION = re.compile(
     r"(?<=SCHEMA )inturn\b|\binturn(?=\.)|\binturn(?=_(?:caller|applier|operator|receiver)\b)"
+)
+# What a semicolon does not end a statement in, and what ends it.
+_PIECE = re.compile(
+    r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"[^\"]*\"|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|(?P<end>;)", re.DOTALL
 )
 # What a statement creates is the first name of the schema on its first line (of an index: its table).
 _CREATED = re.compile(r"^CREATE .*?\binturn\.(\w+)", re.MULTILINE)
@@ -67,3 +72,15 @@ def created_names(sql: str) -> list[str]:
         sql: as the files have it: for the schema `inturn`, every CREATE at the beginning of a line.
     """
     return sorted(set(_CREATED.findall(sql)))
+
+
+def statements(sql: str) -> Iterator[str]:
+    """Yield the statements of SQL of ours one by one, each with the comments before it.
+
+    Not for any SQL there is: ours has no nested comments, and no backslash before a quote.
+    """
+    begin = 0
+    for piece in _PIECE.finditer(sql):
+        if piece["end"]:
+            yield sql[begin : piece.end()].strip()
+            begin = piece.end()

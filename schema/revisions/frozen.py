@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 
-from alembic import context, op
-
-from inturn.schema.source import created_names, rename
+from inturn.schema.source import created_names, rename, statements
 
 # Objects that others need are dropped in a later round than those. The one that is left in the end
 # is needed from outside: dropping it raises what PostgreSQL says of that.
@@ -43,6 +45,32 @@ $drop$;
 """
 
 
+@dataclass(frozen=True)
+class _Running:
+    """What the revisions that run now work on."""
+
+    schema: str
+    emit: Callable[[str], None]
+
+
+#: Not Alembic's `op`: a service's own migration may be what runs us, and has that.
+_running: ContextVar[_Running] = ContextVar("inturn_revisions")
+
+
+@contextmanager
+def running(schema: str, emit: Callable[[str], None]) -> Iterator[None]:
+    """Have revisions work on this schema for a block.
+
+    Args:
+        emit: is given one statement after the other, to run it or to print it.
+    """
+    token = _running.set(_Running(schema, emit))
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
 def run(revision_file: str, name: str) -> None:
     """Run the frozen file NAME, which lies beside the revision; or print it when a script is asked for.
 
@@ -55,7 +83,7 @@ def run(revision_file: str, name: str) -> None:
 
 def execute(sql: str) -> None:
     """Run SQL written for the schema `inturn` in the schema being installed; or print it."""
-    _execute(rename(sql, context.config.attributes["schema"]))
+    _emit(rename(sql, _running.get().schema))
 
 
 def drop(sql: str) -> None:
@@ -69,13 +97,10 @@ def drop(sql: str) -> None:
     Raises:
         sqlalchemy.exc.InternalError: of psycopg's DependentObjectsStillExist: something else depends on them.
     """
-    schema = context.config.attributes["schema"]
-    _execute(_DROP.format(schema=schema, names=",".join(created_names(sql))))
+    _emit(_DROP.format(schema=_running.get().schema, names=",".join(created_names(sql))))
 
 
-def _execute(sql: str) -> None:
-    if context.is_offline_mode():
-        op.get_context().impl.static_output(sql)
-    else:
-        # Without parameters: the script is many statements, and a % in it is a %.
-        op.get_bind().execution_options(no_parameters=True).exec_driver_sql(sql)
+def _emit(sql: str) -> None:
+    emit = _running.get().emit
+    for statement in statements(sql):
+        emit(statement)

@@ -18,6 +18,7 @@ import pytest
 from alembic.config import Config
 
 import inturn.schema.install
+import inturn.schema.revisions.walk
 import inturn.schema.version
 from inturn.schema import HEAD
 from inturn.schema.source import DEFAULT_SCHEMA, script
@@ -104,16 +105,16 @@ class NextRelease:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Be that package, in all threads of this process, for a block."""
-        todays = inturn.schema.install._config
+        todays = inturn.schema.revisions.walk.config
 
-        def config(*args: Any, **options: Any) -> Config:
-            found = todays(*args, **options)
+        def config() -> Config:
+            found = todays()
             versions = Path(found.get_main_option("script_location") or "") / "versions"
             found.set_main_option("version_locations", os.pathsep.join([str(versions), str(self._folder)]))
             return found
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(inturn.schema.install, "_config", config)
+            patch.setattr(inturn.schema.revisions.walk, "config", config)
             for module in (inturn.schema.install, inturn.schema.version):
                 patch.setattr(module, "HEAD", NEXT)
             yield

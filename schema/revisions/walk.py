@@ -1,0 +1,67 @@
+"""Runs the revisions from one to another, statement by statement, and keeps the number of the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+
+from alembic.config import Config
+from alembic.script import Script, ScriptDirectory
+
+from inturn.schema.revisions import frozen
+
+Emit = Callable[[str], None]
+
+
+def up(emit: Emit, *, schema: str, installed: str | None, head: str) -> None:
+    """Run the upgrades after what is installed, up to the revision `head`.
+
+    Args:
+        emit: is given one statement after the other.
+        installed: the revision that is there; None: none is, but the schema itself is there.
+    """
+    if installed is None:
+        emit(
+            f"CREATE TABLE {schema}.schema_version (\n"
+            "    version_num VARCHAR(32) NOT NULL,\n"
+            "    CONSTRAINT schema_version_pkc PRIMARY KEY (version_num)\n);"
+        )
+    with frozen.running(schema, emit):
+        for revision in reversed([*_between(head, installed or "base")]):
+            revision.module.upgrade()
+            if revision.down_revision is None:
+                emit(f"INSERT INTO {schema}.schema_version VALUES ('{revision.revision}');")  # noqa: S608
+            else:
+                emit(_numbered(schema, revision.revision))
+
+
+def down(emit: Emit, *, schema: str, installed: str, revision: str) -> None:
+    """Run the downgrades from what is installed to an earlier revision; `base`: to before the first.
+
+    Raises:
+        alembic.util.CommandError: there is no such revision, or it is later than the installed one.
+    """
+    with frozen.running(schema, emit):
+        for each in _between(installed, revision):
+            each.module.downgrade()
+            if isinstance(each.down_revision, str):
+                emit(_numbered(schema, each.down_revision))
+            else:
+                emit(f"DELETE FROM {schema}.schema_version;")  # noqa: S608 - checked names
+
+
+def _numbered(schema: str, revision: str) -> str:
+    return f"UPDATE {schema}.schema_version SET version_num = '{revision}';"  # noqa: S608 - checked names
+
+
+def _between(later: str, earlier: str) -> Iterator[Script]:
+    """Yield the revisions above the earlier one, up to the later one; the latest first."""
+    yield from ScriptDirectory.from_config(config()).iterate_revisions(later, earlier)
+
+
+def config() -> Config:
+    """Return where the revisions lie, as Alembic takes it."""
+    found = Config()
+    found.set_main_option("script_location", str(files("inturn.schema") / "revisions"))
+    found.set_main_option("path_separator", "os")
+    return found
