@@ -1,11 +1,11 @@
 """The appliers' side: handlers in Python, and the workers that apply commands in turn."""
 
-from inturn.applier.batch import Batch
 from inturn.applier.command import Command
-from inturn.applier.effect import Timeouts
 from inturn.applier.fleet import Fleet, Outcome
 from inturn.applier.handlers import Applier, Handler, HandlerDidNotRun, NoHandler, OutsideHandler
-from inturn.applier.turn import HandlerBrokeTransaction
+from inturn.applier.inside.batch import Batch
+from inturn.applier.inside.turn import HandlerBrokeTransaction
+from inturn.applier.outside.effect import Timeouts
 from inturn.applier.verdict import Hold, Outage, Retry, Skip, Verdict
 
 __all__ = [

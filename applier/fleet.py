@@ -16,19 +16,19 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from inturn.applier.batch import Target
 from inturn.applier.breaker import Breaker, reports
-from inturn.applier.effect import Effect, HandlerEffect, Timeouts
-from inturn.applier.hand import MOST_ABANDONED, Hand, TooManyAbandoned
 from inturn.applier.handlers import Applier
+from inturn.applier.inside.batch import Target
+from inturn.applier.inside.hand import MOST_ABANDONED, Hand, TooManyAbandoned
+from inturn.applier.inside.python_target import PythonTarget
+from inturn.applier.inside.sql_target import SqlTarget
+from inturn.applier.inside.watchdog import Watchdog
+from inturn.applier.inside.worker import Totals, Worker
 from inturn.applier.listener import Listener
-from inturn.applier.outside import OutsideTarget, OutsideWorker
+from inturn.applier.outside.effect import Effect, HandlerEffect, Timeouts
+from inturn.applier.outside.worker import OutsideTarget, OutsideWorker
 from inturn.applier.recovery import Recovery
-from inturn.applier.sql_target import SqlTarget
 from inturn.applier.stop import Bell, Bells, LoopBell, Stop
-from inturn.applier.turns import PythonTarget
-from inturn.applier.watchdog import Watchdog
-from inturn.applier.worker import Totals, Worker
 from inturn.schema.connection import connect, connect_async
 from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
 from inturn.schema.source import DEFAULT_SCHEMA
@@ -480,8 +480,8 @@ class Fleet:
         """Return what applies a topic outside the database, None when nothing here does."""
         if target.startswith(("http://", "https://")):
             try:
-                from inturn.applier.http import HttpEffect
-                from inturn.applier.signature import signer_of
+                from inturn.applier.http.effect import HttpEffect
+                from inturn.applier.http.signature import signer_of
             except ImportError as error:
                 raise MissingExtra(
                     f"topic {topic!r} is posted to a service, and the module {error.name} is missing",

@@ -7,7 +7,7 @@ import re
 import click
 import psycopg
 
-from inturn.applier.hand import TooManyAbandoned
+from inturn.applier.inside.hand import TooManyAbandoned
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.output import escape
 from inturn.schema.errors import (

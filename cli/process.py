@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from inturn.applier.worker import Totals
+from inturn.applier.inside.worker import Totals
 from inturn.cli.child import LINGER_SECONDS, Lines, Report
 from inturn.cli.serve import Options
 

@@ -21,8 +21,8 @@ from typing import Self
 import click
 
 from inturn.applier import Fleet, Outcome
+from inturn.applier.inside.worker import Totals
 from inturn.applier.stop import Stop
-from inturn.applier.worker import Totals
 from inturn.cli import logs
 from inturn.cli.child import CUT, LINGER_SECONDS, STOP
 from inturn.cli.errors import Failure

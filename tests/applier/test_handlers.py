@@ -31,8 +31,8 @@ from support.shop import (
 
 from inturn.applier import Applier, Command, HandlerDidNotRun, NoHandler
 from inturn.applier.handlers import refuse_unrun
+from inturn.applier.inside.python_target import PythonTarget
 from inturn.applier.stop import Stop
-from inturn.applier.turns import PythonTarget
 
 Connection = psycopg.Connection[Any]
 

@@ -14,10 +14,10 @@ from support.oracle import Oracle
 from support.race import replace_in
 
 from inturn.applier import Applier, Batch, Command, Fleet
-from inturn.applier.batch import OLDEST, Target
-from inturn.applier.sql_target import SqlTarget
+from inturn.applier.inside.batch import OLDEST, Target
+from inturn.applier.inside.python_target import PythonTarget
+from inturn.applier.inside.sql_target import SqlTarget
 from inturn.applier.stop import Stop
-from inturn.applier.turns import PythonTarget
 
 Connection = psycopg.Connection[Any]
 TOPIC = "orders"

@@ -12,7 +12,7 @@ from support.logins import connect_as
 from support.process import inturn_apply
 from support.shop import append, append_keys, at_work, gate_shut, open_shop, wait_at_gate
 
-import inturn.applier.worker as worker_module
+import inturn.applier.inside.worker as worker_module
 from inturn.schema import HEAD
 from inturn.schema.errors import SchemaMismatch
 

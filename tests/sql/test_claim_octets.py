@@ -13,7 +13,8 @@ from support.database import Database, until
 from support.process import inturn_apply
 from support.shop import at_work
 
-from inturn.applier import Applier, Command, outside
+from inturn.applier import Applier, Command
+from inturn.applier.outside import worker as outside
 
 _MOST = 16 * 1024 * 1024
 _CLAIMS = {

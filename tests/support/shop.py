@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import psycopg
 
-from inturn.applier import Applier, Command, Fleet, Outcome, worker
+from inturn.applier import Applier, Command, Fleet, Outcome
+from inturn.applier.inside import worker
 from support.database import Database, Session, until
 
 TOPIC = "shop"

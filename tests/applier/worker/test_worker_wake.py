@@ -23,8 +23,8 @@ from support.shop import (
     wait_applied,
 )
 
-import inturn.applier.worker as worker_module
-from inturn.applier.worker import Worker
+import inturn.applier.inside.worker as worker_module
+from inturn.applier.inside.worker import Worker
 
 
 def _asleep(database: Database) -> bool:

@@ -32,7 +32,7 @@ from support.process import run_apply
 from support.refusal import refusal
 
 from inturn.applier import Fleet
-from inturn.applier.http import LONGEST_RETRY_AFTER, retry_after
+from inturn.applier.http.effect import LONGEST_RETRY_AFTER, retry_after
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of twenty-four b").decode()
 
@@ -320,13 +320,13 @@ def test_without_the_extra_the_error_says_what_to_install(
     database: Database, b: B, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_topic(database, b.url)
-    monkeypatch.setitem(__import__("sys").modules, "inturn.applier.http", None)
+    monkeypatch.setitem(__import__("sys").modules, "inturn.applier.http.effect", None)
     with pytest.raises(Exception, match=r"pip install 'inturn\[http\]'"):
         Fleet(database.dsn, topics=[TOPIC]).start()
 
 
 def test_a_changed_address_is_followed(database: Database, b: B, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inturn.applier.outside.CHOOSE_SECONDS", 0.05)
+    monkeypatch.setattr("inturn.applier.outside.worker.CHOOSE_SECONDS", 0.05)
     open_topic(database, b.url)
     with at_work(database):
         put(database, "a", "one")

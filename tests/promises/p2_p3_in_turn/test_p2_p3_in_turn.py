@@ -17,10 +17,10 @@ from support.oracle import Oracle
 from support.race import Turn, append, unblocked
 
 from inturn.applier import Applier, Command, Fleet
-from inturn.applier.batch import OLDEST, Target
-from inturn.applier.sql_target import SqlTarget
+from inturn.applier.inside.batch import OLDEST, Target
+from inturn.applier.inside.python_target import PythonTarget
+from inturn.applier.inside.sql_target import SqlTarget
 from inturn.applier.stop import Stop
-from inturn.applier.turns import PythonTarget
 
 ISOLATIONS = ["repeatable read", "serializable"]
 

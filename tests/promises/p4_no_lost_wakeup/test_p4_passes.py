@@ -9,7 +9,7 @@ import pytest
 from support.database import Database, Session
 from support.race import append, unblocked
 
-from inturn.applier.passes import Passes
+from inturn.applier.inside.passes import Passes
 
 
 class Round:

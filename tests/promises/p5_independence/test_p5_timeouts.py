@@ -13,7 +13,7 @@ from support.bad_company import HEALTHY, OTHERS, innocent_and_charged
 from support.database import Database, until
 
 from inturn.applier import Applier
-from inturn.applier.hand import TooManyAbandoned
+from inturn.applier.inside.hand import TooManyAbandoned
 
 _RELEASE = threading.Event()
 
@@ -62,7 +62,7 @@ def _write(connection: Any, command: Any) -> None:
 def test_p5_a_python_handler_that_takes_too_long(
     slow: Database, kind: str, monkeypatch: pytest.MonkeyPatch, *, steady: bool
 ) -> None:
-    monkeypatch.setattr("inturn.applier.watchdog.GIVE_UP_SECONDS", 0.3)
+    monkeypatch.setattr("inturn.applier.inside.watchdog.GIVE_UP_SECONDS", 0.3)
     _open(slow)
 
     def apply(connection: Any, command: Any) -> None:
@@ -133,7 +133,7 @@ def test_p5_a_handler_outside_that_takes_too_long(slow: Database, kind: str) -> 
 def test_p5_too_many_handlers_that_do_not_return_end_the_process(
     slow: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inturn.applier.watchdog.GIVE_UP_SECONDS", 0.1)
+    monkeypatch.setattr("inturn.applier.inside.watchdog.GIVE_UP_SECONDS", 0.1)
     monkeypatch.setattr("inturn.applier.fleet.MOST_ABANDONED", 3)
     _open(slow)
     applier = Applier()

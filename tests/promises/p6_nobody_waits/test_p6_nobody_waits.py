@@ -25,10 +25,10 @@ from support.shop import (
 )
 
 from inturn.applier import Batch
-from inturn.applier.batch import OLDEST
-from inturn.applier.sql_target import SqlTarget
+from inturn.applier.inside.batch import OLDEST
+from inturn.applier.inside.python_target import PythonTarget
+from inturn.applier.inside.sql_target import SqlTarget
 from inturn.applier.stop import Stop
-from inturn.applier.turns import PythonTarget
 
 _APPEND = "SELECT inturn.append('shop', %s, %s)"
 _TARGETS = pytest.mark.parametrize("target", ["sql", "python"])

@@ -35,9 +35,9 @@ from support.server import Server
 from inturn.applier import Applier, Fleet, Timeouts
 from inturn.applier.breaker import OPENING_FAILURES, TargetDown
 from inturn.applier.command import Order
-from inturn.applier.effect import LeaseOver
-from inturn.applier.http import HttpEffect
-from inturn.applier.leases import Lease
+from inturn.applier.http.effect import HttpEffect
+from inturn.applier.outside.effect import LeaseOver
+from inturn.applier.outside.leases import Lease
 
 SHORT_LEASE = "lease => '400 ms', backoff_base => '10 ms'"
 

@@ -32,9 +32,9 @@ from support.shop import (
 )
 
 from inturn.applier import Applier, Command
-from inturn.applier.batch import OLDEST
+from inturn.applier.inside.batch import OLDEST
+from inturn.applier.inside.python_target import PythonTarget
 from inturn.applier.stop import Stop
-from inturn.applier.turns import PythonTarget
 from inturn.schema.install import upgrade
 
 _APPEND = "SELECT inturn.append('shop', %s, %s, '{}', %s)"

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import psycopg
 
-from inturn.applier.alone import lose_overdue
-from inturn.applier.hand import Hand, Overdue
+from inturn.applier.inside.alone import lose_overdue
+from inturn.applier.inside.hand import Hand, Overdue
 from inturn.applier.stop import Stop
 
 log = logging.getLogger("inturn.applier")

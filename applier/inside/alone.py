@@ -15,10 +15,10 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
-from inturn.applier.batch import Batch
 from inturn.applier.command import Order
 from inturn.applier.failure import describe, encodable
-from inturn.applier.session import SETTINGS, SessionChanged, session_of
+from inturn.applier.inside.batch import Batch
+from inturn.applier.inside.session import SETTINGS, SessionChanged, session_of
 from inturn.applier.stop import Stop
 
 log = logging.getLogger("inturn.applier")

@@ -16,15 +16,21 @@ import psycopg
 
 from inturn.applier.breaker import Breaker, TargetDown
 from inturn.applier.command import Order
-from inturn.applier.effect import Effect, Failed, LeaseOver, in_thread
 from inturn.applier.failure import log_failure
-from inturn.applier.hand import MOST_ABANDONED, TooManyAbandoned
-from inturn.applier.leases import Kept, Lease, Leases, Step
-from inturn.applier.link import Link
-from inturn.applier.recorder import Recorder
+from inturn.applier.inside.hand import MOST_ABANDONED, TooManyAbandoned
+from inturn.applier.inside.worker import (
+    CHOOSE_SECONDS,
+    FIRST_POLL_SECONDS,
+    LAST_POLL_SECONDS,
+    Totals,
+    ended_by,
+)
+from inturn.applier.outside.effect import Effect, Failed, LeaseOver, in_thread
+from inturn.applier.outside.leases import Kept, Lease, Leases, Step
+from inturn.applier.outside.link import Link
+from inturn.applier.outside.recorder import Recorder
 from inturn.applier.recovery import Recovery
 from inturn.applier.stop import LoopBell, Stop
-from inturn.applier.worker import CHOOSE_SECONDS, FIRST_POLL_SECONDS, LAST_POLL_SECONDS, Totals, ended_by
 from inturn.schema.errors import Fenced, InturnError, UnknownTopic
 
 log = logging.getLogger("inturn.applier")

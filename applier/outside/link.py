@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import psycopg
 
+from inturn.applier.inside.worker import DRAIN_RECONNECTS, FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS
 from inturn.applier.recovery import Recovery
 from inturn.applier.stop import Stop
-from inturn.applier.worker import DRAIN_RECONNECTS, FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS
 
 log = logging.getLogger("inturn.applier")
 

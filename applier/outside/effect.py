@@ -21,7 +21,7 @@ from inturn.applier.handlers import (
     is_coroutine_function,
     refuse_unrun,
 )
-from inturn.applier.leases import Lease
+from inturn.applier.outside.leases import Lease
 from inturn.applier.verdict import NOTHING, Asked, asked
 
 _T = TypeVar("_T")

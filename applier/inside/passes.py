@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from inturn.applier.batch import OLDEST
-from inturn.applier.session import session_of
+from inturn.applier.inside.batch import OLDEST
+from inturn.applier.inside.session import session_of
 
 
 class Passes:

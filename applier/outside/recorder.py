@@ -8,8 +8,8 @@ import logging
 
 import psycopg
 
-from inturn.applier.leases import Kept, Leases, Step
-from inturn.applier.link import Link
+from inturn.applier.outside.leases import Kept, Leases, Step
+from inturn.applier.outside.link import Link
 
 log = logging.getLogger("inturn.applier")
 

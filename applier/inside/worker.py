@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import sql
 
-from inturn.applier.alone import TurnLost, is_transient
-from inturn.applier.batch import Batch, Target
 from inturn.applier.breaker import TargetDown
-from inturn.applier.hand import Hand
-from inturn.applier.passes import Passes
+from inturn.applier.inside.alone import TurnLost, is_transient
+from inturn.applier.inside.batch import Batch, Target
+from inturn.applier.inside.hand import Hand
+from inturn.applier.inside.passes import Passes
+from inturn.applier.inside.session import SessionChanged, session_of
 from inturn.applier.recovery import Recovery
-from inturn.applier.session import SessionChanged, session_of
 from inturn.applier.stop import Bell, Stop
 from inturn.schema.errors import InturnError, TargetRefused
 

@@ -9,10 +9,10 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from inturn.applier.alone import Alone, take_alone
-from inturn.applier.batch import Batch
 from inturn.applier.breaker import Breaker
-from inturn.applier.session import SETTINGS, SessionChanged, session_of
+from inturn.applier.inside.alone import Alone, take_alone
+from inturn.applier.inside.batch import Batch
+from inturn.applier.inside.session import SETTINGS, SessionChanged, session_of
 from inturn.applier.stop import Stop
 
 #: As in apply_batch and _apply_alone: after so many seconds they begin no further command.

@@ -12,16 +12,16 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
-from inturn.applier.alone import Alone, take_alone
-from inturn.applier.batch import Batch
 from inturn.applier.breaker import Breaker, is_outage
 from inturn.applier.command import Order, handling
 from inturn.applier.failure import describe, encodable, log_failure
-from inturn.applier.hand import Hand
 from inturn.applier.handlers import Applier, NoHandler, refuse_unrun
-from inturn.applier.session import SETTINGS, session_of
+from inturn.applier.inside.alone import Alone, take_alone
+from inturn.applier.inside.batch import Batch
+from inturn.applier.inside.hand import Hand
+from inturn.applier.inside.session import SETTINGS, session_of
+from inturn.applier.inside.turn import CommandFailed, HandlerBrokeTransaction, Lost, Redo, Turn
 from inturn.applier.stop import Stop
-from inturn.applier.turn import CommandFailed, HandlerBrokeTransaction, Lost, Redo, Turn
 from inturn.applier.verdict import NOTHING, Asked, Outage, asked
 from inturn.schema.errors import Fenced
 

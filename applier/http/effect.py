@@ -17,10 +17,10 @@ import httpx
 
 from inturn.applier import headers as names
 from inturn.applier.command import Order
-from inturn.applier.effect import Failed, LeaseOver, Timeouts
 from inturn.applier.failure import storable
-from inturn.applier.leases import Lease
-from inturn.applier.signature import Signer
+from inturn.applier.http.signature import Signer
+from inturn.applier.outside.effect import Failed, LeaseOver, Timeouts
+from inturn.applier.outside.leases import Lease
 from inturn.applier.verdict import Asked, Hold, Retry
 
 #: Beside 5xx: it may work later. All other answers but 2xx will not change by asking again.

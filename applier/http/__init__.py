@@ -1,0 +1,1 @@
+"""Commands posted to a service over HTTP."""

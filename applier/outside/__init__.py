@@ -1,0 +1,1 @@
+"""Applying outside the database: each key by a lease, no transaction open meanwhile."""
