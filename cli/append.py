@@ -6,9 +6,9 @@ import click
 from psycopg import sql
 
 from inturn.cli.database import Database, pass_database
-from inturn.cli.key_text import TOPIC
-from inturn.cli.output import json_option, print_json
-from inturn.cli.payload import read_payload, storable
+from inturn.cli.terminal.key_text import TOPIC
+from inturn.cli.terminal.output import json_option, print_json
+from inturn.cli.terminal.payload import read_payload, storable
 
 
 @click.command(

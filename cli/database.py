@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.rows import adapt
+from inturn.cli.terminal.rows import adapt
 from inturn.schema.connection import complete, connect
 from inturn.schema.version import check_version
 

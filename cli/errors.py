@@ -9,7 +9,7 @@ import psycopg
 
 from inturn.applier.inside.hand import TooManyAbandoned
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.output import escape
+from inturn.cli.terminal.output import escape
 from inturn.schema.errors import (
     InturnError,
     SchemaMismatch,

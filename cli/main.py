@@ -16,33 +16,36 @@ from inturn.cli.exit_codes import ExitCode
 #: heading → command → where it is, and its line in the help. Nothing is imported before it is called.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Set up": {
-        "upgrade": ("inturn.cli.install:upgrade", "Install the schema, or upgrade it."),
-        "downgrade": ("inturn.cli.install:downgrade", "Remove the schema, or go back a revision."),
-        "topic": ("inturn.cli.topic:topic", "Create topics, list and change them."),
-        "embedded": ("inturn.cli.embedded_command:embedded", "The PostgreSQL that inturn brings."),
-        "completion": ("inturn.cli.completion:completion", "Complete commands and keys in your shell."),
+        "upgrade": ("inturn.cli.set_up.install:upgrade", "Install the schema, or upgrade it."),
+        "downgrade": ("inturn.cli.set_up.install:downgrade", "Remove the schema, or go back a revision."),
+        "topic": ("inturn.cli.set_up.topic:topic", "Create topics, list and change them."),
+        "embedded": ("inturn.cli.set_up.embedded_command:embedded", "The PostgreSQL that inturn brings."),
+        "completion": (
+            "inturn.cli.set_up.completion:completion",
+            "Complete commands and keys in your shell.",
+        ),
     },
     "Append": {"append": ("inturn.cli.append:append", "Append a command to a key.")},
     "Apply": {
-        "apply": ("inturn.cli.apply:apply", "Apply commands, each key in turn."),
-        "demo": ("inturn.cli.demo:demo", "See the problem happen, and not happen."),
+        "apply": ("inturn.cli.run.apply:apply", "Apply commands, each key in turn."),
+        "demo": ("inturn.cli.demo.command:demo", "See the problem happen, and not happen."),
     },
     "Look": {
-        "status": ("inturn.cli.status:status", "Sum up the topics and the appliers."),
-        "keys": ("inturn.cli.keys:keys", "List keys and where they stand."),
-        "why": ("inturn.cli.why:why", "Say why a key does not move, and what to do."),
-        "show": ("inturn.cli.show:show", "Show a key's commands, turns and operators."),
-        "verify": ("inturn.cli.verify:verify", "Prove from what is stored that all was in turn."),
+        "status": ("inturn.cli.look.status:status", "Sum up the topics and the appliers."),
+        "keys": ("inturn.cli.look.keys:keys", "List keys and where they stand."),
+        "why": ("inturn.cli.look.why:why", "Say why a key does not move, and what to do."),
+        "show": ("inturn.cli.look.show:show", "Show a key's commands, turns and operators."),
+        "verify": ("inturn.cli.look.verify:verify", "Prove from what is stored that all was in turn."),
     },
     "Put right": {
-        "retry": ("inturn.cli.actions:retry", "Try a failed command again, now."),
-        "skip": ("inturn.cli.actions:skip", "Pass over a key's next command."),
-        "fill-gap": ("inturn.cli.actions:fill_gap", "Pass over a number that nobody appended."),
-        "amend": ("inturn.cli.amend:amend", "Change a pending command."),
-        "replay": ("inturn.cli.actions:replay", "Append an applied or skipped command again."),
-        "pause": ("inturn.cli.actions:pause", "Keep a key or a topic standing still."),
-        "resume": ("inturn.cli.actions:resume", "Let it go on."),
-        "cancel-rest": ("inturn.cli.actions:cancel_rest", "Pass over all that is pending on a key."),
+        "retry": ("inturn.cli.act.actions:retry", "Try a failed command again, now."),
+        "skip": ("inturn.cli.act.actions:skip", "Pass over a key's next command."),
+        "fill-gap": ("inturn.cli.act.actions:fill_gap", "Pass over a number that nobody appended."),
+        "amend": ("inturn.cli.act.amend:amend", "Change a pending command."),
+        "replay": ("inturn.cli.act.actions:replay", "Append an applied or skipped command again."),
+        "pause": ("inturn.cli.act.actions:pause", "Keep a key or a topic standing still."),
+        "resume": ("inturn.cli.act.actions:resume", "Let it go on."),
+        "cancel-rest": ("inturn.cli.act.actions:cancel_rest", "Pass over all that is pending on a key."),
     },
 }
 
@@ -148,7 +151,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     try:
         if "_INTURN_COMPLETE" in os.environ:  # a shell asks: see completion
-            import_module("inturn.cli.completion")
+            import_module("inturn.cli.set_up.completion")
         result: Any = cli.main(args, prog_name="inturn", standalone_mode=False)
         sys.stdout.flush()
     except Exception as error:

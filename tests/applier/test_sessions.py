@@ -14,8 +14,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.database import Database, until
 
 from inturn.applier import Applier, Command, Fleet
-from inturn.cli.key_text import KeyParam
 from inturn.cli.main import cli
+from inturn.cli.terminal.key_text import KeyParam
 from inturn.schema import connection as connections
 
 _HOSTILE = {

@@ -13,10 +13,10 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from inturn.cli import output
 from inturn.cli.errors import Failure, explain
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.main import COMMANDS, cli
+from inturn.cli.terminal import output
 
 WIDTH = 80
 
@@ -136,11 +136,13 @@ def test_every_error_is_one_line_with_its_exit_code(error: BaseException, code: 
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("module", ["apply", "demo", "keys"])
-def test_a_command_that_cannot_be_loaded_does_not_break_the_others(module: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "module"), [("apply", "run.apply"), ("demo", "demo.command"), ("keys", "look.keys")]
+)
+def test_a_command_that_cannot_be_loaded_does_not_break_the_others(command: str, module: str) -> None:
     code = (
         f"import sys; sys.modules['inturn.cli.{module}'] = None\n"
-        f"from inturn.cli.main import main; main([{module!r}])"
+        f"from inturn.cli.main import main; main([{command!r}])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == ExitCode.ERROR

@@ -15,13 +15,13 @@ from click.testing import CliRunner
 from support.database import Database, until
 from support.process import InturnProcess, run_inturn
 
-from inturn.cli import demo as command
-from inturn.cli import demo_plan as plans
-from inturn.cli.demo_database import Findings, find, make_database, note_calls
-from inturn.cli.demo_front import Front
-from inturn.cli.demo_plan import Call
-from inturn.cli.demo_processes import Start, running
-from inturn.cli.demo_ways import Result
+from inturn.cli.demo import command
+from inturn.cli.demo import plan as plans
+from inturn.cli.demo.database import Findings, find, make_database, note_calls
+from inturn.cli.demo.front import Front
+from inturn.cli.demo.plan import Call
+from inturn.cli.demo.processes import Start, running
+from inturn.cli.demo.ways import Result
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.main import cli
@@ -37,7 +37,7 @@ def processes_of(pid: int) -> list[psutil.Process]:
 
     def is_ours(child: psutil.Process) -> bool:
         try:
-            return any("inturn.cli.demo_" in word for word in child.cmdline())
+            return any("inturn.cli.demo." in word for word in child.cmdline())
         except psutil.NoSuchProcess:  # it has ended since, or has and nobody has waited for it
             return False
 
@@ -191,7 +191,7 @@ def test_its_processes_end_with_it(empty_database: Database, number: signal.Sign
 
 def test_its_processes_end_when_one_does_not_start() -> None:
     async def run() -> None:
-        async with running([Start("inturn.cli.demo_machine", {}), Start("inturn.cli.no_such_module", {})]):
+        async with running([Start("inturn.cli.demo.machine", {}), Start("inturn.cli.no_such_module", {})]):
             raise AssertionError("runs")
 
     with pytest.raises(Failure, match="did not start"):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.database import Database
 
-from inturn.cli.key_text import escaped, resolve, shown, unescaped
+from inturn.cli.terminal.key_text import escaped, resolve, shown, unescaped
 
 ODD = st.sampled_from([*"\\'\"%$`!#~=:;*?[]{}()<>|& -\n\t\x1b\x7f\u202e\u200b\u2066\ufeff", "\\x1b", "\\\\"])
 KEYS = st.lists(ODD | st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map(

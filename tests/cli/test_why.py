@@ -28,8 +28,8 @@ from support.server import Server
 from support.shop import append as append_to_shop
 from support.shop import gate_shut, open_shop, wait_at_gate
 
-from inturn.cli.key_text import escaped
-from inturn.cli.why import TITLES
+from inturn.cli.look.why import TITLES
+from inturn.cli.terminal.key_text import escaped
 
 Explained = dict[str, Any]
 

@@ -22,8 +22,8 @@ def children_of(pid: int) -> list[psutil.Process]:
             words = each.cmdline()
         except psutil.NoSuchProcess:  # it ended meanwhile; so says a zombie too
             continue
-        if "inturn.cli.child" in words:
-            found.append((words[words.index("inturn.cli.child") + 1], each))
+        if "inturn.cli.run.child" in words:
+            found.append((words[words.index("inturn.cli.run.child") + 1], each))
     return [each for _, each in sorted(found, key=lambda pair: pair[0])]
 
 

@@ -34,9 +34,9 @@ from support.shop import (
     wait_at_gate,
 )
 
-from inturn.cli import child, processes
-from inturn.cli.processes import Processes
-from inturn.cli.serve import Options
+from inturn.cli.run import child, processes
+from inturn.cli.run.processes import Processes
+from inturn.cli.run.serve import Options
 
 PASSWORD = "s3cret-p4ssword"
 
@@ -219,7 +219,7 @@ def test_a_process_whose_parent_died_before_its_first_word_ends_without_one() ->
     ours.close()
     with theirs:
         run = subprocess.run(
-            [sys.executable, "-m", "inturn.cli.child", "process 1 of 1", str(theirs.fileno())],
+            [sys.executable, "-m", "inturn.cli.run.child", "process 1 of 1", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             capture_output=True,
             check=False,

@@ -1,4 +1,4 @@
-"""The applier of the demo that posts to service B: a process, `python -m inturn.cli.demo_applier`.
+"""The applier of the demo that posts to service B: a process, `python -m inturn.cli.demo.applier`.
 
 Reads on stdin, in one line of JSON, the database and its topics; writes a line when it is ready; ends when
 stdin does.

@@ -9,11 +9,7 @@ from typing import Any
 import click
 from psycopg import Connection, sql
 
-from inturn.cli.database import Database, pass_database
-from inturn.cli.errors import Failure
-from inturn.cli.exit_codes import ExitCode
-from inturn.cli.key_text import KEY, shown
-from inturn.cli.operator import (
+from inturn.cli.act.operator import (
     Action,
     Operator,
     find_key,
@@ -22,7 +18,11 @@ from inturn.cli.operator import (
     reason_option,
     topic_option,
 )
-from inturn.cli.payload import read_payload, storable
+from inturn.cli.database import Database, pass_database
+from inturn.cli.errors import Failure
+from inturn.cli.exit_codes import ExitCode
+from inturn.cli.terminal.key_text import KEY, shown
+from inturn.cli.terminal.payload import read_payload, storable
 
 
 @click.command(

@@ -11,7 +11,7 @@ from typing import Any
 from pythonjsonlogger.json import JsonFormatter
 
 from inturn.applier.command import in_hand
-from inturn.cli.output import escape
+from inturn.cli.terminal.output import escape
 
 log = logging.getLogger("inturn")
 

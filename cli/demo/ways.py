@@ -14,13 +14,13 @@ from typing import Any
 import psycopg
 
 from inturn.applier import headers as names
-from inturn.cli import demo_plan as plans
-from inturn.cli.demo_database import NUMBERED, Findings, create_posted, find, is_applied, note_calls
-from inturn.cli.demo_front import Front, Routing
-from inturn.cli.demo_http import HOST, Client
-from inturn.cli.demo_machine import THREADS
-from inturn.cli.demo_plan import Call, Orders
-from inturn.cli.demo_processes import Process, Start, running
+from inturn.cli.demo import plan as plans
+from inturn.cli.demo.database import NUMBERED, Findings, create_posted, find, is_applied, note_calls
+from inturn.cli.demo.front import Front, Routing
+from inturn.cli.demo.http import HOST, Client
+from inturn.cli.demo.machine import THREADS
+from inturn.cli.demo.plan import Call, Orders
+from inturn.cli.demo.processes import Process, Start, running
 from inturn.cli.errors import Failure
 from inturn.outbox import append_async
 from inturn.schema.connection import connect, connect_async
@@ -142,8 +142,8 @@ async def scene(dsn: str, seed: int, tell: Callable[[str], None]) -> AsyncIterat
         connection = stack.enter_context(connect(dsn))
         for topic, how in ((POSTED, "handle"), (POSTED_KILLED, "accept")):
             create_posted(connection, topic, f"http://{HOST}:{front.port}/{how}/{topic}")
-        starts = [Start("inturn.cli.demo_machine", {"dsn": dsn, "name": name}) for name in _MACHINES]
-        starts.append(Start("inturn.cli.demo_applier", {"dsn": dsn, "topics": [POSTED, POSTED_KILLED]}))
+        starts = [Start("inturn.cli.demo.machine", {"dsn": dsn, "name": name}) for name in _MACHINES]
+        starts.append(Start("inturn.cli.demo.applier", {"dsn": dsn, "topics": [POSTED, POSTED_KILLED]}))
         *processes, _ = await stack.enter_async_context(running(starts))
         on = Scene(dsn, tell, connection, front, a, [], list(zip(_MACHINES, processes, strict=True)))
         on.add_one()

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.key_text import KEY, TOPIC, quoted, resolve, shown
-from inturn.cli.output import age, escape, json_option, print_json
-from inturn.cli.rows import fetch, load_time
+from inturn.cli.terminal.key_text import KEY, TOPIC, quoted, resolve, shown
+from inturn.cli.terminal.output import age, escape, json_option, print_json
+from inturn.cli.terminal.rows import fetch, load_time
 
 #: What each cause is called in the first line; its code in --json is the one of the function why.
 TITLES = {

@@ -1,4 +1,4 @@
-"""One of the processes of `inturn apply --processes`: `python -m inturn.cli.child NAME SOCKET`.
+"""One of the processes of `inturn apply --processes`: `python -m inturn.cli.run.child NAME SOCKET`.
 
 NAME is for who lists processes; SOCKET is the descriptor of its end of a pair of sockets. The parent says on
 it, a line each: the options, as JSON; `stop`, to end after the command in hand; `cut`, to let go of that too.
@@ -23,10 +23,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from inturn.applier.inside.worker import Totals
-from inturn.cli import logs
 from inturn.cli.errors import explain
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.serve import Options, Signals, attend, exit_code
+from inturn.cli.run import logs
+from inturn.cli.run.serve import Options, Signals, attend, exit_code
 
 #: How long a process may take to end once nothing is in hand any more, in seconds: a statement is being
 #: cancelled (5 s), or threads of the user's app keep it. Together with the default grace of 30 seconds

@@ -9,10 +9,10 @@ from typing import Any
 import click
 from psycopg import Connection
 
+from inturn.cli.act.operator import Action, Operator
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.operator import Action, Operator
-from inturn.cli.spans import check_interval
+from inturn.cli.terminal.spans import check_interval
 
 #: Each option's name, and that of the functions' parameter.
 _FILTERS = {"state": "of_state", "like": "of_like", "older_than": "older_than", "error": "of_error"}

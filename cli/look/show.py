@@ -11,9 +11,9 @@ from psycopg import Connection, sql
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
-from inturn.cli.key_text import KEY, TOPIC, resolve, shown
-from inturn.cli.keys import require_topic
-from inturn.cli.output import (
+from inturn.cli.look.keys import require_topic
+from inturn.cli.terminal.key_text import KEY, TOPIC, resolve, shown
+from inturn.cli.terminal.output import (
     Column,
     age,
     duration,
@@ -24,7 +24,7 @@ from inturn.cli.output import (
     print_json,
     print_table,
 )
-from inturn.cli.rows import Row, fetch
+from inturn.cli.terminal.rows import Row, fetch
 
 _PAYLOAD_CHARACTERS = 200
 

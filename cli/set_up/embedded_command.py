@@ -6,7 +6,7 @@ import click
 
 from inturn.cli import embedded as server
 from inturn.cli.errors import Failure
-from inturn.cli.output import escape, json_option, print_json
+from inturn.cli.terminal.output import escape, json_option, print_json
 
 
 @click.group(

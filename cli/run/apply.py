@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from inturn.applier import Outcome
-from inturn.cli import logs
 from inturn.cli.database import Database, pass_database
-from inturn.cli.processes import Processes
-from inturn.cli.serve import Attended, Options, Signals, attend, exit_code
+from inturn.cli.run import logs
+from inturn.cli.run.processes import Processes
+from inturn.cli.run.serve import Attended, Options, Signals, attend, exit_code
 
 _EPILOG = """\b
 Exit codes: 0 nothing is ready any more, or stopped as asked; 3 drained, but

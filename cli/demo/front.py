@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from inturn.applier import headers as names
-from inturn.cli.demo_http import HOST, Client, Message, read_message, write_message
+from inturn.cli.demo.http import HOST, Client, Message, read_message, write_message
 
 Routing = Literal["round robin", "ring"]
 

@@ -15,9 +15,9 @@ from psycopg import Connection, sql
 
 from inturn.cli.database import Database
 from inturn.cli.errors import Failure
-from inturn.cli.key_text import TOPIC, resolve, shown
-from inturn.cli.output import escape, json_option, print_json
-from inturn.cli.rows import fetch
+from inturn.cli.terminal.key_text import TOPIC, resolve, shown
+from inturn.cli.terminal.output import escape, json_option, print_json
+from inturn.cli.terminal.rows import fetch
 from inturn.schema.errors import UnknownKey
 
 #: The longest that PostgreSQL takes, 24 days.

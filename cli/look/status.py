@@ -13,12 +13,12 @@ from psycopg import Connection, sql
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.key_text import TOPIC, shown
-from inturn.cli.keys import require_topic
-from inturn.cli.output import Column, age, first_line, json_option, print_json, table_lines
-from inturn.cli.rows import Row, clock, fetch
-from inturn.cli.spans import refuse_interval
-from inturn.cli.watch import watch_lines, watch_option
+from inturn.cli.look.keys import require_topic
+from inturn.cli.terminal.key_text import TOPIC, shown
+from inturn.cli.terminal.output import Column, age, first_line, json_option, print_json, table_lines
+from inturn.cli.terminal.rows import Row, clock, fetch
+from inturn.cli.terminal.spans import refuse_interval
+from inturn.cli.terminal.watch import watch_lines, watch_option
 
 _RECENT = timedelta(minutes=5)
 _MANY = 10

@@ -23,12 +23,12 @@ import click
 from inturn.applier import Fleet, Outcome
 from inturn.applier.inside.worker import Totals
 from inturn.applier.stop import Stop
-from inturn.cli import logs
-from inturn.cli.child import CUT, LINGER_SECONDS, STOP
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.process import Process
-from inturn.cli.serve import LOOK_SECONDS, Options
+from inturn.cli.run import logs
+from inturn.cli.run.child import CUT, LINGER_SECONDS, STOP
+from inturn.cli.run.process import Process
+from inturn.cli.run.serve import LOOK_SECONDS, Options
 
 #: Where processes fail for different reasons, the first of these is the exit code; then comes any other.
 _WORST_FIRST = (ExitCode.USAGE, ExitCode.SCHEMA, ExitCode.UNREACHABLE)

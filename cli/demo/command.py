@@ -9,14 +9,14 @@ from importlib.util import find_spec
 import click
 from rich.console import Console
 
-from inturn.cli import demo_plan as plans
-from inturn.cli import demo_ways as ways
 from inturn.cli.database import Database, pass_database
-from inturn.cli.demo_database import NUMBERED, make_database, shown_dsn
-from inturn.cli.demo_machine import THREADS
+from inturn.cli.demo import plan as plans
+from inturn.cli.demo import ways
+from inturn.cli.demo.database import NUMBERED, make_database, shown_dsn
+from inturn.cli.demo.machine import THREADS
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.output import Column, print_table
+from inturn.cli.terminal.output import Column, print_table
 
 _EPILOG = """\b
 Example:

@@ -9,7 +9,7 @@ from psycopg import Connection
 
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.output import escape
+from inturn.cli.terminal.output import escape
 
 _NO_INTERVAL = ("22007", "22008", "22015")
 

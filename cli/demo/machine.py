@@ -1,4 +1,4 @@
-"""A machine of the demo's service B: a process that serves HTTP, `python -m inturn.cli.demo_machine`.
+"""A machine of the demo's service B: a process that serves HTTP, `python -m inturn.cli.demo.machine`.
 
 Reads on stdin, in one line of JSON, its name and B's database; writes on stdout the port where it listens;
 ends when stdin does, so that it never outlives the demo.
@@ -23,9 +23,9 @@ import psycopg
 
 from inturn.applier import Fleet
 from inturn.applier import headers as names
-from inturn.cli.demo_database import NUMBERED, machine_dsn
-from inturn.cli.demo_http import HOST
-from inturn.cli.demo_plan import Call
+from inturn.cli.demo.database import NUMBERED, machine_dsn
+from inturn.cli.demo.http import HOST
+from inturn.cli.demo.plan import Call
 from inturn.schema.connection import connect
 
 if TYPE_CHECKING:

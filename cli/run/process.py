@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 from inturn.applier.inside.worker import Totals
-from inturn.cli.child import LINGER_SECONDS, Lines, Report
-from inturn.cli.serve import Options
+from inturn.cli.run.child import LINGER_SECONDS, Lines, Report
+from inturn.cli.run.serve import Options
 
 _BECAUSE = {
     signal.SIGKILL: ", by hand or because memory ran out",
@@ -53,7 +53,7 @@ class Process:
             try:
                 self._popen = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
                     # -P: inturn itself is not looked for in the current folder; the app is, later on.
-                    [sys.executable, "-P", "-m", "inturn.cli.child", name, str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", "inturn.cli.run.child", name, str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                 )
             except BaseException:

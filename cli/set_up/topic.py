@@ -9,13 +9,13 @@ from typing import Any, TypeAlias
 import click
 from psycopg import Connection, sql
 
+from inturn.cli.act.operator import Action, Operator, operator_options_with, reason_option
 from inturn.cli.database import Database, pass_database
-from inturn.cli.key_text import TOPIC
-from inturn.cli.keys import require_topic
-from inturn.cli.operator import Action, Operator, operator_options_with, reason_option
-from inturn.cli.output import Column, escape, json_option, print_json, print_table
-from inturn.cli.rows import Row, fetch
-from inturn.cli.spans import check_interval
+from inturn.cli.look.keys import require_topic
+from inturn.cli.terminal.key_text import TOPIC
+from inturn.cli.terminal.output import Column, escape, json_option, print_json, print_table
+from inturn.cli.terminal.rows import Row, fetch
+from inturn.cli.terminal.spans import check_interval
 
 
 @click.group(

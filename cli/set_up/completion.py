@@ -14,7 +14,7 @@ from click.shell_completion import (
     split_arg_string,
 )
 
-from inturn.cli.key_text import quoted
+from inturn.cli.terminal.key_text import quoted
 
 _VARIABLE = "_INTURN_COMPLETE"
 _LONG = re.compile("--[a-z-]+=")

@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from inturn.cli import embedded
 from inturn.cli.database import Database
-from inturn.cli.output import escape
+from inturn.cli.terminal.output import escape
 from inturn.schema.connection import connect
 
 _MOST_OFFERED = 50

@@ -8,12 +8,8 @@ from typing import Any
 import click
 from psycopg import Connection, sql
 
-from inturn.cli.database import Database, pass_database
-from inturn.cli.errors import Failure
-from inturn.cli.exit_codes import ExitCode
-from inturn.cli.key_text import KEY
-from inturn.cli.many import act_on_many, check_many, many_options
-from inturn.cli.operator import (
+from inturn.cli.act.many import act_on_many, check_many, many_options
+from inturn.cli.act.operator import (
     Action,
     Operator,
     change,
@@ -23,8 +19,12 @@ from inturn.cli.operator import (
     reason_option,
     topic_option,
 )
-from inturn.cli.output import escape
-from inturn.cli.rows import load_time
+from inturn.cli.database import Database, pass_database
+from inturn.cli.errors import Failure
+from inturn.cli.exit_codes import ExitCode
+from inturn.cli.terminal.key_text import KEY
+from inturn.cli.terminal.output import escape
+from inturn.cli.terminal.rows import load_time
 
 _SPAN = re.compile(r"\d+(?:\.\d+)?\s*(?:s|m|h|d|\w{3,})")
 _TIME_REFUSED = ("22007", "22008")

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.key_text import KEY, TOPIC, resolve, shown
-from inturn.cli.keys import require_topic
-from inturn.cli.output import escape, first_line, json_option, print_json
+from inturn.cli.look.keys import require_topic
+from inturn.cli.terminal.key_text import KEY, TOPIC, resolve, shown
+from inturn.cli.terminal.output import escape, first_line, json_option, print_json
 
 _COMMANDS_A_SLICE = 50_000
 # What is counted, and where it is when a key is asked for.

@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from inturn.cli.demo_plan import Orders
+from inturn.cli.demo.plan import Orders
 from inturn.cli.errors import Failure
 from inturn.schema.connection import connect
 

@@ -1,0 +1,1 @@
+"""Commands by which operators put keys right."""

@@ -1,0 +1,1 @@
+"""`inturn demo`: the ordering problem, by what people try and by inturn."""

@@ -1,0 +1,1 @@
+"""`inturn apply`: one process, or several under a parent."""

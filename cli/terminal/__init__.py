@@ -1,0 +1,1 @@
+"""What people type and read: keys, spans of time, payloads, tables."""
