@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -20,15 +20,14 @@ from inturn.applier.breaker import Breaker, reports
 from inturn.applier.handlers import Applier
 from inturn.applier.inside.batch import Target
 from inturn.applier.inside.hand import MOST_ABANDONED, Hand, TooManyAbandoned
-from inturn.applier.inside.python_target import PythonTarget
-from inturn.applier.inside.sql_target import SqlTarget
 from inturn.applier.inside.watchdog import Watchdog
 from inturn.applier.inside.worker import Totals, Worker
 from inturn.applier.listener import Listener
-from inturn.applier.outside.effect import Effect, HandlerEffect, Timeouts
+from inturn.applier.outside.effect import Timeouts
 from inturn.applier.outside.worker import OutsideTarget, OutsideWorker
 from inturn.applier.recovery import Recovery
 from inturn.applier.stop import Bell, Bells, LoopBell, Stop
+from inturn.applier.targets import MissingExtra, Parts, Served, kind_of, refuse_misfit
 from inturn.schema.connection import connect, connect_async
 from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
 from inturn.schema.source import DEFAULT_SCHEMA
@@ -64,15 +63,6 @@ class Outcome:
     cut: bool
     error: Exception | None
     skipped: int = 0
-
-
-class _Served(NamedTuple):
-    """A topic to be served; timeout: in seconds."""
-
-    topic: str
-    target: str
-    limit: int
-    timeout: float | None
 
 
 class Fleet:
@@ -341,7 +331,7 @@ class Fleet:
             rows = self._served(connection, strict=strict)
             if not strict and self._outside_targets(rows):
                 self._start_outside()
-            targets = [self._target(row, applier_id, hand or Hand()) for row in rows]
+            targets = [kind_of(row).inside(row, self._parts(row.topic, applier_id, hand)) for row in rows]
             return [target for target in targets if target is not None]
 
         return self._agreed(connection, applier_id, choose)
@@ -387,7 +377,7 @@ class Fleet:
         """Return how many threads were left behind, because a handler did not return."""
         return sum(int(worker.abandoned) for worker in list(self._workers))
 
-    def _served(self, connection: psycopg.Connection[Any], *, strict: bool = False) -> list[_Served]:
+    def _served(self, connection: psycopg.Connection[Any], *, strict: bool = False) -> list[Served]:
         """Return the topics to be served.
 
         strict: raise TargetRefused for a topic that does not fit what was given at the start. Later on its
@@ -399,7 +389,7 @@ class Fleet:
                 " FROM {}.topic ORDER BY name"
             ).format(sql.Identifier(self._schema))
         ).fetchall()
-        there = {row[0]: _Served(*row) for row in rows}
+        there = {row[0]: Served(*row) for row in rows}
         handled = self._applier.topics if self._applier else []
         for topic in [*self._only, *handled]:
             if topic not in there:
@@ -411,59 +401,34 @@ class Fleet:
         served = self._only or sorted(there)
         if strict:
             for topic in served:
-                self._refuse_misfit(topic, there[topic].target)
+                refuse_misfit(there[topic], self._parts(topic), named=bool(self._only))
         return [there[topic] for topic in served]
 
-    def _refuse_misfit(self, topic: str, target: str) -> None:
-        handled = self._applier is not None and topic in self._applier.topics
-        if handled and target != "python":
-            raise TargetRefused(
-                f"topic {topic!r} has handlers in Python and the target {target}",
-                hint="Remove one: a topic has one target",
-                topic=topic,
-            )
-        if self._only and target == "python" and not handled:
-            raise TargetRefused(
-                f"topic {topic!r} is applied by Python and no handler of it was given",
-                hint="Name the module: inturn apply --app MODULE:APPLIER",
-                topic=topic,
-            )
-
-    def _target(self, served: _Served, applier_id: str, hand: Hand) -> Target | None:
-        """Return what applies a topic here in a transaction, None when that is another's work."""
-        topic = served.topic
-        if served.target.startswith("sql:"):
-            return SqlTarget(topic, self._schema, applier_id, self.stop, self._breaker(topic), served.timeout)
-        if (
-            self._applier is not None
-            and topic in self._applier.topics
-            and not self._applier.is_outside(topic)
-        ):
-            return PythonTarget(
-                topic,
-                self._applier,
-                self.stop,
-                self._schema,
-                applier_id,
-                self._breaker(topic),
-                served.timeout,
-                hand,
-            )
-        return None
+    def _parts(self, topic: str, applier_id: str = "", hand: Hand | None = None) -> Parts:
+        return Parts(
+            self._schema,
+            self._applier,
+            self.stop,
+            self._http_timeouts,
+            applier_id,
+            self._breaker(topic),
+            hand or Hand(),
+        )
 
     def _breaker(self, topic: str) -> Breaker:
         """Return the topic's breaker, which the workers share."""
         return self._breakers.setdefault(topic, Breaker(topic))
 
-    def _outside_targets(self, rows: list[_Served], *, strict: bool = False) -> list[OutsideTarget]:
+    def _outside_targets(self, rows: list[Served], *, strict: bool = False) -> list[OutsideTarget]:
         """Return what applies those of the topics that are applied outside the database.
 
         strict: raise TargetRefused for one that cannot be. Later on it is left out, and that is said once.
         """
         targets = []
-        for topic, target, limit, timeout in rows:
+        for row in rows:
+            topic = row.topic
             try:
-                effect = self._effect(topic, target)
+                effect = kind_of(row).outside(row, self._parts(topic))
             except TargetRefused as error:
                 if strict and (self._only or not isinstance(error, MissingExtra)):
                     raise
@@ -473,29 +438,8 @@ class Fleet:
                 continue
             self._refused.discard(topic)
             if effect is not None:
-                targets.append(OutsideTarget(topic, limit, effect, target, timeout))
+                targets.append(OutsideTarget(topic, row.limit, effect, row.target, row.timeout))
         return targets
-
-    def _effect(self, topic: str, target: str) -> Effect | None:
-        """Return what applies a topic outside the database, None when nothing here does."""
-        if target.startswith(("http://", "https://")):
-            try:
-                from inturn.applier.http.effect import HttpEffect
-                from inturn.applier.http.signature import signer_of
-            except ImportError as error:
-                raise MissingExtra(
-                    f"topic {topic!r} is posted to a service, and the module {error.name} is missing",
-                    hint="pip install 'inturn[http]'",
-                    topic=topic,
-                ) from error
-            return HttpEffect(target, signer_of(topic), self._http_timeouts)
-        if target == "python" and self._applier is not None and self._applier.is_outside(topic):
-            return HandlerEffect(self._applier)
-        return None
-
-
-class MissingExtra(TargetRefused):
-    """A topic needs an optional part of inturn that is not installed."""
 
 
 def _name(number: int) -> str:

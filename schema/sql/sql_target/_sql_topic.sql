@@ -13,8 +13,8 @@ BEGIN
     ELSIF topic.target NOT LIKE 'sql:%' THEN
         RAISE EXCEPTION USING ERRCODE = 'IT012',
             MESSAGE = format('topic %L has the target %s, which SQL cannot apply', name, topic.target),
-            HINT = CASE WHEN topic.target = 'python' THEN 'Apply it with: inturn apply --app MODULE:APPLIER.'
-                        ELSE 'Apply it with: inturn apply.' END;
+            HINT = (SELECT 'Apply it with: ' || replace(k.to_run, '{topic}', quote_literal(name)) || '.'
+                    FROM inturn._target_kinds() k WHERE topic.target ~ k.pattern);
     END IF;
     RETURN topic;
 END

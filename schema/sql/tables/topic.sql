@@ -4,7 +4,7 @@ CREATE TABLE inturn.topic (
     name text COLLATE "C" PRIMARY KEY
         CHECK (octet_length(name) BETWEEN 1 AND 128),
     target text NOT NULL
-        CONSTRAINT topic_target_check CHECK (target = 'python' OR target LIKE 'sql:_%' OR target ~ '^https?://.'),
+        CONSTRAINT topic_target_check CHECK (target <> ''),
     max_attempts integer NOT NULL DEFAULT 5
         CHECK (max_attempts >= 1),
     backoff_base interval NOT NULL DEFAULT '1 second'

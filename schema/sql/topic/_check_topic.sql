@@ -9,8 +9,9 @@ DECLARE
         WHEN topic.name IS NULL THEN 'its name is NULL'
         WHEN octet_length(topic.name) NOT BETWEEN 1 AND 128
             THEN format('its name has %s octets; 1 to 128 are allowed', octet_length(topic.name))
-        WHEN (topic.target = 'python' OR topic.target LIKE 'sql:_%' OR topic.target ~ '^https?://.') IS NOT TRUE
-            THEN format('target is %s; python, sql:SCHEMA.FUNCTION, http://... and https://... are allowed', coalesce(quote_literal(topic.target), 'NULL'))
+        WHEN NOT EXISTS (SELECT FROM inturn._target_kinds() k WHERE topic.target ~ k.pattern)
+            THEN format('target is %s; %s are allowed', coalesce(quote_literal(topic.target), 'NULL'),
+                        (SELECT string_agg(k.written, ', ') FROM inturn._target_kinds() k))
         WHEN topic.target ~ '^https?://[^/?#]*@'
             THEN 'its target holds a user or a password, which would be readable here; secrets come from the applier''s environment'
         WHEN topic.target ~ '^https?:' AND topic.target ~ '[[:space:][:cntrl:]#\\]'

@@ -33,9 +33,7 @@ BEGIN
                 || CASE WHEN last.seen_at < started_at THEN '; ' || since_start ELSE '' END
             WHEN started_at > clock_timestamp() - interval '1 day' THEN since_start
             ELSE 'none was seen in the last day' END),
-        CASE WHEN t.target = 'python' THEN 'inturn apply --app MODULE:APPLIER --topic {topic}'
-             WHEN t.target LIKE 'sql:%' THEN E'inturn apply --topic {topic}\npsql "$INTURN_DSN" -c "CALL inturn.apply()"  # or in SQL, once'
-             ELSE 'inturn apply --topic {topic}' END,
+        (SELECT k.to_run FROM inturn._target_kinds() k WHERE t.target ~ k.pattern),
         jsonb_build_object('target', t.target, 'last_applier', last.applier, 'host', last.host, 'seen_at', last.seen_at,
                            'server_started_at', started_at);
 END

@@ -36,7 +36,7 @@ class Script(Bell):
         #: How many statements the worker made before each sleep.
         self.statements: list[int] = []
 
-    def wait(self, seconds: float) -> frozenset[str] | None:  # noqa: ARG002 - a Bell
+    def wait(self, seconds: float) -> frozenset[str] | None:
         self.statements.append(Counted.statements)
         Counted.statements = 0
         if not self._steps:

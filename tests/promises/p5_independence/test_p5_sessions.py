@@ -24,7 +24,7 @@ _LOOK = """
 
 
 class _Nonsense(Loader):
-    def load(self, data: Any) -> Any:  # noqa: ARG002 - a Loader
+    def load(self, data: Any) -> Any:
         raise ValueError("cannot be read")
 
 

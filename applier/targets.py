@@ -1,0 +1,166 @@
+"""Targets: the one table of their kinds, and what applies the commands of a topic of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from inturn.applier.breaker import Breaker
+from inturn.applier.handlers import Applier
+from inturn.applier.inside.batch import Target
+from inturn.applier.inside.hand import Hand
+from inturn.applier.inside.python_target import PythonTarget
+from inturn.applier.inside.sql_target import SqlTarget
+from inturn.applier.outside.effect import Effect, HandlerEffect, Timeouts
+from inturn.applier.stop import Stop
+from inturn.schema.errors import TargetRefused
+
+
+class Served(NamedTuple):
+    """A topic to be served.
+
+    Attributes:
+        limit: how many of its keys are worked on outside the database at a time.
+        timeout: how long a command may take, in seconds; None: for ever.
+    """
+
+    topic: str
+    target: str
+    limit: int
+    timeout: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a fleet has to make a target from.
+
+    Attributes:
+        handlers: what the user gave; None: nothing.
+        applier_id, breaker, hand: of the worker that it is made for.
+    """
+
+    schema: str
+    handlers: Applier | None
+    stop: Stop
+    http_timeouts: Timeouts
+    applier_id: str = ""
+    breaker: Breaker = field(default_factory=Breaker)
+    hand: Hand = field(default_factory=Hand)
+
+    def handled(self, topic: str) -> bool:
+        """Whether there are handlers for a topic."""
+        return self.handlers is not None and topic in self.handlers.topics
+
+
+def _nothing(_served: Served, _parts: Parts) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of target.
+
+    Attributes:
+        begins: how a target of the kind is written.
+        inside: makes what applies a topic in the database's transactions; None: not this process.
+        outside: makes what applies it by lease, outside of them; None: not this process. May raise
+            TargetRefused.
+        takes_handlers: the user's handlers apply it.
+    """
+
+    begins: tuple[str, ...]
+    inside: Callable[[Served, Parts], Target | None] = _nothing
+    outside: Callable[[Served, Parts], Effect | None] = _nothing
+    takes_handlers: bool = False
+
+
+class MissingExtra(TargetRefused):
+    """A topic needs an optional part of inturn that is not installed."""
+
+
+def _sql(served: Served, parts: Parts) -> Target:
+    return SqlTarget(served.topic, parts.schema, parts.applier_id, parts.stop, parts.breaker, served.timeout)
+
+
+def _python(served: Served, parts: Parts) -> Target | None:
+    topic, handlers = served.topic, parts.handlers
+    if handlers is None or not parts.handled(topic) or handlers.is_outside(topic):
+        return None
+    return PythonTarget(
+        topic,
+        handlers,
+        parts.stop,
+        parts.schema,
+        parts.applier_id,
+        parts.breaker,
+        served.timeout,
+        parts.hand,
+    )
+
+
+def _python_outside(served: Served, parts: Parts) -> Effect | None:
+    if parts.handlers is None or not parts.handlers.is_outside(served.topic):
+        return None
+    return HandlerEffect(parts.handlers)
+
+
+def _http(served: Served, parts: Parts) -> Effect:
+    try:
+        from inturn.applier.http.effect import HttpEffect
+        from inturn.applier.http.signature import signer_of
+    except ImportError as error:
+        raise MissingExtra(
+            f"topic {served.topic!r} is posted to a service, and the module {error.name} is missing",
+            hint="pip install 'inturn[http]'",
+            topic=served.topic,
+        ) from error
+    return HttpEffect(served.target, signer_of(served.topic), parts.http_timeouts)
+
+
+#: The same kinds as the SQL function _target_kinds has: it says how each is written and what serves it.
+KINDS = {
+    "python": Kind(("python",), inside=_python, outside=_python_outside, takes_handlers=True),
+    "sql": Kind(("sql:",), inside=_sql),
+    "http": Kind(("http://", "https://"), outside=_http),
+}
+
+
+def kind_of(served: Served) -> Kind:
+    """Return the kind of a topic's target.
+
+    Raises:
+        TargetRefused: this version knows none that is written so.
+    """
+    for kind in KINDS.values():
+        if served.target.startswith(kind.begins):
+            return kind
+    raise TargetRefused(
+        f"topic {served.topic!r} has the target {served.target}, which this inturn does not know",
+        hint="Upgrade this machine's package with: pip install --upgrade inturn",
+        topic=served.topic,
+    )
+
+
+def refuse_misfit(served: Served, parts: Parts, *, named: bool) -> None:
+    """Make sure that what was given for a topic is what its target takes.
+
+    Args:
+        named: the topic was asked for by its name.
+
+    Raises:
+        TargetRefused: it is not.
+    """
+    handled, takes = parts.handled(served.topic), kind_of(served).takes_handlers
+    if handled and not takes:
+        raise TargetRefused(
+            f"topic {served.topic!r} has handlers in Python and the target {served.target}",
+            hint="Remove one: a topic has one target",
+            topic=served.topic,
+        )
+    if named and takes and not handled:
+        raise TargetRefused(
+            f"topic {served.topic!r} is applied by Python and no handler of it was given",
+            hint="Name the module: inturn apply --app MODULE:APPLIER",
+            topic=served.topic,
+        )
