@@ -6,44 +6,62 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 FOLDERS := $(shell find schema outbox applier cli -type d -not -name __pycache__)
 # The whole suite runs on this version; the promise tests, but for random walks and removed guards, on every one.
 POSTGRES := 18
-# A server for each of as many workers as there are cores.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
+# Each has a server of its own. Tests wait more than they compute: twice as many as there are cores.
+WORKERS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+CORE := tests/promises/p1_commit_order tests/promises/p2_p3_in_turn/test_p2_p3_in_turn.py \
+	tests/promises/p4_no_lost_wakeup tests/conformance
 # Where bench-full writes its tables.
 FRAGMENT ?= build/peers.md
-OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
 
-.PHONY: demo test lint bench bench-full soak clean
+.PHONY: help demo quick lint test promises soak bench bench-full docs clean
+.DEFAULT_GOAL := help
 
-demo: .venv/installed  ## The ordering problem happens, and then it does not.
+help:  ## Show this list.
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: .venv/installed  ## See the ordering problem happen, and then not happen.
 	$(BIN)/inturn demo
 
-test: lint  ## Lint, types, all tests.
-	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "not soak"
-	for version in $(OTHERS); do \
-		INTURN_TEST_PG=$$version $(PYTEST) tests/promises -m "not soak" -k "not model and not chaos and not two_databases and not guards" || exit 1; \
-	done
-	@echo "All tests ran on PostgreSQL $(POSTGRES), the promise tests also on: $(OTHERS)"
-	$(if $(filter 15,$(OTHERS)),,@echo "Not on Debian's 15: apt-get install postgresql-15")
+quick: .venv/installed-dev  ## Style, and the core of the promises on one server version: a minute, for the loop.
+	$(BIN)/ruff check --output-format concise
+	$(PYTEST) --quiet $(CORE) -m "not soak and not slow"
 
-lint: .venv/installed-dev
+lint: .venv/installed-dev  ## Check style and types.
 	$(BIN)/ruff check --output-format concise
 	$(BIN)/ruff format --check
 	$(BIN)/mypy -p inturn.schema -p inturn.outbox -p inturn.applier -p inturn.cli
 	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases tests
 
-bench: .venv/installed-dev  ## Speed, as ratios against pgbench's plain INSERT in the same run.
+test: lint  ## Lint, types, all tests; the promises on every server version there is.
+	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "not soak"
+	$(MAKE) promises
+	@echo "All tests ran on PostgreSQL $(POSTGRES), the promise tests also on: $(OTHERS)"
+	$(if $(filter 15,$(OTHERS)),,@echo "Not on Debian's 15: apt-get install postgresql-15")
+
+promises: .venv/installed-dev  ## The promise tests on the other server versions.
+	for version in $(OTHERS); do \
+		INTURN_TEST_PG=$$version $(PYTEST) tests/promises tests/conformance -m "not soak and not slow" || exit 1; \
+	done
+
+soak: .venv/installed-dev  ## The long runs.
+	$(BIN)/python -m pytest -m soak --timeout 1800
+
+bench: .venv/installed-dev  ## Speed, as ratios against pgbench's plain INSERT in the same run: some minutes.
 	PYTHONPATH=tests $(BIN)/python -m bench
 
-bench-full: .venv/installed-dev  ## An hour: how the storage holds, with plots, and speed beside the peers; writes tables into build/.
+bench-full: .venv/installed-dev  ## An hour: how the storage holds, with plots, and speed beside the peers; tables in build/.
 	-$(MAKE) .venv/installed-bench  # a peer that cannot be had is reported as not measured
 	mkdir -p $(dir $(FRAGMENT))
 	PYTHONPATH=tests $(BIN)/python -m bench.heart --markdown $(dir $(FRAGMENT))heart.md --plots $(dir $(FRAGMENT))plots
 	PYTHONPATH=tests $(BIN)/python -m bench.peers --markdown $(FRAGMENT)
 
-soak: .venv/installed-dev  ## The long runs.
-	$(BIN)/python -m pytest -m soak --timeout 1800
+docs: .venv/installed-docs  ## Build the documentation as a site, in build/site.
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/site
+	@echo "Open build/site/index.html"
 
-clean:
+clean:  ## Remove what was installed and built here.
 	rm -rf .venv build dist *.egg-info
 
 .venv/installed: pyproject.toml $(FOLDERS)
@@ -53,6 +71,10 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(PIP) --config-settings editable_mode=strict --editable '.[embedded,dev]'
+	touch $@
+
+.venv/installed-docs: .venv/installed-dev
+	$(PIP) --config-settings editable_mode=strict --editable '.[embedded,dev,docs]'
 	touch $@
 
 .venv/installed-bench: .venv/installed-dev
