@@ -1,9 +1,3 @@
--- Changes the name or the payload of a pending command; returns the recorded action, whose before has the original.
---
--- name, payload: NULL leaves it as it is. was: the payload that the operator saw; NULL: whatever it is.
--- Locks: the key's ticket (see _lock_cursor), so that no applier has read the command; its row in the log.
--- Raises IT041 when seq is not pending, is not what the operator saw, or nothing would change; IT043 without a reason;
--- what _refuse_command and _lock_cursor raise.
 CREATE FUNCTION inturn.amend(
     topic text, key text, seq bigint, reason text,
     name text DEFAULT NULL, payload jsonb DEFAULT NULL, was jsonb DEFAULT NULL
@@ -12,6 +6,12 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
+-- Changes the name or the payload of a pending command; returns the recorded action, whose before has the original.
+--
+-- name, payload: NULL leaves it as it is. was: the payload that the operator saw; NULL: whatever it is.
+-- Locks: the key's ticket (see _lock_cursor), so that no applier has read the command; its row in the log.
+-- Raises IT041 when seq is not pending, is not what the operator saw, or nothing would change; IT043 without a reason;
+-- what _refuse_command and _lock_cursor raise.
 DECLARE
     was_cursor inturn.key_cursor;
     cursor inturn.key_cursor;

@@ -1,14 +1,14 @@
+CREATE FUNCTION inturn.fill_gap(topic text, key text, seq bigint, reason text) RETURNS inturn.operator_action
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
 -- Passes over a number that a key waits for and that nobody has appended; returns the recorded action.
 --
 -- It has an entry in skip and no command; its late append is refused.
 -- Locks, in this order: the key's ticket (see _lock_cursor); its row in key_sequence, waiting for its callers, who wait for no
 -- ticket.
 -- Raises IT041 when the key does not wait for seq, IT043 without a reason, and what _lock_cursor raises.
-CREATE FUNCTION inturn.fill_gap(topic text, key text, seq bigint, reason text) RETURNS inturn.operator_action
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
-AS $$
 DECLARE
     was inturn.key_cursor;
 BEGIN

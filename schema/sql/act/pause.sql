@@ -1,15 +1,15 @@
--- Keeps a key standing still, until a time or for good; returns the recorded action.
---
--- Waits for the turn in hand (see _lock_cursor). Appends go on; nothing is lost. Paused already, it takes the new until.
--- An idle key gets a ticket for the end of the pause: an append leaves it as it is.
--- Locks what _lock_cursor locks.
--- Raises IT041 when the key is held, is paused until the same time, or until is past; and what _lock_cursor raises.
 CREATE FUNCTION inturn.pause(topic text, key text, reason text DEFAULT NULL, until timestamptz DEFAULT NULL)
 RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
+-- Keeps a key standing still, until a time or for good; returns the recorded action.
+--
+-- Waits for the turn in hand (see _lock_cursor). Appends go on; nothing is lost. Paused already, it takes the new until.
+-- An idle key gets a ticket for the end of the pause: an append leaves it as it is.
+-- Locks what _lock_cursor locks.
+-- Raises IT041 when the key is held, is paused until the same time, or until is past; and what _lock_cursor raises.
 DECLARE
     was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
     paused constant boolean := inturn.key_state(was) = 'paused';

@@ -1,14 +1,14 @@
+CREATE FUNCTION inturn.replay(topic text, key text, seq bigint, reason text) RETURNS inturn.operator_action
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
 -- Appends a skipped or applied command again, at the end of its key; returns the recorded action, whose after has
 -- the new seq. Its old place stays as it is.
 --
 -- Once for every seq: to do it again, replay the new one.
 -- Locks: what append locks.
 -- Raises IT041 when seq is pending, not there, or was replayed before, or callers number; IT043 without a reason; and what append raises.
-CREATE FUNCTION inturn.replay(topic text, key text, seq bigint, reason text) RETURNS inturn.operator_action
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
-AS $$
 DECLARE
     again constant text := 'inturn.replay:' || seq;
     applied bigint;

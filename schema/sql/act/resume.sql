@@ -1,12 +1,12 @@
--- Lets a paused key go on where it stood; returns the recorded action.
---
--- Locks, in this order: the key's ticket (see _lock_cursor); its row in key_sequence, if no caller holds it.
--- Raises IT041 when the key is not paused, and what _lock_cursor raises.
 CREATE FUNCTION inturn.resume(topic text, key text, reason text DEFAULT NULL) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
+-- Lets a paused key go on where it stood; returns the recorded action.
+--
+-- Locks, in this order: the key's ticket (see _lock_cursor); its row in key_sequence, if no caller holds it.
+-- Raises IT041 when the key is not paused, and what _lock_cursor raises.
 DECLARE
     was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
     cursor inturn.key_cursor := was;

@@ -1,11 +1,11 @@
--- Makes a held or retrying key ready now, with all its attempts before it again; returns the recorded action.
---
--- Locks what _lock_cursor locks.
--- Raises IT041 when the key is neither held nor retrying, and what _lock_cursor raises.
 CREATE FUNCTION inturn.retry(topic text, key text, reason text DEFAULT NULL) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+-- Makes a held or retrying key ready now, with all its attempts before it again; returns the recorded action.
+--
+-- Locks what _lock_cursor locks.
+-- Raises IT041 when the key is neither held nor retrying, and what _lock_cursor raises.
 DECLARE
     was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
 BEGIN

@@ -1,8 +1,3 @@
--- Makes every held or retrying key that the filters of list_keys find ready now; returns the recorded actions.
---
--- of_state: held, retrying, or both with a comma between them, as NULL has it. A key in other hands is left out: it is
--- being tried again, or acted upon, at this moment.
--- Locks the keys' tickets, skipping locked ones. Raises IT044 for another state, and what list_keys does.
 CREATE FUNCTION inturn.retry_all(
     of_topic text DEFAULT NULL, of_state text DEFAULT 'held', of_like text DEFAULT NULL,
     older_than interval DEFAULT NULL, reason text DEFAULT NULL, of_error text DEFAULT NULL
@@ -11,6 +6,11 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
+-- Makes every held or retrying key that the filters of list_keys find ready now; returns the recorded actions.
+--
+-- of_state: held, retrying, or both with a comma between them, as NULL has it. A key in other hands is left out: it is
+-- being tried again, or acted upon, at this moment.
+-- Locks the keys' tickets, skipping locked ones. Raises IT044 for another state, and what list_keys does.
 DECLARE
     was inturn.key_cursor;
 BEGIN

@@ -1,14 +1,14 @@
+CREATE FUNCTION inturn.skip(topic text, key text, seq bigint, reason text) RETURNS inturn.operator_action
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
 -- Passes over the next command of a key, for good; returns the recorded action.
 --
 -- seq: which command the operator takes to be the next. It stays in the log, and has an entry in skip; replay appends
 -- it again. The turn that another applier may have begun without a lock is fenced off by the next epoch.
 -- Locks, in this order: the key's ticket (see _lock_cursor); its row in key_sequence, if no caller holds it.
 -- Raises IT041 when seq is not the next command, IT043 without a reason, and what _lock_cursor raises.
-CREATE FUNCTION inturn.skip(topic text, key text, seq bigint, reason text) RETURNS inturn.operator_action
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
-AS $$
 DECLARE
     was inturn.key_cursor;
 BEGIN

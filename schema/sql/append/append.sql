@@ -1,11 +1,3 @@
--- Appends one command to a key, in the caller's transaction, and returns its seq.
---
--- The same idempotency key again on the same key appends nothing and returns the first seq.
--- seq: the command's number, in a topic whose callers number (see _append_given); NULL in every other.
--- Locks, held to commit: the key's row in key_sequence. Inserts the ticket of a key that was idle, which nobody else does.
--- Raises IT001 to IT005 (see _refuse_command); 40001 when the caller's snapshot is older than the key's last append.
--- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
--- would repeat, and a key that went idle meanwhile would not be woken.
 CREATE FUNCTION inturn.append(
     topic text, key text, name text,
     payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL, seq bigint DEFAULT NULL
@@ -15,6 +7,14 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
+-- Appends one command to a key, in the caller's transaction, and returns its seq.
+--
+-- The same idempotency key again on the same key appends nothing and returns the first seq.
+-- seq: the command's number, in a topic whose callers number (see _append_given); NULL in every other.
+-- Locks, held to commit: the key's row in key_sequence. Inserts the ticket of a key that was idle, which nobody else does.
+-- Raises IT001 to IT005 (see _refuse_command); 40001 when the caller's snapshot is older than the key's last append.
+-- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
+-- would repeat, and a key that went idle meanwhile would not be woken.
 DECLARE
     given boolean;
     last_turn record;

@@ -1,10 +1,3 @@
--- Appends many commands of one topic in one round trip; returns their seqs in the order of the arrays.
---
--- keys, names, payloads and idempotency_keys run in parallel; payloads may be NULL (all '{}'), idempotency_keys too.
--- Commands of one key keep their order in the arrays.
--- Locks the keys in byte order, each as append does, so that calls of append_many never deadlock among themselves
--- as long as a transaction makes one such call.
--- Raises what append raises, and IT006 when the arrays differ in length.
 CREATE FUNCTION inturn.append_many(
     topic text, keys text[], names text[],
     payloads jsonb[] DEFAULT NULL, idempotency_keys text[] DEFAULT NULL
@@ -12,6 +5,13 @@ CREATE FUNCTION inturn.append_many(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+-- Appends many commands of one topic in one round trip; returns their seqs in the order of the arrays.
+--
+-- keys, names, payloads and idempotency_keys run in parallel; payloads may be NULL (all '{}'), idempotency_keys too.
+-- Commands of one key keep their order in the arrays.
+-- Locks the keys in byte order, each as append does, so that calls of append_many never deadlock among themselves
+-- as long as a transaction makes one such call.
+-- Raises what append raises, and IT006 when the arrays differ in length.
 DECLARE
     seqs bigint[] := array_fill(NULL::bigint, ARRAY[coalesce(cardinality(keys), 0)]);
     command record;

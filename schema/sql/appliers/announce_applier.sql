@@ -1,3 +1,9 @@
+CREATE FUNCTION inturn.announce_applier(
+    applier text, topics text[], host text, pid integer, revision text, pooled boolean DEFAULT false,
+    down jsonb DEFAULT '{}', abandoned integer DEFAULT 0
+) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
 -- Says that an applier serves these topics, and that it was seen now. An applier says so when it starts and every few seconds.
 --
 -- host, pid: its process; pid NULL: a session of the database, which says it inside the statement that applies.
@@ -6,12 +12,6 @@
 -- abandoned: how many threads its process has left behind.
 -- Its end needs no word: see list_appliers. Forgets appliers that were not seen for a day.
 -- Locks: the applier's row; rows of forgotten ones, skipping locked ones.
-CREATE FUNCTION inturn.announce_applier(
-    applier text, topics text[], host text, pid integer, revision text, pooled boolean DEFAULT false,
-    down jsonb DEFAULT '{}', abandoned integer DEFAULT 0
-) RETURNS void
-LANGUAGE plpgsql VOLATILE
-AS $$
 #variable_conflict use_column
 BEGIN
     INSERT INTO inturn.applier AS a (applier, topics, host, pid, backend_pid, backend_start, revision, pooled,

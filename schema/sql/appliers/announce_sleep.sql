@@ -1,12 +1,12 @@
+CREATE FUNCTION inturn.announce_sleep(topics text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
 -- Announces that an applier of these topics is about to sleep, so that appends notify it for the next two seconds.
 -- An empty name stands for every topic: for an applier of many, which would write a row for each.
 --
 -- The applier commits, looks once more for ready keys, and only then sleeps, for a second at most.
 -- Looks at the keys that callers with old snapshots could not wake (see _take_hints).
 -- Locks the topics' rows in listener, in byte order, and writes them at most once a second.
-CREATE FUNCTION inturn.announce_sleep(topics text[]) RETURNS void
-LANGUAGE plpgsql VOLATILE
-AS $$
 BEGIN
     INSERT INTO inturn.listener AS l (topic, asleep_until)
     SELECT t.topic, clock_timestamp() + interval '2 seconds' FROM unnest(topics) t (topic)

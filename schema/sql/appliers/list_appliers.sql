@@ -1,12 +1,3 @@
--- Lists the appliers of the last day: who serves what, whether it is alive, and what it does now. Takes no locks.
---
--- alive: its session is at work, or is there and was seen within 15 seconds; an applier says that it is there every
--- 5 seconds while it is not at work. doing: applying (since its transaction began, or it claimed the first of its leases
--- that run), idle, or gone (since it was seen). One that never said that it is there is known by its leases while they run.
--- topic, key, seq: the first key of the transaction or of the leases at work, and its next command; NULL where that cannot
--- be told: of a transaction it is looked for among the keys of each topic that have been ready the longest.
--- waits_for: what its query waits for. leases: how many keys it has by lease now. down, abandoned: see announce_applier.
--- Runs as its owner, so that an operator sees other users' sessions; the owner needs pg_monitor, or is a superuser.
 CREATE FUNCTION inturn.list_appliers()
 RETURNS TABLE (
     applier text, topics text[], host text, pid integer, backend_pid integer, revision text,
@@ -21,6 +12,15 @@ SET enable_sort = off
 -- Before 18 a table that has to be read whole costs so much under these settings that it would be compiled for.
 SET jit = off
 AS $$
+-- Lists the appliers of the last day: who serves what, whether it is alive, and what it does now. Takes no locks.
+--
+-- alive: its session is at work, or is there and was seen within 15 seconds; an applier says that it is there every
+-- 5 seconds while it is not at work. doing: applying (since its transaction began, or it claimed the first of its leases
+-- that run), idle, or gone (since it was seen). One that never said that it is there is known by its leases while they run.
+-- topic, key, seq: the first key of the transaction or of the leases at work, and its next command; NULL where that cannot
+-- be told: of a transaction it is looked for among the keys of each topic that have been ready the longest.
+-- waits_for: what its query waits for. leases: how many keys it has by lease now. down, abandoned: see announce_applier.
+-- Runs as its owner, so that an operator sees other users' sessions; the owner needs pg_monitor, or is a superuser.
 WITH lease AS MATERIALIZED (
     SELECT c.claimed_by, count(*) AS leases, array_agg(DISTINCT t.name) AS topics, min(c.claimed_at) AS since,
            max(c.claimed_at) AS seen_at, (array_agg(c.cursor ORDER BY c.claimed_at))[1] AS first

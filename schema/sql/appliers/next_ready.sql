@@ -1,12 +1,12 @@
--- Returns when the next key of these topics becomes ready, NULL when none is due. Takes no locks.
---
--- since: the database's clock when the applier last looked; keys that were ready before are in other hands.
 CREATE FUNCTION inturn.next_ready(topics text[], since timestamptz) RETURNS timestamptz
 LANGUAGE plpgsql STABLE
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off
 AS $$
+-- Returns when the next key of these topics becomes ready, NULL when none is due. Takes no locks.
+--
+-- since: the database's clock when the applier last looked; keys that were ready before are in other hands.
 BEGIN
     RETURN (SELECT nullif(min(c.ready_at), 'infinity') FROM unnest(topics) t (topic) CROSS JOIN LATERAL (
         SELECT c.ready_at FROM inturn.ticket c

@@ -1,8 +1,8 @@
--- Counts the committed commands of these topics' ready keys that are not applied: what a drain has before it.
--- Takes no locks. Reads them all: seconds for a million.
 CREATE FUNCTION inturn.pending_commands(topics text[]) RETURNS bigint
 LANGUAGE sql STABLE
 AS $$
+-- Counts the committed commands of these topics' ready keys that are not applied: what a drain has before it.
+-- Takes no locks. Reads them all: seconds for a million.
 SELECT count(*) FROM inturn.ticket c
 JOIN inturn.command_log l ON l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq
 WHERE c.topic = ANY (topics) AND c.ready_at <= clock_timestamp()

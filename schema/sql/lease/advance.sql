@@ -1,3 +1,9 @@
+CREATE FUNCTION inturn.advance(topic text, key text, epoch bigint, seq bigint, lease interval DEFAULT NULL)
+RETURNS timestamptz
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
 -- Records that the next command of a leased key took effect; returns until when the lease runs now, or NULL when the key
 -- has to be let go: it, or its topic, was paused, and the lease has been ended with this command.
 --
@@ -5,12 +11,6 @@
 -- lease: its length; NULL for the topic's own.
 -- Locks the key's ticket; what release locks. Raises IT032 when seq is not the next, and what _hold_lease and
 -- _lease_end raise.
-CREATE FUNCTION inturn.advance(topic text, key text, epoch bigint, seq bigint, lease interval DEFAULT NULL)
-RETURNS timestamptz
-LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-AS $$
 DECLARE
     was constant inturn.key_cursor := inturn._hold_lease(topic, key, epoch);
     cursor inturn.key_cursor := was;

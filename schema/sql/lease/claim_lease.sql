@@ -1,3 +1,10 @@
+CREATE FUNCTION inturn.claim(topics text[], max_keys integer, lease interval, applier text)
+RETURNS TABLE (
+    topic text, key text, epoch bigint, attempt integer, lease_until timestamptz,
+    seq bigint, name text, payload jsonb, created_at timestamptz
+)
+LANGUAGE plpgsql VOLATILE
+AS $$
 -- Claims ready keys of some topics by lease, in the order of the topics, and returns their next commands in order.
 --
 -- For work outside the database: commit at once, do a key's commands one after the other, report each with advance (or
@@ -12,13 +19,6 @@
 -- A key that itself makes its claim fail is put off (see _put_off): the others are claimed.
 -- Locks the keys' tickets, skipping locked ones; what _begin_lease_pass locks. Raises IT001, IT031 outside READ COMMITTED,
 -- 22004 without topics, 22023 for a max_keys or a lease that cannot be.
-CREATE FUNCTION inturn.claim(topics text[], max_keys integer, lease interval, applier text)
-RETURNS TABLE (
-    topic text, key text, epoch bigint, attempt integer, lease_until timestamptz,
-    seq bigint, name text, payload jsonb, created_at timestamptz
-)
-LANGUAGE plpgsql VOLATILE
-AS $$
 #variable_conflict use_variable
 DECLARE
     who constant text := coalesce(applier, 'sql:' || pg_backend_pid());

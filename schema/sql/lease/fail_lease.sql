@@ -1,14 +1,14 @@
--- Ends a lease whose next command failed: records the error, and what becomes of the key; see the other fail.
---
--- seq: the command. asks: what was asked for, {"verdict": "retry", "retry_after": "30 seconds"}, or hold, or skip; NULL:
--- nothing. Returns the outcome. It takes fewer parameters than the other, so no call can mean both.
--- Locks the key's ticket. Raises IT032 when seq is not the next, or not there, and what _hold_lease raises.
 CREATE FUNCTION inturn.fail(
     topic text, key text, epoch bigint, seq bigint, error text, asks jsonb DEFAULT NULL
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 AS $$
+-- Ends a lease whose next command failed: records the error, and what becomes of the key; see the other fail.
+--
+-- seq: the command. asks: what was asked for, {"verdict": "retry", "retry_after": "30 seconds"}, or hold, or skip; NULL:
+-- nothing. Returns the outcome. It takes fewer parameters than the other, so no call can mean both.
+-- Locks the key's ticket. Raises IT032 when seq is not the next, or not there, and what _hold_lease raises.
 DECLARE
     was inturn.key_cursor := inturn._hold_lease(topic, key, epoch);
 BEGIN

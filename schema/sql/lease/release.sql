@@ -1,10 +1,10 @@
--- Ends a lease after the last recorded command: the key goes idle, or to the back of the queue.
---
--- Locks, in this order: the key's ticket; its row in key_sequence, if no caller holds it. Raises what _hold_lease raises.
 CREATE FUNCTION inturn.release(topic text, key text, epoch bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 AS $$
+-- Ends a lease after the last recorded command: the key goes idle, or to the back of the queue.
+--
+-- Locks, in this order: the key's ticket; its row in key_sequence, if no caller holds it. Raises what _hold_lease raises.
 DECLARE
     was constant inturn.key_cursor := inturn._hold_lease(topic, key, epoch);
     cursor inturn.key_cursor := was;

@@ -1,11 +1,11 @@
--- Renews a lease while a command is at work; returns until when it runs now.
---
--- lease: its length from now; NULL for the topic's own. Locks the key's ticket. Raises what _hold_lease and
--- _lease_end raise.
 CREATE FUNCTION inturn.renew(topic text, key text, epoch bigint, lease interval DEFAULT NULL) RETURNS timestamptz
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 AS $$
+-- Renews a lease while a command is at work; returns until when it runs now.
+--
+-- lease: its length from now; NULL for the topic's own. Locks the key's ticket. Raises what _hold_lease and
+-- _lease_end raise.
 DECLARE
     was constant inturn.key_cursor := inturn._hold_lease(topic, key, epoch);
     cursor inturn.key_cursor := was;

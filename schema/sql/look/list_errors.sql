@@ -1,10 +1,3 @@
--- Lists what held and retrying keys failed with, each error once with how many keys it is on, the most keys first.
--- Takes no locks.
---
--- of_topic: NULL for all. of_like: a LIKE pattern that the key matches, of_error: one that the error matches.
--- error: the first line of it, up to 1,000 characters. first_at, last_at: the earliest and the latest of the failures
--- that are on the keys now. key: one of the keys, that of the latest.
--- Reads every held or retrying key: seconds for a million.
 CREATE FUNCTION inturn.list_errors(
     of_topic text DEFAULT NULL, of_like text DEFAULT NULL, of_error text DEFAULT NULL, max_errors integer DEFAULT 50
 ) RETURNS TABLE (
@@ -14,6 +7,13 @@ LANGUAGE sql STABLE
 SET enable_seqscan = off
 SET jit = off
 AS $$
+-- Lists what held and retrying keys failed with, each error once with how many keys it is on, the most keys first.
+-- Takes no locks.
+--
+-- of_topic: NULL for all. of_like: a LIKE pattern that the key matches, of_error: one that the error matches.
+-- error: the first line of it, up to 1,000 characters. first_at, last_at: the earliest and the latest of the failures
+-- that are on the keys now. key: one of the keys, that of the latest.
+-- Reads every held or retrying key: seconds for a million.
 SELECT k.topic, k.error,
        count(*) FILTER (WHERE k.state = 'held') AS held, count(*) FILTER (WHERE k.state = 'retrying') AS retrying,
        min(k.failed_at), max(k.failed_at), (array_agg(k.key ORDER BY k.failed_at DESC, k.key))[1]

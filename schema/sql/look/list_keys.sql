@@ -1,3 +1,21 @@
+CREATE FUNCTION inturn.list_keys(
+    of_topic text DEFAULT NULL, of_state text DEFAULT NULL, max_keys integer DEFAULT 50,
+    of_like text DEFAULT NULL, older_than interval DEFAULT NULL, min_lag bigint DEFAULT NULL, sort_by text DEFAULT NULL,
+    of_error text DEFAULT NULL
+) RETURNS TABLE (
+    topic text, key text, state text, applied_seq bigint, last_seq bigint, pending bigint,
+    oldest_pending_at timestamptz, attempts integer, ready_at timestamptz, held_at timestamptz, last_error text,
+    paused_at timestamptz, paused_until timestamptz, topic_paused boolean,
+    waiting_at timestamptz, claimed_by text, lease_until timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_sort = off
+SET jit = off
+AS $$
 -- Lists keys and where they stand, the worst first: held, waiting (the longest first), retrying (the next attempt soonest
 -- first), paused, leased (the lease that ends soonest first), ready (the longest first), idle. Takes no locks.
 --
@@ -17,24 +35,6 @@
 -- Sorted by age or lesser lags it is exact while no state but idle has more than 20,000 keys that pass the filters; beyond,
 -- it is that of the worst 20,000 of each such state, and a WARNING says so.
 -- Raises IT044 for a state or sort_by that does not exist.
-CREATE FUNCTION inturn.list_keys(
-    of_topic text DEFAULT NULL, of_state text DEFAULT NULL, max_keys integer DEFAULT 50,
-    of_like text DEFAULT NULL, older_than interval DEFAULT NULL, min_lag bigint DEFAULT NULL, sort_by text DEFAULT NULL,
-    of_error text DEFAULT NULL
-) RETURNS TABLE (
-    topic text, key text, state text, applied_seq bigint, last_seq bigint, pending bigint,
-    oldest_pending_at timestamptz, attempts integer, ready_at timestamptz, held_at timestamptz, last_error text,
-    paused_at timestamptz, paused_until timestamptz, topic_paused boolean,
-    waiting_at timestamptz, claimed_by text, lease_until timestamptz
-)
-LANGUAGE plpgsql STABLE
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-SET enable_sort = off
-SET jit = off
-AS $$
 DECLARE
     ranks constant text[] := '{held,waiting,retrying,paused,leased,ready,idle}';
     most bigint := greatest(max_keys, 20000);

@@ -1,7 +1,3 @@
--- Returns the latest turns of a key and what operators did to it, merged by time, the newest first. Takes no locks.
---
--- kind turn: epoch, from_seq and to_seq as in turn, what is its outcome, done_by the applier, says the error.
--- kind action: from_seq is the number it was about, what is the action, done_by the login, says the reason.
 CREATE FUNCTION inturn.timeline(of_topic text, of_key text, max_entries integer DEFAULT 20)
 RETURNS TABLE (
     at timestamptz, kind text, epoch bigint, from_seq bigint, to_seq bigint, what text, done_by text, os_user text,
@@ -10,6 +6,10 @@ RETURNS TABLE (
 LANGUAGE sql STABLE
 SET enable_seqscan = off
 AS $$
+-- Returns the latest turns of a key and what operators did to it, merged by time, the newest first. Takes no locks.
+--
+-- kind turn: epoch, from_seq and to_seq as in turn, what is its outcome, done_by the applier, says the error.
+-- kind action: from_seq is the number it was about, what is the action, done_by the login, says the reason.
 SELECT * FROM (
     (SELECT t.finished_at AS at, 'turn', t.epoch, t.from_seq, t.to_seq, t.outcome, t.applier,
             NULL::text, NULL::text, t.started_at, t.error, NULL::jsonb, NULL::jsonb

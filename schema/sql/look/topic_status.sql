@@ -1,9 +1,3 @@
--- Sums up the topics: how many keys are in each state, what is pending, what was applied lately. Takes no locks.
---
--- of_topic: NULL for all. applied and failed count what turns did in the time of `recent` up to now.
--- How many keys are idle it does not say: no index knows. The states are counted from theirs, which for a million keys
--- takes half a second. What is pending is summed over the worst 50,000 keys of a topic; where it has more, each further
--- one counts as one command, and exact is false: more may be pending, and longer.
 CREATE FUNCTION inturn.topic_status(of_topic text DEFAULT NULL, recent interval DEFAULT '5 minutes')
 RETURNS TABLE (
     topic text, target text, held bigint, retrying bigint, paused bigint, ready bigint,
@@ -14,6 +8,12 @@ LANGUAGE sql STABLE
 SET enable_seqscan = off
 SET jit = off
 AS $$
+-- Sums up the topics: how many keys are in each state, what is pending, what was applied lately. Takes no locks.
+--
+-- of_topic: NULL for all. applied and failed count what turns did in the time of `recent` up to now.
+-- How many keys are idle it does not say: no index knows. The states are counted from theirs, which for a million keys
+-- takes half a second. What is pending is summed over the worst 50,000 keys of a topic; where it has more, each further
+-- one counts as one command, and exact is false: more may be pending, and longer.
 -- Materialized, and of all topics: with a topic given, a planner may read all its turns by their primary key.
 WITH lately AS MATERIALIZED (
     SELECT r.topic, sum(r.to_seq - r.from_seq + 1) AS applied, count(*) FILTER (WHERE r.outcome NOT IN ('applied', 'idle')) AS failed

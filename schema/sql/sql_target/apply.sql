@@ -1,3 +1,9 @@
+CREATE PROCEDURE inturn.apply(
+    topics text[] DEFAULT NULL, max_seconds double precision DEFAULT NULL, max_keys integer DEFAULT 50,
+    INOUT commands bigint DEFAULT 0, INOUT failures bigint DEFAULT 0
+)
+LANGUAGE plpgsql
+AS $$
 -- Applies the commands of topics with SQL targets until none is ready: the whole applier, for psql and pg_cron.
 --
 -- topics: NULL for every topic with a SQL target. max_seconds: stop after this long even if some are ready.
@@ -6,12 +12,6 @@
 -- Announces itself at its start and every few seconds (see list_appliers).
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
 -- Any number may run at once. Locks and raises what apply_batch does.
-CREATE PROCEDURE inturn.apply(
-    topics text[] DEFAULT NULL, max_seconds double precision DEFAULT NULL, max_keys integer DEFAULT 50,
-    INOUT commands bigint DEFAULT 0, INOUT failures bigint DEFAULT 0
-)
-LANGUAGE plpgsql
-AS $$
 DECLARE
     stop_at constant timestamptz := coalesce(clock_timestamp() + make_interval(secs => max_seconds), 'infinity');
     applier constant text := format('sql:%s', pg_backend_pid());

@@ -1,3 +1,11 @@
+CREATE FUNCTION inturn.apply_batch(
+    topic text, since timestamptz, max_keys integer, applier text, take_lost boolean DEFAULT true,
+    OUT keys integer, OUT commands bigint, OUT failures integer, OUT redo boolean, OUT hand timestamptz,
+    OUT skipped bigint, OUT target_time interval, OUT lost boolean
+)
+LANGUAGE plpgsql VOLATILE
+-- No SET clauses: they would reach into the target.
+AS $$
 -- Claims up to max_keys ready keys of a topic with a SQL target, applies their next commands, and ends the turns.
 -- The caller commits at once afterwards: finish has locked the keys against their callers.
 --
@@ -12,14 +20,6 @@
 -- Locks: tickets (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
 -- Raises IT001, IT012 for a topic without a SQL target, and what claim, finish and fail raise. A target that is not
 -- there fails the commands, as one that raises does: the other topics go on.
-CREATE FUNCTION inturn.apply_batch(
-    topic text, since timestamptz, max_keys integer, applier text, take_lost boolean DEFAULT true,
-    OUT keys integer, OUT commands bigint, OUT failures integer, OUT redo boolean, OUT hand timestamptz,
-    OUT skipped bigint, OUT target_time interval, OUT lost boolean
-)
-LANGUAGE plpgsql VOLATILE
--- No SET clauses: they would reach into the target.
-AS $$
 DECLARE
     settings inturn.topic;
     claimed record;

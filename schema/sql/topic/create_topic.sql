@@ -1,9 +1,3 @@
--- Creates a topic. Returns true, or false when it is there already with the same settings.
---
--- target: 'python'; 'sql:SCHEMA.FUNCTION', a function that takes one inturn.command; or an address, 'http://...'.
--- numbering: 'assigned', or 'given': callers number the commands of each key from first_seq on.
--- Locks: none beyond the new row.
--- Raises IT010 when the topic exists with other settings, and what _check_topic raises.
 CREATE FUNCTION inturn.create_topic(
     name text, target text DEFAULT 'python', max_attempts integer DEFAULT 5,
     backoff_base interval DEFAULT '1 second', backoff_cap interval DEFAULT '5 minutes',
@@ -15,6 +9,12 @@ CREATE FUNCTION inturn.create_topic(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+-- Creates a topic. Returns true, or false when it is there already with the same settings.
+--
+-- target: 'python'; 'sql:SCHEMA.FUNCTION', a function that takes one inturn.command; or an address, 'http://...'.
+-- numbering: 'assigned', or 'given': callers number the commands of each key from first_seq on.
+-- Locks: none beyond the new row.
+-- Raises IT010 when the topic exists with other settings, and what _check_topic raises.
 DECLARE
     topic constant inturn.topic :=
         ROW(name, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, clock_timestamp(),

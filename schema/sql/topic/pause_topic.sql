@@ -1,13 +1,13 @@
--- Keeps all keys of a topic standing still, until a time or for good; returns the recorded action.
---
--- Turns in hand end as ever, no other begins. Appends go on; nothing is lost. Paused already, it takes the new until.
--- Locks: the topic's row.
--- Raises IT041 when it is paused until the same time, or until is past; and what _lock_topic raises.
 CREATE FUNCTION inturn.pause_topic(topic text, reason text DEFAULT NULL, until timestamptz DEFAULT NULL)
 RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+-- Keeps all keys of a topic standing still, until a time or for good; returns the recorded action.
+--
+-- Turns in hand end as ever, no other begins. Appends go on; nothing is lost. Paused already, it takes the new until.
+-- Locks: the topic's row.
+-- Raises IT041 when it is paused until the same time, or until is past; and what _lock_topic raises.
 DECLARE
     was constant inturn.topic := inturn._lock_topic(topic);
     paused constant boolean := was.paused_at IS NOT NULL AND clock_timestamp() < coalesce(was.paused_until, 'infinity');

@@ -1,10 +1,10 @@
--- Lets the keys of a paused topic go on where they stood; returns the recorded action.
---
--- Locks: the topic's row. Raises IT041 when it is not paused, and what _lock_topic raises.
 CREATE FUNCTION inturn.resume_topic(topic text, reason text DEFAULT NULL) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+-- Lets the keys of a paused topic go on where they stood; returns the recorded action.
+--
+-- Locks: the topic's row. Raises IT041 when it is not paused, and what _lock_topic raises.
 DECLARE
     was constant inturn.topic := inturn._lock_topic(topic);
     settings inturn.topic;

@@ -1,8 +1,3 @@
--- Changes settings of a topic; returns the recorded action. Appliers that run follow within seconds.
---
--- NULL leaves a setting as it is; a gap_timeout or a timeout of 0 takes it away. Who numbers the commands is settled for ever.
--- Locks: the topic's row.
--- Raises IT041 when nothing would change, what _check_topic raises, and what _lock_topic raises.
 CREATE FUNCTION inturn.set_topic(
     topic text, reason text DEFAULT NULL, target text DEFAULT NULL, max_attempts integer DEFAULT NULL,
     backoff_base interval DEFAULT NULL, backoff_cap interval DEFAULT NULL,
@@ -13,6 +8,11 @@ CREATE FUNCTION inturn.set_topic(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+-- Changes settings of a topic; returns the recorded action. Appliers that run follow within seconds.
+--
+-- NULL leaves a setting as it is; a gap_timeout or a timeout of 0 takes it away. Who numbers the commands is settled for ever.
+-- Locks: the topic's row.
+-- Raises IT041 when nothing would change, what _check_topic raises, and what _lock_topic raises.
 DECLARE
     was constant inturn.topic := inturn._lock_topic(topic);
     settings inturn.topic := was;

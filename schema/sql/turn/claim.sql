@@ -1,3 +1,10 @@
+CREATE FUNCTION inturn.claim(topic text, since timestamptz DEFAULT '-infinity', max_keys integer DEFAULT 1)
+RETURNS TABLE (key text, applied_seq bigint, epoch bigint, attempts integer, ready_at timestamptz, lost boolean)
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+AS $$
 -- Claims ready keys of a topic, the longest ready first, and returns where each stands.
 --
 -- since: claim only keys that became ready at this time or later. An applier passes the ready_at of its last
@@ -8,13 +15,6 @@
 -- Locks the keys' tickets, skipping locked ones; held until the end of the transaction. Claim at its top level:
 -- finish and fail do not know a claim made under a savepoint.
 -- Every row is a key: rows of commands are never locked, so nothing slides past a locked head.
-CREATE FUNCTION inturn.claim(topic text, since timestamptz DEFAULT '-infinity', max_keys integer DEFAULT 1)
-RETURNS TABLE (key text, applied_seq bigint, epoch bigint, attempts integer, ready_at timestamptz, lost boolean)
-LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET enable_sort = off
-AS $$
 DECLARE
     -- A variable, not a call in the query: a volatile function cannot bound an index scan, and the scan would
     -- run over every key that waits for its next attempt.

@@ -1,10 +1,3 @@
--- Claims ready keys as claim does, and returns their next commands in order: what a Python target applies.
---
--- A key comes with at most the topic's batch_commands; one whose next command has failed before, with that alone.
--- A key with nothing to apply comes as one row without a seq; it has to be finished too.
--- All payloads together have at most _max_claim_octets, but the first command comes however long it is. From where they
--- would have more, a key comes with fewer commands, or not at all: it stays ready, and is locked as the others are.
--- Locks and raises what claim does.
 CREATE FUNCTION inturn.claim_commands(topic text, since timestamptz DEFAULT '-infinity', max_keys integer DEFAULT 1)
 RETURNS TABLE (
     key text, applied_seq bigint, epoch bigint, attempt integer, ready_at timestamptz,
@@ -14,6 +7,13 @@ LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
+-- Claims ready keys as claim does, and returns their next commands in order: what a Python target applies.
+--
+-- A key comes with at most the topic's batch_commands; one whose next command has failed before, with that alone.
+-- A key with nothing to apply comes as one row without a seq; it has to be finished too.
+-- All payloads together have at most _max_claim_octets, but the first command comes however long it is. From where they
+-- would have more, a key comes with fewer commands, or not at all: it stays ready, and is locked as the others are.
+-- Locks and raises what claim does.
 DECLARE
     max_octets constant bigint := inturn._max_claim_octets();
     octets bigint := 0;

@@ -1,3 +1,10 @@
+CREATE FUNCTION inturn.fail(
+    topic text, key text, epoch bigint, from_seq bigint, failed_seq bigint,
+    error text, applier text, verdict text DEFAULT NULL, retry_after interval DEFAULT NULL
+) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+AS $$
 -- Ends a turn whose command failed_seq failed: records what came before it as applied, and the error on the key.
 --
 -- verdict: what the handler asked for: retry (after retry_after, else after the usual wait), hold, skip, or outage: it counts
@@ -7,13 +14,6 @@
 -- Returns the outcome: retrying, held, skipped or cancelled. The key cannot go idle here, so its callers are not locked.
 -- Locks nothing: the claim has locked the key's ticket.
 -- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED.
-CREATE FUNCTION inturn.fail(
-    topic text, key text, epoch bigint, from_seq bigint, failed_seq bigint,
-    error text, applier text, verdict text DEFAULT NULL, retry_after interval DEFAULT NULL
-) RETURNS text
-LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off
-AS $$
 DECLARE
     was inturn.key_cursor;
 BEGIN

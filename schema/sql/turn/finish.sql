@@ -1,3 +1,10 @@
+CREATE FUNCTION inturn.finish(
+    topic text, keys text[], epochs bigint[], from_seqs bigint[], applied_seqs bigint[], applier text
+) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
 -- Ends turns: moves each key to its last applied command and lets it go idle, or to the back of the queue.
 --
 -- The arrays run in parallel, an element a key claimed in this transaction. A turn that applied nothing has
@@ -7,13 +14,6 @@
 -- of these keys wait: all handlers of a transaction run before it, and nothing after it.
 -- Deferred constraints are checked first: from here on they are immediate in this transaction.
 -- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED.
-CREATE FUNCTION inturn.finish(
-    topic text, keys text[], epochs bigint[], from_seqs bigint[], applied_seqs bigint[], applier text
-) RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-AS $$
 DECLARE
     given constant boolean := EXISTS (SELECT FROM inturn.topic t WHERE t.name = finish.topic AND t.numbering = 'given');
     locked boolean[];

@@ -1,3 +1,14 @@
+CREATE FUNCTION inturn.verify(of_topic text, from_key text DEFAULT '', to_key text DEFAULT NULL)
+RETURNS TABLE (violation text, topic text, key text, seq bigint, says text, rows jsonb)
+LANGUAGE sql STABLE
+-- Plans for a slice, made of scans in the primary keys' order, whatever the statistics say.
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_nestloop = off
+SET max_parallel_workers_per_gather = 0
+SET jit = off
+SET work_mem = '32MB'
+AS $$
 -- Recomputes the promises from what is stored, for the keys of a topic from from_key to to_key (NULL: to the end), and
 -- returns a row a violation: a stable code, where, what is wrong, and the rows that show it. A key alone: give it twice.
 --
@@ -16,17 +27,6 @@
 -- ever was a lease nothing tells; a turn that is lost is still found by the numbers it applied.
 -- Of times only the ends are compared: a turn's started_at is when its transaction began, and that may wait at the claim
 -- until the turn before has ended. Clocks may step back, by a minute before it counts.
-CREATE FUNCTION inturn.verify(of_topic text, from_key text DEFAULT '', to_key text DEFAULT NULL)
-RETURNS TABLE (violation text, topic text, key text, seq bigint, says text, rows jsonb)
-LANGUAGE sql STABLE
--- Plans for a slice, made of scans in the primary keys' order, whatever the statistics say.
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET enable_nestloop = off
-SET max_parallel_workers_per_gather = 0
-SET jit = off
-SET work_mem = '32MB'
-AS $$
 WITH
 -- A value, not a condition with OR: it bounds the scans of the indexes.
 bound AS MATERIALIZED (

@@ -1,8 +1,3 @@
--- Returns the next keys of a topic to verify, from from_key on, and how much there is of them: a slice of about
--- max_commands commands, or one key that has more. Takes no locks.
---
--- to_key: the last of them; NULL: to the end. Ask for the next slice with next_key, until that is NULL:
--- no key lies between the two, so what was appended meanwhile, or is in one table only, is not left out.
 CREATE FUNCTION inturn.verify_slice(of_topic text, from_key text DEFAULT '', max_commands integer DEFAULT 50000)
 RETURNS TABLE (to_key text, next_key text, keys bigint, commands bigint, turns bigint)
 LANGUAGE plpgsql STABLE
@@ -10,6 +5,11 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET max_parallel_workers_per_gather = 0
 AS $$
+-- Returns the next keys of a topic to verify, from from_key on, and how much there is of them: a slice of about
+-- max_commands commands, or one key that has more. Takes no locks.
+--
+-- to_key: the last of them; NULL: to the end. Ask for the next slice with next_key, until that is NULL:
+-- no key lies between the two, so what was appended meanwhile, or is in one table only, is not left out.
 BEGIN
     SELECT l.key INTO to_key FROM inturn.command_log l
     WHERE l.topic = of_topic AND l.key >= from_key COLLATE "C"

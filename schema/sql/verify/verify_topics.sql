@@ -1,10 +1,10 @@
--- Returns the topics to verify: all that are there, and any that rows are left of although it is not. Takes no locks.
---
--- Each step looks for the next name in the primary keys, so the number of rows does not matter.
 CREATE FUNCTION inturn.verify_topics() RETURNS SETOF text
 LANGUAGE sql STABLE
 SET enable_seqscan = off
 AS $$
+-- Returns the topics to verify: all that are there, and any that rows are left of although it is not. Takes no locks.
+--
+-- Each step looks for the next name in the primary keys, so the number of rows does not matter.
 WITH RECURSIVE step (topic) AS (
     SELECT '' COLLATE "C"
     UNION ALL

@@ -1,10 +1,3 @@
--- Says why a key does not move: the one cause, since when, and what to do next.
---
--- of_topic: NULL for every topic that has the key, a row each; one row when none has. cause: a stable code, see the docs.
--- says: a sentence. to_do: the next commands to type, a line each; {key} and {topic} in it stand for the key and the
--- topic, which whoever prints it puts in their place, once. details: the facts.
--- Runs as its owner, so that an operator sees other users' sessions; the owner needs pg_monitor, or is a superuser.
--- Locks, for a moment, what nobody else has locked: the key's ticket, and its row in key_sequence. Raises IT001.
 CREATE FUNCTION inturn.why(of_topic text, of_key text)
 RETURNS TABLE (topic text, key text, cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -15,6 +8,13 @@ SET enable_sort = off
 -- Before 18 a table that has to be read whole costs so much under these settings that it would be compiled for.
 SET jit = off
 AS $$
+-- Says why a key does not move: the one cause, since when, and what to do next.
+--
+-- of_topic: NULL for every topic that has the key, a row each; one row when none has. cause: a stable code, see the docs.
+-- says: a sentence. to_do: the next commands to type, a line each; {key} and {topic} in it stand for the key and the
+-- topic, which whoever prints it puts in their place, once. details: the facts.
+-- Runs as its owner, so that an operator sees other users' sessions; the owner needs pg_monitor, or is a superuser.
+-- Locks, for a moment, what nobody else has locked: the key's ticket, and its row in key_sequence. Raises IT001.
 DECLARE
     topics text[] := ARRAY[of_topic];
 BEGIN
