@@ -24,7 +24,8 @@ from inturn.applier.inside.watchdog import Watchdog
 from inturn.applier.inside.worker import Totals, Worker
 from inturn.applier.listener import Listener
 from inturn.applier.outside.effect import Timeouts
-from inturn.applier.outside.worker import OutsideTarget, OutsideWorker
+from inturn.applier.outside.lanes import OutsideTarget
+from inturn.applier.outside.worker import OutsideWorker
 from inturn.applier.recovery import Recovery
 from inturn.applier.stop import Bell, Bells, LoopBell, Stop
 from inturn.applier.targets import MissingExtra, Parts, Served, kind_of, refuse_misfit

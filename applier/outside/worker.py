@@ -8,7 +8,6 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +15,6 @@ import psycopg
 
 from inturn.applier.breaker import Breaker, TargetDown
 from inturn.applier.command import Order
-from inturn.applier.failure import log_failure
 from inturn.applier.inside.hand import MOST_ABANDONED, TooManyAbandoned
 from inturn.applier.inside.worker import (
     CHOOSE_SECONDS,
@@ -25,13 +23,16 @@ from inturn.applier.inside.worker import (
     Totals,
     ended_by,
 )
-from inturn.applier.outside.effect import Effect, Failed, LeaseOver, in_thread
-from inturn.applier.outside.leases import Kept, Lease, Leases, Step
+from inturn.applier.outside.effect import in_thread
+from inturn.applier.outside.keeper import keep_leases
+from inturn.applier.outside.lanes import Lane, OutsideTarget, Work
+from inturn.applier.outside.leases import Leases
 from inturn.applier.outside.link import Link
 from inturn.applier.outside.recorder import Recorder
+from inturn.applier.outside.turns import OutsideTurns
 from inturn.applier.recovery import Recovery
 from inturn.applier.stop import LoopBell, Stop
-from inturn.schema.errors import Fenced, InturnError, UnknownTopic
+from inturn.schema.errors import InturnError, UnknownTopic
 
 log = logging.getLogger("inturn.applier")
 
@@ -39,78 +40,10 @@ log = logging.getLogger("inturn.applier")
 CLAIM_KEYS = 50
 #: No more is claimed while the payloads in hand are as long: a claim brings as much again, and no more.
 PAYLOADS_IN_HAND = 16 * 1024 * 1024
-#: How often leases are looked at that may have to be renewed.
-KEEP_SECONDS = 0.05
 #: The wait after the database refused.
 REFUSED_SECONDS = 1.0
 _CHECK_STOP_SECONDS = 0.25
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class OutsideTarget:
-    """A topic whose commands are applied outside the database.
-
-    Attributes:
-        limit: how many of its keys are worked on at a time.
-        effect: what applies them.
-        settings: what that was made from: while it is the same, the first one made stays.
-        timeout: how long a command may take, in seconds; None: for ever.
-    """
-
-    topic: str
-    limit: int
-    effect: Effect
-    settings: object
-    timeout: float | None = None
-
-
-@dataclass(eq=False, slots=True)
-class _Lane:
-    """A topic: what applies it, and what of it is in flight."""
-
-    topic: str
-    limit: int
-    settings: object
-    effect: Effect
-    breaker: Breaker
-    in_flight: set[_Work] = field(default_factory=set)
-    #: Whether there may be ready keys that nobody has looked for.
-    look: bool = True
-    served: bool = True
-    timeout: float | None = None
-
-    @property
-    def room(self) -> int:
-        return self.breaker.room(len(self.in_flight), self.limit) if self.served else 0
-
-
-@dataclass(eq=False, slots=True)
-class _Work:
-    """A key in flight.
-
-    Attributes:
-        probe: it is the one by which an open breaker finds out.
-        at_work: the effect is under way, so that a cancel of the task ends it.
-        was_cut: a cancel is ours. One that is not comes from the handler, and is its failure.
-    """
-
-    lease: Lease
-    probe: bool
-    task: asyncio.Task[None] | None = None
-    at_work: bool = False
-    was_cut: bool = False
-    renewing: bool = False
-    fenced: bool = False
-
-    def cut(self) -> None:
-        if self.at_work and self.task is not None:
-            self.was_cut = True
-            self.task.cancel()
-
-
-class _Cut(Exception):
-    """The effect was cancelled: the lease is gone, or the grace time over. What became of it is unknown."""
 
 
 class OutsideWorker:
@@ -153,7 +86,7 @@ class OutsideWorker:
         self._others_run = others_run
         self._recovery = recovery or Recovery()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._seeing: psycopg.Connection[Any] | None = None
         self._chosen_at = 0.0
         self.totals = Totals()
@@ -193,7 +126,19 @@ class OutsideWorker:
         self._bell.attach(asyncio.get_running_loop())
         self._link = Link(self._connect_async, stop=self._stop, drain=self._drain, recovery=self._recovery)
         self._recorder = Recorder(self._leases, self._link)
-        helpers = [asyncio.create_task(self._recorder.run()), asyncio.create_task(self._keep_leases())]
+        self._turns = OutsideTurns(
+            self._leases,
+            self._link,
+            self._recorder,
+            stop=self._stop,
+            bell=self._bell,
+            totals=self.totals,
+            give_up=self._give_up,
+        )
+        helpers = [
+            asyncio.create_task(self._recorder.run()),
+            asyncio.create_task(keep_leases(self._works, self._recorder)),
+        ]
         try:
             await self._serve_on(helpers)
             await self._finish(helpers)
@@ -213,7 +158,7 @@ class OutsideWorker:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-    def _works(self) -> list[_Work]:
+    def _works(self) -> list[Work]:
         return [work for lane in self._lanes.values() for work in lane.in_flight]
 
     @property
@@ -300,7 +245,7 @@ class OutsideWorker:
             lane.look = True
         return time.monotonic() < end_at
 
-    async def _claim_round(self, lanes: Sequence[_Lane] | None = None) -> bool:
+    async def _claim_round(self, lanes: Sequence[Lane] | None = None) -> bool:
         """Take up ready keys where there is room; return whether there were any."""
         found = False
         for lane in list(self._lanes.values()) if lanes is None else lanes:
@@ -321,9 +266,9 @@ class OutsideWorker:
             # Fewer may be because a key had nothing to apply, or was held at last: only none is none.
             lane.look = bool(leases)
             for lease in leases:
-                work = _Work(lease, probe)
+                work = Work(lease, probe)
                 lane.in_flight.add(work)
-                work.task = asyncio.create_task(self._work(lane, work))
+                work.task = asyncio.create_task(self._turns.take(lane, work))
             found = found or bool(leases)
         return found
 
@@ -366,7 +311,7 @@ class OutsideWorker:
             known = self._lanes.get(topic)
             if known is None:
                 breaker = Breaker(topic)
-                self._lanes[topic] = _Lane(
+                self._lanes[topic] = Lane(
                     topic, target.limit, target.settings, target.effect, breaker, timeout=target.timeout
                 )
                 continue
@@ -395,95 +340,8 @@ class OutsideWorker:
                 self._seeing.close()
             return None
 
-    # One key.
-
-    async def _work(self, lane: _Lane, work: _Work) -> None:
-        try:
-            await self._apply(lane, work)
-        except psycopg.Error as error:
-            await self._not_recorded(work.lease, error)
-        finally:
-            lane.in_flight.discard(work)
-            self.totals.keys += 1
-            self._bell.nudge()
-
-    async def _apply(self, lane: _Lane, work: _Work) -> None:
-        """Apply a key's commands one after the other, each only once the one before is recorded."""
-        orders = work.lease.orders
-        for order in orders:
-            if self._must_stop(lane, work):
-                break
-            if not work.lease.alive() and await self._record(work) != "kept":
-                return
-            try:
-                failed = await self._do(lane, work, order)
-            except LeaseOver:
-                break
-            except _Cut:
-                # Repeated or not, it is next: another applier may have it at once.
-                if lane.effect.stops_when_cut(order):
-                    break
-                return
-            if failed is not None:
-                await self._fail(lane, work, order, failed)
-                return
-            lane.breaker.succeeded()
-            last = order is orders[-1] or self._must_stop(lane, work)
-            kept = await self._record(work, order.seq, release=last)
-            self.totals.commands += kept != "fenced"
-            if kept != "kept":
-                return
-        await self._record(work, release=True)
-
-    async def _not_recorded(self, lease: Lease, error: psycopg.Error) -> None:
-        """Say that the database refused something of a key: else its lease would have to run out first."""
-        reason = " ".join(str(error).split())
-        log.warning("not recorded: %s", reason, extra=_place(lease))
-        if error.sqlstate is None:
-            return  # the database is gone
-        try:
-            lose = functools.partial(
-                self._leases.lose, lease=lease, error=f"what became of it could not be recorded: {reason}"
-            )
-            outcome = await self._link.run(lose, patient=True)
-        except psycopg.Error:
-            return  # the lease runs out
-        log.warning("%s", outcome, extra=_place(lease))
-
-    async def _record(self, work: _Work, seq: int | None = None, *, release: bool = False) -> Kept:
-        kept = await self._recorder.record(Step(work.lease, seq, release))
-        if kept == "fenced" and not work.fenced:
-            work.fenced = True
-            log.warning("fenced off: the lease is gone, work on the key stops", extra=_place(work.lease))
-        return kept
-
-    def _must_stop(self, lane: _Lane, work: _Work) -> bool:
-        return self._stop.requested or (lane.breaker.open and not work.probe)
-
-    async def _do(self, lane: _Lane, work: _Work, order: Order) -> Failed | None:
-        work.at_work = True
-        try:
-            async with asyncio.timeout(lane.timeout) as limit:
-                return await lane.effect.apply(order, work.lease)
-        except TimeoutError:
-            if lane.timeout is None or not limit.expired():
-                raise
-            if not lane.effect.stops_when_cut(order):
-                self._abandon(order)
-            text = f"the command took longer than the topic's timeout of {lane.timeout:g} s"
-            return Failed(text, outage=lane.effect.stops_when_cut(order))
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            assert task is not None  # noqa: S101 - for mypy: this is one
-            task.uncancel()
-            if not work.was_cut:
-                return Failed("CancelledError: the handler cancelled its own task")
-            raise _Cut from None
-        finally:
-            work.at_work = False
-
-    def _abandon(self, order: Order) -> None:
-        """Give up a thread that cannot be ended."""
+    def _give_up(self, order: Order) -> None:
+        """Count a thread that is left behind, because it cannot be ended."""
         self.abandoned += 1
         if self.abandoned >= MOST_ABANDONED:
             self.error = TooManyAbandoned(self.abandoned)
@@ -491,54 +349,6 @@ class OutsideWorker:
         log.warning(
             "a handler that does not return was given up", extra={"topic": order.topic, "key": order.key}
         )
-
-    async def _fail(self, lane: _Lane, work: _Work, order: Order, failed: Failed) -> None:
-        if failed.outage:
-            if not lane.breaker.failed(order.key, failed.error, probe=work.probe):
-                await self._record(work, release=True)
-                return
-        else:
-            lane.breaker.succeeded()
-        try:
-            outcome, skipped = await self._link.run(
-                functools.partial(self._leases.fail, order=order, error=failed.error, asked=failed.asked),
-                patient=True,
-            )
-        except psycopg.DatabaseError as error:
-            if error.sqlstate != Fenced.sqlstate:
-                raise
-            return
-        if not failed.asked.skip:
-            self.totals.failures += 1
-        self.totals.skipped += skipped
-        log_failure(order, failed.error, failed.asked, outcome)
-
-    # Its lease.
-
-    async def _keep_leases(self) -> None:
-        """Renew the leases of commands at work; cut off those whose lease could not be."""
-        while True:
-            await asyncio.sleep(KEEP_SECONDS)
-            now = time.monotonic()
-            for work in self._works():
-                if not work.at_work:
-                    continue
-                if not work.renewing and now >= work.lease.renew_at:
-                    work.renewing = True
-                    asyncio.create_task(self._renew(work)).add_done_callback(_seen)
-                elif work.renewing and now >= work.lease.ends_at:
-                    work.cut()
-
-    async def _renew(self, work: _Work) -> None:
-        try:
-            # A command that ended meanwhile may have ended the lease: that is not to be told.
-            kept = await self._recorder.record(Step(work.lease))
-            if kept == "fenced" and work.at_work:
-                work.fenced = True
-                log.warning("fenced off: the lease is gone, its command is cut off", extra=_place(work.lease))
-                work.cut()
-        finally:
-            work.renewing = False
 
     # The end.
 
@@ -570,16 +380,6 @@ def _raise_ended(helpers: list[asyncio.Task[None]]) -> None:
     for task in helpers:
         if task.done():
             task.result()
-
-
-def _seen(task: asyncio.Task[None]) -> None:
-    # What it raised, the next statement meets too.
-    if not task.cancelled():
-        task.exception()
-
-
-def _place(lease: Lease) -> dict[str, object]:
-    return {"topic": lease.topic, "key": lease.key}
 
 
 class _Loop(asyncio.SelectorEventLoop):

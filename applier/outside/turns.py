@@ -1,0 +1,164 @@
+"""OutsideTurns: one key in hand by lease, from its first command to the end of the lease."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable
+
+import psycopg
+
+from inturn.applier.command import Order
+from inturn.applier.failure import log_failure
+from inturn.applier.inside.worker import Totals
+from inturn.applier.outside.effect import Failed, LeaseOver
+from inturn.applier.outside.lanes import Lane, Work, place
+from inturn.applier.outside.leases import Kept, Lease, Leases, Step
+from inturn.applier.outside.link import Link
+from inturn.applier.outside.recorder import Recorder
+from inturn.applier.stop import LoopBell, Stop
+from inturn.schema.errors import Fenced
+
+log = logging.getLogger("inturn.applier")
+
+
+class Cut(Exception):
+    """The effect was cancelled: the lease is gone, or the grace time over. What became of it is unknown."""
+
+
+class OutsideTurns:
+    """Takes turns, any number at a time. `take` is what a task runs."""
+
+    def __init__(
+        self,
+        leases: Leases,
+        link: Link,
+        recorder: Recorder,
+        *,
+        stop: Stop,
+        bell: LoopBell,
+        totals: Totals,
+        give_up: Callable[[Order], None],
+    ) -> None:
+        """Make one.
+
+        Args:
+            bell: nudged when a turn has ended.
+            totals: what was done is added to it.
+            give_up: told of a command whose thread is left behind.
+        """
+        self._leases = leases
+        self._link = link
+        self._recorder = recorder
+        self._stop = stop
+        self._bell = bell
+        self._totals = totals
+        self._give_up = give_up
+
+    async def take(self, lane: Lane, work: Work) -> None:
+        """Apply a key's commands, until none is left, one failed, or a stop; then let the key go."""
+        try:
+            await self._apply(lane, work)
+        except psycopg.Error as error:
+            await self._not_recorded(work.lease, error)
+        finally:
+            lane.in_flight.discard(work)
+            self._totals.keys += 1
+            self._bell.nudge()
+
+    async def _apply(self, lane: Lane, work: Work) -> None:
+        """Apply a key's commands one after the other, each only once the one before is recorded."""
+        orders = work.lease.orders
+        for order in orders:
+            if self._must_stop(lane, work):
+                break
+            if not work.lease.alive() and await self._record(work) != "kept":
+                return
+            try:
+                failed = await self._do(lane, work, order)
+            except LeaseOver:
+                break
+            except Cut:
+                # Repeated or not, it is next: another applier may have it at once.
+                if lane.effect.stops_when_cut(order):
+                    break
+                return
+            if failed is not None:
+                await self._fail(lane, work, order, failed)
+                return
+            lane.breaker.succeeded()
+            last = order is orders[-1] or self._must_stop(lane, work)
+            kept = await self._record(work, order.seq, release=last)
+            self._totals.commands += kept != "fenced"
+            if kept != "kept":
+                return
+        await self._record(work, release=True)
+
+    async def _not_recorded(self, lease: Lease, error: psycopg.Error) -> None:
+        """Say that the database refused something of a key: else its lease would have to run out first."""
+        reason = " ".join(str(error).split())
+        log.warning("not recorded: %s", reason, extra=place(lease))
+        if error.sqlstate is None:
+            return  # the database is gone
+        try:
+            lose = functools.partial(
+                self._leases.lose, lease=lease, error=f"what became of it could not be recorded: {reason}"
+            )
+            outcome = await self._link.run(lose, patient=True)
+        except psycopg.Error:
+            return  # the lease runs out
+        log.warning("%s", outcome, extra=place(lease))
+
+    async def _record(self, work: Work, seq: int | None = None, *, release: bool = False) -> Kept:
+        kept = await self._recorder.record(Step(work.lease, seq, release))
+        if kept == "fenced" and not work.fenced:
+            work.fenced = True
+            log.warning("fenced off: the lease is gone, work on the key stops", extra=place(work.lease))
+        return kept
+
+    def _must_stop(self, lane: Lane, work: Work) -> bool:
+        return self._stop.requested or (lane.breaker.open and not work.probe)
+
+    async def _do(self, lane: Lane, work: Work, order: Order) -> Failed | None:
+        work.at_work = True
+        try:
+            async with asyncio.timeout(lane.timeout) as limit:
+                return await lane.effect.apply(order, work.lease)
+        except TimeoutError:
+            if lane.timeout is None or not limit.expired():
+                raise
+            if not lane.effect.stops_when_cut(order):
+                self._give_up(order)
+            text = f"the command took longer than the topic's timeout of {lane.timeout:g} s"
+            return Failed(text, outage=lane.effect.stops_when_cut(order))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - for mypy: this is one
+            task.uncancel()
+            if not work.was_cut:
+                return Failed("CancelledError: the handler cancelled its own task")
+            raise Cut from None
+        finally:
+            work.at_work = False
+
+    async def _fail(self, lane: Lane, work: Work, order: Order, failed: Failed) -> None:
+        if failed.outage:
+            if not lane.breaker.failed(order.key, failed.error, probe=work.probe):
+                await self._record(work, release=True)
+                return
+        else:
+            lane.breaker.succeeded()
+        try:
+            outcome, skipped = await self._link.run(
+                functools.partial(self._leases.fail, order=order, error=failed.error, asked=failed.asked),
+                patient=True,
+            )
+        except psycopg.DatabaseError as error:
+            if error.sqlstate != Fenced.sqlstate:
+                raise
+            return
+        if not failed.asked.skip:
+            self._totals.failures += 1
+        self._totals.skipped += skipped
+        log_failure(order, failed.error, failed.asked, outcome)
