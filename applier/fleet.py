@@ -8,35 +8,28 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
-from inturn.applier.breaker import Breaker, reports
+from inturn.applier.chooser import Chooser
 from inturn.applier.handlers import Applier
-from inturn.applier.inside.batch import Target
 from inturn.applier.inside.hand import MOST_ABANDONED, Hand, TooManyAbandoned
 from inturn.applier.inside.watchdog import Watchdog
 from inturn.applier.inside.worker import Totals, Worker
 from inturn.applier.listener import Listener
 from inturn.applier.outside.effect import Timeouts
-from inturn.applier.outside.lanes import OutsideTarget
 from inturn.applier.outside.worker import OutsideWorker
 from inturn.applier.recovery import Recovery
 from inturn.applier.stop import Bell, Bells, LoopBell, Stop
-from inturn.applier.targets import MissingExtra, Parts, Served, kind_of, refuse_misfit
 from inturn.schema.connection import connect, connect_async
-from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
+from inturn.schema.errors import TargetRefused
 from inturn.schema.source import DEFAULT_SCHEMA
-from inturn.schema.version import HEAD, check_version
 
 log = logging.getLogger("inturn.applier")
-
-_T = TypeVar("_T", Target, OutsideTarget)
 
 #: How long a cancelled statement may take to come back, in seconds.
 _CANCEL_SECONDS = 5.0
@@ -98,8 +91,6 @@ class Fleet:
             http_timeouts: of the posts to HTTP targets; None: the defaults.
         """
         self._dsn = dsn
-        self._applier = applier
-        self._only = list(topics)
         self._count = workers
         self._max_keys = max_keys
         self._drain = drain
@@ -108,12 +99,19 @@ class Fleet:
         self.stop = Stop()
         self.bell = Bell(workers)
         self.topics: list[str] = []
-        self._http_timeouts = http_timeouts or Timeouts()
+        self._chooser = Chooser(
+            applier,
+            topics,
+            schema=schema,
+            stop=self.stop,
+            http_timeouts=http_timeouts or Timeouts(),
+            start_outside=self._start_outside,
+            others_breakers=lambda: self._outside.breakers if self._outside else {},
+            abandoned=lambda: sum(int(worker.abandoned) for worker in list(self._workers)),
+        )
         self._outside_bell = LoopBell()
         self._outside: OutsideWorker | None = None
         self._outside_lock = threading.Lock()
-        self._refused: set[str] = set()
-        self._breakers: dict[str, Breaker] = {}
         self._recovery = Recovery()
         self._workers: list[Worker | OutsideWorker] = []
         self._threads: dict[Worker | OutsideWorker, threading.Thread] = {}
@@ -130,8 +128,8 @@ class Fleet:
                 there is none to drain.
         """
         with self._connect() as connection:
-            targets = self._take_up(connection, _name(1), strict=True)
-            outside = self._outside_targets(self._served(connection), strict=True)
+            targets = self._chooser.inside(connection, _name(1), strict=True)
+            outside = self._chooser.outside_targets(self._chooser.served(connection), strict=True)
             self.topics = sorted([target.topic for target in targets] + [target.topic for target in outside])
         if not self.topics:
             self._report_nothing_to_serve()
@@ -245,7 +243,7 @@ class Fleet:
         hand = Hand()
         worker = Worker(
             self._connect,
-            functools.partial(self._take_up, applier_id=_name(number), hand=hand),
+            functools.partial(self._chooser.inside, applier_id=_name(number), hand=hand),
             schema=self._schema,
             max_keys=self._max_keys,
             drain=self._drain,
@@ -299,7 +297,7 @@ class Fleet:
             self._outside = OutsideWorker(
                 self._connect,
                 self._connect_async,
-                functools.partial(self._take_up_outside, applier_id=name),
+                functools.partial(self._chooser.outside, applier_id=name),
                 applier_id=name,
                 schema=self._schema,
                 drain=self._drain,
@@ -317,130 +315,6 @@ class Fleet:
 
     def _connect(self) -> psycopg.Connection[Any]:
         return connect(self._dsn, prepare_threshold=self._prepare_threshold, application_name="inturn apply")
-
-    def _take_up(
-        self,
-        connection: psycopg.Connection[Any],
-        applier_id: str,
-        *,
-        hand: Hand | None = None,
-        strict: bool = False,
-    ) -> list[Target]:
-        """Choose the topics to be served in the database's transactions; see _agreed."""
-
-        def choose() -> list[Target]:
-            rows = self._served(connection, strict=strict)
-            if not strict and self._outside_targets(rows):
-                self._start_outside()
-            targets = [kind_of(row).inside(row, self._parts(row.topic, applier_id, hand)) for row in rows]
-            return [target for target in targets if target is not None]
-
-        return self._agreed(connection, applier_id, choose)
-
-    def _take_up_outside(self, connection: psycopg.Connection[Any], applier_id: str) -> list[OutsideTarget]:
-        """Choose the topics to be served outside of them; see _agreed."""
-        return self._agreed(connection, applier_id, lambda: self._outside_targets(self._served(connection)))
-
-    def _agreed(
-        self, connection: psycopg.Connection[Any], applier_id: str, choose: Callable[[], list[_T]]
-    ) -> list[_T]:
-        """Choose topics, announce the applier that serves them, and check the schema.
-
-        In this order: an applier that the schema does not fit is announced too, so that
-        `inturn why` can tell that there is one.
-        """
-        try:
-            targets = choose()
-            self._announce(connection, applier_id, [target.topic for target in targets])
-        except (InturnError, psycopg.ProgrammingError):
-            # A part that another revision lacks: that is the reason, and better said.
-            check_version(connection, self._schema)
-            raise
-        check_version(connection, self._schema)
-        return targets
-
-    def _announce(self, connection: psycopg.Connection[Any], applier_id: str, topics: list[str]) -> None:
-        down = reports(self._all_breakers(), topics, connection.info)
-        # Behind a pooler the client is told another backend than the one that it has.
-        connection.execute(
-            sql.SQL(
-                "SELECT {}.announce_applier("
-                "%s, %s::text[], %s, %s, %s, %s::integer <> pg_backend_pid(), %s, %s)"
-            ).format(sql.Identifier(self._schema)),
-            (applier_id, topics, socket.gethostname(), os.getpid(), HEAD, connection.info.backend_pid,
-             Jsonb(down), self._abandoned()),
-        )  # fmt: skip
-
-    def _all_breakers(self) -> dict[str, Breaker]:
-        return self._breakers | (self._outside.breakers if self._outside else {})
-
-    def _abandoned(self) -> int:
-        """Return how many threads were left behind, because a handler did not return."""
-        return sum(int(worker.abandoned) for worker in list(self._workers))
-
-    def _served(self, connection: psycopg.Connection[Any], *, strict: bool = False) -> list[Served]:
-        """Return the topics to be served.
-
-        strict: raise TargetRefused for a topic that does not fit what was given at the start. Later on its
-        target may be changed: what can apply it then does.
-        """
-        rows = connection.execute(
-            sql.SQL(
-                "SELECT name, target, max_in_flight, extract(epoch FROM timeout)::float8"
-                " FROM {}.topic ORDER BY name"
-            ).format(sql.Identifier(self._schema))
-        ).fetchall()
-        there = {row[0]: Served(*row) for row in rows}
-        handled = self._applier.topics if self._applier else []
-        for topic in [*self._only, *handled]:
-            if topic not in there:
-                raise UnknownTopic(
-                    f"topic {topic!r} does not exist",
-                    hint=f"Create it first: inturn topic create {topic}",
-                    topic=topic,
-                )
-        served = self._only or sorted(there)
-        if strict:
-            for topic in served:
-                refuse_misfit(there[topic], self._parts(topic), named=bool(self._only))
-        return [there[topic] for topic in served]
-
-    def _parts(self, topic: str, applier_id: str = "", hand: Hand | None = None) -> Parts:
-        return Parts(
-            self._schema,
-            self._applier,
-            self.stop,
-            self._http_timeouts,
-            applier_id,
-            self._breaker(topic),
-            hand or Hand(),
-        )
-
-    def _breaker(self, topic: str) -> Breaker:
-        """Return the topic's breaker, which the workers share."""
-        return self._breakers.setdefault(topic, Breaker(topic))
-
-    def _outside_targets(self, rows: list[Served], *, strict: bool = False) -> list[OutsideTarget]:
-        """Return what applies those of the topics that are applied outside the database.
-
-        strict: raise TargetRefused for one that cannot be. Later on it is left out, and that is said once.
-        """
-        targets = []
-        for row in rows:
-            topic = row.topic
-            try:
-                effect = kind_of(row).outside(row, self._parts(topic))
-            except TargetRefused as error:
-                if strict and (self._only or not isinstance(error, MissingExtra)):
-                    raise
-                if topic not in self._refused:
-                    log.warning("not served: %s", error, extra={"topic": topic})
-                self._refused.add(topic)
-                continue
-            self._refused.discard(topic)
-            if effect is not None:
-                targets.append(OutsideTarget(topic, row.limit, effect, row.target, row.timeout))
-        return targets
 
 
 def _name(number: int) -> str:

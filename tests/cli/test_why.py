@@ -520,9 +520,9 @@ def test_other_keys_are_before_it(witness: Database) -> None:
 
 _OTHER_REVISION = """
 import sys
-import inturn.applier.fleet, inturn.schema.version
+import inturn.applier.chooser, inturn.schema.version
 revision = sys.argv.pop(1)
-inturn.applier.fleet.HEAD = inturn.schema.version.HEAD = revision
+inturn.applier.chooser.HEAD = inturn.schema.version.HEAD = revision
 from inturn.cli.main import main
 main(sys.argv[1:])
 """

@@ -138,3 +138,28 @@ def test_the_page_of_chapters_has_every_folder_function_and_grant(database: Data
     by = {name: set(roles) for name, roles in granted}
     for chapter, _, roles in rows:
         assert set(roles.split(", ")) == set().union(*(by[name] for name in public[chapter]))
+
+
+def test_the_header_of_a_public_function_is_shown_with_its_body(database: Database) -> None:
+    r"""As by psql's `\sf`: what it does, what it locks, what it raises."""
+    functions = database.execute("""
+        SELECT proname::text, prosrc FROM pg_proc
+        WHERE pronamespace = 'inturn'::regnamespace AND proname !~ '^_'
+    """)
+    assert [name for name, body in functions if not body.lstrip("\n").startswith("-- ")] == []
+
+
+#: What is longer than a screen, and why: one query over all that is stored; a table of filters; one transaction's loop.
+LONG = {"verify": 310, "list_keys": 88, "apply_batch": 85}
+
+
+def test_a_function_fits_on_a_screen() -> None:
+    root = files("inturn.schema") / "sql"
+    long = {}
+    for path in map(PurePosixPath, source.manifest()):
+        body = (root / str(path)).read_text("utf-8").partition("AS $$\n")[2].partition("\n$$")[0]
+        lines = [line for line in body.splitlines() if line.strip() and not line.lstrip().startswith("--")]
+        if len(lines) > 60:
+            long[path.stem] = len(lines)
+    assert long.keys() == LONG.keys()
+    assert all(long[name] <= LONG[name] for name in long)

@@ -1,0 +1,181 @@
+"""Chooser: which topics a process serves, and by what; and what it announces of itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from inturn.applier.breaker import Breaker, reports
+from inturn.applier.handlers import Applier
+from inturn.applier.inside.batch import Target
+from inturn.applier.inside.hand import Hand
+from inturn.applier.outside.effect import Timeouts
+from inturn.applier.outside.lanes import OutsideTarget
+from inturn.applier.stop import Stop
+from inturn.applier.targets import MissingExtra, Parts, Served, kind_of, refuse_misfit
+from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
+from inturn.schema.version import HEAD, check_version
+
+log = logging.getLogger("inturn.applier")
+
+_T = TypeVar("_T", Target, OutsideTarget)
+
+
+class Chooser:
+    """Of one process. Its workers ask it again every few seconds, each on its own connection."""
+
+    def __init__(
+        self,
+        applier: Applier | None,
+        only: Sequence[str],
+        *,
+        schema: str,
+        stop: Stop,
+        http_timeouts: Timeouts,
+        start_outside: Callable[[], None],
+        others_breakers: Callable[[], Mapping[str, Breaker]],
+        abandoned: Callable[[], int],
+    ) -> None:
+        """Make one.
+
+        Args:
+            applier: the handlers that there are.
+            only: the topics to serve; empty: every one that can be.
+            start_outside: called when there is a topic that is applied outside the database.
+            others_breakers: those of the work outside the database.
+            abandoned: how many threads were left behind, because a handler did not return.
+        """
+        self._applier = applier
+        self._only = list(only)
+        self._schema = schema
+        self._stop = stop
+        self._http_timeouts = http_timeouts
+        self._start_outside = start_outside
+        self._others_breakers = others_breakers
+        self._abandoned = abandoned
+        self._breakers: dict[str, Breaker] = {}
+        self._refused: set[str] = set()
+
+    def inside(
+        self,
+        connection: psycopg.Connection[Any],
+        applier_id: str,
+        *,
+        hand: Hand | None = None,
+        strict: bool = False,
+    ) -> list[Target]:
+        """Choose the topics to be served in the database's transactions; see _agreed."""
+
+        def choose() -> list[Target]:
+            rows = self.served(connection, strict=strict)
+            if not strict and self.outside_targets(rows):
+                self._start_outside()
+            targets = [kind_of(row).inside(row, self._parts(row.topic, applier_id, hand)) for row in rows]
+            return [target for target in targets if target is not None]
+
+        return self._agreed(connection, applier_id, choose)
+
+    def outside(self, connection: psycopg.Connection[Any], applier_id: str) -> list[OutsideTarget]:
+        """Choose the topics to be served outside of them; see _agreed."""
+        return self._agreed(connection, applier_id, lambda: self.outside_targets(self.served(connection)))
+
+    def _agreed(
+        self, connection: psycopg.Connection[Any], applier_id: str, choose: Callable[[], list[_T]]
+    ) -> list[_T]:
+        """Choose topics, announce the applier that serves them, and check the schema.
+
+        In this order: an applier that the schema does not fit is announced too, so that
+        `inturn why` can tell that there is one.
+        """
+        try:
+            targets = choose()
+            self._announce(connection, applier_id, [target.topic for target in targets])
+        except (InturnError, psycopg.ProgrammingError):
+            # A part that another revision lacks: that is the reason, and better said.
+            check_version(connection, self._schema)
+            raise
+        check_version(connection, self._schema)
+        return targets
+
+    def _announce(self, connection: psycopg.Connection[Any], applier_id: str, topics: list[str]) -> None:
+        down = reports(self._breakers | self._others_breakers(), topics, connection.info)
+        # Behind a pooler the client is told another backend than the one that it has.
+        connection.execute(
+            sql.SQL(
+                "SELECT {}.announce_applier("
+                "%s, %s::text[], %s, %s, %s, %s::integer <> pg_backend_pid(), %s, %s)"
+            ).format(sql.Identifier(self._schema)),
+            (applier_id, topics, socket.gethostname(), os.getpid(), HEAD, connection.info.backend_pid,
+             Jsonb(down), self._abandoned()),
+        )  # fmt: skip
+
+    def served(self, connection: psycopg.Connection[Any], *, strict: bool = False) -> list[Served]:
+        """Return the topics to be served.
+
+        strict: raise TargetRefused for a topic that does not fit what was given at the start. Later on its
+        target may be changed: what can apply it then does.
+        """
+        rows = connection.execute(
+            sql.SQL(
+                "SELECT name, target, max_in_flight, extract(epoch FROM timeout)::float8"
+                " FROM {}.topic ORDER BY name"
+            ).format(sql.Identifier(self._schema))
+        ).fetchall()
+        there = {row[0]: Served(*row) for row in rows}
+        handled = self._applier.topics if self._applier else []
+        for topic in [*self._only, *handled]:
+            if topic not in there:
+                raise UnknownTopic(
+                    f"topic {topic!r} does not exist",
+                    hint=f"Create it first: inturn topic create {topic}",
+                    topic=topic,
+                )
+        served = self._only or sorted(there)
+        if strict:
+            for topic in served:
+                refuse_misfit(there[topic], self._parts(topic), named=bool(self._only))
+        return [there[topic] for topic in served]
+
+    def _parts(self, topic: str, applier_id: str = "", hand: Hand | None = None) -> Parts:
+        return Parts(
+            self._schema,
+            self._applier,
+            self._stop,
+            self._http_timeouts,
+            applier_id,
+            self._breaker(topic),
+            hand or Hand(),
+        )
+
+    def _breaker(self, topic: str) -> Breaker:
+        """Return the topic's breaker, which the workers share."""
+        return self._breakers.setdefault(topic, Breaker(topic))
+
+    def outside_targets(self, rows: list[Served], *, strict: bool = False) -> list[OutsideTarget]:
+        """Return what applies those of the topics that are applied outside the database.
+
+        strict: raise TargetRefused for one that cannot be. Later on it is left out, and that is said once.
+        """
+        targets = []
+        for row in rows:
+            topic = row.topic
+            try:
+                effect = kind_of(row).outside(row, self._parts(topic))
+            except TargetRefused as error:
+                if strict and (self._only or not isinstance(error, MissingExtra)):
+                    raise
+                if topic not in self._refused:
+                    log.warning("not served: %s", error, extra={"topic": topic})
+                self._refused.add(topic)
+                continue
+            self._refused.discard(topic)
+            if effect is not None:
+                targets.append(OutsideTarget(topic, row.limit, effect, row.target, row.timeout))
+        return targets
