@@ -63,7 +63,9 @@ def upgrade_on(connection: Connection, *, schema: str = DEFAULT_SCHEMA) -> tuple
         sqlalchemy.exc.DBAPIError: the database refused.
     """
     check_schema_name(schema)
-    if connection.get_isolation_level() == "AUTOCOMMIT":
+    # No driver says it in the way of another: in autocommit each statement has a transaction of its own.
+    began = text("SELECT now()")
+    if connection.scalar(began) != connection.scalar(began):
         raise TransactionNeeded(
             f"schema {schema} is not installed on a connection in autocommit",
             hint="Give a connection that is in a transaction",

@@ -26,7 +26,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from support.database import Database, until
-from support.place import ROOT
+from support.place import DOCS, ROOT
 from support.server import Server
 
 import inturn.applier
@@ -35,7 +35,9 @@ from inturn.cli.exit_codes import ExitCode
 from inturn.cli.main import cli
 from inturn.schema.errors import BY_SQLSTATE
 
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")), *DOCS.rglob("*.md")]
+)
 REFERENCE = ROOT / "docs" / "reference"
 
 _BLOCK = re.compile(
@@ -242,9 +244,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    index = ROOT / "docs" / "README.md"
-    linked = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+)", index.read_text())}
-    pages = {page for page in PAGES if page.parent != ROOT and page != index}
+    indexes = [ROOT / "docs" / "README.md", ROOT / "docs" / "decisions" / "README.md"]
+    linked = {
+        (index.parent / link).resolve()
+        for index in indexes
+        for link in re.findall(r"\]\(([^)#\s]+)", index.read_text())
+    }
+    pages = {page for page in PAGES if page.parent != ROOT and page != indexes[0]}
     assert pages - linked == set()
 
 
@@ -254,6 +260,24 @@ def test_named_tests_exist() -> None:
         there |= {file.stem, *re.findall(r"def (test_\w+)", file.read_text())}
     for page in PAGES:
         assert set(re.findall(r"`(?:\w+::)?(test_\w+)`", page.read_text())) - there == set(), page
+
+
+def test_what_the_promises_name_lies_under_promises_and_so_runs_on_every_version() -> None:
+    there = set()
+    for file in (ROOT / "tests" / "promises").rglob("test_*.py"):
+        there |= {file.stem, *re.findall(r"def (test_\w+)", file.read_text())}
+    page = (DOCS / "explanation" / "promises.md").read_text()
+    assert set(re.findall(r"`(?:\w+::)?(test_\w+)`", page)) - there == set()
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony
+    listed = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True).stdout
+    assert {line.split()[0] for line in listed.splitlines() if "directory" not in line} == set(
+        phony[1].split()
+    )
 
 
 def _commands(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

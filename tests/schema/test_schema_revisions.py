@@ -149,7 +149,7 @@ def test_the_header_of_a_public_function_is_shown_with_its_body(database: Databa
     assert [name for name, body in functions if not body.lstrip("\n").startswith("-- ")] == []
 
 
-#: What is longer than a screen, and why: one query over all that is stored; a table of filters; one transaction's loop.
+#: What is longer: one query over all that is stored; a table of filters; one transaction's loop.
 LONG = {"verify": 310, "list_keys": 88, "apply_batch": 85}
 
 

@@ -51,6 +51,7 @@ def test_it_is_committed_and_undone_with_the_service_s_own_work(
     connection.commit()
     assert dump(empty_database) == dump(database)
     assert upgrade_on(connection) == (HEAD, HEAD)
+    connection.rollback()
     assert upgrade(empty_database.dsn) == (HEAD, HEAD)
 
 
