@@ -105,7 +105,7 @@ class Chooser:
         return targets
 
     def _announce(self, connection: psycopg.Connection[Any], applier_id: str, topics: list[str]) -> None:
-        down = reports(self._breakers | self._others_breakers(), topics, connection.info)
+        down = reports({**self._breakers, **self._others_breakers()}, topics, connection.info)
         # Behind a pooler the client is told another backend than the one that it has.
         connection.execute(
             sql.SQL(

@@ -122,9 +122,14 @@ def _revision(connection: Connection, schema: str) -> str | None:
     return found
 
 
-def _runner(connection: Connection) -> Callable[[str], object]:
+def _runner(connection: Connection) -> Callable[[str], None]:
     # Without parameters a % is a %.
-    return connection.execution_options(no_parameters=True).exec_driver_sql
+    plain = connection.execution_options(no_parameters=True)
+
+    def run(statement: str) -> None:
+        plain.exec_driver_sql(statement)
+
+    return run
 
 
 #: What the scripts name without a schema is PostgreSQL's own, whatever a service has in its path.

@@ -38,7 +38,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._find_gap(inturn.key_cursor),
     inturn._settle_key(inturn.key_cursor, inturn.key_cursor),
     inturn._notify_appliers(text),
-    inturn._begin_lease_pass(text[]),
+    inturn._begin_saved_pass(text[], inturn._pass),
     inturn._lease_end(inturn.topic, interval),
     inturn._begin_lease(inturn.topic, text, bigint, bigint, interval, text),
     inturn._try_lease(inturn.topic, text, bigint, bigint, interval, text),
@@ -84,7 +84,7 @@ GRANT SELECT ON inturn.topic, inturn.command_log TO inturn_applier;
 GRANT SELECT, UPDATE ON inturn.key_sequence TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.ticket, inturn.key_mark TO inturn_applier;
 GRANT SELECT, UPDATE, DELETE ON inturn.wake_hint TO inturn_applier;
-GRANT SELECT, INSERT, UPDATE ON inturn.lease_pass TO inturn_applier;
+GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.saved_pass TO inturn_applier;
 GRANT SELECT ON inturn.key_cursor TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE ON inturn.listener TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE ON inturn.turn TO inturn_applier;

@@ -45,7 +45,7 @@ RELATIONS = {
     "ticket": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
     "key_mark": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
     "wake_hint": ("", "DELETE SELECT UPDATE", "SELECT"),
-    "lease_pass": ("", "INSERT SELECT UPDATE", "SELECT"),
+    "saved_pass": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
     "turn": ("", "INSERT SELECT UPDATE", "SELECT"),
     "listener": ("", "INSERT SELECT UPDATE", "SELECT"),
     "applier": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),

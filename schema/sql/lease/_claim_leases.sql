@@ -22,7 +22,7 @@ DECLARE
     max_octets constant bigint := inturn._max_claim_octets();
     octets bigint := 0; size integer; command record;
 BEGIN
-    pass := inturn._begin_lease_pass(topics);
+    pass := inturn._begin_saved_pass(topics);
     FOR served IN
         SELECT t.name, p.hand FROM unnest(topics) WITH ORDINALITY t (name, position)
         JOIN unnest(pass.found, pass.starts) p (topic, hand) ON p.topic = t.name ORDER BY t.position

@@ -17,7 +17,7 @@ AS $$
 -- All payloads together have at most _max_claim_octets, but the first command comes however long it is: from where they
 -- would have more, a key comes with fewer commands, or is not claimed and stays ready.
 -- A key that itself makes its claim fail is put off (see _put_off): the others are claimed.
--- Locks the keys' tickets, skipping locked ones; what _begin_lease_pass locks. Raises IT001, IT031 outside READ COMMITTED,
+-- Locks the keys' tickets, skipping locked ones; what _begin_saved_pass locks. Raises IT001, IT031 outside READ COMMITTED,
 -- 22004 without topics, 22023 for a max_keys or a lease that cannot be.
 #variable_conflict use_variable
 DECLARE

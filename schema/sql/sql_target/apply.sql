@@ -34,7 +34,7 @@ BEGIN
     careful := array_fill(coalesce(nullif(current_setting('inturn.careful_keys', true), '')::integer, 20), ARRAY[cardinality(topics)]);
     WHILE found_any AND clock_timestamp() < stop_at LOOP
         found_any := false;
-        pass := inturn._begin_pass(topics, pass);
+        pass := inturn._begin_saved_pass(topics, pass);
         COMMIT AND CHAIN;
         FOR served IN 1 .. cardinality(pass.found) LOOP
             IF announced_at < clock_timestamp() - interval '5 seconds' THEN

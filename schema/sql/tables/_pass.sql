@@ -10,6 +10,9 @@ CREATE TYPE inturn._pass AS (
     next_at timestamptz,
     next_xid xid8,
     whole_at timestamptz,
-    starts timestamptz[]
+    starts timestamptz[],
+    seen_to timestamptz,
+    walk_at timestamptz,
+    walked_from timestamptz
 );
 COMMENT ON TYPE inturn._pass IS 'Where an applier''s next pass over the tickets of its topics may begin.';

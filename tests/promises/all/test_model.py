@@ -26,6 +26,9 @@ from support.lease_scenes import Lease, claim
 from support.oracle import Oracle
 from support.race import blocked, kill, replace_in
 
+#: Long walks: on one server version.
+pytestmark = pytest.mark.slow
+
 _TARGET = """
     ALTER TABLE app.witness ADD n bigint;
     CREATE TABLE app.poison (n bigint PRIMARY KEY, state text NOT NULL);

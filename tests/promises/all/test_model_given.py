@@ -22,6 +22,9 @@ from support.lease_scenes import Lease, claim
 from support.oracle import Oracle
 from support.race import blocked, kill, replace_in, unblocked
 
+#: Long walks: on one server version.
+pytestmark = pytest.mark.slow
+
 APPEND = "SELECT inturn.append(%s, %s, 'insert', seq => %s)"
 _examples = itertools.count(1)
 

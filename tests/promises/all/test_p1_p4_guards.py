@@ -17,6 +17,9 @@ from support.database import Database
 from support.oracle import Oracle
 from support.race import replace_in
 
+#: Long walks: on one server version.
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Guard:

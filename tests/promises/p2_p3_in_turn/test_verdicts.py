@@ -378,8 +378,11 @@ def test_the_summary_and_the_log_say_what_was_skipped(witness: Database) -> None
     assert _run(witness)[2] == ["info command put off by its handler: later f"]
 
 
+_APP = "promises.p2_p3_in_turn.test_verdicts:APPLIER"
+
+
 def _run(database: Database) -> tuple[int, str, list[str]]:
-    code, out, err = run_apply(database.dsn, "--drain", "--log-format", "json", app="test_verdicts:APPLIER")
+    code, out, err = run_apply(database.dsn, "--drain", "--log-format", "json", app=_APP)
     logged = [json.loads(line) for line in err.splitlines()]
     return (
         code,

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import pytest
 from support.database import Database, Session
-from support.race import append, unblocked
+from support.race import append, replace_in, unblocked
 
 from inturn.applier.inside.passes import Passes
+
+
+@pytest.fixture(autouse=True)
+def _every_pass_walks(database: Database) -> None:
+    """However long a walk took: on a busy machine that says nothing."""
+    replace_in(database, "_begin_pass", (r"interval '5 ms'", "interval '1 hour'"))
 
 
 class Round:
@@ -81,6 +87,32 @@ def test_p4_a_topic_that_becomes_ready_during_the_pass_is_found_with_its_place(w
         assert len(found) == len(starts) == (1 if due else 2), tick
 
 
+@pytest.mark.parametrize("ready", [False, True], ids=["nothing else", "others ready"])
+def test_p4_a_key_committed_late_is_found_by_the_next_walk_though_passes_between_do_not_look(
+    witness: Database, *, ready: bool
+) -> None:
+    """As where every walk takes long: beside a transaction that writes for hours, under a held snapshot."""
+    long = (r"interval '1 hour'", "interval '-1 hour'"), (r"\* 20\b", "* 0 + interval '1 day'")
+    replace_in(witness, "_begin_pass", *long)
+    others = ["other"] * ready
+    applier = Round(witness)
+    caller = witness.session()
+    append(caller, "x")
+    for key in others:
+        append(witness, key)
+    assert applier.claim() == others  # a walk
+    for _ in range(3):
+        # All that was open at the walk but the caller has ended: a pass may call more of the past safe.
+        witness.execute("SELECT pg_current_xact_id()")
+        assert applier.claim() == others
+    caller.commit()
+    for _ in range(3):
+        witness.execute("SELECT pg_current_xact_id()")
+        assert applier.claim() == others
+    replace_in(witness, "_begin_pass", (r"now >= pass\.walk_at", "true"))
+    assert sorted(applier.claim()) == [*others, "x"]
+
+
 def _leave_hint(session: Session, key: str) -> None:
     """Append at REPEATABLE READ, which leaves a hint."""
     session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -127,8 +159,11 @@ CLAIM = "SELECT DISTINCT key FROM inturn.claim('{orders}', 10, '1 day', 'me')"
 
 
 def _let_the_pass_be_saved(database: Database) -> None:
-    """As a second later: the next claim saves where it left off."""
-    database.execute("UPDATE inturn.lease_pass SET saved_at = saved_at - interval '1 hour'")
+    """As a moment later: the next claim saves where it left off."""
+    database.execute(
+        "UPDATE inturn.saved_pass SET saved_at = saved_at - interval '1 hour' WHERE ctid = ANY (ARRAY("
+        "SELECT ctid FROM inturn.saved_pass FOR UPDATE SKIP LOCKED))"
+    )
 
 
 def test_p6_the_first_claims_by_lease_do_not_wait_for_each_other(witness: Database) -> None:

@@ -1,0 +1,34 @@
+-- Begins a pass over topics where the last one by whatever applier of them left off, and saves where it left off itself: see
+-- _begin_pass. Internal to claim by lease and to apply.
+--
+-- last: the applier's own last pass, if it has one in memory. A client that claims in a transaction that is open for long, or
+-- rolls back, saves nothing that others see.
+-- Locks rows of saved_pass that are needed no more, skipping locked ones; what _begin_pass locks.
+CREATE FUNCTION inturn._begin_saved_pass(topics text[], last inturn._pass DEFAULT NULL) RETURNS inturn._pass
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+DECLARE
+    hash constant bigint := hashtextextended(topics::text, 0);
+    saved record;
+    fresh inturn._pass;
+BEGIN
+    SELECT p.saved_at, (p.pass).* INTO saved
+    FROM inturn.saved_pass p WHERE p.topics_hash = hash ORDER BY p.saved_at DESC LIMIT 1;
+    IF last.next_xid IS NULL THEN
+        last := ROW(saved.found, saved.hands, saved.due, saved.looked_at, saved.safe_at, saved.hint_at, saved.next_at,
+                    saved.next_xid, saved.whole_at, saved.starts, saved.seen_to, saved.walk_at, saved.walked_from);
+    END IF;
+    fresh := inturn._begin_pass(topics, last);
+    -- A saved_at of later: the clock was set back.
+    IF saved.saved_at IS NULL OR saved.saved_at NOT BETWEEN clock_timestamp() - interval '100 ms' AND clock_timestamp()
+        OR fresh.walk_at > saved.walk_at THEN
+        DELETE FROM inturn.saved_pass p WHERE p.ctid = ANY (ARRAY(
+            SELECT o.ctid FROM inturn.saved_pass o WHERE o.topics_hash = hash ORDER BY o.saved_at DESC LIMIT 10 FOR UPDATE SKIP LOCKED));
+        INSERT INTO inturn.saved_pass (topics_hash, pass) VALUES (hash, fresh) ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN fresh;
+END
+$$;
+COMMENT ON FUNCTION inturn._begin_saved_pass IS 'Internal to the appliers: begins a pass where the last one over these topics left off.';
