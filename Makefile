@@ -57,7 +57,7 @@ bench-full: .venv/installed-dev  ## An hour: how the storage holds, with plots, 
 	PYTHONPATH=tests $(BIN)/python -m bench.heart --markdown $(dir $(FRAGMENT))heart.md --plots $(dir $(FRAGMENT))plots
 	PYTHONPATH=tests $(BIN)/python -m bench.peers --markdown $(FRAGMENT)
 
-docs: .venv/installed-docs  ## Build the documentation as a site, in build/site.
+docs: .venv/installed-dev  ## Build the documentation as a site, in build/site.
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/site
 	@echo "Open build/site/index.html"
 
@@ -71,10 +71,6 @@ clean:  ## Remove what was installed and built here.
 
 .venv/installed-dev: .venv/installed
 	$(PIP) --config-settings editable_mode=strict --editable '.[embedded,dev]'
-	touch $@
-
-.venv/installed-docs: .venv/installed-dev
-	$(PIP) --config-settings editable_mode=strict --editable '.[embedded,dev,docs]'
 	touch $@
 
 .venv/installed-bench: .venv/installed-dev

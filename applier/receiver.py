@@ -1,6 +1,6 @@
 """The other end of a post: which command it is, and whether it is to take effect now.
 
-For a service that applies another one's commands, with any web framework: it needs the headers and the body.
+For a service that applies another one's commands, with any web framework: it needs the headers and the body::
 
     received = receive(headers, body, secret=secret)  # raises RequestRefused
     with connection.transaction():

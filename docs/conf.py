@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 project = "inturn"
 author = "the authors of inturn"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -14,3 +17,16 @@ autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 # A page's first lines may be a comment for the tests.
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]
+
+#: A link to a file of the repository that is no page of the site.
+_ELSEWHERE = re.compile(
+    r"\[([^\]]+)\]\((?:\.\./)+(?:CHANGELOG|CONTRIBUTING|README|schema/sql/README)\.md[^)]*\)"
+)
+
+
+def _unlink(_app: Any, _page: str, source: list[str]) -> None:
+    source[0] = _ELSEWHERE.sub(r"\1", source[0])
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", _unlink)
