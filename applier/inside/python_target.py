@@ -38,6 +38,10 @@ NO_HANDLER_WAIT = "5 seconds"
 _NEVER = float("inf")
 
 
+class _Violated(Exception):
+    """One of several commands has violated a deferred constraint."""
+
+
 @dataclass(frozen=True, slots=True)
 class PythonTarget:
     """A topic whose commands Python handlers apply."""
@@ -225,12 +229,20 @@ class PythonTarget:
             self._apply_alone(connection, turn, leave_at)
 
     def _apply_alone(self, connection: psycopg.Connection[Any], turn: Turn, leave_at: float) -> None:
-        """Apply a turn under a savepoint; what came before a failing command runs again."""
-        orders = turn.orders
+        """Apply a turn under a savepoint; what came before a failing command runs again.
+
+        Deferred constraints are checked once, after the last command. Where one is violated, the turn runs
+        again with a check after each command, which costs a round trip each.
+        """
+        orders, each = turn.orders, False
         while orders:
             try:
                 with connection.transaction():
-                    self._run(connection, turn, orders, leave_at, check=True)
+                    self._run(connection, turn, orders, leave_at, check=each)
+                    if not each:
+                        self._check_all(connection, orders)
+            except _Violated:
+                turn.done_seq, each = turn.applied_seq, True
             except CommandFailed as failure:
                 turn.done_seq = turn.applied_seq
                 self._judge(connection, turn, failure.order, failure.__cause__ or failure)
@@ -329,6 +341,22 @@ class PythonTarget:
         session_of(connection).execute(
             sql.SQL("SELECT {}._check_effects()").format(sql.Identifier(self.schema))
         )
+
+    def _check_all(self, connection: psycopg.Connection[Any], orders: list[Order]) -> None:
+        """Check what the commands of a turn did, all together.
+
+        Raises:
+            CommandFailed: it was one command, and that violates a constraint.
+            _Violated: it were several, so that it cannot be told which.
+        """
+        try:
+            self._check_effects(connection)
+        except psycopg.Error as error:
+            if connection.broken or connection.closed or self.stop.expired:
+                raise
+            if len(orders) == 1:
+                raise CommandFailed(0, orders[0]) from error
+            raise _Violated from error
 
     def _check_transaction(self, connection: psycopg.Connection[Any], order: Order) -> None:
         if connection.closed:

@@ -200,7 +200,10 @@ def test_p5_under_call_the_number_of_careful_keys_may_be_taken_back(database: Da
     assert is_healed(database)
 
 
-def test_p5_a_deferred_constraint_is_charged_to_the_command_that_broke_it(database: Database) -> None:
+@pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
+def test_p5_a_deferred_constraint_is_charged_to_the_command_that_broke_it(
+    database: Database, *, steady: bool
+) -> None:
     """And not to the first one of its turn: those before it stay applied."""
     shop.open_shop(database, settings="max_attempts => 1")
     database.execute(bad_company.CONSTRAINTS)
@@ -213,7 +216,7 @@ def test_p5_a_deferred_constraint_is_charged_to_the_command_that_broke_it(databa
             connection.execute("INSERT INTO bad.child VALUES (7)")
 
     shop.append(database, "a", "insert", "insert", "break", "insert")
-    with shop.at_work(database, applier, steady=False):
+    with shop.at_work(database, applier, steady=steady):
         until(lambda: database.value("SELECT held_at FROM inturn.key_cursor"), "held")
     assert shop.applied(database, "a") == [1, 2]
     assert database.value("SELECT applied_seq FROM inturn.key_cursor") == 2
