@@ -12,7 +12,7 @@
 -- to next_xid have ended. A snapshot that is held does not keep them from that.
 -- A transaction with a number that is open for long does, and then that walk gets longer with every turn. So it is made
 -- again only when twenty times as long has passed as it took (walk_at): it costs a twentieth of an applier at most, and who
--- commits late waits so long. The passes between begin where the last one found the first ticket (starts), or at the
+-- commits late waits so long, unless nothing else is ready. The passes between begin where the last one found the first ticket (starts), or at the
 -- time up to which it looked (seen_to).
 -- next_xid is a number of its own: the xmax of a snapshot is above every transaction that has ended, not above those that run.
 -- That trusts the clock not to be set back; where it was, and every minute, a pass begins at the very first entry.
@@ -37,6 +37,7 @@ DECLARE
     since timestamptz := last.walked_from;
     until timestamptz;
     walks boolean;
+    known inturn._pass;
 BEGIN
     IF pass.next_xid IS NULL OR now < pass.next_at OR now >= pass.whole_at THEN
         pass := ROW('{}'::text[], '{}'::timestamptz[], NULL, now, '-infinity', '-infinity', now,
@@ -54,23 +55,30 @@ BEGIN
         SELECT h.left_at FROM inturn.wake_hint h
         WHERE h.left_at >= pass.hint_at AND h.topic = ANY (topics) ORDER BY h.left_at LIMIT 1));
 
+    known := pass;
     walks := now >= pass.walk_at;
-    IF walks THEN
-        pass.walked_from := pass.safe_at;
-    END IF;
-    -- A statement of its own: its snapshot is newer than the one above. And one time for all its parts.
-    until := clock_timestamp();
-    SELECT coalesce(array_agg(f.topic ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
-           coalesce(array_agg(least(f.ready_at, pass.walked_from) ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
-           coalesce(array_agg(f.ready_at ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
-           min(f.ready_at) FILTER (WHERE f.ready_at > until)
-    INTO pass.found, pass.hands, pass.starts, pass.due
-    FROM (SELECT t.topic, (SELECT c.ready_at FROM inturn.ticket c
-                           WHERE c.topic = t.topic AND c.ready_at <= until + interval '1 s'
-                             AND c.ready_at >= coalesce(h.hand, CASE WHEN walks THEN since ELSE pass.seen_to END)
-                           ORDER BY c.ready_at LIMIT 1) AS ready_at
-          FROM unnest(topics) t (topic)
-          LEFT JOIN unnest(pass.found, CASE WHEN walks THEN pass.hands ELSE pass.starts END) h (topic, hand) ON h.topic = t.topic) f;
+    LOOP
+        IF walks THEN
+            pass.walked_from := pass.safe_at;
+        END IF;
+        -- A statement of its own: its snapshot is newer than the one above. And one time for all its parts.
+        until := clock_timestamp();
+        SELECT coalesce(array_agg(f.topic ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
+               coalesce(array_agg(least(f.ready_at, pass.walked_from) ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
+               coalesce(array_agg(f.ready_at ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
+               min(f.ready_at) FILTER (WHERE f.ready_at > until)
+        INTO pass.found, pass.hands, pass.starts, pass.due
+        FROM (SELECT t.topic, (SELECT c.ready_at FROM inturn.ticket c
+                               WHERE c.topic = t.topic AND c.ready_at <= until + interval '1 s'
+                                 AND c.ready_at >= coalesce(h.hand, CASE WHEN walks THEN since ELSE known.seen_to END)
+                               ORDER BY c.ready_at LIMIT 1) AS ready_at
+              FROM unnest(topics) t (topic)
+              LEFT JOIN unnest(known.found, CASE WHEN walks THEN known.hands ELSE known.starts END) h (topic, hand)
+                ON h.topic = t.topic) f;
+        -- That nothing is ready, only a walk can tell.
+        EXIT WHEN walks OR pass.found <> '{}';
+        walks := true;
+    END LOOP;
     pass.seen_to := until;
     IF walks THEN
         -- One of some milliseconds is nothing to save.

@@ -87,30 +87,44 @@ def test_p4_a_topic_that_becomes_ready_during_the_pass_is_found_with_its_place(w
         assert len(found) == len(starts) == (1 if due else 2), tick
 
 
-@pytest.mark.parametrize("ready", [False, True], ids=["nothing else", "others ready"])
-def test_p4_a_key_committed_late_is_found_by_the_next_walk_though_passes_between_do_not_look(
-    witness: Database, *, ready: bool
-) -> None:
-    """As where every walk takes long: beside a transaction that writes for hours, under a held snapshot."""
+def _make_walks_long(database: Database) -> None:
+    """As beside a transaction that writes for hours, under a held snapshot."""
     long = (r"interval '1 hour'", "interval '-1 hour'"), (r"\* 20\b", "* 0 + interval '1 day'")
-    replace_in(witness, "_begin_pass", *long)
-    others = ["other"] * ready
+    replace_in(database, "_begin_pass", *long)
+
+
+def test_p4_a_key_committed_late_is_found_by_the_next_walk_though_passes_between_do_not_look(
+    witness: Database,
+) -> None:
+    _make_walks_long(witness)
     applier = Round(witness)
     caller = witness.session()
     append(caller, "x")
-    for key in others:
-        append(witness, key)
-    assert applier.claim() == others  # a walk
+    append(witness, "other")
+    assert applier.claim() == ["other"]  # a walk
     for _ in range(3):
         # All that was open at the walk but the caller has ended: a pass may call more of the past safe.
         witness.execute("SELECT pg_current_xact_id()")
-        assert applier.claim() == others
+        assert applier.claim() == ["other"]
     caller.commit()
     for _ in range(3):
         witness.execute("SELECT pg_current_xact_id()")
-        assert applier.claim() == others
+        assert applier.claim() == ["other"]
     replace_in(witness, "_begin_pass", (r"now >= pass\.walk_at", "true"))
-    assert sorted(applier.claim()) == [*others, "x"]
+    assert sorted(applier.claim()) == ["other", "x"]
+
+
+def test_p4_where_nothing_else_is_ready_a_key_committed_late_is_found_at_once(witness: Database) -> None:
+    """So a drain ends, and an applier sleeps, only when nothing is ready."""
+    _make_walks_long(witness)
+    applier = Round(witness)
+    caller = witness.session()
+    append(caller, "x")
+    for _ in range(3):
+        witness.execute("SELECT pg_current_xact_id()")
+        assert applier.claim() == []
+    caller.commit()
+    assert applier.claim() == ["x"]
 
 
 def _leave_hint(session: Session, key: str) -> None:
