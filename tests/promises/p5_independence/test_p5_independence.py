@@ -114,6 +114,9 @@ def _undone(database: Database) -> Iterator[psycopg.Connection[Any]]:
     try:
         yield connection
     finally:
+        # A session that is only closed holds its locks for a moment longer, which the next claim would step over.
+        if not connection.closed:
+            connection.rollback()
         connection.close()
 
 
