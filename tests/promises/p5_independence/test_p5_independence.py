@@ -114,7 +114,7 @@ def _undone(database: Database) -> Iterator[psycopg.Connection[Any]]:
     try:
         yield connection
     finally:
-        # A session that is only closed holds its locks for a moment longer, which the next claim would step over.
+        # A session that is only closed holds its locks for a moment longer: the next claim would miss them.
         if not connection.closed:
             connection.rollback()
         connection.close()
