@@ -242,7 +242,9 @@ class PythonTarget:
                     if not each:
                         self._check_all(connection, orders)
             except _Violated:
-                turn.done_seq, each = turn.applied_seq, True
+                # However long the first run took, this one has to reach the command that is to be charged.
+                orders = [order for order in orders if order.seq <= turn.done_seq]
+                turn.done_seq, each, leave_at = turn.applied_seq, True, _NEVER
             except CommandFailed as failure:
                 turn.done_seq = turn.applied_seq
                 self._judge(connection, turn, failure.order, failure.__cause__ or failure)
@@ -347,7 +349,7 @@ class PythonTarget:
 
         Raises:
             CommandFailed: it was one command, and that violates a constraint.
-            _Violated: it were several, so that it cannot be told which.
+            _Violated: there were several, so it is not known which one violates it.
         """
         try:
             self._check_effects(connection)

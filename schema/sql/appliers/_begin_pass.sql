@@ -11,9 +11,9 @@
 -- got its number: so it is younger than next_at, when every number above next_xid was still to be given, if all transactions up
 -- to next_xid have ended. A snapshot that is held does not keep them from that.
 -- A transaction with a number that is open for long does, and then that walk gets longer with every turn. So it is made
--- again only when twenty times as long has passed as it took (walk_at): it costs a twentieth of an applier at most, and who
--- commits late waits so long, unless nothing else is ready. The passes between begin where the last one found the first ticket (starts), or at the
--- time up to which it looked (seen_to).
+-- again only when twenty times as long has passed as it took (walk_at), or when nothing else is ready: it costs a busy applier
+-- a twentieth of its time at most, and a key whose caller commits late waits so long. The passes between begin where the last
+-- one found the first ticket (starts), or at the time up to which it looked (seen_to).
 -- next_xid is a number of its own: the xmax of a snapshot is above every transaction that has ended, not above those that run.
 -- That trusts the clock not to be set back; where it was, and every minute, a pass begins at the very first entry.
 -- A transaction that has a number already cannot tell, and leaves safe_at where it was.

@@ -220,3 +220,26 @@ def test_p5_a_deferred_constraint_is_charged_to_the_command_that_broke_it(
         until(lambda: database.value("SELECT held_at FROM inturn.key_cursor"), "held")
     assert shop.applied(database, "a") == [1, 2]
     assert database.value("SELECT applied_seq FROM inturn.key_cursor") == 2
+
+
+def test_p5_a_deferred_constraint_is_charged_however_long_its_turn_took(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The turn is over its time when the check fails: the run that finds the command comes all the same."""
+    monkeypatch.setattr("inturn.applier.inside.python_target.LONGEST_TURN_SECONDS", 0.05)
+    shop.open_shop(database, settings="max_attempts => 1")
+    database.execute(bad_company.CONSTRAINTS)
+    applier = Applier()
+
+    @applier.handler(shop.TOPIC)
+    def apply(connection: psycopg.Connection[Any], command: Any) -> None:
+        shop.write_witness(connection, command)
+        if command.name == "break":
+            connection.execute("INSERT INTO bad.child VALUES (7)")
+            connection.execute("SELECT pg_sleep(0.1)")  # longer than a turn may begin commands
+
+    shop.append(database, "a", "break", "insert")
+    with shop.at_work(database, applier):
+        until(lambda: database.value("SELECT held_at FROM inturn.key_cursor"), "held")
+    assert shop.applied(database, "a") == []
+    assert "child_parent_fkey" in database.value("SELECT last_error FROM inturn.key_cursor")
