@@ -15,7 +15,7 @@ from unittest.mock import MagicMock, Mock
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
-from support.database import Database, until
+from support.database import Database, come_first, until
 from support.shop import (
     TOPIC,
     append,
@@ -274,7 +274,7 @@ def test_a_key_that_has_failed_shares_no_outcome_with_fresh_ones(database: Datab
     target.apply_batch(database.connect(), "-infinity", 1)
     append_keys(database, 3)
     # All four in one batch: the claim takes them in this order.
-    database.execute("UPDATE inturn.key_cursor SET ready_at = '2000-01-01' WHERE key = 'bad'")
+    come_first(database, "bad")
     runs.clear()
     batch = target.apply_batch(database.connect(), "-infinity", 4)
     assert (batch.keys, batch.commands, batch.failures, batch.redo) == (4, 3, 1, False)

@@ -8,7 +8,7 @@ import shlex
 from typing import Any
 
 import pytest
-from support.database import Database
+from support.database import Database, come_first
 from support.history import append, make_history
 from support.process import run_inturn
 from support.terminal import EVIL, on_terminal
@@ -287,9 +287,7 @@ def test_numbers_that_nobody_appended_are_shown_in_their_places(gap: Database) -
 
 def test_who_has_a_key_by_lease_is_said_and_that_it_ran_out(history: Database) -> None:
     history.execute("SELECT inturn.append('orders', 'l', 'insert')")
-    # The first of all, to a claim that looks at everything.
-    history.execute("UPDATE inturn.key_cursor SET ready_at = '2000-01-01' WHERE key = 'l'")
-    history.execute("DELETE FROM inturn.saved_pass")
+    come_first(history, "l")
     claim = (
         "SELECT FROM inturn.claim(topics => '{orders}', max_keys => 1, lease => '2 hours', applier => 'n')"
     )

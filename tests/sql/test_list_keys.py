@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support.database import Database
+from support.database import Database, come_first
 from support.plans import buffers, explain, nodes
 from support.refusal import refusal
 from support.server import Server
@@ -381,7 +381,7 @@ def test_an_unknown_state_or_order_is_refused_naming_what_there_is(
 def given(orders: Database) -> Database:
     """Beside the orders: a leased key; and topic `given`, with keys that wait for a number."""
     orders.execute("SELECT inturn.append('orders', 'busy', 'insert')")
-    orders.execute("UPDATE inturn.key_cursor SET ready_at = '2000-01-01' WHERE key = 'busy'")
+    come_first(orders, "busy")
     (row,) = orders.execute(
         "SELECT key FROM inturn.claim(topics => '{orders}', max_keys => 1, lease => '1 h', applier => 'me')"
     )
@@ -393,7 +393,7 @@ def given(orders: Database) -> Database:
         orders.execute(
             "SELECT inturn.append('given', %s, 'insert', seq => n) FROM unnest(%s::bigint[]) n", [key, seqs]
         )
-    orders.execute("UPDATE inturn.key_cursor SET ready_at = '2000-01-01' WHERE key = 'gap'")
+    come_first(orders, "gap")
     with orders.connect(autocommit=False) as applier:
         applier.execute("SELECT * FROM inturn.claim('given', max_keys => 1)")
         applier.execute("SELECT inturn.finish('given', '{gap}', '{1}', '{0}', '{0}', 'me')")
