@@ -169,15 +169,20 @@ def prepare(database: Database, fault: Fault, *, target: str) -> None:
         )
     if fault.session:
         database.execute(f"ALTER DATABASE {database.name} SET {fault.session}")
-    database.execute("SELECT inturn.append('bad', 'bad', 'insert', %s::jsonb)", [fault.payload])
+    append_company(database, fault.payload)
+    if fault.before:
+        database.execute(fault.before)
+
+
+def append_company(database: Database, payload: str) -> None:
+    """Append one command to the bad key, and one to each of the healthy keys around it."""
+    database.execute("SELECT inturn.append('bad', 'bad', 'insert', %s::jsonb)", [payload])
     for topic, count in (("bad", HEALTHY), ("other", OTHERS)):
         database.execute(
             "SELECT inturn.append_many(%s, array_agg('k' || n), array_agg('insert'::text))"
             " FROM generate_series(1, %s) n",
             [topic, count],
         )
-    if fault.before:
-        database.execute(fault.before)
 
 
 def handlers(fault: Fault) -> Applier:

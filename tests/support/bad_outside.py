@@ -13,7 +13,7 @@ import psycopg
 
 from inturn.applier import Applier, Command
 from support.b_server import Answer, Post, answer, say_ok
-from support.bad_company import ATTEMPTS, CONSTRAINTS, HEALTHY, OTHERS, SHARED
+from support.bad_company import ATTEMPTS, CONSTRAINTS, HEALTHY, OTHERS, SHARED, append_company
 from support.database import Database
 
 #: Refuses whatever inturn writes about the bad key.
@@ -164,13 +164,7 @@ def prepare(database: Database, fault: Fault, target: str = "python", *, lease: 
             f" backoff_base => '10 ms', backoff_cap => '10 ms'{fault.settings})",
             [target],
         )
-    database.execute("SELECT inturn.append('bad', 'bad', 'insert', %s::jsonb)", [fault.payload])
-    for topic, count in (("bad", HEALTHY), ("other", OTHERS)):
-        database.execute(
-            "SELECT inturn.append_many(%s, array_agg('k' || n), array_agg('insert'::text))"
-            " FROM generate_series(1, %s) n",
-            [topic, count],
-        )
+    append_company(database, fault.payload)
     if fault.before:
         database.execute(fault.before)
 

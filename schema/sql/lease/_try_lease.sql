@@ -1,7 +1,8 @@
 -- Starts a lease as _begin_lease does. When the key itself makes that fail, it is put off (see _put_off) and NULL returned, so
 -- that the others of its claim go on. Internal to the claims by lease.
 --
--- Locks what _begin_lease locks. Raises what lost against another transaction (40001, 40P01): that is nobody's fault.
+-- Locks what _begin_lease locks. Raises what is no key's fault: 40001 and 40P01 (it lost against another transaction),
+-- 55P03 (a lock_timeout), 53100 (the disk is full).
 CREATE FUNCTION inturn._try_lease(
     settings inturn.topic, key text, applied_seq bigint, epoch bigint, lease interval, applier text
 ) RETURNS inturn.key_cursor
@@ -13,7 +14,7 @@ DECLARE
 BEGIN
     RETURN inturn._begin_lease(settings, key, applied_seq, epoch, lease, applier);
 EXCEPTION WHEN OTHERS THEN
-    IF SQLSTATE LIKE '40%' THEN
+    IF SQLSTATE LIKE '40%' OR SQLSTATE IN ('53100', '55P03') THEN
         RAISE;
     END IF;
     GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;

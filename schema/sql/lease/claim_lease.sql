@@ -40,8 +40,8 @@ BEGIN
     BEGIN
         RETURN QUERY SELECT * FROM inturn._claim_leases(topics, max_keys, lease, who, false);
     EXCEPTION WHEN OTHERS THEN
-        IF SQLSTATE LIKE '40%' THEN
-            RAISE; -- lost against another transaction: nobody's fault
+        IF SQLSTATE LIKE '40%' OR SQLSTATE IN ('53100', '55P03') THEN
+            RAISE; -- no key's fault: see _try_lease
         END IF;
         -- None of its rows has been returned: a function in FROM returns them all or none.
         RETURN QUERY SELECT * FROM inturn._claim_leases(topics, max_keys, lease, who, true);

@@ -26,6 +26,7 @@ from support.bad_outside import (
 )
 from support.database import Database, until
 from support.place import DOCS
+from support.refusal import refusal
 
 from inturn.applier import Applier
 
@@ -95,6 +96,24 @@ def test_p5_whatever_a_lease_client_does_is_charged_to_its_command(database: Dat
         for client in clients:
             client.join()
     seen.assert_once()
+
+
+@pytest.mark.parametrize("state", ["40001", "40P01", "53100", "55P03"])
+def test_p5_what_is_no_keys_fault_puts_no_key_off(database: Database, state: str) -> None:
+    prepare(database, Fault(""))
+    database.execute(
+        "CREATE TRIGGER refuse_mark BEFORE INSERT ON inturn.key_mark FOR EACH ROW WHEN (NEW.key = 'bad')"
+        " EXECUTE FUNCTION bad.refuse_turn()"
+    )
+    database.execute(
+        "CREATE OR REPLACE FUNCTION bad.refuse_turn() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN RAISE EXCEPTION 'no fault of %', NEW.key USING ERRCODE = '{state}'; END $$"
+    )
+    claim = "SELECT FROM inturn.claim(ARRAY['bad', 'other'], 1000, NULL, 'a client')"
+    assert refusal(database.connect(), claim).sqlstate == state
+    assert database.execute("SELECT key FROM inturn.ticket WHERE empty_turns > 0") == []
+    database.execute("DROP TRIGGER refuse_mark ON inturn.key_mark")
+    assert len(database.execute(claim)) == database.value("SELECT count(*) FROM inturn.command_log")
 
 
 def test_the_page_of_failures_has_every_kind_outside_and_no_other() -> None:
