@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -76,7 +77,7 @@ def test_the_table_says_it_all(orders: Database) -> None:
     assert bills.split() == ["bills", "0"]
     assert of_orders.split()[:5] == ["orders", "1", "1", "2", "5"]
     assert of_orders.split()[-2:] == ["0.01/s", "1"]
-    assert paused == "topic bills is paused since 0s, for 2h more"
+    assert re.fullmatch(r"topic bills is paused since \d+s, for 2h more", paused)
     assert "no applier is alive" in out
     assert max(map(len, out.splitlines())) <= 80
 
