@@ -41,6 +41,9 @@ def append(
 ) -> None:
     """Append a command to a key, and print its seq.
 
+    Where the topic numbers on arrival, the command has none yet, and nothing is
+    printed.
+
     PAYLOAD is JSON, {} if not given, - to read it from standard input. Before a
     KEY that begins with a dash, put -- . With --seq it may be repeated: the same
     number with the same content is appended once.
@@ -57,5 +60,5 @@ def append(
     seq = row[0] if row else None
     if as_json:
         print_json({"topic": topic, "key": key, "seq": seq})
-    else:
+    elif seq is not None:
         click.echo(seq)

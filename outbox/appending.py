@@ -32,10 +32,12 @@ def append(
     idempotency_key: str | None = None,
     seq: int | None = None,
     schema: str = DEFAULT_SCHEMA,
-) -> int:
+) -> int | None:
     """Append one command to a key, in the transaction of the given connection, and return its seq.
 
     The key is locked for other callers until that transaction ends: its commit decides the order.
+    In a topic with numbering `arrival` nothing is locked, and None is returned: an applier numbers the
+    command after the commit.
 
     Args:
         connection: psycopg's Connection, or SQLAlchemy's Connection or Session.
@@ -56,7 +58,7 @@ def append(
         psycopg.Error, sqlalchemy.exc.DBAPIError: anything else the database says.
     """
     command = NewCommand(key, name, payload, idempotency_key)
-    return int(_run(connection, statement.one(topic, command, seq, schema)))
+    return _as_seq(_run(connection, statement.one(topic, command, seq, schema)))
 
 
 def append_many(
@@ -65,9 +67,10 @@ def append_many(
     commands: Iterable[NewCommand],
     *,
     schema: str = DEFAULT_SCHEMA,
-) -> list[int]:
+) -> list[int | None]:
     """Append many commands in one round trip and return their seqs in the same order.
 
+    In a topic with numbering `arrival`, each is None.
     Keys are locked in byte order: two transactions that each make one such call never deadlock.
 
     Args:
@@ -92,10 +95,10 @@ async def append_async(
     idempotency_key: str | None = None,
     seq: int | None = None,
     schema: str = DEFAULT_SCHEMA,
-) -> int:
+) -> int | None:
     """Do as `append`, on psycopg's AsyncConnection or SQLAlchemy's async ones."""
     command = NewCommand(key, name, payload, idempotency_key)
-    return int(await _run_async(connection, statement.one(topic, command, seq, schema)))
+    return _as_seq(await _run_async(connection, statement.one(topic, command, seq, schema)))
 
 
 async def append_many_async(
@@ -104,12 +107,16 @@ async def append_many_async(
     commands: Iterable[NewCommand],
     *,
     schema: str = DEFAULT_SCHEMA,
-) -> list[int]:
+) -> list[int | None]:
     """Do as `append_many`, on psycopg's AsyncConnection or SQLAlchemy's async ones."""
     commands = list(commands)
     if not commands:
         return []
     return list(await _run_async(connection, statement.many(topic, commands, schema)))
+
+
+def _as_seq(found: Any) -> int | None:
+    return None if found is None else int(found)
 
 
 def _run(connection: SyncConnection, call: Statement) -> Any:

@@ -24,7 +24,7 @@ _RECENT = timedelta(minutes=5)
 _MANY = 10
 _NO_TOPICS = "inturn: no topics yet. Create one with: inturn topic create NAME"
 _TOPICS = """
-SELECT t.*, t.oldest_pending_at <= clock_timestamp() - %s::interval AS too_old
+SELECT t.*, least(t.oldest_pending_at, t.arrived_at) <= clock_timestamp() - %s::interval AS too_old
 FROM {}.topic_status(%s::text, %s) t
 """
 
@@ -69,8 +69,9 @@ def status(
     applied, oldest is how long the longest of them has waited. rate is commands
     applied a second, failed counts failures, in the last five minutes.
 
-    With --check, wrong is a topic that has keys ready or retrying, is not paused,
-    and has no applier alive; and one whose target does not answer.
+    With --check, wrong is a topic that has keys ready or retrying, or commands that
+    have no number yet, and no applier alive, unless it is paused; and one whose
+    target does not answer.
     """
     _check_options(older_than=older_than, check=check, watch=watch, as_json=as_json)
     with database.connect() as connection:
@@ -139,6 +140,12 @@ def _problems(found: _Status, older_than: str | None) -> Iterator[Row]:
                 "problem": "no_applier",
                 "says": f"{of_keys} ready or retrying, and no applier of it is alive",
             }
+        elif topic["arrived"] and topic["paused_at"] is None and topic["topic"] not in serving:
+            yield {
+                "topic": topic["topic"],
+                "problem": "no_applier",
+                "says": f"{_says_arrived(topic, found.now)}, and no applier of it is alive",
+            }
         if topic["topic"] in down:
             yield {
                 "topic": topic["topic"],
@@ -146,7 +153,8 @@ def _problems(found: _Status, older_than: str | None) -> Iterator[Row]:
                 "says": _says_down(down[topic["topic"]], found.now),
             }
         if topic.get("too_old"):
-            waited = age((found.now - topic["oldest_pending_at"]).total_seconds())
+            oldest = min(at for at in (topic["oldest_pending_at"], topic["arrived_at"]) if at)
+            waited = age((found.now - oldest).total_seconds())
             yield {
                 "topic": topic["topic"],
                 "problem": "too_old",
@@ -170,6 +178,13 @@ def _says_down(report: Row, now: datetime) -> str:
         f"its target does not answer, for {since}; the key tried last was {shown(report['key'])}: "
         f"{first_line(report['error'])}"
     )
+
+
+def _says_arrived(topic: Row, now: datetime) -> str:
+    waited = age((now - topic["arrived_at"]).total_seconds())
+    if topic["arrived"] == 1:
+        return f"1 command that arrived {waited} ago has no number yet"
+    return f"{topic['arrived']:,} commands that arrived have no number yet, the first for {waited}"
 
 
 def _watched(found: _Status) -> tuple[datetime, list[str]]:
@@ -212,6 +227,8 @@ def _topic_lines(topics: list[Row], now: datetime) -> Iterator[str]:
                 until = f"for {age((topic['paused_until'] - now).total_seconds())} more"
             since = age((now - topic["paused_at"]).total_seconds())
             yield f"topic {shown(topic['topic'])} is paused since {since}, {until}"
+        if topic["arrived"]:
+            yield f"topic {shown(topic['topic'])}: {_says_arrived(topic, now)}"
 
 
 def _topic_row(topic: Row, states: list[str], now: datetime) -> list[str]:

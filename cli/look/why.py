@@ -29,6 +29,7 @@ TITLES = {
     "topic_paused": "topic paused",
     "appending": "being appended to",
     "nothing_pending": "nothing pending",
+    "not_numbered": "has no number yet",
     "target_down": "target does not answer",
     "retrying": "retrying",
     "schema_mismatch": "schema does not fit the appliers",

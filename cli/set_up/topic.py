@@ -37,8 +37,8 @@ _FOR_EVER: _Settings = (
     (
         "--numbering",
         "WHO",
-        click.Choice(["assigned", "given"]),
-        "Who numbers a key's commands: the append, or its callers.",
+        click.Choice(["assigned", "given", "arrival"]),
+        "Who numbers a key's commands: the append; its callers; or appliers, after the commit.",
         "assigned",
     ),
     ("--first-seq", "N", int, "The first number of every key, where callers number.", "1"),

@@ -20,6 +20,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._end_turns(text, text[], tid[], boolean[], bigint[], bigint[], bigint[], text),
     inturn._clear_marks(text, text[], bigint[], boolean[], bigint[], bigint[]),
     inturn._wait_for_gap(text, text),
+    inturn._number_arrivals(text[]),
     inturn._take_hints(text[], timestamptz),
     inturn._look_at_key(text, text),
     inturn._wake_key(text, text, bigint, bigint),

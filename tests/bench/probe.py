@@ -54,6 +54,7 @@ class Probe:
                 time.sleep(max(next_at - time.monotonic(), 0))
                 key = f"{PREFIX}{number % keys}"
                 seq = append(connection, self._topic, key, "insert")
+                assert seq is not None
                 connection.commit()
                 if number >= 0:
                     committed[key, seq] = time.time()

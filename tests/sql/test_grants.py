@@ -45,6 +45,9 @@ RELATIONS = {
     "ticket": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
     "key_mark": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
     "wake_hint": ("", "DELETE SELECT UPDATE", "SELECT"),
+    "intake": ("", "", "SELECT"),
+    "intake_id_seq": ("", "", ""),
+    "arrival_pass": ("", "", "SELECT"),
     "saved_pass": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
     "turn": ("", "INSERT SELECT UPDATE", "SELECT"),
     "listener": ("", "INSERT SELECT UPDATE", "SELECT"),
@@ -181,6 +184,8 @@ def test_the_roles_are_siblings_that_cannot_log_in(database: Database) -> None:
 #: What runs as its owner: a caller's append, and what an operator may do only by being recorded.
 DEFINERS = {
     "append",
+    # An applier numbers what has arrived, and may not write to the log.
+    "_number_arrivals",
     # These show an operator the sessions of others.
     *("list_appliers", "why"),
     *("set_topic", "pause_topic", "resume_topic"),
@@ -360,7 +365,7 @@ def test_an_operator_reads_everything_and_creates_topics(orders: Database) -> No
     with connect_as(orders, "inturn_operator") as operator:
         created = operator.execute("SELECT inturn.create_topic('mine', max_attempts => 3)")
         assert created.fetchone() == (True,)
-        for relation in RELATIONS.keys() - {"operator_action_id_seq"}:
+        for relation in RELATIONS.keys() - {"operator_action_id_seq", "intake_id_seq"}:
             operator.execute(sql.SQL("SELECT * FROM inturn.{}").format(sql.Identifier(relation)))
         listed = operator.execute("SELECT key, state FROM inturn.list_keys()")
         assert listed.fetchall() == [("a", "ready")]

@@ -12,11 +12,12 @@ AS $$
 DECLARE
     again constant text := 'inturn.replay:' || seq;
     applied bigint;
+    numbering constant text := (SELECT t.numbering FROM inturn.topic t WHERE t.name = replay.topic);
     command inturn.command_log;
     replayed bigint;
 BEGIN
     PERFORM inturn._require_reason('replay', reason);
-    IF EXISTS (SELECT FROM inturn.topic t WHERE t.name = replay.topic AND t.numbering = 'given') THEN
+    IF numbering = 'given' THEN
         PERFORM inturn._refuse_action(topic, key, 'has its numbers from its callers, and a replay would need one of theirs',
             'Have the caller append the command again, under its next number.');
     END IF;
@@ -36,7 +37,10 @@ BEGIN
         PERFORM inturn._refuse_action(topic, key, format('had command %s replayed before, as %s', seq, replayed),
             format('To apply it once more, replay %s.', replayed));
     END IF;
-    replayed := inturn.append(topic, key, command.name, command.payload, again);
+    replayed := CASE numbering
+        -- Under the lock no applier numbers the key: at once, and with a hint to wake it.
+        WHEN 'arrival' THEN inturn._append_on_snapshot(topic, key, applied, command.name, command.payload, again)
+        ELSE inturn.append(topic, key, command.name, command.payload, again) END;
     RETURN inturn._record_action(topic, key, seq, 'replay', reason, jsonb_build_object('seq', seq, 'name', command.name),
                                 jsonb_build_object('seq', replayed, 'name', command.name));
 END

@@ -1,4 +1,5 @@
 -- Appends the first command to a new key and returns 1; NULL when the key has just become known. Internal to append.
+-- In a topic that numbers on arrival, does what _append_arrival does, for a known key too.
 --
 -- Two first callers meet on the primary key: the second waits for the first, and gets NULL, or is the first itself
 -- if that one rolled back. At REPEATABLE READ and SERIALIZABLE it gets 40001.
@@ -8,6 +9,8 @@ CREATE FUNCTION inturn._append_first(topic text, key text, name text, payload js
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
+DECLARE
+    settings inturn.topic;
 BEGIN
     INSERT INTO inturn.key_sequence (topic, key)
     SELECT t.name, _append_first.key FROM inturn.topic t
@@ -15,9 +18,14 @@ BEGIN
       AND coalesce(octet_length(_append_first.idempotency_key), 1) BETWEEN 1 AND 512
     ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
+        SELECT * INTO settings FROM inturn.topic t WHERE t.name = _append_first.topic;
+        IF settings.numbering = 'arrival' THEN
+            RETURN inturn._append_arrival(topic, key, name, payload, idempotency_key);
+        END IF;
         PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
-        PERFORM inturn._refuse_number(t, _append_first.key, NULL, idempotency_key) FROM inturn.topic t
-        WHERE t.name = _append_first.topic AND t.numbering = 'given';
+        IF settings.numbering = 'given' THEN
+            PERFORM inturn._refuse_number(settings, key, NULL, idempotency_key);
+        END IF;
         RETURN NULL;
     END IF;
     INSERT INTO inturn.command_log (topic, key, seq, name, payload, idempotency_key)

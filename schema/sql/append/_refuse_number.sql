@@ -6,7 +6,7 @@ CREATE FUNCTION inturn._refuse_number(settings inturn.topic, key text, seq bigin
 LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
-    IF settings.numbering = 'assigned' THEN
+    IF settings.numbering <> 'given' THEN
         RAISE EXCEPTION USING ERRCODE = 'IT007',
             MESSAGE = format('seq %s was given for key %L, and topic %L numbers its commands itself', seq, key, settings.name),
             HINT = 'Leave seq out: the append assigns it (RETURNING seq gives it back). Or create a topic with numbering => ''given''.';

@@ -7,11 +7,11 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
--- Appends one command to a key, in the caller's transaction, and returns its seq.
+-- Appends one command to a key, in the caller's transaction, and returns its seq; NULL where numbers are given on arrival, later.
 --
 -- The same idempotency key again on the same key appends nothing and returns the first seq.
 -- seq: the command's number, in a topic whose callers number (see _append_given); NULL in every other.
--- Locks, held to commit: the key's row in key_sequence. Inserts the ticket of a key that was idle, which nobody else does.
+-- Locks, held to commit: the key's row in key_sequence, but where numbers are given on arrival. Inserts the ticket of a key that was idle, which nobody else does.
 -- Raises IT001 to IT005 (see _refuse_command); 40001 when the caller's snapshot is older than the key's last append.
 -- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
 -- would repeat, and a key that went idle meanwhile would not be woken.
@@ -30,12 +30,12 @@ BEGIN
     END IF;
     LOOP
         SELECT s.given INTO given FROM inturn.key_sequence s
-        WHERE s.topic = append.topic AND s.key = append.key FOR UPDATE;
+        WHERE s.topic = append.topic AND s.key = append.key AND NOT s.arrival FOR UPDATE;
         EXIT WHEN FOUND;
-        -- No row yet: this is the key's first command, unless another caller's has just committed.
+        -- No row yet: this is the key's first command, unless another caller's has just committed. Or numbered on arrival.
         new_seq := inturn._append_first(topic, key, name, payload, idempotency_key);
         IF new_seq IS NOT NULL THEN
-            RETURN new_seq;
+            RETURN nullif(new_seq, 0);
         END IF;
     END LOOP;
     IF given THEN

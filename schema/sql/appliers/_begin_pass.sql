@@ -18,7 +18,7 @@
 -- That trusts the clock not to be set back; where it was, and every minute, a pass begins at the very first entry.
 -- A transaction that has a number already cannot tell, and leaves safe_at where it was.
 -- No pass looks further than a second ahead: the leases that were given back lie there.
--- The caller commits at once. Locks what _take_hints locks.
+-- The caller commits at once. Locks what _number_arrivals and _take_hints lock.
 CREATE FUNCTION inturn._begin_pass(topics text[], last inturn._pass) RETURNS inturn._pass
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
@@ -49,6 +49,7 @@ BEGIN
         pass.next_xid := pg_current_xact_id();
     END IF;
     pass.looked_at := now;
+    PERFORM inturn._number_arrivals(topics);
     PERFORM inturn._take_hints(topics, pass.hint_at);
     -- Hints that are left, in other hands or more than one look takes, are looked for again.
     pass.hint_at := least(pass.safe_at, (

@@ -1,12 +1,14 @@
 CREATE FUNCTION inturn.pending_commands(topics text[]) RETURNS bigint
 LANGUAGE sql STABLE
 AS $$
--- Counts the committed commands of these topics' ready keys that are not applied: what a drain has before it.
+-- Counts the committed commands of these topics' ready keys that are not applied, and those that have no number yet: what a
+-- drain has before it.
 -- Takes no locks. Reads them all: seconds for a million.
-SELECT count(*) FROM inturn.ticket c
-JOIN inturn.command_log l ON l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq
-WHERE c.topic = ANY (topics) AND c.ready_at <= clock_timestamp()
-  AND NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = c.topic AND t.paused_at IS NOT NULL
-                  AND clock_timestamp() < coalesce(t.paused_until, 'infinity'))
+SELECT (SELECT count(*) FROM inturn.ticket c
+        JOIN inturn.command_log l ON l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq
+        WHERE c.topic = ANY (topics) AND c.ready_at <= clock_timestamp()
+          AND NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = c.topic AND t.paused_at IS NOT NULL
+                          AND clock_timestamp() < coalesce(t.paused_until, 'infinity')))
+     + (SELECT count(*) FROM inturn.intake i WHERE i.topic = ANY (topics))
 $$;
 COMMENT ON FUNCTION inturn.pending_commands IS 'Counts the commands of ready keys that are not applied.';

@@ -16,13 +16,13 @@ FROM inturn.topic t CROSS JOIN LATERAL (
     SELECT c.* FROM (%s AND ($2 IS NULL OR f.key LIKE $2) ORDER BY %s) c
     WHERE c.state = %L
       AND ($6 IS NULL OR inturn._first_line(c.last_error) LIKE $6)
-      AND (%s IS NULL OR CASE WHEN t.numbering = 'assigned'
+      AND (%s IS NULL OR CASE WHEN t.numbering <> 'given'
            THEN (SELECT l.seq FROM inturn.command_log l
                  WHERE l.topic = c.topic AND l.key = c.key AND l.seq = c.applied_seq + %s)
            ELSE (SELECT l.seq FROM inturn.command_log l
                  WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq
                  ORDER BY l.seq OFFSET greatest(%s, 1) - 1 LIMIT 1) END IS NOT NULL)
-      AND ($4 IS NULL OR CASE WHEN t.numbering = 'assigned'
+      AND ($4 IS NULL OR CASE WHEN t.numbering <> 'given'
            THEN (SELECT l.created_at FROM inturn.command_log l
                  WHERE l.topic = c.topic AND l.key = c.key AND l.seq = c.applied_seq + 1)
            ELSE (SELECT min(l.created_at) FROM inturn.command_log l

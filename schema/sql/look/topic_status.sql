@@ -2,7 +2,7 @@ CREATE FUNCTION inturn.topic_status(of_topic text DEFAULT NULL, recent interval 
 RETURNS TABLE (
     topic text, target text, held bigint, retrying bigint, paused bigint, ready bigint,
     pending bigint, oldest_pending_at timestamptz, exact boolean, applied bigint, failed bigint,
-    paused_at timestamptz, paused_until timestamptz, waiting bigint, leased bigint
+    paused_at timestamptz, paused_until timestamptz, waiting bigint, leased bigint, arrived bigint, arrived_at timestamptz
 )
 LANGUAGE sql STABLE
 SET enable_seqscan = off
@@ -14,6 +14,7 @@ AS $$
 -- How many keys are idle it does not say: no index knows. The states are counted from theirs, which for a million keys
 -- takes half a second. What is pending is summed over the worst 50,000 keys of a topic; where it has more, each further
 -- one counts as one command, and exact is false: more may be pending, and longer.
+-- arrived counts the commands that have no number yet, arrived_at is when the first of them was appended.
 -- Materialized, and of all topics: with a topic given, a planner may read all its turns by their primary key.
 WITH lately AS MATERIALIZED (
     SELECT r.topic, sum(r.to_seq - r.from_seq + 1) AS applied, count(*) FILTER (WHERE r.outcome NOT IN ('applied', 'idle')) AS failed
@@ -23,7 +24,8 @@ WITH lately AS MATERIALIZED (
 SELECT t.name, t.target, k.held, k.retrying, k.paused, k.ready,
        p.pending + greatest(k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased - p.keys, 0), p.oldest_pending_at,
        k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased <= p.keys,
-       coalesce(y.applied, 0)::bigint, coalesce(y.failed, 0), s.paused_at, s.paused_until, k.waiting, k.leased
+       coalesce(y.applied, 0)::bigint, coalesce(y.failed, 0), s.paused_at, s.paused_until, k.waiting, k.leased,
+       a.arrived, a.arrived_at
 FROM inturn.topic t
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE m.state = 'held') AS held, count(*) FILTER (WHERE m.state = 'retrying') AS retrying,
@@ -41,6 +43,8 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT count(*) AS keys, coalesce(sum(l.pending), 0)::bigint AS pending, min(l.oldest_pending_at) AS oldest_pending_at
     FROM inturn.list_keys(t.name, 'held,waiting,retrying,paused,leased,ready', 50000) l) p
+CROSS JOIN LATERAL (
+    SELECT count(*) AS arrived, min(i.created_at) AS arrived_at FROM inturn.intake i WHERE i.topic = t.name) a
 LEFT JOIN inturn.topic s ON s.name = t.name AND s.paused_at IS NOT NULL
                         AND statement_timestamp() < coalesce(s.paused_until, 'infinity')
 LEFT JOIN lately y ON y.topic = t.name

@@ -21,7 +21,7 @@ CREATE TABLE inturn.topic (
     paused_at timestamptz,
     paused_until timestamptz,
     numbering text NOT NULL DEFAULT 'assigned'
-        CHECK (numbering IN ('assigned', 'given')),
+        CHECK (numbering IN ('assigned', 'given', 'arrival')),
     first_seq bigint NOT NULL DEFAULT 1
         CHECK (first_seq >= 0),
     max_ahead bigint NOT NULL DEFAULT 10000
@@ -35,6 +35,8 @@ CREATE TABLE inturn.topic (
     timeout interval
         CHECK (timeout > '0' AND timeout <= '1 day')
 );
+-- For every pass of an applier: mostly there is none.
+CREATE INDEX topic_arrival ON inturn.topic (name) WHERE numbering = 'arrival';
 COMMENT ON TABLE inturn.topic IS 'What kinds of command there are, and what applies each.';
 COMMENT ON COLUMN inturn.topic.target IS 'python; sql:SCHEMA.FUNCTION, which takes one inturn.command; or the http(s):// address that commands are posted to.';
 COMMENT ON COLUMN inturn.topic.max_attempts IS 'A command that failed this often is tried no more: see on_exhausted.';
@@ -44,7 +46,7 @@ COMMENT ON COLUMN inturn.topic.batch_commands IS 'The most commands of one key i
 COMMENT ON COLUMN inturn.topic.on_exhausted IS 'What then: hold its key, skip the command, or cancel-rest: skip all that is pending on the key.';
 COMMENT ON COLUMN inturn.topic.paused_at IS 'Since when an operator keeps all its keys standing still.';
 COMMENT ON COLUMN inturn.topic.paused_until IS 'When they go on by themselves; NULL while paused: when an operator says so.';
-COMMENT ON COLUMN inturn.topic.numbering IS 'Who numbers a key''s commands: assigned, the append does; given, its callers do.';
+COMMENT ON COLUMN inturn.topic.numbering IS 'Who numbers a key''s commands: assigned, the append does; given, its callers do; arrival, the appliers do, after the commit.';
 COMMENT ON COLUMN inturn.topic.first_seq IS 'The first number of every key, where callers number.';
 COMMENT ON COLUMN inturn.topic.max_ahead IS 'How far ahead of the last applied one a given number may be.';
 COMMENT ON COLUMN inturn.topic.gap_timeout IS 'A key that has waited so long for a missing number is held; NULL: never.';

@@ -30,10 +30,10 @@ DECLARE
             THEN format('batch_commands is %s; 1 to 10000 are allowed', coalesce(topic.batch_commands::text, 'NULL'))
         WHEN (topic.on_exhausted IN ('hold', 'skip', 'cancel-rest')) IS NOT TRUE
             THEN format('on_exhausted is %s; hold, skip or cancel-rest are allowed', coalesce(quote_literal(topic.on_exhausted), 'NULL'))
-        WHEN (topic.numbering IN ('assigned', 'given')) IS NOT TRUE
-            THEN format('numbering is %s; assigned or given are allowed', coalesce(quote_literal(topic.numbering), 'NULL'))
-        WHEN (topic.first_seq BETWEEN 0 AND 1000000000000000000) IS NOT TRUE OR topic.numbering = 'assigned' AND topic.first_seq <> 1
-            THEN format('first_seq is %s; with numbering given 0 to 10^18 are allowed, else 1', coalesce(topic.first_seq::text, 'NULL'))
+        WHEN (topic.numbering IN ('assigned', 'given', 'arrival')) IS NOT TRUE
+            THEN format('numbering is %s; assigned, given or arrival are allowed', coalesce(quote_literal(topic.numbering), 'NULL'))
+        WHEN (topic.first_seq BETWEEN 0 AND 1000000000000000000) IS NOT TRUE OR topic.numbering <> 'given' AND topic.first_seq <> 1
+            THEN format('first_seq is %s; with numbering given 0 to 10^18 are allowed, otherwise 1', coalesce(topic.first_seq::text, 'NULL'))
         WHEN (topic.max_ahead BETWEEN 1 AND 1000000000) IS NOT TRUE
             THEN format('max_ahead is %s; 1 to 1000000000 are allowed', coalesce(topic.max_ahead::text, 'NULL'))
         WHEN topic.gap_timeout <= '0' THEN format('gap_timeout is %s; it must be over 0, or NULL', topic.gap_timeout)

@@ -8,6 +8,9 @@ SELECT coalesce(jsonb_agg(jsonb_build_object('table', r.name) || r.content), '[]
     SELECT 'key_sequence' AS name, to_jsonb(s) AS content FROM inturn.key_sequence s
     WHERE 'key_sequence' = ANY (tables) AND s.topic = _verify_rows.topic AND s.key = _verify_rows.key
     UNION ALL
+    (SELECT 'intake', to_jsonb(i) - 'payload' FROM inturn.intake i
+     WHERE 'intake' = ANY (tables) AND i.topic = _verify_rows.topic AND i.key = _verify_rows.key ORDER BY i.id LIMIT 5)
+    UNION ALL
     (SELECT 'ticket', to_jsonb(c) FROM inturn.ticket c
      WHERE 'ticket' = ANY (tables) AND c.topic = _verify_rows.topic AND c.key = _verify_rows.key
      ORDER BY c.epoch LIMIT 5)

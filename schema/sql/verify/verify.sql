@@ -22,6 +22,7 @@ AS $$
 --   ticket is woken by its next command.
 -- Where callers number, the first is the topic's first_seq; beyond applied_seq the log may have holes, up to it only where
 -- an operator filled the gap, or all that was pending was cancelled. A key waits if and only if it stands before a hole.
+-- What has arrived and has no number yet is what the next pass of an applier looks at (see _number_topic).
 -- A lease is whole, or there is none; no applier may claim the key while it runs, and one comes when it is over.
 -- Epochs may have holes: a lease takes one when it is claimed, and leaves no row when nothing came of it. Whether there
 -- ever was a lease nothing tells; a turn that is lost is still found by the numbers it applied.
@@ -37,12 +38,14 @@ bound AS MATERIALIZED (
         (SELECT max(m.key) FROM inturn.key_mark m WHERE m.topic = of_topic),
         (SELECT max(t.key) FROM inturn.turn t WHERE t.topic = of_topic),
         (SELECT max(k.key) FROM inturn.skip k WHERE k.topic = of_topic),
-        (SELECT max(a.key) FROM inturn.operator_action a WHERE a.topic = of_topic))) COLLATE "C" AS last_key
+        (SELECT max(a.key) FROM inturn.operator_action a WHERE a.topic = of_topic),
+        (SELECT max(i.key) FROM inturn.intake i WHERE i.topic = of_topic))) COLLATE "C" AS last_key
 ),
 -- given: callers number. base: the number before the first.
 numbers AS MATERIALIZED (
-    SELECT count(*) > 0 AS given, coalesce(max(t.first_seq) - 1, 0) AS base FROM inturn.topic t
-    WHERE t.name = of_topic AND t.numbering = 'given'
+    SELECT count(*) FILTER (WHERE t.numbering = 'given') > 0 AS given, count(*) FILTER (WHERE t.numbering = 'arrival') > 0 AS arrival,
+           coalesce(max(t.first_seq) FILTER (WHERE t.numbering = 'given') - 1, 0) AS base
+    FROM inturn.topic t WHERE t.name = of_topic
 ),
 command AS MATERIALIZED (
     SELECT l.key, count(*) AS commands, max(l.seq) AS last_seq, count(*) FILTER (WHERE l.seq <> l.before + 1) AS faults
@@ -94,10 +97,10 @@ key AS MATERIALIZED (
            m.claimed_by, m.claimed_at, m.lease_until, m.paused_at IS NOT NULL AND m.paused_until IS NULL AS paused
     FROM (SELECT key, k.commands, coalesce(k.last_seq, n.base) AS last_seq, k.faults,
                  coalesce(r.hi, n.base) AS hi, coalesce(r.epoch, 0) AS last_epoch,
-                 s.copy AS sequences, s.given AS given_key, c.copy AS tickets,
+                 s.copy AS sequences, s.given AS given_key, s.arrival AS arrival_key, c.copy AS tickets,
                  u.entry[1] AS turn_epoch, u.entry[2] AS turn_seq, u.entry[3] = 1 AS drained,
                  coalesce(c.applied_seq, u.entry[2], n.base) AS applied_seq, coalesce(c.epoch, u.entry[1]) AS epoch,
-                 nullif(c.ready_at, 'infinity') AS ready_at, c.marked, n.given, n.base
+                 nullif(c.ready_at, 'infinity') AS ready_at, c.marked, n.given, n.arrival, n.base
           FROM numbers n CROSS JOIN (command k FULL JOIN sequence s USING (key) FULL JOIN ticket c USING (key)
               FULL JOIN last_turn u USING (key) FULL JOIN reach r USING (key))) k
     LEFT JOIN mark m ON m.key = k.key AND m.epoch = k.epoch
@@ -169,10 +172,13 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
         SELECT true FROM inturn.command_log l WHERE l.topic = of_topic AND l.key = a.key AND l.seq = a.seq LIMIT 1) IS NOT NULL
     UNION ALL
     SELECT 'numbering-mixed', k.key, NULL,
-           format('given is %s, where %s', k.given_key, CASE WHEN k.given THEN 'callers number: append would number too'
-                  ELSE 'append numbers: it would ask for a number' END),
+           CASE WHEN k.given_key <> k.given
+                THEN format('given is %s, where %s', k.given_key, CASE WHEN k.given THEN 'callers number: append would number too'
+                            ELSE 'append numbers: it would ask for a number' END)
+                ELSE format('arrival is %s, where %s', k.arrival_key, CASE WHEN k.arrival
+                            THEN 'appliers number: append would number too' ELSE 'append numbers: it would leave that to an applier' END) END,
            '{key_sequence}', '{}', NULL, NULL
-    FROM key k WHERE k.given_key <> k.given
+    FROM key k WHERE k.given_key <> k.given OR k.arrival_key <> k.arrival
     UNION ALL
     SELECT 'sequence-row-missing', k.key, NULL, 'its row in key_sequence is missing',
            '{ticket,turn,command_log}', ARRAY[k.turn_epoch], k.last_seq, k.last_seq
@@ -325,6 +331,17 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
     FROM key k WHERE k.tickets IS NULL AND k.sequences IS NOT NULL AND k.drained IS NOT TRUE
       -- Where callers number, a key is looked at with every append; it may only not have lost where its numbers begin.
       AND (NOT k.given OR k.turn_epoch IS NULL AND k.base <> 0)
+
+    UNION ALL
+    SELECT 'arrival-stuck', i.key, NULL,
+           format('command %L arrived at %s and has no number, and no applier''s pass will look at it again', i.name, i.created_at),
+           '{key_sequence,intake}', '{}', NULL, NULL
+    FROM inturn.intake i CROSS JOIN numbers n
+    LEFT JOIN (SELECT p.* FROM inturn.arrival_pass p WHERE p.topic = of_topic ORDER BY p.pass DESC LIMIT 1) p
+      ON p.cluster = (SELECT s.system_identifier FROM pg_control_system() s)
+    WHERE i.topic = of_topic AND i.key >= from_key COLLATE "C" AND i.key <= (SELECT b.last_key FROM bound b)
+      AND (NOT n.arrival OR NOT i.left_behind AND i.xid < pg_snapshot_xmax(p.seen) AND i.xid <> p.xid
+           AND pg_visible_in_snapshot(i.xid, p.seen))
 
     -- The operators.
     UNION ALL

@@ -1,4 +1,5 @@
--- Explains a key on which nothing committed is pending: a caller's transaction is open on it, or it is idle.
+-- Explains a key on which nothing committed is pending: a caller's transaction is open on it, commands that have arrived
+-- have no number yet, or it is idle.
 -- Internal to why. Locks what _explain_appending does, for a moment.
 --
 -- locked: its row in key_sequence is.
@@ -9,7 +10,11 @@ AS $$
 DECLARE
     last inturn.turn;
 BEGIN
-    IF locked THEN
+    IF t.numbering = 'arrival' THEN
+        -- Its callers lock nothing: whoever has the key locked numbers it, or is an operator.
+        RETURN QUERY SELECT * FROM inturn._explain_arrived(c.topic, c.key);
+        IF FOUND THEN RETURN; END IF;
+    ELSIF locked THEN
         RETURN QUERY SELECT * FROM inturn._explain_appending(c, t.numbering);
         RETURN;
     END IF;

@@ -1,0 +1,158 @@
+"""What operators see of commands that have arrived and have no number yet, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support.arrivals import appended, arrive, number, numbered
+from support.database import Database
+from support.plans import buffers, explain
+from support.process import run_inturn
+
+
+@pytest.fixture
+def posts(witness: Database) -> Database:
+    """The orders, and topic `posts`, which numbers on arrival and has the same target."""
+    witness.execute("SELECT inturn.create_topic('posts', 'sql:app.apply_order', numbering => 'arrival')")
+    return witness
+
+
+def _why(posts: Database, key: str) -> tuple[str, str, dict[str, Any]]:
+    (row,) = posts.execute("SELECT cause, says, details FROM inturn.why(NULL, %s)", [key])
+    return row[0], row[1], row[2]
+
+
+def _announce(posts: Database) -> None:
+    posts.execute(
+        "SELECT inturn.announce_applier('a', '{posts}', 'host', 1, version_num) FROM inturn.schema_version"
+    )
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new key", "known key"])
+def test_why_says_that_nobody_is_there_to_number(posts: Database, known: bool) -> None:
+    if known:
+        appended(posts, "x", "a")
+        posts.execute("CALL inturn.apply()")
+        posts.execute("DELETE FROM inturn.applier")
+    arrive(posts, "x", "b")
+    arrive(posts, "x", "c")
+    cause, says, details = _why(posts, "x")
+    assert cause == "no_applier"
+    assert says.startswith(
+        "2 commands have arrived on it and have no number yet: no applier serves its topic"
+    )
+    assert (details["arrived"], details["left_behind"]) == (2, False)
+
+
+def test_why_says_that_the_next_pass_numbers(posts: Database) -> None:
+    _announce(posts)
+    arrive(posts, "x", "a")
+    cause, says, _ = _why(posts, "x")
+    assert cause == "not_numbered"
+    assert says == (
+        "1 command has arrived on it and has no number yet: "
+        "the next pass of an applier numbers them, usually within milliseconds"
+    )
+
+
+def test_why_names_who_has_the_key_locked(posts: Database) -> None:
+    _announce(posts)
+    appended(posts, "x", "a")
+    posts.execute("CALL inturn.apply()")
+    operator = posts.session()
+    operator.execute("SELECT FROM inturn.key_sequence WHERE key = 'x' FOR UPDATE")
+    arrive(posts, "x", "b")
+    assert number(posts) == 0
+    cause, says, details = _why(posts, "x")
+    assert (cause, details["left_behind"]) == ("not_numbered", True)
+    assert "the key is locked by a session" in says
+    assert f"(backend {operator.pid} of" in says
+    operator.rollback()
+    assert "whoever had it locked has let go" in _why(posts, "x")[1]
+
+
+def test_status_counts_what_has_no_number_and_checks_it(posts: Database) -> None:
+    appended(posts, "x", "a")
+    posts.execute("CALL inturn.apply()")
+    posts.execute("DELETE FROM inturn.applier")
+    assert run_inturn(posts.dsn, "status", "--check")[:2] == (0, "")
+    arrive(posts, "x", "b")
+    posts.execute("UPDATE inturn.intake SET created_at = now() - interval '2 minutes 5 seconds'")
+    assert (
+        "\ntopic posts: 1 command that arrived 2m ago has no number yet\n"
+        in run_inturn(posts.dsn, "status")[1]
+    )
+    code, out, _ = run_inturn(posts.dsn, "status", "--check", "--older-than", "1m")
+    assert code == 9
+    assert out.splitlines() == [
+        "topic posts: 1 command that arrived 2m ago has no number yet, and no applier of it is alive",
+        "topic posts: a command has been pending for 2m, longer than 1m",
+    ]
+    arrive(posts, "y", "c")
+    out = run_inturn(posts.dsn, "status")[1]
+    assert "topic posts: 2 commands that arrived have no number yet, the first for 2m\n" in out
+    document = json.loads(run_inturn(posts.dsn, "status", "--topic", "posts", "--json")[1])
+    assert document["topics"][0]["arrived"] == 2
+    posts.execute("SELECT inturn.pause_topic('posts')")
+    assert "no applier" not in run_inturn(posts.dsn, "status", "--check")[1]
+    assert posts.value("SELECT inturn.pending_commands('{posts}')") == 2
+
+
+def test_verify_finds_what_no_pass_will_look_at(posts: Database) -> None:
+    for key in "xy":
+        arrive(posts, key, "a")
+    assert number(posts) == 2
+    arrive(posts, "x", "b")
+    assert posts.execute("SELECT * FROM inturn.verify('posts')") == []
+    posts.execute("UPDATE inturn.intake SET xid = '3'")
+    (found,) = posts.execute("SELECT violation, key, rows FROM inturn.verify('posts')")
+    assert found[:2] == ("arrival-stuck", "x")
+    assert [row["table"] for row in found[2]] == ["key_sequence", "intake"]
+    posts.execute("UPDATE inturn.intake SET left_behind = true")
+    assert posts.execute("SELECT * FROM inturn.verify('posts')") == []
+    posts.execute("UPDATE inturn.key_sequence SET arrival = false WHERE key = 'y'")
+    (found,) = posts.execute("SELECT violation, key FROM inturn.verify('posts')")
+    assert found == ("numbering-mixed", "y")
+
+
+def test_the_command_line_appends_and_says_no_number(posts: Database) -> None:
+    assert run_inturn(posts.dsn, "append", "posts", "x", "a") == (0, "", "")
+    document = json.loads(run_inturn(posts.dsn, "append", "posts", "x", "b", "--json")[1])
+    assert document == {"topic": "posts", "key": "x", "seq": None}
+    assert number(posts) == 2
+    assert numbered(posts, "x") == ["a", "b"]
+
+
+def test_a_pass_looks_at_what_is_new_however_long_a_snapshot_is_held(posts: Database) -> None:
+    snapshot = posts.session()
+    snapshot.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    snapshot.execute("SELECT count(*) FROM inturn.topic")
+    # A transaction that had begun to append before all of them, and goes on.
+    long = posts.session()
+    long.execute("SELECT inturn.append('posts', 'long', 'a') FROM generate_series(1, 5000)")
+    look = "SELECT inturn._number_topic('posts', 10000)"
+    looker = posts.connect()
+    explain(looker, look)  # it reads what it knows of the catalog
+    costs = []
+    for _ in range(10):
+        posts.execute("SELECT inturn.append('posts', 'k' || n, 'a') FROM generate_series(1, 1000) n")
+        assert number(posts) == 1000
+        costs.append(buffers(explain(looker, look)))
+    # Nothing is new: neither the ten thousand that were moved are looked at, nor the five thousand to come.
+    assert max(costs) < 40, costs
+    long.commit()
+    assert number(posts) == 5000
+    snapshot.rollback()
+
+
+def test_a_pass_over_topics_that_do_not_number_on_arrival_costs_nothing(witness: Database) -> None:
+    witness.execute(
+        "SELECT inturn.create_topic('t' || n, numbering => 'assigned') FROM generate_series(1, 300) n"
+    )
+    look = "SELECT inturn._number_arrivals(ARRAY(SELECT name FROM inturn.topic OFFSET 0))"
+    with witness.connect() as connection:
+        explain(connection, look)
+        without = buffers(explain(connection, "SELECT ARRAY(SELECT name FROM inturn.topic OFFSET 0)"))
+        assert buffers(explain(connection, look)) - without <= 3
