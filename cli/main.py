@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 
 import click
 
+from inturn.cli.act.actions import ACTIONS
 from inturn.cli.exit_codes import ExitCode
 
-#: heading → command → where it is, and its line in the help. Nothing is imported before it is called.
+#: heading → command → where it is, or what makes it from its name; and its line in the help. No command is
+#: imported before it is called.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Set up": {
         "upgrade": ("inturn.cli.set_up.install:upgrade", "Install the schema, or upgrade it."),
@@ -37,16 +39,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "show": ("inturn.cli.look.show:show", "Show a key's commands, turns and operators."),
         "verify": ("inturn.cli.look.verify:verify", "Prove from what is stored that all was in turn."),
     },
-    "Put right": {
-        "retry": ("inturn.cli.act.actions:retry", "Try a failed command again, now."),
-        "skip": ("inturn.cli.act.actions:skip", "Pass over a key's next command."),
-        "fill-gap": ("inturn.cli.act.actions:fill_gap", "Pass over a number that nobody appended."),
-        "amend": ("inturn.cli.act.amend:amend", "Change a pending command."),
-        "replay": ("inturn.cli.act.actions:replay", "Append an applied or skipped command again."),
-        "pause": ("inturn.cli.act.actions:pause", "Keep a key or a topic standing still."),
-        "resume": ("inturn.cli.act.actions:resume", "Let it go on."),
-        "cancel-rest": ("inturn.cli.act.actions:cancel_rest", "Pass over all that is pending on a key."),
-    },
+    "Put right": {action.name: (action.where, action.line) for action in ACTIONS},
 }
 
 _EPILOG = """\b
@@ -77,7 +70,8 @@ class _Commands(click.Group):
         for section in COMMANDS.values():
             if cmd_name in section:
                 module, _, attribute = section[cmd_name][0].partition(":")
-                command: click.Command = getattr(import_module(module), attribute)
+                found = getattr(import_module(module), attribute)
+                command: click.Command = found if isinstance(found, click.Command) else found(cmd_name)
                 for leaf in _leaves(command):
                     _accept_database_options(leaf)
                 return command

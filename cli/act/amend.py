@@ -10,11 +10,10 @@ import click
 from psycopg import Connection, sql
 
 from inturn.cli.act.operator import (
-    Action,
     Operator,
+    Recorded,
     find_key,
     operator_options,
-    place,
     reason_option,
     topic_option,
 )
@@ -77,14 +76,14 @@ def amend(
             "was": was,
         }
         with storable(found_topic, found_key):
-            actions = operator.act(connection, database.schema, "amend", arguments)
+            recorded = operator.act(connection, database.schema, "amend", arguments)
         held = connection.execute(
             sql.SQL("SELECT held_at IS NOT NULL FROM {}.key_cursor WHERE topic = %s AND key = %s").format(
                 sql.Identifier(database.schema)
             ),
             (found_topic, found_key),
         ).fetchone()
-    operator.report(actions, lambda action: _amended(action, held=bool(held and held[0])))
+    operator.report(recorded, lambda done: _amended(done, held=bool(held and held[0])))
 
 
 def _payload(connection: Connection[Any], schema: str, topic: str, key: str, seq: int) -> str | None:
@@ -116,7 +115,7 @@ def _edited(payload: str) -> str:
             return text
 
 
-def _amended(action: Action, *, held: bool) -> str:
-    line = f"{place(action)}: command {action['seq']} is amended"
-    again = f"inturn retry {shown(action['key'])} --topic {shown(action['topic'])}"
+def _amended(done: Recorded, *, held: bool) -> str:
+    line = f"command {done['seq']} is amended"
+    again = f"inturn retry {shown(done['key'])} --topic {shown(done['topic'])}"
     return f"{line}; the key stays held until: {again}" if held else line

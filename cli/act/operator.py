@@ -23,8 +23,8 @@ from inturn.schema.errors import UnknownKey
 #: The longest that PostgreSQL takes, 24 days.
 _LONGEST_TIMEOUT_MS = 2**31 - 1
 
-#: One recorded action: a row of operator_action.
-Action = dict[str, Any]
+#: What an action recorded: a row of operator_action.
+Recorded = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Operator:
 
     def act(
         self, connection: Connection[Any], schema: str, function: str, arguments: Mapping[str, object]
-    ) -> list[Action]:
+    ) -> list[Recorded]:
         """Call one of the operators' functions, and return what it recorded.
 
         Args:
@@ -74,13 +74,14 @@ class Operator:
                 connection.execute("SELECT set_config(%s, %s, true)", (name, value))
             return fetch(connection, call, arguments)
 
-    def report(self, actions: list[Action], say: Callable[[Action], str]) -> None:
-        """Print what was done: a line each, or JSON."""
+    def report(self, actions: list[Recorded], say: Callable[[Recorded], str]) -> None:
+        """Print what was recorded: as JSON, or a line each: the key or the topic, and what `say` returns."""
         if self.as_json:
-            print_json([{**action, "dry_run": self.dry_run} for action in actions])
+            print_json([{**done, "dry_run": self.dry_run} for done in actions])
             return
-        for action in actions:
-            click.echo(("dry run, nothing changed: " if self.dry_run else "") + say(action))
+        for done in actions:
+            dry = "dry run, nothing changed: " if self.dry_run else ""
+            click.echo(f"{dry}{_place(done)}: {say(done)}")
 
 
 def operator_options_with(wait: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -164,16 +165,9 @@ def find_key(
     return found[0][0], key
 
 
-def place(action: Action) -> str:
-    """Return what an action was on, as it is printed."""
-    topic = escape(action["topic"])
-    return f"{topic} {shown(action['key'])}" if action["key"] else f"topic {topic}"
-
-
-def change(action: Action) -> str:
-    """Return the states before and after, as they are printed."""
-    before, after = action["before"]["state"], action["after"]["state"]
-    return before if before == after else f"{before} -> {after}"
+def _place(done: Recorded) -> str:
+    topic = escape(done["topic"])
+    return f"{topic} {shown(done['key'])}" if done["key"] else f"topic {topic}"
 
 
 def _os_user() -> str:

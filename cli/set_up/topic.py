@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import click
 from psycopg import Connection, sql
 
-from inturn.cli.act.operator import Action, Operator, operator_options_with, reason_option
+from inturn.cli.act.operator import Operator, Recorded, operator_options_with, reason_option
 from inturn.cli.database import Database, pass_database
 from inturn.cli.look.keys import require_topic
 from inturn.cli.terminal.key_text import TOPIC
@@ -139,10 +139,10 @@ def set_topic(
     operator.report(actions, _changed)
 
 
-def _changed(action: Action) -> str:
-    before, after = action["before"], action["after"]
+def _changed(done: Recorded) -> str:
+    before, after = done["before"], done["after"]
     changes = [f"{key} {before[key]} -> {after[key]}" for key in after if before[key] != after[key]]
-    return f"topic {escape(action['topic'])}: {', '.join(changes)}"
+    return ", ".join(changes)
 
 
 _QUERY = """
