@@ -65,25 +65,13 @@ def amend(
         found_topic, found_key = find_key(connection, database, key, topic)
         was = _payload(connection, database.schema, found_topic, found_key, seq)
         new = _edited(was) if edit and was is not None else read_payload(payload) if payload else None
-        arguments = {
-            "topic": found_topic,
-            "key": found_key,
-            "seq": seq,
-            "reason": reason,
-            "name": name,
-            "payload": new,
-            # Whoever changed it since is not overwritten.
-            "was": was,
-        }
+        # was: a change that somebody makes meanwhile is not overwritten.
+        arguments = {"seq": seq, "reason": reason, "name": name, "payload": new, "was": was}
+        place = {"topic": found_topic, "key": found_key}
         with storable(found_topic, found_key):
-            recorded = operator.act(connection, database.schema, "amend", arguments)
-        held = connection.execute(
-            sql.SQL("SELECT held_at IS NOT NULL FROM {}.key_cursor WHERE topic = %s AND key = %s").format(
-                sql.Identifier(database.schema)
-            ),
-            (found_topic, found_key),
-        ).fetchone()
-    operator.report(recorded, lambda done: _amended(done, held=bool(held and held[0])))
+            recorded = operator.act(connection, database.schema, "amend", {**place, **arguments})
+        held = _is_held(connection, database.schema, found_topic, found_key)
+    operator.report(recorded, lambda done: _amended(done, held=held))
 
 
 def _payload(connection: Connection[Any], schema: str, topic: str, key: str, seq: int) -> str | None:
@@ -95,6 +83,16 @@ def _payload(connection: Connection[Any], schema: str, topic: str, key: str, seq
         (topic, key, seq),
     ).fetchone()
     return None if row is None else str(row[0])
+
+
+def _is_held(connection: Connection[Any], schema: str, topic: str, key: str) -> bool:
+    row = connection.execute(
+        sql.SQL("SELECT held_at IS NOT NULL FROM {}.key_cursor WHERE topic = %s AND key = %s").format(
+            sql.Identifier(schema)
+        ),
+        (topic, key),
+    ).fetchone()
+    return row is not None and bool(row[0])
 
 
 def _edited(payload: str) -> str:
