@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any, LiteralString
 
 import psycopg
@@ -14,9 +15,15 @@ from support.refusal import refusal
 from inturn.applier import Applier, Command, Fleet
 from inturn.outbox import append
 from inturn.schema.install import upgrade
+from inturn.schema.source import manifest
 
 ROLES = ("inturn_caller", "inturn_applier", "inturn_operator")
 APPEND = "SELECT inturn.append('orders', 'a', 'insert')"
+
+#: What operators put right by: every public function of the chapter `act`.
+ACTIONS = {
+    path.stem for path in map(PurePosixPath, manifest()) if path.match("act/*") and path.name[0] != "_"
+}
 
 #: What each role may call: its protocol, beside the internal parts of it.
 ROUTINES = {
@@ -29,10 +36,9 @@ ROUTINES = {
     },
     "inturn_operator": {
         *("create_topic", "set_topic", "pause_topic", "resume_topic"),
-        *("list_keys", "topic_status", "pending_commands", "key_state"),
+        *("list_keys", "list_errors", "topic_status", "pending_commands", "key_state"),
         *("list_appliers", "why", "timeline", "verify", "verify_slice", "verify_topics"),
-        *("retry", "retry_all", "skip", "cancel_rest", "replay", "amend", "pause", "resume"),
-        *("fill_gap", "list_errors", "cancel_rest_all"),
+        *ACTIONS,
     },
 }
 
@@ -189,8 +195,7 @@ DEFINERS = {
     # These show an operator the sessions of others.
     *("list_appliers", "why"),
     *("set_topic", "pause_topic", "resume_topic"),
-    *("retry", "retry_all", "skip", "cancel_rest", "replay", "amend", "pause", "resume"),
-    *("fill_gap", "cancel_rest_all"),
+    *ACTIONS,
 }
 
 
