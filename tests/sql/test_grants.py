@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import Any, LiteralString
 
 import psycopg
@@ -10,20 +9,15 @@ import pytest
 from psycopg import sql
 from support.database import Database
 from support.logins import connect_as, login
+from support.place import OPERATOR_ACTIONS
 from support.refusal import refusal
 
 from inturn.applier import Applier, Command, Fleet
 from inturn.outbox import append
 from inturn.schema.install import upgrade
-from inturn.schema.source import manifest
 
 ROLES = ("inturn_caller", "inturn_applier", "inturn_operator")
 APPEND = "SELECT inturn.append('orders', 'a', 'insert')"
-
-#: What operators put right by: every public function of the chapter `act`.
-ACTIONS = {
-    path.stem for path in map(PurePosixPath, manifest()) if path.match("act/*") and path.name[0] != "_"
-}
 
 #: What each role may call: its protocol, beside the internal parts of it.
 ROUTINES = {
@@ -38,7 +32,7 @@ ROUTINES = {
         *("create_topic", "set_topic", "pause_topic", "resume_topic"),
         *("list_keys", "list_errors", "topic_status", "pending_commands", "key_state"),
         *("list_appliers", "why", "timeline", "verify", "verify_slice", "verify_topics"),
-        *ACTIONS,
+        *OPERATOR_ACTIONS,
     },
 }
 
@@ -195,7 +189,7 @@ DEFINERS = {
     # These show an operator the sessions of others.
     *("list_appliers", "why"),
     *("set_topic", "pause_topic", "resume_topic"),
-    *ACTIONS,
+    *OPERATOR_ACTIONS,
 }
 
 

@@ -7,3 +7,6 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 DOCS = ROOT / "docs"
+
+#: The functions by which operators put keys right: each has a file in the chapter `act`.
+OPERATOR_ACTIONS = {path.stem for path in (ROOT / "schema/sql/act").glob("[!_]*.sql")}

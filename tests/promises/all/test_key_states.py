@@ -18,7 +18,7 @@ from support.key_events import EVENTS
 from support.key_hands import Connection, Key
 from support.key_situations import GAPS, SITUATIONS
 from support.oracle import Oracle
-from support.place import DOCS
+from support.place import DOCS, OPERATOR_ACTIONS
 from support.refusal import refusal
 
 PAGE = DOCS / "explanation" / "key-states.md"
@@ -193,9 +193,12 @@ def test_the_page_has_every_state_and_the_diagram_no_arrow_that_the_tables_have_
     assert {arrow for arrow in ARROWS if arrow[0] != "[*]"} - cells == set()
 
 
-def test_the_functions_that_the_page_names_are_there(database: Database) -> None:
+def test_the_functions_that_the_page_names_are_there_and_every_action_of_operators_is_named(
+    database: Database,
+) -> None:
     named = {name for event in EVENTS for name in re.findall(r"`(\w+)`", _about(event, "functions"))}
     there = database.execute(
         "SELECT DISTINCT proname::text FROM pg_proc WHERE pronamespace = 'inturn'::regnamespace"
     )
     assert named - {name for (name,) in there} == set()
+    assert OPERATOR_ACTIONS - named == {"cancel_rest_all"}, "it does to each key what cancel_rest does"
