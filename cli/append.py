@@ -22,9 +22,12 @@ Example:
 @click.argument("key")
 @click.argument("name")
 @click.argument("payload", default="{}")
-@click.option("--idempotency-key", metavar="TEXT", help="The same again on the key appends nothing.")
+@click.option("--idempotency-key", metavar="TEXT", help="Repeating it on the key appends nothing.")
 @click.option(
-    "--seq", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Its number, where the callers number."
+    "--seq",
+    type=click.IntRange(0, 2**63 - 1),
+    metavar="N",
+    help="Its number, in a topic whose callers number.",
 )
 @json_option
 @pass_database
@@ -41,12 +44,9 @@ def append(
 ) -> None:
     """Append a command to a key, and print its seq.
 
-    Where the topic numbers on arrival, the command has none yet, and nothing is
-    printed.
-
-    PAYLOAD is JSON, {} if not given, - to read it from standard input. Before a
-    KEY that begins with a dash, put -- . With --seq it may be repeated: the same
-    number with the same content is appended once.
+    PAYLOAD is JSON; the default is {}, and - reads it from standard input. Put --
+    before a KEY that begins with a dash. With --seq you may repeat the append: the
+    same number with the same content is appended only once.
     """
     text = read_payload(payload)
     with database.connect() as connection, storable(topic, key):

@@ -33,25 +33,35 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("inturn.cli.demo.command:demo", "See the problem happen, and not happen."),
     },
     "Look": {
-        "status": ("inturn.cli.look.status:status", "Sum up the topics and the appliers."),
+        "status": ("inturn.cli.look.status:status", "Summarize the topics and the appliers."),
         "keys": ("inturn.cli.look.keys:keys", "List keys and where they stand."),
         "why": ("inturn.cli.look.why:why", "Say why a key does not move, and what to do."),
-        "show": ("inturn.cli.look.show:show", "Show a key's commands, turns and operators."),
-        "verify": ("inturn.cli.look.verify:verify", "Prove from what is stored that all was in turn."),
+        "show": ("inturn.cli.look.show:show", "Show a key's commands, turns and operators' actions."),
+        "verify": ("inturn.cli.look.verify:verify", "Check from what is stored that all was in turn."),
     },
-    "Put right": {action.name: (action.where, action.line) for action in ACTIONS},
+    "Put right": {
+        "retry": ("inturn.cli.act.actions:retry", "Try a failed command again, now."),
+        "skip": ("inturn.cli.act.actions:skip", "Skip a key's next command."),
+        "fill-gap": ("inturn.cli.act.actions:fill_gap", "Skip a number that nobody appended."),
+        "amend": ("inturn.cli.act.amend:amend", "Change a pending command."),
+        "replay": ("inturn.cli.act.actions:replay", "Append an applied or skipped command again."),
+        "pause": ("inturn.cli.act.actions:pause", "Pause a key or a topic."),
+        "resume": ("inturn.cli.act.actions:resume", "Resume a paused key or topic."),
+        "cancel-rest": ("inturn.cli.act.actions:cancel_rest", "Skip everything pending on a key."),
+    },
 }
 
 _EPILOG = """\b
-Without --dsn the database is the one that INTURN_DSN names, else libpq's own
-PG* variables where PGHOST or PGSERVICE is set, else the embedded PostgreSQL.
+Without --dsn, INTURN_DSN names the database; otherwise libpq's PG* variables
+do, if PGHOST or PGSERVICE is set; otherwise it is the embedded PostgreSQL.
 Keep passwords in ~/.pgpass or INTURN_DSN: other users can see --dsn.
 
 \b
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 some keys are held,
-4 database unreachable or gone, 5 schema not fitting, 6 stopped before the
-work in hand was done, 7 keys --check found some, 8 verify found a violation,
-9 status --check found something wrong, 130 interrupted.
+4 database unreachable or lost, 5 schema missing or of another revision,
+6 current commands cut off, 7 keys --check found some, 8 verify found a
+violation, 9 status --check found something wrong, 10 too many handlers hang,
+130 interrupted.
 
 \b
 Example:
@@ -121,7 +131,7 @@ def _set(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     show_envvar=True,
     show_default=True,
     default="inturn",
-    help="The schema of inturn in it.",
+    help="The schema that holds inturn.",
 )
 @click.version_option(package_name="inturn", prog_name="inturn")
 @click.pass_context

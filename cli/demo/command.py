@@ -31,16 +31,16 @@ Example:
     show_default=True,
     help="How many orders there are.",
 )
-@click.option("--seed", type=int, default=42, show_default=True, help="Decides the delays.")
+@click.option("--seed", type=int, default=42, show_default=True, help="Decides the calls and their delays.")
 @pass_database
 def demo(database: Database, orders: int, seed: int) -> int:
-    """Play the field problem for real, in a database of its own (inturn_demo).
+    """Make the ordering problem happen, in a database of its own (inturn_demo).
 
-    Service A inserts orders at service B and deletes each again; every second one
-    it then inserts once more. B is two processes that serve HTTP behind a front;
-    each call takes its own time. Five ways to bring the calls to B are compared, by
-    what B's database holds at the end. The seed decides which calls there are and
-    how long each takes; who wins a race is up to the machine.
+    Service A inserts orders at service B and deletes each; it inserts every second
+    one again. B is two processes that serve HTTP behind a front; each call takes its
+    own time. Five ways to bring the calls to B are compared by what B's database
+    holds at the end. The seed decides which calls there are and how long each takes;
+    who wins a race is up to the machine.
     """
     if find_spec("httpx") is None:
         raise Failure("the demo needs httpx, to post commands", hint="pip install 'inturn[http]'")

@@ -1,4 +1,4 @@
-"""`inturn keys`: where the keys stand, the worst first."""
+"""`inturn keys`: where the keys stand, the most urgent first."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ Example:
   inturn keys --older-than 10m --check || echo 'keys stand still'"""
 )
 @click.option("--held", is_flag=True, help="Keys whose next command failed for good.")
-@click.option("--waiting", is_flag=True, help="That wait for a number that nobody has appended.")
-@click.option("--retrying", is_flag=True, help="Whose next command failed, and is tried again.")
-@click.option("--paused", is_flag=True, help="That an operator keeps standing still.")
-@click.option("--leased", is_flag=True, help="That an applier works on by lease.")
-@click.option("--ready", is_flag=True, help="That have commands to apply.")
-@click.option("--idle", is_flag=True, help="With everything applied.")
+@click.option("--waiting", is_flag=True, help="Keys that wait for a number that nobody has appended.")
+@click.option("--retrying", is_flag=True, help="Keys whose next command failed and will be tried again.")
+@click.option("--paused", is_flag=True, help="Keys that an operator has paused.")
+@click.option("--leased", is_flag=True, help="Keys that an applier works on by lease.")
+@click.option("--ready", is_flag=True, help="Keys that have commands to apply.")
+@click.option("--idle", is_flag=True, help="Keys with nothing pending.")
 @click.option("--state", type=click.Choice(_STATES), hidden=True)
 @click.option(
     "--lagging",
@@ -89,15 +89,21 @@ Example:
     is_flag=False,
     flag_value=100,
     metavar="[N]",
-    help="With N commands pending or more; 100 if no N is given.",
+    help="Keys with N pending commands or more; the default of N is 100.",
 )
-@click.option("--older-than", metavar="TIME", help="Whose next command has waited so long: 90s, 10m, 2h, 1d.")
-@click.option("--topic", type=TOPIC, metavar="NAME", help="Only this topic's.")
-@click.option("--like", metavar="PATTERN", help="Whose key matches: % is any text, _ one character.")
-@click.option("--error", metavar="PATTERN", help="Whose error's first line matches: '%timed out%'.")
-@click.option("--errors", is_flag=True, help="What held and retrying keys failed with, each error once.")
 @click.option(
-    "--sort", type=click.Choice(["lag", "age", "attempts"]), help="The greatest first; else the worst state."
+    "--older-than",
+    metavar="TIME",
+    help="Keys whose next command has waited at least this long: 90s, 10m, 2h, 1d.",
+)
+@click.option("--topic", type=TOPIC, metavar="NAME", help="Only keys of this topic.")
+@click.option("--like", metavar="PATTERN", help="Keys like this: % is any text, _ is one character.")
+@click.option("--error", metavar="PATTERN", help="Keys with an error (first line) like '%timed out%'.")
+@click.option("--errors", is_flag=True, help="List the errors of held and retrying keys instead, each once.")
+@click.option(
+    "--sort",
+    type=click.Choice(["lag", "age", "attempts"]),
+    help="The greatest first; the default is the most urgent state first.",
 )
 @click.option(
     "--limit",
@@ -107,7 +113,7 @@ Example:
     show_default=True,
     help="List at most N.",
 )
-@click.option("--check", is_flag=True, help="Exit with 7 if there are such keys; say nothing if not.")
+@click.option("--check", is_flag=True, help="Exit with 7 if there are such keys; print nothing if not.")
 @watch_option
 @json_option
 @pass_database
@@ -129,14 +135,14 @@ def keys(
     as_json: bool,
     **states: bool,
 ) -> int:
-    """List keys and where they stand, the worst first.
+    """List keys and where they stand, the most urgent first.
 
-    Several states: keys in any of them. lag counts the commands not applied, age
-    is how long the next of them has waited, or the first one there of a key that
-    waits for a number. What is ready or retrying in a paused topic is listed as
-    `topic paused`; where what its commands need does not answer, its next try is
-    `target down`. Keys are printed so that a shell takes them back; before one
-    that begins with a dash, put -- .
+    With several states, it lists keys in any of them. lag counts the commands that
+    are not applied; age is how long the next of them has waited, or the first one
+    that is there if the key waits for a number. A ready or retrying key of a paused
+    topic is listed as `topic paused`; if the topic's target does not answer, next
+    try is `target down`. Keys are quoted for a shell; put -- before one that begins
+    with a dash.
     """
     chosen = [name for name in _STATES if states[name] or name == state]
     wanted = _Wanted(topic, ",".join(chosen) or None, limit, like, older_than, lagging, sort, error)

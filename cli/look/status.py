@@ -45,10 +45,12 @@ Example:
   inturn status
   inturn status --check --older-than 10m || echo 'commands stand still'"""
 )
-@click.option("--topic", type=TOPIC, metavar="NAME", help="Only this one, and its appliers.")
-@click.option("--check", is_flag=True, help="Exit with 9 if something is wrong; say nothing if not.")
+@click.option("--topic", type=TOPIC, metavar="NAME", help="Only this topic and its appliers.")
+@click.option("--check", is_flag=True, help="Exit with 9 if something is wrong; print nothing if not.")
 @click.option(
-    "--older-than", metavar="TIME", help="With --check: wrong is also a command pending so long: 90s, 10m."
+    "--older-than",
+    metavar="TIME",
+    help="With --check: also if a command has been pending this long: 90s, 10m.",
 )
 @watch_option
 @json_option
@@ -63,15 +65,15 @@ def status(
     watch: float | None,
     as_json: bool,
 ) -> int:
-    """Sum up the topics, and the appliers and what each is doing.
+    """Summarize the topics, and the appliers and what each is doing.
 
-    Keys are counted by state, idle ones are not. pending counts the commands not
-    applied, oldest is how long the longest of them has waited. rate is commands
-    applied a second, failed counts failures, in the last five minutes.
+    Keys are counted by state, except idle ones. pending counts the commands that are
+    not applied, oldest is how long the longest of them has waited. rate is the
+    commands applied per second and failed the number of failures, both in the last
+    five minutes.
 
-    With --check, wrong is a topic that has keys ready or retrying, or commands that
-    have no number yet, and no applier alive, unless it is paused; and one whose
-    target does not answer.
+    --check finds something wrong if a topic that is not paused has ready or retrying
+    keys and no living applier, or if a topic's target does not answer.
     """
     _check_options(older_than=older_than, check=check, watch=watch, as_json=as_json)
     with database.connect() as connection:

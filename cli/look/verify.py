@@ -70,9 +70,10 @@ Example:
 def verify(database: Database, *, topic: str | None, key: str | None, limit: int, as_json: bool) -> int:
     """Recompute the promises from what is stored, and print what breaks them.
 
-    Sequences without holes, cursors within them, every number applied or passed over
-    once and accounted for, no epoch used twice, nothing pending on an idle key.
-    It reads only, a slice of keys at a time, each on one snapshot: run it at any time.
+    Checks that numbers have no gaps, that no key is beyond its last command, that
+    every number was applied or skipped exactly once, that no epoch was used twice,
+    and that nothing is pending on an idle key. It only reads, some keys at a time,
+    each on one snapshot: you may run it at any time.
     """
     started_at = time.monotonic()
     work = _Work()

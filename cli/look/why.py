@@ -51,15 +51,18 @@ Example:
 )
 @click.argument("key", type=KEY)
 @click.option(
-    "--topic", type=TOPIC, metavar="NAME", help="In this topic; else in every one that has the key."
+    "--topic",
+    type=TOPIC,
+    metavar="NAME",
+    help="Only in this topic; the default is every topic that has the key.",
 )
 @json_option
 @pass_database
 def why(database: Database, key: str, *, topic: str | None, as_json: bool) -> int:
     """Say why a key does not move, since when, and what to do next.
 
-    Names one cause: the first thing that is in the way. The exit code is 1 when
-    there is no such key.
+    Names one cause, the first obstacle that it finds. The exit code is 1 if there is
+    no such key.
     """
     with database.connect() as connection:
         key = resolve(connection, database.schema, key, topic)

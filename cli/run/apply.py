@@ -16,8 +16,9 @@ from inturn.cli.run.serve import Attended, Options, Signals, attend, exit_code
 
 _EPILOG = """\b
 Exit codes: 0 nothing is ready any more, or stopped as asked; 3 drained, but
-some keys are held; 4 database unreachable; 5 schema not fitting; 6 the grace
-ran out and a command was cut off (it is rolled back, and tried again later).
+some keys are held; 4 database unreachable; 5 schema missing or of another
+revision; 6 the grace ran out and a command was cut off (it is rolled back,
+and tried again later).
 
 \b
 Example:
@@ -31,42 +32,42 @@ FEW_TOPICS = 5
 
 
 @click.command(epilog=_EPILOG, short_help="Apply commands, each key in turn.")
-@click.option("--app", metavar="MODULE:NAME", help="The Applier with the handlers of python targets.")
+@click.option("--app", metavar="MODULE:NAME", help="The Applier with the Python handlers.")
 @click.option("--topic", "topics", multiple=True, help="Serve this topic only; may be repeated.")
 @click.option(
     "--workers",
     type=click.IntRange(1, 256),
     default=1,
     show_default=True,
-    help="Threads, each with a connection of its own.",
+    help="Threads, each with its own connection.",
 )
 @click.option(
     "--processes",
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Processes with so many workers each. Several, where Python is busy on one processor.",
+    help="Processes, each with that many workers. Use several if Python keeps one processor busy.",
 )
 @click.option(
     "--batch",
     type=click.IntRange(1, 60),
     default=50,
     show_default=True,
-    help="The most keys that share a transaction; only while that stays short.",
+    help="The most keys that share a transaction, as long as it stays short.",
 )
 @click.option(
     "--http-timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
-    help="Seconds that a post to a service may take, all in all.",
+    help="Seconds that a post to a service may take in total.",
 )
 @click.option(
     "--http-read-timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=30.0,
     show_default=True,
-    help="Seconds that it may take to the next byte of the answer.",
+    help="Seconds to wait for the next byte of the answer.",
 )
 @click.option(
     "--http-connect-timeout",
@@ -75,37 +76,37 @@ FEW_TOPICS = 5
     show_default=True,
     help="Seconds to connect to the service.",
 )
-@click.option("--drain", is_flag=True, help="Stop when nothing is ready; the default is to wait for more.")
+@click.option("--drain", is_flag=True, help="Stop when nothing is ready, instead of waiting for more.")
 @click.option(
     "--max-seconds",
     type=click.FloatRange(min=0, min_open=True),
-    help="Stop after this many seconds, after the command in hand.",
+    help="After this many seconds, finish the current commands and stop.",
 )
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
     default=30.0,
     show_default=True,
-    help="Seconds that the command in hand may take once stopping.",
+    help="Seconds that the current commands may take when stopping.",
 )
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="The log, on stderr, and the summary, on stdout.",
+    help="The format of the log (stderr) and of the summary (stdout).",
 )
 @click.option(
     "--no-prepare",
     is_flag=True,
-    help="Prepare no statements: for PgBouncer before 1.21, in transaction mode.",
+    help="Do not prepare statements: for PgBouncer before 1.21 in transaction mode.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    help="The least that is logged, by handlers too. [default: info; with --quiet warning]",
+    help="The lowest level that is logged, also of handlers. [default: info; with --quiet warning]",
 )
-@click.option("--quiet", is_flag=True, help="Warnings only; no summary when there was nothing to do.")
+@click.option("--quiet", is_flag=True, help="Log only warnings; no summary if there was nothing to do.")
 @pass_database
 def apply(
     database: Database,
@@ -127,12 +128,12 @@ def apply(
 ) -> int:
     """Apply the commands of every key strictly in turn; different keys in parallel.
 
-    Serves the topics with SQL targets, those posted to a service over HTTP and, with
-    --app, those with handlers in it. Posts are signed with INTURN_HTTP_SECRET_TOPIC,
-    INTURN_HTTP_SECRET or what is in the file INTURN_HTTP_SECRET_FILE, if one is set.
-    Any number of these may run at once, on any machines. SIGTERM and Ctrl-C stop it
-    after the command in hand; a second one cuts that off. Of several processes, one
-    that dies ends the others, and the exit code is 1.
+    Serves the topics with SQL targets, the topics with HTTP targets and, with --app,
+    the topics that the app has handlers for. If one of the variables
+    INTURN_HTTP_SECRET_TOPIC, INTURN_HTTP_SECRET or INTURN_HTTP_SECRET_FILE is set,
+    posts are signed. Any number of appliers may run at once, on any machines. SIGTERM
+    and Ctrl-C stop it after the current commands; a second signal cuts them off. If
+    one of several processes dies, the others end too, and the exit code is 1.
     """
     options = Options(
         dsn=database.conninfo,

@@ -61,8 +61,8 @@ Example:
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the script that lets SHELL complete commands, topics and keys.
 
-    Topics and keys come from the database that the line so far, or the
-    environment, names; where it does not answer in two seconds, there are none.
+    Topics and keys come from the database that the line typed so far or the
+    environment names; if it does not answer within two seconds, they are left out.
     """
     kind = get_completion_class(shell)
     assert kind is not None  # noqa: S101 - click knows the three

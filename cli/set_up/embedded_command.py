@@ -17,10 +17,10 @@ Example:
   inturn embedded stop""",
 )
 def embedded() -> None:
-    """The PostgreSQL that inturn brings: used when no database is named.
+    """The PostgreSQL that inturn brings; used when no database is named.
 
-    Commands start it by themselves, and it stays until it is stopped. Its data is
-    in a folder of yours, or the one that INTURN_EMBEDDED_DATA names.
+    Commands start it when they need it, and it runs until it is stopped. Its data
+    is in your data folder, or in the folder that INTURN_EMBEDDED_DATA names.
     """
     if not server.installed():
         raise Failure(
@@ -35,7 +35,7 @@ Example:
   psql "$(inturn embedded start)\""""
 )
 def start() -> None:
-    """Start it unless it runs, and print its connection string."""
+    """Start it if it is not running, and print its connection string."""
     click.echo(server.start())
 
 
@@ -46,7 +46,7 @@ Example:
 )
 @json_option
 def status(*, as_json: bool) -> None:
-    """Say whether it runs, and where."""
+    """Say whether it is running, and where."""
     conninfo = server.find()
     folder = server.data_folder()
     if as_json:
@@ -62,5 +62,5 @@ Example:
   inturn embedded stop"""
 )
 def stop() -> None:
-    """Stop it, whoever started it; its data stays."""
+    """Stop it, whoever started it; keep its data."""
     click.echo("stopped" if server.stop() else "it was not running")

@@ -31,8 +31,9 @@ Example:
 def upgrade(database: Database, *, as_script: bool, receiver_only: bool) -> None:
     """Install the schema, or upgrade it.
 
-    Safe to run again, and by many at once. With --sql nothing is changed, and no
-    database is needed; where one is named, the script starts at its revision.
+    It is safe to run again, and by several processes at once. --sql changes
+    nothing and needs no database; if you name one, the script starts at the
+    revision that is installed there.
     """
     if as_script:
         click.echo(_script(database, receiver_only=receiver_only), nl=False)
@@ -84,18 +85,18 @@ Example:
     default="base",
     show_default=True,
     metavar="REVISION",
-    help="Where to; base removes the schema with all its data.",
+    help="The revision to go back to; base removes the schema with all its data.",
 )
 @click.option(
-    "--force", is_flag=True, help="Also while commands are pending; or were accepted, by a receiver."
+    "--force", is_flag=True, help="Even if commands are pending, or a receiver has accepted commands."
 )
-@click.option("--receiver-only", is_flag=True, help="Only what upgrade --receiver-only made.")
+@click.option("--receiver-only", is_flag=True, help="Only what upgrade --receiver-only installed.")
 @pass_database
 def downgrade(database: Database, *, revision: str, force: bool, receiver_only: bool) -> None:
     """Remove the schema, or go back to an earlier revision.
 
-    Refuses while commands are pending, unless forced. The roles stay: they belong
-    to the whole cluster.
+    Refuses while commands are pending, unless forced. The roles stay, because they
+    belong to the whole cluster.
     """
     if receiver_only and revision != "base":
         raise click.UsageError("--receiver-only goes to base: leave out --to")

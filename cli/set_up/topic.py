@@ -30,38 +30,38 @@ def topic() -> None:
     """Create topics, list and change them."""
 
 
-_TARGET = "What applies its commands: python, sql:SCHEMA.FUNCTION, or an http(s):// address to post them to."
+_TARGET = "What applies its commands: python, sql:SCHEMA.FUNCTION, or an http(s):// URL to post them to."
 _Settings: TypeAlias = "tuple[tuple[str, str, Any, str, str], ...]"
 #: Settled when the topic is created.
 _FOR_EVER: _Settings = (
     (
         "--numbering",
         "WHO",
-        click.Choice(["assigned", "given", "arrival"]),
-        "Who numbers a key's commands: the append; its callers; or appliers, after the commit.",
+        click.Choice(["assigned", "given"]),
+        "Who numbers a key's commands: append (assigned) or the callers (given).",
         "assigned",
     ),
     ("--first-seq", "N", int, "The first number of every key, where callers number.", "1"),
 )
 _SETTINGS: _Settings = (
     ("--target", "TARGET", str, _TARGET, "python"),
-    ("--max-attempts", "N", int, "A command that failed so often is tried no more.", "5"),
-    ("--backoff-base", "INTERVAL", str, "The wait before the second attempt, then doubled.", "1 second"),
+    ("--max-attempts", "N", int, "How many attempts a command gets.", "5"),
+    ("--backoff-base", "INTERVAL", str, "The wait before the second attempt; then it doubles.", "1 second"),
     ("--backoff-cap", "INTERVAL", str, "The longest wait.", "5 minutes"),
     ("--max-payload-bytes", "N", int, "The largest payload.", "1048576"),
-    ("--batch-commands", "N", int, "The most commands in one turn.", "100"),
+    ("--batch-commands", "N", int, "The most commands of a key in one turn.", "100"),
     (
         "--on-exhausted",
         "WHAT",
         click.Choice(["hold", "skip", "cancel-rest"]),
-        "When attempts run out: hold the key, skip the command, or skip all that is pending on the key.",
+        "When attempts run out: hold the key, skip the command, or skip everything pending on the key.",
         "hold",
     ),
     ("--max-ahead", "N", int, "How far ahead of the last applied one a given number may be.", "10000"),
-    ("--gap-timeout", "INTERVAL", str, "Hold a key that waits so long for a number; 0: never.", "never"),
-    ("--lease", "INTERVAL", str, "How long outside work has a key without a sign of life.", "30 seconds"),
-    ("--timeout", "INTERVAL", str, "A command that takes longer has failed; 0: it never does.", "never"),
-    ("--max-in-flight", "N", int, "On how many keys one applier works outside at a time.", "100"),
+    ("--gap-timeout", "INTERVAL", str, "Hold a key that waits this long for a number; 0: never.", "never"),
+    ("--lease", "INTERVAL", str, "How long an applier has a key outside without renewing.", "30 seconds"),
+    ("--timeout", "INTERVAL", str, "A command that takes longer fails; 0: no limit.", "never"),
+    ("--max-in-flight", "N", int, "How many keys an applier process works on outside at a time.", "100"),
 )
 
 
@@ -89,9 +89,11 @@ Example:
 @_settings(defaults=True)
 @pass_database
 def create(database: Database, /, name: str, **settings: str | int | None) -> None:
-    """Create a topic; done already, it says so.
+    """Create a topic.
 
-    INTERVAL is as PostgreSQL writes it: '500 ms', '2 minutes'.
+    If it exists already with the same settings, say so and succeed. An INTERVAL is
+    written as in PostgreSQL: '500 ms', '2 minutes'. "Outside" means outside the
+    database: over HTTP, or in a handler with outside=True.
     """
     given = {"name": name, **{key: value for key, value in settings.items() if value is not None}}
     for name_of_none in ("gap_timeout", "timeout"):
@@ -124,10 +126,10 @@ def set_topic(
 ) -> None:
     """Change settings of a topic.
 
-    Appliers that run follow within seconds.
+    Running appliers use the new settings within seconds.
 
-    INTERVAL is as PostgreSQL writes it: '500 ms', '2 minutes'. Who numbers the
-    commands is settled for ever when the topic is created.
+    An INTERVAL is written as in PostgreSQL: '500 ms', '2 minutes'. "Outside" means
+    outside the database. Who numbers the commands is fixed when the topic is created.
     """
     given = {key: value for key, value in settings.items() if value is not None}
     if not given:
@@ -169,9 +171,9 @@ Example:
 @json_option
 @pass_database
 def list_topics(database: Database, *, as_json: bool) -> None:
-    """List the topics, what applies them, and how.
+    """List the topics with their targets and main settings.
 
-    All settings of one: inturn topic show NAME.
+    For all settings of one: inturn topic show NAME.
     """
     topics = _read(database, None)
     if as_json:

@@ -17,7 +17,7 @@ watch_option = click.option(
     is_flag=False,
     flag_value=2.0,
     metavar="[SECONDS]",
-    help="List again every 2 seconds, or so many, until Ctrl-C.",
+    help="Repeat every 2 seconds, or every SECONDS, until Ctrl-C.",
 )
 
 
