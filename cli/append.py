@@ -44,6 +44,9 @@ def append(
 ) -> None:
     """Append a command to a key, and print its seq.
 
+    In a topic that numbers on arrival the command has no seq yet, and nothing is
+    printed.
+
     PAYLOAD is JSON; the default is {}, and - reads it from standard input. Put --
     before a KEY that begins with a dash. With --seq you may repeat the append: the
     same number with the same content is appended only once.

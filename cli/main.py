@@ -39,16 +39,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "show": ("inturn.cli.look.show:show", "Show a key's commands, turns and operators' actions."),
         "verify": ("inturn.cli.look.verify:verify", "Check from what is stored that all was in turn."),
     },
-    "Put right": {
-        "retry": ("inturn.cli.act.actions:retry", "Try a failed command again, now."),
-        "skip": ("inturn.cli.act.actions:skip", "Skip a key's next command."),
-        "fill-gap": ("inturn.cli.act.actions:fill_gap", "Skip a number that nobody appended."),
-        "amend": ("inturn.cli.act.amend:amend", "Change a pending command."),
-        "replay": ("inturn.cli.act.actions:replay", "Append an applied or skipped command again."),
-        "pause": ("inturn.cli.act.actions:pause", "Pause a key or a topic."),
-        "resume": ("inturn.cli.act.actions:resume", "Resume a paused key or topic."),
-        "cancel-rest": ("inturn.cli.act.actions:cancel_rest", "Skip everything pending on a key."),
-    },
+    "Put right": {action.name: (action.where, action.line) for action in ACTIONS},
 }
 
 _EPILOG = """\b

@@ -99,7 +99,7 @@ ACTIONS = (
     ),
     Action(
         "skip",
-        "Pass over a key's next command.",
+        "Skip a key's next command.",
         help="""
         Pass over a key's next command, for good.
 
@@ -115,7 +115,7 @@ ACTIONS = (
     ),
     Action(
         "fill-gap",
-        "Pass over a number that nobody appended.",
+        "Skip a number that nobody appended.",
         help="""
         Pass over a number that a key waits for, for good: it will not be appended.
 
@@ -148,7 +148,7 @@ ACTIONS = (
     ),
     Action(
         "pause",
-        "Keep a key or a topic standing still.",
+        "Pause a key or a topic.",
         help="""
         Keep a key standing still; without KEY, the whole topic that --topic names.
 
@@ -173,7 +173,7 @@ ACTIONS = (
     ),
     Action(
         "resume",
-        "Let it go on.",
+        "Resume a paused key or topic.",
         help="Let a paused key go on where it stood; without KEY, the topic that --topic names.",
         example="""
         inturn resume order-42
@@ -184,7 +184,7 @@ ACTIONS = (
     ),
     Action(
         "cancel-rest",
-        "Pass over all that is pending on a key.",
+        "Skip everything pending on a key.",
         help="""
         Pass over everything that is pending on a key now, for good.
 

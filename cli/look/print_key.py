@@ -35,6 +35,9 @@ def print_key(key: Row, *, errors: bool, payload: bool | None) -> None:
     if key["oldest_pending_at"]:
         lag += f", the {'first' if key['waiting_at'] else 'next'} for {_since(key['oldest_pending_at'], now)}"
     click.echo(f"applied  {key['applied_seq']} of {key['last_seq']}{lag}")
+    if key["arrived"]:
+        commands = "1 command has" if key["arrived"] == 1 else f"{key['arrived']:,} commands have"
+        click.echo(f"arrived  {commands} no number yet, the first for {_since(key['arrived_at'], now)}")
     if key["last_error"]:
         _print_error("error    ", key["last_error"], whole=errors)
     if key["commands"] or key["gaps"]:

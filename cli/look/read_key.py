@@ -17,7 +17,7 @@ SELECT c.topic, c.key, {schema}.key_state(c) AS state,
        c.epoch, c.attempts, t.max_attempts, c.ready_at, c.failed_at, c.held_at, c.last_error,
        c.paused_at, c.paused_until, t.paused_at AS topic_paused_at, t.paused_until AS topic_paused_until,
        t.first_seq, c.waiting_at, c.waiting_at + t.gap_timeout AS held_from,
-       c.claimed_by, c.claimed_at, c.lease_until,
+       c.claimed_by, c.claimed_at, c.lease_until, a.arrived, a.arrived_at,
        clock_timestamp() AS now
 FROM {schema}.topic t
 JOIN {schema}.key_cursor c ON c.topic = t.name
@@ -28,6 +28,9 @@ LEFT JOIN {schema}.command_log o ON o.topic = c.topic AND o.key = c.key AND o.se
 CROSS JOIN LATERAL (
     SELECT count(*) AS pending, min(l.created_at) AS first_at FROM {schema}.command_log l
     WHERE t.numbering = 'given' AND l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq) g
+CROSS JOIN LATERAL (
+    SELECT count(*) AS arrived, min(i.created_at) AS arrived_at FROM {schema}.intake i
+    WHERE t.numbering = 'arrival' AND i.topic = c.topic AND i.key = c.key) a
 WHERE c.key = %(key)s AND (%(topic)s::text IS NULL OR t.name = %(topic)s)
 ORDER BY c.topic
 """

@@ -73,7 +73,8 @@ def status(
     five minutes.
 
     --check finds something wrong if a topic that is not paused has ready or retrying
-    keys and no living applier, or if a topic's target does not answer.
+    keys, or commands without a number, and no living applier; or if a topic's target
+    does not answer.
     """
     _check_options(older_than=older_than, check=check, watch=watch, as_json=as_json)
     with database.connect() as connection:

@@ -37,8 +37,8 @@ _FOR_EVER: _Settings = (
     (
         "--numbering",
         "WHO",
-        click.Choice(["assigned", "given"]),
-        "Who numbers a key's commands: append (assigned) or the callers (given).",
+        click.Choice(["assigned", "given", "arrival"]),
+        "Who numbers commands: append (assigned), the callers (given), or appliers later (arrival).",
         "assigned",
     ),
     ("--first-seq", "N", int, "The first number of every key, where callers number.", "1"),

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+from support.arrivals import arrive, number
 from support.database import Database, Session, until
 from support.logins import connect_as
 from support.own_server import own_database
@@ -81,6 +82,26 @@ def _backends(answer: Explained) -> list[int]:
 def test_every_cause_has_its_title_and_its_test() -> None:
     source = Path(__file__).read_text("utf-8")
     assert [cause for cause in TITLES if f'"{cause}"' not in source] == []
+
+
+# No number yet: tests/sql/test_intake.py has the others.
+
+
+def test_commands_that_have_no_number_yet_wait_for_who_has_the_key_locked(witness: Database) -> None:
+    witness.execute("SELECT inturn.create_topic('posts', 'sql:app.apply_order', numbering => 'arrival')")
+    witness.execute(
+        "SELECT inturn.announce_applier('a', '{posts}', 'host', 1, version_num) FROM inturn.schema_version"
+    )
+    arrive(witness, "x", "a")
+    assert number(witness) == 1
+    witness.execute("CALL inturn.apply()")
+    operator = witness.session()
+    operator.execute("SELECT FROM inturn.key_sequence WHERE key = 'x' FOR UPDATE")
+    arrive(witness, "x", "b")
+    assert number(witness) == 0
+    answer, out = explained(witness, "x", "not_numbered", "posts")
+    assert answer["details"]["arrived"] == 1
+    assert f"(backend {operator.pid} of" in out
 
 
 # No such key.

@@ -130,5 +130,5 @@ reveal_type(HEAD)
     revealed = [line.partition("Revealed type is ")[2] for line in output.splitlines()]
     assert revealed[0] == '"list[str]"', output
     assert "inturn.cli.exit_codes.ExitCode.OK" in revealed[1]
-    assert revealed[2].endswith('-> list[int]"')
+    assert revealed[2].endswith('-> list[int | None]"')
     assert revealed[3] == '"str"'

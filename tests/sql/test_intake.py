@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -69,6 +70,10 @@ def test_why_names_who_has_the_key_locked(posts: Database) -> None:
     assert (cause, details["left_behind"]) == ("not_numbered", True)
     assert "the key is locked by a session" in says
     assert f"(backend {operator.pid} of" in says
+    assert re.search(
+        r"\narrived  1 command has no number yet, the first for \d+s\n", run_inturn(posts.dsn, "show", "x")[1]
+    )
+    assert json.loads(run_inturn(posts.dsn, "show", "x", "--json")[1])[0]["arrived"] == 1
     operator.rollback()
     assert "whoever had it locked has let go" in _why(posts, "x")[1]
 

@@ -9,7 +9,7 @@ DECLARE
     arrived record;
     served boolean;
     unserved record;
-    holder text;
+    holder integer; -- the backend that has the key locked
 BEGIN
     SELECT count(*) AS commands, min(i.created_at) AS since, bool_or(i.left_behind) AS left_behind INTO arrived
     FROM inturn.intake i WHERE i.topic = _explain_arrived.topic AND i.key = _explain_arrived.key;
@@ -20,17 +20,18 @@ BEGIN
     served := EXISTS (SELECT FROM inturn.list_appliers() a CROSS JOIN inturn.schema_version v
                       WHERE t.name = ANY (a.topics) AND a.alive AND coalesce(a.revision, v.version_num) = v.version_num);
     SELECT * INTO unserved FROM inturn._explain_unserved(t) WHERE NOT served;
-    SELECT inturn._describe_backend(inturn._row_holder(s.xmax, 'inturn.key_sequence')) INTO holder
+    SELECT inturn._row_holder(s.xmax, 'inturn.key_sequence') INTO holder
     FROM inturn.key_sequence s WHERE s.topic = _explain_arrived.topic AND s.key = _explain_arrived.key;
     RETURN QUERY SELECT coalesce(unserved.cause, 'not_numbered'), arrived.since,
         format('%s arrived on it and %s no number yet: ', CASE arrived.commands WHEN 1 THEN '1 command has' ELSE arrived.commands || ' commands have' END,
                CASE arrived.commands WHEN 1 THEN 'has' ELSE 'have' END)
         || CASE WHEN NOT served THEN regexp_replace(unserved.says, '^It is ready, and no', 'no')
                 WHEN arrived.left_behind THEN 'the key is locked'
-                    || coalesce(' by ' || holder, '; whoever had it locked has let go, and the next pass of an applier numbers them')
+                    || coalesce(' by ' || inturn._describe_backend(holder), '; whoever had it locked has let go, and the next pass of an applier numbers them')
                 ELSE 'the next pass of an applier numbers them, usually within milliseconds' END,
         CASE WHEN NOT served THEN unserved.to_do
-             WHEN arrived.left_behind AND holder IS NOT NULL THEN 'SELECT * FROM pg_stat_activity  -- end the transaction that has the key locked'
+             WHEN arrived.left_behind AND holder IS NOT NULL
+                 THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # if it will never end', holder)
              ELSE 'inturn status --topic {topic}' END,
         coalesce(unserved.details, '{}') || jsonb_build_object('arrived', arrived.commands, 'left_behind', arrived.left_behind);
 END
