@@ -44,7 +44,7 @@ def test_why_says_that_nobody_is_there_to_number(posts: Database, known: bool) -
     assert says.startswith(
         "2 commands have arrived on it and have no number yet: no applier serves its topic"
     )
-    assert (details["arrived"], details["left_behind"]) == (2, False)
+    assert (details["arrived"], details["left_because"]) == (2, None)
 
 
 def test_why_says_that_the_next_pass_numbers(posts: Database) -> None:
@@ -67,7 +67,7 @@ def test_why_names_who_has_the_key_locked(posts: Database) -> None:
     arrive(posts, "x", "b")
     assert number(posts) == 0
     cause, says, details = _why(posts, "x")
-    assert (cause, details["left_behind"]) == ("not_numbered", True)
+    assert (cause, details["left_because"]) == ("not_numbered", "locked")
     assert "the key is locked by a session" in says
     assert f"(backend {operator.pid} of" in says
     assert re.search(
@@ -115,7 +115,7 @@ def test_verify_finds_what_no_pass_will_look_at(posts: Database) -> None:
     (found,) = posts.execute("SELECT violation, key, rows FROM inturn.verify('posts')")
     assert found[:2] == ("arrival-stuck", "x")
     assert [row["table"] for row in found[2]] == ["key_sequence", "intake"]
-    posts.execute("UPDATE inturn.intake SET left_behind = true")
+    posts.execute("UPDATE inturn.intake SET left_because = 'locked'")
     assert posts.execute("SELECT * FROM inturn.verify('posts')") == []
     posts.execute("UPDATE inturn.key_sequence SET arrival = false WHERE key = 'y'")
     (found,) = posts.execute("SELECT violation, key FROM inturn.verify('posts')")

@@ -1,20 +1,19 @@
--- Returns what has arrived in a topic and has no number: what was left behind, and what the last pass did not see. Internal to
--- _number_topic. Takes no locks.
+-- Returns what has arrived in a topic since the last pass, and what that did not take. Internal to _number_topic. Takes no locks.
 --
 -- seen: what that pass saw; NULL for none. own: its transaction, which may have appended more after the pass.
--- Inlined, so that its three parts are scans of an index each, by the statement's own snapshot.
-CREATE FUNCTION inturn._appeared(topic text, seen pg_snapshot, own xid8)
-RETURNS TABLE (tid tid, key text, id bigint, left_behind boolean)
+-- Inlined, so that its two parts are scans of an index each, by the statement's own snapshot.
+CREATE FUNCTION inturn._appeared(topic text, seen pg_snapshot, own xid8) RETURNS TABLE (tid tid, key text, id bigint)
 LANGUAGE sql STABLE
 AS $$
-SELECT i.ctid, i.key, i.id, false FROM inturn.intake i
-WHERE i.topic = _appeared.topic AND i.xid >= coalesce(pg_snapshot_xmax(seen), '0') AND NOT i.left_behind
+SELECT i.ctid, i.key, i.id FROM inturn.intake i
+WHERE i.topic = _appeared.topic AND i.xid >= coalesce(pg_snapshot_xmax(seen), '0') AND i.left_because IS NULL
 UNION ALL
--- Those that still run are not looked at: one may have appended a million.
-SELECT i.ctid, i.key, i.id, false FROM (SELECT x FROM pg_snapshot_xip(seen) x UNION SELECT own) r (xid)
-JOIN inturn.intake i ON i.topic = _appeared.topic AND i.xid = r.xid AND NOT i.left_behind
+-- Those that still run are not looked at: one may have appended a million. OFFSET 0: a transaction at a time, or a planner may
+-- read the whole topic.
+SELECT i.tid, i.key, i.id FROM (SELECT x FROM pg_snapshot_xip(seen) x UNION SELECT own) r (xid)
+CROSS JOIN LATERAL (
+    SELECT i.ctid AS tid, i.key, i.id FROM inturn.intake i
+    WHERE i.topic = _appeared.topic AND i.xid = r.xid AND i.left_because IS NULL OFFSET 0) i
 WHERE r.xid < pg_snapshot_xmax(seen) AND pg_visible_in_snapshot(r.xid, pg_current_snapshot())
-UNION ALL
-SELECT i.ctid, i.key, i.id, true FROM inturn.intake i WHERE i.topic = _appeared.topic AND i.left_behind
 $$;
-COMMENT ON FUNCTION inturn._appeared IS 'Internal to the appliers: what has arrived in a topic and has no number.';
+COMMENT ON FUNCTION inturn._appeared IS 'Internal to the appliers: what has arrived in a topic since the last pass.';

@@ -1,10 +1,10 @@
 -- Moves commands of a topic from the intake to the log, under the next numbers of their keys, and wakes these; returns how many.
 -- Internal to _number_topic.
 --
--- tids: their rows. busy: keys whose rows stay where they are.
+-- tids: their rows; one that was updated since has another tid, and stays where it is.
 -- What has an idempotency key that the key's log knows is dropped: append could not see that yet.
 -- The caller holds the keys' rows in key_sequence, and nobody else moves rows of the topic's intake.
-CREATE FUNCTION inturn._append_arrived(topic text, tids tid[], busy text[]) RETURNS bigint
+CREATE FUNCTION inturn._append_arrived(topic text, tids tid[]) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 SET enable_bitmapscan = off
@@ -19,8 +19,7 @@ BEGIN
         SELECT i.key, i.id, i.name, i.payload, i.idempotency_key, i.created_at,
                row_number() OVER (PARTITION BY i.key ORDER BY i.id) AS place
         FROM inturn.intake i
-        WHERE i.ctid = ANY (tids) AND NOT i.key = ANY (busy)
-          AND NOT (i.idempotency_key IS NOT NULL AND EXISTS (
+        WHERE i.ctid = ANY (tids) AND NOT (i.idempotency_key IS NOT NULL AND EXISTS (
               SELECT FROM inturn.command_log l
               WHERE l.topic = _append_arrived.topic AND l.key = i.key AND l.idempotency_key = i.idempotency_key))
     ), stands AS MATERIALIZED (
@@ -47,7 +46,7 @@ BEGIN
         FROM stands s WHERE s.drained AND s.last_seq = s.applied_seq
         ON CONFLICT DO NOTHING RETURNING 1
     ), moved AS (
-        DELETE FROM inturn.intake i WHERE i.ctid = ANY (tids) AND NOT i.key = ANY (busy)
+        DELETE FROM inturn.intake i WHERE i.ctid = ANY (tids)
     )
     SELECT (SELECT count(*) FROM logged), (SELECT count(*) FROM awake) INTO numbered, woken;
     IF woken > 1 THEN

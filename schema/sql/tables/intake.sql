@@ -11,12 +11,12 @@ CREATE TABLE inturn.intake (
     payload jsonb NOT NULL,
     idempotency_key text COLLATE "C",
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    left_behind boolean NOT NULL DEFAULT false,
+    left_because text,
     PRIMARY KEY (topic, xid, id)
 );
 CREATE UNIQUE INDEX intake_idempotency ON inturn.intake (topic, key, idempotency_key) WHERE idempotency_key IS NOT NULL;
-CREATE INDEX intake_left_behind ON inturn.intake (topic, id) WHERE left_behind;
+CREATE INDEX intake_left_behind ON inturn.intake (topic, key, id) WHERE left_because IS NOT NULL;
 COMMENT ON TABLE inturn.intake IS 'Commands that have arrived and have no number yet.';
 COMMENT ON COLUMN inturn.intake.id IS 'The order of arrival, over all keys.';
 COMMENT ON COLUMN inturn.intake.xid IS 'The transaction that appended it.';
-COMMENT ON COLUMN inturn.intake.left_behind IS 'Whether a pass saw it and could not number it, since its key was locked.';
+COMMENT ON COLUMN inturn.intake.left_because IS 'Why a pass that saw it did not number it: locked, or what went wrong with its key.';

@@ -340,7 +340,7 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
     LEFT JOIN (SELECT p.* FROM inturn.arrival_pass p WHERE p.topic = of_topic ORDER BY p.pass DESC LIMIT 1) p
       ON p.cluster = (SELECT s.system_identifier FROM pg_control_system() s)
     WHERE i.topic = of_topic AND i.key >= from_key COLLATE "C" AND i.key <= (SELECT b.last_key FROM bound b)
-      AND (NOT n.arrival OR NOT i.left_behind AND i.xid < pg_snapshot_xmax(p.seen) AND i.xid <> p.xid
+      AND (NOT n.arrival OR i.left_because IS NULL AND i.xid < pg_snapshot_xmax(p.seen) AND i.xid <> p.xid
            AND pg_visible_in_snapshot(i.xid, p.seen))
 
     -- The operators.

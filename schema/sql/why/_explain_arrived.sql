@@ -11,7 +11,7 @@ DECLARE
     unserved record;
     holder integer; -- the backend that has the key locked
 BEGIN
-    SELECT count(*) AS commands, min(i.created_at) AS since, bool_or(i.left_behind) AS left_behind INTO arrived
+    SELECT count(*) AS commands, min(i.created_at) AS since, (array_agg(i.left_because ORDER BY i.id))[1] AS left_because INTO arrived
     FROM inturn.intake i WHERE i.topic = _explain_arrived.topic AND i.key = _explain_arrived.key;
     IF arrived.commands = 0 THEN
         RETURN;
@@ -26,14 +26,15 @@ BEGIN
         format('%s arrived on it and %s no number yet: ', CASE arrived.commands WHEN 1 THEN '1 command has' ELSE arrived.commands || ' commands have' END,
                CASE arrived.commands WHEN 1 THEN 'has' ELSE 'have' END)
         || CASE WHEN NOT served THEN regexp_replace(unserved.says, '^It is ready, and no', 'no')
-                WHEN arrived.left_behind THEN 'the key is locked'
+                WHEN arrived.left_because <> 'locked' THEN 'numbering them fails: ' || inturn._shorten(arrived.left_because, 300)
+                WHEN arrived.left_because = 'locked' THEN 'the key is locked'
                     || coalesce(' by ' || inturn._describe_backend(holder), '; whoever had it locked has let go, and the next pass of an applier numbers them')
                 ELSE 'the next pass of an applier numbers them, usually within milliseconds' END,
         CASE WHEN NOT served THEN unserved.to_do
-             WHEN arrived.left_behind AND holder IS NOT NULL
+             WHEN arrived.left_because = 'locked' AND holder IS NOT NULL
                  THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # if it will never end', holder)
              ELSE 'inturn status --topic {topic}' END,
-        coalesce(unserved.details, '{}') || jsonb_build_object('arrived', arrived.commands, 'left_behind', arrived.left_behind);
+        coalesce(unserved.details, '{}') || jsonb_build_object('arrived', arrived.commands, 'left_because', arrived.left_because);
 END
 $$;
 COMMENT ON FUNCTION inturn._explain_arrived IS 'Internal to why: explains a key whose commands have no number yet.';
