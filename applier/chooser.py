@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import sql
-from psycopg.types.json import Jsonb
 
+from inturn.applier import calls
 from inturn.applier.breaker import Breaker, reports
 from inturn.applier.handlers import Applier
 from inturn.applier.inside.batch import Target
@@ -106,15 +105,10 @@ class Chooser:
 
     def _announce(self, connection: psycopg.Connection[Any], applier_id: str, topics: list[str]) -> None:
         down = reports({**self._breakers, **self._others_breakers()}, topics, connection.info)
-        # Behind a pooler the client is told another backend than the one that it has.
-        connection.execute(
-            sql.SQL(
-                "SELECT {}.announce_applier("
-                "%s, %s::text[], %s, %s, %s, %s::integer <> pg_backend_pid(), %s, %s)"
-            ).format(sql.Identifier(self._schema)),
-            (applier_id, topics, socket.gethostname(), os.getpid(), HEAD, connection.info.backend_pid,
-             Jsonb(down), self._abandoned()),
-        )  # fmt: skip
+        process = calls.appliers.Process(socket.gethostname(), os.getpid(), HEAD)
+        calls.appliers.announce_applier(
+            self._schema, applier_id, topics, process, connection.info.backend_pid, down, self._abandoned()
+        ).on(connection)
 
     def served(self, connection: psycopg.Connection[Any], *, strict: bool = False) -> list[Served]:
         """Return the topics to be served.
@@ -122,13 +116,8 @@ class Chooser:
         strict: raise TargetRefused for a topic that does not fit what was given at the start. Later on its
         target may be changed: what can apply it then does.
         """
-        rows = connection.execute(
-            sql.SQL(
-                "SELECT name, target, max_in_flight, extract(epoch FROM timeout)::float8"
-                " FROM {}.topic ORDER BY name"
-            ).format(sql.Identifier(self._schema))
-        ).fetchall()
-        there = {row[0]: Served(*row) for row in rows}
+        rows = calls.appliers.list_topics(self._schema).on(connection)
+        there = {row.name: Served(*row) for row in rows}
         handled = self._applier.topics if self._applier else []
         for topic in [*self._only, *handled]:
             if topic not in there:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
+from inturn.applier import calls
 from inturn.applier.chooser import Chooser
 from inturn.applier.handlers import Applier
 from inturn.applier.inside.hand import MOST_ABANDONED, Hand, TooManyAbandoned
@@ -213,24 +213,14 @@ class Fleet:
             psycopg.Error: the database cannot be reached or refuses.
         """
         with self._connect() as connection:
-            row = connection.execute(
-                sql.SQL("SELECT {}.pending_commands(%s)").format(sql.Identifier(self._schema)),
-                (self.topics,),
-            ).fetchone()
-        return int(row[0]) if row else 0
+            return calls.appliers.pending_commands(self._schema, self.topics).on(connection)
 
     def _count_held(self) -> int | None:
         try:
             with self._connect() as connection:
-                row = connection.execute(
-                    sql.SQL(
-                        "SELECT count(*) FROM {}.key_mark WHERE topic = ANY (%s) AND held_at IS NOT NULL"
-                    ).format(sql.Identifier(self._schema)),
-                    (self.topics,),
-                ).fetchone()
+                return calls.appliers.count_held(self._schema, self.topics).on(connection)
         except psycopg.Error:
             return None
-        return int(row[0]) if row else None
 
     def _report_nothing_to_serve(self) -> None:
         message = "there is no topic to serve"

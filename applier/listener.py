@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
+from inturn.applier import calls
 from inturn.applier.stop import Ringer, Stop
 
 log = logging.getLogger("inturn.applier")
@@ -29,7 +29,7 @@ class Listener:
         bell: Ringer,
     ) -> None:
         self._connect = connect
-        self._channel = sql.Identifier(f"{schema}.ready")
+        self._schema = schema
         self._stop = stop
         self._bell = bell
 
@@ -38,7 +38,7 @@ class Listener:
         while not self._stop.requested:
             try:
                 with self._connect() as connection:
-                    connection.execute(sql.SQL("LISTEN {}").format(self._channel))
+                    connection.execute(calls.appliers.listen(self._schema))
                     # What turned ready while nobody listened.
                     self._bell.ring_all()
                     self._hear(connection)

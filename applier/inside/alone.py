@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import sql
 from psycopg.pq import TransactionStatus
 
+from inturn.applier import calls
 from inturn.applier.command import Order
 from inturn.applier.failure import describe, encodable
 from inturn.applier.inside.batch import Batch
-from inturn.applier.inside.session import SETTINGS, SessionChanged, session_of
+from inturn.applier.inside.session import SessionChanged, session_of
 from inturn.applier.stop import Stop
 
 log = logging.getLogger("inturn.applier")
@@ -76,10 +76,7 @@ def is_transient(error: BaseException) -> bool:
 
 def server_of(connection: psycopg.Connection[Any]) -> str:
     """Return which run of the server a connection is to."""
-    row = (
-        session_of(connection).execute(sql.SQL("SELECT pg_postmaster_start_time()::text").format()).fetchone()
-    )
-    return row[0] if row else ""
+    return session_of(connection).call(calls.session.server())
 
 
 class AloneTarget(Protocol):
@@ -115,13 +112,7 @@ def take_alone(target: AloneTarget, connection: psycopg.Connection[Any], since: 
         TurnLost: the connection broke with the key in hand.
     """
     session = session_of(connection)
-    row = session.execute(
-        sql.SQL(
-            "SELECT key, epoch, ready_at, pg_postmaster_start_time()::text, {}"
-            " FROM {}._claim_alone(%s, %s, %s)"
-        ).format(SETTINGS, sql.Identifier(target.schema)),
-        (target.topic, since, target.applier_id),
-    ).fetchone()
+    row = session.call(calls.lease.claim_alone(target.schema, target.topic, since, target.applier_id))
     if row is None:
         return Batch()
     key, epoch, ready_at, server, settings = row
@@ -168,15 +159,10 @@ def _lose(connection: psycopg.Connection[Any], alone: Alone, error: str | None, 
         connection.rollback()  # a transaction that a handler has begun
     if error is not None:
         error = encodable(error, connection.info)
-    query = sql.SQL("SELECT {}._lose_alone(%s, %s, %s, %s, %s)").format(sql.Identifier(alone.schema))
+    call = calls.lease.lose_alone(alone.schema, alone.topic, alone.key, alone.epoch, error, is_clear=is_clear)
     for attempt in range(_LOSE_ATTEMPTS):
         try:
-            row = (
-                session_of(connection)
-                .execute(query, (alone.topic, alone.key, alone.epoch, error, is_clear))
-                .fetchone()
-            )
-            return row[0] if row else ""
+            return session_of(connection).call(call)
         except psycopg.Error as lost:
             if not is_transient(lost) or attempt == _LOSE_ATTEMPTS - 1:
                 raise

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
+from inturn.applier import calls
 from inturn.applier.inside.batch import OLDEST
 from inturn.applier.inside.session import session_of
 
@@ -16,12 +16,7 @@ class Passes:
     """Finds the topics with ready keys, by one statement a pass; one for each worker. See _begin_pass."""
 
     def __init__(self, schema: str) -> None:
-        self._query = sql.SQL(
-            # Times as text: one of them may be -infinity, which Python has no datetime for.
-            "SELECT p.found, p.starts::text[], extract(epoch FROM p.due - clock_timestamp()),"
-            " p.looked_at::text, p.safe_at::text, p::text"
-            " FROM {schema}._begin_pass(%s, %s::{schema}._pass) p"
-        ).format(schema=sql.Identifier(schema))
+        self._schema = schema
         self._topics: list[str] = []
         # What _begin_pass returned last; to it alone it means something.
         self._last: str | None = None
@@ -47,9 +42,9 @@ class Passes:
         if not self._topics:
             self.due = None
             return []
-        row = session_of(connection).execute(self._query, (self._topics, self._last)).fetchone()
-        assert row is not None  # noqa: S101 - for mypy: the function returns one row
-        found, hands, due, self.looked_at, self._safe_at, self._last = row
+        found, hands, due, self.looked_at, self._safe_at, self._last = session_of(connection).call(
+            calls.appliers.begin_pass(self._schema, self._topics, self._last)
+        )
         self._hands = dict(zip(found, hands, strict=True))
         self.due = None if due is None else max(float(due), 0.0)
         return list(found)

@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
-from psycopg import sql
 from psycopg.pq import TransactionStatus
 
+from inturn.applier import calls
 from inturn.applier.breaker import Breaker, is_outage
 from inturn.applier.command import Order, handling
 from inturn.applier.failure import describe, encodable, log_failure
@@ -19,7 +19,7 @@ from inturn.applier.handlers import Applier, NoHandler, refuse_unrun
 from inturn.applier.inside.alone import Alone, take_alone
 from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.hand import Hand
-from inturn.applier.inside.session import SETTINGS, session_of
+from inturn.applier.inside.session import session_of
 from inturn.applier.inside.turn import CommandFailed, HandlerBrokeTransaction, Lost, Redo, Turn
 from inturn.applier.stop import Stop
 from inturn.applier.verdict import NOTHING, Asked, Outage, asked
@@ -139,23 +139,8 @@ class PythonTarget:
 
     def _hold(self, connection: psycopg.Connection[Any], alone: Alone) -> Turn:
         """Lock a key that was claimed alone, and read its next commands."""
-        schema = sql.Identifier(self.schema)
-        rows = (
-            session_of(connection)
-            .execute(
-                sql.SQL(
-                    "SELECT c.applied_seq, c.attempts + 1, l.seq, l.name, l.payload::text, l.created_at"
-                    " FROM {0}._hold_lease(%s, %s, %s) c JOIN {0}.topic t ON t.name = c.topic"
-                    " LEFT JOIN LATERAL (SELECT n.*, row_number() OVER o AS place,"
-                    " sum(octet_length(n.payload::text)) OVER o AS octets"
-                    " FROM {0}._next_commands(c.topic, c.key, c.applied_seq, CASE"
-                    " WHEN c.attempts > 0 OR c.lost > 0 THEN 1 ELSE least(t.batch_commands, %s) END) n"
-                    " WINDOW o AS (ORDER BY n.seq)) l"
-                    " ON l.place = 1 OR l.octets <= {0}._max_claim_octets()"
-                ).format(schema),
-                (self.topic, alone.key, alone.epoch, MOST_COMMANDS_ALONE),
-            )
-            .fetchall()
+        rows = session_of(connection).call(
+            calls.lease.hold_lease(self.schema, self.topic, alone.key, alone.epoch, MOST_COMMANDS_ALONE)
         )
         applied_seq, attempt = rows[0][:2]
         turn = Turn(alone.key, applied_seq, alone.epoch, attempt, alone.ready_at, done_seq=applied_seq)
@@ -168,46 +153,23 @@ class PythonTarget:
         return turn
 
     def _end_alone(self, connection: psycopg.Connection[Any], turn: Turn) -> None:
-        schema = sql.Identifier(self.schema)
-        error = encodable(turn.error, connection.info) if turn.failed is not None else None
-        row = (
-            session_of(connection)
-            .execute(
-                sql.SQL(
-                    "SELECT {}._end_alone(%s, %s, %s, %s,"
-                    " concat_ws(E'\\n', %s::text, v.problem), v.verdict, v.retry_after)"
-                    " FROM {}._read_verdict(%s, %s) v"
-                    if error is not None
-                    else "SELECT {}._end_alone(%s, %s, %s, %s)"
-                ).format(schema, schema),
-                (
-                    *(self.topic, turn.key, turn.epoch, turn.done_seq),
-                    *((error, turn.asked.sqlstate, turn.asked.detail) if error is not None else ()),
-                ),
-            )
-            .fetchone()
-        )
-        assert row is not None  # noqa: S101 - for mypy: the function returns one row
-        turn.outcome = row[0]
-        if turn.failed is not None:
-            self._count_skipped(connection, turn, turn.failed)
+        place = (self.schema, self.topic, turn.key, turn.epoch, turn.done_seq)
+        if turn.failed is None:
+            turn.outcome = session_of(connection).call(calls.lease.end_alone(*place))
+            return
+        error = encodable(turn.error, connection.info)
+        turn.outcome = session_of(connection).call(calls.lease.fail_alone(*place, error, turn.asked))
+        self._count_skipped(connection, turn, turn.failed)
 
     def _claim(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> list[Turn]:
         session = session_of(connection)
-        rows = session.execute(
-            sql.SQL(
-                "SELECT key, applied_seq, epoch, attempt, ready_at, seq, name, payload::text, created_at,"
-                " lost, {}"
-                " FROM {}.claim_commands(%s, %s, %s)"
-            ).format(SETTINGS, sql.Identifier(self.schema)),
-            (self.topic, since, max_keys),
-        ).fetchall()
+        rows = session.call(calls.turn.claim_commands(self.schema, self.topic, since, max_keys))
         if rows:
-            session.check(rows[0][-1])
+            session.check(rows[0].settings)
         turns: dict[str, Turn] = {}
         for key, applied_seq, epoch, attempt, ready_at, seq, name, payload, created_at, lost, _ in rows:
             if lost:
-                raise Lost(len({row[0] for row in rows}))
+                raise Lost(len({row.key for row in rows}))
             turn = turns.get(key)
             if turn is None:
                 turn = turns[key] = Turn(key, applied_seq, epoch, attempt, ready_at, done_seq=applied_seq)
@@ -284,19 +246,9 @@ class PythonTarget:
 
     def _has_others(self, connection: psycopg.Connection[Any]) -> bool:
         """Return whether an applier of another process serves the topic."""
-        row = (
-            session_of(connection)
-            .execute(
-                sql.SQL(
-                    "SELECT EXISTS (SELECT FROM {0}.applier a WHERE %s = ANY (a.topics)"
-                    " AND {0}._process_of(a.applier) <> {0}._process_of(%s)"
-                    " AND a.seen_at > clock_timestamp() - interval '15 s')"
-                ).format(sql.Identifier(self.schema)),
-                (self.topic, self.applier_id),
-            )
-            .fetchone()
+        return session_of(connection).call(
+            calls.appliers.has_others(self.schema, self.topic, self.applier_id)
         )
-        return bool(row and row[0])
 
     def _run(
         self,
@@ -340,9 +292,7 @@ class PythonTarget:
         session.put_back(connection)
 
     def _check_effects(self, connection: psycopg.Connection[Any]) -> None:
-        session_of(connection).execute(
-            sql.SQL("SELECT {}._check_effects()").format(sql.Identifier(self.schema))
-        )
+        session_of(connection).call(calls.turn.check_effects(self.schema))
 
     def _check_all(self, connection: psycopg.Connection[Any], orders: list[Order]) -> None:
         """Check what the commands of a turn did, all together.
@@ -385,64 +335,24 @@ class PythonTarget:
         for turn in turns:
             if turn.failed is not None:
                 self._fail(connection, turn, turn.failed)
-        done = [turn for turn in turns if turn.failed is None and not turn.untouched]
+        done = [_done(turn) for turn in turns if turn.failed is None and not turn.untouched]
         if done:
-            session_of(connection).execute(
-                sql.SQL(
-                    "SELECT {}.finish(%s, %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s)"
-                ).format(sql.Identifier(self.schema)),
-                (
-                    self.topic,
-                    [turn.key for turn in done],
-                    [turn.epoch for turn in done],
-                    [turn.applied_seq + 1 for turn in done],
-                    [turn.done_seq for turn in done],
-                    self.applier_id,
-                ),
-            )
+            session_of(connection).call(calls.turn.finish(self.schema, self.topic, done, self.applier_id))
 
     def _fail(self, connection: psycopg.Connection[Any], turn: Turn, failed: Order) -> None:
-        error, detail = encodable(turn.error, connection.info), turn.asked.detail
-        schema = sql.Identifier(self.schema)
-        row = (
-            session_of(connection)
-            .execute(
-                sql.SQL(
-                    "SELECT {}.fail(%s, %s, %s, %s, %s, concat_ws(E'\\n', %s::text, v.problem), %s,"
-                    " v.verdict, v.retry_after) FROM {}._read_verdict(%s, %s) v"
-                ).format(schema, schema),
-                (
-                    self.topic,
-                    turn.key,
-                    turn.epoch,
-                    turn.applied_seq + 1,
-                    failed.seq,
-                    error,
-                    self.applier_id,
-                    turn.asked.sqlstate,
-                    detail,
-                ),
+        error = encodable(turn.error, connection.info)
+        turn.outcome = session_of(connection).call(
+            calls.turn.fail(
+                self.schema, self.topic, _done(turn), failed.seq, error, turn.asked, self.applier_id
             )
-            .fetchone()
         )
-        assert row is not None  # noqa: S101 - for mypy: the function returns one row
-        turn.outcome = row[0]
         self._count_skipped(connection, turn, failed)
 
     def _count_skipped(self, connection: psycopg.Connection[Any], turn: Turn, failed: Order) -> None:
         if turn.outcome in {"skipped", "cancelled"}:
-            counted = (
-                session_of(connection)
-                .execute(
-                    sql.SQL(
-                        "SELECT count(*) FROM {}.skip"
-                        " WHERE topic = %s AND key = %s AND seq >= %s AND epoch = %s"
-                    ).format(sql.Identifier(self.schema)),
-                    (self.topic, turn.key, failed.seq, turn.epoch),
-                )
-                .fetchone()
+            turn.skipped = session_of(connection).call(
+                calls.turn.count_skipped(self.schema, self.topic, turn.key, failed.seq, turn.epoch)
             )
-            turn.skipped = counted[0] if counted else 0
 
     def _fail_alone(
         self,
@@ -456,13 +366,13 @@ class PythonTarget:
         turn.failed = turn.orders[0]
         turn.error, turn.asked = describe(error), NOTHING
         with connection.transaction():
-            claimed = session_of(connection).execute(
-                sql.SQL(
-                    "SELECT FROM {}.ticket WHERE topic = %s AND key = %s AND epoch = %s"
-                    " FOR UPDATE SKIP LOCKED"
-                ).format(sql.Identifier(self.schema)),
-                (self.topic, turn.key, turn.epoch - 1),
+            claimed = session_of(connection).call(
+                calls.turn.lock_ticket(self.schema, self.topic, turn.key, turn.epoch - 1)
             )
             # If it is gone, the next applier meets the same handler.
-            if claimed.rowcount:
+            if claimed:
                 self._fail(connection, turn, turn.failed)
+
+
+def _done(turn: Turn) -> calls.turn.Done:
+    return calls.turn.Done(turn.key, turn.epoch, turn.applied_seq + 1, turn.done_seq)

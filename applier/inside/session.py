@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Sequence
-from typing import Any, LiteralString
+from typing import Any, TypeVar
 
 import psycopg
-from psycopg import sql
 from psycopg.rows import tuple_row
 
-from inturn.schema.connection import pins
+from inturn.applier import calls
+from inturn.applier.calls.call import Call
 from inturn.schema.errors import InturnError
 
-#: What a session's settings are known by: of PostgreSQL's hundreds, those on which handlers depend most.
-#: It costs a few microseconds a claim. Not statement_timeout, which `limit` sets for a transaction.
-_SETTINGS: LiteralString = (
-    "concat_ws('|', session_user, current_user, "
-    + ", ".join(
-        f"current_setting('{name}')"
-        for name in (
-            *("search_path", "DateStyle", "IntervalStyle", "TimeZone", "session_replication_role"),
-            *("lock_timeout", "idle_in_transaction_session_timeout"),
-            *("default_transaction_isolation", "default_transaction_read_only", "synchronous_commit"),
-        )
-    )
-    + ")"
-)
-SETTINGS = sql.SQL(_SETTINGS)
+_T = TypeVar("_T")
 
 #: Tags of statements that change settings, which are put back at once.
 _CHANGES_SETTINGS = frozenset({"SET", "RESET"})
@@ -40,13 +25,6 @@ _TAKES_AWAY = frozenset({"LOAD", "DISCARD ALL", "DISCARD", "DEALLOCATE", "DEALLO
 _LEAVING = re.compile(
     r"\bpg_(try_)?advisory_lock|\btemp(orary)?\b(?!.*\bon\s+commit\s+drop\b)", re.IGNORECASE | re.DOTALL
 )
-_IS_LITTERED = sql.SQL(
-    "SELECT EXISTS (SELECT FROM pg_class WHERE relnamespace = pg_my_temp_schema())"
-    " OR EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"
-    " OR EXISTS (SELECT FROM pg_listening_channels())"
-    " OR EXISTS (SELECT FROM pg_prepared_statements WHERE from_sql)"
-    " OR EXISTS (SELECT FROM pg_cursors WHERE is_holdable)"
-).format()
 
 
 class SessionChanged(InturnError):
@@ -98,18 +76,18 @@ class Session:
         self.changed = False
         self.worn = False
         self.spent = False
-        row = self._cursor.execute(sql.SQL("SELECT {}").format(SETTINGS)).fetchone()
-        self.settings: str = row[0] if row else ""
+        self.settings = self.call(calls.session.settings())
         self._seconds: float | None = None
 
-    def execute(self, query: sql.Composed, parameters: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
-        return self._cursor.execute(query, parameters)
+    def call(self, call: Call[_T]) -> _T:
+        """Run a statement of inturn; see Call."""
+        return call.on(self._cursor)
 
     def limit(self, seconds: float | None) -> None:
         """Have the database cancel what takes longer, to the end of the transaction; None: no limit."""
         self._seconds = seconds
         if seconds is not None:
-            self._cursor.execute(_limit(seconds))
+            self.call(calls.session.limit(seconds))
 
     def restore(self, connection: psycopg.Connection[Any]) -> None:
         """Restore what a handler has set on the connection object, whether it succeeded or not."""
@@ -125,13 +103,8 @@ class Session:
         """
         if self.changed:
             self.changed = False
-            again = [pins(connection.info.backend_pid)]
-            if self._seconds is not None:
-                again.append(_limit(self._seconds))
             # One round trip, which the driver must not prepare: it is several statements.
-            statements = sql.SQL("RESET SESSION AUTHORIZATION; RESET ALL; {}").format(
-                sql.SQL("; ").join(again)
-            )
+            statements = calls.session.put_back(connection.info.backend_pid, self._seconds)
             self._cursor.execute(statements, prepare=False)
 
     def is_fit(self) -> bool:
@@ -141,8 +114,7 @@ class Session:
             psycopg.Error: the connection is lost.
         """
         if self.worn and not self.spent:
-            row = self._cursor.execute(_IS_LITTERED).fetchone()
-            self.spent = bool(row and row[0])
+            self.spent = self.call(calls.session.is_littered())
             self.worn = self.spent
         return not self.spent
 
@@ -158,12 +130,6 @@ class Session:
                 "a command has left the session changed",
                 hint=f"It is given up. Its settings are {settings}, and were {self.settings}",
             )
-
-
-def _limit(seconds: float) -> sql.Composed:
-    return sql.SQL("SELECT set_config('statement_timeout', {}, true)").format(
-        str(max(int(seconds * 1000), 1))
-    )
 
 
 _ATTRIBUTES = ("row_factory", "cursor_factory", "prepare_threshold", "server_cursor_factory")

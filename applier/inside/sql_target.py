@@ -7,12 +7,12 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
+from inturn.applier import calls
 from inturn.applier.breaker import Breaker
 from inturn.applier.inside.alone import Alone, take_alone
 from inturn.applier.inside.batch import Batch
-from inturn.applier.inside.session import SETTINGS, SessionChanged, session_of
+from inturn.applier.inside.session import SessionChanged, session_of
 from inturn.applier.stop import Stop
 
 #: As in apply_batch and _apply_alone: after so many seconds they begin no further command.
@@ -37,20 +37,14 @@ class SqlTarget:
     def apply_batch(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> Batch:
         """Claim ready keys, apply their commands, end their turns, all in one transaction."""
         session = session_of(connection)
-        query = sql.SQL(
-            "SELECT keys, commands, failures, redo, hand, skipped,"
-            " extract(epoch FROM target_time)::float8, lost, {}"
-            " FROM {}.apply_batch(%s, %s, %s, %s, false)"
-        ).format(SETTINGS, sql.Identifier(self.schema))
+        call = calls.sql_target.apply_batch(self.schema, self.topic, since, max_keys, self.applier_id)
         with connection.transaction():
             session.limit(self._limit)
-            row = session.execute(query, (self.topic, since, max_keys, self.applier_id)).fetchone()
+            done = session.call(call)
             if self.stop.expired:
                 raise _Cut
-        assert row is not None  # noqa: S101 - for mypy: the function returns one row
-        *done, settings = row
-        self._look(connection, settings)
-        return Batch(*done) if done[0] else Batch()
+        self._look(connection, done.settings)
+        return Batch(*done[:-1]) if done.keys else Batch()
 
     def apply_alone(self, connection: psycopg.Connection[Any], since: datetime | str) -> Batch:
         """Claim one ready key by a short lease and take its turn; see take_alone."""
@@ -58,16 +52,12 @@ class SqlTarget:
 
     def turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
         """Apply the commands of a key that was claimed alone; see AloneTarget."""
-        query = sql.SQL("SELECT commands, failures, skipped, {} FROM {}._apply_alone(%s, %s, %s)").format(
-            SETTINGS, sql.Identifier(self.schema)
-        )
+        call = calls.sql_target.apply_alone(self.schema, self.topic, alone.key, alone.epoch)
         with connection.transaction():
             session_of(connection).limit(self._limit)
-            row = session_of(connection).execute(query, (self.topic, alone.key, alone.epoch)).fetchone()
+            commands, failures, skipped, settings = session_of(connection).call(call)
             if self.stop.expired:
                 raise _Cut
-        assert row is not None  # noqa: S101 - for mypy: the function returns one row
-        commands, failures, skipped, settings = row
         self._look(connection, settings)
         return Batch(1, commands, failures, hand=alone.ready_at, skipped=skipped)
 

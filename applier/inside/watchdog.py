@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import psycopg
 
+from inturn.applier import calls
 from inturn.applier.inside.alone import lose_overdue
 from inturn.applier.inside.hand import Hand, Overdue
 from inturn.applier.stop import Stop
@@ -19,7 +20,6 @@ _LOOK_SECONDS = 0.2
 #: that within so many seconds more is given up.
 GIVE_UP_SECONDS = 2.0
 _TERMINATE_MILLISECONDS = 5000
-_BOUND = "SET statement_timeout = '10 s'"
 
 
 class Watched(Protocol):
@@ -84,11 +84,9 @@ class Watchdog:
         try:
             with self._connect() as connection:
                 # Who waits for a ticket here keeps every other handler from being looked after.
-                connection.execute(_BOUND)
+                connection.execute(calls.session.bound())
                 # Its tickets are free once its session is over.
-                connection.execute(
-                    "SELECT pg_terminate_backend(%s, %s)", (worker.backend_pid, _TERMINATE_MILLISECONDS)
-                )
+                calls.session.terminate(worker.backend_pid, _TERMINATE_MILLISECONDS).on(connection)
                 # Where keys shared its transaction, the next worker finds it out: it takes them alone.
                 if late.is_alone:
                     error = (

@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg import sql
 
+from inturn.applier import calls
 from inturn.applier.breaker import TargetDown
 from inturn.applier.inside.alone import TurnLost, is_transient
 from inturn.applier.inside.batch import Batch, Target
@@ -406,25 +406,15 @@ class Worker:
 
     def _announce_sleep(self, connection: psycopg.Connection[Any]) -> None:
         topics = list(self._targets) if len(self._targets) <= ANNOUNCED_BY_NAME else [EVERY_TOPIC]
-        session_of(connection).execute(
-            sql.SQL("SELECT {}.announce_sleep(%s)").format(sql.Identifier(self._schema)), (topics,)
-        )
+        session_of(connection).call(calls.appliers.announce_sleep(self._schema, topics))
         self._announced_at = time.monotonic()
 
     def _seconds_to_next_ready(
         self, connection: psycopg.Connection[Any], topics: Sequence[str]
     ) -> float | None:
-        row = (
-            session_of(connection)
-            .execute(
-                sql.SQL("SELECT extract(epoch FROM {}.next_ready(%s, %s) - clock_timestamp())").format(
-                    sql.Identifier(self._schema)
-                ),
-                (list(topics), self._passes.looked_at),
-            )
-            .fetchone()
+        return session_of(connection).call(
+            calls.appliers.next_ready(self._schema, list(topics), self._passes.looked_at)
         )
-        return None if row is None or row[0] is None else max(float(row[0]), 0.0)
 
     def _wait_to_reconnect(self, error: psycopg.Error, *, lost: bool) -> None:
         seconds = min(FIRST_RECONNECT_SECONDS * 2**self._failed_in_a_row, LAST_RECONNECT_SECONDS)

@@ -10,17 +10,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import psycopg
-from psycopg import sql
 
+from inturn.applier import calls
+from inturn.applier.calls.lease import Kept, Progress
 from inturn.applier.command import Order
 from inturn.applier.failure import encodable
 from inturn.applier.verdict import Asked
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
-Kept: TypeAlias = Literal["kept", "let go", "fenced"]
 
 
 @dataclass(eq=False, slots=True)
@@ -70,7 +70,7 @@ class Leases:
     """The database functions for leases, for one applier."""
 
     def __init__(self, schema: str, applier_id: str) -> None:
-        self._schema = sql.Identifier(schema)
+        self._schema = schema
         self._applier_id = applier_id
 
     async def claim(self, connection: Connection, topic: str, max_keys: int) -> list[Lease]:
@@ -80,16 +80,9 @@ class Leases:
             psycopg.Error: the database refused (UnknownTopic's SQLSTATE: the topic is gone), or was lost.
         """
         asked_at = time.monotonic()
-        cursor = await connection.execute(
-            sql.SQL(
-                "SELECT key, epoch, attempt, extract(epoch FROM lease_until - clock_timestamp())::float8,"
-                " extract(epoch FROM clock_timestamp())::float8, seq, name, payload::text, created_at"
-                " FROM {}.claim(ARRAY[%s::text], %s, NULL, %s)"
-            ).format(self._schema),
-            (topic, max_keys, self._applier_id),
-        )
+        rows = await calls.lease.claim(self._schema, topic, max_keys, self._applier_id).on_async(connection)
         leases: dict[str, Lease] = {}
-        for key, epoch, attempt, left, now, seq, name, payload, created_at in await cursor.fetchall():
+        for key, epoch, attempt, left, now, seq, name, payload, created_at in rows:
             lease = leases.get(key)
             if lease is None:
                 # From before the claim was sent: the lease ends here no later than there.
@@ -105,21 +98,13 @@ class Leases:
             psycopg.Error: the database refused, or was lost; nothing is known to be recorded.
         """
         asked_at = time.monotonic()
-        cursor = await connection.execute(
-            sql.SQL(
-                "SELECT outcome, seconds FROM {}._record_progress("
-                "%s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::boolean[]) ORDER BY place"
-            ).format(self._schema),
-            (
-                [step.lease.topic for step in steps],
-                [step.lease.key for step in steps],
-                [step.lease.epoch for step in steps],
-                [step.seq for step in steps],
-                [step.release for step in steps],
-            ),
-        )
+        progress = [
+            Progress(step.lease.topic, step.lease.key, step.lease.epoch, step.seq, step.release)
+            for step in steps
+        ]
+        recorded = await calls.lease.record_progress(self._schema, progress).on_async(connection)
         outcomes: list[Kept] = []
-        for step, (outcome, seconds) in zip(steps, await cursor.fetchall(), strict=True):
+        for step, (outcome, seconds) in zip(steps, recorded, strict=True):
             if seconds is not None:
                 step.lease.extend(asked_at + seconds)
             outcomes.append(outcome)
@@ -133,26 +118,15 @@ class Leases:
         """
         error = encodable(error, connection.info)
         async with connection.transaction():
-            cursor = await connection.execute(
-                sql.SQL(
-                    "SELECT {}.fail(%s, %s, %s, %s, concat_ws(E'\\n', %s::text, v.problem),"
-                    " jsonb_build_object('verdict', v.verdict, 'retry_after', v.retry_after))"
-                    " FROM {}._read_verdict(%s, %s) v"
-                ).format(self._schema, self._schema),
-                (order.topic, order.key, order.epoch, order.seq, error, asked.sqlstate, asked.detail),
-            )
-            row = await cursor.fetchone()
-            assert row is not None  # noqa: S101 - for mypy: the function returns one row
-            if row[0] not in {"skipped", "cancelled"}:
-                return row[0], 0
-            cursor = await connection.execute(
-                sql.SQL(
-                    "SELECT count(*) FROM {}.skip WHERE topic = %s AND key = %s AND seq >= %s AND epoch = %s"
-                ).format(self._schema),
-                (order.topic, order.key, order.seq, order.epoch),
-            )
-            counted = await cursor.fetchone()
-            return row[0], counted[0] if counted else 0
+            outcome = await calls.lease.fail(
+                self._schema, order.topic, order.key, order.epoch, order.seq, error, asked
+            ).on_async(connection)
+            if outcome not in {"skipped", "cancelled"}:
+                return outcome, 0
+            skipped = await calls.turn.count_skipped(
+                self._schema, order.topic, order.key, order.seq, order.epoch
+            ).on_async(connection)
+            return outcome, skipped
 
     async def lose(self, connection: Connection, lease: Lease, error: str) -> str:
         """End a lease of which something could not be recorded: a failed attempt; if not even that, put off.
@@ -163,34 +137,17 @@ class Leases:
         Raises:
             psycopg.Error: the database refused, or was lost.
         """
-        cursor = await connection.execute(
-            sql.SQL("SELECT {}._lose_alone(%s, %s, %s, %s, true)").format(self._schema),
-            (lease.topic, lease.key, lease.epoch, encodable(error, connection.info)),
-        )
-        row = await cursor.fetchone()
-        assert row is not None  # noqa: S101 - for mypy: the function returns one row
-        outcome: str = row[0]
-        return outcome
+        error = encodable(error, connection.info)
+        return await calls.lease.lose_alone(
+            self._schema, lease.topic, lease.key, lease.epoch, error, is_clear=True
+        ).on_async(connection)
 
     async def announce_sleep(self, connection: Connection, topics: list[str]) -> datetime:
         """Have appends notify this process for a while; return the database's time."""
-        cursor = await connection.execute(
-            sql.SQL("SELECT clock_timestamp(), {}.announce_sleep(%s)").format(self._schema), (topics,)
-        )
-        row = await cursor.fetchone()
-        assert row is not None  # noqa: S101 - for mypy: one row
-        looked_at: datetime = row[0]
-        return looked_at
+        return await calls.appliers.announce_sleep(self._schema, topics).on_async(connection)
 
     async def seconds_to_next_ready(
         self, connection: Connection, topics: list[str], since: datetime
     ) -> float | None:
         """Return how long until the next key of these topics is ready; None when none is due."""
-        cursor = await connection.execute(
-            sql.SQL("SELECT extract(epoch FROM {}.next_ready(%s, %s) - clock_timestamp())").format(
-                self._schema
-            ),
-            (topics, since),
-        )
-        row = await cursor.fetchone()
-        return None if row is None or row[0] is None else max(float(row[0]), 0.0)
+        return await calls.appliers.next_ready(self._schema, topics, since).on_async(connection)

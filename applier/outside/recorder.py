@@ -8,7 +8,8 @@ import logging
 
 import psycopg
 
-from inturn.applier.outside.leases import Kept, Leases, Step
+from inturn.applier.calls.lease import Kept
+from inturn.applier.outside.leases import Leases, Step
 from inturn.applier.outside.link import Link
 
 log = logging.getLogger("inturn.applier")

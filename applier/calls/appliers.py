@@ -1,0 +1,148 @@
+"""Who applies which topics, where a pass begins, and when the next key is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from inturn.applier.calls.call import Call, all_as, nothing, one_as, seconds, statement, value
+
+
+class TopicRow(NamedTuple):
+    """A topic, as far as its appliers have to know it. timeout: in seconds; None: there is none."""
+
+    name: str
+    target: str
+    max_in_flight: int
+    timeout: float | None
+
+
+def list_topics(schema: str) -> Call[list[TopicRow]]:
+    return Call(
+        statement(
+            "SELECT name, target, max_in_flight, extract(epoch FROM timeout)::float8"
+            " FROM {schema}.topic ORDER BY name",
+            schema,
+        ),
+        (),
+        all_as(TopicRow),
+    )
+
+
+class Process(NamedTuple):
+    """Whose applier it is: its machine, its process there, and the revision of the schema that it knows."""
+
+    host: str
+    pid: int
+    revision: str
+
+
+def announce_applier(
+    schema: str,
+    applier_id: str,
+    topics: list[str],
+    process: Process,
+    backend_pid: int,
+    down: dict[str, Any],
+    abandoned: int,
+) -> Call[None]:
+    """Return the call that announces an applier.
+
+    Args:
+        backend_pid: that of the session, as the driver knows it.
+        down: which of the topics have a target that is down; see breaker.reports.
+        abandoned: how many threads were left behind.
+    """
+    return Call(
+        # Behind a pooler the client is told another backend than the one that it has.
+        statement(
+            "SELECT {schema}.announce_applier("
+            "%s, %s::text[], %s, %s, %s, %s::integer <> pg_backend_pid(), %s, %s)",
+            schema,
+        ),
+        (applier_id, topics, *process, backend_pid, Jsonb(down), abandoned),
+        nothing,
+    )
+
+
+def has_others(schema: str, topic: str, applier_id: str) -> Call[bool]:
+    """Return the call that says whether an applier of another process serves the topic."""
+    return Call(
+        statement(
+            "SELECT EXISTS (SELECT FROM {schema}.applier a WHERE %s = ANY (a.topics)"
+            " AND {schema}._process_of(a.applier) <> {schema}._process_of(%s)"
+            " AND a.seen_at > clock_timestamp() - interval '15 s')",
+            schema,
+        ),
+        (topic, applier_id),
+        value,
+    )
+
+
+class Pass(NamedTuple):
+    """What a pass over topics found; see _begin_pass.
+
+    Attributes:
+        found: the topics with ready keys, the one whose key has been ready the longest first.
+        starts: of each, where the claims begin.
+        due: seconds to when a key of another topic is ready; None: none is.
+        state: to be given to the next pass.
+    """
+
+    found: list[str]
+    starts: list[str]
+    due: float | None
+    looked_at: str
+    safe_at: str
+    state: str
+
+
+def begin_pass(schema: str, topics: Sequence[str], last: str | None) -> Call[Pass]:
+    return Call(
+        statement(
+            # Times as text: one of them may be -infinity, which Python has no datetime for.
+            "SELECT p.found, p.starts::text[], extract(epoch FROM p.due - clock_timestamp()),"
+            " p.looked_at::text, p.safe_at::text, p::text"
+            " FROM {schema}._begin_pass(%s, %s::{schema}._pass) p",
+            schema,
+        ),
+        (topics, last),
+        one_as(Pass),
+    )
+
+
+def announce_sleep(schema: str, topics: list[str]) -> Call[datetime]:
+    """Return the call that has appends notify this process for a while; it says the database's time."""
+    return Call(statement("SELECT clock_timestamp(), {schema}.announce_sleep(%s)", schema), (topics,), value)
+
+
+def next_ready(schema: str, topics: list[str], since: datetime | str) -> Call[float | None]:
+    """Return the call that says in how many seconds a key of these topics is ready; None: none is due."""
+    return Call(
+        statement("SELECT extract(epoch FROM {schema}.next_ready(%s, %s) - clock_timestamp())", schema),
+        (topics, since),
+        seconds,
+    )
+
+
+def listen(schema: str) -> sql.Composed:
+    """Return the statement after which the session is notified."""
+    return sql.SQL("LISTEN {}").format(sql.Identifier(f"{schema}.ready"))
+
+
+def pending_commands(schema: str, topics: list[str]) -> Call[int]:
+    return Call(statement("SELECT {schema}.pending_commands(%s)", schema), (topics,), value)
+
+
+def count_held(schema: str, topics: list[str]) -> Call[int]:
+    return Call(
+        statement(
+            "SELECT count(*) FROM {schema}.key_mark WHERE topic = ANY (%s) AND held_at IS NOT NULL", schema
+        ),
+        (topics,),
+        value,
+    )

@@ -1,0 +1,181 @@
+"""The protocol of a lease: for keys that are taken alone, and for those applied outside the database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal, NamedTuple, TypeAlias
+
+from inturn.applier.calls.call import Call, all_as, first_as, statement, value
+from inturn.applier.verdict import Asked
+
+Kept: TypeAlias = Literal["kept", "let go", "fenced"]
+
+
+# Taken alone.
+
+
+class ClaimedAlone(NamedTuple):
+    """A key that was claimed alone; epoch is None when it was not after all."""
+
+    key: str
+    epoch: int | None
+    ready_at: datetime
+    server: str
+    settings: str
+
+
+def claim_alone(schema: str, topic: str, since: datetime | str, applier_id: str) -> Call[ClaimedAlone | None]:
+    return Call(
+        statement(
+            "SELECT key, epoch, ready_at, pg_postmaster_start_time()::text, {settings}"
+            " FROM {schema}._claim_alone(%s, %s, %s)",
+            schema,
+        ),
+        (topic, since, applier_id),
+        first_as(ClaimedAlone),
+    )
+
+
+class Held(NamedTuple):
+    """A key that is held by its lease, with one of its next commands; seq is None when it has none."""
+
+    applied_seq: int
+    attempt: int
+    seq: int | None
+    name: str
+    payload: str
+    created_at: datetime
+
+
+def hold_lease(schema: str, topic: str, key: str, epoch: int, max_commands: int) -> Call[list[Held]]:
+    """Return the call that locks a key that was claimed alone, and reads its next commands."""
+    return Call(
+        statement(
+            "SELECT c.applied_seq, c.attempts + 1, l.seq, l.name, l.payload::text, l.created_at"
+            " FROM {schema}._hold_lease(%s, %s, %s) c JOIN {schema}.topic t ON t.name = c.topic"
+            " LEFT JOIN LATERAL (SELECT n.*, row_number() OVER o AS place,"
+            " sum(octet_length(n.payload::text)) OVER o AS octets"
+            " FROM {schema}._next_commands(c.topic, c.key, c.applied_seq, CASE"
+            " WHEN c.attempts > 0 OR c.lost > 0 THEN 1 ELSE least(t.batch_commands, %s) END) n"
+            " WINDOW o AS (ORDER BY n.seq)) l"
+            " ON l.place = 1 OR l.octets <= {schema}._max_claim_octets()",
+            schema,
+        ),
+        (topic, key, epoch, max_commands),
+        all_as(Held),
+    )
+
+
+def end_alone(schema: str, topic: str, key: str, epoch: int, done_seq: int) -> Call[str]:
+    """Return the call that ends a turn that was taken alone; it says the outcome."""
+    return Call(
+        statement("SELECT {schema}._end_alone(%s, %s, %s, %s)", schema), (topic, key, epoch, done_seq), value
+    )
+
+
+def fail_alone(
+    schema: str, topic: str, key: str, epoch: int, done_seq: int, error: str, asked: Asked
+) -> Call[str]:
+    """Return the call that ends it when the command after done_seq failed; it says the outcome."""
+    return Call(
+        statement(
+            "SELECT {schema}._end_alone(%s, %s, %s, %s,"
+            " concat_ws(E'\\n', %s::text, v.problem), v.verdict, v.retry_after)"
+            " FROM {schema}._read_verdict(%s, %s) v",
+            schema,
+        ),
+        (topic, key, epoch, done_seq, error, asked.sqlstate, asked.detail),
+        value,
+    )
+
+
+def lose_alone(
+    schema: str, topic: str, key: str, epoch: int, error: str | None, *, is_clear: bool
+) -> Call[str]:
+    """Return the call that ends a lease of which nothing else can be recorded; it says the outcome."""
+    return Call(
+        statement("SELECT {schema}._lose_alone(%s, %s, %s, %s, %s)", schema),
+        (topic, key, epoch, error, is_clear),
+        value,
+    )
+
+
+# Outside the database.
+
+
+class Leased(NamedTuple):
+    """A leased key with one of its commands. left: seconds of the lease; now: of the database's clock."""
+
+    key: str
+    epoch: int
+    attempt: int
+    left: float
+    now: float
+    seq: int
+    name: str
+    payload: str
+    created_at: datetime
+
+
+def claim(schema: str, topic: str, max_keys: int, applier_id: str) -> Call[list[Leased]]:
+    return Call(
+        statement(
+            "SELECT key, epoch, attempt, extract(epoch FROM lease_until - clock_timestamp())::float8,"
+            " extract(epoch FROM clock_timestamp())::float8, seq, name, payload::text, created_at"
+            " FROM {schema}.claim(ARRAY[%s::text], %s, NULL, %s)",
+            schema,
+        ),
+        (topic, max_keys, applier_id),
+        all_as(Leased),
+    )
+
+
+class Progress(NamedTuple):
+    """What is to be recorded of a lease: that seq took effect (None: it is renewed), and if it ends."""
+
+    topic: str
+    key: str
+    epoch: int
+    seq: int | None
+    release: bool
+
+
+class Recorded(NamedTuple):
+    """What became of a lease. seconds: how long it lasts from now on; None: it does not."""
+
+    outcome: Kept
+    seconds: float | None
+
+
+def record_progress(schema: str, steps: Sequence[Progress]) -> Call[list[Recorded]]:
+    """Return the call that records steps of different leases; it says what became of each, in their order."""
+    return Call(
+        statement(
+            "SELECT outcome, seconds FROM {schema}._record_progress("
+            "%s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::boolean[]) ORDER BY place",
+            schema,
+        ),
+        (
+            [step.topic for step in steps],
+            [step.key for step in steps],
+            [step.epoch for step in steps],
+            [step.seq for step in steps],
+            [step.release for step in steps],
+        ),
+        all_as(Recorded),
+    )
+
+
+def fail(schema: str, topic: str, key: str, epoch: int, seq: int, error: str, asked: Asked) -> Call[str]:
+    """Return the call that ends a lease whose next command failed; it says the outcome."""
+    return Call(
+        statement(
+            "SELECT {schema}.fail(%s, %s, %s, %s, concat_ws(E'\\n', %s::text, v.problem),"
+            " jsonb_build_object('verdict', v.verdict, 'retry_after', v.retry_after))"
+            " FROM {schema}._read_verdict(%s, %s) v",
+            schema,
+        ),
+        (topic, key, epoch, seq, error, asked.sqlstate, asked.detail),
+        value,
+    )

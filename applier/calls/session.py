@@ -1,0 +1,60 @@
+"""The session that an applier works in: its settings, what was left in it, its bounds and its end."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from inturn.applier.calls.call import Call, nothing, statement, value
+from inturn.schema.connection import pins
+
+
+def settings() -> Call[str]:
+    """Return the call that says what the session's settings are known by."""
+    return Call(statement("SELECT {settings}"), (), value)
+
+
+def is_littered() -> Call[bool]:
+    """Return the call that says whether something was left that nothing but another session gets rid of."""
+    return Call(
+        statement(
+            "SELECT EXISTS (SELECT FROM pg_class WHERE relnamespace = pg_my_temp_schema())"
+            " OR EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"
+            " OR EXISTS (SELECT FROM pg_listening_channels())"
+            " OR EXISTS (SELECT FROM pg_prepared_statements WHERE from_sql)"
+            " OR EXISTS (SELECT FROM pg_cursors WHERE is_holdable)"
+        ),
+        (),
+        value,
+    )
+
+
+def limit(seconds: float) -> Call[None]:
+    """Return the call that has the database cancel what takes longer, to the end of the transaction."""
+    return Call(
+        sql.SQL("SELECT set_config('statement_timeout', {}, true)").format(str(max(int(seconds * 1000), 1))),
+        (),
+        nothing,
+    )
+
+
+def put_back(backend_pid: int, seconds: float | None) -> sql.Composed:
+    """Return the statements that put back the settings of the beginning, and what `limit` has set."""
+    again = [pins(backend_pid)]
+    if seconds is not None:
+        again.append(limit(seconds).query)
+    return sql.SQL("RESET SESSION AUTHORIZATION; RESET ALL; {}").format(sql.SQL("; ").join(again))
+
+
+def server() -> Call[str]:
+    """Return the call that says which run of the server a connection is to."""
+    return Call(statement("SELECT pg_postmaster_start_time()::text"), (), value)
+
+
+def bound() -> sql.Composed:
+    """Return the statement after which nothing in the session takes longer than 10 s."""
+    return statement("SET statement_timeout = '10 s'")
+
+
+def terminate(backend_pid: int | None, milliseconds: int) -> Call[None]:
+    """Return the call that ends another session, and waits until it has ended."""
+    return Call(statement("SELECT pg_terminate_backend(%s, %s)"), (backend_pid, milliseconds), nothing)

@@ -1,0 +1,111 @@
+"""The protocol of a turn in one transaction: claim, apply, finish or fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from inturn.applier.calls.call import Call, all_as, any_row, nothing, statement, value
+from inturn.applier.verdict import Asked
+
+
+class Claimed(NamedTuple):
+    """A claimed key with one of its commands; seq is None when it has none."""
+
+    key: str
+    applied_seq: int
+    epoch: int
+    attempt: int
+    ready_at: datetime
+    seq: int | None
+    name: str
+    payload: str
+    created_at: datetime
+    lost: bool
+    settings: str
+
+
+def claim_commands(schema: str, topic: str, since: datetime | str, max_keys: int) -> Call[list[Claimed]]:
+    return Call(
+        statement(
+            "SELECT key, applied_seq, epoch, attempt, ready_at, seq, name, payload::text, created_at,"
+            " lost, {settings}"
+            " FROM {schema}.claim_commands(%s, %s, %s)",
+            schema,
+        ),
+        (topic, since, max_keys),
+        all_as(Claimed),
+    )
+
+
+def check_effects(schema: str) -> Call[None]:
+    return Call(statement("SELECT {schema}._check_effects()", schema), (), nothing)
+
+
+class Done(NamedTuple):
+    """How far a turn came: its commands from first_seq to done_seq took effect."""
+
+    key: str
+    epoch: int
+    first_seq: int
+    done_seq: int
+
+
+def finish(schema: str, topic: str, turns: Sequence[Done], applier_id: str) -> Call[None]:
+    return Call(
+        statement(
+            "SELECT {schema}.finish(%s, %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s)", schema
+        ),
+        (
+            topic,
+            [turn.key for turn in turns],
+            [turn.epoch for turn in turns],
+            [turn.first_seq for turn in turns],
+            [turn.done_seq for turn in turns],
+            applier_id,
+        ),
+        nothing,
+    )
+
+
+def fail(
+    schema: str, topic: str, turn: Done, failed_seq: int, error: str, asked: Asked, applier_id: str
+) -> Call[str]:
+    """Return the call that ends a turn of which a command failed; it says the outcome."""
+    return Call(
+        statement(
+            "SELECT {schema}.fail(%s, %s, %s, %s, %s, concat_ws(E'\\n', %s::text, v.problem), %s,"
+            " v.verdict, v.retry_after) FROM {schema}._read_verdict(%s, %s) v",
+            schema,
+        ),
+        (
+            *(topic, turn.key, turn.epoch, turn.first_seq, failed_seq, error, applier_id),
+            *(asked.sqlstate, asked.detail),
+        ),
+        value,
+    )
+
+
+def count_skipped(schema: str, topic: str, key: str, seq: int, epoch: int) -> Call[int]:
+    """Return the call that says how many commands a turn passed over, from seq on."""
+    return Call(
+        statement(
+            "SELECT count(*) FROM {schema}.skip WHERE topic = %s AND key = %s AND seq >= %s AND epoch = %s",
+            schema,
+        ),
+        (topic, key, seq, epoch),
+        value,
+    )
+
+
+def lock_ticket(schema: str, topic: str, key: str, epoch: int) -> Call[bool]:
+    """Return the call that locks a key's ticket once more; it says whether it is there and free."""
+    return Call(
+        statement(
+            "SELECT FROM {schema}.ticket WHERE topic = %s AND key = %s AND epoch = %s FOR UPDATE SKIP LOCKED",
+            schema,
+        ),
+        (topic, key, epoch),
+        any_row,
+    )
