@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from inturn.applier import calls
+from inturn.applier import calls, pacing
 from inturn.applier.breaker import TargetDown
 from inturn.applier.inside.alone import TurnLost, is_transient
 from inturn.applier.inside.batch import Batch, Target
@@ -25,37 +24,14 @@ from inturn.schema.errors import InturnError, TargetRefused
 
 log = logging.getLogger("inturn.applier")
 
-#: A visit to a topic lasts, in seconds, ten times as long as its first batch took, within these bounds.
-#: So a key whose caller committed late, behind the clock hand, waits no longer than that.
-SHORTEST_VISIT_SECONDS, LONGEST_VISIT_SECONDS = 0.1, 1.0
-#: As many keys share a transaction as their handlers take about this many seconds for, by what a key takes in
-#: the quickest of the last batches: on a busy machine the others have waited for a processor.
-BATCH_SECONDS = 0.010
-#: After a batch of at least LONG_BATCH_SECONDS a worker steps back for this part of it, at most for
-#: LONGEST_STEP_BACK_SECONDS: an operator who waits for the key gets it before the worker claims it again.
-LONG_BATCH_SECONDS, STEP_BACK, LONGEST_STEP_BACK_SECONDS = 0.1, 0.02, 0.02
-#: An idle worker looks again after the first of these, then after ever longer, up to the second.
-FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.02, 1.0
-#: How often a worker asks which topics there are, and announces itself.
-CHOOSE_SECONDS = 5.0
-#: For how many seconds after its announcement a sleeping worker counts on being notified; the announcement
-#: stands for two.
-ANNOUNCED_SECONDS = 1.0
 #: A worker of more topics than this announces that it sleeps by one row for all.
 ANNOUNCED_BY_NAME = 20
-#: The same as for polling, for connecting again after the connection was lost.
-FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS = 0.1, 2.0
-#: A draining worker gives up after this many attempts in a row to connect again.
-DRAIN_RECONNECTS = 5
-
-
 #: So many keys of a topic a worker takes alone after its start, and after a connection was lost.
 CAREFUL_KEYS = 20
 #: Whether it does after its start: tests of what it does later turn that off.
 STARTS_CAREFULLY = True
 #: The row of announce_sleep that stands for all topics.
 EVERY_TOPIC = ""
-NEVER = float("inf")
 
 
 class Visit(NamedTuple):
@@ -128,9 +104,9 @@ class Worker:
         # What a key of a topic takes, by the quickest of the last batches.
         self._seconds_per_key: dict[str, float] = {}
         # When it announced, before it looked and found nothing, that it sleeps.
-        self._announced_at = -ANNOUNCED_SECONDS
+        self._announced_at = -pacing.ANNOUNCED_SECONDS
         # Until when it may sleep, by time.monotonic().
-        self._due_at = NEVER
+        self._due_at = pacing.NEVER
         self._schema = schema
         self._max_keys = max_keys
         self._drain = drain
@@ -197,7 +173,7 @@ class Worker:
         self._careful_at_first = CAREFUL_KEYS
         lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
         self._failed_in_a_row += 1
-        if self._drain and (not lost or self._failed_in_a_row > DRAIN_RECONNECTS):
+        if self._drain and (not lost or self._failed_in_a_row > pacing.DRAIN_RECONNECTS):
             self.error = error
             return False
         self._wait_to_reconnect(error, lost=lost)
@@ -226,14 +202,14 @@ class Worker:
                 log.warning("could not cancel: %s", error)
 
     def _serve(self, connection: psycopg.Connection[Any]) -> None:
-        poll_seconds = FIRST_POLL_SECONDS
-        self._chosen_at = -CHOOSE_SECONDS
-        self._announced_at = -ANNOUNCED_SECONDS
+        poll_seconds = pacing.FIRST_POLL_SECONDS
+        self._chosen_at = -pacing.CHOOSE_SECONDS
+        self._announced_at = -pacing.ANNOUNCED_SECONDS
         rung: frozenset[str] = frozenset()
         while not (self._stop.requested or self.abandoned):
             self._choose_when_due(connection)
             if self._apply_ready(connection, rung):
-                rung, poll_seconds = frozenset(), FIRST_POLL_SECONDS
+                rung, poll_seconds = frozenset(), pacing.FIRST_POLL_SECONDS
                 continue
             if self._drain and not self._left_out:
                 return
@@ -244,19 +220,19 @@ class Worker:
                 self._announce_sleep(connection)
                 # Looks once more: a key that became ready before the announcement notified nobody.
                 if self._apply_ready(connection):
-                    rung, poll_seconds = frozenset(), FIRST_POLL_SECONDS
+                    rung, poll_seconds = frozenset(), pacing.FIRST_POLL_SECONDS
                     continue
             heard = self._bell.wait(min(poll_seconds, max(self._due_at - time.monotonic(), 0.0)))
-            poll_seconds = min(poll_seconds * 2, LAST_POLL_SECONDS) if heard is None else FIRST_POLL_SECONDS
+            poll_seconds = pacing.next_poll(poll_seconds) if heard is None else pacing.FIRST_POLL_SECONDS
             rung = heard or frozenset()
 
     @property
     def _announced(self) -> bool:
         """Whether every append since its last look at all topics notifies it, for long enough to sleep."""
-        return time.monotonic() - self._announced_at < ANNOUNCED_SECONDS
+        return time.monotonic() - self._announced_at < pacing.ANNOUNCED_SECONDS
 
     def _choose_when_due(self, connection: psycopg.Connection[Any]) -> None:
-        if time.monotonic() - self._chosen_at > CHOOSE_SECONDS:
+        if time.monotonic() - self._chosen_at > pacing.CHOOSE_SECONDS:
             self._targets = {target.topic: target for target in self._choose(connection)}
             self._passes.serve(list(self._targets))
             self._chosen_at = time.monotonic()
@@ -274,7 +250,7 @@ class Worker:
                 return False
         found = self._passes.begin(connection)
         self._left_out.clear()
-        self._due_at = NEVER
+        self._due_at = pacing.NEVER
         self._wait_for(self._passes.due)
         visits = [self._visit(connection, topic) for topic in found]
         if any(visit.found for visit in visits):
@@ -298,7 +274,8 @@ class Worker:
                     topic=topic,
                 )
         waits = [
-            self._targets[topic].breaker.seconds_to_probe() or FIRST_POLL_SECONDS for topic in self._left_out
+            self._targets[topic].breaker.seconds_to_probe() or pacing.FIRST_POLL_SECONDS
+            for topic in self._left_out
         ]
         self._stop.wait(min(waits))
 
@@ -307,15 +284,11 @@ class Worker:
         if seconds is not None:
             self._due_at = min(self._due_at, time.monotonic() + seconds)
 
-    def _fitting(self, per_key: float) -> int:
-        """Return how many keys share a transaction when one takes so many seconds."""
-        return int(min(max(BATCH_SECONDS / max(per_key, 1e-6), 1), self._max_keys))
-
     def _visit(self, connection: psycopg.Connection[Any], topic: str) -> Visit:
         leave_at: float | None = None
         hand: datetime | str = self._passes.hand(topic)
-        per_key = self._seconds_per_key.get(topic, NEVER)
-        max_keys, alone = self._fitting(per_key), 0
+        per_key = self._seconds_per_key.get(topic, pacing.NEVER)
+        max_keys, alone = pacing.fitting_keys(per_key, self._max_keys), 0
         while not self._stop.requested and (leave_at is None or time.monotonic() < leave_at):
             started_at = time.monotonic()
             careful = self._careful.get(topic, self._careful_at_first)
@@ -325,16 +298,15 @@ class Worker:
                 if error.sqlstate != TargetRefused.sqlstate:
                     raise
                 # Its target is no SQL function any more: ask again what it is.
-                self._chosen_at = -CHOOSE_SECONDS
+                self._chosen_at = -pacing.CHOOSE_SECONDS
                 return Visit(found=True, emptied=False)
             if batch.keys == 0:
                 return Visit(found=leave_at is not None, emptied=True)
             seconds = time.monotonic() - started_at
-            if seconds >= LONG_BATCH_SECONDS:
-                self._stop.wait(min(STEP_BACK * seconds, LONGEST_STEP_BACK_SECONDS))
+            if back := pacing.step_back_seconds(seconds):
+                self._stop.wait(back)
             if leave_at is None:
-                visit = min(max(10 * seconds, SHORTEST_VISIT_SECONDS), LONGEST_VISIT_SECONDS)
-                leave_at = started_at + visit
+                leave_at = started_at + pacing.visit_seconds(seconds)
                 # There may be more than one worker's worth: wake another, which wakes another.
                 self._bell.ring(topic)
             self._failed_in_a_row = 0
@@ -350,7 +322,7 @@ class Worker:
                 continue
             per_key = min(per_key * 2, batch.target_seconds / batch.keys)
             self._seconds_per_key[topic] = per_key
-            max_keys = min(self._fitting(per_key), max_keys * 2)
+            max_keys = min(pacing.fitting_keys(per_key, self._max_keys), max_keys * 2)
         return Visit(found=leave_at is not None, emptied=False)
 
     def _make_batch(
@@ -391,7 +363,7 @@ class Worker:
         """Try one key of a topic whose breaker is open, unless another worker does or it is not time yet."""
         if not target.breaker.begin_probe():
             self._left_out.add(target.topic)
-            self._wait_for(target.breaker.seconds_to_probe() or LAST_POLL_SECONDS)
+            self._wait_for(target.breaker.seconds_to_probe() or pacing.LAST_POLL_SECONDS)
             return Batch()
         try:
             return target.apply_alone(connection, hand)
@@ -417,8 +389,7 @@ class Worker:
         )
 
     def _wait_to_reconnect(self, error: psycopg.Error, *, lost: bool) -> None:
-        seconds = min(FIRST_RECONNECT_SECONDS * 2**self._failed_in_a_row, LAST_RECONNECT_SECONDS)
-        seconds *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+        seconds = pacing.reconnect_seconds(self._failed_in_a_row)
         what = "lost the database" if lost else "the database refused"
         log.warning("%s, connecting again in %.1f s: %s", what, seconds, _line(error))
         self._recovery.wait(seconds, self._stop)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import psycopg
 
-from inturn.applier.inside.worker import DRAIN_RECONNECTS, FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS
+from inturn.applier import pacing
 from inturn.applier.recovery import Recovery
 from inturn.applier.stop import Stop
 
@@ -94,10 +93,9 @@ class Link:
         async with self._lock:
             if self._connection is not lost:
                 return  # somebody else has waited, and has a new one
-            if self._drain and self._failed_in_a_row >= DRAIN_RECONNECTS:
+            if self._drain and self._failed_in_a_row >= pacing.DRAIN_RECONNECTS:
                 raise error
-            seconds = min(FIRST_RECONNECT_SECONDS * 2**self._failed_in_a_row, LAST_RECONNECT_SECONDS)
-            seconds *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+            seconds = pacing.reconnect_seconds(self._failed_in_a_row)
             self._failed_in_a_row += 1
             reason = " ".join(str(error).split())
             log.warning("lost the database, connecting again in %.1f s: %s", seconds, reason)

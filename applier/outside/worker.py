@@ -13,16 +13,11 @@ from typing import Any
 
 import psycopg
 
+from inturn.applier import pacing
 from inturn.applier.breaker import Breaker, TargetDown
 from inturn.applier.command import Order
 from inturn.applier.inside.hand import MOST_ABANDONED, TooManyAbandoned
-from inturn.applier.inside.worker import (
-    CHOOSE_SECONDS,
-    FIRST_POLL_SECONDS,
-    LAST_POLL_SECONDS,
-    Totals,
-    ended_by,
-)
+from inturn.applier.inside.worker import Totals, ended_by
 from inturn.applier.outside.effect import in_thread
 from inturn.applier.outside.keeper import keep_leases
 from inturn.applier.outside.lanes import Lane, OutsideTarget, Work
@@ -192,14 +187,14 @@ class OutsideWorker:
         return None
 
     async def _serve(self, helpers: list[asyncio.Task[None]]) -> None:
-        poll_seconds = FIRST_POLL_SECONDS
-        self._chosen_at = -CHOOSE_SECONDS
+        poll_seconds = pacing.FIRST_POLL_SECONDS
+        self._chosen_at = -pacing.CHOOSE_SECONDS
         while not self._stop.requested:
             _raise_ended(helpers)
-            if time.monotonic() - self._chosen_at > CHOOSE_SECONDS:
+            if time.monotonic() - self._chosen_at > pacing.CHOOSE_SECONDS:
                 await self._take_up()
             if await self._claim_round():
-                poll_seconds = FIRST_POLL_SECONDS
+                poll_seconds = pacing.FIRST_POLL_SECONDS
                 continue
             open_lanes = [lane for lane in self._lanes.values() if lane.room and not self._laden]
             due = None
@@ -212,15 +207,15 @@ class OutsideWorker:
                 )
                 # Looks once more: a key that became ready before the announcement notified nobody.
                 if await self._claim_round(open_lanes):
-                    poll_seconds = FIRST_POLL_SECONDS
+                    poll_seconds = pacing.FIRST_POLL_SECONDS
                     continue
                 due = await self._link.run(
                     functools.partial(self._leases.seconds_to_next_ready, topics=topics, since=looked_at)
                 )
             if await self._sleep(poll_seconds, due):
-                poll_seconds = FIRST_POLL_SECONDS
+                poll_seconds = pacing.FIRST_POLL_SECONDS
             else:
-                poll_seconds = min(poll_seconds * 2, LAST_POLL_SECONDS)
+                poll_seconds = pacing.next_poll(poll_seconds)
 
     async def _sleep(self, poll_seconds: float, due: float | None) -> bool:
         """Sleep until keys may be ready; return whether that was heard, rather than polled."""
@@ -260,7 +255,7 @@ class OutsideWorker:
             except psycopg.DatabaseError as error:
                 if error.sqlstate != UnknownTopic.sqlstate:
                     raise
-                self._chosen_at = -CHOOSE_SECONDS
+                self._chosen_at = -pacing.CHOOSE_SECONDS
                 lane.served = False
                 continue
             # Fewer may be because a key had nothing to apply, or was held at last: only none is none.

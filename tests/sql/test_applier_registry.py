@@ -12,7 +12,7 @@ from support.logins import connect_as
 from support.process import inturn_apply
 from support.shop import append, append_keys, at_work, gate_shut, open_shop, wait_at_gate
 
-import inturn.applier.inside.worker as worker_module
+from inturn.applier import pacing
 from inturn.schema import HEAD
 from inturn.schema.errors import SchemaMismatch
 
@@ -79,7 +79,7 @@ def test_a_handler_outside_the_database_is_said_to_be(database: Database) -> Non
 def test_a_worker_goes_on_saying_that_it_is_there(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "CHOOSE_SECONDS", 0.1)
+    monkeypatch.setattr(pacing, "CHOOSE_SECONDS", 0.1)
     open_shop(database)
     with at_work(database):
         wait_listed(database, "alive")
@@ -98,7 +98,7 @@ def test_a_worker_goes_on_saying_that_it_is_there(
 def test_a_worker_whose_schema_changes_ends_and_says_so(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "CHOOSE_SECONDS", 0.1)
+    monkeypatch.setattr(pacing, "CHOOSE_SECONDS", 0.1)
     open_shop(database)
     with at_work(database) as fleet:
         wait_listed(database, "alive")

@@ -23,7 +23,7 @@ from support.shop import (
     wait_applied,
 )
 
-import inturn.applier.inside.worker as worker_module
+from inturn.applier import pacing
 from inturn.applier.inside.worker import Worker
 
 
@@ -196,8 +196,8 @@ def test_a_key_that_turns_ready_between_the_look_and_the_announcement_is_found_a
         announce(worker, connection)
 
     monkeypatch.setattr(Worker, "_announce_sleep", append_first)
-    monkeypatch.setattr(worker_module, "FIRST_POLL_SECONDS", 0.5)
-    monkeypatch.setattr(worker_module, "LAST_POLL_SECONDS", 0.5)
+    monkeypatch.setattr(pacing, "FIRST_POLL_SECONDS", 0.5)
+    monkeypatch.setattr(pacing, "LAST_POLL_SECONDS", 0.5)
     with at_work(database):
         applied_at = {key: wait_applied(database, key) for key in keys}
     waits = [applied_at[key] - appended_at[key] for key in keys]

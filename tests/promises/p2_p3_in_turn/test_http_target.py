@@ -326,7 +326,7 @@ def test_without_the_extra_the_error_says_what_to_install(
 
 
 def test_a_changed_address_is_followed(database: Database, b: B, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inturn.applier.outside.worker.CHOOSE_SECONDS", 0.05)
+    monkeypatch.setattr("inturn.applier.pacing.CHOOSE_SECONDS", 0.05)
     open_topic(database, b.url)
     with at_work(database):
         put(database, "a", "one")

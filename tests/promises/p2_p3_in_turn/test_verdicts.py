@@ -445,7 +445,7 @@ def test_another_target_is_taken_up_by_an_applier_at_work(
     witness: Database, oracle: Oracle, was: str, becomes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is lost, nothing is applied twice or out of turn, while commands keep coming."""
-    monkeypatch.setattr("inturn.applier.inside.worker.CHOOSE_SECONDS", 0.2)
+    monkeypatch.setattr("inturn.applier.pacing.CHOOSE_SECONDS", 0.2)
     witness.execute(_TARGET)
     witness.execute("""
         CREATE FUNCTION app.other(command inturn.command) RETURNS void LANGUAGE sql AS $$

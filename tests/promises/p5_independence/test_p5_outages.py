@@ -84,8 +84,7 @@ def test_p5_an_outage_of_what_handlers_need_holds_no_key(outage: Database, *, ou
 def test_p5_an_outage_is_told_by_why_status_and_keys(
     outage: Database, monkeypatch: pytest.MonkeyPatch, *, outside: bool
 ) -> None:
-    for module in ("inside.worker", "outside.worker"):
-        monkeypatch.setattr(f"inturn.applier.{module}.CHOOSE_SECONDS", 0.1)
+    monkeypatch.setattr("inturn.applier.pacing.CHOOSE_SECONDS", 0.1)
     service = Service()
     cause = "SELECT cause, says, details ->> 'key' FROM inturn.why('needs', 'k1')"
     with shop.at_work(outage, _handlers(outage, service, outside=outside), workers=2):

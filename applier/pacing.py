@@ -1,0 +1,55 @@
+"""Pacing: how long workers work, wait and look, as pure numbers."""
+
+from __future__ import annotations
+
+import random
+
+#: A visit to a topic lasts, in seconds, ten times as long as its first batch took, within these bounds.
+#: So a key whose caller committed late, behind the clock hand, waits no longer than that.
+SHORTEST_VISIT_SECONDS, LONGEST_VISIT_SECONDS = 0.1, 1.0
+#: As many keys share a transaction as their handlers take about this many seconds for, by what a key takes in
+#: the quickest of the last batches: on a busy machine the others have waited for a processor.
+BATCH_SECONDS = 0.010
+#: After a batch of at least LONG_BATCH_SECONDS a worker steps back for this part of it, at most for
+#: LONGEST_STEP_BACK_SECONDS: an operator who waits for the key gets it before the worker claims it again.
+LONG_BATCH_SECONDS, STEP_BACK, LONGEST_STEP_BACK_SECONDS = 0.1, 0.02, 0.02
+#: An idle worker looks again after the first of these, then after ever longer, up to the second.
+FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.02, 1.0
+#: How often a worker asks which topics there are, and announces itself.
+CHOOSE_SECONDS = 5.0
+#: For how many seconds after its announcement a sleeping worker counts on being notified; the announcement
+#: stands for two.
+ANNOUNCED_SECONDS = 1.0
+#: A lost connection is made again after the first of these, then after ever longer, up to the second.
+FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS = 0.1, 2.0
+#: A draining worker gives up after this many attempts in a row to connect again.
+DRAIN_RECONNECTS = 5
+NEVER = float("inf")
+
+
+def next_poll(seconds: float) -> float:
+    """Return how long to sleep after a sleep of so many seconds in which nothing was heard."""
+    return min(seconds * 2, LAST_POLL_SECONDS)
+
+
+def fitting_keys(seconds_per_key: float, most: int) -> int:
+    """Return how many keys share a transaction when one takes so many seconds."""
+    return int(min(max(BATCH_SECONDS / max(seconds_per_key, 1e-6), 1), most))
+
+
+def visit_seconds(first_batch_seconds: float) -> float:
+    """Return how long a visit lasts whose first batch took so many seconds."""
+    return min(max(10 * first_batch_seconds, SHORTEST_VISIT_SECONDS), LONGEST_VISIT_SECONDS)
+
+
+def step_back_seconds(batch_seconds: float) -> float:
+    """Return how long to step back after a batch of so many seconds."""
+    if batch_seconds < LONG_BATCH_SECONDS:
+        return 0.0
+    return min(STEP_BACK * batch_seconds, LONGEST_STEP_BACK_SECONDS)
+
+
+def reconnect_seconds(failed_in_a_row: int) -> float:
+    """Return how long to wait before connecting again; by chance, so that not all come at once."""
+    seconds: float = min(FIRST_RECONNECT_SECONDS * 2**failed_in_a_row, LAST_RECONNECT_SECONDS)
+    return seconds * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret

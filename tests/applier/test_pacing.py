@@ -1,0 +1,46 @@
+"""The numbers by which workers work, wait and look."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from inturn.applier import pacing
+
+
+def test_an_idle_worker_looks_ever_more_rarely_up_to_a_second() -> None:
+    sleeps = list(itertools.islice(_polls(), 10))
+    assert sleeps == [0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0, 1.0, 1.0]
+
+
+def _polls() -> itertools.accumulate[float]:
+    return itertools.accumulate(
+        itertools.repeat(pacing.FIRST_POLL_SECONDS), lambda seconds, _: pacing.next_poll(seconds)
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_key", "keys"),
+    [(0.0, 50), (0.0001, 50), (0.001, 10), (0.004, 2), (0.02, 1), (5.0, 1), (pacing.NEVER, 1)],
+)
+def test_as_many_keys_share_a_transaction_as_fit_and_one_at_least(seconds_per_key: float, keys: int) -> None:
+    assert pacing.fitting_keys(seconds_per_key, 50) == keys
+
+
+@pytest.mark.parametrize(("batch", "visit"), [(0.0, 0.1), (0.01, 0.1), (0.05, 0.5), (0.1, 1.0), (60.0, 1.0)])
+def test_a_visit_lasts_ten_batches_within_bounds(batch: float, visit: float) -> None:
+    assert pacing.visit_seconds(batch) == pytest.approx(visit)
+
+
+@pytest.mark.parametrize(
+    ("batch", "back"), [(0.01, 0.0), (0.099, 0.0), (0.1, 0.002), (0.5, 0.01), (60, 0.02)]
+)
+def test_a_worker_steps_back_after_a_long_batch_alone(batch: float, back: float) -> None:
+    assert pacing.step_back_seconds(batch) == pytest.approx(back)
+
+
+@pytest.mark.parametrize(("failed", "most"), [(0, 0.1), (1, 0.2), (4, 1.6), (5, 2.0), (100, 2.0)])
+def test_connecting_again_waits_ever_longer_and_half_of_that_at_least(failed: int, most: float) -> None:
+    waits = [pacing.reconnect_seconds(failed) for _ in range(200)]
+    assert most / 2 <= min(waits) < max(waits) <= most
