@@ -51,5 +51,6 @@ def step_back_seconds(batch_seconds: float) -> float:
 
 def reconnect_seconds(failed_in_a_row: int) -> float:
     """Return how long to wait before connecting again; by chance, so that not all come at once."""
-    seconds: float = min(FIRST_RECONNECT_SECONDS * 2**failed_in_a_row, LAST_RECONNECT_SECONDS)
+    # Of an outage of half an hour, the power itself would be more than a float holds.
+    seconds: float = min(FIRST_RECONNECT_SECONDS * 2 ** min(failed_in_a_row, 30), LAST_RECONNECT_SECONDS)
     return seconds * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
