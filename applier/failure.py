@@ -66,6 +66,11 @@ def _cut(text: str) -> str:
     return text[:head] + left_out + text[-tail:]
 
 
+def on_one_line(error: BaseException) -> str:
+    """Return what an error says, on one line that is not too long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def storable(text: str) -> str:
     """Return text without NUL and lone surrogates, which PostgreSQL refuses."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

@@ -19,10 +19,11 @@ from inturn.applier.chooser import Chooser
 from inturn.applier.handlers import Applier
 from inturn.applier.inside.hand import MOST_ABANDONED, Hand, TooManyAbandoned
 from inturn.applier.inside.watchdog import Watchdog
-from inturn.applier.inside.worker import Totals, Worker
+from inturn.applier.inside.worker import Worker
 from inturn.applier.listener import Listener
 from inturn.applier.outside.effect import Timeouts
 from inturn.applier.outside.worker import OutsideWorker
+from inturn.applier.process.totals import Totals
 from inturn.applier.recovery import Recovery
 from inturn.applier.stop import Bell, Bells, LoopBell, Stop
 from inturn.schema.connection import connect, connect_async

@@ -12,12 +12,12 @@ import psycopg
 from inturn.applier.calls.lease import Kept
 from inturn.applier.command import Order
 from inturn.applier.failure import log_failure
-from inturn.applier.inside.worker import Totals
 from inturn.applier.outside.effect import Failed, LeaseOver
 from inturn.applier.outside.lanes import Lane, Work, place
 from inturn.applier.outside.leases import Lease, Leases, Step
 from inturn.applier.outside.link import Link
 from inturn.applier.outside.recorder import Recorder
+from inturn.applier.process.totals import Totals
 from inturn.applier.stop import LoopBell, Stop
 from inturn.schema.errors import Fenced
 

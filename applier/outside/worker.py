@@ -17,7 +17,6 @@ from inturn.applier import pacing
 from inturn.applier.breaker import Breaker, TargetDown
 from inturn.applier.command import Order
 from inturn.applier.inside.hand import MOST_ABANDONED, TooManyAbandoned
-from inturn.applier.inside.worker import Totals, ended_by
 from inturn.applier.outside.effect import in_thread
 from inturn.applier.outside.keeper import keep_leases
 from inturn.applier.outside.lanes import Lane, OutsideTarget, Work
@@ -25,6 +24,7 @@ from inturn.applier.outside.leases import Leases
 from inturn.applier.outside.link import Link
 from inturn.applier.outside.recorder import Recorder
 from inturn.applier.outside.turns import OutsideTurns
+from inturn.applier.process.totals import Totals, ended_by
 from inturn.applier.recovery import Recovery
 from inturn.applier.stop import LoopBell, Stop
 from inturn.schema.errors import InturnError, UnknownTopic

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from inturn.applier.inside.worker import Totals
+from inturn.applier.process.totals import Totals
 from inturn.cli.errors import explain
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.run import logs

@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from inturn.applier.inside.worker import Totals
+from inturn.applier.process.totals import Totals
 from inturn.cli.run.child import LINGER_SECONDS, Lines, Report
 from inturn.cli.run.serve import Options
 

@@ -21,7 +21,7 @@ from typing import Self
 import click
 
 from inturn.applier import Fleet, Outcome
-from inturn.applier.inside.worker import Totals
+from inturn.applier.process.totals import Totals
 from inturn.applier.stop import Stop
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from inturn.applier import Applier, Fleet, Outcome, Timeouts
-from inturn.applier.inside.worker import Totals
+from inturn.applier.process.totals import Totals
 from inturn.applier.stop import Stop
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import psycopg
 
 from inturn.applier import Applier, Command, Fleet, Outcome
-from inturn.applier.inside import worker
+from inturn.applier.inside import visits
 from support.database import Database, Session, until
 
 TOPIC = "shop"
@@ -187,11 +187,11 @@ def handlers_of(database: Database) -> Applier | None:
 @contextmanager
 def _steady() -> Iterator[None]:
     """Make workers as they are once they have run for a while: see STARTS_CAREFULLY."""
-    worker.STARTS_CAREFULLY = False
+    visits.STARTS_CAREFULLY = False
     try:
         yield
     finally:
-        worker.STARTS_CAREFULLY = True
+        visits.STARTS_CAREFULLY = True
 
 
 def apply_all(database: Database, handlers: Applier | None = None, **options: Any) -> Outcome:

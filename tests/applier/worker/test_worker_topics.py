@@ -11,8 +11,9 @@ from support.database import Database
 from support.process import run_apply
 from support.shop import TOPIC, append, applied, open_shop
 
+from inturn.applier.inside.sleep import ANNOUNCED_BY_NAME
 from inturn.applier.inside.sql_target import SqlTarget
-from inturn.applier.inside.worker import ANNOUNCED_BY_NAME, Worker
+from inturn.applier.inside.worker import Worker
 from inturn.applier.stop import Bell, Stop
 
 

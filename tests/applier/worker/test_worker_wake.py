@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -24,7 +24,7 @@ from support.shop import (
 )
 
 from inturn.applier import pacing
-from inturn.applier.inside.worker import Worker
+from inturn.applier.inside.sleep import Sleep
 
 
 def _asleep(database: Database) -> bool:
@@ -184,18 +184,18 @@ def test_a_key_that_turns_ready_between_the_look_and_the_announcement_is_found_a
     keys = [f"k{number}" for number in range(3)]
     sleeps = itertools.count(1)
     appended_at: dict[str, float] = {}
-    announce = Worker._announce_sleep
+    announce = Sleep.announce
 
-    def append_first(worker: Worker, connection: psycopg.Connection[Any]) -> None:
+    def append_first(sleep: Sleep, connection: psycopg.Connection[Any], topics: Sequence[str]) -> None:
         key = f"k{len(appended_at)}"
         # Not at every sleep: the first after some work is cut short by the worker's own ring.
         if key in keys and next(sleeps) % 3 == 0:
             database.execute("DELETE FROM inturn.listener")
             append(database, key, "insert")
             appended_at[key] = time.time()
-        announce(worker, connection)
+        announce(sleep, connection, topics)
 
-    monkeypatch.setattr(Worker, "_announce_sleep", append_first)
+    monkeypatch.setattr(Sleep, "announce", append_first)
     monkeypatch.setattr(pacing, "FIRST_POLL_SECONDS", 0.5)
     monkeypatch.setattr(pacing, "LAST_POLL_SECONDS", 0.5)
     with at_work(database):

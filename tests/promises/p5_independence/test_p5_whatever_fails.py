@@ -15,7 +15,7 @@ from support.place import DOCS
 from support.process import run_apply
 
 from inturn.applier import Applier, Fleet
-from inturn.applier.inside.worker import WorkerEnded
+from inturn.applier.process.totals import WorkerEnded
 
 
 def _assert_charged(database: Database, fault: bad_company.Fault) -> None:
@@ -180,7 +180,7 @@ def test_a_worker_that_ends_unasked_is_an_error_whatever_ended_it(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("inturn.applier.inside.worker.Worker._serve", interrupt)
+    monkeypatch.setattr("inturn.applier.inside.rounds.Rounds.serve", interrupt)
     shop.open_shop(database)
     fleet = Fleet(database.dsn, shop.applier)
     fleet.start()

@@ -1,0 +1,140 @@
+"""Rounds: a worker's loop over its topics: applies whatever is ready, otherwise sleeps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psycopg
+
+from inturn.applier import pacing
+from inturn.applier.breaker import TargetDown
+from inturn.applier.inside.batch import Target
+from inturn.applier.inside.passes import Passes
+from inturn.applier.inside.sleep import Sleep
+from inturn.applier.inside.visits import Visit, Visits
+from inturn.applier.stop import Bell, Stop
+from inturn.schema.errors import TargetRefused
+
+
+class Rounds:
+    """Of one worker, on one connection after the other."""
+
+    def __init__(
+        self,
+        choose: Callable[[psycopg.Connection[Any]], Sequence[Target]],
+        passes: Passes,
+        visits: Visits,
+        sleep: Sleep,
+        *,
+        drain: bool,
+        stop: Stop,
+        bell: Bell,
+        ended: Callable[[], bool],
+    ) -> None:
+        """Make them.
+
+        Args:
+            choose, drain, stop, bell: as for Worker.
+            ended: whether the worker is to end.
+        """
+        self._choose = choose
+        self._targets: dict[str, Target] = {}
+        self._chosen_at = 0.0
+        self._passes = passes
+        self._visits = visits
+        self._sleep = sleep
+        self._drain = drain
+        self._stop = stop
+        self._bell = bell
+        self._ended = ended
+
+    def serve(self, connection: psycopg.Connection[Any]) -> None:
+        """Apply what is ready and sleep, until the worker is to end; with drain until nothing is ready.
+
+        Raises:
+            psycopg.Error: the connection or the database failed, or the database refused.
+            InturnError: the worker cannot go on, or not on this connection.
+        """
+        poll_seconds = pacing.FIRST_POLL_SECONDS
+        self._chosen_at = -pacing.CHOOSE_SECONDS
+        self._sleep.forget_announcement()
+        rung: frozenset[str] = frozenset()
+        while not self._ended():
+            self._choose_when_due(connection)
+            if self._apply_ready(connection, rung):
+                rung, poll_seconds = frozenset(), pacing.FIRST_POLL_SECONDS
+                continue
+            if self._drain and not self._visits.left_out:
+                return
+            if self._drain:
+                self._wait_for_probe()
+                continue
+            if not self._sleep.announced:
+                self._sleep.announce(connection, list(self._targets))
+                # Looks once more: a key that became ready before the announcement notified nobody.
+                if self._apply_ready(connection):
+                    rung, poll_seconds = frozenset(), pacing.FIRST_POLL_SECONDS
+                    continue
+            heard = self._bell.wait(min(poll_seconds, self._sleep.seconds))
+            poll_seconds = pacing.next_poll(poll_seconds) if heard is None else pacing.FIRST_POLL_SECONDS
+            rung = heard or frozenset()
+
+    def _choose_when_due(self, connection: psycopg.Connection[Any]) -> None:
+        if time.monotonic() - self._chosen_at > pacing.CHOOSE_SECONDS:
+            self._targets = {target.topic: target for target in self._choose(connection)}
+            self._passes.serve(list(self._targets))
+            self._chosen_at = time.monotonic()
+
+    def _apply_ready(self, connection: psycopg.Connection[Any], rung: frozenset[str] = frozenset()) -> bool:
+        """Apply what is ready; return whether there may be more.
+
+        rung: the topics that the bell rang for. When nothing is left in them, a worker that has announced its
+        sleep goes on with it: of any other topic it would have been notified.
+        """
+        if rung and self._sleep.announced:
+            visits = [self._visit(connection, topic) for topic in rung if topic in self._targets]
+            if all(visit.emptied for visit in visits):
+                self._sleep.end_when_ready(connection, list(rung), self._passes.looked_at)
+                return False
+        found = self._passes.begin(connection)
+        self._visits.left_out.clear()
+        self._sleep.end_never()
+        self._sleep.end_within(self._passes.due)
+        visits = [self._visit(connection, topic) for topic in found]
+        if any(visit.found for visit in visits):
+            return True
+        if found:
+            # They are in other hands, or paused; others of their keys may be due soon.
+            self._sleep.end_when_ready(connection, found, self._passes.looked_at)
+        return False
+
+    def _visit(self, connection: psycopg.Connection[Any], topic: str) -> Visit:
+        try:
+            return self._visits.visit(connection, self._targets[topic], self._passes.hand(topic))
+        except psycopg.DatabaseError as error:
+            if error.sqlstate != TargetRefused.sqlstate:
+                raise
+            # Its target is no SQL function any more: ask again what it is.
+            self._chosen_at = -pacing.CHOOSE_SECONDS
+            return Visit(found=True, emptied=False)
+
+    def _wait_for_probe(self) -> None:
+        """Wait until a topic whose commands fail, whatever the key, may be tried again.
+
+        Raises:
+            TargetDown: one was already since then, and failed.
+        """
+        for topic in self._visits.left_out:
+            if self._targets[topic].breaker.probed:
+                raise TargetDown(
+                    f"topic {topic!r} was not drained: its commands fail, whatever the key",
+                    hint="Its keys stay as they are; see inturn keys --retrying",
+                    topic=topic,
+                )
+        waits = [
+            self._targets[topic].breaker.seconds_to_probe() or pacing.FIRST_POLL_SECONDS
+            for topic in self._visits.left_out
+        ]
+        self._stop.wait(min(waits))

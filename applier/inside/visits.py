@@ -1,0 +1,162 @@
+"""Visits: a worker's visits to topics, batch after batch; which keys are taken alone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import psycopg
+
+from inturn.applier import pacing
+from inturn.applier.failure import on_one_line
+from inturn.applier.inside.alone import is_transient
+from inturn.applier.inside.batch import Batch, Target
+from inturn.applier.inside.session import SessionChanged, session_of
+from inturn.applier.inside.sleep import Sleep
+from inturn.applier.process.totals import Totals
+from inturn.applier.stop import Bell, Stop
+from inturn.schema.errors import TargetRefused
+
+log = logging.getLogger("inturn.applier")
+
+#: So many keys of a topic a worker takes alone after its start, and after a connection was lost.
+CAREFUL_KEYS = 20
+#: Whether it does after its start: tests of what it does later turn that off.
+STARTS_CAREFULLY = True
+
+
+class Visit(NamedTuple):
+    """Whether a visit to a topic found a ready key, and whether it left because there was none any more."""
+
+    found: bool
+    emptied: bool
+
+
+class Visits:
+    """Of one worker. `visit` applies what is ready in a topic, for a while."""
+
+    def __init__(
+        self,
+        *,
+        max_keys: int,
+        stop: Stop,
+        bell: Bell,
+        sleep: Sleep,
+        totals: Totals,
+        found: Callable[[], None],
+    ) -> None:
+        """Make them.
+
+        Args:
+            max_keys: the most keys that share a transaction.
+            found: called when keys were claimed.
+        """
+        # What a key of a topic takes, by the quickest of the last batches.
+        self._seconds_per_key: dict[str, float] = {}
+        self._max_keys = max_keys
+        self._stop = stop
+        self._bell = bell
+        self._sleep = sleep
+        self._totals = totals
+        self._found = found
+        # Of each topic, how many keys are still to be taken alone; of one that is not here: as at first.
+        # Whoever was lost with a key in hand that did it has left that among the first.
+        self._careful: dict[str, int] = {}
+        self._careful_at_first = CAREFUL_KEYS if STARTS_CAREFULLY else 0
+        #: Topics with ready keys that the last pass left, because their breaker is open.
+        self.left_out: set[str] = set()
+
+    def be_careful(self) -> None:
+        """Take the next keys of every topic alone: by one of them the connection may have been lost."""
+        self._careful.clear()
+        self._careful_at_first = CAREFUL_KEYS
+
+    def visit(self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str) -> Visit:
+        """Apply batches of a topic, from the keys on that became ready at `hand`.
+
+        Raises:
+            psycopg.Error: the database failed, or refused (TargetRefused's SQLSTATE: the target has changed).
+            SessionChanged, TurnLost: the connection has to be given up.
+        """
+        topic = target.topic
+        leave_at: float | None = None
+        per_key = self._seconds_per_key.get(topic, pacing.NEVER)
+        max_keys, alone = pacing.fitting_keys(per_key, self._max_keys), 0
+        while not self._stop.requested and (leave_at is None or time.monotonic() < leave_at):
+            started_at = time.monotonic()
+            careful = self._careful.get(topic, self._careful_at_first)
+            batch = self._make_batch(connection, target, hand, 1 if alone else max_keys)
+            if batch.keys == 0:
+                return Visit(found=leave_at is not None, emptied=True)
+            seconds = time.monotonic() - started_at
+            if back := pacing.step_back_seconds(seconds):
+                self._stop.wait(back)
+            if leave_at is None:
+                leave_at = started_at + pacing.visit_seconds(seconds)
+                # There may be more than one worker's worth: wake another, which wakes another.
+                self._bell.ring(topic)
+            self._found()
+            if batch.redo:
+                alone = 0 if batch.lost else batch.keys
+                continue
+            alone = max(alone - 1, 0)
+            hand = batch.hand
+            self._totals.count(batch)
+            if not session_of(connection).is_fit():
+                raise SessionChanged("a command has left something in the session")
+            if careful:
+                continue
+            per_key = min(per_key * 2, batch.target_seconds / batch.keys)
+            self._seconds_per_key[topic] = per_key
+            max_keys = min(pacing.fitting_keys(per_key, self._max_keys), max_keys * 2)
+        return Visit(found=leave_at is not None, emptied=False)
+
+    def _make_batch(
+        self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str, max_keys: int
+    ) -> Batch:
+        """Apply a batch, or one key alone while there is reason to; see Target."""
+        topic = target.topic
+        if target.breaker.open:
+            return self._probe(connection, target, hand)
+        careful = self._careful.get(topic, self._careful_at_first)
+        if careful > 0:
+            try:
+                batch = target.apply_alone(connection, hand)
+            except psycopg.Error as error:
+                if not is_transient(error):
+                    raise
+                return Batch(keys=1, redo=True, lost=True)
+            if batch.keys:
+                self._careful[topic] = careful - 1
+            return batch
+        try:
+            batch = target.apply_batch(connection, hand, max_keys)
+        except SessionChanged:
+            raise
+        except BaseException as error:
+            refused = getattr(error, "sqlstate", None) == TargetRefused.sqlstate
+            if connection.closed or self._stop.expired or refused:
+                raise
+            # Nobody can tell which of the keys it was: alone, it is found out and charged.
+            log.warning(
+                "a batch failed, its keys are taken alone: %s", on_one_line(error), extra={"topic": topic}
+            )
+            self._careful[topic] = max_keys + CAREFUL_KEYS
+            return Batch(keys=max_keys, redo=True, lost=True)
+        if batch.lost:
+            self._careful[topic] = batch.keys
+        return batch
+
+    def _probe(self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str) -> Batch:
+        """Try one key of a topic whose breaker is open, unless another worker does or it is not time yet."""
+        if not target.breaker.begin_probe():
+            self.left_out.add(target.topic)
+            self._sleep.end_within(target.breaker.seconds_to_probe() or pacing.LAST_POLL_SECONDS)
+            return Batch()
+        try:
+            return target.apply_alone(connection, hand)
+        finally:
+            target.breaker.end_probe()
