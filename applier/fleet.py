@@ -15,16 +15,16 @@ from typing import Any
 import psycopg
 
 from inturn.applier import calls
-from inturn.applier.chooser import Chooser
 from inturn.applier.handlers import Applier
 from inturn.applier.inside.hand import MOST_ABANDONED, Hand, TooManyAbandoned
 from inturn.applier.inside.watchdog import Watchdog
 from inturn.applier.inside.worker import Worker
-from inturn.applier.listener import Listener
 from inturn.applier.outside.effect import Timeouts
 from inturn.applier.outside.worker import OutsideWorker
+from inturn.applier.process.chooser import Chooser
+from inturn.applier.process.listener import Listener
+from inturn.applier.process.recovery import Recovery
 from inturn.applier.process.totals import Totals
-from inturn.applier.recovery import Recovery
 from inturn.applier.stop import Bell, Bells, LoopBell, Stop
 from inturn.schema.connection import connect, connect_async
 from inturn.schema.errors import TargetRefused

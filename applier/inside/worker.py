@@ -18,8 +18,8 @@ from inturn.applier.inside.rounds import Rounds
 from inturn.applier.inside.session import SessionChanged
 from inturn.applier.inside.sleep import Sleep
 from inturn.applier.inside.visits import Visits
+from inturn.applier.process.recovery import Recovery
 from inturn.applier.process.totals import Totals, ended_by
-from inturn.applier.recovery import Recovery
 from inturn.applier.stop import Bell, Stop
 from inturn.schema.errors import InturnError
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from inturn.applier import pacing
-from inturn.applier.recovery import Recovery
+from inturn.applier.process.recovery import Recovery
 from inturn.applier.stop import Stop
 
 log = logging.getLogger("inturn.applier")

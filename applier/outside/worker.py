@@ -24,8 +24,8 @@ from inturn.applier.outside.leases import Leases
 from inturn.applier.outside.link import Link
 from inturn.applier.outside.recorder import Recorder
 from inturn.applier.outside.turns import OutsideTurns
+from inturn.applier.process.recovery import Recovery
 from inturn.applier.process.totals import Totals, ended_by
-from inturn.applier.recovery import Recovery
 from inturn.applier.stop import LoopBell, Stop
 from inturn.schema.errors import InturnError, UnknownTopic
 

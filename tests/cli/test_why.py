@@ -541,9 +541,9 @@ def test_other_keys_are_before_it(witness: Database) -> None:
 
 _OTHER_REVISION = """
 import sys
-import inturn.applier.chooser, inturn.schema.version
+import inturn.applier.process.chooser, inturn.schema.version
 revision = sys.argv.pop(1)
-inturn.applier.chooser.HEAD = inturn.schema.version.HEAD = revision
+inturn.applier.process.chooser.HEAD = inturn.schema.version.HEAD = revision
 from inturn.cli.main import main
 main(sys.argv[1:])
 """
