@@ -84,7 +84,7 @@ def test_p5_a_python_handler_that_takes_too_long(
     with shop.at_work(slow, applier, workers=2, steady=steady) as fleet:
         _assert_charged(slow)
         assert fleet.running
-        assert all(worker.error is None for worker in fleet._workers)
+        assert all(worker.error is None for worker in fleet._crew.workers)
 
 
 @pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])

@@ -50,7 +50,7 @@ def test_p5_whatever_goes_wrong_in_a_handler_is_charged_to_its_command(
         until(lambda: is_healed(database), "the healthy keys")
         _assert_charged(database, fault)
         assert fleet.running
-    assert all(worker.error is None for worker in fleet._workers)
+    assert all(worker.error is None for worker in fleet._crew.workers)
 
 
 @pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])

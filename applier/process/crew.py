@@ -1,0 +1,108 @@
+"""Crew: the workers of a process and their threads, those that were given up included."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+from inturn.applier.inside.worker import Worker
+from inturn.applier.outside.worker import OutsideWorker
+from inturn.applier.process.totals import Totals
+
+AnyWorker: TypeAlias = Worker | OutsideWorker
+
+_LOOK_SECONDS = 0.1
+
+
+class Crew:
+    """Of one process. Threads may share it."""
+
+    def __init__(self, ended_badly: Callable[[], None]) -> None:
+        """Make one, of nobody yet.
+
+        Args:
+            ended_badly: called when a worker has ended with an error.
+        """
+        self._ended_badly = ended_badly
+        self._threads: dict[AnyWorker, threading.Thread] = {}
+
+    @property
+    def workers(self) -> list[AnyWorker]:
+        return list(self._threads)
+
+    def add(self, worker: AnyWorker, name: str) -> None:
+        """Start a worker in a thread of its own."""
+
+        def run() -> None:
+            worker.run()
+            if worker.error is not None:
+                self._ended_badly()
+
+        # Daemons: a handler that never returns must not keep the process after its grace.
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads[worker] = thread
+        thread.start()
+
+    def watched(self) -> list[Worker]:
+        """Return the workers in the database's transactions that were not given up."""
+        return [w for w in self.workers if isinstance(w, Worker) and not w.abandoned]
+
+    def inside_runs(self) -> bool:
+        """Return whether one of those is at work."""
+        return any(self._threads[worker].is_alive() for worker in self.watched())
+
+    @property
+    def given_up(self) -> int:
+        """How many workers in the database's transactions were given up."""
+        return sum(isinstance(worker, Worker) and worker.abandoned for worker in self.workers)
+
+    @property
+    def abandoned(self) -> int:
+        """How many threads were left behind, because a handler does not return."""
+        return sum(int(worker.abandoned) for worker in self.workers)
+
+    @property
+    def running(self) -> bool:
+        """Whether a worker is still at work."""
+        return any(thread.is_alive() for thread in self._at_work())
+
+    @property
+    def totals(self) -> Totals:
+        """What the workers have done so far."""
+        return Totals(
+            keys=sum(worker.totals.keys for worker in self.workers),
+            commands=sum(worker.totals.commands for worker in self.workers),
+            failures=sum(worker.totals.failures for worker in self.workers),
+            skipped=sum(worker.totals.skipped for worker in self.workers),
+        )
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended a worker before its time."""
+        return next((worker.error for worker in self.workers if worker.error), None)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the workers to end, for at most that many seconds; return whether they have."""
+        deadline = time.monotonic() + seconds
+        # Again and again: one that it waits for may be given up meanwhile.
+        while alive := [thread for thread in self._at_work() if thread.is_alive()]:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            alive[0].join(min(left, _LOOK_SECONDS))
+        return not self.running
+
+    def cancel(self) -> None:
+        """Cancel what the workers wait for."""
+        for worker in self.workers:
+            worker.cancel()
+
+    def _at_work(self) -> list[threading.Thread]:
+        """Return the threads of the workers that were not given up."""
+        return [
+            thread
+            for worker, thread in list(self._threads.items())
+            if isinstance(worker, OutsideWorker) or not worker.abandoned
+        ]
