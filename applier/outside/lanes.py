@@ -1,12 +1,18 @@
-"""Lanes: a topic that is applied outside the database, and the keys of it that are in flight."""
+"""Lanes: the topics that are applied outside the database, and the keys of them that are in flight."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import psycopg
+
+from inturn.applier import pacing
 from inturn.applier.breaker import Breaker
-from inturn.applier.outside.effect import Effect
+from inturn.applier.outside.effect import Effect, in_thread
 from inturn.applier.outside.leases import Lease
 
 
@@ -70,6 +76,120 @@ class Work:
         if self.at_work and self.task is not None:
             self.was_cut = True
             self.task.cancel()
+
+
+#: No more is claimed while the payloads in hand are as long: a claim brings as much again, and no more.
+PAYLOADS_IN_HAND = 16 * 1024 * 1024
+
+
+class Lanes:
+    """Those of one process, by topic."""
+
+    def __init__(
+        self,
+        connect: Callable[[], psycopg.Connection[Any]],
+        choose: Callable[[psycopg.Connection[Any]], Sequence[OutsideTarget]],
+        *,
+        drain: bool,
+    ) -> None:
+        """Make them, of no topic yet.
+
+        Args:
+            connect, choose, drain: as for OutsideWorker.
+        """
+        self._connect = connect
+        self._choose = choose
+        self._drain = drain
+        self._by_topic: dict[str, Lane] = {}
+        self._seeing: psycopg.Connection[Any] | None = None
+        self._chosen_at = 0.0
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(list(self._by_topic.values()))
+
+    def works(self) -> list[Work]:
+        """Return the keys in flight."""
+        return [work for lane in self for work in lane.in_flight]
+
+    @property
+    def breakers(self) -> dict[str, Breaker]:
+        """The breaker of each topic."""
+        return {lane.topic: lane.breaker for lane in self}
+
+    @property
+    def laden(self) -> bool:
+        """Whether the payloads in hand are so long that no more is claimed."""
+        return sum(work.lease.size for work in self.works()) >= PAYLOADS_IN_HAND
+
+    def cut_all(self) -> None:
+        """Cut off what is in flight."""
+        for work in self.works():
+            work.cut()
+
+    @property
+    def are_stale(self) -> bool:
+        """Whether it is time to ask again which topics there are."""
+        return time.monotonic() - self._chosen_at > pacing.CHOOSE_SECONDS
+
+    def ask_again(self) -> None:
+        """Let it be time to."""
+        self._chosen_at = -pacing.CHOOSE_SECONDS
+
+    async def take_up(self) -> None:
+        """Ask which topics there are, and serve them from now on.
+
+        Raises:
+            psycopg.Error: the database refused, or was lost while draining.
+            InturnError: the schema does not fit.
+        """
+        targets = await in_thread(self._see)
+        if targets is None:
+            self._chosen_at = time.monotonic()
+            return
+        there = {target.topic: target for target in targets}
+        for topic, lane in self._by_topic.items():
+            lane.served = topic in there
+        for topic, target in there.items():
+            known = self._by_topic.get(topic)
+            if known is None:
+                breaker = Breaker(topic)
+                self._by_topic[topic] = Lane(
+                    topic, target.limit, target.settings, target.effect, breaker, timeout=target.timeout
+                )
+                continue
+            known.limit, known.timeout = target.limit, target.timeout
+            if known.settings != target.settings:
+                # What is in flight ends as it began.
+                old, known.effect, known.settings = known.effect, target.effect, target.settings
+                known.breaker = Breaker(topic)
+                known.look = True
+                await old.close()
+        for lane in self._by_topic.values():
+            await lane.effect.tidy()
+        self._chosen_at = time.monotonic()
+
+    def _see(self) -> Sequence[OutsideTarget] | None:
+        """Ask which topics there are, in a thread; None when the database cannot be reached just now."""
+        try:
+            if self._seeing is None or self._seeing.closed or self._seeing.broken:
+                self._seeing = self._connect()
+            return self._choose(self._seeing)
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            if self._drain:
+                raise
+            # The link says so, and waits.
+            if self._seeing is not None:
+                self._seeing.close()
+            return None
+
+    async def close(self) -> None:
+        """Let go of what applies the topics."""
+        for lane in self:
+            await lane.effect.close()
+
+    def close_connection(self) -> None:
+        if self._seeing is not None:
+            self._seeing.close()
 
 
 def place(lease: Lease) -> dict[str, object]:

@@ -14,7 +14,7 @@ from support.process import inturn_apply
 from support.shop import at_work
 
 from inturn.applier import Applier, Command
-from inturn.applier.outside import worker as outside
+from inturn.applier.outside import lanes
 
 _MOST = 16 * 1024 * 1024
 _CLAIMS = {
@@ -169,7 +169,7 @@ def test_a_process_of_little_memory_applies_forty_deep_keys(database: Database) 
 def test_outside_work_claims_no_more_than_it_can_hold(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outside, "PAYLOADS_IN_HAND", 300)
+    monkeypatch.setattr(lanes, "PAYLOADS_IN_HAND", 300)
     database.execute("SELECT inturn.create_topic('outside', batch_commands => 2)")
     handlers = Applier()
     most = 0

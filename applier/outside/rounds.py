@@ -1,0 +1,189 @@
+"""OutsideRounds: claims keys where there is room for them, otherwise sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+
+from inturn.applier import pacing
+from inturn.applier.breaker import TargetDown
+from inturn.applier.outside.effect import in_thread
+from inturn.applier.outside.lanes import Lane, Lanes, Work
+from inturn.applier.outside.leases import Leases
+from inturn.applier.outside.link import Link
+from inturn.applier.stop import LoopBell, Stop
+from inturn.schema.errors import UnknownTopic
+
+log = logging.getLogger("inturn.applier")
+
+#: The most keys of one claim: its transaction stays far below a second.
+CLAIM_KEYS = 50
+#: The wait after the database refused.
+REFUSED_SECONDS = 1.0
+#: How often a stop is looked for.
+CHECK_STOP_SECONDS = 0.25
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class OutsideRounds:
+    """Of one worker. `serve_on` goes on until a stop, or with drain until nothing is left."""
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        leases: Leases,
+        link: Link,
+        take: Callable[[Lane, Work], Coroutine[Any, Any, None]],
+        *,
+        drain: bool,
+        stop: Stop,
+        bell: LoopBell,
+        others_run: Callable[[], bool],
+        check_helpers: Callable[[], None],
+    ) -> None:
+        """Make them.
+
+        Args:
+            take: takes a key's turn: what a task of its own runs.
+            drain, stop, bell, others_run: as for OutsideWorker.
+            check_helpers: raises what a task has ended with without which nothing is recorded.
+        """
+        self._lanes = lanes
+        self._leases = leases
+        self._link = link
+        self._take = take
+        self._drain = drain
+        self._stop = stop
+        self._bell = bell
+        self._others_run = others_run
+        self._check_helpers = check_helpers
+
+    async def serve_on(self) -> None:
+        """Serve, again after a while when the database refused."""
+        while not self._stop.requested:
+            try:
+                return await self._serve()
+            except psycopg.Error as error:
+                if self._stop.requested:
+                    return None
+                if self._drain:
+                    raise
+                log.warning("the database refused, trying again: %s", " ".join(str(error).split()))
+            await in_thread(functools.partial(self._stop.wait, REFUSED_SECONDS))
+        return None
+
+    async def _serve(self) -> None:
+        poll_seconds = pacing.FIRST_POLL_SECONDS
+        self._lanes.ask_again()
+        while not self._stop.requested:
+            self._check_helpers()
+            if self._lanes.are_stale:
+                await self._lanes.take_up()
+            if await self._claim_round():
+                poll_seconds = pacing.FIRST_POLL_SECONDS
+                continue
+            open_lanes = [lane for lane in self._lanes if lane.room and not self._lanes.laden]
+            due = None
+            if self._drain and await self._is_drained():
+                return
+            if open_lanes:
+                topics = [lane.topic for lane in open_lanes]
+                looked_at = await self._link.run(
+                    functools.partial(self._leases.announce_sleep, topics=topics)
+                )
+                # Looks once more: a key that became ready before the announcement notified nobody.
+                if await self._claim_round(open_lanes):
+                    poll_seconds = pacing.FIRST_POLL_SECONDS
+                    continue
+                due = await self._link.run(
+                    functools.partial(self._leases.seconds_to_next_ready, topics=topics, since=looked_at)
+                )
+            if await self._sleep(poll_seconds, due):
+                poll_seconds = pacing.FIRST_POLL_SECONDS
+            else:
+                poll_seconds = pacing.next_poll(poll_seconds)
+
+    async def _sleep(self, poll_seconds: float, due: float | None) -> bool:
+        """Sleep until keys may be ready; return whether that was heard, rather than polled."""
+        probes = [lane.breaker.seconds_to_probe() for lane in self._lanes if not lane.in_flight]
+        ends = [poll_seconds, due, *probes]
+        end_at = time.monotonic() + min(seconds for seconds in ends if seconds is not None)
+        while not self._stop.requested:
+            seconds = min(end_at - time.monotonic(), CHECK_STOP_SECONDS)
+            if seconds <= 0:
+                break
+            if await self._bell.wait(seconds):
+                rung = self._bell.rung()
+                if rung:
+                    break
+                if self._drain:
+                    break  # nobody listens, so what a key that was let go has pending is not heard of
+                if any(lane.look and lane.room for lane in self._lanes):
+                    return True
+        else:
+            return False
+        for lane in self._lanes:
+            lane.look = True
+        return time.monotonic() < end_at
+
+    async def _claim_round(self, lanes: Sequence[Lane] | None = None) -> bool:
+        """Take up ready keys where there is room; return whether there were any."""
+        found = False
+        for lane in self._lanes if lanes is None else lanes:
+            wanted = min(lane.room, CLAIM_KEYS)
+            if not wanted or self._lanes.laden or self._stop.requested or (lanes is None and not lane.look):
+                continue
+            probe = lane.breaker.open
+            try:
+                leases = await self._link.run(
+                    functools.partial(self._leases.claim, topic=lane.topic, max_keys=wanted)
+                )
+            except psycopg.DatabaseError as error:
+                if error.sqlstate != UnknownTopic.sqlstate:
+                    raise
+                self._lanes.ask_again()
+                lane.served = False
+                continue
+            # A short claim does not mean that nothing is left: a key may have had nothing to apply, or was
+            # held at last. Only an empty one does.
+            lane.look = bool(leases)
+            for lease in leases:
+                work = Work(lease, probe)
+                lane.in_flight.add(work)
+                work.task = asyncio.create_task(self._take(lane, work))
+            found = found or bool(leases)
+        return found
+
+    async def _is_drained(self) -> bool:
+        """Return whether nothing is ready, nothing in flight, and nobody at work who may append more.
+
+        Raises:
+            TargetDown: that is so but for a topic whose service does not answer.
+        """
+        lanes = list(self._lanes)
+        if (
+            self._lanes.works()
+            or self._others_run()
+            or any(
+                (lane.look and lane.room) or (lane.breaker.open and not lane.room and not lane.breaker.probed)
+                for lane in lanes
+            )
+        ):
+            return False
+        down = [lane.topic for lane in lanes if lane.breaker.open and not lane.room]
+        if down:
+            left = functools.partial(self._leases.seconds_to_next_ready, topics=down, since=_LONG_AGO)
+            if await self._link.run(left) == 0:
+                raise TargetDown(
+                    f"topic {down[0]!r} was not drained: its target does not answer",
+                    hint="Its keys stay as they are; see inturn keys --retrying",
+                    topic=down[0],
+                )
+        return True
