@@ -112,7 +112,8 @@ def take_alone(target: AloneTarget, connection: psycopg.Connection[Any], since: 
         TurnLost: the connection broke with the key in hand.
     """
     session = session_of(connection)
-    row = session.call(calls.lease.claim_alone(target.schema, target.topic, since, target.applier_id))
+    claim = calls.lease.claim_alone(target.schema, target.topic, since, target.applier_id)
+    row = session.call(claim)
     if row is None:
         return Batch()
     key, epoch, ready_at, server, settings = row

@@ -1,0 +1,124 @@
+"""HandlerCalls: calls the handlers of commands, and checks what each leaves behind."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from inturn.applier import calls
+from inturn.applier.command import Order, handling
+from inturn.applier.handlers import Applier, refuse_unrun
+from inturn.applier.inside.hand import Hand
+from inturn.applier.inside.python.turn import CommandFailed, HandlerBrokeTransaction, Turn
+from inturn.applier.inside.session import session_of
+from inturn.applier.stop import Stop
+
+
+class Violated(Exception):
+    """One of several commands has violated a deferred constraint."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerCalls:
+    """Those of one topic, by one worker."""
+
+    applier: Applier
+    stop: Stop
+    schema: str
+    timeout: float | None
+    hand: Hand
+
+    def run(
+        self,
+        connection: psycopg.Connection[Any],
+        turn: Turn,
+        orders: list[Order],
+        leave_at: float,
+        *,
+        check: bool = False,
+    ) -> None:
+        """Call the handlers of commands in order, and note in the turn how far that came.
+
+        Args:
+            leave_at: when, by time.monotonic(), no further one is begun.
+            check: the deferred constraints after each of them.
+
+        Raises:
+            CommandFailed: one of them failed, for whatever reason that is the command's.
+            HandlerBrokeTransaction: one of them has ended the transaction.
+        """
+        session = session_of(connection)
+        for index, order in enumerate(orders):
+            # What a command has left in the session must not meet another one: that is for a new connection.
+            if self.stop.requested or session.worn or time.monotonic() > leave_at:
+                return
+            try:
+                self._call(connection, turn, order)
+                if check:
+                    self._check_effects(connection)
+            except HandlerBrokeTransaction:
+                raise
+            except BaseException as error:
+                # A lost connection and an end of the grace time are no failures of the command.
+                if connection.broken or connection.closed or self.stop.expired:
+                    raise
+                raise CommandFailed(index, order) from error
+            turn.done_seq = order.seq
+
+    def _call(self, connection: psycopg.Connection[Any], turn: Turn, order: Order) -> None:
+        """Read a command's payload and call its handler: what depends on data runs nowhere else."""
+        session = session_of(connection)
+        command = order.read()
+        try:
+            with self.hand.holding(order, self.timeout, is_alone=turn.is_alone), handling(command):
+                result = self.applier.find(command)(connection, command)
+        finally:
+            session.restore(connection)
+        refuse_unrun(result)
+        self._check_transaction(connection, order)
+        session.put_back(connection)
+
+    def _check_effects(self, connection: psycopg.Connection[Any]) -> None:
+        session_of(connection).call(calls.turn.check_effects(self.schema))
+
+    def check_all(self, connection: psycopg.Connection[Any], orders: list[Order]) -> None:
+        """Check what the commands of a turn did, all together.
+
+        Raises:
+            CommandFailed: it was one command, and that violates a constraint.
+            Violated: there were several, so it is not known which one violates it.
+        """
+        try:
+            self._check_effects(connection)
+        except psycopg.Error as error:
+            if connection.broken or connection.closed or self.stop.expired:
+                raise
+            if len(orders) == 1:
+                raise CommandFailed(0, orders[0]) from error
+            raise Violated from error
+
+    def _check_transaction(self, connection: psycopg.Connection[Any], order: Order) -> None:
+        if connection.closed:
+            raise psycopg.OperationalError("the handler closed the connection, or it was lost")
+        status = connection.info.transaction_status
+        if status is TransactionStatus.INERROR:
+            raise psycopg.errors.InFailedSqlTransaction(
+                "the handler returned although a statement of its had failed: "
+                "it must raise, or run the statement in a savepoint (connection.transaction())"
+            )
+        if status is not TransactionStatus.INTRANS:
+            raise self.broke(order)
+
+    def broke(self, order: Order) -> HandlerBrokeTransaction:
+        """Return what is to be raised when a command, or one before it, has ended the transaction."""
+        return HandlerBrokeTransaction(
+            f"the handler of command {order.name!r}, or one before it, ended the transaction",
+            hint="Its effects are not undone. Remove its COMMIT or ROLLBACK",
+            topic=order.topic,
+            key=order.key,
+            seq=order.seq,
+        )

@@ -1,0 +1,125 @@
+"""TurnRecords: claims turns for handlers in Python, and records how they ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from inturn.applier import calls
+from inturn.applier.command import Order
+from inturn.applier.failure import describe, encodable
+from inturn.applier.inside.alone import Alone
+from inturn.applier.inside.python.turn import HandlerBrokeTransaction, Lost, Turn
+from inturn.applier.inside.session import session_of
+from inturn.applier.verdict import NOTHING
+
+#: Of a key that is taken alone, at most so many commands: each has a savepoint of its own, and more than 64
+#: of them slow down every other session.
+MOST_COMMANDS_ALONE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRecords:
+    """Those of one topic, as one applier makes them."""
+
+    schema: str
+    topic: str
+    applier_id: str
+
+    def claim(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> list[Turn]:
+        """Claim ready keys, in the transaction that is open.
+
+        Raises:
+            Lost: an applier was lost with one of them in hand.
+            SessionChanged: the session is not as it was.
+        """
+        session = session_of(connection)
+        rows = session.call(calls.turn.claim_commands(self.schema, self.topic, since, max_keys))
+        if rows:
+            session.check(rows[0].settings)
+        turns: dict[str, Turn] = {}
+        for key, applied_seq, epoch, attempt, ready_at, seq, name, payload, created_at, lost, _ in rows:
+            if lost:
+                raise Lost(len({row.key for row in rows}))
+            turn = turns.get(key)
+            if turn is None:
+                turn = turns[key] = Turn(key, applied_seq, epoch, attempt, ready_at, done_seq=applied_seq)
+            if seq is not None:
+                turn.orders.append(Order(self.topic, key, seq, name, payload, created_at, attempt, epoch))
+        return list(turns.values())
+
+    def hold(self, connection: psycopg.Connection[Any], alone: Alone) -> Turn:
+        """Lock a key that was claimed alone, and read its next commands."""
+        rows = session_of(connection).call(
+            calls.lease.hold_lease(self.schema, self.topic, alone.key, alone.epoch, MOST_COMMANDS_ALONE)
+        )
+        applied_seq, attempt = rows[0][:2]
+        turn = Turn(alone.key, applied_seq, alone.epoch, attempt, alone.ready_at, done_seq=applied_seq)
+        turn.is_alone = True
+        turn.orders = [
+            Order(self.topic, alone.key, seq, name, payload, created_at, attempt, alone.epoch)
+            for _, _, seq, name, payload, created_at in rows
+            if seq is not None
+        ]
+        return turn
+
+    def end(self, connection: psycopg.Connection[Any], turns: list[Turn]) -> None:
+        """Record what became of turns that were claimed in this transaction."""
+        for turn in turns:
+            if turn.failed is not None:
+                self._fail(connection, turn, turn.failed)
+        done = [_done(turn) for turn in turns if turn.failed is None and not turn.untouched]
+        if done:
+            session_of(connection).call(calls.turn.finish(self.schema, self.topic, done, self.applier_id))
+
+    def end_alone(self, connection: psycopg.Connection[Any], turn: Turn) -> None:
+        """Record what became of a turn that was claimed alone."""
+        place = (self.schema, self.topic, turn.key, turn.epoch, turn.done_seq)
+        if turn.failed is None:
+            turn.outcome = session_of(connection).call(calls.lease.end_alone(*place))
+            return
+        error = encodable(turn.error, connection.info)
+        turn.outcome = session_of(connection).call(calls.lease.fail_alone(*place, error, turn.asked))
+        self._count_skipped(connection, turn, turn.failed)
+
+    def fail_alone(
+        self,
+        connection: psycopg.Connection[Any],
+        turn: Turn,
+        error: HandlerBrokeTransaction,
+    ) -> None:
+        """Record, in a transaction of its own, that a turn failed by which its transaction was ended."""
+        # What the turn did before was committed or rolled back with it: nobody can tell. The whole
+        # turn counts as failed, so that nothing is lost.
+        turn.done_seq = turn.applied_seq
+        turn.failed = turn.orders[0]
+        turn.error, turn.asked = describe(error), NOTHING
+        with connection.transaction():
+            claimed = session_of(connection).call(
+                calls.turn.lock_ticket(self.schema, self.topic, turn.key, turn.epoch - 1)
+            )
+            # If it is gone, the next applier meets the same handler.
+            if claimed:
+                self._fail(connection, turn, turn.failed)
+
+    def _fail(self, connection: psycopg.Connection[Any], turn: Turn, failed: Order) -> None:
+        error = encodable(turn.error, connection.info)
+        turn.outcome = session_of(connection).call(
+            calls.turn.fail(
+                self.schema, self.topic, _done(turn), failed.seq, error, turn.asked, self.applier_id
+            )
+        )
+        self._count_skipped(connection, turn, failed)
+
+    def _count_skipped(self, connection: psycopg.Connection[Any], turn: Turn, failed: Order) -> None:
+        if turn.outcome in {"skipped", "cancelled"}:
+            turn.skipped = session_of(connection).call(
+                calls.turn.count_skipped(self.schema, self.topic, turn.key, failed.seq, turn.epoch)
+            )
+
+
+def _done(turn: Turn) -> calls.turn.Done:
+    return calls.turn.Done(turn.key, turn.epoch, turn.applied_seq + 1, turn.done_seq)
