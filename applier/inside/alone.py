@@ -111,17 +111,23 @@ def take_alone(target: AloneTarget, connection: psycopg.Connection[Any], since: 
         SessionChanged: the session is not as it was; the key was let go.
         TurnLost: the connection broke with the key in hand.
     """
-    session = session_of(connection)
-    claim = calls.lease.claim_alone(target.schema, target.topic, since, target.applier_id)
-    row = session.call(claim)
+    row = session_of(connection).call(
+        calls.lease.claim_alone(target.schema, target.topic, since, target.applier_id)
+    )
     if row is None:
         return Batch()
     key, epoch, ready_at, server, settings = row
     if epoch is None:
         return Batch(keys=1, hand=ready_at)
     alone = Alone(target.schema, target.topic, key, epoch, ready_at)
+    return _take(target, connection, alone, server, settings)
+
+
+def _take(
+    target: AloneTarget, connection: psycopg.Connection[Any], alone: Alone, server: str, settings: str
+) -> Batch:
     try:
-        session.check(settings)
+        session_of(connection).check(settings)
         return target.turn_alone(connection, alone)
     except SessionChanged:
         _lose(connection, alone, None, is_clear=False)
@@ -136,11 +142,11 @@ def take_alone(target: AloneTarget, connection: psycopg.Connection[Any], since: 
         if is_transient(error):
             # Handlers' own are caught before: this was in a statement of inturn.
             _lose(connection, alone, None, is_clear=False)
-            return Batch(keys=1, hand=ready_at)
+            return Batch(keys=1, hand=alone.ready_at)
         text = describe(error)
         outcome = _lose(connection, alone, text, is_clear=True)
         _log(alone, f"command failed ({outcome})", text)
-        return Batch(keys=1, failures=1, hand=ready_at)
+        return Batch(keys=1, failures=1, hand=alone.ready_at)
 
 
 def lose_overdue(connection: psycopg.Connection[Any], schema: str, order: Order, error: str) -> None:
