@@ -13,12 +13,12 @@ from psycopg import Connection, sql
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
+from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import TOPIC, shown
 from inturn.cli.terminal.output import Column, age, first_line, json_option, print_json, table_lines
 from inturn.cli.terminal.rows import Row, clock, fetch
 from inturn.cli.terminal.spans import refuse_interval
 from inturn.cli.terminal.watch import watch_lines, watch_option
-from inturn.schema.errors import UnknownTopic
 
 _STATES = ("held", "waiting", "retrying", "paused", "leased", "ready", "idle")
 _KEYS = """
@@ -178,21 +178,6 @@ def _check_options(wanted: _Wanted, *, errors: bool, check: bool, watch: float |
 def _watched(listing: _Listing, print_out: Callable[[_Listing], list[str]]) -> tuple[datetime, list[str]]:
     lines = print_out(listing) if listing.found else ["no such keys"]
     return listing.now, [*lines, *listing.remarks]
-
-
-def require_topic(connection: Connection[Any], schema: str, topic: str) -> None:
-    """Make sure that the topic exists.
-
-    Raises:
-        UnknownTopic: it does not.
-    """
-    found = connection.execute(
-        sql.SQL("SELECT FROM {}.topic WHERE name = %s").format(sql.Identifier(schema)), (topic,)
-    ).fetchone()
-    if found is None:
-        raise UnknownTopic(
-            f"topic '{topic}' does not exist", hint="List them with: inturn topic list", topic=topic
-        )
 
 
 def _list(connection: Connection[Any], schema: str, wanted: _Wanted) -> _Listing:

@@ -8,9 +8,9 @@ import click
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
-from inturn.cli.look.keys import require_topic
 from inturn.cli.look.print_key import PAYLOAD_CHARACTERS, print_key
 from inturn.cli.look.read_key import read_key
+from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import KEY, TOPIC, resolve, shown
 from inturn.cli.terminal.output import json_option, load_payload, print_json
 from inturn.cli.terminal.rows import Row

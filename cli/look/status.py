@@ -13,7 +13,7 @@ from psycopg import Connection, sql
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.look.keys import require_topic
+from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import TOPIC, shown
 from inturn.cli.terminal.output import Column, age, first_line, json_option, print_json, table_lines
 from inturn.cli.terminal.rows import Row, clock, fetch

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.look.keys import require_topic
+from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import KEY, TOPIC, resolve, shown
 from inturn.cli.terminal.output import escape, first_line, json_option, print_json
 

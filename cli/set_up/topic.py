@@ -11,7 +11,7 @@ from psycopg import Connection, sql
 
 from inturn.cli.act.operator import Operator, Recorded, operator_options_with, reason_option
 from inturn.cli.database import Database, pass_database
-from inturn.cli.look.keys import require_topic
+from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import TOPIC
 from inturn.cli.terminal.output import Column, escape, json_option, print_json, print_table
 from inturn.cli.terminal.rows import Row, fetch
