@@ -26,9 +26,14 @@ class Run:
         self._protocol = protocol
         self.rows: list[dict[str, object]] = []
 
-    def clients(self, script: str, clients: int) -> float:
+    def clients(self, script: str, clients: int, options: str = "") -> float:
         return pgbench.rate(
-            self._database, script, clients=clients, seconds=self._seconds, protocol=self._protocol
+            self._database,
+            script,
+            clients=clients,
+            seconds=self._seconds,
+            protocol=self._protocol,
+            options=options,
         )
 
     def plain(self) -> float:
@@ -51,6 +56,7 @@ class Run:
         self.beside_plain("append over 1,000 active keys, 16 clients", pgbench.ACTIVE_KEYS, "0.9")
         self._database.execute("CALL inturn.apply()")
         self.one_key()
+        self.hot_key()
         self._database.execute("CALL inturn.apply()")
         plain = self.plain()
         self.add("plain INSERT, 16 clients", plain, "/s", 1.0, "")
@@ -65,6 +71,9 @@ class Run:
             self.add(what, found, "/s", found / plain, target)
         times = measures.latency_milliseconds(database, 50)
         self.add("commit to handler's start, idle: median", statistics.median(times), "ms", None, "5 ms")
+        self.add("the same, 95th percentile", times[int(len(times) * 0.95)], "ms", None, "")
+        times = measures.latency_milliseconds(database, 50, "arrival-python")
+        self.add("numbered on arrival, the same: median", statistics.median(times), "ms", None, "5 ms more")
         self.add("the same, 95th percentile", times[int(len(times) * 0.95)], "ms", None, "")
         first, last = measures.drain_under_snapshot(database, 12)
         self.add("CALL inturn.apply(), snapshot held, first second", first, "/s", first / plain, "")
@@ -93,6 +102,26 @@ class Run:
         for clients in (16, 64):
             found = self.clients(pgbench.ONE_KEY, clients)
             self.add(f"the same, {clients} clients, against 1", found, "/s", found / alone, "0.8")
+
+    def hot_key(self) -> None:
+        """Measure the callers of one key in both numberings, and what numbers them afterwards."""
+        for clients, options, of in (
+            (1, "", ""),
+            (16, "", ""),
+            (64, "", ""),
+            (64, pgbench.SLOW_COMMIT, ", 2 ms a commit"),
+        ):
+            plain = self.clients(pgbench.PLAIN, clients, options)
+            for what, script, asked in (
+                ("on arrival", pgbench.ONE_KEY_ON_ARRIVAL, "0.9"),
+                ("in commit order", pgbench.ONE_KEY, ""),
+            ):
+                found = self.clients(script, clients, options)
+                self.add(f"one key numbered {what}, {clients} clients{of}", found, "/s", found / plain, asked)
+        plain = self.plain()
+        for keys in (1, 1_000):
+            found = measures.numbered(self._database, keys, 100_000)
+            self.add(f"a pass numbers what arrived, {keys:,} keys", found, "/s", found / plain, "150,000/s")
 
 
 def main() -> None:

@@ -25,6 +25,8 @@ BEGIN
 END $$;
 SELECT inturn.create_topic('orders', 'sql:app.apply_order');
 SELECT inturn.create_topic('python');
+SELECT inturn.create_topic('arrival', 'sql:app.apply_order', numbering => 'arrival');
+SELECT inturn.create_topic('arrival-python', numbering => 'arrival');
 """
 
 
@@ -59,18 +61,31 @@ def drain_by_python(database: Database, keys: int, commands: int, prefix: str) -
     return commands / (time.monotonic() - started_at)
 
 
-def latency_milliseconds(database: Database, commands: int) -> list[float]:
+def numbered(database: Database, keys: int, commands: int) -> float:
+    """Return the commands a second that passes number, of commands that have arrived on so many keys."""
+    database.execute("CALL inturn.apply()")
+    append_commands(database, "arrival", keys, commands, "number")
+    started_at = time.monotonic()
+    left = commands
+    while left:
+        left -= database.value("SELECT inturn._number_arrivals('{arrival}')")
+    seconds = time.monotonic() - started_at
+    database.execute("CALL inturn.apply()")
+    return commands / seconds
+
+
+def latency_milliseconds(database: Database, commands: int, topic: str = "python") -> list[float]:
     """Return, sorted, the times from an append's commit to its handler's start, on an idle system."""
     started: dict[str, float] = {}
     arrived = threading.Event()
     applier = Applier()
 
-    @applier.handler("python")
+    @applier.handler(topic)
     def handle(_: psycopg.Connection[Any], command: Command) -> None:
         started[command.key] = time.monotonic()
         arrived.set()
 
-    fleet = Fleet(database.dsn, applier, topics=["python"])
+    fleet = Fleet(database.dsn, applier, topics=[topic])
     fleet.start()
     times = []
     with psycopg.connect(database.dsn) as connection:
@@ -78,7 +93,7 @@ def latency_milliseconds(database: Database, commands: int) -> list[float]:
             # Longer than the polls of a worker that has just had work: it sleeps.
             time.sleep(0.3)
             arrived.clear()
-            append(connection, "python", f"idle-{number}", "insert")
+            append(connection, topic, f"idle-{number}", "insert")
             connection.commit()
             committed_at = time.monotonic()
             assert arrived.wait(10)

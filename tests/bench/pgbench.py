@@ -26,6 +26,11 @@ SELECT inturn.append('orders', 'active' || :k, 'insert', '{"amount": 1}');
 ONE_KEY = """
 SELECT inturn.append('orders', 'one', 'insert', '{"amount": 1}');
 """
+ONE_KEY_ON_ARRIVAL = """
+SELECT inturn.append('arrival', 'one', 'insert', '{"amount": 1}');
+"""
+#: A disk, or a replica, that takes 2 ms a flush.
+SLOW_COMMIT = "-c commit_delay=2000 -c commit_siblings=0"
 
 
 def command(database: Database, file: str, *, clients: int, seconds: int, protocol: str) -> list[str]:
@@ -42,8 +47,14 @@ def command(database: Database, file: str, *, clients: int, seconds: int, protoc
     ]
 
 
-def rate(database: Database, script: str, *, clients: int, seconds: int, protocol: str) -> float:
+def rate(
+    database: Database, script: str, *, clients: int, seconds: int, protocol: str, options: str = ""
+) -> float:
     """Run a script for some seconds and return its transactions a second.
+
+    Args:
+        database, script, clients, seconds, protocol: what runs, and how.
+        options: settings of the sessions, as in PGOPTIONS.
 
     Raises:
         RuntimeError: pgbench failed, or a transaction did.
@@ -57,6 +68,7 @@ def rate(database: Database, script: str, *, clients: int, seconds: int, protoco
             text=True,
             check=False,
             cwd=Path("/"),
+            env={**os.environ, "PGOPTIONS": options},
         )
     found = re.search(r"^tps = ([0-9.]+)", done.stdout, re.MULTILINE)
     failed = re.search(r"number of failed transactions: ([1-9]\d*)", done.stdout)
