@@ -33,6 +33,17 @@ def list_topics(schema: str) -> Call[list[TopicRow]]:
     )
 
 
+def list_arrival_topics(schema: str, topics: Sequence[str]) -> Call[list[str]]:
+    return Call(
+        statement(
+            "SELECT array_agg(name) FROM {schema}.topic WHERE numbering = 'arrival' AND name = ANY (%s)",
+            schema,
+        ),
+        (list(topics),),
+        lambda rows: list(value(rows) or []),
+    )
+
+
 class Process(NamedTuple):
     """Whose applier it is: its machine, its process there, and the revision of the schema that it knows."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import psycopg
@@ -18,6 +18,7 @@ class Passes:
     def __init__(self, schema: str) -> None:
         self._schema = schema
         self._topics: list[str] = []
+        self._on_arrival: frozenset[str] = frozenset()
         # What _begin_pass returned last; to it alone it means something.
         self._last: str | None = None
         self._safe_at: str = OLDEST
@@ -27,8 +28,15 @@ class Passes:
         #: The database's clock at the last pass.
         self.looked_at: str = OLDEST
 
-    def serve(self, topics: Sequence[str]) -> None:
-        """Take up these topics; a change begins with a pass over everything."""
+    def serve(self, connection: psycopg.Connection[Any], topics: Sequence[str]) -> None:
+        """Take up these topics; a change begins with a pass over everything.
+
+        Raises:
+            psycopg.Error: the connection or the database failed.
+        """
+        arrivals = calls.appliers.list_arrival_topics(self._schema, topics)
+        found: list[str] = session_of(connection).call(arrivals)
+        self._on_arrival = frozenset(found)
         if set(topics) != set(self._topics):
             self._topics = list(topics)
             self._last, self._safe_at, self._hands = None, OLDEST, {}
@@ -48,6 +56,10 @@ class Passes:
         self._hands = dict(zip(found, hands, strict=True))
         self.due = None if due is None else max(float(due), 0.0)
         return list(found)
+
+    def needed(self, topics: Iterable[str]) -> bool:
+        """Return whether only a pass finds what has come in these topics: it has to be numbered first."""
+        return not self._on_arrival.isdisjoint(topics)
 
     def hand(self, topic: str) -> str:
         """Return from when on to claim in a topic."""

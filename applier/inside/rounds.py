@@ -84,7 +84,7 @@ class Rounds:
     def _choose_when_due(self, connection: psycopg.Connection[Any]) -> None:
         if time.monotonic() - self._chosen_at > pacing.CHOOSE_SECONDS:
             self._targets = {target.topic: target for target in self._choose(connection)}
-            self._passes.serve(list(self._targets))
+            self._passes.serve(connection, list(self._targets))
             self._chosen_at = time.monotonic()
 
     def _apply_ready(self, connection: psycopg.Connection[Any], rung: frozenset[str] = frozenset()) -> bool:
@@ -93,7 +93,7 @@ class Rounds:
         rung: the topics that the bell rang for. When nothing is left in them, a worker that has announced its
         sleep goes on with it: of any other topic it would have been notified.
         """
-        if rung and self._sleep.announced:
+        if rung and self._sleep.announced and not self._passes.needed(rung):
             visits = [self._visit(connection, topic) for topic in rung if topic in self._targets]
             if all(visit.emptied for visit in visits):
                 self._sleep.end_when_ready(connection, list(rung), self._passes.looked_at)

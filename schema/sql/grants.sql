@@ -81,7 +81,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.next_ready(text[], timestamptz),
     inturn.pending_commands(text[])
 TO inturn_applier;
-GRANT SELECT ON inturn.topic, inturn.command_log TO inturn_applier;
+GRANT SELECT ON inturn.topic, inturn.command_log, inturn.intake TO inturn_applier;
 GRANT SELECT, UPDATE ON inturn.key_sequence TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.ticket, inturn.key_mark TO inturn_applier;
 GRANT SELECT, UPDATE, DELETE ON inturn.wake_hint TO inturn_applier;
@@ -112,6 +112,7 @@ GRANT EXECUTE ON FUNCTION
     inturn.timeline(text, text, integer),
     inturn.verify_topics(),
     inturn.verify_slice(text, text, integer),
+    inturn._last_arrival_pass(text),
     inturn._verify_rows(text, text, text[], bigint[], bigint, bigint),
     inturn.verify(text, text, text),
     inturn.list_appliers(),

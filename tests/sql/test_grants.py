@@ -45,7 +45,7 @@ RELATIONS = {
     "ticket": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
     "key_mark": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
     "wake_hint": ("", "DELETE SELECT UPDATE", "SELECT"),
-    "intake": ("", "", "SELECT"),
+    "intake": ("", "SELECT", "SELECT"),
     "intake_id_seq": ("", "", ""),
     "arrival_pass": ("", "", "SELECT"),
     "saved_pass": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support.arrivals import appended, arrive, number, numbered
 from support.database import Database
+from support.logins import connect_as
 from support.plans import buffers, explain
 from support.process import run_inturn
 
@@ -76,6 +77,25 @@ def test_why_names_who_has_the_key_locked(posts: Database) -> None:
     assert json.loads(run_inturn(posts.dsn, "show", "x", "--json")[1])[0]["arrived"] == 1
     operator.rollback()
     assert "whoever had it locked has let go" in _why(posts, "x")[1]
+
+
+def test_why_names_whose_pass_is_open(posts: Database) -> None:
+    appended(posts, "x", "a")
+    posts.execute("CALL inturn.apply()")
+    applier = posts.session()
+    arrive(posts, "y", "b")
+    assert number(applier) == 1
+    arrive(posts, "x", "c")
+    cause, says, _ = _why(posts, "x")
+    assert cause == "not_numbered"
+    assert "they are numbered by a session" in says
+    assert f"(backend {applier.pid} of" in says
+
+
+def test_an_applier_counts_what_has_no_number(posts: Database) -> None:
+    arrive(posts, "x", "a")
+    with connect_as(posts, "inturn_applier") as applier:
+        assert applier.execute("SELECT inturn.pending_commands('{posts}')").fetchone() == (1,)
 
 
 def test_status_counts_what_has_no_number_and_checks_it(posts: Database) -> None:

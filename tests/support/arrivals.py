@@ -14,7 +14,9 @@ def arrive(session: Session | Database, key: str, name: str) -> None:
 
 def number(session: Session | Database, max_commands: int = 10000) -> int:
     """Take one pass in the session's transaction; return how many commands it numbered."""
-    found: int = session.execute("SELECT inturn._number_topic('posts', %s)", [max_commands])[0][0]
+    found: int = session.execute("SELECT numbered FROM inturn._number_topic('posts', %s)", [max_commands])[0][
+        0
+    ]
     return found
 
 

@@ -15,13 +15,16 @@ DECLARE
     numbered bigint;
     woken bigint;
 BEGIN
-    WITH arrived AS MATERIALIZED (
-        SELECT i.key, i.id, i.name, i.payload, i.idempotency_key, i.created_at,
-               row_number() OVER (PARTITION BY i.key ORDER BY i.id) AS place
-        FROM inturn.intake i
-        WHERE i.ctid = ANY (tids) AND NOT (i.idempotency_key IS NOT NULL AND EXISTS (
-              SELECT FROM inturn.command_log l
-              WHERE l.topic = _append_arrived.topic AND l.key = i.key AND l.idempotency_key = i.idempotency_key))
+    -- What is deleted is logged, and nothing else: whoever came first has it.
+    WITH moved AS (
+        DELETE FROM inturn.intake i WHERE i.ctid = ANY (tids) RETURNING i.*
+    ), arrived AS MATERIALIZED (
+        SELECT m.key, m.id, m.name, m.payload, m.idempotency_key, m.created_at,
+               row_number() OVER (PARTITION BY m.key ORDER BY m.id) AS place
+        FROM moved m LEFT JOIN LATERAL (
+            SELECT true AS there FROM inturn.command_log l
+            WHERE l.topic = _append_arrived.topic AND l.key = m.key AND l.idempotency_key = m.idempotency_key LIMIT 1) l ON true
+        WHERE l.there IS NULL
     ), stands AS MATERIALIZED (
         -- No number up to applied_seq is looked at: see append.
         SELECT a.key, coalesce(u.epoch, 0) AS epoch, coalesce(u.applied_seq, 0) AS applied_seq, coalesce(u.drained, true) AS drained,
@@ -45,8 +48,6 @@ BEGIN
         SELECT _append_arrived.topic, s.key, s.epoch, s.applied_seq, clock_timestamp()
         FROM stands s WHERE s.drained AND s.last_seq = s.applied_seq
         ON CONFLICT DO NOTHING RETURNING 1
-    ), moved AS (
-        DELETE FROM inturn.intake i WHERE i.ctid = ANY (tids)
     )
     SELECT (SELECT count(*) FROM logged), (SELECT count(*) FROM awake) INTO numbered, woken;
     IF woken > 1 THEN

@@ -1,4 +1,5 @@
--- Numbers what has arrived in a topic, one pass at a time; returns how many commands. Internal to _number_arrivals.
+-- Numbers what has arrived in a topic, one pass at a time; returns how many commands, and whether there may be more to number.
+-- Internal to _number_arrivals.
 --
 -- A pass takes what its snapshot shows, the lowest ids first. If one append's transaction committed before another append began,
 -- it has the lower id, and a snapshot that shows the later one shows it too: so it is numbered earlier in this pass, or was in one
@@ -8,33 +9,38 @@
 -- them, and of later ones. What a held snapshot keeps of the others is not walked over.
 -- A key whose row in key_sequence is locked, by an operator, is not waited for, and one that itself makes its numbering fail
 -- does not keep the others: what arrives on it is left behind, and from then on numbered by _number_left_behind alone.
--- Locks, skipping locked ones: the newest row of arrival_pass, so that one pass runs at a time; the keys' rows in key_sequence,
--- in byte order, then those of the keys left behind. Raises IT031 outside READ COMMITTED.
-CREATE FUNCTION inturn._number_topic(topic text, max_commands integer) RETURNS bigint
+-- max_commands: in one pass; and as many octets as a claim takes, as they are stored.
+-- Locks, without waiting: an advisory lock of the topic, so that one pass runs at a time; then, skipping locked ones, the keys' rows in
+-- key_sequence, in byte order, and those of the keys left behind. Raises IT031 outside READ COMMITTED.
+CREATE FUNCTION inturn._number_topic(topic text, max_commands integer, OUT numbered bigint, OUT more boolean)
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
 AS $$
 DECLARE
-    here constant bigint := (SELECT c.system_identifier FROM pg_control_system() c);
     last inturn.arrival_pass;
     batch record;
     locked text[];
     busy text[];
-    numbered bigint := 0;
 BEGIN
-    IF NOT inturn._has_arrivals(topic, here) THEN
-        RETURN 0;
+    numbered := 0;
+    more := false;
+    IF NOT inturn._has_arrivals(inturn._last_arrival_pass(topic)) THEN
+        RETURN;
     END IF;
     PERFORM inturn._require_read_committed();
-    last := inturn._lock_arrival_pass(topic, here);
-    IF last.topic IS NULL THEN
-        RETURN 0;
+    IF NOT pg_try_advisory_xact_lock(inturn._numbering_lock(topic)) THEN
+        RETURN;
     END IF;
+    -- After the lock: whoever had it has committed.
+    last := inturn._last_arrival_pass(topic);
     -- One statement, for the snapshot that it returns is the one that it sees by.
-    SELECT array_agg(a.tid) AS tids, array_agg(DISTINCT a.key) AS keys, count(*) AS commands, pg_current_snapshot() AS snapshot
-    INTO batch FROM (SELECT a.tid, a.key FROM inturn._appeared(topic, last.seen, last.xid) a ORDER BY a.id LIMIT max_commands) a;
+    SELECT array_agg(a.tid) FILTER (WHERE a.fits) AS tids, array_agg(DISTINCT a.key) FILTER (WHERE a.fits) AS keys,
+           count(*) AS commands, count(*) = max_commands OR bool_or(NOT a.fits) AS full, pg_current_snapshot() AS snapshot
+    INTO batch FROM (
+        SELECT a.tid, a.key, sum(a.octets) OVER (ORDER BY a.id) - a.octets < inturn._max_claim_octets() AS fits
+        FROM (SELECT a.* FROM inturn._appeared(topic, last.seen, last.own) a ORDER BY a.id LIMIT max_commands) a) a;
     IF batch.commands > 0 THEN
         INSERT INTO inturn.key_sequence (topic, key, arrival)
         SELECT _number_topic.topic, k.key, true FROM unnest(batch.keys) k (key) ON CONFLICT DO NOTHING;
@@ -54,12 +60,14 @@ BEGIN
         numbered := numbered + inturn._number_left_behind(topic, max_commands);
         last.looked_back_at := clock_timestamp();
     END IF;
-    -- After a full batch there may be more of the same: the next pass looks from there on again.
-    IF batch.commands < max_commands THEN
+    -- After a full batch there is more of the same: the next pass looks from there on again, at this transaction too.
+    more := coalesce(batch.full, false);
+    IF NOT more THEN
         last.seen := batch.snapshot;
+        last.own := '{}';
     END IF;
+    last.own := last.own || CASE WHEN pg_current_xact_id() <> ALL (last.own) THEN ARRAY[pg_current_xact_id()] ELSE '{}' END;
     PERFORM inturn._save_arrival_pass(last);
-    RETURN numbered;
 END
 $$;
 COMMENT ON FUNCTION inturn._number_topic IS 'Internal to the appliers: numbers what has arrived in a topic.';

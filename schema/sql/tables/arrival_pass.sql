@@ -1,17 +1,17 @@
--- What the last pass over a topic's intake saw: see _number_topic, which locks the newest row and puts another one above it, so
+-- What the last pass over a topic's intake saw: see _number_topic, which deletes the newest row and puts another one above it, so
 -- that what a held snapshot keeps lies behind it. Unlogged: after a crash, and on a promoted standby, the next pass looks at
 -- everything.
 CREATE UNLOGGED TABLE inturn.arrival_pass (
     topic text COLLATE "C" NOT NULL,
     pass bigint NOT NULL,
     seen pg_snapshot,
-    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    own xid8[] NOT NULL,
     cluster bigint NOT NULL,
     looked_back_at timestamptz,
     PRIMARY KEY (topic, pass)
 );
 COMMENT ON TABLE inturn.arrival_pass IS 'What the last pass over a topic''s intake saw.';
 COMMENT ON COLUMN inturn.arrival_pass.seen IS 'What was visible to it has a number, or is left behind; NULL: nothing is known.';
-COMMENT ON COLUMN inturn.arrival_pass.xid IS 'Its own transaction, which may have appended after the pass.';
+COMMENT ON COLUMN inturn.arrival_pass.own IS 'The transactions of passes since then, which may have appended more afterwards.';
 COMMENT ON COLUMN inturn.arrival_pass.looked_back_at IS 'When a pass last looked at what was left behind.';
 COMMENT ON COLUMN inturn.arrival_pass.cluster IS 'Of which server: transaction ids of another one mean nothing here.';

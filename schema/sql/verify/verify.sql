@@ -337,10 +337,9 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            format('command %L arrived at %s and has no number, and no applier''s pass will look at it again', i.name, i.created_at),
            '{key_sequence,intake}', '{}', NULL, NULL
     FROM inturn.intake i CROSS JOIN numbers n
-    LEFT JOIN (SELECT p.* FROM inturn.arrival_pass p WHERE p.topic = of_topic ORDER BY p.pass DESC LIMIT 1) p
-      ON p.cluster = (SELECT s.system_identifier FROM pg_control_system() s)
+    LEFT JOIN inturn._last_arrival_pass(of_topic) p ON true
     WHERE i.topic = of_topic AND i.key >= from_key COLLATE "C" AND i.key <= (SELECT b.last_key FROM bound b)
-      AND (NOT n.arrival OR i.left_because IS NULL AND i.xid < pg_snapshot_xmax(p.seen) AND i.xid <> p.xid
+      AND (NOT n.arrival OR i.left_because IS NULL AND i.xid < pg_snapshot_xmax(p.seen) AND i.xid <> ALL (p.own)
            AND pg_visible_in_snapshot(i.xid, p.seen))
 
     -- The operators.

@@ -10,6 +10,7 @@ WITH RECURSIVE step (topic) AS (
     UNION ALL
     SELECT least((SELECT min(t.name) FROM inturn.topic t WHERE t.name > step.topic),
                  (SELECT min(l.topic) FROM inturn.command_log l WHERE l.topic > step.topic),
+                 (SELECT min(i.topic) FROM inturn.intake i WHERE i.topic > step.topic),
                  (SELECT min(s.topic) FROM inturn.key_sequence s WHERE s.topic > step.topic),
                  (SELECT min(c.topic) FROM inturn.ticket c WHERE c.topic > step.topic),
                  (SELECT min(m.topic) FROM inturn.key_mark m WHERE m.topic > step.topic),

@@ -10,6 +10,7 @@ DECLARE
     served boolean;
     unserved record;
     holder integer; -- the backend that has the key locked
+    numbers integer; -- the one that numbers in the topic at this moment, or has and did not commit
 BEGIN
     SELECT count(*) AS commands, min(i.created_at) AS since, (array_agg(i.left_because ORDER BY i.id))[1] AS left_because INTO arrived
     FROM inturn.intake i WHERE i.topic = _explain_arrived.topic AND i.key = _explain_arrived.key;
@@ -22,15 +23,21 @@ BEGIN
     SELECT * INTO unserved FROM inturn._explain_unserved(t) WHERE NOT served;
     SELECT inturn._row_holder(s.xmax, 'inturn.key_sequence') INTO holder
     FROM inturn.key_sequence s WHERE s.topic = _explain_arrived.topic AND s.key = _explain_arrived.key;
-    RETURN QUERY SELECT coalesce(unserved.cause, 'not_numbered'), arrived.since,
+    SELECT l.pid INTO numbers FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+      AND (l.classid::bigint << 32) | l.objid::bigint = inturn._numbering_lock(topic);
+    RETURN QUERY SELECT CASE WHEN numbers IS NULL THEN coalesce(unserved.cause, 'not_numbered') ELSE 'not_numbered' END, arrived.since,
         format('%s arrived on it and %s no number yet: ', CASE arrived.commands WHEN 1 THEN '1 command has' ELSE arrived.commands || ' commands have' END,
                CASE arrived.commands WHEN 1 THEN 'has' ELSE 'have' END)
-        || CASE WHEN NOT served THEN regexp_replace(unserved.says, '^It is ready, and no', 'no')
+        || CASE WHEN numbers IS NOT NULL THEN 'they are numbered by ' || inturn._describe_backend(numbers)
+                WHEN NOT served THEN regexp_replace(unserved.says, '^It is ready, and no', 'no')
                 WHEN arrived.left_because <> 'locked' THEN 'numbering them fails: ' || inturn._shorten(arrived.left_because, 300)
                 WHEN arrived.left_because = 'locked' THEN 'the key is locked'
                     || coalesce(' by ' || inturn._describe_backend(holder), '; whoever had it locked has let go, and the next pass of an applier numbers them')
                 ELSE 'the next pass of an applier numbers them, usually within milliseconds' END,
-        CASE WHEN NOT served THEN unserved.to_do
+        CASE WHEN numbers IS NOT NULL THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # if it will never end', numbers)
+             WHEN NOT served THEN unserved.to_do
              WHEN arrived.left_because = 'locked' AND holder IS NOT NULL
                  THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # if it will never end', holder)
              ELSE 'inturn status --topic {topic}' END,

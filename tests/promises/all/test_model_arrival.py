@@ -182,7 +182,7 @@ def test_model_numbering_on_arrival_keeps_real_time_order(database: Database) ->
     ("function", "pattern", "without"),
     [
         pytest.param("_number_topic", r"ORDER BY a\.id LIMIT", "LIMIT", id="lowest_ids_first"),
-        pytest.param("_append_arrived", r"ORDER BY i\.id\)", "ORDER BY i.id DESC)", id="in_order_of_ids"),
+        pytest.param("_append_arrived", r"ORDER BY m\.id\)", "ORDER BY m.id DESC)", id="in_order_of_ids"),
         pytest.param(
             "_number_topic",
             r"UNION SELECT k\.key FROM unnest\(batch\.keys\) k \(key\) WHERE EXISTS \(.*?NULL\)(?=\);)",
@@ -194,8 +194,8 @@ def test_model_numbering_on_arrival_keeps_real_time_order(database: Database) ->
         ),
         pytest.param(
             "_number_topic",
-            r"IF batch\.commands < max_commands THEN",
-            "IF true THEN",
+            r"more := coalesce\(batch\.full, false\);",
+            "",
             id="more_of_the_same",
         ),
     ],

@@ -24,7 +24,7 @@ class Round:
     def __init__(self, database: Database) -> None:
         self._connection = database.connect()
         self._passes = Passes("inturn")
-        self._passes.serve(["orders"])
+        self._passes.serve(self._connection, ["orders"])
 
     def claim(self) -> list[str]:
         """Make a pass, and return the keys that the visits after it would claim; they stay as they are."""
