@@ -81,14 +81,14 @@ _EVERY_HANDLER = {
 }
 PLAIN = {
     **_EVERY_HANDLER,
-    "it does not return": Fault("timeout", _hang, settings=", timeout => '300 ms'"),
+    "it does not return": Fault("timeout", _hang, settings=", timeout => '2 s'"),
 }
 COROUTINE = {
     **_EVERY_HANDLER,
     "a coroutine": Fault("did not run", _body),
     "a cancel of its own task": Fault("CancelledError", lambda: _own_task().cancel()),
     "it does not return": Fault(
-        "timeout", lambda: asyncio.get_running_loop().create_future(), settings=", timeout => '300 ms'"
+        "timeout", lambda: asyncio.get_running_loop().create_future(), settings=", timeout => '2 s'"
     ),
 }
 
@@ -121,7 +121,7 @@ SERVICE = {
     "the connection closed": Fault("", says=_says()),
     "what is no HTTP": Fault("", says=_says(b"SSH-2.0-OpenSSH_9.2\r\n")),
     "half an answer": Fault("", says=_says(b"HTTP/1.1 200 OK\r\ncontent-len")),
-    "no answer": Fault("timeout", says=_silence, settings=", timeout => '300 ms'"),
+    "no answer": Fault("timeout", says=_silence, settings=", timeout => '2 s'"),
     "nothing can be written of it": Fault("nothing can be written of bad", before=_REFUSES, state="put off"),
 }
 

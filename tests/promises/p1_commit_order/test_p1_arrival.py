@@ -347,6 +347,12 @@ def test_p5_arrival_what_is_no_keys_fault_leaves_nothing_behind(posts: Database,
             id="left_behind_first",
         ),
         pytest.param(
+            test_p1_arrival_a_transaction_that_began_early_and_appends_late_comes_late,
+            "_number_topic",
+            r"ORDER BY a\.id (?=LIMIT)",
+            id="lowest_ids_first",
+        ),
+        pytest.param(
             functools.partial(
                 test_p1_arrival_a_locked_key_is_left_behind_and_costs_the_others_nothing, limit=10000
             ),
