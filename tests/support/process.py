@@ -61,7 +61,15 @@ class InturnProcess:
         return self._popen.poll() is None
 
     def send(self, number: signal.Signals) -> None:
+        """Send it a signal; a SIGSTOP is waited for, since a thread may run on for a moment."""
         self._popen.send_signal(number)
+        threads = Path(f"/proc/{self._popen.pid}/task")
+        while number == signal.SIGSTOP and not all(
+            # The state comes after the name, which may hold anything.
+            (thread / "stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
+            for thread in threads.glob("*")
+        ):
+            time.sleep(0.001)
 
     def kill(self) -> None:
         """SIGKILL it, and wait until it is gone."""
