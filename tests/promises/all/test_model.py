@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 from hypothesis.stateful import (
@@ -19,12 +19,12 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 from support.database import Database, Session, until
 from support.lease_scenes import Lease, claim
 from support.oracle import Oracle
 from support.race import blocked, kill, replace_in
+from support.walks import walk
 
 #: Long walks: on one server version.
 pytestmark = pytest.mark.slow
@@ -559,20 +559,7 @@ def play(database: Database, examples: int, phases: Sequence[Phase], *, same: bo
     database.execute(_TARGET)
     Machine.database, Machine.oracle = database, Oracle(database)
     Machine.operator = database.connect(options="-c lock_timeout=20ms")
-    run_state_machine_as_test(
-        Machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=40,
-            phases=phases,
-            deadline=None,
-            database=None,
-            derandomize=same,
-            print_blob=True,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    walk(Machine, examples, phases, steps=40, same=same)
 
 
 # Longer than Hypothesis shrinks: the limit would hide what was found.

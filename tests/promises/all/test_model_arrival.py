@@ -6,12 +6,13 @@ import itertools
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from support.database import Database, Session, until
 from support.race import replace_in
+from support.walks import walk
 
 #: Long walks: on one server version.
 pytestmark = pytest.mark.slow
@@ -157,20 +158,7 @@ class Machine(RuleBasedStateMachine):
 def play(database: Database, examples: int, *phases: Phase, same: bool = False) -> None:
     """Walk at random; same: by the same walks in every run."""
     Machine.database = database
-    run_state_machine_as_test(
-        Machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=30,
-            phases=phases,
-            derandomize=same,
-            deadline=None,
-            database=None,
-            print_blob=True,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    walk(Machine, examples, phases, same=same)
 
 
 # Longer than Hypothesis shrinks: the limit would hide what was found.

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 from hypothesis.stateful import (
@@ -15,12 +15,12 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 from support.database import Database, Session, until
 from support.lease_scenes import Lease, claim
 from support.oracle import Oracle
 from support.race import blocked, kill, replace_in, unblocked
+from support.walks import walk
 
 #: Long walks: on one server version.
 pytestmark = pytest.mark.slow
@@ -267,20 +267,7 @@ def play(database: Database, examples: int, *phases: Phase, same: bool = False) 
     """Walk at random; same: by the same walks in every run."""
     Machine.database, Machine.oracle = database, Oracle(database)
     Machine.operator = database.connect(options="-c lock_timeout=20ms")
-    run_state_machine_as_test(
-        Machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=30,
-            phases=phases,
-            derandomize=same,
-            deadline=None,
-            database=None,
-            print_blob=True,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    walk(Machine, examples, phases, same=same)
 
 
 # Longer than Hypothesis shrinks: the limit would hide what was found.
