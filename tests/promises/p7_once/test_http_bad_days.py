@@ -289,29 +289,30 @@ def test_a_dead_service_is_probed_and_costs_the_others_and_the_keys_nothing(data
 
 def test_a_service_that_hangs_is_asked_by_one_key_at_a_time(database: Database, b: B) -> None:
     open_topic(database, b.url, "max_attempts => 100, backoff_base => '10 ms'")
-    standing, most = 0, [0]
+    hanging: list[Post] = []
+    at_once: list[int] = []
     well = Gate()
 
     async def hang(post: Post, writer: asyncio.StreamWriter) -> None:
-        nonlocal standing
-        standing += 1
-        most.append(standing)
+        hanging.append(post)
+        at_once.append(sum(not b.hung_up(each) for each in hanging))
         while not well._open.is_set() and not b.hung_up(post):
             await asyncio.sleep(0.002)
-        standing -= 1
+        hanging.remove(post)
         writer.write(answer())
 
     b.say = hang
     put_keys(database, 40)
-    with at_work(database, http_timeouts=Timeouts(1, 0.2, 0.3)):
-        until(lambda: len(b.log) > 42, "probes")
-        assert max(most) == 40
-        seen = len(b.log)
-        most.clear()
-        until(lambda: len(b.log) > seen, "the next probe")
-        assert max(most) == 1
+    crowd_is_over = """SELECT sum(attempts) >= %s AND count(*) FILTER (WHERE claimed_by IS NOT NULL) <= 1
+                       FROM inturn.key_cursor WHERE topic = 'posts'"""
+    with at_work(database, http_timeouts=Timeouts(5, 0.5, 5)):
+        until(lambda: database.value(crowd_is_over, [OPENING_FAILURES]), "the end of the crowd")
+        seen = len(at_once)
+        until(lambda: len(at_once) >= seen + 2, "two probes")
+        assert set(at_once[seen:]) == {1}
         well.open()
         wait_applied(database)
+    assert max(at_once) > 1
     assert_in_turn(database, b.log)
 
 
