@@ -16,35 +16,40 @@ AS $$
 -- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
 -- would repeat, and a key that went idle meanwhile would not be woken.
 DECLARE
-    given boolean;
+    numbering text;
+    locked boolean;
     last_turn record;
     new_seq bigint;
 BEGIN
     IF seq IS NOT NULL THEN
         RETURN inturn._append_given(topic, key, seq, name, payload, idempotency_key);
     END IF;
-    -- Every topic takes 1024 bytes of payload; only for more is its limit looked up.
-    IF octet_length(name) BETWEEN 1 AND 128 IS NOT TRUE OR octet_length(payload::text) > 1024
-        OR jsonb_typeof(payload) = 'string' THEN
-        PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
-    END IF;
     LOOP
-        SELECT s.given INTO given FROM inturn.key_sequence s
-        WHERE s.topic = append.topic AND s.key = append.key AND NOT s.arrival FOR UPDATE;
-        EXIT WHEN FOUND;
-        -- No row yet: this is the key's first command, unless another caller's has just committed. Or numbered on arrival.
-        new_seq := inturn._append_first(topic, key, name, payload, idempotency_key);
-        IF new_seq IS NOT NULL THEN
-            RETURN nullif(new_seq, 0);
+        SELECT t.numbering, CASE WHEN t.numbering = 'assigned' THEN
+                   (SELECT true FROM inturn.key_sequence s WHERE s.topic = append.topic AND s.key = append.key FOR UPDATE) END
+        INTO numbering, locked FROM inturn.topic t WHERE t.name = append.topic;
+        -- Every topic takes 1024 bytes of payload; only for more is its limit looked up.
+        IF numbering IS NULL OR octet_length(key) BETWEEN 1 AND 512 IS NOT TRUE
+            OR octet_length(name) BETWEEN 1 AND 128 IS NOT TRUE OR octet_length(payload::text) > 1024
+            OR jsonb_typeof(payload) = 'string' OR idempotency_key IS NOT NULL THEN
+            PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
         END IF;
+        CASE numbering
+        WHEN 'arrival' THEN
+            RETURN inturn._append_arrival(topic, key, name, payload, idempotency_key);
+        WHEN 'given' THEN
+            RETURN inturn._append_given(topic, key, NULL, name, payload, idempotency_key);
+        ELSE
+            EXIT WHEN locked;
+            -- No row yet: this is the key's first command, unless another caller's has just committed.
+            IF inturn._append_first(topic, key, name, payload, idempotency_key) THEN
+                RETURN 1;
+            END IF;
+        END CASE;
     END LOOP;
-    IF given THEN
-        RETURN inturn._append_given(topic, key, NULL, name, payload, idempotency_key);
-    END IF;
 
     -- From here on statements see every earlier append to the key: its caller has committed or is gone.
     IF idempotency_key IS NOT NULL THEN
-        PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
         SELECT l.seq INTO new_seq FROM inturn.command_log l
         WHERE l.topic = append.topic AND l.key = append.key AND l.idempotency_key = append.idempotency_key;
         IF FOUND THEN
