@@ -29,8 +29,8 @@ BEGIN
             HINT = 'Store the large part elsewhere and append a reference to it, or raise the topic''s max_payload_bytes.';
     ELSIF jsonb_typeof(payload) = 'string' AND inturn._is_encoded_twice(payload) THEN
         RAISE EXCEPTION USING ERRCODE = 'IT003',
-            MESSAGE = format('payload of command %L for key %L is a JSON string that holds an object: it was encoded twice', name, key),
-            HINT = 'Give the object itself, in Python a dict and not what json.dumps makes of it. A text that is meant goes into an object.';
+            MESSAGE = format('payload of command %L for key %L is a JSON string that holds an object or array: it was encoded twice', name, key),
+            HINT = 'Give the value itself, in Python a dict or list and not what json.dumps makes of it. A text that is meant goes into an object.';
     ELSIF octet_length(idempotency_key) NOT BETWEEN 1 AND 512 THEN
         RAISE EXCEPTION USING ERRCODE = 'IT005',
             MESSAGE = format('idempotency key of command %L for key %L is %s octets long', name, key, octet_length(idempotency_key)),

@@ -17,6 +17,9 @@ _TWICE = [
     "{}",
     ' \n\t{"a": "\\u00fc"}',
     '{"long": "' + "x" * 3000 + '"}',
+    "[]",
+    "[1]",
+    ' [{"a": 1}, 2]',
 ]
 _ONCE = [
     "",
@@ -29,7 +32,7 @@ _ONCE = [
     "null",
     "true",
     '"quoted"',
-    "[1]",
+    "[1] see above",
     '{"a": ' * 10_000,
 ]
 
@@ -43,7 +46,7 @@ def orders(database: Database) -> Database:
 
 
 @pytest.mark.parametrize("text", _TWICE)
-def test_an_object_that_was_encoded_twice_is_refused_by_every_way_to_append(
+def test_an_object_or_array_that_was_encoded_twice_is_refused_by_every_way_to_append(
     orders: Database, text: str
 ) -> None:
     payload = json.dumps(text)
