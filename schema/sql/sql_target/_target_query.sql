@@ -9,11 +9,12 @@
 -- is looked at: the planner leaves out no call, whatever the function is declared. LIMIT keeps the
 -- look at the clock above the sort: what it leaves out is the end of a key's commands, and all of the keys after it.
 -- Where the callers number, only up to the first gap: numbering the rows costs a tenth of a deep drain, so only there.
+-- A function for batches has a query of its own: see _batch_query.
 -- Takes no locks. Raises what _target_function does.
 CREATE FUNCTION inturn._target_query(topic text, target text) RETURNS text
 LANGUAGE sql STABLE
 AS $$
-SELECT format($query$
+SELECT CASE WHEN batches THEN inturn._batch_query(target) ELSE format($query$
     SELECT array_agg(coalesce(k.last_seq, t.applied_seq) ORDER BY t.position),
            CASE WHEN bool_and(k.last_seq = t.applied_seq + k.commands AND k.effects >= 0) IS NOT false THEN coalesce(sum(k.commands), 0) END
     FROM unnest($2, $3) WITH ORDINALITY t (key, applied_seq, position) CROSS JOIN LATERAL (
@@ -26,9 +27,11 @@ SELECT format($query$
             WHERE %sclock_timestamp() < $6
             OFFSET 0) c
         OFFSET 0) k
-$query$, inturn._target_function(topic, target)::oid::regproc,
+$query$, target::oid::regproc,
     CASE WHEN given THEN ', row_number() OVER (ORDER BY l.seq) AS place' END,
-    CASE WHEN given THEN 'l.seq = t.applied_seq + l.place AND ' END)
-FROM (SELECT EXISTS (SELECT FROM inturn.topic t WHERE t.name = _target_query.topic AND t.numbering = 'given') AS given) numbering
+    CASE WHEN given THEN 'l.seq = t.applied_seq + l.place AND ' END) END
+FROM (SELECT EXISTS (SELECT FROM inturn.topic t WHERE t.name = _target_query.topic AND t.numbering = 'given') AS given) numbering,
+    (SELECT f AS target, (SELECT p.proargtypes[0] = 'inturn.command[]'::regtype FROM pg_catalog.pg_proc p WHERE p.oid = f::oid) AS batches
+     FROM inturn._target_function(topic, target) f) resolved
 $$;
 COMMENT ON FUNCTION inturn._target_query IS 'Internal: the query that calls a SQL target for the next commands of some keys.';
