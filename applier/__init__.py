@@ -2,15 +2,25 @@
 
 from inturn.applier.command import Command
 from inturn.applier.fleet import Fleet, Outcome
-from inturn.applier.handlers import Applier, Handler, HandlerDidNotRun, NoHandler, OutsideHandler
+from inturn.applier.handlers import (
+    AnswerRefused,
+    Applier,
+    BatchHandler,
+    Handler,
+    HandlerDidNotRun,
+    NoHandler,
+    OutsideHandler,
+)
 from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.python.turn import HandlerBrokeTransaction
 from inturn.applier.outside.effect import Timeouts
 from inturn.applier.verdict import Hold, Outage, Retry, Skip, Verdict
 
 __all__ = [
+    "AnswerRefused",
     "Applier",
     "Batch",
+    "BatchHandler",
     "Command",
     "Fleet",
     "Handler",

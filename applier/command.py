@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-#: The command whose handler runs, in its thread or task: log lines of handlers carry it.
-in_hand: ContextVar[Command | None] = ContextVar("inturn_in_hand", default=None)
+#: The commands whose handler runs, in its thread or task: log lines of handlers carry them.
+in_hand: ContextVar[Sequence[Command]] = ContextVar("inturn_in_hand", default=())
 
 
 @contextmanager
-def handling(command: Command) -> Iterator[None]:
-    """Have log lines that are written meanwhile carry the command."""
-    token = in_hand.set(command)
+def handling(*commands: Command) -> Iterator[None]:
+    """Have log lines that are written meanwhile carry the command, or the batch."""
+    token = in_hand.set(commands)
     try:
         yield
     finally:

@@ -13,9 +13,12 @@ from inturn.applier.command import Command, Order
 from inturn.schema.errors import InturnError
 
 Handler: TypeAlias = Callable[[psycopg.Connection[Any], Command], object]
+#: Gets commands of one key, in order; returns how many of them took effect, the first ones, or None: all.
+BatchHandler: TypeAlias = Callable[[psycopg.Connection[Any], list[Command]], int | None]
 #: A plain function is called in a thread of its own; an `async def` is awaited on the worker's loop.
 OutsideHandler: TypeAlias = Callable[[Command], object] | Callable[[Command], Awaitable[object]]
 _H = TypeVar("_H", bound=Handler)
+_B = TypeVar("_B", bound=BatchHandler)
 _O = TypeVar("_O", bound=OutsideHandler)
 #: An object may answer for every attribute, with a new one each time.
 _MOST_LAYERS = 50
@@ -29,6 +32,10 @@ class HandlerDidNotRun(InturnError):
     """A handler returned something that still has to be awaited or iterated: its body did not run."""
 
 
+class AnswerRefused(InturnError):
+    """A batch handler returned something else than None, or how many of its commands took effect."""
+
+
 class Applier:
     """The handlers of an application, registered per topic and command name.
 
@@ -39,10 +46,13 @@ class Applier:
     One registered with outside=True gets the command alone, and no transaction waits for it: its key is
     kept by a lease. It may be called again for a command that took effect. A plain function runs in a
     thread of its own, an `async def` on the worker's event loop, each beside others for other keys.
+
+    A batch handler gets several commands of one key at a time, of whatever name; see batch_handler.
     """
 
     def __init__(self) -> None:
         self._handlers: dict[str, dict[str | None, Handler | OutsideHandler]] = {}
+        self._batch: dict[str, BatchHandler] = {}
         self._outside: set[str] = set()
 
     @overload
@@ -74,6 +84,8 @@ class Applier:
 
         def register(function: Any) -> Any:
             _refuse_function(function, outside=outside)
+            if topic in self._batch:
+                raise ValueError(f"topic {topic!r} has a batch handler, which takes all of its commands")
             handlers = self._handlers.setdefault(topic, {})
             if name in handlers:
                 what = "a default handler" if name is None else f"a handler for {name!r}"
@@ -87,10 +99,43 @@ class Applier:
 
         return register
 
+    def batch_handler(self, topic: str, *, outside: Literal[False] = False) -> Callable[[_B], _B]:
+        """Return a decorator that registers the batch handler of a topic, which takes all of its commands.
+
+        It gets the transaction's connection, and the next commands of one key in order, at most the topic's
+        batch_commands. It returns None when all of them took effect, or how many did: the first ones, and at
+        least one. What it raises undoes all that it did, and the commands are given again in smaller
+        batches: so the one that cannot take effect is found, and charged alone.
+
+        Args:
+            topic: the topic whose commands it applies.
+            outside: there are no batches outside the database, where each command is recorded for itself.
+
+        Raises:
+            ValueError: the topic has a handler already.
+            TypeError: a call would not run it: it is an `async def` or a generator function; or outside.
+        """
+        if outside:
+            raise TypeError(
+                "a batch handler works in the transaction; outside the database each command is recorded "
+                "for itself: use handler(topic, outside=True)"
+            )
+
+        def register(function: _B) -> _B:
+            _refuse_function(function, outside=False)
+            if topic in self._batch:
+                raise ValueError(f"topic {topic!r} has a batch handler already")
+            if self._handlers.get(topic):
+                raise ValueError(f"topic {topic!r} has handlers for single commands already")
+            self._batch[topic] = function
+            return function
+
+        return register
+
     @property
     def topics(self) -> list[str]:
         """The topics that have a handler."""
-        return sorted(self._handlers)
+        return sorted({*self._handlers, *self._batch})
 
     def is_outside(self, topic: str) -> bool:
         """Return whether the topic's handlers work outside the database."""
@@ -103,6 +148,10 @@ class Applier:
             NoHandler: there is none, and no default one.
         """
         return cast(Handler, self._find(command))
+
+    def find_batch(self, topic: str) -> BatchHandler | None:
+        """Return the topic's batch handler; None: its commands are taken one by one."""
+        return self._batch.get(topic)
 
     def find_outside(self, command: Command | Order) -> OutsideHandler:
         """Return the handler of a command that works outside.
@@ -159,6 +208,23 @@ def refuse_unrun(result: object) -> None:
     raise HandlerDidNotRun(f"the handler returned {what} and its body did not run", hint=hint)
 
 
+def count_done(result: object, commands: int) -> int:
+    """Return how many of its commands a batch handler says took effect.
+
+    Raises:
+        AnswerRefused: it returned neither None nor a number from 1 to as many as there were.
+    """
+    if result is None:
+        return commands
+    if type(result) is int and 1 <= result <= commands:
+        return result
+    shown = repr(result) if isinstance(result, int) else f"an object of type {type(result).__name__}"
+    raise AnswerRefused(
+        f"the batch handler returned {shown} for {commands} commands",
+        hint="Return how many of them took effect, from 1 on, or None: all. Raise when the first one cannot",
+    )
+
+
 def _refuse_function(function: object, *, outside: bool) -> None:
     """Refuse a function of which a call would run nothing.
 
@@ -176,7 +242,8 @@ def _refuse_function(function: object, *, outside: bool) -> None:
     if not outside and is_async(function):
         raise TypeError(
             f"handler {name} is an `async def`, which nobody awaits inside the transaction: register a plain "
-            "function (also where a decorator awaits it), or work outside the database by outside=True"
+            "function (also where a decorator awaits it), or work outside the database by "
+            "handler(topic, outside=True)"
         )
 
 

@@ -18,6 +18,7 @@ from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.hand import Hand
 from inturn.applier.inside.python.handler_calls import HandlerCalls, Violated
 from inturn.applier.inside.python.judge import Judge
+from inturn.applier.inside.python.narrowing import Narrowing
 from inturn.applier.inside.python.turn import CommandFailed, HandlerBrokeTransaction, Lost, Redo, Turn
 from inturn.applier.inside.python.turn_records import TurnRecords
 from inturn.applier.inside.session import session_of
@@ -121,7 +122,10 @@ class PythonTarget:
             except CommandFailed as failure:
                 raise Redo from failure
         for turn in turns if len(fresh) <= 1 else [turn for turn in turns if turn.attempt > 1]:
-            self._apply_alone(connection, turn, leave_at)
+            if self.applier.find_batch(self.topic) is not None:
+                Narrowing(self._calls, self._judge).apply(connection, turn, leave_at)
+            else:
+                self._apply_alone(connection, turn, leave_at)
 
     def _apply_alone(self, connection: psycopg.Connection[Any], turn: Turn, leave_at: float) -> None:
         """Apply a turn under a savepoint; what came before a failing command runs again.

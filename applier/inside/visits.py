@@ -106,6 +106,9 @@ class Visits:
             hand = batch.hand
             self._totals.count(batch)
             if not session_of(connection).is_fit():
+                if not (batch.commands or batch.failures or batch.skipped):
+                    # So it would be again: alone, the command that did it is charged.
+                    self._careful[topic] = max(careful, CAREFUL_KEYS)
                 raise SessionChanged("a command has left something in the session")
             if careful:
                 continue

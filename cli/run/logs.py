@@ -16,7 +16,7 @@ from inturn.cli.terminal.output import escape
 log = logging.getLogger("inturn")
 
 #: What the applier adds to a record, in the order in which a line shows it.
-_FIELDS = ("topics", "workers", "processes", "topic", "key", "seq", "command", "attempt")
+_FIELDS = ("topics", "workers", "processes", "topic", "key", "seq", "seqs", "command", "attempt")
 
 
 class _TextFormatter(logging.Formatter):
@@ -35,10 +35,14 @@ class _OfCommand(logging.Filter):
     """Adds to what a handler logs which command it is at work on."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        command = in_hand.get()
-        if command is not None and not hasattr(record, "topic"):
-            record.topic, record.key, record.seq = command.topic, command.key, command.seq
-            record.attempt = command.attempt
+        commands = in_hand.get()
+        if commands and not hasattr(record, "topic"):
+            first, last = commands[0], commands[-1]
+            record.topic, record.key, record.attempt = first.topic, first.key, first.attempt
+            if len(commands) == 1:
+                record.seq = first.seq
+            else:
+                record.seqs = f"{first.seq}-{last.seq}"
         return True
 
 

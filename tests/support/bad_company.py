@@ -16,6 +16,8 @@ from support.database import Database
 #: The keys beside the bad one, in its topic and in the other.
 HEALTHY, OTHERS = 30, 10
 ATTEMPTS = 2
+#: Where handlers take batches, how many commands of its key come before the bad one; one comes after it.
+BESIDE = 2
 
 CONSTRAINTS = """
     CREATE SCHEMA bad;
@@ -40,9 +42,17 @@ _SQL_TARGET = """
     CREATE FUNCTION bad.apply(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
     BEGIN
         INSERT INTO bad.witness (topic, key, seq) VALUES (command.topic, command.key, command.seq);
-        IF command.key = 'bad' THEN
+        IF command.key = 'bad' AND command.name = 'insert' THEN
             %s
         END IF;
+    END $$;
+    CREATE FUNCTION bad.apply_all(commands inturn.command[]) RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE
+        command inturn.command;
+    BEGIN
+        FOREACH command IN ARRAY commands LOOP
+            PERFORM bad.apply(command);
+        END LOOP;
     END $$;
 """
 _Effect = Callable[[psycopg.Connection[Any], Command], object]
@@ -156,12 +166,15 @@ def _wait(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def prepare(database: Database, fault: Fault, *, target: str) -> None:
-    """Create the topics `bad` and `other`, and append to the bad key and the healthy ones."""
+def prepare(database: Database, fault: Fault, *, target: str, in_batches: bool = False) -> None:
+    """Create the topics `bad` and `other`, and append to the bad key and the healthy ones.
+
+    in_batches: a SQL target is one for batches; and the bad command has neighbours on its key, see BESIDE.
+    """
     database.execute(CONSTRAINTS + _SCHEMA)
     if target == "sql":
         database.execute(_SQL_TARGET % fault.sql)
-    name = "python" if target == "python" else "sql:bad.apply"
+    name = "python" if target == "python" else "sql:bad.apply" + ("_all" if in_batches else "")
     for topic in ("bad", "other"):
         database.execute(
             f"SELECT inturn.create_topic('{topic}', '{name}', max_attempts => {ATTEMPTS},"
@@ -169,7 +182,11 @@ def prepare(database: Database, fault: Fault, *, target: str) -> None:
         )
     if fault.session:
         database.execute(f"ALTER DATABASE {database.name} SET {fault.session}")
+    if in_batches:
+        database.execute("SELECT inturn.append('bad', 'bad', 'before') FROM generate_series(1, %s)", [BESIDE])
     append_company(database, fault.payload)
+    if in_batches:
+        database.execute("SELECT inturn.append('bad', 'bad', 'after')")
     if fault.before:
         database.execute(fault.before)
 
@@ -185,8 +202,8 @@ def append_company(database: Database, payload: str) -> None:
         )
 
 
-def handlers(fault: Fault) -> Applier:
-    """Return handlers that write each effect, and do what is wrong on the bad key."""
+def handlers(fault: Fault, *, in_batches: bool = False) -> Applier:
+    """Return handlers that write each effect, and do what is wrong with the bad command."""
     applier = Applier()
 
     def apply(connection: psycopg.Connection[Any], command: Command) -> object:
@@ -194,10 +211,19 @@ def handlers(fault: Fault) -> Applier:
             "INSERT INTO bad.witness (topic, key, seq) VALUES (%s, %s, %s)",
             (command.topic, command.key, command.seq),
         )
-        return fault.python(connection, command) if command.key == "bad" and fault.python else None
+        is_bad = command.key == "bad" and command.name == "insert"
+        return fault.python(connection, command) if is_bad and fault.python else None
+
+    def apply_all(connection: psycopg.Connection[Any], commands: list[Command]) -> Any:
+        answers = [apply(connection, command) for command in commands]
+        # What it answers may be what is wrong.
+        return next((answer for answer in answers if answer is not None), None)
 
     for topic in ("bad", "other"):
-        applier.handler(topic)(apply)
+        if in_batches:
+            applier.batch_handler(topic)(apply_all)
+        else:
+            applier.handler(topic)(apply)
     return applier
 
 

@@ -36,6 +36,18 @@ _SCHEMA = """
         END IF;
         INSERT INTO app.effect (key, seq) VALUES (command.key, command.seq);
     END $$;
+    CREATE FUNCTION app.apply_all(commands inturn.command[]) RETURNS bigint LANGUAGE plpgsql AS $$
+    DECLARE
+        refused inturn.command;
+    BEGIN
+        INSERT INTO app.effect (key, seq) SELECT c.key, c.seq FROM unnest(commands) c ORDER BY c.seq;
+        FOREACH refused IN ARRAY commands LOOP
+            IF refused.name = 'fail' OR refused.name = 'flaky' AND refused.attempt = 1 THEN
+                RAISE EXCEPTION 'refused %', refused.key;
+            END IF;
+        END LOOP;
+        RETURN cardinality(commands);
+    END $$;
 """
 
 
@@ -74,6 +86,11 @@ def _sql(_: Path) -> Iterator[Subject]:
 
 
 @contextmanager
+def _sql_in_batches(_: Path) -> Iterator[Subject]:
+    yield Subject("sql:app.apply_all", within=True)
+
+
+@contextmanager
 def _python(_: Path) -> Iterator[Subject]:
     subject = Subject("python", within=True)
 
@@ -82,6 +99,25 @@ def _python(_: Path) -> Iterator[Subject]:
         if _refuses(command.name, command.attempt):
             raise ValueError(f"refused {command.key}")
         connection.execute("INSERT INTO app.effect (key, seq) VALUES (%s, %s)", (command.key, command.seq))
+
+    yield subject
+
+
+@contextmanager
+def _python_in_batches(_: Path) -> Iterator[Subject]:
+    subject = Subject("python", within=True)
+
+    @subject.handlers.batch_handler(TOPIC)
+    def apply(connection: psycopg.Connection[Any], commands: list[Command]) -> None:
+        keys, seqs = [command.key for command in commands], [command.seq for command in commands]
+        connection.execute(
+            "INSERT INTO app.effect (key, seq) SELECT key, seq"
+            " FROM unnest(%s::text[], %s::bigint[]) WITH ORDINALITY c (key, seq, place) ORDER BY place",
+            (keys, seqs),
+        )
+        for command in commands:
+            if _refuses(command.name, command.attempt):
+                raise ValueError(f"refused {command.key}")
 
     yield subject
 
@@ -178,7 +214,9 @@ def _toy(folder: Path) -> Iterator[Subject]:
 #: kind → what makes one. A new kind gets its line here, and has to pass tests/conformance.
 KINDS = {
     "sql": _sql,
+    "sql, in batches": _sql_in_batches,
     "python": _python,
+    "python, in batches": _python_in_batches,
     "python outside": _outside,
     "python outside, async": _coroutine,
     "http": _http,

@@ -11,7 +11,7 @@ from psycopg.pq import TransactionStatus
 
 from inturn.applier import calls
 from inturn.applier.command import Order, handling
-from inturn.applier.handlers import Applier, refuse_unrun
+from inturn.applier.handlers import Applier, count_done, refuse_unrun
 from inturn.applier.inside.hand import Hand
 from inturn.applier.inside.python.turn import CommandFailed, HandlerBrokeTransaction, Turn
 from inturn.applier.inside.session import session_of
@@ -43,21 +43,26 @@ class HandlerCalls:
     ) -> None:
         """Call the handlers of commands in order, and note in the turn how far that came.
 
+        A batch handler is called once, with all of them.
+
         Args:
             leave_at: when, by time.monotonic(), no further one is begun.
-            check: the deferred constraints after each of them.
+            check: the deferred constraints after each call.
 
         Raises:
-            CommandFailed: one of them failed, for whatever reason that is the command's.
+            CommandFailed: one of them failed, for whatever reason that is the command's; of a batch it names
+                the first.
             HandlerBrokeTransaction: one of them has ended the transaction.
         """
         session = session_of(connection)
-        for index, order in enumerate(orders):
+        in_batches = bool(orders) and self.applier.find_batch(orders[0].topic) is not None
+        calls_to_make = [orders] if in_batches else [[order] for order in orders]
+        for index, called in enumerate(calls_to_make):
             # What a command has left in the session must not meet another one: that is for a new connection.
             if self.stop.requested or session.worn or time.monotonic() > leave_at:
                 return
             try:
-                self._call(connection, turn, order)
+                done = self._call(connection, turn, called)
                 if check:
                     self._check_effects(connection)
             except HandlerBrokeTransaction:
@@ -66,21 +71,33 @@ class HandlerCalls:
                 # A lost connection and an end of the grace time are no failures of the command.
                 if connection.broken or connection.closed or self.stop.expired:
                     raise
-                raise CommandFailed(index, order) from error
-            turn.done_seq = order.seq
+                raise CommandFailed(index, called[0]) from error
+            turn.done_seq = called[done - 1].seq
 
-    def _call(self, connection: psycopg.Connection[Any], turn: Turn, order: Order) -> None:
-        """Read a command's payload and call its handler: what depends on data runs nowhere else."""
+    def _call(self, connection: psycopg.Connection[Any], turn: Turn, orders: list[Order]) -> int:
+        """Read payloads and call the handler: what depends on data runs nowhere else.
+
+        Returns:
+            how many of the commands took effect: the only one, or those that a batch handler says.
+        """
         session = session_of(connection)
-        command = order.read()
+        commands = [order.read() for order in orders]
+        batch = self.applier.find_batch(orders[0].topic)
         try:
-            with self.hand.holding(order, self.timeout, is_alone=turn.is_alone), handling(command):
-                result = self.applier.find(command)(connection, command)
+            with (
+                self.hand.holding(orders[0], self.timeout, is_alone=turn.is_alone),
+                handling(*commands),
+            ):
+                if batch is not None:
+                    result: object = batch(connection, commands)
+                else:
+                    result = self.applier.find(commands[0])(connection, commands[0])
         finally:
             session.restore(connection)
         refuse_unrun(result)
-        self._check_transaction(connection, order)
+        self._check_transaction(connection, orders[0])
         session.put_back(connection)
+        return count_done(result, len(orders)) if batch is not None else 1
 
     def _check_effects(self, connection: psycopg.Connection[Any]) -> None:
         session_of(connection).call(calls.turn.check_effects(self.schema))

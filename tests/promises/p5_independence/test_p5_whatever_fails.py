@@ -18,9 +18,13 @@ from inturn.applier import Applier, Fleet
 from inturn.applier.process.totals import WorkerEnded
 
 
-def _assert_charged(database: Database, fault: bad_company.Fault) -> None:
-    """The bad key has its own error and ended as it should; nobody else was charged."""
+def _assert_charged(database: Database, fault: bad_company.Fault, *, in_batches: bool = False) -> None:
+    """The bad key has its own error and ended as it should; nobody else was charged.
+
+    in_batches: what came before the bad command on its key took effect, what came after it did not.
+    """
     bad = "SELECT inturn.key_state(c), attempts, last_error FROM inturn.key_cursor c WHERE key = 'bad'"
+    place = bad_company.BESIDE + 1 if in_batches else 1
     if fault.state == "put off":
         until(lambda: database.value("SELECT empty_turns FROM inturn.ticket WHERE key = 'bad'"), "put off")
     else:
@@ -29,49 +33,53 @@ def _assert_charged(database: Database, fault: bad_company.Fault) -> None:
     assert fault.error in database.execute(bad)[0][2]
     assert innocent_and_charged(database) == []
     # What a COMMIT of its own kept is its author's: the others of it left nothing.
-    assert database.value("SELECT count(*) FROM bad.witness WHERE key = 'bad'") <= int(
-        "ended" in fault.error or not fault.error
-    )
+    kept = database.execute("SELECT seq FROM bad.witness WHERE key = 'bad' AND seq >= %s", [place])
+    assert len(kept) <= int("ended" in fault.error or not fault.error)
+    if fault.state != "put off":
+        assert database.value("SELECT applied_seq FROM inturn.key_cursor WHERE key = 'bad'") == place - 1
+        effects = "SELECT count(*) FROM bad.witness WHERE key = 'bad' AND seq < %s"
+        assert database.value(effects, [place]) == place - 1
     if fault.state != "put off":
         assert database.execute("SELECT v.* FROM inturn.topic t, inturn.verify(t.name) v") == []
 
 
+@pytest.mark.parametrize("in_batches", [False, True], ids=["single", "in batches"])
 @pytest.mark.parametrize(("steady", "workers"), [(True, 3), (False, 1)], ids=["at work", "just started"])
 @pytest.mark.parametrize("kind", IN_PYTHON)
 def test_p5_whatever_goes_wrong_in_a_handler_is_charged_to_its_command(
-    database: Database, kind: str, workers: int, *, steady: bool
+    database: Database, kind: str, workers: int, *, steady: bool, in_batches: bool
 ) -> None:
     fault = IN_PYTHON[kind]
-    prepare(database, fault, target="python")
-    with (
-        _other_lock(database),
-        shop.at_work(database, bad_company.handlers(fault), workers=workers, steady=steady) as fleet,
-    ):
+    prepare(database, fault, target="python", in_batches=in_batches)
+    handlers = bad_company.handlers(fault, in_batches=in_batches)
+    with _other_lock(database), shop.at_work(database, handlers, workers=workers, steady=steady) as fleet:
         until(lambda: is_healed(database), "the healthy keys")
-        _assert_charged(database, fault)
+        _assert_charged(database, fault, in_batches=in_batches)
         assert fleet.running
     assert all(worker.error is None for worker in fleet._crew.workers)
 
 
+@pytest.mark.parametrize("in_batches", [False, True], ids=["single", "in batches"])
 @pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
 @pytest.mark.parametrize("kind", IN_SQL)
 def test_p5_whatever_goes_wrong_in_a_sql_target_is_charged_to_its_command(
-    database: Database, kind: str, *, steady: bool
+    database: Database, kind: str, *, steady: bool, in_batches: bool
 ) -> None:
     fault = IN_SQL[kind]
-    prepare(database, fault, target="sql")
+    prepare(database, fault, target="sql", in_batches=in_batches)
     with _other_lock(database), shop.at_work(database, Applier(), workers=2, steady=steady):
         until(lambda: is_healed(database), "the healthy keys")
-        _assert_charged(database, fault)
+        _assert_charged(database, fault, in_batches=in_batches)
 
 
+@pytest.mark.parametrize("in_batches", [False, True], ids=["single", "in batches"])
 @pytest.mark.parametrize("careful_keys", [0, 20])
 @pytest.mark.parametrize("kind", IN_SQL)
 def test_p5_whatever_goes_wrong_under_call_is_charged_to_its_command(
-    database: Database, kind: str, careful_keys: int
+    database: Database, kind: str, careful_keys: int, *, in_batches: bool
 ) -> None:
     fault = IN_SQL[kind]
-    prepare(database, fault, target="sql")
+    prepare(database, fault, target="sql", in_batches=in_batches)
 
     def call(careful: int) -> bool:
         with psycopg.connect(database.dsn, autocommit=True) as session:
@@ -85,7 +93,7 @@ def test_p5_whatever_goes_wrong_under_call_is_charged_to_its_command(
         call(careful_keys)
         until(lambda: call(20) and is_healed(database), "the healthy keys")
         until(lambda: call(20) and _is_charged(database, fault), "the bad one")
-        _assert_charged(database, fault)
+        _assert_charged(database, fault, in_batches=in_batches)
 
 
 def _is_charged(database: Database, fault: bad_company.Fault) -> bool:
