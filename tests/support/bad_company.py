@@ -70,6 +70,7 @@ class Fault:
         before: SQL that is run once the topics are there.
         session: settings of the database.
         state: what becomes of the key.
+        alone: it makes its neighbours in a batch go wrong too, so there are none.
     """
 
     error: str
@@ -79,6 +80,7 @@ class Fault:
     before: str = ""
     session: str = ""
     state: str = "held"
+    alone: bool = False
 
 
 def _runs(statement: str) -> _Effect:
@@ -93,6 +95,11 @@ def _raises(error: BaseException) -> _Effect:
         raise error
 
     return effect
+
+
+def _rolls_back_and_raises(connection: psycopg.Connection[Any], _: Command) -> None:
+    connection.execute("ROLLBACK")
+    raise ValueError("and raises")
 
 
 async def _async_body() -> None: ...
@@ -144,9 +151,10 @@ IN_PYTHON = {
     "a payload nested too deep": Fault("RecursionError", payload="[" * 5000 + "]" * 5000),
     "close": Fault("closed", lambda connection, _: connection.close()),
     "the end of its own session": Fault("", _runs("SELECT pg_terminate_backend(pg_backend_pid())")),
-    "COMMIT": Fault("", _runs("COMMIT")),
+    "COMMIT": Fault("", _runs("COMMIT"), alone=True),
     "ROLLBACK": Fault("ended the transaction", _runs("ROLLBACK")),
-    "COMMIT and BEGIN": Fault("", _runs("COMMIT; BEGIN")),
+    "ROLLBACK and an exception": Fault("ended the transaction", _rolls_back_and_raises),
+    "COMMIT and BEGIN": Fault("", _runs("COMMIT; BEGIN"), alone=True),
     "inturn's own rows changed": Fault("fenced off", _runs("DELETE FROM inturn.ticket WHERE key = 'bad'")),
     **{
         f"a {type(error).__name__}": Fault(type(error).__name__, _raises(error))
@@ -182,10 +190,11 @@ def prepare(database: Database, fault: Fault, *, target: str, in_batches: bool =
         )
     if fault.session:
         database.execute(f"ALTER DATABASE {database.name} SET {fault.session}")
-    if in_batches:
+    neighbours = in_batches and not fault.alone
+    if neighbours:
         database.execute("SELECT inturn.append('bad', 'bad', 'before') FROM generate_series(1, %s)", [BESIDE])
     append_company(database, fault.payload)
-    if in_batches:
+    if neighbours:
         database.execute("SELECT inturn.append('bad', 'bad', 'after')")
     if fault.before:
         database.execute(fault.before)

@@ -22,6 +22,11 @@ class Violated(Exception):
     """One of several commands has violated a deferred constraint."""
 
 
+def _is_open(connection: psycopg.Connection[Any]) -> bool:
+    """Return whether the connection is in a transaction, failed or not."""
+    return connection.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}
+
+
 @dataclass(frozen=True, slots=True)
 class HandlerCalls:
     """Those of one topic, by one worker."""
@@ -71,6 +76,8 @@ class HandlerCalls:
                 # A lost connection and an end of the grace time are no failures of the command.
                 if connection.broken or connection.closed or self.stop.expired:
                     raise
+                if not _is_open(connection):
+                    raise self.broke(called[0]) from error
                 raise CommandFailed(index, called[0]) from error
             turn.done_seq = called[done - 1].seq
 

@@ -24,7 +24,7 @@ def _assert_charged(database: Database, fault: bad_company.Fault, *, in_batches:
     in_batches: what came before the bad command on its key took effect, what came after it did not.
     """
     bad = "SELECT inturn.key_state(c), attempts, last_error FROM inturn.key_cursor c WHERE key = 'bad'"
-    place = bad_company.BESIDE + 1 if in_batches else 1
+    place = bad_company.BESIDE + 1 if in_batches and not fault.alone else 1
     if fault.state == "put off":
         until(lambda: database.value("SELECT empty_turns FROM inturn.ticket WHERE key = 'bad'"), "put off")
     else:
