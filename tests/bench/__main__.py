@@ -122,6 +122,12 @@ class Run:
         for keys in (1, 1_000):
             found = measures.numbered(self._database, keys, 100_000)
             self.add(f"a pass numbers what arrived, {keys:,} keys", found, "/s", found / plain, "150,000/s")
+        by_batch, one_by_one = measures.drain_hot_key(self._database, 100_000)
+        self.add(
+            "Python target, one key 100,000 deep, by batch", by_batch, "/s", by_batch / plain, "50,000/s"
+        )
+        self.add("the same, one by one", one_by_one, "/s", one_by_one / plain, "")
+        self.add("by batch against one by one", by_batch / one_by_one, "times", None, "")
 
 
 def main() -> None:

@@ -148,6 +148,36 @@ def _row_writer() -> Applier:
     return applier
 
 
+def drain_hot_key(database: Database, commands: int) -> tuple[float, float]:
+    """Return the commands a second on one deep key by a batch handler, and by one for single commands.
+
+    One process, one worker, from its start on, so that the first 20 turns are taken with care, one command
+    a call. At most 1,000 commands a turn, each of which writes a row. The single handler gets a tenth.
+    """
+    database.execute("SELECT inturn.set_topic('python', batch_commands => 1000)")
+    rates = []
+    for applier, count in ((_batch_writer(), commands), (_row_writer(), commands // 10)):
+        append_commands(database, "python", 1, count, f"hot{count}-")
+        started_at = time.monotonic()
+        assert _drain(database, applier) == count
+        rates.append(count / (time.monotonic() - started_at))
+    database.execute("SELECT inturn.set_topic('python', batch_commands => 100)")
+    return rates[0], rates[1]
+
+
+def _batch_writer() -> Applier:
+    applier = Applier()
+
+    @applier.batch_handler("python")
+    def handle(connection: psycopg.Connection[Any], commands: list[Command]) -> None:
+        connection.execute(
+            "INSERT INTO app.effect SELECT * FROM unnest(%s::text[], %s::bigint[])",
+            ([command.key for command in commands], [command.seq for command in commands]),
+        )
+
+    return applier
+
+
 def _drain(database: Database, applier: Applier) -> int:
     fleet = Fleet(database.dsn, applier, topics=["python"], drain=True)
     fleet.start()

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import psycopg
 
@@ -42,9 +42,23 @@ _SCHEMA = """
             RAISE EXCEPTION 'refused %', command.key;
         END IF;
     END $$;
+    CREATE FUNCTION app.apply_all(commands inturn.command[]) RETURNS integer LANGUAGE plpgsql AS $$
+    DECLARE
+        command inturn.command;
+    BEGIN
+        FOREACH command IN ARRAY commands LOOP
+            PERFORM app.apply(command);
+        END LOOP;
+        RETURN cardinality(commands);
+    END $$;
 """
 
+Target: TypeAlias = Literal["python", "sql", "python in batches", "sql in batches"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+
 applier = Applier()
+#: The same, for several commands at a time.
+batches = Applier()
 
 
 def write_witness(connection: psycopg.Connection[Any], command: Command) -> None:
@@ -76,13 +90,22 @@ def apply(connection: psycopg.Connection[Any], command: Command) -> None:
         raise ValueError(f"refused {command.key}")
 
 
-def open_shop(
-    database: Database, *, target: Literal["python", "sql"] = "python", settings: str = ""
-) -> Database:
+@batches.batch_handler(TOPIC)
+def apply_all_of(connection: psycopg.Connection[Any], commands: list[Command]) -> int:
+    """Do the same for each."""
+    for command in commands:
+        apply(connection, command)
+    return len(commands)
+
+
+def open_shop(database: Database, *, target: Target = "python", settings: str = "") -> Database:
     """Create the witness and the topic; settings are further arguments of create_topic, in SQL."""
     database.execute(_SCHEMA)
+    # See handlers_of.
+    database.execute(f"COMMENT ON SCHEMA app IS '{target}'")
     more = settings or "backoff_base => '10 ms'"
-    name = "python" if target == "python" else "sql:app.apply"
+    sql = "sql:app.apply_all" if target == "sql in batches" else "sql:app.apply"
+    name = "python" if target.startswith("python") else sql
     database.execute(f"SELECT inturn.create_topic('{TOPIC}', '{name}', {more})")
     return database
 
@@ -181,7 +204,10 @@ def wait_at_gate(database: Database, count: int = 1) -> list[int]:
 def handlers_of(database: Database) -> Applier | None:
     """Return the handlers for the shop's topic; None when its target is a SQL function."""
     target = database.value("SELECT target FROM inturn.topic WHERE name = %s", [TOPIC])
-    return applier if target == "python" else None
+    if target != "python":
+        return None
+    opened_as = database.value("SELECT obj_description(to_regnamespace('app'), 'pg_namespace')")
+    return batches if opened_as == "python in batches" else applier
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from support.process import inturn_apply, run_apply
 from support.proxy import Proxy
 from support.server import Server
 from support.shop import (
+    TARGETS,
     TOPIC,
+    Target,
     after_restart,
     append,
     append_keys,
@@ -70,9 +72,9 @@ def test_an_applier_killed_before_after_and_in_the_commit_of_its_work_has_it_don
 
 
 @_PLACES
-@pytest.mark.parametrize("target", ["sql", "python"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_backend_terminated_before_after_and_in_the_commit_of_its_work_has_it_done_once(
-    database: Database, target: Literal["sql", "python"], place: str
+    database: Database, target: Target, place: str
 ) -> None:
     open_shop(database, target=target)
     with at_work(database):
@@ -126,10 +128,8 @@ def _drained(database: Database) -> bool:
     return bool(database.value("SELECT count(*) = 0 FROM inturn.key_cursor WHERE ready_at IS NOT NULL"))
 
 
-@pytest.mark.parametrize("target", ["sql", "python"])
-def test_backends_terminated_at_random_apply_everything_once(
-    database: Database, target: Literal["sql", "python"]
-) -> None:
+@pytest.mark.parametrize("target", TARGETS)
+def test_backends_terminated_at_random_apply_everything_once(database: Database, target: Target) -> None:
     open_shop(database, target=target, settings="batch_commands => 5")
     for _ in range(30):
         append_keys(database, 40)
@@ -281,10 +281,8 @@ def test_a_caller_cut_off_in_its_commit_appends_once_by_its_idempotency_key(
 
 
 @pytest.mark.parametrize("what", ["request", "reply"])
-@pytest.mark.parametrize("target", ["sql", "python"])
-def test_an_applier_cut_off_in_its_commit_applies_once(
-    database: Database, target: Literal["sql", "python"], what: Cut
-) -> None:
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_applier_cut_off_in_its_commit_applies_once(database: Database, target: Target, what: Cut) -> None:
     open_shop(database, target=target)
     with Proxy(database.server) as proxy:
         proxy.cut_at(b"COMMIT", what)
@@ -297,9 +295,9 @@ def test_an_applier_cut_off_in_its_commit_applies_once(
     assert_once_and_in_turn(database)
 
 
-@pytest.mark.parametrize("target", ["sql", "python"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_failing_command_leaves_no_effect_and_what_came_before_it_has_one(
-    database: Database, target: Literal["sql", "python"]
+    database: Database, target: Target
 ) -> None:
     open_shop(database, target=target, settings="max_attempts => 2, backoff_base => '1 ms'")
     append(database, "a", "insert", "update", "fail", "delete")
