@@ -110,10 +110,13 @@ def make_database(dsn: str) -> str:
     return own
 
 
-def create_posted(connection: psycopg.Connection[Any], topic: str, target: str) -> None:
+def create_posted(
+    connection: psycopg.Connection[Any], topic: str, target: str, numbering: str = "assigned"
+) -> None:
     """Create a topic whose commands are posted to B."""
     connection.execute(
-        "SELECT inturn.create_topic(%s, %s, backoff_base => '100 ms', max_attempts => 20)", (topic, target)
+        "SELECT inturn.create_topic(%s, %s, backoff_base => '100 ms', max_attempts => 20, numbering => %s)",
+        (topic, target, numbering),
     )
 
 

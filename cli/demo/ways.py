@@ -27,8 +27,11 @@ from inturn.schema.connection import connect, connect_async
 
 #: The topics that A fills itself, and whose commands are posted to B.
 POSTED, POSTED_KILLED = "orders-posted", "orders-posted-killed"
+#: The one that is numbered on arrival.
+ARRIVED = "orders-arrived"
 #: What the table calls what happens in the course of a way.
 KILLED, HOT = "  one machine killed, one added", "  one hot key"
+HOT_ARRIVED = "  one hot key, by arrival"
 #: A turns to the next order after the first time, and to the next command of an order after the second.
 ORDER_SECONDS, GAP_SECONDS = 0.003, 0.003
 
@@ -142,8 +145,11 @@ async def scene(dsn: str, seed: int, tell: Callable[[str], None]) -> AsyncIterat
         connection = stack.enter_context(connect(dsn))
         for topic, how in ((POSTED, "handle"), (POSTED_KILLED, "accept")):
             create_posted(connection, topic, f"http://{HOST}:{front.port}/{how}/{topic}")
+        create_posted(connection, ARRIVED, f"http://{HOST}:{front.port}/handle/{ARRIVED}", "arrival")
         starts = [Start("inturn.cli.demo.machine", {"dsn": dsn, "name": name}) for name in _MACHINES]
-        starts.append(Start("inturn.cli.demo.applier", {"dsn": dsn, "topics": [POSTED, POSTED_KILLED]}))
+        starts.append(
+            Start("inturn.cli.demo.applier", {"dsn": dsn, "topics": [POSTED, POSTED_KILLED, ARRIVED]})
+        )
         *processes, _ = await stack.enter_async_context(running(starts))
         on = Scene(dsn, tell, connection, front, a, [], list(zip(_MACHINES, processes, strict=True)))
         on.add_one()
@@ -179,13 +185,17 @@ async def ring(on: Scene, orders: Orders, *, killed: bool = False, hot: bool = F
     return result()
 
 
-async def a_appends(on: Scene, orders: Orders, *, killed: bool = False) -> Result:
+async def a_appends(on: Scene, orders: Orders, *, killed: bool = False, hot: bool = False) -> Result:
     """Let A append, and inturn post to any machine of B.
 
     killed: one machine dies and another one comes; B asks inturn.accept before it does anything.
+    hot: one key has most of the commands, which are numbered on arrival.
     """
-    topic, title = (POSTED_KILLED, KILLED) if killed else (POSTED, "inturn: A appends, HTTP to B")
+    topic, title = POSTED, "inturn: A appends, HTTP to B"
+    if hot:
+        topic, title = ARRIVED, HOT_ARRIVED
     if killed:
+        topic, title = POSTED_KILLED, KILLED
         on.plan_events(orders)
     async with _sessions(on.dsn) as sessions:
 

@@ -149,9 +149,10 @@ def test_the_demo_runs_and_by_inturn_nothing_is_wrong(empty_database: Database) 
         "5 one hot key",
         "6 inturn: A appends, HTTP to B",
         "7 one machine killed, one added",
-        "8 inturn: B appends A's numbers",
+        "8 one hot key, by arrival",
+        "9 inturn: B appends A's numbers",
     ]
-    for number in (6, 7, 8):
+    for number in (6, 7, 8, 9):
         assert list(rows.values())[number][:3] == ["0", "0", "0"]
     assert int(rows["5 one hot key"][4].rstrip("%")) > 60
     with psycopg.connect(re.findall(r'INTURN_DSN="(.*)"', printed)[0]) as connection:
@@ -163,7 +164,7 @@ def test_the_demo_runs_and_by_inturn_nothing_is_wrong(empty_database: Database) 
 
 def test_it_fails_where_by_inturn_something_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     async def play(*_: object) -> list[Result]:
-        found = [Findings(10, wrong=0, lost=0, doubled=int(n == 6), busiest=0.5) for n in range(8)]
+        found = [Findings(10, wrong=0, lost=0, doubled=int(n == 6), busiest=0.5) for n in range(9)]
         return [Result(f"way {n}", findings, 1.0, safe=n > 4) for n, findings in enumerate(found)]
 
     monkeypatch.setattr(command, "_play", play)
