@@ -11,7 +11,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 -- Creates a topic. Returns true, or false when it is there already with the same settings.
 --
--- target: 'python'; 'sql:SCHEMA.FUNCTION', a function that takes one inturn.command; or an address, 'http://...'.
+-- target: 'python'; 'sql:SCHEMA.FUNCTION', a function that takes one inturn.command, or inturn.command[]; or an address, 'http://...'.
 -- numbering: 'assigned', in commit order; 'given': callers number the commands of each key from first_seq on; 'arrival': in the
 -- order of arrival, without any lock on the key, by the appliers after the commit (see _number_topic).
 -- Locks: none beyond the new row.
