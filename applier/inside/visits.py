@@ -105,17 +105,26 @@ class Visits:
             alone = max(alone - 1, 0)
             hand = batch.hand
             self._totals.count(batch)
-            if not session_of(connection).is_fit():
-                if not (batch.commands or batch.failures or batch.skipped):
-                    # So it would be again: alone, the command that did it is charged.
-                    self._careful[topic] = max(careful, CAREFUL_KEYS)
-                raise SessionChanged("a command has left something in the session")
+            self._check_session(connection, topic, batch)
             if careful:
                 continue
             per_key = min(per_key * 2, batch.target_seconds / batch.keys)
             self._seconds_per_key[topic] = per_key
             max_keys = min(pacing.fitting_keys(per_key, self._max_keys), max_keys * 2)
         return Visit(found=leave_at is not None, emptied=False)
+
+    def _check_session(self, connection: psycopg.Connection[Any], topic: str, batch: Batch) -> None:
+        """Make sure that nothing was left in the session.
+
+        Raises:
+            SessionChanged: something was. If nothing was recorded either, so it would be again: the next keys
+                are taken alone, where the command that did it is charged.
+        """
+        if session_of(connection).is_fit():
+            return
+        if not (batch.commands or batch.failures or batch.skipped):
+            self._careful[topic] = max(self._careful.get(topic, 0), CAREFUL_KEYS)
+        raise SessionChanged("a command has left something in the session")
 
     def _make_batch(
         self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str, max_keys: int

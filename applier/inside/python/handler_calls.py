@@ -55,14 +55,11 @@ class HandlerCalls:
             check: the deferred constraints after each call.
 
         Raises:
-            CommandFailed: one of them failed, for whatever reason that is the command's; of a batch it names
-                the first.
+            CommandFailed: one failed, for whatever reason that is the command's; of a batch: the first.
             HandlerBrokeTransaction: one of them has ended the transaction.
         """
         session = session_of(connection)
-        in_batches = bool(orders) and self.applier.find_batch(orders[0].topic) is not None
-        calls_to_make = [orders] if in_batches else [[order] for order in orders]
-        for index, called in enumerate(calls_to_make):
+        for index, called in enumerate(self._split(orders)):
             # What a command has left in the session must not meet another one: that is for a new connection.
             if self.stop.requested or session.worn or time.monotonic() > leave_at:
                 return
@@ -80,6 +77,12 @@ class HandlerCalls:
                     raise self.broke(called[0]) from error
                 raise CommandFailed(index, called[0]) from error
             turn.done_seq = called[done - 1].seq
+
+    def _split(self, orders: list[Order]) -> list[list[Order]]:
+        """Return what each call gets: a command, or all of them for a batch handler."""
+        if orders and self.applier.find_batch(orders[0].topic) is not None:
+            return [orders]
+        return [[order] for order in orders]
 
     def _call(self, connection: psycopg.Connection[Any], turn: Turn, orders: list[Order]) -> int:
         """Read payloads and call the handler: what depends on data runs nowhere else.
