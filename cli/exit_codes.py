@@ -27,5 +27,7 @@ class ExitCode(IntEnum):
     UNHEALTHY = 9
     #: `apply`: too many handlers did not return within their topic's timeout.
     STUCK = 10
+    #: `wait`: the time is over.
+    TIMED_OUT = 11
     #: Ctrl-C.
     INTERRUPTED = 130

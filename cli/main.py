@@ -27,7 +27,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "Complete commands and keys in your shell.",
         ),
     },
-    "Append": {"append": ("inturn.cli.append:append", "Append a command to a key.")},
+    "Append": {
+        "append": ("inturn.cli.append:append", "Append a command to a key."),
+        "wait": ("inturn.cli.wait:wait", "Wait until a key has been applied."),
+    },
     "Apply": {
         "apply": ("inturn.cli.run.apply:apply", "Apply commands, each key in turn."),
         "demo": ("inturn.cli.demo.command:demo", "See the problem happen, and not happen."),
@@ -52,7 +55,7 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 some keys are held,
 4 database unreachable or lost, 5 schema missing or of another revision,
 6 current commands cut off, 7 keys --check found some, 8 verify found a
 violation, 9 status --check found something wrong, 10 too many handlers hang,
-130 interrupted.
+11 wait timed out, 130 interrupted.
 
 \b
 Example:

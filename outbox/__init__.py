@@ -1,4 +1,4 @@
-"""The callers' side: append commands in your own transaction, by psycopg or SQLAlchemy."""
+"""The callers' side: append commands in your own transaction, and wait for them, by psycopg or SQLAlchemy."""
 
 from inturn.outbox.appending import (
     append,
@@ -6,21 +6,28 @@ from inturn.outbox.appending import (
     append_many,
     append_many_async,
 )
+from inturn.outbox.one_wait import Waited
 from inturn.outbox.statement import NewCommand
+from inturn.outbox.waiting import wait, wait_async
 from inturn.schema.errors import (
     AppendConflict,
     CommandRefused,
     IdempotencyKeyRefused,
     InturnError,
+    KeyHeld,
     KeyRefused,
     NameRefused,
+    NotApplied,
     PayloadRefused,
     SeqBelowFirst,
     SeqPassedOver,
     SeqRefused,
     SeqTaken,
     SeqTooFarAhead,
+    UnknownKey,
     UnknownTopic,
+    WaitTimedOut,
+    WrongIsolation,
 )
 
 __all__ = [
@@ -28,18 +35,26 @@ __all__ = [
     "CommandRefused",
     "IdempotencyKeyRefused",
     "InturnError",
+    "KeyHeld",
     "KeyRefused",
     "NameRefused",
     "NewCommand",
+    "NotApplied",
     "PayloadRefused",
     "SeqBelowFirst",
     "SeqPassedOver",
     "SeqRefused",
     "SeqTaken",
     "SeqTooFarAhead",
+    "UnknownKey",
     "UnknownTopic",
+    "WaitTimedOut",
+    "Waited",
+    "WrongIsolation",
     "append",
     "append_async",
     "append_many",
     "append_many_async",
+    "wait",
+    "wait_async",
 ]

@@ -101,13 +101,7 @@ def one(topic: str, command: NewCommand, seq: int | None, schema: str) -> Statem
     Raises:
         CommandRefused: a part of it cannot be sent to PostgreSQL at all.
     """
-    if seq is not None and (not isinstance(seq, int) or isinstance(seq, bool) or abs(seq) > _LARGEST_SEQ):
-        raise SeqRefused(
-            f"seq {seq!r:.60} is no number that a command can have",
-            hint="Give the command's number in its key, an int",
-            topic=topic,
-            key=command.key,
-        )
+    check_seq(seq, topic, command.key)
     parameters = {"topic": _checked_topic(topic), **_checked(topic, command), "seq": seq}
     return Statement(_ONE, check_schema_name(schema), parameters, topic, command.key)
 
@@ -124,15 +118,49 @@ def many(topic: str, commands: Sequence[NewCommand], schema: str) -> Statement:
     return Statement(_MANY, check_schema_name(schema), {"topic": topic, **columns}, topic, None)
 
 
+def check_seq(seq: object, topic: str, key: str, *, least: int = -_LARGEST_SEQ) -> None:
+    """Refuse what is neither None nor a number that a command can have.
+
+    Raises:
+        SeqRefused: it is none.
+    """
+    if seq is not None and not (
+        isinstance(seq, int) and not isinstance(seq, bool) and least <= seq <= _LARGEST_SEQ
+    ):
+        raise SeqRefused(
+            f"seq {seq!r:.60} is no number that a command can have",
+            hint="Give the command's number in its key, an int",
+            topic=topic,
+            key=key,
+        )
+
+
+def check_place(topic: str, key: str, idempotency_key: str | None) -> None:
+    """Refuse a topic, a key or an idempotency key that cannot be sent to PostgreSQL at all.
+
+    Raises:
+        UnknownTopic, KeyRefused, IdempotencyKeyRefused: it is none.
+    """
+    _checked_topic(topic)
+    _check_texts(
+        topic, key, ("key", key, KeyRefused), ("idempotency_key", idempotency_key, IdempotencyKeyRefused)
+    )
+
+
+def _check_texts(topic: str, key: str, *parts: tuple[str, str | None, type[CommandRefused]]) -> None:
+    for part, value, refused in parts:
+        if problem := _not_text(value):
+            raise refused(f"{part} {value!r:.60} {problem}", hint=_TEXT_HINT, topic=topic, key=key)
+
+
 def _checked(topic: str, command: NewCommand) -> dict[str, str | None]:
-    parts: tuple[tuple[str, str | None, type[CommandRefused]], ...] = (
+    _check_texts(
+        topic,
+        command.key,
         ("key", command.key, KeyRefused),
         ("name", command.name, NameRefused),
         ("idempotency_key", command.idempotency_key, IdempotencyKeyRefused),
     )
-    for part, value, refused in parts:
-        if problem := _not_text(value):
-            raise refused(f"{part} {value!r:.60} {problem}", hint=_TEXT_HINT, topic=topic, key=command.key)
     try:
         payload = "{}" if command.payload is None else json.dumps(command.payload, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from datetime import datetime
+from typing import Any, ClassVar
 
 
 class InturnError(Exception):
@@ -140,7 +141,7 @@ class Fenced(InturnError):
 
 
 class WrongIsolation(InturnError):
-    """A turn was taken outside READ COMMITTED."""
+    """A turn was taken outside READ COMMITTED, or wait called in a transaction that cannot see its end."""
 
     sqlstate = "IT031"
 
@@ -179,6 +180,44 @@ class OptionRefused(InturnError):
     """A list was asked for by a state or an order that does not exist."""
 
     sqlstate = "IT044"
+
+
+class NotApplied(InturnError):
+    """The key has not been applied up to where it was waited for.
+
+    Attributes:
+        applied_seq: everything up to here has taken effect, or was skipped.
+        state: of the key: idle, ready, retrying, leased, waiting, held or paused; or `topic paused`.
+        since: since when, as far as that is known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        applied_seq: int | None = None,
+        state: str | None = None,
+        since: datetime | None = None,
+        **known: Any,
+    ) -> None:
+        super().__init__(message, **known)
+        self.applied_seq = applied_seq
+        self.state = state
+        self.since = since
+
+
+class WaitTimedOut(NotApplied):
+    """The time to wait for a key is over. It may be applied later."""
+
+    sqlstate = "IT065"
+    default_hint = "Wait on, or ask an operator: inturn why KEY"
+
+
+class KeyHeld(NotApplied):
+    """The key stands still until an operator acts on it, so that it is no use to wait."""
+
+    sqlstate = "IT066"
+    default_hint = "An operator finds out why by: inturn why KEY"
 
 
 class SchemaMismatch(InturnError):

@@ -11,6 +11,12 @@ GRANT EXECUTE ON FUNCTION
     inturn.append(text, text, text, jsonb, text, bigint),
     inturn.append_many(text, text[], text[], jsonb[], text[])
 TO inturn_caller;
+-- Whoever waits sees where keys stand, and no payload and no error of anybody.
+GRANT EXECUTE ON FUNCTION
+    inturn.wait(text, text, bigint, interval, text),
+    inturn.wait_state(text, text, bigint, text, bigint),
+    inturn.announce_wait(text, text)
+TO inturn_caller, inturn_operator;
 GRANT SELECT, INSERT ON inturn.outbox TO inturn_caller;
 
 -- An applier moves cursors with its own privileges: its targets run with them too.
@@ -39,6 +45,9 @@ GRANT EXECUTE ON ROUTINE
     inturn._find_gap(inturn.key_cursor),
     inturn._settle_key(inturn.key_cursor, inturn.key_cursor),
     inturn._notify_appliers(text),
+    inturn._wait_channel(text, text),
+    inturn._notify_waiters(text, text[]),
+    inturn._wake_waiters(text, text),
     inturn._begin_saved_pass(text[], inturn._pass),
     inturn._lease_end(inturn.topic, interval),
     inturn._begin_lease(inturn.topic, text, bigint, bigint, interval, text),
@@ -91,6 +100,7 @@ GRANT SELECT, UPDATE, DELETE ON inturn.wake_hint TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.saved_pass TO inturn_applier;
 GRANT SELECT ON inturn.key_cursor TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE ON inturn.listener TO inturn_applier;
+GRANT SELECT ON inturn.waiter TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE ON inturn.turn TO inturn_applier;
 GRANT SELECT, INSERT ON inturn.skip TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.applier TO inturn_applier;

@@ -19,9 +19,11 @@ from inturn.schema.install import upgrade
 ROLES = ("inturn_caller", "inturn_applier", "inturn_operator")
 APPEND = "SELECT inturn.append('orders', 'a', 'insert')"
 
+#: To wait for what was appended.
+WAITS = {"wait", "wait_state", "announce_wait"}
 #: What each role may call: its protocol, beside the internal parts of it.
 ROUTINES = {
-    "inturn_caller": {"append", "append_many"},
+    "inturn_caller": {"append", "append_many", *WAITS},
     "inturn_applier": {
         *("claim", "claim_commands", "finish", "fail", "apply", "apply_batch"),
         *("advance", "renew", "release"),
@@ -33,6 +35,7 @@ ROUTINES = {
         *("list_keys", "list_errors", "topic_status", "pending_commands", "key_state"),
         *("list_appliers", "why", "timeline", "verify", "verify_slice", "verify_topics"),
         *OPERATOR_ACTIONS,
+        *WAITS,
     },
 }
 
@@ -52,6 +55,8 @@ RELATIONS = {
     "turn": ("", "INSERT SELECT UPDATE", "SELECT"),
     "listener": ("", "INSERT SELECT UPDATE", "SELECT"),
     "applier": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
+    "waiter": ("", "SELECT", "SELECT"),
+    "waiter_id_seq": ("", "", ""),
     "skip": ("", "INSERT SELECT", "SELECT"),
     "operator_action_id_seq": ("", "", ""),
     "operator_action": ("", "", "SELECT"),
@@ -184,6 +189,8 @@ def test_the_roles_are_siblings_that_cannot_log_in(database: Database) -> None:
 #: What runs as its owner: a caller's append, and what an operator may do only by being recorded.
 DEFINERS = {
     "append",
+    # A caller sees where keys stand, and nothing else of them.
+    *WAITS,
     # An applier numbers what has arrived, and may not write to the log.
     "_number_arrivals",
     # These show an operator the sessions of others.
@@ -364,7 +371,7 @@ def test_an_operator_reads_everything_and_creates_topics(orders: Database) -> No
     with connect_as(orders, "inturn_operator") as operator:
         created = operator.execute("SELECT inturn.create_topic('mine', max_attempts => 3)")
         assert created.fetchone() == (True,)
-        for relation in RELATIONS.keys() - {"operator_action_id_seq", "intake_id_seq"}:
+        for relation in RELATIONS.keys() - {"operator_action_id_seq", "intake_id_seq", "waiter_id_seq"}:
             operator.execute(sql.SQL("SELECT * FROM inturn.{}").format(sql.Identifier(relation)))
         listed = operator.execute("SELECT key, state FROM inturn.list_keys()")
         assert listed.fetchall() == [("a", "ready")]

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, NullPool, create_engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from inturn.outbox import NewCommand, append, append_async, append_many, append_many_async
+from inturn.outbox import NewCommand, append, append_async, append_many, append_many_async, wait, wait_async
 from support.database import Database
 
 _T = TypeVar("_T")
@@ -48,6 +48,16 @@ class Many(Step):
 
     async def run_async(self, connection: Any) -> Any:
         return await append_many_async(connection, *self.arguments, **self.options)
+
+
+class Pause(Step):
+    """A wait; of a connection that has done nothing else in its transaction."""
+
+    def run(self, connection: Any) -> Any:
+        return wait(connection, *self.arguments, **self.options)
+
+    async def run_async(self, connection: Any) -> Any:
+        return await wait_async(connection, *self.arguments, **self.options)
 
 
 def _sync(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, cast
 
 import psycopg
@@ -114,6 +115,14 @@ class Database:
     def value(self, query: str, parameters: Sequence[Any] | None = None) -> Any:
         """Run a statement in autocommit and return the first column of its first row."""
         return self.execute(query, parameters)[0][0]
+
+    @contextmanager
+    def beside(self, work: Callable[[], Any]) -> Iterator[Future[Any]]:
+        """Do something in a thread of its own meanwhile; what it raises is raised at the end."""
+        with ThreadPoolExecutor(1, "beside") as thread:
+            future = thread.submit(work)
+            yield future
+            future.result(PATIENCE)
 
     def close(self) -> None:
         """Close everything that was opened through it."""

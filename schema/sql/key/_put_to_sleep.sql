@@ -15,6 +15,9 @@ BEGIN
     VALUES (cursor.topic, cursor.key, cursor.epoch, cursor.applied_seq + 1, cursor.applied_seq, cursor.applied_seq, true,
             'idle', coalesce(was.claimed_by, session_user), now())
     ON CONFLICT ON CONSTRAINT turn_pkey DO UPDATE SET drained = true, applied_seq = EXCLUDED.applied_seq;
+    IF cursor.applied_seq > was.applied_seq THEN
+        PERFORM inturn._wake_waiters(cursor.topic, cursor.key);
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION inturn._put_to_sleep IS 'Internal: lets a key go idle where it stands.';

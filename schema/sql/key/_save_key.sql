@@ -1,4 +1,5 @@
 -- Saves where a key stands: its ticket and its marks. Internal: everything but a turn's usual end comes through here.
+-- Wakes those who wait for the key, where it moved on or is held now.
 --
 -- was: the key as it is stored; cursor: as it shall be, its ready_at from _next_ready_at.
 -- The caller has locked the key's ticket; or, of an idle key, its row in key_sequence: then this is its new ticket.
@@ -27,6 +28,9 @@ BEGIN
     DELETE FROM inturn.key_mark m WHERE m.topic = was.topic AND m.key = was.key AND m.epoch = was.epoch;
     IF is_marked THEN
         INSERT INTO inturn.key_mark SELECT marks.*;
+    END IF;
+    IF cursor.applied_seq > was.applied_seq OR cursor.held_at IS NOT NULL AND was.held_at IS NULL THEN
+        PERFORM inturn._wake_waiters(cursor.topic, cursor.key);
     END IF;
 END
 $$;

@@ -33,6 +33,10 @@ BEGIN
         ON CONFLICT ON CONSTRAINT turn_pkey DO UPDATE SET
             to_seq = EXCLUDED.to_seq, applied_seq = EXCLUDED.applied_seq, finished_at = EXCLUDED.finished_at;
     END IF;
+    IF seq > was.applied_seq AND (SELECT true FROM inturn.waiter w
+                                  WHERE w.topic = advance.topic AND w.key = advance.key AND w.until > now() LIMIT 1) THEN
+        PERFORM inturn._notify_waiters(topic, ARRAY[key]);
+    END IF;
     fresh := inturn._lease_end(settings, lease);
     IF was.lease_until < fresh - coalesce(lease, settings.lease) / 2 THEN
         cursor.lease_until := fresh;

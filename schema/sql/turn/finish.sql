@@ -21,6 +21,7 @@ DECLARE
     marked boolean;
     drained boolean[];
     gaps boolean[];
+    waited text[];
 BEGIN
     PERFORM inturn._require_read_committed();
     -- What they find at COMMIT would be nobody's failure; and their locks come before those of the callers.
@@ -42,8 +43,13 @@ BEGIN
                SELECT true FROM inturn.command_log l
                WHERE l.topic = finish.topic AND l.key = t.key AND l.seq > t.applied_seq + 1 LIMIT 1) IS NOT NULL
                ORDER BY t.position) END,
-           array_agg(c.ctid ORDER BY t.position), bool_or(c.marked)
-    INTO drained, gaps, tickets, marked
+           array_agg(c.ctid ORDER BY t.position), bool_or(c.marked),
+           -- The keys for which somebody waits. After the claim, whose lock tells a later waiter to look again (see wait_state);
+           -- a key is looked up only where anybody waits in the topic.
+           array_agg(t.key) FILTER (WHERE t.applied_seq >= t.from_seq AND (
+               SELECT true FROM inturn.waiter w WHERE w.topic = finish.topic AND w.until > now() LIMIT 1) AND (
+               SELECT true FROM inturn.waiter w WHERE w.topic = finish.topic AND w.key = t.key AND w.until > now() LIMIT 1))
+    INTO drained, gaps, tickets, marked, waited
     FROM unnest(keys, epochs, from_seqs, applied_seqs, locked) WITH ORDINALITY
         t (key, epoch, from_seq, applied_seq, locked, position)
     -- Only what this transaction has claimed, whose lock is in xmax: if a handler ended the transaction and
@@ -64,6 +70,9 @@ BEGIN
     PERFORM inturn._end_turns(topic, keys, tickets,
                              CASE WHEN given THEN ARRAY(SELECT d AND NOT g FROM unnest(drained, gaps) t (d, g)) ELSE drained END,
                              epochs, from_seqs, applied_seqs, applier);
+    IF waited IS NOT NULL THEN
+        PERFORM inturn._notify_waiters(topic, waited);
+    END IF;
     IF given THEN
         PERFORM inturn._wait_for_gap(topic, t.key) FROM unnest(keys, drained, gaps) t (key, drained, gap) WHERE t.drained AND t.gap;
     END IF;

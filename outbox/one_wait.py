@@ -1,0 +1,176 @@
+"""One wait: what to ask the database next, how long to sleep before, and what the answers mean."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from inturn.outbox.statement import check_place, check_seq
+from inturn.schema.errors import KeyHeld, WaitTimedOut
+from inturn.schema.source import check_schema_name
+
+#: As a wait is announced for 20 s. Then it looks again too: a notification is only a hint.
+ANNOUNCE_SECONDS = 10.0
+_FIRST_PROBE, _LONGEST_PROBE, _LONGEST_DEAF = 0.01, 1.0, 0.1
+
+_LOOK = """SELECT seq, mark, outcome, applied_seq, skipped, state, since, in_hand, says
+FROM {schema}.wait_state({topic}, {key}, CAST({seq} AS bigint), {idempotency_key}, CAST({mark} AS bigint))"""
+_ANNOUNCE = "SELECT {schema}.announce_wait({topic}, {key})"
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """What a wait found.
+
+    Attributes:
+        applied_seq: where the key stands: everything up to here has taken effect, or was skipped.
+        skipped: whether the command that was waited for was itself skipped: it never took effect.
+    """
+
+    applied_seq: int
+    skipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Run a statement in a transaction of its own; the answer is its row.
+
+    Attributes:
+        template: the statement, with {name} where a parameter goes.
+        parameters: their values.
+    """
+
+    template: str
+    parameters: dict[str, Any]
+
+    def written(self, place: str) -> str:
+        """Return the statement with its parameters' places as a driver has them, `%({})s` or `:{}`."""
+        return self.template.format(**{name: place.format(name) for name in self.parameters})
+
+
+@dataclass(frozen=True, slots=True)
+class CanListen:
+    """The answer is whether the session can LISTEN, and would take nothing away from anybody by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """LISTEN on a channel from now on."""
+
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Sleep for so many seconds, or until something comes from the channel, but `least` seconds anyway."""
+
+    seconds: float
+    least: float
+
+
+Step: TypeAlias = "Fetch | CanListen | Listen | Sleep"
+
+
+@dataclass(slots=True)
+class OneWait:
+    """A wait for a key. It may go on over another connection: what it has found out stays.
+
+    Args:
+        timeout: seconds from now on; None or infinity: for ever.
+
+    Raises:
+        ValueError: the timeout is below 0 or not a number.
+        UnknownTopic, KeyRefused, SeqRefused, IdempotencyKeyRefused: it cannot be sent to PostgreSQL at all.
+    """
+
+    topic: str
+    key: str
+    seq: int | None
+    timeout: float | None
+    idempotency_key: str | None
+    schema: str
+    _mark: int | None = None
+    _in_hand: bool = False
+    _began_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout >= 0:
+            raise ValueError(f"timeout is {self.timeout}; give seconds, 0 or more, or None to wait for ever")
+        check_place(self.topic, self.key, self.idempotency_key)
+        check_seq(self.seq, self.topic, self.key, least=0)
+        check_schema_name(self.schema)
+
+    def remaining(self) -> float:
+        """Return the seconds until the time is over; infinity where there is no timeout."""
+        return (math.inf if self.timeout is None else self.timeout) - self._elapsed()
+
+    def steps(self) -> Generator[Step, Any, Waited]:
+        """Yield what is to be done next, and take its answer; return what the wait found.
+
+        Raises:
+            KeyHeld, WaitTimedOut: see there.
+        """
+        done = self._read((yield self._look()))
+        can_listen = done is None and (yield CanListen())
+        while done is None:
+            listening = False
+            probe, renew_at = _FIRST_PROBE, time.monotonic() + ANNOUNCE_SECONDS
+            if can_listen and (channel := (yield self._fetch(_ANNOUNCE))[0]) is not None:
+                # Announced, listening, and only then looking: whatever moves the key later notifies.
+                yield Listen(channel)
+                listening = True
+                done = self._read((yield self._look()))
+            while done is None and time.monotonic() < renew_at:
+                if not listening:
+                    seconds = min(max(self._elapsed() / 8, _FIRST_PROBE), _LONGEST_PROBE)
+                elif self._in_hand:
+                    # Whoever has it in hand may have looked for waiters before: until that has ended.
+                    seconds, probe = probe, probe * 2
+                else:
+                    seconds = ANNOUNCE_SECONDS
+                seconds = max(min(seconds, renew_at - time.monotonic(), self.remaining()), 0)
+                yield Sleep(seconds, min(seconds, self._elapsed() / 16, _LONGEST_DEAF))
+                done = self._read((yield self._look()))
+        return done
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began_at
+
+    def _look(self) -> Fetch:
+        return self._fetch(_LOOK)
+
+    def _fetch(self, statement: str) -> Fetch:
+        values = {
+            "topic": self.topic,
+            "key": self.key,
+            "seq": self.seq,
+            "idempotency_key": self.idempotency_key,
+            "mark": self._mark,
+        }
+        known = {name: value for name, value in values.items() if f"{{{name}}}" in statement}
+        return Fetch(statement.replace("{schema}", self.schema), known)
+
+    def _read(self, row: tuple[Any, ...]) -> Waited | None:
+        outcome: str
+        says: str
+        since: datetime | None
+        is_over = self.remaining() <= 0
+        self.seq, self._mark, outcome, applied_seq, skipped, state, since, self._in_hand, says = row
+        if outcome == "applied":
+            return Waited(applied_seq, skipped)
+        if outcome != "held" and not is_over:
+            return None
+        kind = KeyHeld if outcome == "held" else WaitTimedOut
+        raise kind(
+            says,
+            topic=self.topic,
+            key=self.key,
+            seq=self.seq,
+            applied_seq=applied_seq,
+            state=state,
+            since=since,
+        )

@@ -1,0 +1,89 @@
+"""wait and wait_async: read your own writes, over the queue."""
+
+from __future__ import annotations
+
+from inturn.outbox.appending import AnyAsyncConnection, SyncConnection
+from inturn.outbox.one_wait import OneWait, Step, Waited
+from inturn.outbox.session import opened, opened_async
+from inturn.schema.source import DEFAULT_SCHEMA
+
+
+def wait(
+    connection: SyncConnection,
+    topic: str,
+    key: str,
+    seq: int | None = None,
+    *,
+    timeout: float | None = 30.0,
+    idempotency_key: str | None = None,
+    schema: str = DEFAULT_SCHEMA,
+) -> Waited:
+    """Wait until a key has been applied, or skipped, up to a number: then what the commands did can be read.
+
+    Commit first. The connection is used for nothing else meanwhile, and no transaction stays open in it.
+    It LISTENs; where it cannot (behind a pooler, on a standby, on another driver than psycopg, or in a
+    session that listens to something already) it looks again after an eighth of the time waited so far, at
+    least 10 ms and at most a second.
+
+    Args:
+        connection: psycopg's Connection, or SQLAlchemy's Connection or Session, in no transaction. For a
+            Session that is bound to an engine, another connection of the engine's pool is used.
+        topic, key: which key.
+        seq: up to where, as append returned it; it need not exist yet. None: up to everything that is
+            committed on the key now, also where commands are numbered on arrival.
+        timeout: seconds to wait at most; 0: look once; None: for ever.
+        idempotency_key: wait for the command that has it, whether that is committed yet or not; without a
+            seq.
+        schema: where inturn is installed.
+
+    Raises:
+        KeyHeld: the key stands still until an operator acts; raised as soon as that is so.
+        WaitTimedOut: the time is over.
+        WrongIsolation: the connection is in a transaction.
+        UnknownTopic: the topic was never created.
+        UnknownKey: neither a seq nor an idempotency key was given, and nothing was ever committed on the
+            key.
+        KeyRefused, SeqRefused, IdempotencyKeyRefused: it cannot be one.
+        ValueError: the timeout is below 0, or not a number.
+        psycopg.Error, sqlalchemy.exc.DBAPIError: anything else the database says, also that the connection
+            was lost; wait again, on another one.
+    """
+    return run(connection, OneWait(topic, key, seq, timeout, idempotency_key, schema))
+
+
+async def wait_async(
+    connection: AnyAsyncConnection,
+    topic: str,
+    key: str,
+    seq: int | None = None,
+    *,
+    timeout: float | None = 30.0,
+    idempotency_key: str | None = None,
+    schema: str = DEFAULT_SCHEMA,
+) -> Waited:
+    """Do as `wait`, on psycopg's AsyncConnection or SQLAlchemy's async ones; it can be cancelled."""
+    task = OneWait(topic, key, seq, timeout, idempotency_key, schema)
+    async with opened_async(connection, task) as session:
+        steps = task.steps()
+        answer: object = None
+        while True:
+            try:
+                step: Step = steps.send(answer)
+            except StopIteration as end:
+                found: Waited = end.value
+                return found
+            answer = await session.do(step)
+
+
+def run(connection: SyncConnection, task: OneWait) -> Waited:
+    """Wait as `wait` does; a task whose connection was lost goes on over another one."""
+    with opened(connection, task) as session:
+        steps = task.steps()
+        answer: object = None
+        while True:
+            try:
+                step: Step = steps.send(answer)
+            except StopIteration as end:
+                found: Waited = end.value
+                return found
+            answer = session.do(step)

@@ -1,0 +1,35 @@
+CREATE FUNCTION inturn.announce_wait(topic text, key text) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+-- Announces that somebody waits for a key, and returns the channel on which it is notified for the next 20 seconds, whenever the
+-- key moves on or is held. Announce it again every 10 seconds.
+--
+-- Commit, LISTEN, and only then look where the key stands: see wait_state. Everybody who waits for a key shares one announcement.
+-- NULL: more is announced than there is room for; look again from time to time.
+-- Locks nothing but rows of waits that are over, skipping locked ones.
+-- Raises IT001 for an unknown topic, IT002 for a key that cannot be one.
+DECLARE
+    now constant timestamptz := clock_timestamp();
+    announced bigint;
+BEGIN
+    PERFORM inturn._refuse_command(topic, key, 'wait', NULL, NULL);
+    IF (SELECT true FROM inturn.waiter w WHERE w.topic = announce_wait.topic AND w.key = announce_wait.key
+        AND w.until > now + interval '10 seconds' LIMIT 1) IS NULL
+    THEN
+        IF pg_relation_size('inturn.waiter') >= inturn._max_waiter_octets() THEN
+            RETURN NULL;
+        END IF;
+        INSERT INTO inturn.waiter (topic, key, until)
+        VALUES (announce_wait.topic, announce_wait.key, now + interval '20 seconds') RETURNING id INTO announced;
+        IF announced % 100 = 0 THEN
+            DELETE FROM inturn.waiter w WHERE w.ctid = ANY (ARRAY(
+                SELECT o.ctid FROM inturn.waiter o WHERE o.until < now FOR UPDATE SKIP LOCKED));
+        END IF;
+    END IF;
+    RETURN inturn._wait_channel(topic, key);
+END
+$$;
+COMMENT ON FUNCTION inturn.announce_wait IS 'Announces that somebody waits for a key; returns the channel on which it is notified.';

@@ -1,0 +1,276 @@
+"""inturn.wait and its parts: what comes back when, what is refused, and what a caller must not see."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from support.arrivals import arrive, number
+from support.database import Database, until
+from support.logins import connect_as
+from support.refusal import Refusal, refusal
+
+APPEND = "SELECT inturn.append('orders', %s, %s)"
+APPLY = "CALL inturn.apply()"
+
+
+def _append(database: Database, key: str, *names: str) -> None:
+    for name in names:
+        database.execute(APPEND, [key, name])
+
+
+def _wait(database: Database, arguments: str) -> tuple[int, bool]:
+    row: tuple[int, bool] = database.execute(f"SELECT * FROM inturn.wait({arguments})")[0]
+    return row
+
+
+def _refused(database: Database, arguments: str) -> Refusal:
+    return refusal(database.connect(), f"SELECT inturn.wait({arguments})")
+
+
+def _is_asleep(database: Database, pid: int) -> bool:
+    return bool(database.value("SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s", [pid]))
+
+
+def test_what_is_applied_is_there_at_once(witness: Database) -> None:
+    _append(witness, "a", "insert", "update")
+    witness.execute(APPLY)
+    assert _wait(witness, "'orders', 'a', 2, '0 s'") == (2, False)
+    assert _wait(witness, "'orders', 'a', 1, '0 s'") == (2, False)
+
+
+def test_without_a_seq_it_waits_for_everything_committed_on_the_key(witness: Database) -> None:
+    _append(witness, "a", "insert", "update")
+    refused = _refused(witness, "'orders', 'a', timeout => '0 s'")
+    assert refused.sqlstate == "IT065"
+    assert refused.message == "key 'a' of topic 'orders' is not applied up to 2: it is at 0 and ready"
+    witness.execute(APPLY)
+    assert _wait(witness, "'orders', 'a', timeout => '0 s'") == (2, False)
+
+
+def test_a_wait_ends_when_the_key_is_applied_meanwhile(witness: Database) -> None:
+    waiter = witness.session(autocommit=True)
+    waiting = waiter.begin("SELECT * FROM inturn.wait('orders', 'a', 2, NULL)")
+    until(lambda: _is_asleep(witness, waiter.pid), "the wait")
+    _append(witness, "a", "insert")
+    witness.execute(APPLY)
+    until(lambda: _is_asleep(witness, waiter.pid), "the wait goes on: the key is at 1")
+    assert not waiting.done()
+    _append(witness, "a", "update")
+    witness.execute(APPLY)
+    assert waiting.result(30) == [(2, False)]
+
+
+def test_a_key_that_becomes_held_ends_the_wait_and_after_a_retry_it_is_waited_for_again(
+    witness: Database,
+) -> None:
+    witness.execute("UPDATE inturn.topic SET max_attempts = 1")
+    waiter = witness.session(autocommit=True)
+    waiting = waiter.begin("SELECT * FROM inturn.wait('orders', 'a', 2, NULL)")
+    until(lambda: _is_asleep(witness, waiter.pid), "the wait")
+    _append(witness, "a", "insert", "fail")
+    witness.execute(APPLY)
+    error = waiting.exception(30)
+    assert isinstance(error, psycopg.Error)
+    assert error.sqlstate == "IT066"
+    (held_at,) = witness.execute(
+        "SELECT to_char(held_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') FROM inturn.key_cursor"
+    )[0]
+    assert error.diag.message_primary == (
+        "key 'a' of topic 'orders' is not applied up to 2:"
+        f" it is at 1 and held, until an operator acts on it, since {held_at} UTC"
+    )
+    assert _wait(witness, "'orders', 'a', 1") == (1, False), "what is applied already is"
+    witness.execute("UPDATE inturn.command_log SET name = 'update' WHERE seq = 2")
+    witness.execute("SELECT inturn.retry('orders', 'a')")
+    witness.execute(APPLY)
+    assert _wait(witness, "'orders', 'a', 2, '0 s'") == (2, False)
+
+
+def test_a_skipped_command_ends_the_wait_and_says_so(witness: Database) -> None:
+    witness.execute("UPDATE inturn.topic SET max_attempts = 1")
+    _append(witness, "a", "fail", "insert")
+    witness.execute(APPLY)
+    waiter = witness.session(autocommit=True)
+    witness.execute("SELECT inturn.skip('orders', 'a', 1, 'wrong')")
+    assert waiter.begin("SELECT * FROM inturn.wait('orders', 'a', 1, NULL)").result(30) == [(1, True)]
+    witness.execute("SELECT inturn.cancel_rest('orders', 'a', 'wrong too')")
+    assert _wait(witness, "'orders', 'a', 2, '0 s'") == (2, True)
+    witness.execute("SELECT inturn.replay('orders', 'a', 2, 'right after all')")
+    assert _refused(witness, "'orders', 'a', timeout => '0 s'").sqlstate == "IT065"
+    witness.execute(APPLY)
+    assert _wait(witness, "'orders', 'a', timeout => '0 s'") == (3, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sqlstate", "message"),
+    [
+        ("'order', 'a', 1", "IT001", "topic 'order' does not exist"),
+        ("NULL, 'a', 1", "IT001", "topic NULL does not exist"),
+        ("'orders', '', 1", "IT002", "key is empty"),
+        ("'orders', 'a', idempotency_key => ''", "IT005", "idempotency key"),
+        ("'orders', 'a'", "IT040", "key 'a' of topic 'orders' has no commands"),
+        ("'orders', 'a', -1", "22023", "seq is -1"),
+        ("'orders', 'a', 1, '-1 s'", "22023", "timeout is -00:00:01"),
+        ("'orders', 'a', 1, '0 s'", "IT065", "nothing was ever committed on it"),
+        ("'orders', 'a', 9223372036854775807, '0 s'", "IT065", "nothing was ever committed on it"),
+        ("'orders', 'a', timeout => '0 s', idempotency_key => 'k'", "IT065", "idempotency key 'k'"),
+        ("'given', 'a', 0, '0 s'", "IT065", "nothing was ever committed on it"),
+    ],
+)
+def test_what_cannot_be_waited_for_is_refused_by_name(
+    witness: Database, arguments: str, sqlstate: str, message: str
+) -> None:
+    witness.execute("SELECT inturn.create_topic('given', numbering => 'given', first_seq => 0)")
+    refused = _refused(witness, arguments)
+    assert refused.sqlstate == sqlstate
+    assert message in refused.message
+    assert witness.value("SELECT count(*) FROM inturn.waiter") == 0
+
+
+@pytest.mark.parametrize("timeout", ["'170000 years'", "'2147483647 months'", "NULL"])
+def test_a_timeout_may_be_as_long_as_an_interval(witness: Database, timeout: str) -> None:
+    waiter = witness.session(autocommit=True)
+    waiting = waiter.begin(f"SELECT * FROM inturn.wait('orders', 'a', 1, {timeout})")
+    until(lambda: _is_asleep(witness, waiter.pid), "the wait")
+    _append(witness, "a", "insert")
+    witness.execute(APPLY)
+    assert waiting.result(30) == [(1, False)]
+
+
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_transaction_that_could_never_see_the_end_is_refused(witness: Database, isolation: str) -> None:
+    session = witness.connect(autocommit=False)
+    session.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
+    assert refusal(session, "SELECT inturn.wait('orders', 'a', 1)").sqlstate == "IT031"
+
+
+@pytest.mark.parametrize("savepoint", ["", "SAVEPOINT s"])
+def test_a_transaction_does_not_wait_for_what_it_appended_itself(witness: Database, savepoint: str) -> None:
+    session = witness.connect(autocommit=False)
+    if savepoint:
+        session.execute(savepoint)
+    session.execute(APPEND, ["a", "insert"])
+    refused = refusal(session, "SELECT inturn.wait('orders', 'a', 1)")
+    assert refused.sqlstate == "IT031"
+    assert "applied only after its commit" in refused.message
+
+
+def test_a_transaction_that_only_read_may_wait(witness: Database) -> None:
+    waiter = witness.session()
+    waiter.execute("SELECT count(*) FROM app.witness")
+    waiting = waiter.begin("SELECT * FROM inturn.wait('orders', 'a', 1, NULL)")
+    until(lambda: _is_asleep(witness, waiter.pid), "the wait")
+    _append(witness, "a", "insert")
+    witness.execute(APPLY)
+    assert waiting.result(30) == [(1, False)]
+    assert waiter.execute("SELECT count(*) FROM app.witness") == [(1,)], "and sees the effect"
+
+
+def test_it_writes_nothing_so_that_it_works_on_a_standby(witness: Database) -> None:
+    _append(witness, "a", "insert")
+    witness.execute(APPLY)
+    session = witness.connect()
+    session.execute("SET default_transaction_read_only = on")
+    assert session.execute("SELECT * FROM inturn.wait('orders', 'a', 1)").fetchall() == [(1, False)]
+
+
+def test_where_numbers_are_given_on_arrival_it_waits_for_what_has_arrived(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('posts', numbering => 'arrival')")
+    look = "SELECT seq, mark, outcome FROM inturn.wait_state('posts', 'a', %s::bigint, NULL, %s::bigint)"
+    assert _refused(database, "'posts', 'a'").sqlstate == "IT040"
+    arrive(database, "a", "insert")
+    arrive(database, "b", "insert")
+    (seq, mark, outcome) = database.execute(look, [None, None])[0]
+    assert (seq, outcome) == (None, "pending")
+    arrive(database, "a", "later")
+    database.execute("UPDATE inturn.intake SET left_because = 'locked' WHERE name = 'later'")
+    assert number(database) == 3
+    (seq, again, outcome) = database.execute(look, [seq, mark])[0]
+    assert (seq, again, outcome) == (2, mark, "pending")
+    assert _refused(database, "'posts', 'a', timeout => '0 s'").sqlstate == "IT065"
+
+
+def test_a_command_that_has_arrived_is_waited_for_by_its_idempotency_key(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('posts', numbering => 'arrival')")
+    look = "SELECT seq, outcome FROM inturn.wait_state('posts', 'a', NULL, %s)"
+    assert database.execute(look, ["mine"]) == [(None, "pending")]
+    arrive(database, "a", "other")
+    database.execute("SELECT inturn.append('posts', 'a', 'insert', idempotency_key => 'mine')")
+    assert database.execute(look, ["mine"]) == [(None, "pending")]
+    number(database)
+    assert database.execute(look, ["mine"]) == [(2, "pending")]
+    for _ in range(2):
+        database.execute(
+            "SELECT inturn.advance('posts', 'a', epoch, seq) FROM inturn.claim('{posts}', 1, NULL, 'me')"
+        )
+    assert database.execute(look, ["mine"])[0][0] == 2
+
+
+def test_a_caller_sees_no_payload_and_no_error_of_anybody(witness: Database) -> None:
+    witness.execute("UPDATE inturn.topic SET max_attempts = 1")
+    witness.execute("SELECT inturn.append('orders', 'a', 'fail', '{\"secret\": 1}')")
+    witness.execute(APPLY)
+    caller = connect_as(witness, "inturn_caller")
+    assert "refused a" in witness.value("SELECT last_error FROM inturn.key_cursor")
+    refused = refusal(caller, "SELECT inturn.wait('orders', 'a', 1)")
+    assert refused.sqlstate == "IT066"
+    row = caller.execute("SELECT w::text FROM inturn.wait_state('orders', 'a', 1) w").fetchall()
+    for text in (refused.message, refused.hint, str(row)):
+        assert "held" in text or text == refused.hint
+        assert "secret" not in text
+        assert "refused a" not in text
+    assert caller.execute("SELECT inturn.announce_wait('orders', 'a')").fetchone() is not None
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        caller.execute("SELECT * FROM inturn.waiter")
+
+
+def test_the_state_is_said_with_its_beginning(witness: Database) -> None:
+    _append(witness, "a", "insert")
+    look = "SELECT state, since IS NOT NULL, says FROM inturn.wait_state('orders', 'a', 1)"
+    witness.execute("SELECT inturn.pause_topic('orders', 'for a while')")
+    state, since, says = witness.execute(look)[0]
+    assert (state, since) == ("topic paused", True)
+    assert "its topic paused since" in says
+    witness.execute("SELECT inturn.pause('orders', 'a', 'for a while')")
+    assert witness.execute(look)[0][:2] == ("paused", True)
+
+
+# Announcements.
+
+
+def test_all_who_wait_for_a_key_share_an_announcement_and_a_channel(witness: Database) -> None:
+    first = witness.value("SELECT inturn.announce_wait('orders', 'a')")
+    assert witness.value("SELECT inturn.announce_wait('orders', 'a')") == first
+    assert witness.value("SELECT inturn.announce_wait('orders', 'b')") != first
+    assert witness.execute(
+        "SELECT key, until <= clock_timestamp() + '20 s' FROM inturn.waiter ORDER BY 1"
+    ) == [
+        ("a", True),
+        ("b", True),
+    ]
+    witness.execute("UPDATE inturn.waiter SET until = clock_timestamp() + '9 s' WHERE key = 'a'")
+    assert witness.value("SELECT inturn.announce_wait('orders', 'a')") == first
+    assert witness.value("SELECT count(*) FROM inturn.waiter WHERE key = 'a'") == 2, "announced anew"
+
+
+def test_what_dead_sessions_announced_is_deleted_by_others(witness: Database) -> None:
+    witness.execute("SELECT count(inturn.announce_wait('orders', 'a' || n)) FROM generate_series(1, 50) n")
+    witness.execute("UPDATE inturn.waiter SET until = clock_timestamp() - interval '1 s' WHERE id <= 40")
+    blocker = witness.connect(autocommit=False)
+    blocker.execute("SELECT FROM inturn.waiter WHERE id = 7 FOR UPDATE")
+    witness.execute("SELECT count(inturn.announce_wait('orders', 'b' || n)) FROM generate_series(1, 50) n")
+    assert witness.execute("SELECT id FROM inturn.waiter WHERE until < now()") == [(7,)]
+    assert witness.value("SELECT count(*) FROM inturn.waiter") == 61
+
+
+def test_a_caller_who_announces_without_end_fills_no_more_than_there_is_room_for(witness: Database) -> None:
+    witness.execute("""
+        CREATE OR REPLACE FUNCTION inturn._max_waiter_octets() RETURNS bigint LANGUAGE sql IMMUTABLE
+        AS 'SELECT 81920'
+    """)
+    announced = witness.value(
+        "SELECT count(inturn.announce_wait('orders', 'a' || n)) FROM generate_series(1, 5000) n"
+    )
+    assert 100 < announced < 5000
+    assert witness.value("SELECT pg_relation_size('inturn.waiter')") == 81920
+    assert witness.value("SELECT inturn.announce_wait('orders', 'z')") is None
