@@ -88,9 +88,9 @@ def _cost(database: Database, statement: str, keys: Sequence[str]) -> _Cost:
     with database.connect() as connection:
         query = sql.SQL(statement)
         _run(connection, query, keys[:_WARMING])
-        wal, cpu = _wal_at(connection), _cpu_of(connection)
+        wal, cpu = _wal_at(connection), cpu_of(connection)
         _run(connection, query, keys[_WARMING:])
-        cpu, wal = _cpu_of(connection) - cpu, _wal_at(connection) - wal
+        cpu, wal = cpu_of(connection) - cpu, _wal_at(connection) - wal
     count = len(keys) - _WARMING
     return _Cost(wal / count, cpu / count / 1000)
 
@@ -106,6 +106,6 @@ def _wal_at(connection: psycopg.Connection[Any]) -> int:
     return int(row[0])
 
 
-def _cpu_of(connection: psycopg.Connection[Any]) -> int:
+def cpu_of(connection: psycopg.Connection[Any]) -> int:
     """Return the nanoseconds that the backend has had a processor."""
     return int(Path(f"/proc/{connection.info.backend_pid}/schedstat").read_text().split()[0])

@@ -1,4 +1,4 @@
-"""How the storage holds: crowds, snapshots, topics, backlog, fairness, latency, cost; half an hour.
+"""How the storage holds: crowds, snapshots, topics, backlog, fairness, latency, cost, waiters; half an hour.
 
 All on one throw-away server. `make bench` measures the rates themselves, against a plain INSERT.
 """
@@ -18,12 +18,12 @@ from pathlib import Path
 from rich.console import Console
 from support.server import Server
 
-from bench import SETTINGS, backlog, cost, crowds, fairness, kinds, latency, snapshot, topics
+from bench import SETTINGS, backlog, cost, crowds, fairness, kinds, latency, snapshot, topics, waiters
 from bench.ground import Ground
 from bench.section import Section
 
 _COMMAND = "PYTHONPATH=tests .venv/bin/python -m bench.heart"
-_NAMES = ("crowds", "snapshot", "topics", "backlog", "fairness", "latency", "cost")
+_NAMES = ("crowds", "snapshot", "topics", "backlog", "fairness", "latency", "cost", "waiters")
 
 
 def main() -> None:
@@ -88,6 +88,7 @@ def _measures(options: argparse.Namespace, ground: Ground) -> dict[str, Callable
         "fairness": partial(fairness.measure, ground),
         "latency": partial(latency.measure, ground),
         "cost": partial(cost.measure, ground),
+        "waiters": partial(waiters.measure, ground),
     }
     return {name: measure for name, measure in measures.items() if name in options.only}
 

@@ -127,7 +127,7 @@ def test_on_another_driver_it_looks_again(witness: Database) -> None:
     engine = create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(witness.dsn), poolclass=NullPool
     )
-    slept = []
+    slept: list[float] = []
     with engine.connect() as connection:
         session = _Deaf(connection)
         steps = OneWait("orders", "a", 1, None, None, "inturn").steps()
