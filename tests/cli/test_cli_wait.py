@@ -63,7 +63,7 @@ def test_an_operator_reads_why_a_key_is_held_and_a_caller_does_not(orders: Datab
 def test_the_end_of_the_time_has_a_code_of_its_own(orders: Database) -> None:
     code, out, err = run_inturn(orders.dsn, "wait", "a", "2", "--timeout", "0.1")
     assert (code, out) == (TIMED_OUT, "")
-    assert "is not applied up to 2: it is at 1 and nothing more with a number is there" in err
+    assert "is not applied up to 2: it is at 1 and idle" in err
     code, out, _ = run_inturn(orders.dsn, "wait", "a", "2", "--timeout", "0", "--json")
     assert (code, json.loads(out)["outcome"]) == (TIMED_OUT, "timed out")
 

@@ -15,8 +15,7 @@ SELECT format('key %L of topic %L ', key, topic)
     || CASE WHEN NOT known THEN 'nothing was ever committed on it'
             ELSE format('it is at %s and %s', applied_seq, CASE state
                 WHEN 'held' THEN 'held, until an operator acts on it,'
-                WHEN 'topic paused' THEN 'its topic paused' WHEN 'waiting' THEN 'waiting for a number'
-                WHEN 'idle' THEN 'nothing more with a number is there' ELSE state END)
+                WHEN 'topic paused' THEN 'its topic paused' WHEN 'waiting' THEN 'waiting for a number' ELSE state END)
                 || coalesce(to_char(since AT TIME ZONE 'UTC', '" since "YYYY-MM-DD HH24:MI:SS" UTC"'), '') END
 $$;
 COMMENT ON FUNCTION inturn._describe_standing IS 'Internal to wait_state: where a key stands, in words.';

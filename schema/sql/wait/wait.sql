@@ -36,8 +36,7 @@ BEGIN
         ELSIF stands.outcome = 'held' THEN
             RAISE EXCEPTION USING ERRCODE = 'IT066', MESSAGE = stands.says, HINT = 'An operator finds out why by: inturn why KEY.';
         ELSIF waited >= longest THEN
-            RAISE EXCEPTION USING ERRCODE = 'IT065', MESSAGE = stands.says,
-                HINT = format('%s were waited for it. Wait on, or ask an operator: inturn why KEY.', timeout);
+            RAISE EXCEPTION USING ERRCODE = 'IT065', MESSAGE = stands.says, HINT = 'Wait on, or ask an operator: inturn why KEY.';
         END IF;
         PERFORM pg_sleep(least(greatest(waited / 8, 0.002), 1, longest - waited));
         waited := extract(epoch FROM clock_timestamp() - began_at);

@@ -45,7 +45,7 @@ BEGIN
                          WHERE t.topic = wait_state.topic AND t.key = wait_state.key AND t.epoch >= coalesce(c.epoch, 0)
                          ORDER BY t.epoch DESC LIMIT 1), false);
     says := CASE WHEN outcome <> 'applied' THEN inturn._describe_standing(
-        topic, key, seq, idempotency_key, c.key IS NOT NULL OR mark > 0, applied_seq, state, since) END;
+        topic, key, seq, idempotency_key, c.key IS NOT NULL OR coalesce(mark, 0) > 0, applied_seq, state, since) END;
 END
 $$;
 COMMENT ON FUNCTION inturn.wait_state IS 'Whether a key has been applied up to a number, or what keeps it.';
