@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,16 +11,11 @@ import psycopg
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
+from inturn.schema import removal, strangers
 from inturn.schema.connection import connect
-from inturn.schema.errors import (
-    CommandsPending,
-    SchemaInUse,
-    SchemaMismatch,
-    SchemaNameRefused,
-    TransactionNeeded,
-)
+from inturn.schema.errors import SchemaInUse, SchemaMismatch, SchemaNameRefused, TransactionNeeded
 from inturn.schema.revisions import walk
-from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name, created_names, script
+from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name
 from inturn.schema.version import HEAD, check_not_newer, installed_receiver
 
 
@@ -37,6 +33,7 @@ def upgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]
 
     Raises:
         SchemaNameRefused: the name cannot be used.
+        SchemaInUse: the schema is there and holds what is not inturn's, or others may create in it.
         SchemaMismatch: the schema in the database is newer than this package.
         psycopg.Error: the database refused; nothing was changed.
     """
@@ -58,6 +55,7 @@ def upgrade_on(connection: Connection, *, schema: str = DEFAULT_SCHEMA) -> tuple
 
     Raises:
         SchemaNameRefused: the name cannot be used.
+        SchemaInUse: the schema is there and holds what is not inturn's, or others may create in it.
         SchemaMismatch: the schema in the database is newer than this package.
         TransactionNeeded: the connection is in autocommit: a half of it would stay if it failed.
         sqlalchemy.exc.DBAPIError: the database refused.
@@ -95,6 +93,7 @@ def upgrade_script(
     parts: list[str] = []
     if from_revision is None:
         parts.append(f"CREATE SCHEMA IF NOT EXISTS {schema};")
+        parts.append(strangers.guard_script(schema))
     walk.up(parts.append, schema=schema, installed=from_revision, head=HEAD)
     if transaction:
         parts = ["BEGIN;", *parts, "COMMIT;"]
@@ -108,6 +107,8 @@ def _upgrade(connection: Connection, schema: str) -> tuple[str | None, str]:
     # Where it exists already, a DBA may have made it for a login that may not.
     if before is None and not inspect(connection).has_schema(schema):
         connection.execute(text(f"CREATE SCHEMA {schema}"))
+    elif before is None:
+        strangers.refuse_taken(_asker(connection), schema, strangers.receiver_objects())
     if before != HEAD:
         walk.up(_runner(connection), schema=schema, installed=before, head=HEAD)
     return before, HEAD
@@ -116,7 +117,9 @@ def _upgrade(connection: Connection, schema: str) -> tuple[str | None, str]:
 def _revision(connection: Connection, schema: str) -> str | None:
     """Return the revision that is installed, None when none is."""
     table = f"{schema}.schema_version"
-    if connection.scalar(text("SELECT to_regclass(:name)"), {"name": table}) is None:
+    # Other tools have a table of this name too, of other columns.
+    ours = text("SELECT FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attname = 'version_num'")
+    if not connection.execute(ours, {"name": table}).rowcount:
         return None
     found: str | None = connection.scalar(text(f"SELECT version_num FROM {table}"))  # noqa: S608 - a checked name
     return found
@@ -130,6 +133,11 @@ def _runner(connection: Connection) -> Callable[[str], None]:
         plain.exec_driver_sql(statement)
 
     return run
+
+
+def _asker(connection: Connection) -> strangers.Ask:
+    plain = connection.execution_options(no_parameters=True)
+    return lambda query: plain.exec_driver_sql(query).all()
 
 
 #: What the scripts name without a schema is PostgreSQL's own, whatever a service has in its path.
@@ -163,7 +171,8 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
     Raises:
         CommandsPending: some key has commands that are not applied, and force is not set.
         SchemaMismatch: the schema is not installed, or newer than this package.
-        SchemaInUse: something outside depends on it: a SQL target that takes the type `command`.
+        SchemaInUse: something outside depends on it: a SQL target that takes the type `command`; or
+            something in it is not inturn's.
         psycopg.Error: the database refused; nothing was changed.
         alembic.util.CommandError: there is no such revision, or it is later than the installed one.
     """
@@ -174,46 +183,32 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
                 f"schema {schema} is not installed in this database", hint="There is nothing to do"
             )
         check_not_newer(version, schema)
-        _lock_tables(connection, schema)
+        removal.lock_tables(connection, schema)
         if revision == "base" and not force:
-            _check_nothing_pending(connection, schema)
+            removal.check_nothing_pending(connection, schema)
         _go_back(connection, schema, version, revision)
         if revision == "base":
             connection.execute(text(f"DROP TABLE {schema}.schema_version"))
+            # Beside the guard the schema stays, with what else is in it.
             if installed_receiver(_driver(connection), schema) is None:
+                strangers.refuse_strangers(_asker(connection), schema, Counter(), doing="is not removed")
                 connection.execute(text(f"DROP SCHEMA {schema}"))
-
-
-def _check_nothing_pending(connection: Connection, schema: str) -> None:
-    """Make sure that every command is applied.
-
-    Raises:
-        CommandsPending: some key has one that is not.
-    """
-    pending = connection.execute(
-        text(
-            f"SELECT count(*) FROM {schema}.key_cursor c WHERE EXISTS ("  # noqa: S608 - a checked name
-            f" SELECT FROM {schema}.command_log l"
-            " WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq)"
-        )
-    ).scalar_one()
-    if pending:
-        raise CommandsPending(
-            f"schema {schema} has commands that are not applied, on {pending} key"
-            + ("s" if pending > 1 else ""),
-            hint="Apply them first (inturn apply --drain), or lose them with --force",
-        )
 
 
 def _go_back(connection: Connection, schema: str, installed: str, revision: str) -> None:
     """Run the downgrades down to a revision.
 
     Raises:
-        SchemaInUse: something outside depends on what they drop.
+        SchemaInUse: something outside depends on what they drop, or has the name of it.
     """
     try:
         walk.down(_runner(connection), schema=schema, installed=installed, revision=revision)
     except DBAPIError as error:
+        if isinstance(error.orig, psycopg.errors.ObjectInUse):
+            raise SchemaInUse(
+                error.orig.diag.message_primary or str(error.orig),
+                hint="Drop that, or move it to another schema",
+            ) from None
         if not isinstance(error.orig, psycopg.errors.DependentObjectsStillExist):
             raise
         detail = error.orig.diag.message_detail or ""
@@ -259,25 +254,6 @@ def installing(dsn: str, schema: str) -> Iterator[psycopg.Connection[Any]]:
     """Yield the driver's connection, in a transaction that runs beside no other install of this schema."""
     with _locked(dsn, schema) as connection:
         yield _driver(connection)
-
-
-def _lock_tables(connection: Connection, schema: str) -> None:
-    """Keep callers and appliers out until the end of the transaction.
-
-    What callers lock first, key_sequence, is locked first; appliers lock in other orders. Gives up
-    before a deadlock would be found, so that none of them is ever its victim.
-    """
-    connection.execute(
-        text(
-            "SELECT set_config('lock_timeout', (setting::integer / 2)::text, true)"
-            " FROM pg_settings WHERE name = 'deadlock_timeout'"
-        )
-    )
-    # The receiver's guard and a DBA's own tables may lie beside ours: whoever uses those is not concerned.
-    there = {*inspect(connection).get_table_names(schema)}.intersection(created_names(script()))
-    tables = sorted(there, key=lambda name: (name != "key_sequence", name))
-    names = ", ".join(f"{schema}.{name}" for name in tables)
-    connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
 
 
 def _driver(connection: Connection) -> psycopg.Connection[Any]:

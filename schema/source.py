@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from importlib.resources import files
 
@@ -11,6 +12,8 @@ from inturn.schema.errors import SchemaNameRefused
 DEFAULT_SCHEMA = "inturn"
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+# What others lie in. inturn takes PUBLIC's rights on its schema away.
+_TAKEN = frozenset({"public", "information_schema"})
 # Where the files name the schema: before a dot, after the word SCHEMA, and in the names of the roles.
 _MENTION = re.compile(
     r"(?<=SCHEMA )inturn\b|\binturn(?=\.)|\binturn(?=_(?:caller|applier|operator|receiver)\b)"
@@ -21,6 +24,11 @@ _PIECE = re.compile(
 )
 # What a statement creates is the first name of the schema on its first line (of an index: its table).
 _CREATED = re.compile(r"^CREATE .*?\binturn\.(\w+)", re.MULTILINE)
+# The same for what lies in the schema itself, with its kind.
+_OBJECT = re.compile(
+    r"^CREATE (?:OR REPLACE )?(?:UNLOGGED )?(TABLE|VIEW|TYPE|DOMAIN|FUNCTION|PROCEDURE) inturn\.(\w+)",
+    re.MULTILINE,
+)
 
 
 def check_schema_name(schema: str) -> str:
@@ -30,7 +38,13 @@ def check_schema_name(schema: str) -> str:
         SchemaNameRefused: it is no plain identifier. The SQL is text in which the name is put in
             place, in strings and messages too, so it may hold nothing that needs quoting there.
     """
-    if not _NAME.fullmatch(schema) or schema.startswith("pg_"):
+    if schema in _TAKEN or schema.startswith("pg_"):
+        raise SchemaNameRefused(
+            f"schema name {schema!r} cannot be used: it is PostgreSQL's, or everybody's",
+            hint="Give inturn a schema of its own. "
+            "Use 1 to 40 of a-z, 0-9 and _, not beginning with a digit or pg_",
+        )
+    if not _NAME.fullmatch(schema):
         raise SchemaNameRefused(
             f"schema name {schema!r} cannot be used",
             hint="Use 1 to 40 of a-z, 0-9 and _, not beginning with a digit or pg_",
@@ -72,6 +86,16 @@ def created_names(sql: str) -> list[str]:
         sql: as the files have it: for the schema `inturn`, every CREATE at the beginning of a line.
     """
     return sorted(set(_CREATED.findall(sql)))
+
+
+def created_objects(sql: str) -> Counter[str]:
+    """Return what SQL creates in the schema `inturn`: kind and name, in PostgreSQL's words, and how often.
+
+    Args:
+        sql: as for `created_names`.
+    """
+    found = ((kind.lower(), name) for kind, name in _OBJECT.findall(sql))
+    return Counter(f"{'type' if kind == 'domain' else kind} {name}" for kind, name in found)
 
 
 def statements(sql: str) -> Iterator[str]:

@@ -33,8 +33,11 @@ def installed_receiver(connection: psycopg.Connection[Any], schema: str = DEFAUL
 
 
 def _version_in(connection: psycopg.Connection[Any], schema: str, table: str) -> str | None:
-    found = connection.execute("SELECT to_regclass(format('%%I.%%I', %s::text, %s::text))", (schema, table))
-    if found.fetchone() in {None, (None,)}:
+    # Other tools have tables of these names too, of other columns.
+    ours = """
+        SELECT FROM pg_attribute
+        WHERE attrelid = to_regclass(format('%%I.%%I', %s::text, %s::text)) AND attname = 'version_num'"""
+    if not connection.execute(ours, (schema, table)).rowcount:
         return None
     version = connection.execute(
         sql.SQL("SELECT version_num FROM {}").format(sql.Identifier(schema, table))

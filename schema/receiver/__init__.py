@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.resources import files
 from typing import Any
 
 import psycopg
 
+from inturn.schema import strangers
 from inturn.schema.errors import SchemaInUse, SchemaMismatch
 from inturn.schema.install import installing
 from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name, rename
@@ -31,6 +33,7 @@ def upgrade_receiver(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | N
 
     Raises:
         SchemaNameRefused: the name cannot be used.
+        SchemaInUse: the schema is there and holds what is not inturn's, or others may create in it.
         SchemaMismatch: what is in the database is newer than this package.
         psycopg.Error: the database refused; nothing was changed.
     """
@@ -39,6 +42,8 @@ def upgrade_receiver(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | N
         # Where it exists already, a DBA may have made it for a login that may not.
         if connection.execute("SELECT to_regnamespace(%s)", [schema]).fetchone() == (None,):
             connection.execute(_encoded(f"CREATE SCHEMA {schema}"))
+        elif before is None and installed_version(connection, schema) is None:
+            strangers.refuse_taken(_asker(connection), schema, Counter())
         for script in _later(before):
             connection.execute(_encoded(_text(script, schema)))
     return before, HEAD
@@ -56,6 +61,8 @@ def receiver_script(*, schema: str = DEFAULT_SCHEMA, from_revision: str | None =
     """
     check_schema_name(schema)
     scripts = "\n".join(_text(script, schema) for script in _later(from_revision))
+    if from_revision is None:
+        scripts = strangers.receiver_guard_script(schema) + "\n\n" + scripts
     return f"BEGIN;\n\nCREATE SCHEMA IF NOT EXISTS {schema};\n\n{scripts}\nCOMMIT;\n"
 
 
@@ -69,7 +76,8 @@ def downgrade_receiver(dsn: str, *, schema: str = DEFAULT_SCHEMA, force: bool = 
 
     Raises:
         SchemaMismatch: it is not installed, or newer than this package.
-        SchemaInUse: commands were accepted, and force is not set.
+        SchemaInUse: commands were accepted, and force is not set; or the schema would go, and something
+            in it is not inturn's.
         psycopg.Error: the database refused; nothing was changed.
     """
     with installing(dsn, schema) as connection:
@@ -84,9 +92,13 @@ def downgrade_receiver(dsn: str, *, schema: str = DEFAULT_SCHEMA, force: bool = 
                 " one that is sent again takes effect again",
                 hint="Remove it all the same with --force",
             )
+        alone = installed_version(connection, schema) is None
+        if alone:
+            ours = strangers.receiver_objects()
+            strangers.refuse_strangers(_asker(connection), schema, ours, doing="is not removed")
         for script in reversed(SCRIPTS):
             connection.execute(_encoded(_text(f"{script}_down", schema)))
-        if installed_version(connection, schema) is None:
+        if alone:
             connection.execute(_encoded(f"DROP SCHEMA {schema}"))
 
 
@@ -111,6 +123,10 @@ def _later(revision: str | None) -> list[str]:
 
 def _text(script: str, schema: str) -> str:
     return rename((files(__name__) / f"{script}.sql").read_text("utf-8"), schema)
+
+
+def _asker(connection: psycopg.Connection[Any]) -> strangers.Ask:
+    return lambda query: connection.execute(_encoded(query)).fetchall()
 
 
 def _encoded(sql: str) -> bytes:

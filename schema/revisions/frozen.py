@@ -8,24 +8,38 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-from inturn.schema.source import created_names, rename, statements
+from inturn.schema.source import created_objects, rename, statements
 
 # Objects that others need are dropped in a later round than those. The one that is left in the end
-# is needed from outside: dropping it raises what PostgreSQL says of that.
+# is needed from outside: dropping it raises what PostgreSQL says of that. Of two of one kind and name,
+# where we created one, nothing tells which one is ours.
 _DROP = """
 DO $drop$
 DECLARE
-    statements text[] := ARRAY(
-        SELECT format('DROP %s %s', object.type, object.identity)
+    created CONSTANT text[] := '{{{created}}}';
+    statements text[];
+    statement text;
+    needed text[];
+    namesakes text;
+BEGIN
+    WITH objects AS (
+        SELECT object.type, object.identity,
+               object.type || ' ' || coalesce(p.proname, trim('"' FROM object.name)) AS name
         FROM pg_depend d
         CROSS JOIN LATERAL pg_identify_object(d.classid, d.objid, 0) object
         LEFT JOIN pg_proc p ON p.oid = d.objid AND d.classid = 'pg_proc'::regclass
-        WHERE d.refclassid = 'pg_namespace'::regclass AND d.refobjid = '{schema}'::regnamespace
-          AND coalesce(p.proname, trim('"' FROM object.name)) = ANY ('{{{names}}}')
-        ORDER BY array_position('{{view,procedure,function,type,table}}', object.type), object.identity);
-    statement text;
-    needed text[];
-BEGIN
+        WHERE d.refclassid = 'pg_namespace'::regclass AND d.refobjid = '{schema}'::regnamespace)
+    SELECT array_agg(format('DROP %s %s', type, identity)
+                     ORDER BY array_position('{{view,procedure,function,type,table}}', type), identity),
+           (SELECT string_agg(names, ', ') FROM (
+                SELECT string_agg(identity, ' or ' ORDER BY identity) FROM objects WHERE name = ANY (created)
+                GROUP BY name HAVING count(*) > cardinality(array_positions(created, name))) more (names))
+    INTO statements, namesakes
+    FROM objects WHERE name = ANY (created);
+    IF namesakes IS NOT NULL THEN
+        RAISE EXCEPTION 'schema {schema} is not removed: it holds what is not inturn''s: %', namesakes
+            USING ERRCODE = 'object_in_use';
+    END IF;
     WHILE cardinality(statements) > 0 LOOP
         needed := '{{}}';
         FOREACH statement IN ARRAY statements LOOP
@@ -95,9 +109,11 @@ def drop(sql: str) -> None:
         sql: what `execute` was given.
 
     Raises:
-        sqlalchemy.exc.InternalError: of psycopg's DependentObjectsStillExist: something else depends on them.
+        sqlalchemy.exc.DBAPIError: of psycopg's DependentObjectsStillExist, something else depends on them;
+            of its ObjectInUse, something else has the kind and name of one of them.
     """
-    _emit(_DROP.format(schema=_running.get().schema, names=",".join(created_names(sql))))
+    created = ",".join(f'"{one}"' for one in sorted(created_objects(sql).elements()))
+    _emit(_DROP.format(schema=_running.get().schema, created=created))
 
 
 def _emit(sql: str) -> None:

@@ -1,0 +1,48 @@
+"""What has to hold before the schema is removed."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, inspect, text
+
+from inturn.schema.errors import CommandsPending
+from inturn.schema.source import created_names, script
+
+
+def lock_tables(connection: Connection, schema: str) -> None:
+    """Keep callers and appliers out until the end of the transaction.
+
+    What callers lock first, key_sequence, is locked first; appliers lock in other orders. Gives up
+    before a deadlock would be found, so that none of them is ever its victim.
+    """
+    connection.execute(
+        text(
+            "SELECT set_config('lock_timeout', (setting::integer / 2)::text, true)"
+            " FROM pg_settings WHERE name = 'deadlock_timeout'"
+        )
+    )
+    # The receiver's guard and a DBA's own tables may lie beside ours: whoever uses those is not concerned.
+    there = {*inspect(connection).get_table_names(schema)}.intersection(created_names(script()))
+    tables = sorted(there, key=lambda name: (name != "key_sequence", name))
+    names = ", ".join(f"{schema}.{name}" for name in tables)
+    connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
+
+
+def check_nothing_pending(connection: Connection, schema: str) -> None:
+    """Make sure that every command is applied.
+
+    Raises:
+        CommandsPending: some key has one that is not.
+    """
+    pending = connection.execute(
+        text(
+            f"SELECT count(*) FROM {schema}.key_cursor c WHERE EXISTS ("  # noqa: S608 - a checked name
+            f" SELECT FROM {schema}.command_log l"
+            " WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq)"
+        )
+    ).scalar_one()
+    if pending:
+        raise CommandsPending(
+            f"schema {schema} has commands that are not applied, on {pending} key"
+            + ("s" if pending > 1 else ""),
+            hint="Apply them first (inturn apply --drain), or lose them with --force",
+        )
