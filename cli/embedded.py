@@ -19,6 +19,7 @@ from typing import Any
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
+from inturn.cli import embedded_root
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
 
@@ -37,7 +38,7 @@ def data_folder() -> Path:
     """Return the folder of the server's data.
 
     It is INTURN_EMBEDDED_DATA, else in the platform's data folder for users; for root in /var/lib,
-    because the server then runs as another user, for whom every folder above it is opened.
+    because the server then runs as another user, who has to get there.
 
     Raises:
         Failure: the path has a space, or is too long, which the server cannot take.
@@ -46,8 +47,10 @@ def data_folder() -> Path:
 
     named = os.environ.get("INTURN_EMBEDDED_DATA")
     if named:
-        folder = Path(named).expanduser().resolve()
-    elif hasattr(os, "geteuid") and os.geteuid() == 0:
+        folder = Path(named).expanduser().absolute()
+        if not embedded_root.is_root():  # who looks at the links himself
+            folder = folder.resolve()
+    elif embedded_root.is_root():
         folder = Path("/var/lib/inturn/postgres")
     else:
         folder = platformdirs.user_data_path("inturn", appauthor=False) / "postgres"
@@ -118,6 +121,7 @@ def stop() -> bool:
         if find() is None:
             return False
         _take_hold(server)
+        embedded_root.check_process(server.get_postmaster_info().process)
         server.stop()
         if find() is not None:
             raise _failure("does not stop")
@@ -127,7 +131,7 @@ def stop() -> bool:
 def _conninfo() -> str | None:
     """Return where the server listens according to its own pid file."""
     try:
-        lines = (data_folder() / "postmaster.pid").read_text().splitlines()
+        lines = _read(data_folder() / "postmaster.pid").splitlines()
     except OSError:
         return None
     if len(lines) < _PID_FILE_LINES:
@@ -142,6 +146,7 @@ def _server() -> Iterator[Any]:
     """Yield the library's handle, locked against other processes that start or stop this server."""
     folder = data_folder()
     try:
+        embedded_root.check_place(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _failure(f"cannot be made: {error.strerror}") from None
@@ -160,8 +165,13 @@ def _server() -> Iterator[Any]:
     lock = fasteners.InterProcessLock(folder.with_name(folder.name + ".lock"))
     with lock, _valid_locale():
         try:
-            version = pgdata_version(folder) or TARGET_POSTGRES_VERSION
-            yield get_server(folder, cleanup_mode=None, start=False, postgres_version=version)
+            with embedded_root.confined(folder):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                folder.chmod(0o700)  # the socket lies in it, and lets in whoever gets there
+                version = pgdata_version(folder) or TARGET_POSTGRES_VERSION
+                server = get_server(folder, cleanup_mode=None, start=False, postgres_version=version)
+                server.global_process_id_list = _NoProcesses()  # type: ignore[assignment]
+                yield server
         except Failure:
             raise
         except TimeoutExpired:
@@ -177,6 +187,16 @@ def _take_hold(server: Any) -> None:
     server.start()
     server.cleanup()
     atexit.unregister(server._cleanup)
+
+
+class _NoProcesses:
+    """Stands in for the library's list of who uses the server, a file in its folder: it outlives us all."""
+
+    def get_and_add(self, _number: int) -> list[int]:
+        return []
+
+    def get_and_remove(self, number: int) -> list[int]:
+        return [number]
 
 
 class _Held:
@@ -210,7 +230,7 @@ def _forget_dead_server() -> None:
 
     file = data_folder() / "postmaster.pid"
     with suppress(FileNotFoundError):
-        number = file.read_text().partition("\n")[0].strip()
+        number = _read(file).partition("\n")[0].strip()
         try:
             if psutil.Process(int(number)).name().startswith("postgres"):
                 return
@@ -219,9 +239,17 @@ def _forget_dead_server() -> None:
         file.unlink()
 
 
+def _read(file: Path) -> str:
+    """Return what a file of the server's says, and not what a link in its place leads to."""
+    # A pipe in its place would keep us waiting.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(os.open(file, flags), encoding="utf-8", errors="replace") as opened:  # noqa: PTH123 - the flags
+        return opened.read()
+
+
 def _last_words(folder: Path) -> str:
     try:
-        lines = (folder / "log").read_text(errors="replace").splitlines()
+        lines = _read(folder / "log").splitlines()
     except OSError:
         return "it left no log"
     said = [line for line in lines if "FATAL:" in line or "PANIC:" in line] or lines[-1:] or ["nothing"]

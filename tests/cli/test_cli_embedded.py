@@ -51,6 +51,7 @@ class Embedded:
 def embedded() -> Iterator[Embedded]:
     # Not pytest's own folder: its path may be too long for a socket.
     folder = Path(tempfile.mkdtemp(prefix="inturn-embedded-"))
+    folder.chmod(0o711)  # as root the server is another user's, who has to get there
     server = Embedded(folder / "data")
     yield server
     server.run("embedded", "stop")
