@@ -25,12 +25,12 @@ from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
 from inturn.applier import headers as names
+from inturn.applier.secrets import read_secrets
 from inturn.schema.errors import (
     BodyRefused,
     HeaderMissing,
     HeaderRefused,
     NotInTransaction,
-    SecretRefused,
     SignatureRefused,
 )
 from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name
@@ -38,7 +38,6 @@ from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name
 if TYPE_CHECKING:
     # Needs greenlet when it is imported, which only its users install.
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-    from standardwebhooks import Webhook
 
 
 @runtime_checkable
@@ -155,18 +154,19 @@ def receive(headers: Headers, body: bytes, *, secret: str | Sequence[str] | None
     Args:
         headers: the request's: a mapping, pairs of text or of bytes (ASGI's), or a WSGI environ.
         body: the request's, as it came.
-        secret: for its signature, as `whsec_...`; several: one of them, while the secret is being changed.
+        secret: for its signature, as `whsec_...`: what the applier has in INTURN_HTTP_SECRET. Several, with
+            a space between or as a sequence: one of them, while the secret is being changed.
             None takes any request, signed or not: for a network where nobody else can post.
 
     Raises:
         SignatureRefused: not signed with the secret, or more than 5 minutes ago.
         HeaderMissing: it is no post of an applier.
         HeaderRefused: a header is there twice, or cannot be read.
-        SecretRefused: the secret is none.
+        SecretRefused: a secret is none.
     """
     given = _Given(headers)
     if secret is not None:
-        _verify(given, body, [secret] if isinstance(secret, str) else secret)
+        _verify(given, body, secret)
     received = Received(
         topic=given.text(names.TOPIC),
         key=given.text(names.KEY),
@@ -230,22 +230,10 @@ def _pairs(headers: Headers) -> Iterator[tuple[str, str]]:
         yield known, value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-def _webhook(secret: str) -> Webhook:
-    from standardwebhooks import Webhook
+def _verify(given: _Given, body: bytes, secrets: str | Sequence[str]) -> None:
+    from standardwebhooks import Webhook, WebhookVerificationError
 
-    try:
-        return Webhook(secret)
-    except Exception as error:  # noqa: BLE001 - of its own kinds, and binascii's; without their words, which may quote
-        raise SecretRefused(
-            f"a secret for signatures cannot be read ({type(error).__name__})",
-            hint="Write whsec_ and base64, as: echo whsec_$(openssl rand -base64 32)",
-        ) from None
-
-
-def _verify(given: _Given, body: bytes, secrets: Sequence[str]) -> None:
-    from standardwebhooks import WebhookVerificationError
-
-    webhooks = [_webhook(secret) for secret in secrets or [""]]
+    webhooks = [Webhook(one) for one in read_secrets(secrets)]
     try:
         signature = {name: given.value(name) for name in _SIGNATURE}
     except HeaderMissing as error:

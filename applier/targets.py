@@ -38,6 +38,7 @@ class Parts:
     Attributes:
         handlers: what the user gave; None: nothing.
         applier_id, breaker, hand: of the worker that it is made for.
+        posted: all topics that are posted somewhere, served here or not.
     """
 
     schema: str
@@ -47,6 +48,7 @@ class Parts:
     applier_id: str = ""
     breaker: Breaker = field(default_factory=Breaker)
     hand: Hand = field(default_factory=Hand)
+    posted: frozenset[str] = frozenset()
 
     def handled(self, topic: str) -> bool:
         """Whether there are handlers for a topic."""
@@ -115,7 +117,7 @@ def _http(served: Served, parts: Parts) -> Effect:
             hint="pip install 'inturn[http]'",
             topic=served.topic,
         ) from error
-    return HttpEffect(served.target, signer_of(served.topic), parts.http_timeouts)
+    return HttpEffect(served.target, signer_of(served.topic, posted=parts.posted), parts.http_timeouts)
 
 
 #: The same kinds as the SQL function _target_kinds has: it says how each is written and what serves it.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from standardwebhooks import Webhook
 
-from inturn.schema.errors import TargetRefused
+from inturn.applier.secrets import read_secrets
+from inturn.schema.errors import SecretRefused, TargetRefused
 
 SECRET = "INTURN_HTTP_SECRET"  # noqa: S105 - the name of a variable
 SECRET_FILE = "INTURN_HTTP_SECRET_FILE"  # noqa: S105 - the name of a variable
@@ -20,25 +20,23 @@ SECRET_FILE = "INTURN_HTTP_SECRET_FILE"  # noqa: S105 - the name of a variable
 class Signer:
     """Signs with one secret, or with several while they are exchanged. Never shows them."""
 
-    def __init__(self, secrets: list[str], source: str) -> None:
+    def __init__(self, secrets: str, source: str) -> None:
         """Make one.
 
         Args:
-            secrets: base64, with or without the prefix whsec_.
+            secrets: as `read_secrets` takes them.
             source: where they come from, for the error.
 
         Raises:
             TargetRefused: one cannot be used.
         """
         try:
-            self._webhooks = [Webhook(_key(secret)) for secret in secrets]
-        except Exception:  # noqa: BLE001 - whatever it is, the secret may be in it
-            self._webhooks = []
-        if not self._webhooks:
+            self._webhooks = [Webhook(secret) for secret in read_secrets(secrets)]
+        except SecretRefused as error:
             raise TargetRefused(
-                f"{source} holds no secret that can be used",
-                hint="Write whsec_ and base64, as Standard Webhooks has it; several with a space between",
-            )
+                f"{source} holds no secret that can be used: {error.message}",
+                hint=f"{error.hint}; several with a space between",
+            ) from None
 
     def sign(self, message_id: str, body: str, unix_seconds: int) -> dict[str, str]:
         """Return the headers webhook-id, webhook-timestamp and webhook-signature."""
@@ -50,25 +48,36 @@ class Signer:
         }
 
 
-def _key(secret: str) -> bytes:
-    # The library passes over what is no base64; a mistyped secret would sign all the same.
-    text = secret.removeprefix("whsec_").rstrip("=")
-    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+def _variable(topic: str) -> str:
+    return f"{SECRET}_{re.sub(r'[^A-Z0-9]', '_', topic.upper())}"
 
 
-def signer_of(topic: str, environment: Mapping[str, str] = os.environ) -> Signer | None:
+def signer_of(
+    topic: str, environment: Mapping[str, str] = os.environ, posted: Iterable[str] = ()
+) -> Signer | None:
     """Return what signs the posts of a topic, None when no secret is set.
 
     The first that is set decides: INTURN_HTTP_SECRET_TOPIC (TOPIC in upper case, with _ for all but letters
     and digits), INTURN_HTTP_SECRET, the file that INTURN_HTTP_SECRET_FILE names.
 
+    Args:
+        posted: all topics that are posted somewhere.
+
     Raises:
-        TargetRefused: the file cannot be read, or what is set is no secret.
+        TargetRefused: the file cannot be read, or what is set is no secret, or another topic's too.
     """
-    own = f"{SECRET}_{re.sub(r'[^A-Z0-9]', '_', topic.upper())}"
+    own = _variable(topic)
+    sharing = sorted(other for other in posted if other != topic and _variable(other) == own)
+    if sharing and own in environment and own != SECRET_FILE:
+        raise TargetRefused(
+            f"{own} is the secret of topic {topic!r} and of {sharing[0]!r}: "
+            "whoever receives one could sign the other",
+            hint="Give one of them another name, or sign both with INTURN_HTTP_SECRET knowingly",
+            topic=topic,
+        )
     for name in (own, SECRET):
         if name in environment and name != SECRET_FILE:
-            return Signer(environment[name].split(), name)
+            return Signer(environment[name], name)
     if SECRET_FILE not in environment:
         return None
     try:
@@ -76,4 +85,4 @@ def signer_of(topic: str, environment: Mapping[str, str] = os.environ) -> Signer
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise TargetRefused(f"the file that {SECRET_FILE} names cannot be read: {reason}") from None
-    return Signer(text.split(), SECRET_FILE)
+    return Signer(text, SECRET_FILE)

@@ -18,7 +18,7 @@ from inturn.applier.inside.hand import Hand
 from inturn.applier.outside.effect import Timeouts
 from inturn.applier.outside.lanes import OutsideTarget
 from inturn.applier.stop import Stop
-from inturn.applier.targets import MissingExtra, Parts, Served, kind_of, refuse_misfit
+from inturn.applier.targets import KINDS, MissingExtra, Parts, Served, kind_of, refuse_misfit
 from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
 from inturn.schema.version import HEAD, check_version
 
@@ -61,6 +61,7 @@ class Chooser:
         self._abandoned = abandoned
         self._breakers: dict[str, Breaker] = {}
         self._refused: set[str] = set()
+        self._posted: frozenset[str] = frozenset()
 
     def inside(
         self,
@@ -118,6 +119,7 @@ class Chooser:
         """
         rows = calls.appliers.list_topics(self._schema).on(connection)
         there = {row.name: Served(*row) for row in rows}
+        self._posted = frozenset(row.name for row in rows if row.target.startswith(KINDS["http"].begins))
         handled = self._applier.topics if self._applier else []
         for topic in [*self._only, *handled]:
             if topic not in there:
@@ -141,6 +143,7 @@ class Chooser:
             applier_id,
             self._breaker(topic),
             hand or Hand(),
+            self._posted,
         )
 
     def _breaker(self, topic: str) -> Breaker:

@@ -42,8 +42,8 @@ def demo(database: Database, orders: int, seed: int) -> int:
     holds at the end. The seed decides which calls there are and how long each takes;
     who wins a race is up to the machine.
     """
-    if find_spec("httpx") is None:
-        raise Failure("the demo needs httpx, to post commands", hint="pip install 'inturn[http]'")
+    if find_spec("httpx2") is None:
+        raise Failure("the demo needs httpx2, to post commands", hint="pip install 'inturn[http]'")
     dsn = make_database(database.conninfo)
     calls = sum(map(len, plans.plan(orders, seed)))
     click.echo(

@@ -47,7 +47,7 @@ class _OfCommand(logging.Filter):
 
 
 #: They say at INFO what they do for every command.
-_TALKATIVE = ("httpx", "httpx2", "httpcore", "asyncio")
+_TALKATIVE = ("httpx2", "httpcore2", "asyncio")
 
 
 def set_up(log_format: str, *, level: str = "info") -> None:

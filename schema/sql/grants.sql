@@ -111,6 +111,7 @@ GRANT INSERT ON inturn.topic TO inturn_operator;
 GRANT EXECUTE ON FUNCTION
     inturn.create_topic(text, text, integer, interval, interval, integer, integer, text,
                         text, bigint, bigint, interval, interval, integer, interval),
+    inturn._address_problem(text),
     inturn._check_topic(inturn.topic),
     inturn._target_kinds(),
     inturn._target_function(text, text),

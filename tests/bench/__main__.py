@@ -90,11 +90,11 @@ class Run:
                 before = outside.bare_loop(url, self._seconds)
                 found, oldest = outside.applier(self._database, url, self._seconds, commands)
                 bare = statistics.mean([before, outside.bare_loop(url, self._seconds)])
-                name = f"HTTP target at 5 ms, {outside.IN_FLIGHT} in flight, {what}, against bare httpx"
+                name = f"HTTP target at 5 ms, {outside.IN_FLIGHT} in flight, {what}, against bare httpx2"
                 self.add(name, found, "/s", found / bare, "0.7")
                 self.add("the oldest transaction meanwhile", oldest, "s", None, "1 s")
             one_pool = outside.bare_loop(url, self._seconds, one_pool=True)
-            self.add("one httpx.AsyncClient for all, bare", one_pool, "/s", None, "")
+            self.add("one httpx2.AsyncClient for all, bare", one_pool, "/s", None, "")
 
     def one_key(self) -> None:
         alone = self.clients(pgbench.ONE_KEY, 1)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 from support.database import Database, until
 from support.process import inturn_apply
 
@@ -47,7 +47,7 @@ def slow_service(milliseconds: float) -> Iterator[str]:
 
 
 def bare_loop(url: str, seconds: float, *, one_pool: bool = False) -> float:
-    """Return the posts a second of an httpx loop in a process of its own.
+    """Return the posts a second of an httpx2 loop in a process of its own.
 
     one_pool: all by one AsyncClient, as a first try would have it; else a client for each in flight, which is
     the fastest that was found.
@@ -69,15 +69,15 @@ def post_on(url: str, seconds: float, one_pool: bool) -> float:
 
 async def _post_on(url: str, seconds: float, one_pool: bool) -> float:
     context = ssl.create_default_context()
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     clients = [
-        httpx.AsyncClient(verify=context, limits=limits, trust_env=False)
+        httpx2.AsyncClient(verify=context, limits=limits, trust_env=False)
         for _ in range(1 if one_pool else IN_FLIGHT)
     ]
     done = 0
     end_at = float("inf")
 
-    async def post(client: httpx.AsyncClient) -> None:
+    async def post(client: httpx2.AsyncClient) -> None:
         nonlocal done
         while time.monotonic() < end_at:
             (await client.post(url, content=_BODY, headers=_HEADERS)).raise_for_status()

@@ -10,12 +10,10 @@ DECLARE
         WHEN octet_length(topic.name) NOT BETWEEN 1 AND 128
             THEN format('its name has %s octets; 1 to 128 are allowed', octet_length(topic.name))
         WHEN NOT EXISTS (SELECT FROM inturn._target_kinds() k WHERE topic.target ~ k.pattern)
-            THEN format('target is %s; %s are allowed', coalesce(quote_literal(topic.target), 'NULL'),
+            THEN format('target is %s; %s are allowed',
+                        coalesce(quote_literal(regexp_replace(topic.target, '//.*@', '//...@')), 'NULL'),
                         (SELECT string_agg(k.written, ', ') FROM inturn._target_kinds() k))
-        WHEN topic.target ~ '^https?://[^/?#]*@'
-            THEN 'its target holds a user or a password, which would be readable here; secrets come from the applier''s environment'
-        WHEN topic.target ~ '^https?:' AND topic.target ~ '[[:space:][:cntrl:]#\\]'
-            THEN 'its target holds a space, a backslash or a fragment (#), and is no address'
+        WHEN inturn._address_problem(topic.target) IS NOT NULL THEN inturn._address_problem(topic.target)
         WHEN (topic.max_attempts >= 1) IS NOT TRUE
             THEN format('max_attempts is %s; 1 or more are allowed', coalesce(topic.max_attempts::text, 'NULL'))
         WHEN (topic.backoff_base > '0') IS NOT TRUE

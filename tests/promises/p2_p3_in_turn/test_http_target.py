@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
-import httpx
+import httpx2
 import pytest
 from standardwebhooks import Webhook
 from support.b_server import (
@@ -215,7 +215,7 @@ def test_retry_after_as_a_date_counts_from_the_answers_own_date() -> None:
 
     def read(**headers: str) -> float | None:
         return retry_after(
-            httpx.Headers({k.replace("_", "-"): v for k, v in headers.items()}), now.timestamp()
+            httpx2.Headers({k.replace("_", "-"): v for k, v in headers.items()}), now.timestamp()
         )
 
     assert read(retry_after=until_) == 90
