@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 
 #: A visit to a topic lasts, in seconds, ten times as long as its first batch took, within these bounds.
 #: So a key whose caller committed late, behind the clock hand, waits no longer than that.
@@ -24,7 +26,35 @@ ANNOUNCED_SECONDS = 1.0
 FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS = 0.1, 2.0
 #: A draining worker gives up after this many attempts in a row to connect again.
 DRAIN_RECONNECTS = 5
+#: Anybody may NOTIFY. So many notifications in a row may find nothing before the process hears only so many a
+#: second; what it did not hear, it looks for with the next one.
+VAIN_WAKES, VAIN_WAKES_A_SECOND = 10, 4.0
 NEVER = float("inf")
+
+
+class Wakes:
+    """What notifications may cost: a bucket of tokens, of which one is spent by each that finds nothing."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._left = float(VAIN_WAKES)
+        self._counted_at = clock()
+
+    @property
+    def seconds(self) -> float:
+        """For how long nothing is to be heard; 0 while there are tokens."""
+        self._count()
+        return max((1 - self._left) / VAIN_WAKES_A_SECOND, 0.0)
+
+    def spend(self, *, found: bool) -> None:
+        """Say what a wake has found: nothing costs a token, something fills the bucket."""
+        self._count()
+        self._left = float(VAIN_WAKES) if found else self._left - 1
+
+    def _count(self) -> None:
+        now = self._clock()
+        earned = (now - self._counted_at) * VAIN_WAKES_A_SECOND
+        self._left, self._counted_at = min(self._left + earned, float(VAIN_WAKES)), now
 
 
 def next_poll(seconds: float) -> float:

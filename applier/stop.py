@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from inturn.applier.pacing import NEVER, Wakes
 
 
 class Stop:
@@ -37,21 +40,40 @@ class Stop:
 
 
 class Bell:
-    """Wakes one sleeping worker a ring, for one topic or for all. A ring that finds none asleep is kept."""
+    """Wakes one sleeping worker a ring, for one topic or for all. A ring that finds none asleep is kept.
 
-    def __init__(self, workers: int) -> None:
+    Rings for topics come from anybody who may NOTIFY: for one that is not served it is not heard, and after
+    many that found nothing only a few times a second; see pacing.Wakes.
+    """
+
+    def __init__(self, workers: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._condition = threading.Condition()
         self._workers = workers
         self._rings = 0
         self._topics: set[str] = set()
+        self._served: frozenset[str] | None = None
+        self._wakes = Wakes(clock)
+
+    def serve(self, topics: Iterable[str]) -> None:
+        """Hear of these topics only, from now on."""
+        with self._condition:
+            self._served = frozenset(topics)
+            self._topics &= self._served
+
+    def looked(self, *, found: bool) -> None:
+        """Say whether a worker that was woken for topics has found something in them."""
+        with self._condition:
+            self._wakes.spend(found=found)
 
     def ring(self, topic: str | None = None) -> None:
         """Wake a worker: a key of this topic has become ready, or of any (None)."""
         with self._condition:
             if topic is None:
                 self._rings = min(self._rings + 1, self._workers)
-            else:
+            elif self._served is None or topic in self._served:
                 self._topics.add(topic)
+            else:
+                return
             self._condition.notify()
 
     def ring_all(self) -> None:
@@ -65,38 +87,65 @@ class Bell:
         Returns:
             The topics that it rang for; none when it rang for all; None when the time was up.
         """
+        end_at = time.monotonic() + seconds
         with self._condition:
-            if self._rings == 0 and not self._topics:
-                self._condition.wait(seconds)
+            while self._rings == 0:
+                deaf = self._wakes.seconds if self._topics else NEVER
+                left = end_at - time.monotonic()
+                if deaf <= 0 or left <= 0:
+                    break
+                self._condition.wait(min(left, deaf))
             if self._rings > 0:
                 self._rings -= 1
                 return frozenset()
+            if not self._topics or self._wakes.seconds > 0:
+                return None
             topics, self._topics = frozenset(self._topics), set()
-            return topics or None
+            return topics
 
 
 class LoopBell:
-    """Wakes the coroutines of one event loop. Rung from any thread; one rung too early is kept."""
+    """Wakes the coroutines of one event loop. Rung from any thread; one rung too early is kept.
 
-    def __init__(self) -> None:
+    As a Bell it does not hear of what is not served, and of the rest not more often than pacing.Wakes has it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._event = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rung = False
+        self._served: frozenset[str] | None = None
+        self._wakes = Wakes(clock)
+        # Whether the loop was told of a ring and has not woken yet: others then say nothing new.
+        self._told = False
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._told = False
         self._ring()
 
     def detach(self) -> None:
         self._loop = None
 
-    def ring(self, topic: str | None = None) -> None:  # noqa: ARG002 - a Ringer; every lane looks
-        loop = self._loop
-        if loop is not None:
-            try:
-                loop.call_soon_threadsafe(self._ring)
-            except RuntimeError:
-                return  # it has ended meanwhile
+    def serve(self, topics: Iterable[str]) -> None:
+        """Hear of these topics only, from now on."""
+        self._served = frozenset(topics)
+
+    def looked(self, *, found: bool) -> None:
+        """Say whether keys were found after the bell was rung."""
+        self._wakes.spend(found=found)
+
+    def ring(self, topic: str | None = None) -> None:
+        loop, served = self._loop, self._served
+        if loop is None or (
+            topic is not None and (self._told or (served is not None and topic not in served))
+        ):
+            return
+        self._told = topic is not None or self._told
+        try:
+            loop.call_soon_threadsafe(self._ring if topic is None else self._ring_when_heard)
+        except RuntimeError:
+            return  # it has ended meanwhile
 
     def ring_all(self) -> None:
         self.ring()
@@ -120,7 +169,16 @@ class LoopBell:
         self._event.clear()
         return True
 
+    def _ring_when_heard(self) -> None:
+        deaf = self._wakes.seconds
+        if deaf > 0 and self._loop is not None:
+            self._loop.call_later(deaf, self._ring_when_heard)
+        else:
+            self._ring()
+
     def _ring(self) -> None:
+        # First: whoever rings from now on has to tell again.
+        self._told = False
         self._rung = True
         self._event.set()
 

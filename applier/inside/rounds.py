@@ -63,7 +63,10 @@ class Rounds:
         rung: frozenset[str] = frozenset()
         while not self._ended():
             self._choose_when_due(connection)
-            if self._apply_ready(connection, rung):
+            found = self._apply_ready(connection, rung)
+            if rung:
+                self._bell.looked(found=found)
+            if found:
                 rung, poll_seconds = frozenset(), pacing.FIRST_POLL_SECONDS
                 continue
             if self._drain and not self._visits.left_out:
@@ -78,13 +81,16 @@ class Rounds:
                     rung, poll_seconds = frozenset(), pacing.FIRST_POLL_SECONDS
                     continue
             heard = self._bell.wait(min(poll_seconds, self._sleep.seconds))
-            poll_seconds = pacing.next_poll(poll_seconds) if heard is None else pacing.FIRST_POLL_SECONDS
             rung = heard or frozenset()
+            # Whoever notifies in vain does not make it look more often afterwards.
+            if not rung:
+                poll_seconds = pacing.next_poll(poll_seconds) if heard is None else pacing.FIRST_POLL_SECONDS
 
     def _choose_when_due(self, connection: psycopg.Connection[Any]) -> None:
         if time.monotonic() - self._chosen_at > pacing.CHOOSE_SECONDS:
             self._targets = {target.topic: target for target in self._choose(connection)}
             self._passes.serve(connection, list(self._targets))
+            self._bell.serve(self._targets)
             self._chosen_at = time.monotonic()
 
     def _apply_ready(self, connection: psycopg.Connection[Any], rung: frozenset[str] = frozenset()) -> bool:

@@ -97,6 +97,7 @@ class Visits:
             if leave_at is None:
                 leave_at = started_at + pacing.visit_seconds(seconds)
                 # There may be more than one worker's worth: wake another, which wakes another.
+                self._bell.looked(found=True)
                 self._bell.ring(topic)
             self._found()
             if batch.redo:

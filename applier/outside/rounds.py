@@ -64,6 +64,8 @@ class OutsideRounds:
         self._bell = bell
         self._others_run = others_run
         self._check_helpers = check_helpers
+        # Whether the bell was rung, and it has not looked since.
+        self._heard = False
 
     async def serve_on(self) -> None:
         """Serve, again after a while when the database refused."""
@@ -86,7 +88,12 @@ class OutsideRounds:
             self._check_helpers()
             if self._lanes.are_stale:
                 await self._lanes.take_up()
-            if await self._claim_round():
+                self._bell.serve(lane.topic for lane in self._lanes)
+            found = await self._claim_round()
+            if self._heard:
+                self._bell.looked(found=found)
+                self._heard = False
+            if found:
                 poll_seconds = pacing.FIRST_POLL_SECONDS
                 continue
             open_lanes = [lane for lane in self._lanes if lane.room and not self._lanes.laden]
@@ -105,10 +112,10 @@ class OutsideRounds:
                 due = await self._link.run(
                     functools.partial(self._leases.seconds_to_next_ready, topics=topics, since=looked_at)
                 )
-            if await self._sleep(poll_seconds, due):
-                poll_seconds = pacing.FIRST_POLL_SECONDS
-            else:
-                poll_seconds = pacing.next_poll(poll_seconds)
+            woken = await self._sleep(poll_seconds, due)
+            # Whoever notifies in vain does not make it look more often afterwards.
+            if not self._heard:
+                poll_seconds = pacing.FIRST_POLL_SECONDS if woken else pacing.next_poll(poll_seconds)
 
     async def _sleep(self, poll_seconds: float, due: float | None) -> bool:
         """Sleep until keys may be ready; return whether that was heard, rather than polled."""
@@ -120,8 +127,8 @@ class OutsideRounds:
             if seconds <= 0:
                 break
             if await self._bell.wait(seconds):
-                rung = self._bell.rung()
-                if rung:
+                self._heard = self._bell.rung()
+                if self._heard:
                     break
                 if self._drain:
                     break  # nobody listens, so what a key that was let go has pending is not heard of
