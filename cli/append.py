@@ -7,7 +7,7 @@ from psycopg import sql
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.terminal.key_text import TOPIC
-from inturn.cli.terminal.output import json_option, print_json
+from inturn.cli.terminal.output import echo, json_option, print_json
 from inturn.cli.terminal.payload import read_payload, storable
 
 
@@ -64,4 +64,4 @@ def append(
     if as_json:
         print_json({"topic": topic, "key": key, "seq": seq})
     elif seq is not None:
-        click.echo(seq)
+        echo(seq)

@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
+from inturn.cli.terminal.output import echo
 from inturn.cli.terminal.rows import adapt
 from inturn.schema.connection import complete, connect
 from inturn.schema.version import check_version
@@ -142,7 +143,7 @@ def _embedded() -> str:
         )
     running = embedded.find()
     if running is None:
-        click.echo(
+        echo(
             f"inturn: no database is named, starting the embedded one in {embedded.data_folder()}",
             err=True,
         )

@@ -135,7 +135,9 @@ def cli(ctx: click.Context, dsn: str | None, schema: str) -> None:
     --dsn and --schema may stand before or after the command.
     """
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        from inturn.cli.terminal.output import Ours, echo
+
+        echo(Ours(ctx.get_help()))
         return
     from inturn.cli.database import Database
 
@@ -166,7 +168,9 @@ def _report(error: Exception) -> ExitCode:
         from inturn.cli.errors import explain
 
         line, code = explain(error)
-    click.echo(f"inturn: {line}", err=True)
+    from inturn.cli.terminal.output import echo
+
+    echo(f"inturn: {line}", err=True)
     if isinstance(error, OSError):  # a full stdout would complain once more at exit
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

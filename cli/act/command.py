@@ -20,6 +20,7 @@ from inturn.cli.act.operator import (
 )
 from inturn.cli.database import Database, pass_database
 from inturn.cli.terminal.key_text import KEY
+from inturn.cli.terminal.output import echo
 
 
 def make_command(name: str) -> click.Command:
@@ -42,7 +43,7 @@ def make_command(name: str) -> click.Command:
             raise click.UsageError("Give a KEY, or --topic for a whole topic.")
         done = _act(database, operator, action, key, topic, many, typed)
         if not done:
-            click.echo("inturn: no such keys", err=True)
+            echo("inturn: no such keys", err=True)
         operator.report(done, action.says)
 
     command: Callable[..., Any] = run

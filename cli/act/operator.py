@@ -16,7 +16,7 @@ from psycopg import Connection, sql
 from inturn.cli.database import Database
 from inturn.cli.errors import Failure
 from inturn.cli.terminal.key_text import TOPIC, resolve, shown
-from inturn.cli.terminal.output import escape, json_option, print_json
+from inturn.cli.terminal.output import echo, escape, json_option, print_json
 from inturn.cli.terminal.rows import fetch
 from inturn.schema.errors import UnknownKey
 
@@ -81,7 +81,7 @@ class Operator:
             return
         for done in actions:
             dry = "dry run, nothing changed: " if self.dry_run else ""
-            click.echo(f"{dry}{_place(done)}: {say(done)}")
+            echo(f"{dry}{_place(done)}: {say(done)}")
 
 
 def operator_options_with(wait: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -15,7 +15,7 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import TOPIC, shown
-from inturn.cli.terminal.output import Column, age, first_line, json_option, print_json, table_lines
+from inturn.cli.terminal.output import Column, age, echo, first_line, json_option, print_json, table_lines
 from inturn.cli.terminal.rows import Row, clock, fetch
 from inturn.cli.terminal.spans import refuse_interval
 from inturn.cli.terminal.watch import watch_lines, watch_option
@@ -157,11 +157,12 @@ def keys(
     if as_json:
         print_json(listing.listed)
     elif listing.found:
-        click.echo("\n".join(print_out(listing)))
+        for line in print_out(listing):
+            echo(line)
     elif not check:
-        click.echo("inturn: no such keys" if wanted.filtered or errors else "inturn: no keys yet", err=True)
+        echo("inturn: no such keys" if wanted.filtered or errors else "inturn: no keys yet", err=True)
     for remark in listing.remarks:
-        click.echo(remark, err=True)
+        echo(remark, err=True)
     return ExitCode.FOUND if check and listing.found else ExitCode.OK
 
 
@@ -175,7 +176,7 @@ def _check_options(wanted: _Wanted, *, errors: bool, check: bool, watch: float |
         raise click.UsageError("--errors goes with --topic, --like, --error, --limit, --watch and --json.")
 
 
-def _watched(listing: _Listing, print_out: Callable[[_Listing], list[str]]) -> tuple[datetime, list[str]]:
+def _watched(listing: _Listing, print_out: Callable[[_Listing], Sequence[str]]) -> tuple[datetime, list[str]]:
     lines = print_out(listing) if listing.found else ["no such keys"]
     return listing.now, [*lines, *listing.remarks]
 
@@ -214,7 +215,7 @@ def _list_errors(connection: Connection[Any], schema: str, wanted: _Wanted) -> _
     return _Listing(wanted.limit, found, clock(connection))
 
 
-def _error_lines(listing: _Listing) -> list[str]:
+def _error_lines(listing: _Listing) -> Sequence[str]:
     """Return the errors as a table; each error has its own line on a terminal, where it is cut last."""
     return table_lines(
         [
@@ -244,7 +245,7 @@ def _error_lines(listing: _Listing) -> list[str]:
     )
 
 
-def _lines(listing: _Listing) -> list[str]:
+def _lines(listing: _Listing) -> Sequence[str]:
     columns = [
         Column("topic", cut="middle"),
         Column("key", cut="middle", whole=True),

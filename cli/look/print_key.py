@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import click
-
 from inturn.cli.terminal.key_text import shown
-from inturn.cli.terminal.output import Column, age, duration, escape, first_line, print_table
+from inturn.cli.terminal.output import Column, age, duration, echo, escape, first_line, print_table
 from inturn.cli.terminal.rows import Row
 
 #: How much of a payload stands in the table of commands.
@@ -24,27 +22,27 @@ def print_key(key: Row, *, errors: bool, payload: bool | None) -> None:
     """
     now = key["now"]
     paused = key["topic_paused_at"] and _lasts(key["topic_paused_until"], now)
-    click.echo(f"topic    {escape(key['topic'])}" + (f", {_paused(key, whole=True)}" if paused else ""))
-    click.echo(f"key      {shown(key['key'])}")
-    click.echo(f"state    {_state(key)}")
+    echo(f"topic    {escape(key['topic'])}" + (f", {_paused(key, whole=True)}" if paused else ""))
+    echo(f"key      {shown(key['key'])}")
+    echo(f"state    {_state(key)}")
     if key["claimed_by"]:
         left = (key["lease_until"] - now).total_seconds()
         ends = f"for another {age(left)}" if left > 0 else f"ran out {age(-left)} ago"
-        click.echo(f"lease    {escape(key['claimed_by'])} for {_since(key['claimed_at'], now)}, {ends}")
+        echo(f"lease    {escape(key['claimed_by'])} for {_since(key['claimed_at'], now)}, {ends}")
     lag = f", {key['pending']} pending" if key["pending"] else ""
     if key["oldest_pending_at"]:
         lag += f", the {'first' if key['waiting_at'] else 'next'} for {_since(key['oldest_pending_at'], now)}"
-    click.echo(f"applied  {key['applied_seq']} of {key['last_seq']}{lag}")
+    echo(f"applied  {key['applied_seq']} of {key['last_seq']}{lag}")
     if key["arrived"]:
         commands = "1 command has" if key["arrived"] == 1 else f"{key['arrived']:,} commands have"
-        click.echo(f"arrived  {commands} no number yet, the first for {_since(key['arrived_at'], now)}")
+        echo(f"arrived  {commands} no number yet, the first for {_since(key['arrived_at'], now)}")
     if key["last_error"]:
         _print_error("error    ", key["last_error"], whole=errors)
     if key["commands"] or key["gaps"]:
-        click.echo()
+        echo()
         _print_commands(key, payload)
     if key["timeline"]:
-        click.echo()
+        echo()
         _print_timeline(key, errors=errors)
 
 
@@ -91,7 +89,9 @@ def _since(time: datetime, now: datetime) -> str:
 
 def _print_error(heading: str, error: str, *, whole: bool) -> None:
     lines = error.strip().splitlines() if whole else [first_line(error)]
-    click.echo(heading + ("\n" + " " * len(heading)).join(map(escape, lines)))
+    for line in lines:
+        echo(heading + line)
+        heading = " " * len(heading)
 
 
 def _print_commands(key: Row, payload: bool | None) -> None:
@@ -138,12 +138,12 @@ def _start(payload: str) -> str:
 
 def _print_payloads(commands: list[Row]) -> None:
     """Print payloads whole, a line each, with the first one of an amended command below it."""
-    click.echo()
+    echo()
     for command in commands:
-        click.echo(f"{command['seq']} {escape(command['name'])} {escape(command['payload'])}")
+        echo(f"{command['seq']} {escape(command['name'])} {escape(command['payload'])}")
         if command["amended"]:
             original = f"{command['original_name']} {command['original_payload']}"
-            click.echo(f"  before it was amended: {escape(original)}")
+            echo(f"  before it was amended: {escape(original)}")
 
 
 def _print_timeline(key: Row, *, errors: bool) -> None:
@@ -163,8 +163,8 @@ def _print_timeline(key: Row, *, errors: bool) -> None:
     if errors:
         for entry in key["timeline"]:
             if entry["kind"] == "turn" and entry["says"]:
-                click.echo()
-                click.echo(f"turn {entry['epoch']}:")
+                echo()
+                echo(f"turn {entry['epoch']}:")
                 _print_error("  ", entry["says"], whole=True)
 
 

@@ -12,7 +12,7 @@ from inturn.cli.look.print_key import PAYLOAD_CHARACTERS, print_key
 from inturn.cli.look.read_key import read_key
 from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import KEY, TOPIC, resolve, shown
-from inturn.cli.terminal.output import json_option, load_payload, print_json
+from inturn.cli.terminal.output import echo, json_option, load_payload, print_json
 from inturn.cli.terminal.rows import Row
 
 
@@ -71,7 +71,7 @@ def show(
         return
     for number, each in enumerate(found):
         if number:
-            click.echo()
+            echo()
         print_key(each, errors=errors, payload=payload)
 
 

@@ -15,7 +15,7 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import TOPIC, shown
-from inturn.cli.terminal.output import Column, age, first_line, json_option, print_json, table_lines
+from inturn.cli.terminal.output import Column, age, echo, first_line, json_option, print_json, table_lines
 from inturn.cli.terminal.rows import Row, clock, fetch
 from inturn.cli.terminal.spans import refuse_interval
 from inturn.cli.terminal.watch import watch_lines, watch_option
@@ -89,11 +89,12 @@ def status(
         print_json(document | {"problems": problems} if check else document)
     elif check:
         for problem in problems:
-            click.echo(f"topic {shown(problem['topic'])}: {problem['says']}")
+            echo(f"topic {shown(problem['topic'])}: {problem['says']}")
     elif found.topics:
-        click.echo("\n".join(_lines(found)))
+        for line in _lines(found):
+            echo(line)
     else:
-        click.echo(_NO_TOPICS, err=True)
+        echo(_NO_TOPICS, err=True)
     return ExitCode.UNHEALTHY if problems else ExitCode.OK
 
 

@@ -19,7 +19,7 @@ from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import KEY, TOPIC, resolve, shown
-from inturn.cli.terminal.output import escape, first_line, json_option, print_json
+from inturn.cli.terminal.output import echo, escape, first_line, json_option, print_json
 
 _COMMANDS_A_SLICE = 50_000
 # What is counted, and where it is when a key is asked for.
@@ -182,14 +182,14 @@ def _print(work: _Work, seconds: float) -> None:
         where = f"topic {escape(violation['topic'])}"
         if violation["key"]:
             where += f", key {shown(violation['key'])}"
-        click.echo(f"{violation['violation']}: {where}: {escape(violation['says'])}")
+        echo(f"{violation['violation']}: {where}: {escape(violation['says'])}")
         for row in violation["rows"]:
-            click.echo(f"  {row['table']:<15} {_facts(row)}")
+            echo(f"  {row['table']:<15} {_facts(row)}")
     if work.found > len(work.violations):
-        click.echo(f"... and {work.found - len(work.violations):,} more: see them with --limit")
+        echo(f"... and {work.found - len(work.violations):,} more: see them with --limit")
     counted = ", ".join(_count(getattr(work, name), name[:-1]) for name in _COUNTED)
     result = _count(work.found, "violation") if work.found else "no violation"
-    click.echo(f"verified {counted} in {seconds:.1f} s: {result}")
+    echo(f"verified {counted} in {seconds:.1f} s: {result}")
 
 
 def _facts(row: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.key_text import KEY, TOPIC, quoted, resolve, shown
-from inturn.cli.terminal.output import age, escape, json_option, print_json
+from inturn.cli.terminal.output import age, echo, escape, json_option, print_json
 from inturn.cli.terminal.rows import fetch, load_time
 
 #: What each cause is called in the first line; its code in --json is the one of the function why.
@@ -75,7 +75,7 @@ def why(database: Database, key: str, *, topic: str | None, as_json: bool) -> in
     else:
         for number, each in enumerate(found):
             if number:
-                click.echo()
+                echo()
             _print(each, clock[0] if clock else None)
     return ExitCode.ERROR if any(each["cause"] == "no_such_key" for each in found) else ExitCode.OK
 
@@ -101,7 +101,7 @@ def _fill(line: str, topic: str, key: str) -> str:
     def put(place: re.Match[str]) -> str:
         option = place[1] or ""
         if place[2] == "topic":
-            return option + quoted(topic)
+            return option + shown(topic)
         return option + ("-- " if key.startswith("-") and not option else "") + shown(key)
 
     return _PLACEHOLDER.sub(put, line)
@@ -111,14 +111,15 @@ def _print(each: dict[str, Any], now: datetime | None) -> None:
     console = Console(highlight=False)
     width = min(console.width, _WIDEST) if console.is_terminal else None
     of_topic = f" of topic {quoted(escape(each['topic']))}" if each["topic"] else ""
-    click.echo(f"{shown(each['key'])}{of_topic}: {_title(each, now)}")
+    echo(f"{shown(each['key'])}{of_topic}: {_title(each, now)}")
     says = escape(" ".join(each["says"].split()).rstrip(".")) + "."
-    click.echo(_wrapped(says, width))
+    for line in _wrapped(says, width).splitlines():
+        echo(line)
     for command, remark in _to_do(each):
         line = f"{_INDENT}$ {command}" + (f"  # {remark}" if remark else "")
         if width is not None and remark and len(line) > width:
             line = f"{_INDENT}# {remark}:\n{_INDENT}$ {command}"
-        click.echo(line)
+        echo(line)
 
 
 def _title(each: dict[str, Any], now: datetime | None) -> str:

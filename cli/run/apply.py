@@ -13,6 +13,7 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.run import logs
 from inturn.cli.run.processes import Processes
 from inturn.cli.run.serve import Attended, Options, Signals, attend, exit_code
+from inturn.cli.terminal.output import echo
 
 _EPILOG = """\b
 Exit codes: 0 nothing is ready any more, or stopped as asked; 3 drained, but
@@ -251,7 +252,7 @@ def _summarise(outcome: Outcome, log_format: str, *, quiet: bool, with_rate: boo
         line += f", {_count(outcome.held, 'key')} held: see inturn keys --held"
     if outcome.cut:
         line += ", cut off a command when the grace was over"
-    click.echo(
+    echo(
         logs.as_json(
             line,
             commands=outcome.commands,

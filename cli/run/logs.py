@@ -27,7 +27,9 @@ class _TextFormatter(logging.Formatter):
         fields = "".join(f" {name}={getattr(record, name)}" for name in _FIELDS if hasattr(record, name))
         line = escape(f"{at} {record.levelname.lower()} {record.getMessage()}{fields}")
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "".join(
+                f"\n{escape(each)}" for each in self.formatException(record.exc_info).splitlines()
+            )
         return line
 
 

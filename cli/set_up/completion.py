@@ -15,6 +15,7 @@ from click.shell_completion import (
 )
 
 from inturn.cli.terminal.key_text import quoted
+from inturn.cli.terminal.output import Ours, echo
 
 _VARIABLE = "_INTURN_COMPLETE"
 _LONG = re.compile("--[a-z-]+=")
@@ -67,4 +68,4 @@ def completion(ctx: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None  # noqa: S101 - click knows the three
     root = ctx.find_root()
-    click.echo(kind(root.command, {}, root.info_name or "inturn", _VARIABLE).source())
+    echo(Ours(kind(root.command, {}, root.info_name or "inturn", _VARIABLE).source()))

@@ -6,7 +6,7 @@ import click
 
 from inturn.cli import embedded as server
 from inturn.cli.errors import Failure
-from inturn.cli.terminal.output import escape, json_option, print_json
+from inturn.cli.terminal.output import echo, escape, json_option, print_json
 
 
 @click.group(
@@ -36,7 +36,7 @@ Example:
 )
 def start() -> None:
     """Start it if it is not running, and print its connection string."""
-    click.echo(server.start())
+    echo(server.start())
 
 
 @embedded.command(
@@ -52,8 +52,8 @@ def status(*, as_json: bool) -> None:
     if as_json:
         print_json({"running": conninfo is not None, "dsn": conninfo, "data": str(folder)})
         return
-    click.echo(f"data     {escape(str(folder))}")
-    click.echo(f"running  {'no' if conninfo is None else conninfo}")
+    echo(f"data     {escape(str(folder))}")
+    echo(f"running  {'no' if conninfo is None else conninfo}")
 
 
 @embedded.command(
@@ -63,4 +63,4 @@ Example:
 )
 def stop() -> None:
     """Stop it, whoever started it; keep its data."""
-    click.echo("stopped" if server.stop() else "it was not running")
+    echo("stopped" if server.stop() else "it was not running")

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import click
+from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
+from inturn.cli.terminal.output import Ours, echo
 from inturn.schema.errors import SchemaMismatch
 from inturn.schema.install import downgrade as downgrade_schema
 from inturn.schema.install import upgrade as upgrade_schema
 from inturn.schema.install import upgrade_script
 from inturn.schema.receiver import HEAD as RECEIVER_HEAD
-from inturn.schema.receiver import downgrade_receiver, receiver_script, upgrade_receiver
+from inturn.schema.receiver import (
+    downgrade_receiver,
+    receiver_script,
+    upgrade_receiver,
+)
 from inturn.schema.version import HEAD, installed_receiver, installed_version
 
 
@@ -36,7 +42,7 @@ def upgrade(database: Database, *, as_script: bool, receiver_only: bool) -> None
     revision that is installed there.
     """
     if as_script:
-        click.echo(_script(database, receiver_only=receiver_only), nl=False)
+        echo(Ours(_script(database, receiver_only=receiver_only)), nl=False)
         return
     with database.connect(check=False) as connection:
         where = f"database {connection.info.dbname}"
@@ -44,11 +50,11 @@ def upgrade(database: Database, *, as_script: bool, receiver_only: bool) -> None
     before, now = run(database.conninfo, schema=database.schema)
     what = _what(database, receiver_only=receiver_only)
     if before == now:
-        click.echo(f"{what} of {where} is at revision {now} already")
+        echo(f"{what} of {where} is at revision {now} already")
     elif before is None:
-        click.echo(f"{what} installed in {where}, revision {now}")
+        echo(f"{what} installed in {where}, revision {now}")
     else:
-        click.echo(f"{what} of {where} upgraded from revision {before} to {now}")
+        echo(f"{what} of {where} upgraded from revision {before} to {now}")
 
 
 def _what(database: Database, *, receiver_only: bool) -> str:
@@ -104,13 +110,13 @@ def downgrade(database: Database, *, revision: str, force: bool, receiver_only: 
         where = f"database {connection.info.dbname}"
     if receiver_only:
         downgrade_receiver(database.conninfo, schema=database.schema, force=force)
-        click.echo(f"receiver in schema {database.schema} removed from {where}")
+        echo(f"receiver in schema {database.schema} removed from {where}")
         return
     try:
         downgrade_schema(database.conninfo, schema=database.schema, revision=revision, force=force)
-    except CommandError as error:
+    except (CommandError, RevisionError) as error:
         raise Failure(f"cannot go to revision {revision}: {error}") from error
     if revision == "base":
-        click.echo(f"schema {database.schema} removed from {where}")
+        echo(f"schema {database.schema} removed from {where}")
     else:
-        click.echo(f"schema {database.schema} of {where} is at revision {revision}")
+        echo(f"schema {database.schema} of {where} is at revision {revision}")

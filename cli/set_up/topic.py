@@ -13,7 +13,7 @@ from inturn.cli.act.operator import Operator, Recorded, operator_options_with, r
 from inturn.cli.database import Database, pass_database
 from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import TOPIC
-from inturn.cli.terminal.output import Column, escape, json_option, print_json, print_table
+from inturn.cli.terminal.output import Column, echo, escape, json_option, print_json, print_table
 from inturn.cli.terminal.rows import Row, fetch
 from inturn.cli.terminal.spans import check_interval
 
@@ -107,7 +107,7 @@ def create(database: Database, /, name: str, **settings: str | int | None) -> No
         created = connection.execute(
             sql.SQL("SELECT {}.create_topic({})").format(sql.Identifier(database.schema), arguments)
         ).fetchone()
-    click.echo(f"topic {name} {'created' if created and created[0] else 'exists already'}")
+    echo(f"topic {name} {'created' if created and created[0] else 'exists already'}")
 
 
 @topic.command(
@@ -201,7 +201,7 @@ def list_topics(database: Database, *, as_json: bool) -> None:
             ],
         )
     else:
-        click.echo("inturn: no topics yet. Create one with: inturn topic create NAME", err=True)
+        echo("inturn: no topics yet. Create one with: inturn topic create NAME", err=True)
 
 
 @topic.command(
@@ -218,13 +218,13 @@ def show(database: Database, name: str, *, as_json: bool) -> None:
     if as_json:
         print_json(_in_seconds(row))
         return
-    click.echo(f"topic    {escape(row['topic'])}")
-    click.echo(f"created  {row['created_at'].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC")
+    echo(f"topic    {escape(row['topic'])}")
+    echo(f"created  {row['created_at'].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC")
     if row["paused_at"]:
         until = row["paused_until"]
         ends = f"until {until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if until else "until it is resumed"
-        click.echo(f"paused   since {row['paused_at'].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {ends}")
-    click.echo()
+        echo(f"paused   since {row['paused_at'].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {ends}")
+    echo()
     settings = [option.removeprefix("--") for option, *_ in (*_SETTINGS, *_FOR_EVER)]
     print_table(
         [Column("setting"), Column("value", cut="middle", whole=True)],

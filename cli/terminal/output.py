@@ -48,6 +48,30 @@ class Column:
     whole: bool = False
 
 
+class Ours(str):
+    """Text of which every value was escaped, with codes for colours or line ends of ours between."""
+
+    __slots__ = ()
+
+
+def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print a line. What a terminal could take for a command, or for another line, is printed as an escape.
+
+    Everything that the commands print for people goes through here, so that none of it has to be trusted.
+
+    Args:
+        text: one line, whatever it holds; or Ours, as it is.
+        err: to stderr.
+        nl: end the line.
+    """
+    click.echo(visible(str(text) if not isinstance(text, Ours) else text), err=err, nl=nl)
+
+
+def visible(line: str) -> str:
+    """Return a line as `echo` prints it."""
+    return line if isinstance(line, Ours) else escape(line)
+
+
 def escape(text: str) -> str:
     """Return text with everything that is not plainly visible as an escape, like `\\x1b` or `\\n`."""
     if text.isprintable():
@@ -98,7 +122,7 @@ def print_table(
         notes_heading: what that column is called.
     """
     for line in table_lines(columns, rows, notes, notes_heading):
-        click.echo(line)
+        echo(line)
 
 
 def table_lines(
@@ -106,7 +130,7 @@ def table_lines(
     rows: Sequence[Sequence[str]],
     notes: Sequence[str] = (),
     notes_heading: str = "error",
-) -> list[str]:
+) -> list[Ours]:
     """Return the lines that `print_table` prints; on a terminal with its codes for colours."""
     console = Console(highlight=False, markup=False, emoji=False)
     terminal = console.is_terminal
@@ -136,7 +160,7 @@ def table_lines(
         ]
         if note:
             lines.append("  " + _shorten_words(escape(note), console.width - 2))
-    return lines
+    return [Ours(line) for line in lines]
 
 
 def _table(columns: Sequence[Column], cells: list[list[str]], widths: list[int]) -> Table:
@@ -187,8 +211,8 @@ def shorten(text: str, width: int, cut: Literal["middle", "end"] = "end") -> str
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document; times as ISO 8601 in UTC, everything but ASCII escaped."""
-    click.echo(json.dumps(document, indent=2, default=_json))
+    """Print one JSON document; times as ISO 8601 in UTC, everything but visible ASCII escaped."""
+    echo(Ours(json.dumps(document, indent=2, default=_json).replace("\x7f", "\\u007f")))
 
 
 def _json(value: object) -> str:

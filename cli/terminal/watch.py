@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import click
 
 from inturn.cli.exit_codes import ExitCode
+from inturn.cli.terminal.output import visible
 
 watch_option = click.option(
     "--watch",
@@ -21,7 +22,7 @@ watch_option = click.option(
 )
 
 
-def watch_lines(seconds: float, look: Callable[[], tuple[datetime, list[str]]]) -> ExitCode:
+def watch_lines(seconds: float, look: Callable[[], tuple[datetime, Sequence[str]]]) -> ExitCode:
     """Look again and again until Ctrl-C; what was printed last stays.
 
     Args:
@@ -41,7 +42,7 @@ def watch_lines(seconds: float, look: Callable[[], tuple[datetime, list[str]]]) 
             while True:
                 now, lines = look()
                 head = f"{now.astimezone():%H:%M:%S}, every {seconds:g} s, until Ctrl-C"
-                live.update(Text.from_ansi("\n".join([head, *lines])), refresh=True)
+                live.update(Text.from_ansi("\n".join([head, *map(visible, lines)])), refresh=True)
                 time.sleep(seconds)
     except KeyboardInterrupt:
         return ExitCode.OK
