@@ -79,6 +79,17 @@ def script(schema: str = DEFAULT_SCHEMA) -> str:
     return rename("\n".join(parts), schema)
 
 
+def roles_script(schema: str = DEFAULT_SCHEMA) -> str:
+    """Return the SQL that makes the schema's roles: for a DBA, where the login that installs may not.
+
+    Raises:
+        SchemaNameRefused: see `check_schema_name`.
+    """
+    root = files("inturn.schema")
+    roles = (root / "sql" / "roles.sql").read_text("utf-8")
+    return rename(roles, schema)
+
+
 def created_names(sql: str) -> list[str]:
     """Return the names of the tables, views, types and routines that SQL creates in the schema `inturn`.
 

@@ -13,6 +13,7 @@ from psycopg import Connection, sql
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
+from inturn.cli.look.sessions import say_what_is_hidden
 from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import TOPIC, shown
 from inturn.cli.terminal.output import Column, age, echo, first_line, json_option, print_json, table_lines
@@ -83,6 +84,8 @@ def status(
         if watch:
             return watch_lines(watch, lambda: _watched(_read(connection, database.schema, topic, None)))
         found = _read(connection, database.schema, topic, older_than)
+        if not (as_json or check):
+            say_what_is_hidden(connection, database.schema)
     problems = list(_problems(found, older_than)) if check else []
     if as_json:
         document = {"topics": found.topics, "appliers": found.appliers}

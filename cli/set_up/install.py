@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+import psycopg
 from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 
@@ -16,9 +17,11 @@ from inturn.schema.install import upgrade_script
 from inturn.schema.receiver import HEAD as RECEIVER_HEAD
 from inturn.schema.receiver import (
     downgrade_receiver,
+    receiver_roles_script,
     receiver_script,
     upgrade_receiver,
 )
+from inturn.schema.source import roles_script
 from inturn.schema.version import HEAD, installed_receiver, installed_version
 
 
@@ -31,23 +34,39 @@ Example:
 )
 @click.option("--sql", "as_script", is_flag=True, help="Print the SQL instead of running it.")
 @click.option(
+    "--roles", is_flag=True, help="Print the SQL that makes the roles, for a login that may make some."
+)
+@click.option(
     "--receiver-only", is_flag=True, help="Only the function accept, for a service that receives commands."
 )
 @pass_database
-def upgrade(database: Database, *, as_script: bool, receiver_only: bool) -> None:
+def upgrade(database: Database, *, as_script: bool, roles: bool, receiver_only: bool) -> None:
     """Install the schema, or upgrade it.
 
     It is safe to run again, and by several processes at once. --sql changes
     nothing and needs no database; if you name one, the script starts at the
-    revision that is installed there.
+    revision that is installed there. Where your login may not create roles, a DBA
+    runs what --roles prints, once a server.
     """
+    if roles:
+        script = receiver_roles_script if receiver_only else roles_script
+        echo(Ours(script(schema=database.schema)), nl=False)
+        return
     if as_script:
         echo(Ours(_script(database, receiver_only=receiver_only)), nl=False)
         return
     with database.connect(check=False) as connection:
         where = f"database {connection.info.dbname}"
     run = upgrade_receiver if receiver_only else upgrade_schema
-    before, now = run(database.conninfo, schema=database.schema)
+    try:
+        before, now = run(database.conninfo, schema=database.schema)
+    except psycopg.errors.InsufficientPrivilege as error:
+        if "create role" not in str(error):
+            raise
+        raise Failure(
+            "the database refused: this login may not create roles, and some are missing",
+            hint="Have them made by a login that may: inturn upgrade --roles | psql; then run this again",
+        ) from None
     what = _what(database, receiver_only=receiver_only)
     if before == now:
         echo(f"{what} of {where} is at revision {now} already")

@@ -11,7 +11,7 @@ import psycopg
 from inturn.schema import strangers
 from inturn.schema.errors import SchemaInUse, SchemaMismatch
 from inturn.schema.install import installing
-from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name, rename
+from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name, rename, statements
 from inturn.schema.version import installed_receiver, installed_version
 
 #: The scripts, oldest first, each frozen once released; a later one changes what the ones before made.
@@ -64,6 +64,16 @@ def receiver_script(*, schema: str = DEFAULT_SCHEMA, from_revision: str | None =
     if from_revision is None:
         scripts = strangers.receiver_guard_script(schema) + "\n\n" + scripts
     return f"BEGIN;\n\nCREATE SCHEMA IF NOT EXISTS {schema};\n\n{scripts}\nCOMMIT;\n"
+
+
+def receiver_roles_script(*, schema: str = DEFAULT_SCHEMA) -> str:
+    """Return the SQL that makes the receiver's role, for a DBA.
+
+    Raises:
+        SchemaNameRefused: the name cannot be used.
+    """
+    check_schema_name(schema)
+    return next(one for one in statements(_text(SCRIPTS[0], schema)) if "CREATE ROLE" in one) + "\n"
 
 
 def downgrade_receiver(dsn: str, *, schema: str = DEFAULT_SCHEMA, force: bool = False) -> None:
