@@ -91,7 +91,9 @@ GRANT EXECUTE ON ROUTINE
     inturn.announce_applier(text, text[], text, integer, text, boolean, jsonb, integer),
     inturn.announce_sleep(text[]),
     inturn.next_ready(text[], timestamptz),
-    inturn.pending_commands(text[])
+    inturn.pending_commands(text[]),
+    inturn.topic_metrics(),
+    inturn.server_metrics()
 TO inturn_applier;
 GRANT SELECT ON inturn.topic, inturn.command_log, inturn.intake TO inturn_applier;
 GRANT SELECT, UPDATE ON inturn.key_sequence TO inturn_applier;
@@ -121,6 +123,8 @@ GRANT EXECUTE ON FUNCTION
     inturn.list_keys(text, text, integer, text, interval, bigint, text, text),
     inturn.list_errors(text, text, text, integer),
     inturn.topic_status(text, interval),
+    inturn.topic_metrics(),
+    inturn.server_metrics(),
     inturn.pending_commands(text[]),
     inturn.key_state(inturn.key_cursor),
     inturn.timeline(text, text, integer),

@@ -28,11 +28,12 @@ ROUTINES = {
         *("claim", "claim_commands", "finish", "fail", "apply", "apply_batch"),
         *("advance", "renew", "release"),
         *("announce_applier", "announce_sleep", "next_ready", "pending_commands"),
-        "key_state",
+        *("key_state", "topic_metrics", "server_metrics"),
     },
     "inturn_operator": {
         *("create_topic", "set_topic", "pause_topic", "resume_topic"),
         *("list_keys", "list_errors", "topic_status", "pending_commands", "key_state"),
+        *("topic_metrics", "server_metrics"),
         *("list_appliers", "why", "timeline", "verify", "verify_slice", "verify_topics"),
         *OPERATOR_ACTIONS,
         *WAITS,
@@ -194,7 +195,7 @@ DEFINERS = {
     # An applier numbers what has arrived, and may not write to the log.
     "_number_arrivals",
     # These show an operator the sessions of others.
-    *("list_appliers", "why"),
+    *("list_appliers", "why", "topic_metrics", "server_metrics"),
     *("set_topic", "pause_topic", "resume_topic"),
     *OPERATOR_ACTIONS,
 }

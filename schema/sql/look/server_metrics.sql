@@ -1,0 +1,53 @@
+CREATE FUNCTION inturn.server_metrics() RETURNS TABLE (metric text, labels jsonb, value double precision)
+LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+-- Returns what a scrape of metrics says of the schema as a whole: its tables' rows and sizes, the oldest snapshots that keep dead
+-- rows from being removed, and the threads that appliers left behind. Costs the same however many keys there are.
+-- Takes no locks, but ACCESS SHARE on the tables.
+--
+-- Rows are those that PostgreSQL's statistics count, inserts of transactions that were rolled back included.
+-- Holders of snapshots: session, of this database; prepared, a prepared transaction in it; slot, a replication slot of the server;
+-- standby, one that reports its snapshots. Their age is in transactions, of the first two in seconds too. Runs as its owner, so
+-- that other users' sessions are seen: the owner needs pg_monitor, or is a superuser.
+WITH tables AS MATERIALIZED (
+    SELECT c.oid, jsonb_build_object('table', c.relname) AS labels, s.n_live_tup, s.n_dead_tup, s.n_tup_ins, c.relname
+    FROM pg_class c LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
+    WHERE c.relnamespace = (SELECT o.relnamespace FROM pg_class o WHERE o.oid = 'inturn.topic'::regclass) AND c.relkind = 'r'
+),
+holder AS MATERIALIZED (
+    SELECT 'session' AS holder, age(coalesce(a.backend_xmin, a.backend_xid)) AS xids,
+           extract(epoch FROM clock_timestamp() - a.xact_start)::double precision AS seconds
+    FROM pg_stat_activity a
+    WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend'
+      AND (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL)
+    UNION ALL
+    SELECT 'prepared', age(x.transaction), extract(epoch FROM clock_timestamp() - x.prepared)::double precision
+    FROM pg_prepared_xacts x WHERE x.database = current_database()
+    UNION ALL
+    SELECT 'slot', greatest(age(r.xmin), age(r.catalog_xmin)), NULL FROM pg_replication_slots r
+    UNION ALL
+    SELECT 'standby', age(r.backend_xmin), NULL FROM pg_stat_replication r
+)
+SELECT 'inturn_table_size_bytes', t.labels, pg_total_relation_size(t.oid)::double precision FROM tables t
+UNION ALL SELECT 'inturn_table_live_rows', t.labels, t.n_live_tup FROM tables t
+UNION ALL SELECT 'inturn_table_dead_rows', t.labels, t.n_dead_tup FROM tables t
+UNION ALL SELECT 'inturn_appended_commands_total', '{}', t.n_tup_ins FROM tables t WHERE t.relname = 'command_log'
+UNION ALL SELECT 'inturn_recorded_turns_total', '{}', t.n_tup_ins FROM tables t WHERE t.relname = 'turn'
+UNION ALL
+SELECT 'inturn_oldest_snapshot_age_transactions', jsonb_build_object('holder', k.holder), coalesce(max(h.xids), 0)
+FROM unnest(ARRAY['session', 'prepared', 'slot', 'standby']) k (holder) LEFT JOIN holder h USING (holder) GROUP BY k.holder
+UNION ALL
+SELECT 'inturn_oldest_snapshot_age_seconds', jsonb_build_object('holder', k.holder), coalesce(max(h.seconds), 0)
+FROM unnest(ARRAY['session', 'prepared']) k (holder) LEFT JOIN holder h USING (holder) GROUP BY k.holder
+UNION ALL
+SELECT 'inturn_abandoned_threads', '{}', coalesce(sum(p.abandoned), 0) FROM (
+    SELECT max(p.abandoned) AS abandoned FROM inturn.applier p
+    LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND coalesce(a.backend_start, p.backend_start) = p.backend_start
+    WHERE inturn._is_alive(p, a.pid, a.state, a.query_start) GROUP BY p.host, p.pid) p
+UNION ALL
+SELECT 'inturn_schema_info', jsonb_build_object('revision', v.version_num), 1 FROM inturn.schema_version v
+ORDER BY 1, 2
+$$;
+COMMENT ON FUNCTION inturn.server_metrics IS 'What a scrape of metrics says of the schema as a whole.';

@@ -1,0 +1,219 @@
+"""topic_metrics and server_metrics: what a scrape asks the database."""
+
+from __future__ import annotations
+
+import pytest
+from support.database import Database, Session, until
+from support.logins import connect_as
+from support.plans import buffers, explain
+
+TOPIC_METRICS, SERVER_METRICS = "SELECT * FROM inturn.topic_metrics()", "SELECT * FROM inturn.server_metrics()"
+STATES = ("held", "retrying", "paused", "leased", "waiting", "ready")
+
+
+def metrics(database: Database, function: str = TOPIC_METRICS) -> dict[tuple[str, ...], float]:
+    """Return the value of each metric, by its name and the values of its labels."""
+    rows = database.execute(function)
+    found = {(name, *(labels[label] for label in sorted(labels))): value for name, labels, value in rows}
+    assert len(found) == len(rows), "a sample twice"
+    return found
+
+
+def keys(database: Database, topic: str = "orders") -> dict[str, int]:
+    return {state: int(metrics(database)["inturn_keys", state, topic]) for state in STATES}
+
+
+@pytest.fixture
+def orders(witness: Database) -> Database:
+    """Topic orders with two commands applied, a held, a paused and three ready keys; topic bills without."""
+    witness.execute("UPDATE inturn.topic SET max_attempts = 1")
+    for key, name in (("a", "insert"), ("b", "insert"), ("c", "fail"), ("c", "insert")):
+        witness.execute("SELECT inturn.append('orders', %s, %s)", [key, name])
+    witness.execute("CALL inturn.apply()")
+    for key in ("d", "e", "e", "e", "f", "g"):
+        witness.execute("SELECT inturn.append('orders', %s, 'insert')", [key])
+    witness.execute("SELECT inturn.pause('orders', 'f', 'a test')")
+    witness.execute("SELECT inturn.create_topic('bills')")
+    return witness
+
+
+def test_the_topics_are_counted_as_topic_status_counts_them(orders: Database) -> None:
+    found = metrics(orders)
+    for row in orders.execute("SELECT s.topic, to_jsonb(s) FROM inturn.topic_status() s"):
+        topic, status = row
+        assert {state: found["inturn_keys", state, topic] for state in STATES} == {
+            state: status[state] for state in STATES
+        }
+        assert found["inturn_pending_commands", topic] == status["pending"]
+        assert found["inturn_counts_exact", topic] == 1
+    assert keys(orders) == dict.fromkeys(STATES, 0) | {"held": 1, "paused": 1, "ready": 3}
+    assert found["inturn_pending_commands", "orders"] == 8
+
+
+def test_ages_are_those_of_the_oldest_command_and_of_the_key_that_is_ready_longest(orders: Database) -> None:
+    def ages() -> tuple[float, float]:
+        found = metrics(orders)
+        names = ("inturn_oldest_pending_age_seconds", "inturn_oldest_ready_age_seconds")
+        return found[names[0], "orders"], found[names[1], "orders"]
+
+    orders.execute(
+        "UPDATE inturn.command_log SET created_at = now() - interval '2 h' WHERE key = 'c' AND seq = 1"
+    )
+    orders.execute("UPDATE inturn.ticket SET ready_at = now() - interval '1 h' WHERE key = 'd'")
+    pending, ready = ages()
+    assert 7200 <= pending < 7200 + 600
+    assert 3600 <= ready < 3600 + 600
+    # Of the held key it is the command that stands, not what was applied before.
+    orders.execute("SELECT inturn.cancel_rest('orders', 'c', 'not wanted')")
+    orders.execute("CALL inturn.apply()")
+    pending, ready = ages()
+    assert 0 < pending < 600
+    assert ready == 0
+    assert metrics(orders)["inturn_oldest_pending_age_seconds", "bills"] == 0
+
+
+def test_a_held_key_among_many_ready_ones_is_the_oldest_all_the_same(orders: Database) -> None:
+    orders.execute("UPDATE inturn.command_log SET created_at = now() - interval '2 h' WHERE key = 'c'")
+    _plant_ready(orders, 20000)
+    found = metrics(orders)
+    assert found["inturn_oldest_pending_age_seconds", "orders"] >= 7200
+    assert found["inturn_counts_exact", "orders"] == 0
+
+
+def test_what_has_arrived_and_has_no_number_is_pending(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('hot', numbering => 'arrival')")
+    database.execute("SELECT inturn.append('hot', 'a', 'insert') FROM generate_series(1, 3)")
+    found = metrics(database)
+    assert found["inturn_arrived_commands", "hot"] == found["inturn_pending_commands", "hot"] == 3
+    assert found["inturn_oldest_pending_age_seconds", "hot"] > 0
+
+
+def _plant_ready(database: Database, count: int) -> None:
+    database.execute(
+        """
+        INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)
+        SELECT 'orders', 'many' || n, 0, 0, now() - interval '1 min' FROM generate_series(1, %s) n
+        """,
+        [count],
+    )
+    database.execute("ANALYZE inturn.ticket")
+
+
+def test_of_very_many_keys_the_statistics_say_how_many(orders: Database) -> None:
+    _plant_ready(orders, 20000)
+    found = metrics(orders)
+    assert found["inturn_keys", "ready", "orders"] == pytest.approx(20003, rel=0.1)
+    assert found["inturn_keys", "held", "orders"] == 1
+    assert found["inturn_pending_commands", "orders"] == pytest.approx(20008, rel=0.1)
+    assert (found["inturn_counts_exact", "orders"], found["inturn_counts_exact", "bills"]) == (0, 1)
+
+
+def test_so_are_keys_that_are_held_very_many(orders: Database) -> None:
+    orders.execute("""
+        INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at, marked)
+        SELECT 'orders', 'many' || n, 0, 0, 'infinity', true FROM generate_series(1, 20000) n;
+        INSERT INTO inturn.key_mark (topic, key, epoch, held_at)
+        SELECT 'orders', 'many' || n, 0, now() FROM generate_series(1, 20000) n;
+        ANALYZE inturn.ticket; ANALYZE inturn.key_mark;
+    """)
+    assert keys(orders)["held"] == pytest.approx(20001, rel=0.1)
+
+
+def test_a_scrape_reads_no_more_of_many_keys_than_of_some(orders: Database) -> None:
+    _plant_ready(orders, 5000)
+
+    def cost() -> int:
+        connection = orders.connect()
+        return sum(buffers(explain(connection, query)) for query in (TOPIC_METRICS, SERVER_METRICS))
+
+    cost()
+    some = cost()
+    orders.execute("UPDATE inturn.ticket SET key = 'some' || key WHERE key LIKE 'many%'")
+    _plant_ready(orders, 100_000)
+    orders.execute("VACUUM ANALYZE inturn.ticket")
+    cost()
+    assert cost() <= 2 * some
+
+
+def test_many_topics_share_out_what_is_looked_at(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('t' || n) FROM generate_series(1, 300) n")
+    database.execute("""
+        INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)
+        SELECT 't' || t, 'k' || n, 0, 0, now() FROM generate_series(1, 300) t, generate_series(1, 60) n
+    """)
+    database.execute("VACUUM ANALYZE inturn.ticket")
+    found = metrics(database)
+    assert sum(found["inturn_counts_exact", f"t{n}"] for n in range(1, 301)) == 0
+    assert found["inturn_keys", "ready", "t7"] == pytest.approx(60, abs=40)
+    assert buffers(explain(database.connect(), TOPIC_METRICS)) < 300 * 150
+
+
+def test_who_serves_a_topic_and_what_is_down_is_said_of_living_appliers_only(orders: Database) -> None:
+    orders.execute("""
+        SELECT inturn.announce_applier('h:1:1', '{orders}', 'h', 1, '0001', true, '{"orders": {"seconds": 1}}', 3);
+        SELECT inturn.announce_applier('h:1:2', '{orders}', 'h', 1, '0001', true, '{"orders": {"seconds": 1}}', 3);
+        SELECT inturn.announce_applier('h:2:1', '{orders,bills}', 'h', 2, '0001', true, '{}', 1);
+        SELECT inturn.announce_applier('h:3:1', '{orders,bills}', 'h', 3, '0001', true, '{"bills": {"seconds": 1}}', 9);
+        UPDATE inturn.applier SET seen_at = now() - interval '1 min' WHERE applier = 'h:3:1';
+    """)
+    found = metrics(orders)
+    assert (found["inturn_appliers", "orders"], found["inturn_appliers", "bills"]) == (3, 1)
+    # A process counts once, however many workers it has.
+    assert (found["inturn_breakers_open", "orders"], found["inturn_breakers_open", "bills"]) == (1, 0)
+    assert metrics(orders, SERVER_METRICS)["inturn_abandoned_threads",] == 4
+
+
+def test_a_paused_topic_is_said_to_be_until_its_time_is_over(orders: Database) -> None:
+    orders.execute("SELECT inturn.pause_topic('orders', 'a test', now() + interval '1 h')")
+    assert metrics(orders)["inturn_topic_paused", "orders"] == 1
+    orders.execute("UPDATE inturn.topic SET paused_until = now() - interval '1 s' WHERE name = 'orders'")
+    assert metrics(orders)["inturn_topic_paused", "orders"] == 0
+
+
+def test_the_sizes_of_every_table_are_there(orders: Database) -> None:
+    found = metrics(orders, SERVER_METRICS)
+    tables = {
+        name
+        for (name,) in orders.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'inturn'::regnamespace AND relkind = 'r'"
+        )
+    }
+    for name in ("size_bytes", "live_rows", "dead_rows"):
+        assert {labels[0] for metric, *labels in found if metric == f"inturn_table_{name}"} == tables
+    size = orders.value("SELECT pg_total_relation_size('inturn.command_log')")
+    assert found["inturn_table_size_bytes", "command_log"] == size
+    assert found["inturn_schema_info", "0001"] == 1
+
+
+def test_the_oldest_snapshot_is_found_whoever_holds_it(orders: Database) -> None:
+    def oldest(holder: str) -> float:
+        return metrics(orders, SERVER_METRICS)["inturn_oldest_snapshot_age_transactions", holder]
+
+    def age(session: Session) -> None:
+        session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        session.execute("SELECT 1")
+
+    before = oldest("session")
+    holder = orders.session()
+    age(holder)
+    for _ in range(before := int(before) + 20):
+        orders.execute("SELECT pg_current_xact_id()")
+    assert oldest("session") >= before
+    assert metrics(orders, SERVER_METRICS)["inturn_oldest_snapshot_age_seconds", "session"] > 0
+    holder.rollback()
+    until(lambda: oldest("session") < before, "the snapshot is gone")
+    assert oldest("prepared") == oldest("slot") == 0
+
+
+def test_an_applier_may_ask_and_sees_the_sessions_of_others_and_a_caller_may_not(orders: Database) -> None:
+    holder = orders.session()
+    holder.execute("SELECT pg_current_xact_id()")
+    applier, caller = connect_as(orders, "inturn_applier"), connect_as(orders, "inturn_caller")
+    rows = applier.execute(
+        "SELECT value FROM inturn.server_metrics()"
+        " WHERE metric = 'inturn_oldest_snapshot_age_seconds' AND labels->>'holder' = 'session'"
+    ).fetchall()
+    assert rows[0][0] > 0
+    assert applier.execute(TOPIC_METRICS).fetchall()
+    with pytest.raises(Exception, match="permission denied for function topic_metrics"):
+        caller.execute(TOPIC_METRICS)
