@@ -18,6 +18,7 @@ from inturn.applier.handlers import Applier
 from inturn.applier.inside.hand import MOST_ABANDONED, Hand, TooManyAbandoned
 from inturn.applier.inside.watchdog import Watchdog
 from inturn.applier.inside.worker import Worker
+from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.outside.effect import Timeouts
 from inturn.applier.outside.worker import OutsideWorker
 from inturn.applier.process.chooser import Chooser
@@ -99,6 +100,8 @@ class Fleet:
         self.stop = Stop()
         self.bell = Bell(workers)
         self.topics: list[str] = []
+        #: What the workers count for metrics.
+        self.tallies = Tallies()
         self._chooser = Chooser(
             applier,
             topics,
@@ -108,6 +111,7 @@ class Fleet:
             start_outside=self._start_outside,
             others_breakers=lambda: self._outside.breakers if self._outside else {},
             abandoned=lambda: self._crew.abandoned,
+            tallies=self.tallies,
         )
         self._outside_bell = LoopBell()
         self._outside: OutsideWorker | None = None
@@ -222,6 +226,7 @@ class Fleet:
             bell=self.bell,
             hand=hand,
             recovery=self._recovery,
+            tallies=self.tallies,
         )
         self._crew.add(worker, f"inturn-worker-{number}")
 
@@ -256,6 +261,7 @@ class Fleet:
                 bell=self._outside_bell,
                 others_run=self._crew.inside_runs,
                 recovery=self._recovery,
+                tallies=self.tallies,
             )
             self._crew.add(self._outside, "inturn-outside-worker")
 

@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "keys": ("inturn.cli.look.keys:keys", "List keys and where they stand."),
         "why": ("inturn.cli.look.why:why", "Say why a key does not move, and what to do."),
         "show": ("inturn.cli.look.show:show", "Show a key's commands, turns and operators' actions."),
+        "metrics": ("inturn.cli.look.metrics:metrics", "Print metrics for Prometheus."),
         "verify": ("inturn.cli.look.verify:verify", "Check from what is stored that all was in turn."),
     },
     "Put right": {action.name: (action.where, action.line) for action in ACTIONS},

@@ -3,6 +3,6 @@
 Each is a Call: the code in inside/ and outside/ says when it is made, and on which connection.
 """
 
-from inturn.applier.calls import appliers, lease, session, sql_target, turn
+from inturn.applier.calls import appliers, lease, metrics, session, sql_target, turn
 
-__all__ = ["appliers", "lease", "session", "sql_target", "turn"]
+__all__ = ["appliers", "lease", "metrics", "session", "sql_target", "turn"]

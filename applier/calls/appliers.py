@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from inturn.applier.calls.call import Call, all_as, nothing, one_as, seconds, statement, value
+from inturn.applier.calls.call import Call, all_as, one_as, seconds, statement, value
 
 
 class TopicRow(NamedTuple):
@@ -60,8 +60,8 @@ def announce_applier(
     backend_pid: int,
     down: dict[str, Any],
     abandoned: int,
-) -> Call[None]:
-    """Return the call that announces an applier.
+) -> Call[datetime]:
+    """Return the call that announces an applier; it says the database's time.
 
     Args:
         backend_pid: that of the session, as the driver knows it.
@@ -72,11 +72,11 @@ def announce_applier(
         # Behind a pooler the client is told another backend than the one that it has.
         statement(
             "SELECT {schema}.announce_applier("
-            "%s, %s::text[], %s, %s, %s, %s::integer <> pg_backend_pid(), %s, %s)",
+            "%s, %s::text[], %s, %s, %s, %s::integer <> pg_backend_pid(), %s, %s), clock_timestamp()",
             schema,
         ),
         (applier_id, topics, *process, backend_pid, Jsonb(down), abandoned),
-        nothing,
+        lambda rows: rows[0][1],
     )
 
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import psycopg
 
 from inturn.applier.breaker import Breaker
+from inturn.applier.command import Order
 
 #: The clock hand before the first claim: start from the oldest ready key.
 OLDEST = "-infinity"
+
+
+class Handled(NamedTuple):
+    """A command's call of its handler: when it began, by this machine's clock (time.time()), and how long it took.
+
+    seconds: its share, where one call took several commands.
+    """
+
+    order: Order
+    began_at: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +40,8 @@ class Batch:
         skipped: how many commands were passed over.
         target_seconds: how long the handlers or the SQL target were at work.
         lost: as redo, and they have to be taken by apply_alone: an applier was lost with one of them in hand.
+        empty: how many turns found nothing to apply.
+        handled: the calls of handlers; None where the database made them.
     """
 
     keys: int = 0
@@ -37,6 +52,8 @@ class Batch:
     skipped: int = 0
     target_seconds: float = 0.0
     lost: bool = False
+    empty: int = 0
+    handled: Collection[Handled] | None = None
 
 
 class Target(Protocol):

@@ -187,4 +187,6 @@ def _batch_of(turns: list[Turn], seconds: float) -> Batch:
         hand=turns[-1].ready_at,
         skipped=sum(turn.skipped for turn in turns),
         target_seconds=seconds,
+        empty=sum(not turn.orders for turn in turns),
+        handled=[call for turn in turns for call in turn.handled.values()],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -44,7 +45,11 @@ class SqlTarget:
             if self.stop.expired:
                 raise _Cut
         self._look(connection, done.settings)
-        return Batch(*done[:-1]) if done.keys else Batch()
+        if not done.keys:
+            return Batch()
+        # How many of several turns found nothing, the database does not say.
+        nothing = not done.redo and not done.commands + done.failures + done.skipped
+        return Batch(*done[:-1], empty=done.keys if nothing else 0)
 
     def apply_alone(self, connection: psycopg.Connection[Any], since: datetime | str) -> Batch:
         """Claim one ready key by a short lease and take its turn; see take_alone."""
@@ -53,13 +58,22 @@ class SqlTarget:
     def turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
         """Apply the commands of a key that was claimed alone; see AloneTarget."""
         call = calls.sql_target.apply_alone(self.schema, self.topic, alone.key, alone.epoch)
+        started_at = time.monotonic()
         with connection.transaction():
             session_of(connection).limit(self._limit)
             commands, failures, skipped, settings = session_of(connection).call(call)
             if self.stop.expired:
                 raise _Cut
         self._look(connection, settings)
-        return Batch(1, commands, failures, hand=alone.ready_at, skipped=skipped)
+        return Batch(
+            keys=1,
+            commands=commands,
+            failures=failures,
+            hand=alone.ready_at,
+            skipped=skipped,
+            target_seconds=time.monotonic() - started_at,
+            empty=int(not commands + failures + skipped),
+        )
 
     @property
     def _limit(self) -> float | None:

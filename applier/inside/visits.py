@@ -16,6 +16,7 @@ from inturn.applier.inside.alone import is_transient
 from inturn.applier.inside.batch import Batch, Target
 from inturn.applier.inside.session import SessionChanged, session_of
 from inturn.applier.inside.sleep import Sleep
+from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import Bell, Stop
 from inturn.schema.errors import TargetRefused
@@ -46,12 +47,14 @@ class Visits:
         bell: Bell,
         sleep: Sleep,
         totals: Totals,
+        tallies: Tallies,
         found: Callable[[], None],
     ) -> None:
         """Make them.
 
         Args:
             max_keys: the most keys that share a transaction.
+            totals, tallies: what was done is added to them.
             found: called when keys were claimed.
         """
         # What a key of a topic takes, by the quickest of the last batches.
@@ -61,6 +64,7 @@ class Visits:
         self._bell = bell
         self._sleep = sleep
         self._totals = totals
+        self._tallies = tallies
         self._found = found
         # Of each topic, how many keys are still to be taken alone; of one that is not here: as at first.
         # Whoever was lost with a key in hand that did it has left that among the first.
@@ -100,6 +104,7 @@ class Visits:
                 self._bell.looked(found=True)
                 self._bell.ring(topic)
             self._found()
+            self._tallies.count_batch(topic, batch)
             if batch.redo:
                 alone = 0 if batch.lost else batch.keys
                 continue

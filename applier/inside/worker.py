@@ -18,6 +18,7 @@ from inturn.applier.inside.rounds import Rounds
 from inturn.applier.inside.session import SessionChanged
 from inturn.applier.inside.sleep import Sleep
 from inturn.applier.inside.visits import Visits
+from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.process.recovery import Recovery
 from inturn.applier.process.totals import Totals, ended_by
 from inturn.applier.stop import Bell, Stop
@@ -39,7 +40,7 @@ class Worker:
         drain: stop when nothing is ready, rather than wait for more.
         stop, bell: shared with the other workers of the process.
         hand: what its targets hold their commands in.
-        recovery: shared with the other workers of the process, too.
+        recovery, tallies: shared with the other workers of the process, too.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Worker:
         bell: Bell,
         hand: Hand | None = None,
         recovery: Recovery | None = None,
+        tallies: Tallies | None = None,
     ) -> None:
         self._connect = connect
         self._drain = drain
@@ -71,7 +73,13 @@ class Worker:
         self.error: Exception | None = None
         sleep = Sleep(schema)
         self._visits = Visits(
-            max_keys=max_keys, stop=stop, bell=bell, sleep=sleep, totals=self.totals, found=self._found
+            max_keys=max_keys,
+            stop=stop,
+            bell=bell,
+            sleep=sleep,
+            totals=self.totals,
+            tallies=tallies or Tallies(),
+            found=self._found,
         )
         self._rounds = Rounds(
             choose, Passes(schema), self._visits, sleep, drain=drain, stop=stop, bell=bell, ended=self._ended

@@ -14,6 +14,7 @@ import psycopg
 
 from inturn.applier import pacing
 from inturn.applier.breaker import TargetDown
+from inturn.applier.metrics.tallies import CLAIMS, Tallies
 from inturn.applier.outside.effect import in_thread
 from inturn.applier.outside.lanes import Lane, Lanes, Work
 from inturn.applier.outside.leases import Leases
@@ -47,12 +48,13 @@ class OutsideRounds:
         bell: LoopBell,
         others_run: Callable[[], bool],
         check_helpers: Callable[[], None],
+        tallies: Tallies,
     ) -> None:
         """Make them.
 
         Args:
             take: takes a key's turn: what a task of its own runs.
-            drain, stop, bell, others_run: as for OutsideWorker.
+            drain, stop, bell, others_run, tallies: as for OutsideWorker.
             check_helpers: raises what a task has ended with without which nothing is recorded.
         """
         self._lanes = lanes
@@ -66,6 +68,7 @@ class OutsideRounds:
         self._check_helpers = check_helpers
         # Whether the bell was rung, and it has not looked since.
         self._heard = False
+        self._tallies = tallies
 
     async def serve_on(self) -> None:
         """Serve, again after a while when the database refused."""
@@ -161,6 +164,8 @@ class OutsideRounds:
             # A short claim does not mean that nothing is left: a key may have had nothing to apply, or was
             # held at last. Only an empty one does.
             lane.look = bool(leases)
+            if leases:
+                self._tallies.count(CLAIMS, lane.topic)
             for lease in leases:
                 work = Work(lease, probe)
                 lane.in_flight.add(work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import Callable
 
 import psycopg
@@ -12,6 +13,8 @@ import psycopg
 from inturn.applier.calls.lease import Kept
 from inturn.applier.command import Order
 from inturn.applier.failure import log_failure
+from inturn.applier.inside.batch import Handled
+from inturn.applier.metrics.tallies import COMMANDS, LOST_LEASES, TURNS, Tallies
 from inturn.applier.outside.effect import Failed, LeaseOver
 from inturn.applier.outside.lanes import Lane, Work, place
 from inturn.applier.outside.leases import Lease, Leases, Step
@@ -40,13 +43,14 @@ class OutsideTurns:
         stop: Stop,
         bell: LoopBell,
         totals: Totals,
+        tallies: Tallies,
         give_up: Callable[[Order], None],
     ) -> None:
         """Make one.
 
         Args:
             bell: nudged when a turn has ended.
-            totals: what was done is added to it.
+            totals, tallies: what was done is added to them.
             give_up: told of a command whose thread is left behind.
         """
         self._leases = leases
@@ -55,6 +59,7 @@ class OutsideTurns:
         self._stop = stop
         self._bell = bell
         self._totals = totals
+        self._tallies = tallies
         self._give_up = give_up
 
     async def take(self, lane: Lane, work: Work) -> None:
@@ -66,6 +71,7 @@ class OutsideTurns:
         finally:
             lane.in_flight.discard(work)
             self._totals.keys += 1
+            self._tallies.count(TURNS, lane.topic)
             self._bell.nudge()
 
     async def _apply(self, lane: Lane, work: Work) -> None:
@@ -91,7 +97,9 @@ class OutsideTurns:
             lane.breaker.succeeded()
             last = order is orders[-1] or self._must_stop(lane, work)
             kept = await self._record(work, order.seq, release=last)
-            self._totals.commands += kept != "fenced"
+            if kept != "fenced":
+                self._totals.commands += 1
+                self._tallies.count(COMMANDS, lane.topic, "applied")
             if kept != "kept":
                 return
         await self._record(work, release=True)
@@ -115,6 +123,7 @@ class OutsideTurns:
         kept = await self._recorder.record(Step(work.lease, seq, release))
         if kept == "fenced" and not work.fenced:
             work.fenced = True
+            self._tallies.count(LOST_LEASES, work.lease.topic)
             log.warning("fenced off: the lease is gone, work on the key stops", extra=place(work.lease))
         return kept
 
@@ -123,6 +132,7 @@ class OutsideTurns:
 
     async def _do(self, lane: Lane, work: Work, order: Order) -> Failed | None:
         work.at_work = True
+        began_at, started_at = time.time(), time.monotonic()
         try:
             async with asyncio.timeout(lane.timeout) as limit:
                 return await lane.effect.apply(order, work.lease)
@@ -142,6 +152,7 @@ class OutsideTurns:
             raise Cut from None
         finally:
             work.at_work = False
+            self._tallies.count_handled(lane.topic, Handled(order, began_at, time.monotonic() - started_at))
 
     async def _fail(self, lane: Lane, work: Work, order: Order, failed: Failed) -> None:
         if failed.outage:
@@ -161,5 +172,7 @@ class OutsideTurns:
             return
         if not failed.asked.skip:
             self._totals.failures += 1
+            self._tallies.count(COMMANDS, lane.topic, "failed")
         self._totals.skipped += skipped
+        self._tallies.count(COMMANDS, lane.topic, "skipped", skipped)
         log_failure(order, failed.error, failed.asked, outcome)

@@ -14,6 +14,7 @@ import psycopg
 from inturn.applier.breaker import Breaker
 from inturn.applier.command import Order
 from inturn.applier.inside.hand import MOST_ABANDONED, TooManyAbandoned
+from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.outside.effect import in_thread
 from inturn.applier.outside.keeper import keep_leases
 from inturn.applier.outside.lanes import Lanes, OutsideTarget
@@ -42,7 +43,7 @@ class OutsideWorker:
         stop: shared with the other workers of the process.
         bell: rung when keys may have turned ready.
         others_run: whether there is work that may append more; a drain waits for its end.
-        recovery: shared with the other workers of the process.
+        recovery, tallies: shared with the other workers of the process.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class OutsideWorker:
         bell: LoopBell,
         others_run: Callable[[], bool],
         recovery: Recovery | None = None,
+        tallies: Tallies | None = None,
     ) -> None:
         self._connect_async = connect_async
         self._lanes = Lanes(connect, choose, drain=drain)
@@ -67,6 +69,7 @@ class OutsideWorker:
         self._bell = bell
         self._others_run = others_run
         self._recovery = recovery or Recovery()
+        self._tallies = tallies or Tallies()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.totals = Totals()
         #: How many handlers that do not return were given up, in threads that go on.
@@ -134,6 +137,7 @@ class OutsideWorker:
             stop=self._stop,
             bell=self._bell,
             totals=self.totals,
+            tallies=self._tallies,
             give_up=self._give_up,
         )
         return OutsideRounds(
@@ -146,6 +150,7 @@ class OutsideWorker:
             bell=self._bell,
             others_run=self._others_run,
             check_helpers=functools.partial(_raise_ended, helpers),
+            tallies=self._tallies,
         )
 
     @property

@@ -15,6 +15,7 @@ from inturn.applier.breaker import Breaker, reports
 from inturn.applier.handlers import Applier
 from inturn.applier.inside.batch import Target
 from inturn.applier.inside.hand import Hand
+from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.outside.effect import Timeouts
 from inturn.applier.outside.lanes import OutsideTarget
 from inturn.applier.stop import Stop
@@ -41,6 +42,7 @@ class Chooser:
         start_outside: Callable[[], None],
         others_breakers: Callable[[], Mapping[str, Breaker]],
         abandoned: Callable[[], int],
+        tallies: Tallies,
     ) -> None:
         """Make one.
 
@@ -50,6 +52,7 @@ class Chooser:
             start_outside: called when there is a topic that is applied outside the database.
             others_breakers: those of the work outside the database.
             abandoned: how many threads were left behind, because a handler did not return.
+            tallies: learn the database's time, now and then.
         """
         self._applier = applier
         self._only = list(only)
@@ -59,6 +62,7 @@ class Chooser:
         self._start_outside = start_outside
         self._others_breakers = others_breakers
         self._abandoned = abandoned
+        self._tallies = tallies
         self._breakers: dict[str, Breaker] = {}
         self._refused: set[str] = set()
         self._posted: frozenset[str] = frozenset()
@@ -107,9 +111,10 @@ class Chooser:
     def _announce(self, connection: psycopg.Connection[Any], applier_id: str, topics: list[str]) -> None:
         down = reports({**self._breakers, **self._others_breakers()}, topics, connection.info)
         process = calls.appliers.Process(socket.gethostname(), os.getpid(), HEAD)
-        calls.appliers.announce_applier(
+        now = calls.appliers.announce_applier(
             self._schema, applier_id, topics, process, connection.info.backend_pid, down, self._abandoned()
         ).on(connection)
+        self._tallies.set_clock(now)
 
     def served(self, connection: psycopg.Connection[Any], *, strict: bool = False) -> list[Served]:
         """Return the topics to be served.

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from inturn.applier import Outcome
 from inturn.cli.database import Database, pass_database
 from inturn.cli.run import logs
+from inturn.cli.run.metrics import Port, metrics_options, serving
 from inturn.cli.run.processes import Processes
 from inturn.cli.run.serve import Attended, Options, Signals, attend, exit_code
 from inturn.cli.terminal.output import echo
@@ -90,6 +91,7 @@ FEW_TOPICS = 5
     show_default=True,
     help="Seconds that the current commands may take when stopping.",
 )
+@metrics_options
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
@@ -122,6 +124,8 @@ def apply(
     drain: bool,
     max_seconds: float | None,
     grace: float,
+    metrics_port: int | None,
+    metrics_host: str,
     log_format: str,
     no_prepare: bool,
     log_level: str | None,
@@ -151,9 +155,11 @@ def apply(
         log_format=log_format,
         quiet=quiet,
         log_level=log_level,
+        counts=metrics_port is not None,
     )
+    port = None if metrics_port is None else Port(metrics_host, metrics_port)
     logs.set_up(log_format, level=options.level)
-    return _run(database, options) if processes == 1 else _run_processes(database, options, processes)
+    return _run(database, options, port) if processes == 1 else _run_many(database, options, port, processes)
 
 
 def _few(topics: list[str]) -> list[str]:
@@ -161,21 +167,26 @@ def _few(topics: list[str]) -> list[str]:
     return topics if len(topics) <= FEW_TOPICS else [*topics[:FEW_TOPICS], f"{len(topics) - FEW_TOPICS} more"]
 
 
-def _run(database: Database, options: Options) -> int:
+def _run(database: Database, options: Options, port: Port | None) -> int:
     """Run the fleet in this process; return the exit code."""
     fleet = options.fleet()
     signals = Signals()
     _check(database)
-    fleet.start()
-    logs.log.info("applying", extra={"topics": _few(fleet.topics), "workers": options.workers})
-    return _conclude(_attend(fleet, signals, options), options)
+    with serving(port, options.dsn, options.schema, fleet.tallies.snapshot):
+        fleet.start()
+        logs.log.info("applying", extra={"topics": _few(fleet.topics), "workers": options.workers})
+        outcome = _attend(fleet, signals, options)
+    return _conclude(outcome, options)
 
 
-def _run_processes(database: Database, options: Options, count: int) -> int:
+def _run_many(database: Database, options: Options, port: Port | None, count: int) -> int:
     """Run the fleet in each of so many processes; return the exit code."""
     signals = Signals()
     _check(database)
-    with Processes(options, count, signals.requests) as fleet:
+    with (
+        Processes(options, count, signals.requests) as fleet,
+        serving(port, options.dsn, options.schema, fleet.counted),
+    ):
         fleet.start()
         if fleet.started:
             extra = {"topics": _few(fleet.topics), "workers": options.workers, "processes": count}

@@ -3,8 +3,9 @@
 NAME is for who lists processes; SOCKET is the descriptor of its end of a pair of sockets. The parent says on
 it, a line each: the options, as JSON; `stop`, to end after the command in hand; `cut`, to let go of that too.
 This process answers in lines of JSON: `{"obeys": true}` when it has imported the app and takes orders, before
-it takes any work; `{"started": TOPICS}`; `{"totals": {...}}` as it gets on; and, as its last word,
-`{"ended": {...}}`, which is a Report. When the parent dies, the socket ends: that is a `stop`.
+it takes any work; `{"started": TOPICS}`; `{"totals": {...}}` as it gets on, and `{"counted": [...]}` where
+metrics are served; and, as its last word, `{"ended": {...}}`, which is a Report. When the parent dies, the
+socket ends: that is a `stop`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.process.totals import Totals
 from inturn.cli.errors import explain
 from inturn.cli.exit_codes import ExitCode
@@ -32,6 +34,9 @@ from inturn.cli.run.serve import Options, Signals, attend, exit_code
 #: cancelled (5 s), or threads of the user's app keep it. Together with the default grace of 30 seconds
 #: it is less than the 40 that the documentation gives supervisors.
 LINGER_SECONDS = 8.0
+
+#: How often it says what it has counted for metrics, in seconds.
+COUNT_SECONDS = 1.0
 
 #: The orders, and what they come to as requests to stop.
 STOP, CUT = "stop", "cut"
@@ -90,6 +95,7 @@ class _Parent:
         self._socket.set_inheritable(False)
         self._lines = Lines()
         self._said = Totals()
+        self._count_at = 0.0
         #: How often it asked to stop.
         self.requests = 0
 
@@ -111,6 +117,12 @@ class _Parent:
         if totals != self._said and select.select([], [self._socket], [], 0)[1]:
             self._said = totals
             self.say(totals=asdict(totals))
+
+    def say_counted(self, tallies: Tallies) -> None:
+        """Say what was counted for metrics, every second unless the parent is not listening just now."""
+        if time.monotonic() >= self._count_at and select.select([], [self._socket], [], 0)[1]:
+            self._count_at = time.monotonic() + COUNT_SECONDS
+            self.say(counted=tallies.snapshot().as_json())
 
     def _obey(self, grace: float) -> None:
         for line in self._read():
@@ -159,11 +171,17 @@ def _serve(parent: _Parent, options: Options) -> Report:
     parent.say(obeys=True)
     fleet.start()
     parent.say(started=fleet.topics)
+
+    def look() -> None:
+        parent.say_totals(fleet.totals)
+        if options.counts:
+            parent.say_counted(fleet.tallies)
+
     outcome = attend(
         fleet,
         # Ctrl-C in a terminal reaches this process and the parent, which passes it on: that is one request.
         lambda: max(signals.count, parent.requests),
-        lambda: parent.say_totals(fleet.totals),
+        look,
         grace=options.grace,
     )
     failed = _failed(outcome.error) if outcome.error is not None else Report()

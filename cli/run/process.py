@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from inturn.applier.metrics.tallies import Snapshot
 from inturn.applier.process.totals import Totals
 from inturn.cli.run.child import LINGER_SECONDS, Lines, Report
 from inturn.cli.run.serve import Options
@@ -30,6 +31,7 @@ class Process:
         obeys: it takes orders; before that it has no work.
         topics: those that it serves; None until it is at work.
         totals: what it has said to have done.
+        counted: what it has said to have counted for metrics.
         report: its last word; None until then, and where there is none.
         socket: to be read when it has something to say.
         described: its number and pid, for the log.
@@ -44,6 +46,7 @@ class Process:
         self.obeys = False
         self.topics: list[str] | None = None
         self.totals = Totals()
+        self.counted = Snapshot()
         self.report: Report | None = None
         self._told: set[str] = set()
         self._killed = False
@@ -141,6 +144,8 @@ class Process:
                 self.topics = topics
             case {"totals": totals}:
                 self.totals = Totals(**totals)
+            case {"counted": counted}:
+                self.counted = Snapshot.from_json(counted)
             case {"ended": report}:
                 self.report = Report(**report)
                 self.totals = self.report.totals

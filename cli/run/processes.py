@@ -21,6 +21,7 @@ from typing import Self
 import click
 
 from inturn.applier import Fleet, Outcome
+from inturn.applier.metrics.tallies import Snapshot
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import Stop
 from inturn.cli.errors import Failure
@@ -103,6 +104,13 @@ class Processes:
             failures=sum(totals.failures for totals in each),
             skipped=sum(totals.skipped for totals in each),
         )
+
+    def counted(self) -> Snapshot:
+        """Return what the processes have said to have counted for metrics."""
+        found = Snapshot()
+        for process in list(self._processes):
+            found.add(process.counted)
+        return found
 
     def request_stop(self) -> None:
         """Ask every process to end after the command in hand."""

@@ -37,6 +37,7 @@ class Options:
         grace: seconds that the command in hand may take once stopping.
         log_format: `text` or `json`.
         quiet: no summary when there was nothing to do; log warnings only, unless log_level says else.
+        counts: tell the parent what was counted for metrics.
         log_level: `debug`, `info`, `warning` or `error`; None: as quiet says.
     """
 
@@ -54,6 +55,7 @@ class Options:
     log_format: str
     quiet: bool
     log_level: str | None = None
+    counts: bool = False
 
     @property
     def level(self) -> str:

@@ -7,7 +7,10 @@ from support.database import Database, Session, until
 from support.logins import connect_as
 from support.plans import buffers, explain
 
-TOPIC_METRICS, SERVER_METRICS = "SELECT * FROM inturn.topic_metrics()", "SELECT * FROM inturn.server_metrics()"
+TOPIC_METRICS, SERVER_METRICS = (
+    "SELECT * FROM inturn.topic_metrics()",
+    "SELECT * FROM inturn.server_metrics()",
+)
 STATES = ("held", "retrying", "paused", "leased", "waiting", "ready")
 
 
@@ -149,13 +152,17 @@ def test_many_topics_share_out_what_is_looked_at(database: Database) -> None:
 
 
 def test_who_serves_a_topic_and_what_is_down_is_said_of_living_appliers_only(orders: Database) -> None:
-    orders.execute("""
-        SELECT inturn.announce_applier('h:1:1', '{orders}', 'h', 1, '0001', true, '{"orders": {"seconds": 1}}', 3);
-        SELECT inturn.announce_applier('h:1:2', '{orders}', 'h', 1, '0001', true, '{"orders": {"seconds": 1}}', 3);
-        SELECT inturn.announce_applier('h:2:1', '{orders,bills}', 'h', 2, '0001', true, '{}', 1);
-        SELECT inturn.announce_applier('h:3:1', '{orders,bills}', 'h', 3, '0001', true, '{"bills": {"seconds": 1}}', 9);
-        UPDATE inturn.applier SET seen_at = now() - interval '1 min' WHERE applier = 'h:3:1';
-    """)
+    for applier, topics, pid, down, abandoned in (
+        ("h:1:1", ["orders"], 1, '{"orders": {"seconds": 1}}', 3),
+        ("h:1:2", ["orders"], 1, '{"orders": {"seconds": 1}}', 3),
+        ("h:2:1", ["orders", "bills"], 2, "{}", 1),
+        ("h:3:1", ["orders", "bills"], 3, '{"bills": {"seconds": 1}}', 9),
+    ):
+        orders.execute(
+            "SELECT inturn.announce_applier(%s, %s, 'h', %s, '0001', true, %s::jsonb, %s)",
+            [applier, topics, pid, down, abandoned],
+        )
+    orders.execute("UPDATE inturn.applier SET seen_at = now() - interval '1 min' WHERE applier = 'h:3:1'")
     found = metrics(orders)
     assert (found["inturn_appliers", "orders"], found["inturn_appliers", "bills"]) == (3, 1)
     # A process counts once, however many workers it has.

@@ -12,6 +12,7 @@ from psycopg.pq import TransactionStatus
 from inturn.applier import calls
 from inturn.applier.command import Order, handling
 from inturn.applier.handlers import Applier, count_done, refuse_unrun
+from inturn.applier.inside.batch import Handled
 from inturn.applier.inside.hand import Hand
 from inturn.applier.inside.python.turn import CommandFailed, HandlerBrokeTransaction, Turn
 from inturn.applier.inside.session import session_of
@@ -93,6 +94,7 @@ class HandlerCalls:
         session = session_of(connection)
         commands = [order.read() for order in orders]
         batch = self.applier.find_batch(orders[0].topic)
+        began_at, started_at = time.time(), time.monotonic()
         try:
             with (
                 self.hand.holding(orders[0], self.timeout, is_alone=turn.is_alone),
@@ -103,6 +105,8 @@ class HandlerCalls:
                 else:
                     result = self.applier.find(commands[0])(connection, commands[0])
         finally:
+            share = (time.monotonic() - started_at) / len(orders)
+            turn.handled |= {order.seq: Handled(order, began_at, share) for order in orders}
             session.restore(connection)
         refuse_unrun(result)
         self._check_transaction(connection, orders[0])

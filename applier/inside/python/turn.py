@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from inturn.applier.command import Order
+from inturn.applier.inside.batch import Handled
 from inturn.applier.verdict import NOTHING, Asked
 from inturn.schema.errors import InturnError
 
@@ -52,6 +53,8 @@ class Turn:
     outcome: str = "applied"
     skipped: int = 0
     is_alone: bool = False
+    #: The last call of each command's handler, by the command's number.
+    handled: dict[int, Handled] = field(default_factory=dict)
 
     @property
     def untouched(self) -> bool:

@@ -10,7 +10,7 @@ AS $$
 -- Where a topic has more, inturn_counts_exact is 0: the states are scaled up to what the planner expects, as of the last ANALYZE,
 -- and pending counts one command for each key that was not looked at. Idle keys are not counted: no index lists them.
 -- An age is 0 where there is nothing.
-WITH budget AS (SELECT least(2000, greatest(6000 / greatest(count(*), 1), 20))::integer AS most FROM inturn.topic),
+WITH budget AS (SELECT least(1000, greatest(3000 / greatest(count(*), 1), 20))::integer AS most FROM inturn.topic),
 alive AS MATERIALIZED (
     SELECT p.applier, p.topics, p.host, p.pid, p.down FROM inturn.applier p
     LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND coalesce(a.backend_start, p.backend_start) = p.backend_start

@@ -1,0 +1,83 @@
+"""Exposition: metrics as text, by prometheus_client: the extra `metrics`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import exposition
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from inturn.applier.metrics.families import BY_NAME, FAMILIES, Family, family_of
+from inturn.applier.metrics.reading import Reading
+from inturn.applier.metrics.tallies import BOUNDS, Place, Snapshot, Span
+
+
+class _Found(Collector):
+    """What a registry would collect."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = list(families)
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def expose(reading: Reading, counted: Snapshot | None, accept: str) -> tuple[bytes, str]:
+    """Return the text of a scrape, and its content type.
+
+    Args:
+        counted: by appliers of this process and those that it has started; None: there are none.
+        accept: the formats that are wanted, as the header of that name has them. Who does not ask for
+            OpenMetrics gets Prometheus's older format.
+    """
+    encode, content_type = exposition.choose_encoder(accept)
+    return encode(_Found(families(reading, counted))), content_type
+
+
+def openmetrics(reading: Reading) -> str:
+    """Return what the database said as OpenMetrics."""
+    return expose(reading, None, "application/openmetrics-text")[0].decode()
+
+
+def plain(reading: Reading) -> str:
+    """Return the same in Prometheus's older text format, for node_exporter's textfile collector."""
+    return expose(reading, None, "")[0].decode()
+
+
+def families(reading: Reading, counted: Snapshot | None) -> Iterator[Metric]:
+    """Yield the families with samples, in the order of their table."""
+    found: dict[str, Metric] = {}
+    for sample in reading.samples:
+        family = family_of(sample.metric)
+        _metric(found, family).add_sample(sample.metric, sample.labels, float(sample.value))
+    for part, success in reading.success.items():
+        _metric(found, BY_NAME["inturn_scrape_success"]).add_sample(
+            "inturn_scrape_success", {"part": part}, float(success)
+        )
+    _metric(found, BY_NAME["inturn_scrape_duration_seconds"]).add_sample(
+        "inturn_scrape_duration_seconds", {}, reading.seconds
+    )
+    if counted is not None:
+        for place, count in counted.counts.items():
+            _metric(found, BY_NAME[place.family]).add_sample(f"{place.family}_total", _labels(place), count)
+        for place, span in counted.spans.items():
+            _add_histogram(_metric(found, BY_NAME[place.family]), place, span)
+    return (found[family.name] for family in FAMILIES if family.name in found)
+
+
+def _metric(found: dict[str, Metric], family: Family) -> Metric:
+    return found.setdefault(family.name, Metric(family.name, family.help, family.kind, family.unit))
+
+
+def _labels(place: Place) -> dict[str, str]:
+    return {"topic": place.topic} | ({"outcome": place.outcome} if place.outcome else {})
+
+
+def _add_histogram(metric: Metric, place: Place, span: Span) -> None:
+    sofar, labels = 0, _labels(place)
+    for bound, count in zip([*map(str, BOUNDS), "+Inf"], span.counts, strict=True):
+        sofar += count
+        metric.add_sample(f"{place.family}_bucket", labels | {"le": bound}, sofar)
+    metric.add_sample(f"{place.family}_count", labels, sofar)
+    metric.add_sample(f"{place.family}_sum", labels, span.total)
