@@ -100,7 +100,6 @@ class Fleet:
         self.stop = Stop()
         self.bell = Bell(workers)
         self.topics: list[str] = []
-        #: What the workers count for metrics.
         self.tallies = Tallies()
         self._chooser = Chooser(
             applier,
@@ -191,7 +190,7 @@ class Fleet:
             keys=totals.keys,
             commands=totals.commands,
             failures=totals.failures,
-            held=self._count_held(),
+            held=_count_held(self._connections, self._schema, self.topics),
             seconds=time.monotonic() - self._started_at,
             cut=cut,
             error=self._crew.error or self._error,
@@ -206,13 +205,6 @@ class Fleet:
         """
         with self._connections.connect() as connection:
             return calls.appliers.pending_commands(self._schema, self.topics).on(connection)
-
-    def _count_held(self) -> int | None:
-        try:
-            with self._connections.connect() as connection:
-                return calls.appliers.count_held(self._schema, self.topics).on(connection)
-        except psycopg.Error:
-            return None
 
     def _add_worker(self, number: int) -> None:
         hand = Hand()
@@ -272,6 +264,15 @@ def _report_nothing_to_serve(*, drain: bool) -> None:
     if drain:
         raise TargetRefused(message, hint=hint)
     log.warning("%s yet. %s", message, hint)
+
+
+def _count_held(connections: Connections, schema: str, topics: list[str]) -> int | None:
+    """Return how many keys are held; None when the database could not tell."""
+    try:
+        with connections.connect() as connection:
+            return calls.appliers.count_held(schema, topics).on(connection)
+    except psycopg.Error:
+        return None
 
 
 def _name(number: int) -> str:

@@ -23,7 +23,7 @@ class ExitCode(IntEnum):
     FOUND = 7
     #: `verify` found a promise broken.
     VIOLATED = 8
-    #: `status --check` found a topic with something wrong.
+    #: `status --check` found a topic with something wrong, or `doctor` an error.
     UNHEALTHY = 9
     #: `apply`: too many handlers did not return within their topic's timeout.
     STUCK = 10

@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "keys": ("inturn.cli.look.keys:keys", "List keys and where they stand."),
         "why": ("inturn.cli.look.why:why", "Say why a key does not move, and what to do."),
         "show": ("inturn.cli.look.show:show", "Show a key's commands, turns and operators' actions."),
+        "doctor": ("inturn.cli.doctor.command:doctor", "Examine server, schema and fleet."),
         "metrics": ("inturn.cli.look.metrics:metrics", "Print metrics for Prometheus."),
         "verify": ("inturn.cli.look.verify:verify", "Check from what is stored that all was in turn."),
     },
@@ -55,8 +56,8 @@ Keep passwords in ~/.pgpass or INTURN_DSN: other users can see --dsn.
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 some keys are held,
 4 database unreachable or lost, 5 schema missing or of another revision,
 6 current commands cut off, 7 keys --check found some, 8 verify found a
-violation, 9 status --check found something wrong, 10 too many handlers hang,
-11 wait timed out, 130 interrupted.
+violation, 9 status --check or doctor found something wrong, 10 too many
+handlers hang, 11 wait timed out, 130 interrupted.
 
 \b
 Example:

@@ -21,11 +21,12 @@ suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 #: A link to a file of the repository that is no page of the site.
 _ELSEWHERE = re.compile(
     r"\[([^\]]+)\]\((?:\.\./)+(?:CHANGELOG|CONTRIBUTING|README|schema/sql/README)\.md[^)]*\)"
+    r"|\[([^\]]+)\]\((?:\.\./)+monitoring/[^)]*\)"
 )
 
 
 def _unlink(_app: Any, _page: str, source: list[str]) -> None:
-    source[0] = _ELSEWHERE.sub(r"\1", source[0])
+    source[0] = _ELSEWHERE.sub(lambda link: link[1] or link[2], source[0])
 
 
 def setup(app: Any) -> None:

@@ -58,8 +58,7 @@ class Worker:
         tallies: Tallies | None = None,
     ) -> None:
         self._connect = connect
-        self._drain = drain
-        self._stop = stop
+        self._drain, self._stop = drain, stop
         self._connection: psycopg.Connection[Any] | None = None
         self._failed_in_a_row = 0
         # The turn in which the last connection broke, until that is recorded.
@@ -71,14 +70,14 @@ class Worker:
         self.totals = Totals()
         #: Why the worker ended before it should have; None while it runs and after a good end.
         self.error: Exception | None = None
-        sleep = Sleep(schema)
+        sleep, tallies = Sleep(schema), tallies or Tallies()
         self._visits = Visits(
             max_keys=max_keys,
             stop=stop,
             bell=bell,
             sleep=sleep,
             totals=self.totals,
-            tallies=tallies or Tallies(),
+            tallies=tallies,
             found=self._found,
         )
         self._rounds = Rounds(

@@ -1,0 +1,1 @@
+"""`inturn doctor`: one table of checks; a new check is a function and a line in it."""

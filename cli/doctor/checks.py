@@ -1,0 +1,50 @@
+"""The one table of checks, in the order in which they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inturn.cli.doctor import privileges, server, sessions, topics
+from inturn.cli.doctor.finding import Check, Facts, Finding
+from inturn.schema.errors import SchemaMismatch
+from inturn.schema.version import check_version
+
+
+def revision(facts: Facts) -> Iterator[Finding]:
+    try:
+        check_version(facts.connection, facts.schema)
+    except SchemaMismatch as error:
+        yield Finding("error", error.message, error.hint)
+
+
+CHECKS = (
+    Check("revision", revision, installed=False),
+    Check("version", server.version, installed=False),
+    Check("durability", server.durability, installed=False),
+    Check("synchronous-commit", server.synchronous_commit, installed=False),
+    Check("autovacuum", server.autovacuum),
+    Check("timeouts", server.timeouts, installed=False),
+    Check("session-defaults", server.session_defaults, installed=False),
+    Check("clock", server.clock, installed=False),
+    Check("pooler", server.pooler, installed=False),
+    Check("roles", privileges.roles),
+    Check("privileges", privileges.privileges),
+    Check("owner", privileges.owner),
+    Check("public-schema", privileges.public_schema, installed=False),
+    Check("long-transactions", sessions.long_transactions, installed=False),
+    Check("prepared-transactions", sessions.prepared_transactions, installed=False),
+    Check("replication-slots", sessions.replication_slots, installed=False),
+    Check("appliers", topics.appliers),
+    Check("targets", topics.targets),
+)
+
+
+def examine(facts: Facts) -> Iterator[tuple[str, Finding]]:
+    """Make the checks; without the schema, or with another revision of it, those that need none."""
+    installed = True
+    for check in CHECKS:
+        if check.installed and not installed:
+            continue
+        for finding in check.find(facts):
+            installed = installed and check.name != "revision"
+            yield check.name, finding

@@ -1,0 +1,69 @@
+"""The topics: whether somebody serves each, and whether its target is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+
+from inturn.cli.doctor.finding import Facts, Finding
+from inturn.cli.errors import explain
+from inturn.cli.terminal.key_text import shown
+from inturn.cli.terminal.output import age
+
+#: A topic that nobody serves is an error once a key of it has been ready for so long, in seconds: cron may
+#: come by every minute.
+READY_SECONDS = 120
+
+
+def appliers(facts: Facts) -> Iterator[Finding]:
+    for row in facts.rows(
+        """
+        SELECT t.name, max(m.value) FILTER (WHERE m.metric = 'inturn_oldest_ready_age_seconds') AS ready
+        FROM {schema}.topic t JOIN {schema}.topic_metrics() m ON m.labels->>'topic' = t.name
+        WHERE t.paused_at IS NULL OR clock_timestamp() >= t.paused_until
+        GROUP BY t.name HAVING max(m.value) FILTER (WHERE m.metric = 'inturn_appliers') = 0 ORDER BY t.name
+        """
+    ):
+        topic, ready = shown(row["name"]), float(row["ready"])
+        if ready > READY_SECONDS:
+            yield Finding(
+                "error",
+                f"no applier of topic {topic} is alive, and a key of it has been ready for {age(ready)}",
+                f"Start one: inturn apply --topic {topic}",
+            )
+        elif not _known(facts, row["name"]):
+            yield Finding(
+                "warning",
+                f"no applier of topic {topic} was seen for a day",
+                f"Start one: inturn apply --topic {topic}; or remove what is not used",
+            )
+
+
+def targets(facts: Facts) -> Iterator[Finding]:
+    for row in facts.rows("SELECT name, target FROM {schema}.topic WHERE target LIKE 'sql:%%' ORDER BY name"):
+        try:
+            found = facts.rows(
+                "SELECT f.target::text AS function,"
+                " has_function_privilege(%s, f.target, 'EXECUTE') AS granted"
+                " FROM {schema}._target_function(%s, %s) f (target)",
+                f"{facts.schema}_applier",
+                row["name"],
+                row["target"],
+            )
+        except psycopg.Error as error:
+            says = explain(error)[0].partition(". ")[0]
+            yield Finding("error", says, "Create it, or set the topic's target")
+            continue
+        if not found[0]["granted"]:
+            function = found[0]["function"]
+            yield Finding(
+                "warning",
+                f"{facts.schema}_applier may not call {function}, the target of topic {shown(row['name'])}",
+                "Grant it, unless the appliers' logins have it otherwise",
+                (f"GRANT EXECUTE ON FUNCTION {function} TO {facts.schema}_applier",),
+            )
+
+
+def _known(facts: Facts, topic: str) -> bool:
+    return bool(facts.rows("SELECT 1 AS one FROM {schema}.applier a WHERE %s = ANY (a.topics)", topic))

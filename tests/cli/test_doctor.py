@@ -1,0 +1,294 @@
+"""`inturn doctor`: every check finds what it is for, and nothing in a database that is as it should be."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from support.database import Database
+from support.logins import login
+from support.own_server import own_database
+from support.place import DOCS
+from support.process import run_inturn
+from support.server import Server
+
+from inturn.cli.doctor import server as server_checks
+from inturn.cli.doctor.checks import CHECKS, examine
+from inturn.cli.doctor.finding import Facts, Finding
+
+#: The tests' own server is not as it should be in this.
+OF_THE_TESTS = {"durability"}
+
+
+def found(database: Database, *, dsn: str = "", long_seconds: float = 300.0) -> list[tuple[str, Finding]]:
+    """Return what is found, but for what the tests' server is to blame for."""
+    with psycopg.connect(dsn or database.dsn, autocommit=True) as connection:
+        return [
+            (check, finding)
+            for check, finding in examine(Facts(connection, "inturn", long_seconds))
+            if check not in OF_THE_TESTS
+        ]
+
+
+def checks(database: Database, **options: Any) -> list[str]:
+    return [f"{finding.level} {check}" for check, finding in found(database, **options)]
+
+
+def repaired(database: Database) -> list[str]:
+    """Run the statements that the findings give, and return what is found after that."""
+    for _, finding in found(database):
+        for statement in finding.sql:
+            database.execute(statement)
+    return checks(database)
+
+
+def test_a_new_schema_is_as_it_should_be(database: Database) -> None:
+    assert found(database) == []
+
+
+def test_an_operator_may_ask_and_finds_the_same(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('orders')")
+    assert checks(database, dsn=login(database, "inturn_operator")) == ["warning appliers"]
+
+
+def test_it_prints_findings_and_exits_by_them(database: Database) -> None:
+    code, out, err = run_inturn(database.dsn, "doctor")
+    assert (code, err) == (9, "")
+    assert out.startswith("error durability: fsync is off")
+    code, out, _ = run_inturn(database.dsn, "doctor", "--json")
+    assert code == 9
+    document = json.loads(out)
+    assert document["checks"] == [check.name for check in CHECKS]
+    assert {finding["check"] for finding in document["findings"]} == OF_THE_TESTS
+    assert {"level", "says", "do", "sql"} <= document["findings"][0].keys()
+
+
+def test_what_is_wrong_with_the_settings_of_the_server_is_an_error(server: Server) -> None:
+    bad = (
+        "autovacuum = off\nsynchronous_commit = off\nfull_page_writes = off\nstatement_timeout = 5s\n"
+        "default_transaction_isolation = 'repeatable read'\ndatestyle = 'german'\n"
+    )
+    with own_database(server, extra_settings=bad) as database:
+        with psycopg.connect(database.dsn, autocommit=True) as connection:
+            rows = [(c, f) for c, f in examine(Facts(connection, "inturn", 300.0))]
+        names = [f"{finding.level} {check}" for check, finding in rows]
+        assert names == [
+            *["error durability"] * 2,
+            "warning synchronous-commit",
+            "error autovacuum",
+            "warning timeouts",
+            *["warning session-defaults"] * 2,
+        ]
+        assert all(finding.do for _, finding in rows)
+
+
+SCENES = {
+    "synchronous-commit": "ALTER DATABASE {database} SET synchronous_commit = off",
+    "timeouts": "ALTER DATABASE {database} SET idle_in_transaction_session_timeout = '5s'",
+    "session-defaults": "ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'",
+}
+
+
+@pytest.mark.parametrize("check", SCENES)
+def test_what_is_set_for_the_database_is_found(database: Database, check: str) -> None:
+    database.execute(SCENES[check].format(database=database.name))
+    assert checks(database) == [f"warning {check}"]
+
+
+def test_a_timeout_of_an_appliers_login_is_found_and_that_of_another_login_is_not(
+    database: Database,
+) -> None:
+    applier = psycopg.conninfo.conninfo_to_dict(login(database, "inturn_applier"))["user"]
+    other = psycopg.conninfo.conninfo_to_dict(login(database))["user"]
+    setting = "ALTER ROLE {} IN DATABASE {} SET statement_timeout = '5s'"
+    for role in (applier, other):
+        assert role is not None
+        database.execute(
+            sql.SQL(setting).format(sql.Identifier(str(role)), sql.Identifier(database.name)).as_string()
+        )
+    (one,) = found(database)
+    assert one[0] == "timeouts"
+    assert str(applier) in one[1].says
+
+
+def test_autovacuum_that_is_off_for_a_table_is_found_and_repaired(database: Database) -> None:
+    database.execute("ALTER TABLE inturn.ticket SET (autovacuum_enabled = false)")
+    assert checks(database) == ["error autovacuum"]
+    assert repaired(database) == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "level"),
+    [
+        ("GRANT USAGE ON SCHEMA inturn TO PUBLIC", "error"),
+        ("GRANT EXECUTE ON FUNCTION inturn.cancel_rest(text, text, text) TO PUBLIC", "error"),
+        ("GRANT SELECT ON inturn.command_log TO PUBLIC", "error"),
+        ("REVOKE EXECUTE ON FUNCTION inturn.topic_metrics() FROM inturn_applier", "error"),
+        ("REVOKE USAGE ON SCHEMA inturn FROM inturn_operator", "error"),
+        ("REVOKE DELETE ON inturn.ticket FROM inturn_applier", "error"),
+        ("REVOKE SELECT ON inturn.skip FROM inturn_operator", "error"),
+        ("GRANT DELETE ON inturn.command_log TO inturn_operator", "warning"),
+        ("GRANT EXECUTE ON FUNCTION inturn.skip(text, text, bigint, text) TO inturn_caller", "warning"),
+    ],
+)
+def test_a_privilege_too_many_or_too_few_is_found_and_repaired(
+    database: Database, broken: str, level: str
+) -> None:
+    database.execute(broken)
+    assert checks(database) == [f"{level} privileges"]
+    assert repaired(database) == []
+
+
+def test_a_restore_without_privileges_is_found_and_repaired(database: Database) -> None:
+    """As by pg_restore --no-privileges: nothing is granted, and every function is open to everybody."""
+    database.execute("""
+        DO $$ DECLARE o record; BEGIN
+            REVOKE ALL ON SCHEMA inturn FROM inturn_caller, inturn_applier, inturn_operator;
+            REVOKE ALL ON ALL TABLES IN SCHEMA inturn FROM inturn_caller, inturn_applier, inturn_operator;
+            REVOKE ALL ON ALL ROUTINES IN SCHEMA inturn FROM inturn_caller, inturn_applier, inturn_operator;
+            GRANT EXECUTE ON ALL ROUTINES IN SCHEMA inturn TO PUBLIC;
+        END $$
+    """)
+    assert checks(database) == ["error privileges"] * 2
+    public = next(finding for _, finding in found(database) if "PUBLIC" in finding.says)
+    assert len(public.sql) > 100
+    assert repaired(database) == []
+
+
+def test_a_role_with_powers_is_found() -> None:
+    facts = _Fake(
+        {
+            "pg_roles": [
+                {
+                    "rolname": f"inturn_{name}",
+                    "rolsuper": name == "applier",
+                    "rolcreaterole": False,
+                    "rolbypassrls": False,
+                }
+                for name in ("applier", "operator")
+            ]
+        }
+    )
+    from inturn.cli.doctor.privileges import roles
+
+    assert [(f.level, f.sql) for f in roles(facts)] == [  # type: ignore[arg-type]
+        ("error", ("CREATE ROLE inturn_caller",)),
+        ("error", ("ALTER ROLE inturn_applier NOSUPERUSER NOCREATEROLE NOBYPASSRLS",)),
+    ]
+
+
+def test_create_on_public_is_found_and_repaired(database: Database) -> None:
+    database.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    assert checks(database) == ["warning public-schema"]
+    assert repaired(database) == []
+
+
+def test_long_transactions_are_found_prepared_ones_too(server: Server) -> None:
+    with own_database(server, extra_settings="max_prepared_transactions = 2\nfsync = on\n") as database:
+        holder, preparer = database.session(), database.session()
+        holder.execute("SELECT pg_current_xact_id()")
+        preparer.execute("SELECT pg_current_xact_id()")
+        preparer.execute("PREPARE TRANSACTION 'a ''test'")
+        assert checks(database, long_seconds=0) == [
+            "warning long-transactions",
+            "warning prepared-transactions",
+        ]
+        assert checks(database) == []
+        assert f"pg_terminate_backend({holder.pid})" in found(database, long_seconds=0)[0][1].sql[0]
+        database.execute("ROLLBACK PREPARED 'a ''test'")
+
+
+def test_a_topic_that_nobody_serves_is_an_error_once_its_keys_stand(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('orders'), inturn.append('orders', 'a', 'insert')")
+    assert checks(database) == ["warning appliers"]
+    database.execute("UPDATE inturn.ticket SET ready_at = now() - interval '10 min'")
+    assert checks(database) == ["error appliers"]
+    database.execute("SELECT inturn.pause_topic('orders', 'a test')")
+    assert checks(database) == []
+    database.execute("SELECT inturn.resume_topic('orders', 'a test')")
+    database.execute("SELECT inturn.announce_applier('h:1:1', '{orders}', 'h', 1, '0001', true)")
+    assert checks(database) == []
+
+
+def test_a_target_that_is_gone_or_not_granted_is_found(witness: Database) -> None:
+    witness.execute("SELECT inturn.announce_applier('h:1:1', '{orders}', 'h', 1, '0001', true)")
+    witness.execute("REVOKE EXECUTE ON FUNCTION app.apply_order FROM PUBLIC")
+    assert checks(witness) == ["warning targets"]
+    assert repaired(witness) == []
+    witness.execute("DROP FUNCTION app.apply_order")
+    (one,) = found(witness)
+    assert (one[0], one[1].level) == ("targets", "error")
+    assert "app.apply_order" in one[1].says
+
+
+def test_without_the_schema_only_the_server_is_examined(empty_database: Database) -> None:
+    (one,) = found(empty_database)
+    assert one[0] == "revision"
+    assert "inturn upgrade" in one[1].do
+    assert run_inturn(empty_database.dsn, "doctor")[0] == 9
+
+
+def test_an_owner_that_does_not_see_sessions_is_found(database: Database) -> None:
+    owner = str(psycopg.conninfo.conninfo_to_dict(login(database))["user"])
+    database.execute(sql.SQL("ALTER SCHEMA inturn OWNER TO {}").format(sql.Identifier(owner)).as_string())
+    assert "warning owner" in checks(database)
+
+
+class _Fake:
+    """Facts that say what a test wants: by a word of the query."""
+
+    def __init__(
+        self, said: dict[str, list[dict[str, Any]]], backend: int = 1, *, breaks: bool = False
+    ) -> None:
+        self._said = said
+        self.schema = "inturn"
+        self._breaks = breaks
+        self.connection = SimpleNamespace(
+            info=SimpleNamespace(backend_pid=backend), transaction=self._transaction
+        )
+
+    def rows(self, query: str, *_parameters: object) -> list[dict[str, Any]]:
+        return next((rows for word, rows in self._said.items() if word in query), [])
+
+    def setting(self, name: str) -> str:
+        return str(self._said[name][0]["value"])
+
+    def _transaction(self) -> Any:
+        if self._breaks:
+            raise psycopg.errors.ProtocolViolation("transaction blocks not allowed in statement pooling mode")
+        return _nothing()
+
+
+class _nothing:  # noqa: N801 - a context that does nothing
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _levels(findings: Iterator[Finding]) -> list[str]:
+    return [finding.level for finding in findings]
+
+
+def test_a_pooler_is_found_and_one_in_statement_mode_is_an_error() -> None:
+    backend = {"pg_backend_pid": [{"pid": 7}]}
+    assert _levels(server_checks.pooler(_Fake(backend, 7))) == []  # type: ignore[arg-type]
+    assert _levels(server_checks.pooler(_Fake(backend, 8))) == ["warning"]  # type: ignore[arg-type]
+    assert _levels(server_checks.pooler(_Fake(backend, 8, breaks=True))) == ["error"]  # type: ignore[arg-type]
+
+
+def test_a_clock_that_is_off_and_an_old_server_are_found() -> None:
+    far = _Fake({"clock_timestamp": [{"now": 1.0}]})
+    assert _levels(server_checks.clock(far)) == ["warning"]  # type: ignore[arg-type]
+    old = _Fake({"server_version_num": [{"value": 130012}], "server_version": [{"value": "13.12"}]})
+    assert _levels(server_checks.version(old)) == ["error"]  # type: ignore[arg-type]
+
+
+def test_every_check_has_a_name_of_its_own_and_a_line_in_the_how_to() -> None:
+    text = (DOCS / "how-to" / "watch-it.md").read_text()
+    assert re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE) == [check.name for check in CHECKS]

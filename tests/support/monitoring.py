@@ -1,0 +1,181 @@
+"""The alert rules and the dashboard in docs/monitoring, and scenes in which each alert fires and clears."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+from support.place import DOCS
+
+RULES = DOCS / "monitoring" / "inturn.rules.yml"
+DASHBOARD = DOCS / "monitoring" / "grafana-dashboard.json"
+
+_ALERT = re.compile(r"- alert: (\w+)\n(.*?)(?=\n {6}- alert:|\Z)", re.DOTALL)
+
+
+def alerts() -> dict[str, str]:
+    """Return the text of each rule, by the name of its alert."""
+    return dict(_ALERT.findall(RULES.read_text()))
+
+
+def expressions() -> dict[str, str]:
+    """Return every query of the rules and of the dashboard, by where it stands."""
+    found = {
+        name: re.search(r"expr: (?:\|\n)?(.*?)\n {8}(?:for|labels):", text, re.DOTALL)
+        for name, text in alerts().items()
+    }
+    queries = {name: match[1] for name, match in found.items() if match}
+    assert queries.keys() == found.keys(), "a rule whose query was not found"
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for number, target in enumerate(panel.get("targets", [])):
+            queries[f"{panel['title']} {number}"] = target["expr"]
+    return queries
+
+
+class Scene(NamedTuple):
+    """Series a minute apart, and what becomes of an alert.
+
+    Attributes:
+        series: PromQL's notation of a series to its values.
+        labels: of the alert that fires; it is the only one.
+        quiet, fires, clear: minutes at which it does not fire yet, fires, and has cleared.
+    """
+
+    series: dict[str, str]
+    labels: dict[str, str]
+    quiet: int
+    fires: int
+    clear: int
+
+
+def _of(topic: str, **values: str) -> dict[str, str]:
+    return {f'inturn_{name}{{topic="{topic}", instance="a"}}': value for name, value in values.items()}
+
+
+SCENES: dict[str, list[Scene]] = {
+    "InturnNoApplier": [
+        Scene(
+            {
+                **_of("t", oldest_ready_age_seconds="0 120x10 0x20", appliers="0x31", topic_paused="0x31"),
+                **_of("paused", oldest_ready_age_seconds="120x31", appliers="0x31", topic_paused="1x31"),
+                **_of("served", oldest_ready_age_seconds="120x31", appliers="1x31", topic_paused="0x31"),
+            },
+            {"topic": "t"},
+            2,
+            5,
+            14,
+        ),
+        Scene(
+            _of("hot", arrived_commands="0 5x10 0x20", appliers="0x31", topic_paused="0x31"),
+            {"topic": "hot"},
+            2,
+            5,
+            14,
+        ),
+    ],
+    "InturnBehind": [
+        Scene(
+            {
+                **_of("t", oldest_ready_age_seconds="0 400x10 0x20", appliers="2x31", topic_paused="0x31"),
+                **_of("paused", oldest_ready_age_seconds="400x31", appliers="2x31", topic_paused="1x31"),
+                **_of("nobody", oldest_ready_age_seconds="400x31", appliers="0x31", topic_paused="0x31"),
+            },
+            {"topic": "t"},
+            4,
+            8,
+            14,
+        )
+    ],
+    "InturnKeysHeld": [
+        Scene({'inturn_keys{topic="t", state="held"}': "0 1x10 0x20"}, {"topic": "t"}, 4, 8, 14)
+    ],
+    "InturnKeysWaiting": [
+        Scene({'inturn_keys{topic="t", state="waiting"}': "0 1x20 0x20"}, {"topic": "t"}, 14, 18, 24)
+    ],
+    "InturnTargetDown": [Scene(_of("t", breakers_open="0 1x10 0x20"), {"topic": "t"}, 2, 5, 14)],
+    "InturnFailing": [
+        Scene(
+            {
+                'inturn_applier_commands_total{topic="t", outcome="failed"}': "0x5 1+20x14 281x20",
+                'inturn_applier_commands_total{topic="t", outcome="applied"}': "0+100x40",
+                'inturn_applier_commands_total{topic="well", outcome="failed"}': "0+5x40",
+                'inturn_applier_commands_total{topic="well", outcome="applied"}': "0+100x40",
+            },
+            {"topic": "t"},
+            6,
+            16,
+            30,
+        )
+    ],
+    "InturnLeasesLost": [Scene(_of("t", applier_lost_leases_total="0x4 1x36"), {"topic": "t"}, 3, 6, 25)],
+    "InturnThreadsAbandoned": [Scene({"inturn_abandoned_threads": "0 2x10 0x20"}, {}, 4, 8, 14)],
+    "InturnSnapshotHeld": [
+        Scene(
+            {
+                'inturn_oldest_snapshot_age_seconds{holder="session"}': "0+120x14 0x20",
+                'inturn_oldest_snapshot_age_seconds{holder="prepared"}': "0x40",
+            },
+            {"holder": "session"},
+            7,
+            10,
+            18,
+        ),
+        Scene(
+            {'inturn_oldest_snapshot_age_transactions{holder="slot"}': "0 20000000x10 0x20"},
+            {"holder": "slot"},
+            0,
+            4,
+            14,
+        ),
+    ],
+    "InturnDeadRows": [
+        Scene(
+            {
+                'inturn_table_dead_rows{table="turn"}': "0 5000000x40 10x20",
+                'inturn_table_live_rows{table="turn"}': "1000000x60",
+                'inturn_table_dead_rows{table="command_log"}': "5000000x60",
+                'inturn_table_live_rows{table="command_log"}': "90000000x60",
+            },
+            {"table": "turn"},
+            29,
+            35,
+            45,
+        )
+    ],
+    "InturnScrapeFailing": [
+        Scene({'inturn_scrape_success{part="topics"}': "1 0x10 1x20"}, {"part": "topics"}, 4, 8, 14)
+    ],
+    "InturnNotScraped": [Scene({'inturn_scrape_success{part="topics"}': "1x5 _x25 1x20"}, {}, 9, 18, 34)],
+}
+
+
+def unit_tests(rules: str) -> dict[str, Any]:
+    """Return what `promtool test rules` is to check, for rules without annotations."""
+    severity = {name: re.findall(r"severity: (\w+)", text)[0] for name, text in alerts().items()}
+    return {
+        "rule_files": [rules],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": s, "values": v} for s, v in scene.series.items()],
+                "alert_rule_test": [
+                    {
+                        "eval_time": f"{minute}m",
+                        "alertname": name,
+                        "exp_alerts": [{"exp_labels": {"severity": severity[name], **scene.labels}}]
+                        if minute == scene.fires
+                        else [],
+                    }
+                    for minute in (scene.quiet, scene.fires, scene.clear)
+                ],
+            }
+            for name, scenes in SCENES.items()
+            for scene in scenes
+        ],
+    }
+
+
+def without_annotations(text: str) -> str:
+    return re.sub(r"^ {8}annotations:\n(?: {10}.*\n)+", "", text, flags=re.MULTILINE)
