@@ -20,7 +20,7 @@ def read(text: str) -> Samples:
     """Return the value of each sample; the parser refuses what is not OpenMetrics."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
         for sample in family.samples
     }
 
