@@ -68,7 +68,7 @@ class NameRefused(CommandRefused):
 
 
 class IdempotencyKeyRefused(CommandRefused):
-    """The idempotency key is empty or over 512 octets."""
+    """The idempotency key is empty, over 512 octets, or begins with `inturn.`."""
 
     sqlstate = "IT005"
 
@@ -83,6 +83,12 @@ class SeqRefused(CommandRefused):
     """A seq was given where the topic numbers by itself, or none where its callers number."""
 
     sqlstate = "IT007"
+
+
+class IdempotencyKeyReused(CommandRefused):
+    """The idempotency key was given before on the key, with another name or payload."""
+
+    sqlstate = "IT008"
 
 
 class SeqBelowFirst(CommandRefused):

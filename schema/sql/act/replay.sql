@@ -37,10 +37,12 @@ BEGIN
         PERFORM inturn._refuse_action(topic, key, format('had command %s replayed before, as %s', seq, replayed),
             format('To apply it once more, replay %s.', replayed));
     END IF;
-    replayed := CASE numbering
-        -- Under the lock no applier numbers the key: at once, and with a hint to wake it.
-        WHEN 'arrival' THEN inturn._append_on_snapshot(topic, key, applied, command.name, command.payload, again)
-        ELSE inturn.append(topic, key, command.name, command.payload, again) END;
+    PERFORM inturn._refuse_command(topic, key, command.name, command.payload, NULL);
+    -- Not by append, which takes no such idempotency key. Under the lock nobody else numbers the key, no applier either.
+    replayed := inturn._append_on_snapshot(topic, key, applied, command.name, command.payload, again);
+    IF current_setting('transaction_isolation') = 'read committed' THEN
+        PERFORM inturn._look_at_key(topic, key);
+    END IF;
     RETURN inturn._record_action(topic, key, seq, 'replay', reason, jsonb_build_object('seq', seq, 'name', command.name),
                                 jsonb_build_object('seq', replayed, 'name', command.name));
 END

@@ -1,19 +1,18 @@
 -- Puts a command into the intake of a topic with numbering arrival. Internal to append.
 --
 -- Returns NULL: an applier will number it. Where its idempotency key has a number already, appends nothing and returns that.
--- Takes no locks, but that two appends with the same idempotency key wait for each other. What this one misses, because an
--- applier moves it to the log at this moment, _append_arrived drops.
--- Raises 40001 at REPEATABLE READ and SERIALIZABLE for an idempotency key that came after the snapshot.
+-- Takes no locks, but that two appends with the same idempotency key wait for each other.
+-- Raises IT008; 40001 at REPEATABLE READ and SERIALIZABLE for an idempotency key that came after the snapshot.
 CREATE FUNCTION inturn._append_arrival(topic text, key text, name text, payload jsonb, idempotency_key text) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     numbered bigint;
+    new_id bigint;
 BEGIN
     IF idempotency_key IS NOT NULL THEN
-        SELECT l.seq INTO numbered FROM inturn.command_log l
-        WHERE l.topic = _append_arrival.topic AND l.key = _append_arrival.key AND l.idempotency_key = _append_arrival.idempotency_key;
-        IF FOUND THEN
+        numbered := inturn._number_of(topic, key, name, payload, idempotency_key);
+        IF numbered IS NOT NULL THEN
             RETURN numbered;
         END IF;
     END IF;
@@ -22,10 +21,14 @@ BEGIN
         INSERT INTO inturn.intake (topic, key, name, payload)
         VALUES (_append_arrival.topic, _append_arrival.key, _append_arrival.name, coalesce(_append_arrival.payload, '{}'));
     ELSE
-        INSERT INTO inturn.intake (topic, key, name, payload, idempotency_key)
+        INSERT INTO inturn.intake AS i (topic, key, name, payload, idempotency_key)
         VALUES (_append_arrival.topic, _append_arrival.key, _append_arrival.name, coalesce(_append_arrival.payload, '{}'),
                 _append_arrival.idempotency_key)
-        ON CONFLICT DO NOTHING;
+        ON CONFLICT DO NOTHING RETURNING i.id INTO new_id;
+        numbered := inturn._end_repeat(topic, key, name, payload, idempotency_key, new_id);
+        IF numbered IS NOT NULL THEN
+            RETURN numbered;
+        END IF;
     END IF;
     IF EXISTS (SELECT FROM inturn.listener l
                WHERE l.topic IN (_append_arrival.topic, '') AND l.asleep_until > clock_timestamp()) THEN

@@ -1,6 +1,6 @@
 -- Appends a command under the number that its caller gives it, in any order of arrival, repeated at will. Internal to append.
 --
--- The same number with the same content appends nothing and returns the number; what an operator amended counts as it was.
+-- The same number with the same content appends nothing and returns the number; for what an operator amended see _has_content.
 -- Locks, in this order, held to commit: the key's row in key_sequence; for a key that waits for a number, its ticket, unless
 -- it is in other hands: then it leaves a hint, and an applier looks (see _take_hints).
 -- Raises IT007 when the topic numbers by itself, IT050 for a number below the first, IT051 for one that has other

@@ -35,6 +35,10 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'IT005',
             MESSAGE = format('idempotency key of command %L for key %L is %s octets long', name, key, octet_length(idempotency_key)),
             HINT = 'An idempotency key is NULL or 1 to 512 octets of text.';
+    ELSIF starts_with(idempotency_key, 'inturn.') THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT005',
+            MESSAGE = format('idempotency key %L of command %L for key %L begins with inturn.', left(idempotency_key, 100), name, key),
+            HINT = 'These are for inturn itself, which knows a replay by its idempotency key. Give it another beginning.';
     END IF;
 END
 $$;

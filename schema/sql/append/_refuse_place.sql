@@ -1,15 +1,13 @@
 -- Refuses a given number that the key has passed, or that is too far ahead of it. Internal to append. Takes no locks.
 --
--- Raises IT052 for one that was passed over, IT053 for one further ahead than the topic's max_ahead.
+-- Raises IT052 for one that was passed over, without the reason, which is the operators'; IT053 for one further ahead than the topic's max_ahead.
 CREATE FUNCTION inturn._refuse_place(settings inturn.topic, key text, seq bigint, applied_seq bigint) RETURNS void
 LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     IF seq <= applied_seq THEN
         RAISE EXCEPTION USING ERRCODE = 'IT052',
-            MESSAGE = format('seq %s of key %L of topic %L was passed over%s', seq, key, settings.name, (
-                SELECT format(': %s', s.reason) FROM inturn.skip s
-                WHERE s.topic = settings.name AND s.key = _refuse_place.key AND s.seq = _refuse_place.seq)),
+            MESSAGE = format('seq %s of key %L of topic %L was passed over', seq, key, settings.name),
             HINT = format('The key is at %s and does not go back: append it with a new number.', applied_seq);
     END IF;
     RAISE EXCEPTION USING ERRCODE = 'IT053',

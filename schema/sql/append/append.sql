@@ -9,10 +9,10 @@ SET enable_bitmapscan = off
 AS $$
 -- Appends one command to a key, in the caller's transaction, and returns its seq; NULL where numbers are given on arrival, later.
 --
--- The same idempotency key again on the same key appends nothing and returns the first seq.
+-- The same idempotency key again on the same key, with the same name and payload, appends nothing and returns the first seq.
 -- seq: the command's number, in a topic whose callers number (see _append_given); NULL in every other.
 -- Locks, held to commit: the key's row in key_sequence, but where numbers are given on arrival. Inserts the ticket of a key that was idle, which nobody else does.
--- Raises IT001 to IT005 (see _refuse_command); 40001 when the caller's snapshot is older than the key's last append.
+-- Raises IT001 to IT005 (see _refuse_command), IT008 (see _refuse_reuse); 40001 when the caller's snapshot is older than the key's last append.
 -- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
 -- would repeat, and a key that went idle meanwhile would not be woken.
 DECLARE
@@ -53,6 +53,7 @@ BEGIN
         SELECT l.seq INTO new_seq FROM inturn.command_log l
         WHERE l.topic = append.topic AND l.key = append.key AND l.idempotency_key = append.idempotency_key;
         IF FOUND THEN
+            PERFORM inturn._refuse_reuse(topic, key, new_seq, name, payload, idempotency_key);
             RETURN new_seq;
         END IF;
     END IF;

@@ -2,7 +2,7 @@
 -- Internal to _number_topic.
 --
 -- tids: their rows; one that was updated since has another tid, and stays where it is.
--- What has an idempotency key that the key's log knows is dropped: append could not see that yet.
+-- What has an idempotency key that the key's log knows is dropped. No append leaves such a row (see _end_repeat).
 -- The caller holds the keys' rows in key_sequence, and nobody else moves rows of the topic's intake.
 CREATE FUNCTION inturn._append_arrived(topic text, tids tid[]) RETURNS bigint
 LANGUAGE plpgsql VOLATILE

@@ -147,9 +147,8 @@ def test_the_same_number_with_other_content_is_refused(given: Database, other: s
     put(given, "x", 1)
     found = refusal(given.connect(), f"SELECT inturn.append('given', 'x', {other}, seq => 1)")
     assert found.sqlstate == TAKEN
-    assert (
-        "seq 1 of key 'x' of topic 'given' is there with other content: command 'insert' of" in found.message
-    )
+    # And nothing of what is there: another caller may have appended it.
+    assert found.message == "seq 1 of key 'x' of topic 'given' is there with other content"
     assert given.value("SELECT count(*) FROM inturn.command_log") == 1
 
 
@@ -385,7 +384,7 @@ def test_fill_gap_passes_over_the_missing_number_and_its_late_append_is_refused(
     assert given.execute("SELECT action, seq FROM inturn.operator_action") == [("fill-gap", 2)]
     late = refusal(given.connect(), "SELECT inturn.append('given', 'x', 'insert', seq => 2)")
     assert late.sqlstate == PASSED
-    assert late.message == "seq 2 of key 'x' of topic 'given' was passed over: lost at A, ticket 99"
+    assert late.message == "seq 2 of key 'x' of topic 'given' was passed over"
 
 
 def test_fill_gap_of_one_of_two_leaves_the_key_waiting_for_the_other(given: Database) -> None:

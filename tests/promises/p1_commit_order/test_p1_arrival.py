@@ -403,24 +403,19 @@ def test_p1_arrival_what_the_last_pass_saw_may_be_lost(posts: Database, loss: st
     assert numbered(posts, "x") == ["a", "b", "c", "d", "e", "f"]
 
 
-def _append_once(session: Session | Database, name: str) -> int | None:
-    query = "SELECT inturn.append('posts', 'x', %s, idempotency_key => 'once')"
-    found: int | None = session.execute(query, [name])[0][0]
-    return found
-
-
 def test_p1_arrival_an_idempotency_key_appends_once(posts: Database) -> None:
+    once = "SELECT inturn.append('posts', 'x', 'a', idempotency_key => 'once')"
     first, second = posts.session(), posts.session()
-    assert _append_once(first, "a") is None
-    waiting = second.begin("SELECT inturn.append('posts', 'x', 'b', idempotency_key => 'once')")
+    assert first.execute(once) == [(None,)]
+    waiting = second.begin(once)
     assert second.wait_blocked() == [first.pid]
     first.commit()
     assert waiting.result() == [(None,)]
     second.commit()
-    assert _append_once(posts, "c") is None
+    assert posts.value(once) is None
     assert number(posts) == 1
-    assert _append_once(posts, "d") == 1
-    # One that looked for the number just before, and whose row came just after the first one's went.
+    assert posts.value(once) == 1
+    # A row that no append leaves: its idempotency key is in the log.
     posts.execute(
         "INSERT INTO inturn.intake (topic, key, name, payload, idempotency_key)"
         " VALUES ('posts', 'x', 'e', '{}', 'once'), ('posts', 'x', 'f', '{}', 'twice')"
