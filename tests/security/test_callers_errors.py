@@ -18,8 +18,10 @@ def given(witness: Database) -> Database:
     witness.execute("""
         CREATE FUNCTION app.fail_third(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
             IF command.seq >= 2 THEN RAISE EXCEPTION 'secret-error'; END IF; END $$;
-        SELECT inturn.create_topic('given', 'sql:app.fail_third', numbering => 'given', max_attempts => 1, max_ahead => 10);
-        SELECT inturn.append('given', 'x', 'secret-name', '"secret-payload"', seq => n) FROM unnest(ARRAY[1, 2, 3, 5]) n;
+        SELECT inturn.create_topic('given', 'sql:app.fail_third', numbering => 'given',
+                                   max_attempts => 1, max_ahead => 10);
+        SELECT inturn.append('given', 'x', 'secret-name', '"secret-payload"', seq => n)
+        FROM unnest(ARRAY[1, 2, 3, 5]) n;
     """)
     witness.execute("CALL inturn.apply()")
     witness.execute("SELECT inturn.skip('given', 'x', 2, 'secret-reason')")

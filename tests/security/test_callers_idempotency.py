@@ -1,4 +1,4 @@
-"""One caller's idempotency key beside another caller's: a repeat is a repeat, and anything else is refused."""
+"""One caller's idempotency key beside another caller's: a repeat is found, anything else is refused."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_snapshot_takes_a_key_that_nobody_has_and_leaves_no_trace_of_the_attem
 
 
 def _overtake(database: Database, repeat: list[str]) -> Future[list[tuple[Any, ...]]]:
-    """Begin a repeat that looked into the log before a pass moved the first command, and inserts after that."""
+    """Begin a repeat that looks into the log before a pass moves the first command, and inserts after."""
     put_gate(database)
     edit = ("INSERT INTO inturn.intake AS i", "PERFORM app.gate_pass(); INSERT INTO inturn.intake AS i")
     database.execute(APPEND, ["posts", *FIRST])

@@ -7,7 +7,7 @@ CREATE FUNCTION inturn._record_action(
 LANGUAGE sql VOLATILE
 AS $$
 INSERT INTO inturn.operator_action (topic, key, seq, action, reason, os_user, acting_as, before, after)
-VALUES (topic, key, seq, action, nullif(trim(reason), ''), nullif(current_setting('inturn.os_user', true), ''),
+VALUES (topic, key, seq, action, CASE WHEN NOT inturn._is_blank(reason) THEN trim(reason) END, nullif(current_setting('inturn.os_user', true), ''),
         nullif(current_setting('inturn.acting_as', true), ''), before, after)
 RETURNING *
 $$;

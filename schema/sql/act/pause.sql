@@ -9,7 +9,7 @@ AS $$
 -- Waits for the turn in hand (see _lock_cursor). Appends go on; nothing is lost. Paused already, it takes the new until.
 -- An idle key gets a ticket for the end of the pause: an append leaves it as it is.
 -- Locks what _lock_cursor locks.
--- Raises IT041 when the key is held, is paused until the same time, or until is past; and what _lock_cursor raises.
+-- Raises IT041 when the key is held, is paused until the same time, or until is past or after the year 9999; and what _lock_cursor raises.
 DECLARE
     was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
     paused constant boolean := inturn.key_state(was) = 'paused';
@@ -18,9 +18,9 @@ BEGIN
     until := nullif(until, 'infinity'); -- for good is NULL, everywhere
     IF was.held_at IS NOT NULL THEN
         PERFORM inturn._refuse_action(topic, key, 'is held: it stands still already', 'Leave it held for as long as it takes.');
-    ELSIF until <= clock_timestamp() THEN
-        PERFORM inturn._refuse_action(topic, key, format('cannot be paused until %s, which is past', until), 'Give a later time.');
-    ELSIF paused AND was.paused_until IS NOT DISTINCT FROM until THEN
+    END IF;
+    PERFORM inturn._refuse_until(topic, key, until);
+    IF paused AND was.paused_until IS NOT DISTINCT FROM until THEN
         PERFORM inturn._refuse_action(topic, key, 'is paused already', 'Resume it, or give another time.');
     END IF;
     cursor.paused_at := CASE WHEN paused THEN was.paused_at ELSE clock_timestamp() END;

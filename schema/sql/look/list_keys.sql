@@ -40,7 +40,7 @@ DECLARE
     most bigint := greatest(max_keys, 20000);
     deep_lag constant bigint := 32;
     states text[] := coalesce(string_to_array(of_state, ','), ranks);
-    appended_by constant timestamptz := statement_timestamp() - older_than;
+    appended_by timestamptz;
     listed bigint := 0;
     passing bigint;
     bounded boolean := false;
@@ -70,7 +70,11 @@ BEGIN
     ELSIF sort_by NOT IN ('lag', 'age', 'attempts') THEN
         RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('keys cannot be sorted by %L', sort_by),
             HINT = 'Give lag, age or attempts.';
+    ELSIF older_than NOT BETWEEN '-1000 years' AND '1000 years' THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('no key can be older than %s', older_than),
+            HINT = 'Give at most 1000 years.';
     END IF;
+    appended_by := statement_timestamp() - older_than;
     states := ARRAY(SELECT s FROM unnest(ranks) s WHERE s = ANY (states)
                     -- Nothing is pending on an idle key (P4), and it has no error.
                     AND (s <> 'idle' OR coalesce(min_lag, 0) <= 0 AND num_nonnulls(older_than, of_error) = 0));

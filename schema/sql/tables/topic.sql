@@ -6,7 +6,7 @@ CREATE TABLE inturn.topic (
     target text NOT NULL
         CONSTRAINT topic_target_check CHECK (target <> ''),
     max_attempts integer NOT NULL DEFAULT 5
-        CHECK (max_attempts >= 1),
+        CHECK (max_attempts BETWEEN 1 AND 1000000),
     backoff_base interval NOT NULL DEFAULT '1 second'
         CHECK (backoff_base > '0' AND backoff_base <= backoff_cap),
     backoff_cap interval NOT NULL DEFAULT '5 minutes'
@@ -23,17 +23,17 @@ CREATE TABLE inturn.topic (
     numbering text NOT NULL DEFAULT 'assigned'
         CHECK (numbering IN ('assigned', 'given', 'arrival')),
     first_seq bigint NOT NULL DEFAULT 1
-        CHECK (first_seq >= 0),
+        CHECK (first_seq BETWEEN 0 AND 1000000000000000000),
     max_ahead bigint NOT NULL DEFAULT 10000
-        CHECK (max_ahead >= 1),
+        CHECK (max_ahead BETWEEN 1 AND 1000000000),
     gap_timeout interval
-        CHECK (gap_timeout > '0'),
+        CHECK (gap_timeout BETWEEN '1 ms' AND '365 days'),
     lease interval NOT NULL DEFAULT '30 seconds'
-        CHECK (lease > '0' AND lease <= '1 day'),
+        CHECK (lease BETWEEN '10 ms' AND '1 day'),
     max_in_flight integer NOT NULL DEFAULT 100
         CHECK (max_in_flight BETWEEN 1 AND 10000),
     timeout interval
-        CHECK (timeout > '0' AND timeout <= '1 day')
+        CHECK (timeout BETWEEN '1 ms' AND '1 day')
 );
 -- For every pass of an applier: mostly there is none.
 CREATE INDEX topic_arrival ON inturn.topic (name) WHERE numbering = 'arrival';

@@ -14,8 +14,8 @@ DECLARE
                         coalesce(quote_literal(regexp_replace(topic.target, '//.*@', '//...@')), 'NULL'),
                         (SELECT string_agg(k.written, ', ') FROM inturn._target_kinds() k))
         WHEN inturn._address_problem(topic.target) IS NOT NULL THEN inturn._address_problem(topic.target)
-        WHEN (topic.max_attempts >= 1) IS NOT TRUE
-            THEN format('max_attempts is %s; 1 or more are allowed', coalesce(topic.max_attempts::text, 'NULL'))
+        WHEN (topic.max_attempts BETWEEN 1 AND 1000000) IS NOT TRUE
+            THEN format('max_attempts is %s; 1 to 1000000 are allowed', coalesce(topic.max_attempts::text, 'NULL'))
         WHEN (topic.backoff_base > '0') IS NOT TRUE
             THEN format('backoff_base is %s; it must be over 0', coalesce(topic.backoff_base::text, 'NULL'))
         WHEN (topic.backoff_cap BETWEEN topic.backoff_base AND '7 days') IS NOT TRUE
@@ -34,11 +34,12 @@ DECLARE
             THEN format('first_seq is %s; with numbering given 0 to 10^18 are allowed, otherwise 1', coalesce(topic.first_seq::text, 'NULL'))
         WHEN (topic.max_ahead BETWEEN 1 AND 1000000000) IS NOT TRUE
             THEN format('max_ahead is %s; 1 to 1000000000 are allowed', coalesce(topic.max_ahead::text, 'NULL'))
-        WHEN topic.gap_timeout <= '0' THEN format('gap_timeout is %s; it must be over 0, or NULL', topic.gap_timeout)
-        WHEN (topic.lease > '0' AND topic.lease <= '1 day') IS NOT TRUE
-            THEN format('lease is %s; over 0 and up to 1 day are allowed', coalesce(topic.lease::text, 'NULL'))
-        WHEN topic.timeout <= '0' OR topic.timeout > '1 day'
-            THEN format('timeout is %s; over 0 and up to 1 day are allowed, or NULL', topic.timeout)
+        WHEN topic.gap_timeout NOT BETWEEN '1 ms' AND '365 days'
+            THEN format('gap_timeout is %s; 1 ms to 365 days are allowed, or NULL', topic.gap_timeout)
+        WHEN (topic.lease BETWEEN '10 ms' AND '1 day') IS NOT TRUE
+            THEN format('lease is %s; 10 ms to 1 day are allowed', coalesce(topic.lease::text, 'NULL'))
+        WHEN topic.timeout NOT BETWEEN '1 ms' AND '1 day'
+            THEN format('timeout is %s; 1 ms to 1 day are allowed, or NULL', topic.timeout)
         WHEN (topic.max_in_flight BETWEEN 1 AND 10000) IS NOT TRUE
             THEN format('max_in_flight is %s; 1 to 10000 are allowed', coalesce(topic.max_in_flight::text, 'NULL'))
         END;

@@ -7,15 +7,15 @@ AS $$
 --
 -- Turns in hand end as ever, no other begins. Appends go on; nothing is lost. Paused already, it takes the new until.
 -- Locks: the topic's row.
--- Raises IT041 when it is paused until the same time, or until is past; and what _lock_topic raises.
+-- Raises IT041 when it is paused until the same time, or until is past or after the year 9999; and what _lock_topic raises.
 DECLARE
     was constant inturn.topic := inturn._lock_topic(topic);
     paused constant boolean := was.paused_at IS NOT NULL AND clock_timestamp() < coalesce(was.paused_until, 'infinity');
     settings inturn.topic;
 BEGIN
-    IF until <= clock_timestamp() THEN
-        PERFORM inturn._refuse_action(topic, '', format('cannot be paused until %s, which is past', until), 'Give a later time.');
-    ELSIF paused AND was.paused_until IS NOT DISTINCT FROM until THEN
+    until := nullif(until, 'infinity'); -- for good is NULL, everywhere
+    PERFORM inturn._refuse_until(topic, '', until);
+    IF paused AND was.paused_until IS NOT DISTINCT FROM until THEN
         PERFORM inturn._refuse_action(topic, '', 'is paused already', 'Resume it, or give another time.');
     END IF;
     UPDATE inturn.topic t SET

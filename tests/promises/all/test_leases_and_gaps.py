@@ -45,7 +45,7 @@ def test_a_lease_of_no_length_or_without_end_is_refused(witness: Database, lease
     ):
         found = refusal(witness.connect(), query)
         assert found.sqlstate == WRONG, query
-        assert "over 0 and up to 1 day are allowed" in found.message
+        assert "10 ms to 1 day are allowed" in found.message
     assert witness.execute("SELECT * FROM inturn.key_cursor WHERE key = 'x'") == before
 
 
