@@ -91,6 +91,12 @@ class IdempotencyKeyReused(CommandRefused):
     sqlstate = "IT008"
 
 
+class TooManyPending(CommandRefused):
+    """The key has as many commands pending as its topic's max_pending allows."""
+
+    sqlstate = "IT009"
+
+
 class SeqBelowFirst(CommandRefused):
     """A given seq is below the first of its topic."""
 

@@ -62,6 +62,7 @@ _SETTINGS: _Settings = (
     ("--lease", "INTERVAL", str, "How long an applier has a key outside without renewing.", "30 seconds"),
     ("--timeout", "INTERVAL", str, "A command that takes longer fails; 0: no limit.", "never"),
     ("--max-in-flight", "N", int, "How many keys an applier process works on outside at a time.", "100"),
+    ("--max-pending", "N", int, "The most commands that a key may have pending; 0: any number.", "any number"),
 )
 
 
@@ -96,8 +97,8 @@ def create(database: Database, /, name: str, **settings: str | int | None) -> No
     database: over HTTP, or in a handler with outside=True.
     """
     given = {"name": name, **{key: value for key, value in settings.items() if value is not None}}
-    for name_of_none in ("gap_timeout", "timeout"):
-        if given.get(name_of_none) == "0":
+    for name_of_none in ("gap_timeout", "timeout", "max_pending"):
+        if given.get(name_of_none) in ("0", 0):
             del given[name_of_none]
     arguments = sql.SQL(", ").join(
         sql.SQL("{} => {}").format(sql.Identifier(key), sql.Literal(value)) for key, value in given.items()
@@ -150,7 +151,7 @@ def _changed(done: Recorded) -> str:
 _QUERY = """
 SELECT name AS topic, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands,
        on_exhausted, paused_at, paused_until, created_at, numbering, first_seq, max_ahead, gap_timeout, lease,
-       max_in_flight, timeout
+       max_in_flight, timeout, max_pending
 FROM {}.topic WHERE %(name)s::text IS NULL OR name = %(name)s ORDER BY name
 """
 
@@ -236,7 +237,7 @@ def _value(row: Row, name: str) -> str:
     value = row[name]
     if name in _INTERVALS:
         return "never" if value is None else _span(value)
-    return str(value)
+    return "any number" if value is None else str(value)
 
 
 _INTERVALS = ("backoff_base", "backoff_cap", "gap_timeout", "lease", "timeout")

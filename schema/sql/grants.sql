@@ -112,7 +112,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA inturn TO inturn_operator;
 GRANT INSERT ON inturn.topic TO inturn_operator;
 GRANT EXECUTE ON FUNCTION
     inturn.create_topic(text, text, integer, interval, interval, integer, integer, text,
-                        text, bigint, bigint, interval, interval, integer, interval),
+                        text, bigint, bigint, interval, interval, integer, interval, bigint),
     inturn._address_problem(text),
     inturn._check_topic(inturn.topic),
     inturn._target_kinds(),
@@ -147,5 +147,5 @@ GRANT EXECUTE ON FUNCTION
     inturn.fill_gap(text, text, bigint, text),
     inturn.pause_topic(text, text, timestamptz),
     inturn.resume_topic(text, text),
-    inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text, bigint, interval, interval, integer, interval)
+    inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text, bigint, interval, interval, integer, interval, bigint)
 TO inturn_operator;

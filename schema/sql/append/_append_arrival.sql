@@ -2,8 +2,10 @@
 --
 -- Returns NULL: an applier will number it. Where its idempotency key has a number already, appends nothing and returns that.
 -- Takes no locks, but that two appends with the same idempotency key wait for each other.
--- Raises IT008; 40001 at REPEATABLE READ and SERIALIZABLE for an idempotency key that came after the snapshot.
-CREATE FUNCTION inturn._append_arrival(topic text, key text, name text, payload jsonb, idempotency_key text) RETURNS bigint
+-- Raises IT008, IT009; 40001 at REPEATABLE READ and SERIALIZABLE for an idempotency key that came after the snapshot.
+CREATE FUNCTION inturn._append_arrival(
+    topic text, key text, name text, payload jsonb, idempotency_key text, max_pending bigint
+) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
@@ -29,6 +31,9 @@ BEGIN
         IF numbered IS NOT NULL THEN
             RETURN numbered;
         END IF;
+    END IF;
+    IF max_pending IS NOT NULL AND (idempotency_key IS NULL OR new_id IS NOT NULL) THEN
+        PERFORM inturn._refuse_pending(topic, key, NULL, max_pending);
     END IF;
     IF EXISTS (SELECT FROM inturn.listener l
                WHERE l.topic IN (_append_arrival.topic, '') AND l.asleep_until > clock_timestamp()) THEN

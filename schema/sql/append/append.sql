@@ -12,11 +12,12 @@ AS $$
 -- The same idempotency key again on the same key, with the same name and payload, appends nothing and returns the first seq.
 -- seq: the command's number, in a topic whose callers number (see _append_given); NULL in every other.
 -- Locks, held to commit: the key's row in key_sequence, but where numbers are given on arrival. Inserts the ticket of a key that was idle, which nobody else does.
--- Raises IT001 to IT005 (see _refuse_command), IT008 (see _refuse_reuse); 40001 when the caller's snapshot is older than the key's last append.
+-- Raises IT001 to IT005 (see _refuse_command), IT008 (see _refuse_reuse), IT009 (see _refuse_pending); 40001 when the caller's snapshot is older than the key's last append.
 -- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
 -- would repeat, and a key that went idle meanwhile would not be woken.
 DECLARE
     numbering text;
+    max_pending bigint;
     locked boolean;
     last_turn record;
     new_seq bigint;
@@ -25,9 +26,9 @@ BEGIN
         RETURN inturn._append_given(topic, key, seq, name, payload, idempotency_key);
     END IF;
     LOOP
-        SELECT t.numbering, CASE WHEN t.numbering = 'assigned' THEN
+        SELECT t.numbering, t.max_pending, CASE WHEN t.numbering = 'assigned' THEN
                    (SELECT true FROM inturn.key_sequence s WHERE s.topic = append.topic AND s.key = append.key FOR UPDATE) END
-        INTO numbering, locked FROM inturn.topic t WHERE t.name = append.topic;
+        INTO numbering, max_pending, locked FROM inturn.topic t WHERE t.name = append.topic;
         -- Every topic takes 1024 bytes of payload; only for more is its limit looked up.
         IF numbering IS NULL OR octet_length(key) BETWEEN 1 AND 512 IS NOT TRUE
             OR octet_length(name) BETWEEN 1 AND 128 IS NOT TRUE OR octet_length(payload::text) > 1024
@@ -36,7 +37,7 @@ BEGIN
         END IF;
         CASE numbering
         WHEN 'arrival' THEN
-            RETURN inturn._append_arrival(topic, key, name, payload, idempotency_key);
+            RETURN inturn._append_arrival(topic, key, name, payload, idempotency_key, max_pending);
         WHEN 'given' THEN
             RETURN inturn._append_given(topic, key, NULL, name, payload, idempotency_key);
         ELSE
@@ -61,7 +62,9 @@ BEGIN
     SELECT u.applied_seq, u.epoch, u.drained INTO last_turn FROM inturn.turn u
     WHERE u.topic = append.topic AND u.key = append.key ORDER BY u.epoch DESC LIMIT 1;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RETURN inturn._append_on_snapshot(topic, key, coalesce(last_turn.applied_seq, 0), name, payload, idempotency_key);
+        new_seq := inturn._append_on_snapshot(topic, key, coalesce(last_turn.applied_seq, 0), name, payload, idempotency_key);
+        PERFORM inturn._refuse_pending(topic, key, new_seq, max_pending);
+        RETURN new_seq;
     END IF;
     INSERT INTO inturn.command_log AS l (topic, key, seq, name, payload, idempotency_key)
     VALUES (append.topic, append.key,
@@ -70,6 +73,9 @@ BEGIN
                           ORDER BY l.seq DESC LIMIT 1), last_turn.applied_seq, 0),
             append.name, coalesce(append.payload, '{}'), append.idempotency_key)
     RETURNING l.seq INTO new_seq;
+    IF new_seq > coalesce(last_turn.applied_seq, 0) + max_pending THEN
+        PERFORM inturn._refuse_pending(topic, key, new_seq, max_pending);
+    END IF;
 
     -- The first command after the drained ones finds the key idle. Any later one finds it awake, or held.
     IF last_turn.drained AND new_seq = last_turn.applied_seq + 1 THEN

@@ -33,7 +33,9 @@ CREATE TABLE inturn.topic (
     max_in_flight integer NOT NULL DEFAULT 100
         CHECK (max_in_flight BETWEEN 1 AND 10000),
     timeout interval
-        CHECK (timeout BETWEEN '1 ms' AND '1 day')
+        CHECK (timeout BETWEEN '1 ms' AND '1 day'),
+    max_pending bigint
+        CHECK (max_pending BETWEEN 1 AND 1000000000)
 );
 -- For every pass of an applier: mostly there is none.
 CREATE INDEX topic_arrival ON inturn.topic (name) WHERE numbering = 'arrival';
@@ -53,3 +55,4 @@ COMMENT ON COLUMN inturn.topic.gap_timeout IS 'A key that has waited so long for
 COMMENT ON COLUMN inturn.topic.lease IS 'How long an applier that works outside the database has a key without a sign of life.';
 COMMENT ON COLUMN inturn.topic.max_in_flight IS 'How many keys one applier works on outside the database at a time.';
 COMMENT ON COLUMN inturn.topic.timeout IS 'A command that takes longer has failed; NULL: it may take for ever.';
+COMMENT ON COLUMN inturn.topic.max_pending IS 'The most commands that a key may have pending: append refuses more; NULL: any number.';

@@ -40,6 +40,10 @@ DECLARE
             THEN format('lease is %s; 10 ms to 1 day are allowed', coalesce(topic.lease::text, 'NULL'))
         WHEN topic.timeout NOT BETWEEN '1 ms' AND '1 day'
             THEN format('timeout is %s; 1 ms to 1 day are allowed, or NULL', topic.timeout)
+        WHEN topic.max_pending NOT BETWEEN 1 AND 1000000000
+            THEN format('max_pending is %s; 1 to 1000000000 are allowed, or NULL', topic.max_pending)
+        WHEN topic.max_pending IS NOT NULL AND topic.numbering = 'given'
+            THEN format('max_pending is %s, and its callers number: there max_ahead bounds what is pending', topic.max_pending)
         WHEN (topic.max_in_flight BETWEEN 1 AND 10000) IS NOT TRUE
             THEN format('max_in_flight is %s; 1 to 10000 are allowed', coalesce(topic.max_in_flight::text, 'NULL'))
         END;
