@@ -164,6 +164,12 @@ class OutOfTurn(InturnError):
     sqlstate = "IT032"
 
 
+class TopicNotGranted(InturnError):
+    """The topic is granted to other callers, appliers or operators only."""
+
+    sqlstate = "IT060"
+
+
 class UnknownKey(InturnError):
     """The topic has no such key: nothing was ever committed on it."""
 

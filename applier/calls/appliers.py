@@ -21,14 +21,19 @@ class TopicRow(NamedTuple):
     timeout: float | None
 
 
-def list_topics(schema: str) -> Call[list[TopicRow]]:
+def list_topics(schema: str, named: Sequence[str]) -> Call[list[TopicRow]]:
+    """Return the call that lists the topics that the session may apply.
+
+    named: IT060 is raised when one of these is granted to other appliers only.
+    """
     return Call(
         statement(
             "SELECT name, target, max_in_flight, extract(epoch FROM timeout)::float8"
-            " FROM {schema}.topic ORDER BY name",
+            " FROM {schema}.topic WHERE {schema}._is_granted(name, 'applier')"
+            " OR name = ANY (%s) AND {schema}._require_grant(name, 'applier')::text IS NULL ORDER BY name",
             schema,
         ),
-        (),
+        (list(named),),
         all_as(TopicRow),
     )
 

@@ -122,11 +122,11 @@ class Chooser:
         strict: raise TargetRefused for a topic that does not fit what was given at the start. Later on its
         target may be changed: what can apply it then does.
         """
-        rows = calls.appliers.list_topics(self._schema).on(connection)
+        named = [*self._only, *(self._applier.topics if self._applier else [])]
+        rows = calls.appliers.list_topics(self._schema, named).on(connection)
         there = {row.name: Served(*row) for row in rows}
         self._posted = frozenset(row.name for row in rows if row.target.startswith(KINDS["http"].begins))
-        handled = self._applier.topics if self._applier else []
-        for topic in [*self._only, *handled]:
+        for topic in named:
             if topic not in there:
                 raise UnknownTopic(
                     f"topic {topic!r} does not exist",

@@ -12,6 +12,7 @@ from psycopg import Connection, sql
 from inturn.cli.act.operator import Operator, Recorded, operator_options_with, reason_option
 from inturn.cli.database import Database, pass_database
 from inturn.cli.look.topics import require_topic
+from inturn.cli.set_up.topic_grants import grant, granted, revoke
 from inturn.cli.terminal.key_text import TOPIC
 from inturn.cli.terminal.output import Column, echo, escape, json_option, print_json, print_table
 from inturn.cli.terminal.rows import Row, fetch
@@ -27,7 +28,11 @@ Example:
   inturn topic show orders""",
 )
 def topic() -> None:
-    """Create topics, list and change them."""
+    """Create topics, list and change them, and say who may act on them."""
+
+
+topic.add_command(grant)
+topic.add_command(revoke)
 
 
 _TARGET = "What applies its commands: python, sql:SCHEMA.FUNCTION, or an http(s):// URL to post them to."
@@ -62,7 +67,13 @@ _SETTINGS: _Settings = (
     ("--lease", "INTERVAL", str, "How long an applier has a key outside without renewing.", "30 seconds"),
     ("--timeout", "INTERVAL", str, "A command that takes longer fails; 0: no limit.", "never"),
     ("--max-in-flight", "N", int, "How many keys an applier process works on outside at a time.", "100"),
-    ("--max-pending", "N", int, "The most commands that a key may have pending; 0: any number.", "any number"),
+    (
+        "--max-pending",
+        "N",
+        int,
+        "The most commands that a key may have pending; 0: any number.",
+        "any number",
+    ),
 )
 
 
@@ -216,8 +227,11 @@ Example:
 def show(database: Database, name: str, *, as_json: bool) -> None:
     """Show all settings of a topic."""
     (row,) = _read(database, name)
+    with database.connect() as connection:
+        grants = granted(connection, database.schema, name)
     if as_json:
-        print_json(_in_seconds(row))
+        logins = {role: of_role.split(", ") if of_role else [] for role, of_role in grants}
+        print_json({**_in_seconds(row), "granted": logins})
         return
     echo(f"topic    {escape(row['topic'])}")
     echo(f"created  {row['created_at'].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC")
@@ -231,6 +245,12 @@ def show(database: Database, name: str, *, as_json: bool) -> None:
         [Column("setting"), Column("value", cut="middle", whole=True)],
         [[setting, _value(row, setting.replace("-", "_"))] for setting in settings],
     )
+    if any(of_role for _, of_role in grants):
+        click.echo()
+        print_table(
+            [Column("granted as"), Column("to", cut="middle", whole=True)],
+            [[role, of_role or f"every {role}"] for role, of_role in grants],
+        )
 
 
 def _value(row: Row, name: str) -> str:

@@ -9,7 +9,8 @@ GRANT SELECT ON inturn.schema_version TO inturn_caller, inturn_applier, inturn_o
 -- A caller appends and nothing more. The view reads as empty; RETURNING needs the SELECT.
 GRANT EXECUTE ON FUNCTION
     inturn.append(text, text, text, jsonb, text, bigint),
-    inturn.append_many(text, text[], text[], jsonb[], text[])
+    inturn.append_many(text, text[], text[], jsonb[], text[]),
+    inturn.progress(text, text)
 TO inturn_caller;
 -- Whoever waits sees where keys stand, and no payload and no error of anybody.
 GRANT EXECUTE ON FUNCTION
@@ -71,6 +72,8 @@ GRANT EXECUTE ON ROUTINE
     inturn._require_read_committed(),
     inturn._refuse_topic(text),
     inturn._sql_topic(text),
+    inturn._is_granted(text, text),
+    inturn._require_grant(text, text),
     inturn._target_kinds(),
     inturn._target_function(text, text),
     inturn._target_query(text, text),
@@ -95,7 +98,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.topic_metrics(),
     inturn.server_metrics()
 TO inturn_applier;
-GRANT SELECT ON inturn.topic, inturn.command_log, inturn.intake TO inturn_applier;
+GRANT SELECT ON inturn.topic, inturn.topic_grant, inturn.command_log, inturn.intake TO inturn_applier;
 GRANT SELECT, UPDATE ON inturn.key_sequence TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.ticket, inturn.key_mark TO inturn_applier;
 GRANT SELECT, UPDATE, DELETE ON inturn.wake_hint TO inturn_applier;

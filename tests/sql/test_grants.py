@@ -23,7 +23,7 @@ APPEND = "SELECT inturn.append('orders', 'a', 'insert')"
 WAITS = {"wait", "wait_state", "announce_wait"}
 #: What each role may call: its protocol, beside the internal parts of it.
 ROUTINES = {
-    "inturn_caller": {"append", "append_many", *WAITS},
+    "inturn_caller": {"append", "append_many", "progress", *WAITS},
     "inturn_applier": {
         *("claim", "claim_commands", "finish", "fail", "apply", "apply_batch"),
         *("advance", "renew", "release"),
@@ -43,6 +43,7 @@ ROUTINES = {
 #: relation: what each role may do with it, as caller, applier, operator.
 RELATIONS = {
     "topic": ("", "SELECT", "INSERT SELECT"),
+    "topic_grant": ("", "SELECT", "SELECT"),
     "command_log": ("", "SELECT", "SELECT"),
     "key_sequence": ("", "SELECT UPDATE", "SELECT"),
     "key_cursor": ("", "SELECT", "SELECT"),
@@ -197,6 +198,8 @@ DEFINERS = {
     # These show an operator the sessions of others.
     *("list_appliers", "why", "topic_metrics", "server_metrics"),
     *("set_topic", "pause_topic", "resume_topic"),
+    # Who may act on a topic nobody writes, and a caller sees no more of a key than how far it is.
+    *("grant_topic", "revoke_topic", "_is_granted", "_require_grant", "progress"),
     *OPERATOR_ACTIONS,
 }
 

@@ -3,7 +3,7 @@
 -- Waits for the applier that is at work on the key, in its transaction or by lease, for at most lock_timeout (set it: the
 -- default is for ever). beside_lease: an applier's lease is no obstacle.
 -- Locks the key's ticket; of an idle key, which has none, its row in key_sequence, so that its callers wait too.
--- Raises IT001, IT040 no such key, IT042 when the wait was too long, with who holds it; IT031 outside READ COMMITTED.
+-- Raises IT001, IT040 no such key, IT042 when the wait was too long, with who holds it; IT031 outside READ COMMITTED, IT060.
 CREATE FUNCTION inturn._lock_cursor(topic text, key text, beside_lease boolean DEFAULT false) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
@@ -15,6 +15,7 @@ DECLARE
     give_up_at constant timestamptz := CASE WHEN timeout > '0' THEN clock_timestamp() + timeout ELSE 'infinity' END;
 BEGIN
     PERFORM inturn._require_read_committed();
+    PERFORM inturn._require_grant(topic, 'operator');
     LOOP
         BEGIN
             SELECT * INTO cursor FROM inturn.key_cursor c WHERE c.topic = _lock_cursor.topic AND c.key = _lock_cursor.key;

@@ -4,7 +4,7 @@
 -- Locks, in this order, held to commit: the key's row in key_sequence; for a key that waits for a number, its ticket, unless
 -- it is in other hands: then it leaves a hint, and an applier looks (see _take_hints).
 -- Raises IT007 when the topic numbers by itself, IT050 for a number below the first, IT051 for one that has other
--- content, IT052 for one that was passed over, IT053 for one too far ahead; and what _refuse_command raises.
+-- content, IT052 for one that was passed over, IT053 for one too far ahead; IT060; and what _refuse_command raises.
 CREATE FUNCTION inturn._append_given(
     topic text, key text, seq bigint, name text, payload jsonb, idempotency_key text
 ) RETURNS bigint
@@ -17,6 +17,9 @@ DECLARE
     looked boolean := false;
 BEGIN
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = _append_given.topic;
+    IF settings.callers_granted THEN
+        PERFORM inturn._require_grant(topic, 'caller');
+    END IF;
     PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
     PERFORM inturn._refuse_number(settings, key, seq, idempotency_key);
     LOOP

@@ -12,12 +12,13 @@ AS $$
 -- The same idempotency key again on the same key, with the same name and payload, appends nothing and returns the first seq.
 -- seq: the command's number, in a topic whose callers number (see _append_given); NULL in every other.
 -- Locks, held to commit: the key's row in key_sequence, but where numbers are given on arrival. Inserts the ticket of a key that was idle, which nobody else does.
--- Raises IT001 to IT005 (see _refuse_command), IT008 (see _refuse_reuse), IT009 (see _refuse_pending); 40001 when the caller's snapshot is older than the key's last append.
+-- Raises IT001 to IT005 (see _refuse_command), IT008 (see _refuse_reuse), IT009 (see _refuse_pending), IT060 (see _require_grant); 40001 when the caller's snapshot is older than the key's last append.
 -- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
 -- would repeat, and a key that went idle meanwhile would not be woken.
 DECLARE
     numbering text;
     max_pending bigint;
+    callers_granted boolean;
     locked boolean;
     last_turn record;
     new_seq bigint;
@@ -26,9 +27,12 @@ BEGIN
         RETURN inturn._append_given(topic, key, seq, name, payload, idempotency_key);
     END IF;
     LOOP
-        SELECT t.numbering, t.max_pending, CASE WHEN t.numbering = 'assigned' THEN
+        SELECT t.numbering, t.max_pending, t.callers_granted, CASE WHEN t.numbering = 'assigned' THEN
                    (SELECT true FROM inturn.key_sequence s WHERE s.topic = append.topic AND s.key = append.key FOR UPDATE) END
-        INTO numbering, max_pending, locked FROM inturn.topic t WHERE t.name = append.topic;
+        INTO numbering, max_pending, callers_granted, locked FROM inturn.topic t WHERE t.name = append.topic;
+        IF callers_granted THEN
+            PERFORM inturn._require_grant(topic, 'caller');
+        END IF;
         -- Every topic takes 1024 bytes of payload; only for more is its limit looked up.
         IF numbering IS NULL OR octet_length(key) BETWEEN 1 AND 512 IS NOT TRUE
             OR octet_length(name) BETWEEN 1 AND 128 IS NOT TRUE OR octet_length(payload::text) > 1024

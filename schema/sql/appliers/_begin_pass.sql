@@ -18,7 +18,7 @@
 -- That trusts the clock not to be set back; where it was, and every minute, a pass begins at the very first entry.
 -- A transaction that has a number already cannot tell, and leaves safe_at where it was.
 -- No pass looks further than a second ahead: the leases that were given back lie there.
--- The caller commits at once. Locks what _number_arrivals and _take_hints lock.
+-- The caller commits at once. Raises IT060 for a topic that is granted to other appliers only. Locks what _number_arrivals and _take_hints lock.
 CREATE FUNCTION inturn._begin_pass(topics text[], last inturn._pass) RETURNS inturn._pass
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
@@ -39,6 +39,7 @@ DECLARE
     walks boolean;
     known inturn._pass;
 BEGIN
+    PERFORM inturn._require_grant(g.topic, 'applier') FROM inturn.topic_grant g WHERE g.topic = ANY (topics) AND g.role = 'applier';
     IF pass.next_xid IS NULL OR now < pass.next_at OR now >= pass.whole_at THEN
         pass := ROW('{}'::text[], '{}'::timestamptz[], NULL, now, '-infinity', '-infinity', now,
                     CASE WHEN NOT numbered THEN pg_current_xact_id() END, 'infinity', '{}'::timestamptz[], '-infinity', '-infinity', '-infinity');

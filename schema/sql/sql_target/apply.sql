@@ -6,7 +6,7 @@ LANGUAGE plpgsql
 AS $$
 -- Applies the commands of topics with SQL targets until none is ready: the whole applier, for psql and pg_cron.
 --
--- topics: NULL for every topic with a SQL target. max_seconds: stop after this long even if some are ready.
+-- topics: NULL for every topic with a SQL target that the session may apply. max_seconds: stop after this long even if some are ready.
 -- max_keys: the most keys that share a transaction; keep it under 64, since each that is tried again takes a
 -- subtransaction, and more of them slow down every other session. Returns how many commands were applied and how many failed.
 -- Announces itself at its start and every few seconds (see list_appliers).
@@ -25,7 +25,7 @@ DECLARE
     announced_at timestamptz := '-infinity';
 BEGIN
     commands := 0; failures := 0;
-    topics := coalesce(topics, ARRAY(SELECT t.name FROM inturn.topic t WHERE t.target LIKE 'sql:%' ORDER BY t.name));
+    topics := coalesce(topics, ARRAY(SELECT t.name FROM inturn.topic t WHERE t.target LIKE 'sql:%' AND inturn._is_granted(t.name, 'applier') ORDER BY t.name));
     PERFORM inturn._sql_topic(t.name) FROM unnest(topics) t (name);
     -- Whatever the session's default; every batch chains its transaction to this one.
     COMMIT;

@@ -35,7 +35,8 @@ CREATE TABLE inturn.topic (
     timeout interval
         CHECK (timeout BETWEEN '1 ms' AND '1 day'),
     max_pending bigint
-        CHECK (max_pending BETWEEN 1 AND 1000000000)
+        CHECK (max_pending BETWEEN 1 AND 1000000000),
+    callers_granted boolean NOT NULL DEFAULT false
 );
 -- For every pass of an applier: mostly there is none.
 CREATE INDEX topic_arrival ON inturn.topic (name) WHERE numbering = 'arrival';
@@ -56,3 +57,4 @@ COMMENT ON COLUMN inturn.topic.lease IS 'How long an applier that works outside 
 COMMENT ON COLUMN inturn.topic.max_in_flight IS 'How many keys one applier works on outside the database at a time.';
 COMMENT ON COLUMN inturn.topic.timeout IS 'A command that takes longer has failed; NULL: it may take for ever.';
 COMMENT ON COLUMN inturn.topic.max_pending IS 'The most commands that a key may have pending: append refuses more; NULL: any number.';
+COMMENT ON COLUMN inturn.topic.callers_granted IS 'Whether only some callers may append, see topic_grant: append looks there only then.';

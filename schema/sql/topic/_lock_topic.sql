@@ -1,12 +1,13 @@
 -- Locks a topic for an operator, and returns it. Internal to the operators' functions.
 --
--- Callers and appliers only read topics: they do not wait for this lock, other operators do. Raises IT001.
+-- Callers and appliers only read topics: they do not wait for this lock, other operators do. Raises IT001, IT060.
 CREATE FUNCTION inturn._lock_topic(name text) RETURNS inturn.topic
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     topic inturn.topic;
 BEGIN
+    PERFORM inturn._require_grant(name, 'operator');
     SELECT * INTO topic FROM inturn.topic t WHERE t.name = _lock_topic.name FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         PERFORM inturn._refuse_topic(name);

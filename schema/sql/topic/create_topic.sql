@@ -19,7 +19,7 @@ AS $$
 DECLARE
     topic constant inturn.topic :=
         ROW(name, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, clock_timestamp(),
-            on_exhausted, NULL, NULL, numbering, first_seq, max_ahead, gap_timeout, lease, max_in_flight, timeout, max_pending);
+            on_exhausted, NULL, NULL, numbering, first_seq, max_ahead, gap_timeout, lease, max_in_flight, timeout, max_pending, false);
 BEGIN
     PERFORM inturn._check_topic(topic);
     INSERT INTO inturn.topic SELECT topic.* ON CONFLICT DO NOTHING;
@@ -27,7 +27,7 @@ BEGIN
         RETURN true;
     END IF;
     PERFORM FROM inturn.topic t WHERE t.name = topic.name
-        AND to_jsonb(t) - '{created_at,paused_at,paused_until}'::text[] = to_jsonb(topic) - '{created_at,paused_at,paused_until}'::text[];
+        AND to_jsonb(t) - '{created_at,paused_at,paused_until,callers_granted}'::text[] = to_jsonb(topic) - '{created_at,paused_at,paused_until,callers_granted}'::text[];
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'IT010',
             MESSAGE = format('topic %L exists already, with other settings', name),

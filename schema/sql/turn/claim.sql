@@ -14,12 +14,16 @@ AS $$
 -- epoch is the number of the turn that this claim starts. A paused topic has no key to claim.
 -- Locks the keys' tickets, skipping locked ones; held until the end of the transaction. Claim at its top level:
 -- finish and fail do not know a claim made under a savepoint.
+-- Raises IT060 when the topic is granted to other appliers only.
 -- Every row is a key: rows of commands are never locked, so nothing slides past a locked head.
 DECLARE
     -- A variable, not a call in the query: a volatile function cannot bound an index scan, and the scan would
     -- run over every key that waits for its next attempt.
     now constant timestamptz := clock_timestamp();
 BEGIN
+    IF EXISTS (SELECT FROM inturn.topic_grant g WHERE g.topic = claim.topic AND g.role = 'applier') THEN
+        PERFORM inturn._require_grant(topic, 'applier');
+    END IF;
     RETURN QUERY
     SELECT t.key, t.applied_seq, t.epoch + 1,
            CASE WHEN t.marked THEN coalesce((

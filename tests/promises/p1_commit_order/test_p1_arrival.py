@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from support.arrivals import APPEND, appended, arrive, number, numbered
-from support.database import Database, Session, until
+from support.database import Database, until
 from support.own_server import own_database
 from support.race import blocked, replace_in, unblocked
 from support.refusal import refusal

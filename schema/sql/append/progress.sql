@@ -1,0 +1,25 @@
+CREATE FUNCTION inturn.progress(topic text, key text, OUT applied_seq bigint, OUT state text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+-- Says how far a key is: up to where everything has taken effect or was passed over, and its state (see key_state).
+--
+-- For callers, of the topics that they may append to: no payload, no name, no error. Both are NULL for a key that has no number yet.
+-- Takes no locks. Raises IT001, IT060.
+DECLARE
+    cursor inturn.key_cursor;
+BEGIN
+    IF NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = progress.topic) THEN
+        PERFORM inturn._refuse_topic(topic);
+    END IF;
+    PERFORM inturn._require_grant(topic, 'caller');
+    SELECT * INTO cursor FROM inturn.key_cursor c WHERE c.topic = progress.topic AND c.key = progress.key;
+    IF FOUND THEN
+        applied_seq := cursor.applied_seq;
+        state := inturn.key_state(cursor);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION inturn.progress IS 'Says how far a key is, and its state, to callers of its topic.';
