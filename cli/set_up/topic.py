@@ -71,8 +71,8 @@ _SETTINGS: _Settings = (
         "--max-pending",
         "N",
         int,
-        "The most commands that a key may have pending; 0: any number.",
-        "any number",
+        "The most commands that a key may have pending; 0: no limit.",
+        "unlimited",
     ),
 )
 
@@ -257,7 +257,7 @@ def _value(row: Row, name: str) -> str:
     value = row[name]
     if name in _INTERVALS:
         return "never" if value is None else _span(value)
-    return "any number" if value is None else str(value)
+    return "unlimited" if value is None else str(value)
 
 
 _INTERVALS = ("backoff_base", "backoff_cap", "gap_timeout", "lease", "timeout")

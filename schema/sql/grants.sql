@@ -110,9 +110,8 @@ GRANT SELECT, INSERT, UPDATE ON inturn.turn TO inturn_applier;
 GRANT SELECT, INSERT ON inturn.skip TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.applier TO inturn_applier;
 
--- An operator reads everything, creates topics, and puts right by functions that run as their owner and record who did it.
+-- An operator reads everything, and creates topics and puts right by functions that run as their owner and record who did it.
 GRANT SELECT ON ALL TABLES IN SCHEMA inturn TO inturn_operator;
-GRANT INSERT ON inturn.topic TO inturn_operator;
 GRANT EXECUTE ON FUNCTION
     inturn.create_topic(text, text, integer, interval, interval, integer, integer, text,
                         text, bigint, bigint, interval, interval, integer, interval, bigint),

@@ -178,15 +178,17 @@ def test_a_reason_of_which_nothing_can_be_seen_is_none(shop: Database, call: str
     connection = shop.connect()
     for reason in ("", None, *BLANK, "".join(BLANK)):
         assert refusal(connection, f"SELECT inturn.{call}", [reason]).sqlstate == "IT043", repr(reason)
-    assert shop.execute("SELECT FROM inturn.operator_action") == []
+    assert shop.execute("SELECT FROM inturn.operator_action WHERE action <> 'create'") == []
 
 
 @pytest.mark.parametrize("reason", ["\u00e9", " x ", "\u3000\u5b57", "\u2063x", "0", "\U0001f600"])
 def test_a_reason_that_can_be_seen_is_one(shop: Database, reason: str) -> None:
     shop.execute("SELECT inturn.skip('orders', 'x', 2, %s)", [reason])
-    assert shop.value("SELECT reason FROM inturn.operator_action") == reason.strip(" ")
+    assert shop.value("SELECT reason FROM inturn.operator_action WHERE action <> 'create'") == reason.strip(
+        " "
+    )
 
 
 def test_a_blank_reason_where_none_is_needed_is_recorded_as_none(shop: Database) -> None:
     shop.execute("SELECT inturn.pause('orders', 'x', E'\u2003')")
-    assert shop.execute("SELECT reason FROM inturn.operator_action") == [(None,)]
+    assert shop.execute("SELECT reason FROM inturn.operator_action WHERE action <> 'create'") == [(None,)]

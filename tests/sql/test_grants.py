@@ -42,7 +42,7 @@ ROUTINES = {
 
 #: relation: what each role may do with it, as caller, applier, operator.
 RELATIONS = {
-    "topic": ("", "SELECT", "INSERT SELECT"),
+    "topic": ("", "SELECT", "SELECT"),
     "topic_grant": ("", "SELECT", "SELECT"),
     "command_log": ("", "SELECT", "SELECT"),
     "key_sequence": ("", "SELECT UPDATE", "SELECT"),
@@ -197,7 +197,7 @@ DEFINERS = {
     "_number_arrivals",
     # These show an operator the sessions of others.
     *("list_appliers", "why", "topic_metrics", "server_metrics"),
-    *("set_topic", "pause_topic", "resume_topic"),
+    *("create_topic", "set_topic", "pause_topic", "resume_topic"),
     # Who may act on a topic nobody writes, and a caller sees no more of a key than how far it is.
     *("grant_topic", "revoke_topic", "_is_granted", "_require_grant", "progress"),
     *OPERATOR_ACTIONS,

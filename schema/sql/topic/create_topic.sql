@@ -6,10 +6,10 @@ CREATE FUNCTION inturn.create_topic(
     gap_timeout interval DEFAULT NULL, lease interval DEFAULT '30 seconds', max_in_flight integer DEFAULT 100,
     timeout interval DEFAULT NULL, max_pending bigint DEFAULT NULL
 ) RETURNS boolean
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Creates a topic. Returns true, or false when it is there already with the same settings.
+-- Creates a topic, and records who did. Returns true, or false when it is there already with the same settings.
 --
 -- target: 'python'; 'sql:SCHEMA.FUNCTION', a function that takes one inturn.command, or inturn.command[]; or an address, 'http://...'.
 -- numbering: 'assigned', in commit order; 'given': callers number the commands of each key from first_seq on; 'arrival': in the
@@ -24,6 +24,7 @@ BEGIN
     PERFORM inturn._check_topic(topic);
     INSERT INTO inturn.topic SELECT topic.* ON CONFLICT DO NOTHING;
     IF FOUND THEN
+        PERFORM inturn._record_action(name, '', NULL, 'create', NULL, NULL, to_jsonb(topic));
         RETURN true;
     END IF;
     PERFORM FROM inturn.topic t WHERE t.name = topic.name

@@ -222,7 +222,7 @@ def _the_story_is_told(shop: Database) -> None:
         ("resume", "shop", "mistake", None, None),
         ("resume", "bills", "", None, None),
     ]
-    assert shop.value("SELECT count(*) FROM inturn.operator_action") == len(story)
+    assert shop.value("SELECT count(*) FROM inturn.operator_action WHERE action <> 'create'") == len(story)
     assert shop.execute("SELECT before, after FROM inturn.operator_action WHERE action = 'amend'") == [
         ({"name": "fail", "payload": {}}, {"name": "update", "payload": {}})
     ]

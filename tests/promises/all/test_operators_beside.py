@@ -92,7 +92,7 @@ def test_p3_prefix_with_operators_in_a_crowd(witness: Database) -> None:
         )
         until(lambda: settle(witness), "no key held")
     done = dict(witness.execute("SELECT action, count(*) FROM inturn.operator_action GROUP BY action"))
-    assert set(done) == {"skip", "cancel-rest", "pause", "resume", "retry"}, done
+    assert set(done) == {"create", "skip", "cancel-rest", "pause", "resume", "retry"}, done
     assert oracle.check_drained("n%") > 200
     assert oracle.check_drained() > 600
 

@@ -862,7 +862,9 @@ def test_nothing_is_found_beside_callers_appliers_and_operators_at_work(witness:
             stack.enter_context(repeating(operator(witness)))
         stack.enter_context(crowd.applying(2))
         crowd.call(4, "'orders', 150, 20")
-    done = witness.execute("SELECT action, count(*) FROM inturn.operator_action GROUP BY 1")
+    done = witness.execute(
+        "SELECT action, count(*) FROM inturn.operator_action WHERE action <> 'create' GROUP BY 1"
+    )
     assert {action for action, _ in done} == {
         "skip",
         "cancel-rest",

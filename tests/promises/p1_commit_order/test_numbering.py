@@ -381,7 +381,9 @@ def test_fill_gap_passes_over_the_missing_number_and_its_late_append_is_refused(
     assert given.execute("SELECT seq, skipped_by, reason FROM inturn.skip") == [
         (2, "operator", "lost at A, ticket 99")
     ]
-    assert given.execute("SELECT action, seq FROM inturn.operator_action") == [("fill-gap", 2)]
+    assert given.execute("SELECT action, seq FROM inturn.operator_action WHERE action <> 'create'") == [
+        ("fill-gap", 2)
+    ]
     late = refusal(given.connect(), "SELECT inturn.append('given', 'x', 'insert', seq => 2)")
     assert late.sqlstate == PASSED
     assert late.message == "seq 2 of key 'x' of topic 'given' was passed over"
