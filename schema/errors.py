@@ -167,7 +167,7 @@ class OutOfTurn(InturnError):
 class TopicNotGranted(InturnError):
     """The topic is granted to other callers, appliers or operators only."""
 
-    sqlstate = "IT060"
+    sqlstate = "IT014"
 
 
 class UnknownKey(InturnError):

@@ -24,7 +24,7 @@ class TopicRow(NamedTuple):
 def list_topics(schema: str, named: Sequence[str]) -> Call[list[TopicRow]]:
     """Return the call that lists the topics that the session may apply.
 
-    named: IT060 is raised when one of these is granted to other appliers only.
+    named: IT014 is raised when one of these is granted to other appliers only.
     """
     return Call(
         statement(

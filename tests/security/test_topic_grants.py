@@ -15,7 +15,7 @@ from support.refusal import refusal
 
 from inturn.outbox import append
 
-NOT_GRANTED = "IT060"
+NOT_GRANTED = "IT014"
 GRANT = "SELECT inturn.grant_topic(%s, %s, %s, 'because')"
 APPEND = "SELECT inturn.append(%s, 'x', 'insert')"
 
@@ -52,6 +52,9 @@ CALLS = (
     "SELECT inturn.append_many('{topic}', '{{x,y}}', '{{a,b}}')",
     "INSERT INTO inturn.outbox (topic, key, name) VALUES ('{topic}', 'x', 'insert')",
     "SELECT inturn.progress('{topic}', 'x')",
+    "SELECT inturn.wait_state('{topic}', 'x', 1)",
+    "SELECT inturn.announce_wait('{topic}', 'x')",
+    "SELECT inturn.wait('{topic}', 'x', 0)",
 )
 
 
@@ -69,6 +72,15 @@ def test_a_caller_appends_to_its_own_topic_and_to_no_other(two: Database, call: 
     # A topic that is granted to nobody is open to the role.
     pay.execute(call.format(topic="stock"))
     shop.execute(call.format(topic="stock"))
+
+
+def test_an_operator_of_the_topic_waits_as_its_callers_do(two: Database) -> None:
+    shop, ops, others = _user(two, "caller", "shop"), _user(two, "operator", "ops"), _user(two, "operator", "oth")
+    _grant(two, "orders", "caller", shop)
+    ops.execute("SELECT inturn.wait('orders', 'x', 0)")
+    _grant(two, "orders", "operator", ops)
+    ops.execute("SELECT inturn.wait('orders', 'x', 0)")
+    assert refusal(others, "SELECT inturn.wait('orders', 'x', 0)").sqlstate == NOT_GRANTED
 
 
 @pytest.mark.parametrize(("topic", "arguments"), [("given", ", seq => 1"), ("posts", ""), ("given", "")])

@@ -199,7 +199,7 @@ DEFINERS = {
     *("list_appliers", "why", "topic_metrics", "server_metrics"),
     *("create_topic", "set_topic", "pause_topic", "resume_topic"),
     # Who may act on a topic nobody writes, and a caller sees no more of a key than how far it is.
-    *("grant_topic", "revoke_topic", "_is_granted", "_require_grant", "progress"),
+    *("grant_topic", "revoke_topic", "_is_granted", "_require_grant", "_require_sight", "progress"),
     *OPERATOR_ACTIONS,
 }
 

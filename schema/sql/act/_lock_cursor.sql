@@ -3,7 +3,7 @@
 -- Waits for the applier that is at work on the key, in its transaction or by lease, for at most lock_timeout (set it: the
 -- default is for ever). beside_lease: an applier's lease is no obstacle.
 -- Locks the key's ticket; of an idle key, which has none, its row in key_sequence, so that its callers wait too.
--- Raises IT001, IT040 no such key, IT042 when the wait was too long, with who holds it; IT031 outside READ COMMITTED, IT060.
+-- Raises IT001, IT040 no such key, IT042 when the wait was too long, with who holds it; IT031 outside READ COMMITTED, IT014.
 CREATE FUNCTION inturn._lock_cursor(topic text, key text, beside_lease boolean DEFAULT false) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off

@@ -1,6 +1,6 @@
 -- Records what an operator did, and returns the entry. Internal to the operators' functions.
 --
--- Raises IT060 when the topic is granted to other operators only.
+-- Raises IT014 when the topic is granted to other operators only.
 -- Who: the session's login; and, as far as the session says so, inturn.os_user and inturn.acting_as (set_config).
 CREATE FUNCTION inturn._record_action(
     topic text, key text, seq bigint, action text, reason text, before jsonb, after jsonb

@@ -18,7 +18,7 @@
 -- That trusts the clock not to be set back; where it was, and every minute, a pass begins at the very first entry.
 -- A transaction that has a number already cannot tell, and leaves safe_at where it was.
 -- No pass looks further than a second ahead: the leases that were given back lie there.
--- The caller commits at once. Raises IT060 for a topic that is granted to other appliers only. Locks what _number_arrivals and _take_hints lock.
+-- The caller commits at once. Raises IT014 for a topic that is granted to other appliers only. Locks what _number_arrivals and _take_hints lock.
 CREATE FUNCTION inturn._begin_pass(topics text[], last inturn._pass) RETURNS inturn._pass
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off

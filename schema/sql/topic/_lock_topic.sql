@@ -1,6 +1,6 @@
 -- Locks a topic for an operator, and returns it. Internal to the operators' functions.
 --
--- Callers and appliers only read topics: they do not wait for this lock, other operators do. Raises IT001, IT060.
+-- Callers and appliers only read topics: they do not wait for this lock, other operators do. Raises IT001, IT014.
 CREATE FUNCTION inturn._lock_topic(name text) RETURNS inturn.topic
 LANGUAGE plpgsql VOLATILE
 AS $$

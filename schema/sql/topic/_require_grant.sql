@@ -1,13 +1,13 @@
 -- Refuses whoever may not act as caller, applier or operator on a topic: see _is_granted. Internal. Takes no locks.
 --
--- Raises IT060.
+-- Raises IT014.
 CREATE FUNCTION inturn._require_grant(topic text, role text) RETURNS void
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF NOT inturn._is_granted(topic, role) THEN
-        RAISE EXCEPTION USING ERRCODE = 'IT060',
+        RAISE EXCEPTION USING ERRCODE = 'IT014',
             MESSAGE = format('topic %L is not granted to %s as %s', topic,
                              coalesce(nullif(current_setting('role'), 'none'), session_user), role),
             HINT = format('It is granted to others only. Whoever owns the schema can: SELECT inturn.grant_topic(%L, %L, LOGIN).',

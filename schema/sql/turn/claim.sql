@@ -14,7 +14,7 @@ AS $$
 -- epoch is the number of the turn that this claim starts. A paused topic has no key to claim.
 -- Locks the keys' tickets, skipping locked ones; held until the end of the transaction. Claim at its top level:
 -- finish and fail do not know a claim made under a savepoint.
--- Raises IT060 when the topic is granted to other appliers only.
+-- Raises IT014 when the topic is granted to other appliers only.
 -- Every row is a key: rows of commands are never locked, so nothing slides past a locked head.
 DECLARE
     -- A variable, not a call in the query: a volatile function cannot bound an index scan, and the scan would

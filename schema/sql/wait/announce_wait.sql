@@ -10,12 +10,13 @@ AS $$
 -- Commit, LISTEN, and only then look where the key stands: see wait_state. Everybody who waits for a key shares one announcement.
 -- NULL: more is announced than there is room for; look again from time to time.
 -- Locks nothing but rows of waits that are over, skipping locked ones.
--- Raises IT001 for an unknown topic, IT002 for a key that cannot be one.
+-- Raises IT001 for an unknown topic, IT002 for a key that cannot be one, IT014 where the topic is granted to others.
 DECLARE
     now constant timestamptz := clock_timestamp();
     announced bigint;
 BEGIN
     PERFORM inturn._refuse_command(topic, key, 'wait', NULL, NULL);
+    PERFORM inturn._require_sight(topic);
     IF (SELECT true FROM inturn.waiter w WHERE w.topic = announce_wait.topic AND w.key = announce_wait.key
         AND w.until > now + interval '10 seconds' LIMIT 1) IS NULL
     THEN

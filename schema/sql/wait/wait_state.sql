@@ -17,12 +17,13 @@ AS $$
 -- state, since: of the key, as key_state has it, or topic paused. says: the same in words, where it is not applied.
 -- in_hand: a transaction had the key in hand that may have looked for waiters before this wait was announced: look again soon,
 -- until none has. Whoever takes the key in hand later sees the announcement, and notifies.
--- Takes no locks. Raises IT001, IT002, IT005; IT040 without a seq when nothing was ever committed; 22023 for a seq below 0.
+-- Takes no locks. Raises IT001, IT002, IT005, IT014; IT040 without a seq when nothing was ever committed; 22023 for a seq below 0.
 DECLARE
     settings inturn.topic;
     c inturn.key_cursor;
 BEGIN
     PERFORM inturn._refuse_command(topic, key, 'wait', NULL, idempotency_key);
+    PERFORM inturn._require_sight(topic);
     IF seq < 0 THEN
         RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = format('seq is %s; commands are numbered from 0 or 1 on', seq);
     ELSIF seq IS NULL THEN
