@@ -17,9 +17,9 @@ OLDEST = "-infinity"
 
 
 class Handled(NamedTuple):
-    """A command's call of its handler: when it began, by this machine's clock (time.time()), and how long it took.
+    """A command's call of its handler: when it began, and how long it took.
 
-    seconds: its share, where one call took several commands.
+    began_at: by this machine's clock (time.time()). seconds: its share, where one call took several commands.
     """
 
     order: Order

@@ -75,7 +75,11 @@ def test_a_caller_appends_to_its_own_topic_and_to_no_other(two: Database, call: 
 
 
 def test_an_operator_of_the_topic_waits_as_its_callers_do(two: Database) -> None:
-    shop, ops, others = _user(two, "caller", "shop"), _user(two, "operator", "ops"), _user(two, "operator", "oth")
+    shop, ops, others = (
+        _user(two, "caller", "shop"),
+        _user(two, "operator", "ops"),
+        _user(two, "operator", "oth"),
+    )
     _grant(two, "orders", "caller", shop)
     ops.execute("SELECT inturn.wait('orders', 'x', 0)")
     _grant(two, "orders", "operator", ops)
