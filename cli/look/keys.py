@@ -15,7 +15,16 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import TOPIC, shown
-from inturn.cli.terminal.output import Column, age, echo, first_line, json_option, print_json, table_lines
+from inturn.cli.terminal.output import (
+    Column,
+    age,
+    echo,
+    echo_all,
+    first_line,
+    json_option,
+    print_json,
+    table_lines,
+)
 from inturn.cli.terminal.rows import Row, clock, fetch
 from inturn.cli.terminal.spans import refuse_interval
 from inturn.cli.terminal.watch import watch_lines, watch_option
@@ -157,8 +166,7 @@ def keys(
     if as_json:
         print_json(listing.listed)
     elif listing.found:
-        for line in print_out(listing):
-            echo(line)
+        echo_all(print_out(listing))
     elif not check:
         echo("inturn: no such keys" if wanted.filtered or errors else "inturn: no keys yet", err=True)
     for remark in listing.remarks:

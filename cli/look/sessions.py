@@ -13,12 +13,14 @@ _OWNER = """
     WHERE nspname = %s AND NOT pg_catalog.pg_has_role(nspowner, 'pg_read_all_stats', 'USAGE')"""
 
 
-def say_what_is_hidden(connection: Connection[Any], schema: str) -> None:
+def say_what_is_hidden(connection: Connection[Any], schema: str, *, quiet: bool = False) -> None:
     """Say in a line on stderr that other users' sessions are hidden, and what to grant, where that is so.
 
     Raises:
         psycopg.Error: the database refused.
     """
+    if quiet:
+        return
     for (owner,) in connection.execute(_OWNER, [schema]):
         echo(
             "inturn: what sessions of other users do is not shown, because the schema's owner may not see it."

@@ -16,7 +16,16 @@ from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.sessions import say_what_is_hidden
 from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import TOPIC, shown
-from inturn.cli.terminal.output import Column, age, echo, first_line, json_option, print_json, table_lines
+from inturn.cli.terminal.output import (
+    Column,
+    age,
+    echo,
+    echo_all,
+    first_line,
+    json_option,
+    print_json,
+    table_lines,
+)
 from inturn.cli.terminal.rows import Row, clock, fetch
 from inturn.cli.terminal.spans import refuse_interval
 from inturn.cli.terminal.watch import watch_lines, watch_option
@@ -84,18 +93,15 @@ def status(
         if watch:
             return watch_lines(watch, lambda: _watched(_read(connection, database.schema, topic, None)))
         found = _read(connection, database.schema, topic, older_than)
-        if not (as_json or check):
-            say_what_is_hidden(connection, database.schema)
+        say_what_is_hidden(connection, database.schema, quiet=as_json or check)
     problems = list(_problems(found, older_than)) if check else []
     if as_json:
         document = {"topics": found.topics, "appliers": found.appliers}
         print_json(document | {"problems": problems} if check else document)
     elif check:
-        for problem in problems:
-            echo(f"topic {shown(problem['topic'])}: {problem['says']}")
+        echo_all(f"topic {shown(problem['topic'])}: {problem['says']}" for problem in problems)
     elif found.topics:
-        for line in _lines(found):
-            echo(line)
+        echo_all(_lines(found))
     else:
         echo(_NO_TOPICS, err=True)
     return ExitCode.UNHEALTHY if problems else ExitCode.OK

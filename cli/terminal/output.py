@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -67,6 +67,12 @@ def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     click.echo(visible(str(text) if not isinstance(text, Ours) else text), err=err, nl=nl)
 
 
+def echo_all(lines: Iterable[str]) -> None:
+    """Print lines, each by `echo`."""
+    for line in lines:
+        echo(line)
+
+
 def visible(line: str) -> str:
     """Return a line as `echo` prints it."""
     return line if isinstance(line, Ours) else escape(line)
@@ -121,8 +127,7 @@ def print_table(
             its own below the row, elsewhere it is the row's last column.
         notes_heading: what that column is called.
     """
-    for line in table_lines(columns, rows, notes, notes_heading):
-        echo(line)
+    echo_all(table_lines(columns, rows, notes, notes_heading))
 
 
 def table_lines(
