@@ -19,7 +19,6 @@ from inturn.cli.terminal.key_text import TOPIC, shown
 from inturn.cli.terminal.output import (
     Column,
     age,
-    echo,
     echo_all,
     first_line,
     json_option,
@@ -96,14 +95,14 @@ def status(
         say_what_is_hidden(connection, database.schema, quiet=as_json or check)
     problems = list(_problems(found, older_than)) if check else []
     if as_json:
-        document = {"topics": found.topics, "appliers": found.appliers}
-        print_json(document | {"problems": problems} if check else document)
+        more = {"problems": problems} if check else {}
+        print_json({"topics": found.topics, "appliers": found.appliers, **more})
     elif check:
         echo_all(f"topic {shown(problem['topic'])}: {problem['says']}" for problem in problems)
     elif found.topics:
         echo_all(_lines(found))
     else:
-        echo(_NO_TOPICS, err=True)
+        echo_all([_NO_TOPICS], err=True)
     return ExitCode.UNHEALTHY if problems else ExitCode.OK
 
 

@@ -67,10 +67,10 @@ def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     click.echo(visible(str(text) if not isinstance(text, Ours) else text), err=err, nl=nl)
 
 
-def echo_all(lines: Iterable[str]) -> None:
+def echo_all(lines: Iterable[str], *, err: bool = False) -> None:
     """Print lines, each by `echo`."""
     for line in lines:
-        echo(line)
+        echo(line, err=err)
 
 
 def visible(line: str) -> str:
