@@ -73,10 +73,10 @@ class Fleet:
         workers: how many threads and connections.
         max_keys: the most keys that share a transaction.
         drain: stop when nothing is ready.
-        prepare: let the driver prepare statements on the server; not through a pooler in
-            transaction mode that does not know them.
+        prepare: let the driver prepare statements on the server; not every pooler knows them.
         schema: where inturn is installed.
         http_timeouts: of the posts to HTTP targets; None: the defaults.
+        prune: while nothing is ready, remove what the topics' retain lets go.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class Fleet:
         prepare: bool = True,
         schema: str = DEFAULT_SCHEMA,
         http_timeouts: Timeouts | None = None,
+        prune: bool = False,
     ) -> None:
         self._connections = Connections(dsn, 5 if prepare else None)
-        self._count = workers
-        self._max_keys = max_keys
-        self._drain = drain
+        self._count, self._max_keys = workers, max_keys
+        self._drain, self._prune = drain, prune
         self._schema = schema
         self.stop = Stop()
         self.bell = Bell(workers)
@@ -219,6 +219,7 @@ class Fleet:
             hand=hand,
             recovery=self._recovery,
             tallies=self.tallies,
+            prune=self._prune,
         )
         self._crew.add(worker, f"inturn-worker-{number}")
 

@@ -44,6 +44,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "metrics": ("inturn.cli.look.metrics:metrics", "Print metrics for Prometheus."),
         "verify": ("inturn.cli.look.verify:verify", "Check from what is stored that all was in turn."),
     },
+    "Keep small": {"prune": ("inturn.cli.run.prune:prune", "Remove what need not be kept any more.")},
     "Put right": {action.name: (action.where, action.line) for action in ACTIONS},
 }
 

@@ -121,6 +121,12 @@ class SeqTooFarAhead(CommandRefused):
     sqlstate = "IT053"
 
 
+class SeqPruned(CommandRefused):
+    """A given seq is done, and its command was pruned: nothing tells whether it was this one."""
+
+    sqlstate = "IT071"
+
+
 class AppendConflict(InturnError):
     """The caller's snapshot is older than the key's last append: run the transaction again."""
 
@@ -236,6 +242,12 @@ class KeyHeld(NotApplied):
 
     sqlstate = "IT066"
     default_hint = "An operator finds out why by: inturn why KEY"
+
+
+class PruneRefused(InturnError):
+    """Nothing says how long to keep what was applied, or what was said cannot be."""
+
+    sqlstate = "IT070"
 
 
 class SchemaMismatch(InturnError):

@@ -150,6 +150,11 @@ def listen(schema: str) -> sql.Composed:
     return sql.SQL("LISTEN {}").format(sql.Identifier(f"{schema}.ready"))
 
 
+def prune_idle(schema: str) -> Call[bool]:
+    """Return the call that prunes one batch, of whatever topic it is due for; it says whether one was."""
+    return Call(statement("SELECT {schema}._prune_idle()", schema), (), value)
+
+
 def pending_commands(schema: str, topics: list[str]) -> Call[int]:
     return Call(statement("SELECT {schema}.pending_commands(%s)", schema), (topics,), value)
 

@@ -15,8 +15,9 @@ from inturn.applier.inside.session import session_of
 class Passes:
     """Finds the topics with ready keys, by one statement a pass; one for each worker. See _begin_pass."""
 
-    def __init__(self, schema: str) -> None:
+    def __init__(self, schema: str, *, prune: bool = False) -> None:
         self._schema = schema
+        self._prune = prune
         self._topics: list[str] = []
         self._on_arrival: frozenset[str] = frozenset()
         # What _begin_pass returned last; to it alone it means something.
@@ -56,6 +57,14 @@ class Passes:
         self._hands = dict(zip(found, hands, strict=True))
         self.due = None if due is None else max(float(due), 0.0)
         return list(found)
+
+    def prune(self, connection: psycopg.Connection[Any]) -> bool:
+        """Prune a batch, if that is asked for and due; return whether it was.
+
+        Raises:
+            psycopg.Error: the connection or the database failed.
+        """
+        return self._prune and session_of(connection).call(calls.appliers.prune_idle(self._schema))
 
     def needed(self, topics: Iterable[str]) -> bool:
         """Return whether only a pass finds what has come in these topics: it has to be numbered first."""

@@ -69,6 +69,9 @@ class Rounds:
             if found:
                 rung, poll_seconds = frozenset(), pacing.FIRST_POLL_SECONDS
                 continue
+            if self._passes.prune(connection):
+                rung = frozenset()
+                continue
             if self._drain and not self._visits.left_out:
                 return
             if self._drain:

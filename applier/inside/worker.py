@@ -38,6 +38,7 @@ class Worker:
         schema: where inturn is installed.
         max_keys: the most keys that share a transaction.
         drain: stop when nothing is ready, rather than wait for more.
+        prune: when nothing is ready, remove what topics need not keep any more.
         stop, bell: shared with the other workers of the process.
         hand: what its targets hold their commands in.
         recovery, tallies: shared with the other workers of the process, too.
@@ -56,6 +57,7 @@ class Worker:
         hand: Hand | None = None,
         recovery: Recovery | None = None,
         tallies: Tallies | None = None,
+        prune: bool = False,
     ) -> None:
         self._connect = connect
         self._drain, self._stop = drain, stop
@@ -63,14 +65,13 @@ class Worker:
         self._failed_in_a_row = 0
         # The turn in which the last connection broke, until that is recorded.
         self._lost: TurnLost | None = None
-        self.hand = hand or Hand()
-        self._recovery = recovery or Recovery()
+        self.hand, self._recovery = hand or Hand(), recovery or Recovery()
         #: It was given up: a handler does not return. If it does after all, the worker ends.
         self.abandoned = False
         self.totals = Totals()
         #: Why the worker ended before it should have; None while it runs and after a good end.
         self.error: Exception | None = None
-        sleep, tallies = Sleep(schema), tallies or Tallies()
+        sleep, passes, tallies = Sleep(schema), Passes(schema, prune=prune), tallies or Tallies()
         self._visits = Visits(
             max_keys=max_keys,
             stop=stop,
@@ -81,7 +82,7 @@ class Worker:
             found=self._found,
         )
         self._rounds = Rounds(
-            choose, Passes(schema), self._visits, sleep, drain=drain, stop=stop, bell=bell, ended=self._ended
+            choose, passes, self._visits, sleep, drain=drain, stop=stop, bell=bell, ended=self._ended
         )
 
     def _ended(self) -> bool:

@@ -33,6 +33,8 @@ def print_key(key: Row, *, errors: bool, payload: bool | None) -> None:
     if key["oldest_pending_at"]:
         lag += f", the {'first' if key['waiting_at'] else 'next'} for {_since(key['oldest_pending_at'], now)}"
     echo(f"applied  {key['applied_seq']} of {key['last_seq']}{lag}")
+    if key["history_seq"] is not None:
+        echo(f"history  begins at {key['history_seq']}: what came before was pruned")
     if key["arrived"]:
         commands = "1 command has" if key["arrived"] == 1 else f"{key['arrived']:,} commands have"
         echo(f"arrived  {commands} no number yet, the first for {_since(key['arrived_at'], now)}")
@@ -173,6 +175,8 @@ def _entry(entry: Row, now: datetime) -> list[str]:
         about = "" if entry["from_seq"] is None else f" {entry['from_seq']}"
         return ["", "", entry["what"] + about, _who({**entry, "db_user": entry["done_by"]}),
                 _since(entry["at"], now) + " ago", ""]  # fmt: skip
+    if entry["kind"] == "history":
+        return ["", "", f"history begins at {entry['from_seq']}", "", "", ""]
     first, last = entry["from_seq"], entry["to_seq"]
     return [
         str(entry["epoch"]),
@@ -190,7 +194,7 @@ def _span(first: int, last: int) -> str:
 
 def _says(entry: Row) -> str:
     line = first_line(entry["says"])
-    if not line or entry["kind"] == "action":
+    if not line or entry["kind"] != "turn":
         return line
     became = entry["what"] if entry["what"] in ("skipped", "cancelled") else "failed"
     return f"{entry['to_seq'] + 1} {became}: {line}"

@@ -16,11 +16,13 @@ SELECT c.topic, c.key, {schema}.key_state(c) AS state,
        CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END AS pending,
        c.epoch, c.attempts, t.max_attempts, c.ready_at, c.failed_at, c.held_at, c.last_error,
        c.paused_at, c.paused_until, t.paused_at AS topic_paused_at, t.paused_until AS topic_paused_until,
-       t.first_seq, c.waiting_at, c.waiting_at + t.gap_timeout AS held_from,
+       greatest(t.first_seq, h.history_seq) AS first_seq, h.history_seq,
+       c.waiting_at, c.waiting_at + t.gap_timeout AS held_from,
        c.claimed_by, c.claimed_at, c.lease_until, a.arrived, a.arrived_at,
        clock_timestamp() AS now
 FROM {schema}.topic t
 JOIN {schema}.key_cursor c ON c.topic = t.name
+JOIN {schema}.key_sequence h ON h.topic = c.topic AND h.key = c.key
 CROSS JOIN LATERAL (
     SELECT greatest(c.applied_seq, (SELECT max(l.seq) FROM {schema}.command_log l
                                     WHERE l.topic = c.topic AND l.key = c.key)) AS last_seq) l

@@ -78,6 +78,7 @@ FEW_TOPICS = 5
     show_default=True,
     help="Seconds to connect to the service.",
 )
+@click.option("--prune", is_flag=True, help="While nothing is ready, remove what topics' retain lets go.")
 @click.option("--drain", is_flag=True, help="Stop when nothing is ready, instead of waiting for more.")
 @click.option(
     "--max-seconds",
@@ -121,6 +122,7 @@ def apply(
     http_timeout: float,
     http_read_timeout: float,
     http_connect_timeout: float,
+    prune: bool,
     drain: bool,
     max_seconds: float | None,
     grace: float,
@@ -156,6 +158,7 @@ def apply(
         quiet=quiet,
         log_level=log_level,
         counts=metrics_port is not None,
+        prune=prune,
     )
     port = None if metrics_port is None else Port(metrics_host, metrics_port)
     logs.set_up(log_format, level=options.level)

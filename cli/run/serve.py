@@ -38,6 +38,7 @@ class Options:
         log_format: `text` or `json`.
         quiet: no summary when there was nothing to do; log warnings only, unless log_level says else.
         counts: tell the parent what was counted for metrics.
+        prune: see Fleet.
         log_level: `debug`, `info`, `warning` or `error`; None: as quiet says.
     """
 
@@ -56,6 +57,7 @@ class Options:
     quiet: bool
     log_level: str | None = None
     counts: bool = False
+    prune: bool = False
 
     @property
     def level(self) -> str:
@@ -86,6 +88,7 @@ class Options:
             prepare=self.prepare,
             schema=self.schema,
             http_timeouts=Timeouts(*self.http_timeouts),
+            prune=self.prune,
         )
 
 

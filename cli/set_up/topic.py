@@ -67,13 +67,10 @@ _SETTINGS: _Settings = (
     ("--lease", "INTERVAL", str, "How long an applier has a key outside without renewing.", "30 seconds"),
     ("--timeout", "INTERVAL", str, "A command that takes longer fails; 0: no limit.", "never"),
     ("--max-in-flight", "N", int, "How many keys an applier process works on outside at a time.", "100"),
-    (
-        "--max-pending",
-        "N",
-        int,
-        "The most commands that a key may have pending; 0: no limit.",
-        "unlimited",
-    ),
+    ("--max-pending", "N", int, "The most commands that a key may have pending; 0: no limit.", "unlimited"),
+    ("--retain", "INTERVAL", str, "Prune what was applied so long ago; 0: keep it.", "never"),
+    ("--retain-idempotency", "INTERVAL", str, "The same with an idempotency key; 0: no longer.", "as retain"),
+    ("--forget-idle-after", "INTERVAL", str, "Prune keys whole that were idle so long; 0: never.", "never"),
 )
 
 
@@ -108,7 +105,7 @@ def create(database: Database, /, name: str, **settings: str | int | None) -> No
     database: over HTTP, or in a handler with outside=True.
     """
     given = {"name": name, **{key: value for key, value in settings.items() if value is not None}}
-    for name_of_none in ("gap_timeout", "timeout", "max_pending"):
+    for name_of_none in (*_NONE_BY_0, "max_pending"):
         if given.get(name_of_none) in ("0", 0):
             del given[name_of_none]
     arguments = sql.SQL(", ").join(
@@ -162,7 +159,7 @@ def _changed(done: Recorded) -> str:
 _QUERY = """
 SELECT name AS topic, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands,
        on_exhausted, paused_at, paused_until, created_at, numbering, first_seq, max_ahead, gap_timeout, lease,
-       max_in_flight, timeout, max_pending
+       max_in_flight, timeout, max_pending, retain, retain_idempotency, forget_idle_after
 FROM {}.topic WHERE %(name)s::text IS NULL OR name = %(name)s ORDER BY name
 """
 
@@ -260,7 +257,8 @@ def _value(row: Row, name: str) -> str:
     return "unlimited" if value is None else str(value)
 
 
-_INTERVALS = ("backoff_base", "backoff_cap", "gap_timeout", "lease", "timeout")
+_NONE_BY_0 = ("gap_timeout", "timeout", "retain", "retain_idempotency", "forget_idle_after")
+_INTERVALS = ("backoff_base", "backoff_cap", "lease", *_NONE_BY_0)
 
 
 def _in_seconds(topic: Row) -> Row:

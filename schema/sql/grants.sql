@@ -96,7 +96,8 @@ GRANT EXECUTE ON ROUTINE
     inturn.next_ready(text[], timestamptz),
     inturn.pending_commands(text[]),
     inturn.topic_metrics(),
-    inturn.server_metrics()
+    inturn.server_metrics(),
+    inturn._prune_idle()
 TO inturn_applier;
 GRANT SELECT ON inturn.topic, inturn.topic_grant, inturn.command_log, inturn.intake TO inturn_applier;
 GRANT SELECT, UPDATE ON inturn.key_sequence TO inturn_applier;
@@ -114,7 +115,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.applier TO inturn_applier;
 GRANT SELECT ON ALL TABLES IN SCHEMA inturn TO inturn_operator;
 GRANT EXECUTE ON FUNCTION
     inturn.create_topic(text, text, integer, interval, interval, integer, integer, text,
-                        text, bigint, bigint, interval, interval, integer, interval, bigint),
+                        text, bigint, bigint, interval, interval, integer, interval, bigint,
+                        interval, interval, interval),
     inturn._address_problem(text),
     inturn._check_topic(inturn.topic),
     inturn._target_kinds(),
@@ -149,5 +151,11 @@ GRANT EXECUTE ON FUNCTION
     inturn.fill_gap(text, text, bigint, text),
     inturn.pause_topic(text, text, timestamptz),
     inturn.resume_topic(text, text),
-    inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text, bigint, interval, interval, integer, interval, bigint)
+    inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text, bigint, interval, interval, integer, interval, bigint,
+                     interval, interval, interval)
+TO inturn_operator;
+-- The procedure commits, so it cannot run as its owner; what it calls does.
+GRANT EXECUTE ON ROUTINE
+    inturn.prune_batch(text, text, interval, integer),
+    inturn.prune(text, interval, double precision, bigint, bigint, bigint, boolean)
 TO inturn_operator;

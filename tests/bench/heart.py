@@ -1,4 +1,6 @@
-"""How the storage holds: crowds, snapshots, topics, backlog, fairness, latency, cost, waiters; half an hour.
+"""How the storage holds: crowds, snapshots, topics, backlog, fairness, latency, cost, waiters, retention.
+
+An hour.
 
 All on one throw-away server. `make bench` measures the rates themselves, against a plain INSERT.
 """
@@ -18,12 +20,24 @@ from pathlib import Path
 from rich.console import Console
 from support.server import Server
 
-from bench import SETTINGS, backlog, cost, crowds, fairness, kinds, latency, snapshot, topics, waiters
+from bench import (
+    SETTINGS,
+    backlog,
+    cost,
+    crowds,
+    fairness,
+    kinds,
+    latency,
+    retention,
+    snapshot,
+    topics,
+    waiters,
+)
 from bench.ground import Ground
 from bench.section import Section
 
 _COMMAND = "PYTHONPATH=tests .venv/bin/python -m bench.heart"
-_NAMES = ("crowds", "snapshot", "topics", "backlog", "fairness", "latency", "cost", "waiters")
+_NAMES = ("crowds", "snapshot", "topics", "backlog", "fairness", "latency", "cost", "waiters", "retention")
 
 
 def main() -> None:
@@ -89,6 +103,7 @@ def _measures(options: argparse.Namespace, ground: Ground) -> dict[str, Callable
         "latency": partial(latency.measure, ground),
         "cost": partial(cost.measure, ground),
         "waiters": partial(waiters.measure, ground),
+        "retention": partial(retention.measure, ground, options.held),
     }
     return {name: measure for name, measure in measures.items() if name in options.only}
 

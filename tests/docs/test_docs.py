@@ -378,6 +378,7 @@ def test_settings_reference_has_every_setting_and_its_default(database: Database
     shown = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", text, re.MULTILINE)
     times = {"00:00:01": "1 second", "00:05:00": "5 minutes", "00:00:30": "30 seconds"}
     without = {"target": "python", "gap_timeout": "none", "timeout": "none", "max_pending": "none"}
+    without |= {"retain": "none", "retain_idempotency": "none", "forget_idle_after": "none"}
     assert dict(shown) == {
         name: times.get(default, default) if default else without[name] for name, default in real
     }

@@ -13,7 +13,7 @@ FILE_LINES, CLASS_LINES, FUNCTION_LINES, FOLDER_FILES = 300, 200, 40, 15
 EXCEPTIONS = {
     "cli/demo/command.py:demo": 56,  # most of it is text, and the table that it prints
     "cli/look/keys.py:keys": 46,  # half of it declares and documents the options of the command
-    "cli/run/apply.py:apply": 49,  # it hands eighteen options on
+    "cli/run/apply.py:apply": 51,  # it hands nineteen options on
 }
 
 

@@ -34,6 +34,7 @@ ROUTINES = {
         *("create_topic", "set_topic", "pause_topic", "resume_topic"),
         *("list_keys", "list_errors", "topic_status", "pending_commands", "key_state"),
         *("topic_metrics", "server_metrics"),
+        *("prune", "prune_batch"),
         *("list_appliers", "why", "timeline", "verify", "verify_slice", "verify_topics"),
         *OPERATOR_ACTIONS,
         *WAITS,
@@ -59,6 +60,8 @@ RELATIONS = {
     "applier": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
     "waiter": ("", "SELECT", "SELECT"),
     "waiter_id_seq": ("", "", ""),
+    "forgotten": ("", "", "SELECT"),
+    "prune_pass": ("", "", "SELECT"),
     "skip": ("", "INSERT SELECT", "SELECT"),
     "operator_action_id_seq": ("", "", ""),
     "operator_action": ("", "", "SELECT"),
@@ -195,6 +198,7 @@ DEFINERS = {
     *WAITS,
     # An applier numbers what has arrived, and may not write to the log.
     "_number_arrivals",
+    *("_prune_idle", "prune_batch"),
     # These show an operator the sessions of others.
     *("list_appliers", "why", "topic_metrics", "server_metrics"),
     *("create_topic", "set_topic", "pause_topic", "resume_topic"),

@@ -23,7 +23,7 @@ BEGIN
     SELECT * INTO command FROM inturn.command_log l
     WHERE l.topic = amend.topic AND l.key = amend.key AND l.seq = amend.seq FOR UPDATE;
     IF command.seq IS NULL THEN
-        PERFORM inturn._refuse_action(topic, key, format('has no command %s', seq), 'See its commands with inturn show.');
+        PERFORM inturn._refuse_action(topic, key, inturn._no_command(topic, key, seq), 'See its commands with inturn show.');
     ELSIF seq <= cursor.applied_seq THEN
         PERFORM inturn._refuse_action(topic, key, format('has command %s behind it: it is at %s', seq, cursor.applied_seq),
             'What was applied or skipped cannot be amended; append a new command instead.');

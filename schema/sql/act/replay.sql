@@ -29,7 +29,7 @@ BEGIN
     SELECT l.seq INTO replayed FROM inturn.command_log l
     WHERE l.topic = replay.topic AND l.key = replay.key AND l.idempotency_key = again;
     IF command.seq IS NULL THEN
-        PERFORM inturn._refuse_action(topic, key, format('has no command %s', seq), 'See its commands with inturn show.');
+        PERFORM inturn._refuse_action(topic, key, inturn._no_command(topic, key, seq), 'See its commands with inturn show.');
     ELSIF seq > applied THEN
         PERFORM inturn._refuse_action(topic, key, format('has command %s still pending: it will be applied in its turn', seq),
             'Only what was applied or skipped can be replayed.');

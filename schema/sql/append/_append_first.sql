@@ -1,22 +1,27 @@
--- Appends the first command to a new key and returns true; false when the key has just become known. Internal to append.
+-- Appends the first command to a new key and returns its number, 1 unless the topic has forgotten keys (see _begin_keys); NULL when
+-- the key has just become known. Internal to append.
 --
--- Two first callers meet on the primary key: the second waits for the first, and gets false, or is the first itself
+-- Two first callers meet on the primary key: the second waits for the first, and gets NULL, or is the first itself
 -- if that one rolled back. At REPEATABLE READ and SERIALIZABLE it gets 40001.
 -- Locks, held to commit: the key's new row in key_sequence.
+-- Raises what _begin_keys raises.
 CREATE FUNCTION inturn._append_first(topic text, key text, name text, payload jsonb, idempotency_key text)
-RETURNS boolean
+RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
+DECLARE
+    base record;
 BEGIN
     INSERT INTO inturn.key_sequence (topic, key) VALUES (_append_first.topic, _append_first.key) ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
-        RETURN false;
+        RETURN NULL;
     END IF;
+    SELECT * INTO base FROM inturn._begin_keys(topic, ARRAY[key]);
     INSERT INTO inturn.command_log (topic, key, seq, name, payload, idempotency_key)
-    VALUES (_append_first.topic, _append_first.key, 1, _append_first.name,
+    VALUES (_append_first.topic, _append_first.key, base.applied_seq + 1, _append_first.name,
             coalesce(_append_first.payload, '{}'), _append_first.idempotency_key);
-    PERFORM inturn._wake_key(topic, key, 0, 0);
-    RETURN true;
+    PERFORM inturn._wake_key(topic, key, base.epoch, base.applied_seq);
+    RETURN base.applied_seq + 1;
 END
 $$;
 COMMENT ON FUNCTION inturn._append_first IS 'Internal to append: appends the first command to a new key.';

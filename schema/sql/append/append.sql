@@ -12,7 +12,7 @@ AS $$
 -- The same idempotency key again on the same key, with the same name and payload, appends nothing and returns the first seq.
 -- seq: the command's number, in a topic whose callers number (see _append_given); NULL in every other.
 -- Locks, held to commit: the key's row in key_sequence, but where numbers are given on arrival. Inserts the ticket of a key that was idle, which nobody else does.
--- Raises IT001 to IT005 (see _refuse_command), IT008 (see _refuse_reuse), IT009 (see _refuse_pending), IT014 (see _require_grant); 40001 when the caller's snapshot is older than the key's last append.
+-- Raises IT001 to IT005 (see _refuse_command), IT008 (see _refuse_reuse), IT009 (see _refuse_pending), IT014 (see _require_grant); 40001 when the caller's snapshot is older than the key's last append or prune.
 -- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
 -- would repeat, and a key that went idle meanwhile would not be woken.
 DECLARE
@@ -26,6 +26,7 @@ BEGIN
     IF seq IS NOT NULL THEN
         RETURN inturn._append_given(topic, key, seq, name, payload, idempotency_key);
     END IF;
+    -- Again where the row went while it was waited for: a prune has forgotten the key.
     LOOP
         SELECT t.numbering, t.max_pending, t.callers_granted, CASE WHEN t.numbering = 'assigned' THEN
                    (SELECT true FROM inturn.key_sequence s WHERE s.topic = append.topic AND s.key = append.key FOR UPDATE) END
@@ -47,8 +48,9 @@ BEGIN
         ELSE
             EXIT WHEN locked;
             -- No row yet: this is the key's first command, unless another caller's has just committed.
-            IF inturn._append_first(topic, key, name, payload, idempotency_key) THEN
-                RETURN 1;
+            new_seq := inturn._append_first(topic, key, name, payload, idempotency_key);
+            IF new_seq IS NOT NULL THEN
+                RETURN new_seq;
             END IF;
         END CASE;
     END LOOP;

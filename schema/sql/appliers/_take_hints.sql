@@ -27,6 +27,9 @@ BEGIN
         PERFORM FROM inturn.key_sequence s WHERE s.topic = hint.topic AND s.key = hint.key FOR UPDATE SKIP LOCKED;
         IF FOUND THEN
             looked := inturn._look_at_key(hint.topic, hint.key);
+        ELSE
+            -- A key that was forgotten has nothing pending.
+            looked := NOT EXISTS (SELECT FROM inturn.key_sequence s WHERE s.topic = hint.topic AND s.key = hint.key);
         END IF;
         IF looked THEN
             DELETE FROM inturn.wake_hint h WHERE h.ctid = hint.tid;

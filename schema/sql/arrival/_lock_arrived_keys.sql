@@ -1,11 +1,24 @@
--- Locks the callers' rows of those keys that nobody else has locked, and returns these keys. Internal to _number_topic.
+-- Locks the callers' rows of those keys that nobody else has locked, new ones of new keys among them, and returns these keys.
+-- Internal to _number_topic and _number_left_behind, which comes back for a key that a prune forgets at this moment.
 --
 -- Locks rows of key_sequence, in byte order, skipping locked ones.
 CREATE FUNCTION inturn._lock_arrived_keys(topic text, keys text[]) RETURNS text[]
-LANGUAGE sql VOLATILE
+LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off
 AS $$
-SELECT ARRAY(SELECT s.key FROM inturn.key_sequence s
-             WHERE s.topic = _lock_arrived_keys.topic AND s.key = ANY (keys) ORDER BY s.key FOR UPDATE SKIP LOCKED)
+DECLARE
+    fresh text[];
+BEGIN
+    WITH made AS (
+        INSERT INTO inturn.key_sequence (topic, key, arrival)
+        SELECT _lock_arrived_keys.topic, k.key, true FROM unnest(keys) k (key) ON CONFLICT DO NOTHING RETURNING key_sequence.key
+    )
+    SELECT array_agg(m.key) INTO fresh FROM made m;
+    IF fresh IS NOT NULL THEN
+        PERFORM inturn._begin_keys(topic, fresh);
+    END IF;
+    RETURN ARRAY(SELECT s.key FROM inturn.key_sequence s
+                 WHERE s.topic = _lock_arrived_keys.topic AND s.key = ANY (keys) ORDER BY s.key FOR UPDATE SKIP LOCKED);
+END
 $$;
 COMMENT ON FUNCTION inturn._lock_arrived_keys IS 'Internal to the appliers: locks the keys that nobody else has locked.';

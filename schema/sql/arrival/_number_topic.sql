@@ -42,8 +42,6 @@ BEGIN
         SELECT a.tid, a.key, sum(a.octets) OVER (ORDER BY a.id) - a.octets < inturn._max_claim_octets() AS fits
         FROM (SELECT a.* FROM inturn._appeared(topic, last.seen, last.own) a ORDER BY a.id LIMIT max_commands) a) a;
     IF batch.commands > 0 THEN
-        INSERT INTO inturn.key_sequence (topic, key, arrival)
-        SELECT _number_topic.topic, k.key, true FROM unnest(batch.keys) k (key) ON CONFLICT DO NOTHING;
         locked := inturn._lock_arrived_keys(topic, batch.keys);
         -- What was left behind of a key comes before what arrives later.
         busy := ARRAY(SELECT unnest(batch.keys) EXCEPT SELECT unnest(locked)

@@ -9,15 +9,22 @@ AS $$
 -- Returns the latest turns of a key and what operators did to it, merged by time, the newest first. Takes no locks.
 --
 -- kind turn: epoch, from_seq and to_seq as in turn, what is its outcome, done_by the applier, says the error.
+-- kind history, the last entry of a key whose history was pruned: it begins at from_seq, after the turn epoch.
 -- kind action: from_seq is the number it was about, what is the action, done_by the login, says the reason.
 SELECT * FROM (
-    (SELECT t.finished_at AS at, 'turn', t.epoch, t.from_seq, t.to_seq, t.outcome, t.applier,
+    (SELECT t.finished_at AS at, 'turn' AS kind, t.epoch, t.from_seq, t.to_seq, t.outcome, t.applier,
             NULL::text, NULL::text, t.started_at, t.error, NULL::jsonb, NULL::jsonb
      FROM inturn.turn t WHERE t.topic = of_topic AND t.key = of_key AND t.outcome <> 'idle' ORDER BY t.epoch DESC LIMIT max_entries)
     UNION ALL
     (SELECT a.acted_at, 'action', NULL, a.seq, NULL, a.action, a.db_user,
             a.os_user, a.acting_as, NULL, a.reason, a.before, a.after
      FROM inturn.operator_action a WHERE a.topic = of_topic AND a.key = of_key ORDER BY a.id DESC LIMIT max_entries)
-) e ORDER BY e.at DESC, e.epoch DESC LIMIT max_entries
+    UNION ALL
+    (SELECT t.finished_at, 'history', s.history_epoch, s.history_seq, NULL, 'begins', NULL,
+            NULL, NULL, NULL, 'what came before was pruned', NULL, NULL
+     FROM inturn.key_sequence s
+     JOIN inturn.turn t ON t.topic = s.topic AND t.key = s.key AND t.epoch = s.history_epoch
+     WHERE s.topic = of_topic AND s.key = of_key)
+) e ORDER BY e.kind = 'history', e.at DESC, e.epoch DESC LIMIT max_entries
 $$;
 COMMENT ON FUNCTION inturn.timeline IS 'The latest turns of a key and what operators did to it, merged by time.';

@@ -36,7 +36,13 @@ CREATE TABLE inturn.topic (
         CHECK (timeout BETWEEN '1 ms' AND '1 day'),
     max_pending bigint
         CHECK (max_pending BETWEEN 1 AND 1000000000),
-    callers_granted boolean NOT NULL DEFAULT false
+    callers_granted boolean NOT NULL DEFAULT false,
+    retain interval
+        CHECK (retain >= '0'),
+    retain_idempotency interval
+        CHECK (retain_idempotency >= '0'),
+    forget_idle_after interval
+        CHECK (forget_idle_after >= retain)
 );
 -- For every pass of an applier: mostly there is none.
 CREATE INDEX topic_arrival ON inturn.topic (name) WHERE numbering = 'arrival';
@@ -58,3 +64,6 @@ COMMENT ON COLUMN inturn.topic.max_in_flight IS 'How many keys one applier works
 COMMENT ON COLUMN inturn.topic.timeout IS 'A command that takes longer has failed; NULL: it may take for ever.';
 COMMENT ON COLUMN inturn.topic.max_pending IS 'The most commands that a key may have pending: append refuses more; NULL: any number.';
 COMMENT ON COLUMN inturn.topic.callers_granted IS 'Whether only some callers may append, see topic_grant: append looks there only then.';
+COMMENT ON COLUMN inturn.topic.retain IS 'How long after its turn a command is kept; NULL: for ever.';
+COMMENT ON COLUMN inturn.topic.retain_idempotency IS 'How long at least a command with an idempotency key is kept after its append; NULL: as long as any other.';
+COMMENT ON COLUMN inturn.topic.forget_idle_after IS 'A key that has been idle for so long is removed; NULL: never.';

@@ -46,6 +46,16 @@ DECLARE
             THEN format('max_pending is %s, and its callers number: there max_ahead bounds what is pending', topic.max_pending)
         WHEN (topic.max_in_flight BETWEEN 1 AND 10000) IS NOT TRUE
             THEN format('max_in_flight is %s; 1 to 10000 are allowed', coalesce(topic.max_in_flight::text, 'NULL'))
+        WHEN topic.retain <= '0' THEN format('retain is %s; it must be over 0, or NULL', topic.retain)
+        WHEN topic.retain_idempotency <= '0'
+            THEN format('retain_idempotency is %s; it must be over 0, or NULL', topic.retain_idempotency)
+        WHEN topic.retain IS NULL AND num_nonnulls(topic.retain_idempotency, topic.forget_idle_after) > 0
+            THEN 'it has a retain_idempotency or a forget_idle_after, and no retain'
+        WHEN topic.forget_idle_after < greatest(topic.retain, topic.retain_idempotency)
+            THEN format('forget_idle_after is %s; it must not be shorter than what its commands are kept for, %s',
+                        topic.forget_idle_after, greatest(topic.retain, topic.retain_idempotency))
+        WHEN topic.forget_idle_after IS NOT NULL AND topic.numbering = 'given'
+            THEN 'it has a forget_idle_after, and a key whose numbers its callers give has to know where it stands'
         END;
 BEGIN
     IF problem IS NOT NULL THEN

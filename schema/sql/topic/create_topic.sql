@@ -4,7 +4,8 @@ CREATE FUNCTION inturn.create_topic(
     max_payload_bytes integer DEFAULT 1048576, batch_commands integer DEFAULT 100, on_exhausted text DEFAULT 'hold',
     numbering text DEFAULT 'assigned', first_seq bigint DEFAULT 1, max_ahead bigint DEFAULT 10000,
     gap_timeout interval DEFAULT NULL, lease interval DEFAULT '30 seconds', max_in_flight integer DEFAULT 100,
-    timeout interval DEFAULT NULL, max_pending bigint DEFAULT NULL
+    timeout interval DEFAULT NULL, max_pending bigint DEFAULT NULL, retain interval DEFAULT NULL,
+    retain_idempotency interval DEFAULT NULL, forget_idle_after interval DEFAULT NULL
 ) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -19,7 +20,8 @@ AS $$
 DECLARE
     topic constant inturn.topic :=
         ROW(name, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, clock_timestamp(),
-            on_exhausted, NULL, NULL, numbering, first_seq, max_ahead, gap_timeout, lease, max_in_flight, timeout, max_pending, false);
+            on_exhausted, NULL, NULL, numbering, first_seq, max_ahead, gap_timeout, lease, max_in_flight, timeout, max_pending, false,
+            retain, retain_idempotency, forget_idle_after);
 BEGIN
     PERFORM inturn._check_topic(topic);
     INSERT INTO inturn.topic SELECT topic.* ON CONFLICT DO NOTHING;

@@ -3,14 +3,15 @@ CREATE FUNCTION inturn.set_topic(
     backoff_base interval DEFAULT NULL, backoff_cap interval DEFAULT NULL,
     max_payload_bytes integer DEFAULT NULL, batch_commands integer DEFAULT NULL, on_exhausted text DEFAULT NULL,
     max_ahead bigint DEFAULT NULL, gap_timeout interval DEFAULT NULL, lease interval DEFAULT NULL,
-    max_in_flight integer DEFAULT NULL, timeout interval DEFAULT NULL, max_pending bigint DEFAULT NULL
+    max_in_flight integer DEFAULT NULL, timeout interval DEFAULT NULL, max_pending bigint DEFAULT NULL,
+    retain interval DEFAULT NULL, retain_idempotency interval DEFAULT NULL, forget_idle_after interval DEFAULT NULL
 ) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- Changes settings of a topic; returns the recorded action. Appliers that run follow within seconds.
 --
--- NULL leaves a setting as it is; a gap_timeout, a timeout or a max_pending of 0 takes it away. Who numbers the commands is settled for ever.
+-- NULL leaves a setting as it is; a gap_timeout, timeout, max_pending, retain, retain_idempotency or forget_idle_after of 0 takes it away. Who numbers the commands is settled for ever.
 -- Locks: the topic's row.
 -- Raises IT041 when nothing would change, what _check_topic raises, and what _lock_topic raises.
 DECLARE
@@ -30,16 +31,21 @@ BEGIN
     settings.max_in_flight := coalesce(max_in_flight, was.max_in_flight);
     settings.timeout := nullif(coalesce(timeout, was.timeout), '0');
     settings.max_pending := nullif(coalesce(max_pending, was.max_pending), 0);
+    settings.retain := nullif(coalesce(retain, was.retain), '0');
+    settings.retain_idempotency := nullif(coalesce(retain_idempotency, was.retain_idempotency), '0');
+    settings.forget_idle_after := nullif(coalesce(forget_idle_after, was.forget_idle_after), '0');
     IF settings = was THEN
         PERFORM inturn._refuse_action(topic, '', 'has these settings already', 'Nothing was changed.');
     END IF;
     PERFORM inturn._check_topic(settings);
     UPDATE inturn.topic t SET
         (target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, on_exhausted,
-         max_ahead, gap_timeout, lease, max_in_flight, timeout, max_pending)
+         max_ahead, gap_timeout, lease, max_in_flight, timeout, max_pending,
+         retain, retain_idempotency, forget_idle_after)
         = (settings.target, settings.max_attempts, settings.backoff_base, settings.backoff_cap, settings.max_payload_bytes,
            settings.batch_commands, settings.on_exhausted,
-           settings.max_ahead, settings.gap_timeout, settings.lease, settings.max_in_flight, settings.timeout, settings.max_pending)
+           settings.max_ahead, settings.gap_timeout, settings.lease, settings.max_in_flight, settings.timeout, settings.max_pending,
+           settings.retain, settings.retain_idempotency, settings.forget_idle_after)
     WHERE t.name = set_topic.topic;
     RETURN inturn._record_action(topic, '', NULL, 'set', reason, to_jsonb(was), to_jsonb(settings));
 END

@@ -22,6 +22,9 @@ AS $$
 --   ticket is woken by its next command.
 -- Where callers number, the first is the topic's first_seq; beyond applied_seq the log may have holes, up to it only where
 -- an operator filled the gap, or all that was pending was cancelled. A key waits if and only if it stands before a hole.
+-- Where a key's history was pruned, or begins above forgotten ones, its row in key_sequence says so: its numbers begin at
+-- history_seq, after the turn history_epoch, which is there and stood just before it. Nothing earlier is left, but commands from
+-- kept_seq on that have an idempotency key.
 -- What has arrived and has no number yet is what the next pass of an applier looks at (see _number_topic).
 -- A lease is whole, or there is none; no applier may claim the key while it runs, and one comes when it is over.
 -- Epochs may have holes: a lease takes one when it is claimed, and leaves no row when nothing came of it. Whether there
@@ -48,8 +51,9 @@ numbers AS MATERIALIZED (
     FROM inturn.topic t WHERE t.name = of_topic
 ),
 command AS MATERIALIZED (
-    SELECT l.key, count(*) AS commands, max(l.seq) AS last_seq, count(*) FILTER (WHERE l.seq <> l.before + 1) AS faults
-    FROM (SELECT l.key, l.seq, lag(l.seq, 1, (SELECT n.base FROM numbers n)) OVER (PARTITION BY l.key ORDER BY l.seq) AS before
+    SELECT l.key, min(l.seq) AS first_seq, max(l.seq) AS last_seq, count(*) FILTER (WHERE l.seq <> l.before + 1) AS faults,
+           min(l.seq) FILTER (WHERE l.idempotency_key IS NULL) AS first_plain
+    FROM (SELECT l.key, l.seq, l.idempotency_key, lag(l.seq) OVER (PARTITION BY l.key ORDER BY l.seq) AS before
           FROM inturn.command_log l
           WHERE l.topic = of_topic AND l.key >= from_key COLLATE "C" AND l.key <= (SELECT b.last_key FROM bound b)) l
     GROUP BY l.key
@@ -66,9 +70,10 @@ mark AS MATERIALIZED (
     SELECT m.*, row_number() OVER (PARTITION BY m.key, m.epoch) AS copy FROM inturn.key_mark m
     WHERE m.topic = of_topic AND m.key >= from_key COLLATE "C" AND m.key <= (SELECT b.last_key FROM bound b)
 ),
--- The last turn: its epoch, where the key stood then, and whether it was drained.
+-- The last turn: its epoch, where the key stood then, and whether it was drained. The first one: the same.
 last_turn AS (
-    SELECT u.key, max(ARRAY[u.epoch, u.applied_seq, u.drained::integer]) AS entry FROM inturn.turn u
+    SELECT u.key, max(ARRAY[u.epoch, u.applied_seq, u.drained::integer]) AS entry, min(ARRAY[u.epoch, u.applied_seq]) AS first
+    FROM inturn.turn u
     WHERE u.topic = of_topic AND u.key >= from_key COLLATE "C" AND u.key <= (SELECT b.last_key FROM bound b)
     GROUP BY u.key
 ),
@@ -95,12 +100,13 @@ reach AS (SELECT m.key, max(m.hi) AS hi, max(m.epoch) AS epoch FROM move m WHERE
 key AS MATERIALIZED (
     SELECT k.*, m.key IS NOT NULL AS has_marks, m.held_at, m.paused_at, m.paused_until, m.waiting_at,
            m.claimed_by, m.claimed_at, m.lease_until, m.paused_at IS NOT NULL AND m.paused_until IS NULL AS paused
-    FROM (SELECT key, k.commands, coalesce(k.last_seq, n.base) AS last_seq, k.faults,
-                 coalesce(r.hi, n.base) AS hi, coalesce(r.epoch, 0) AS last_epoch,
+    FROM (SELECT key, greatest(k.last_seq, s.history_seq - 1, n.base) AS last_seq, k.first_seq, k.faults, k.first_plain,
+                 s.history_seq, s.history_epoch, s.kept_seq, u.first AS first_turn,
+                 greatest(r.hi, s.history_seq - 1, n.base) AS hi, coalesce(r.epoch, 0) AS last_epoch,
                  s.copy AS sequences, s.given AS given_key, s.arrival AS arrival_key, c.copy AS tickets,
                  u.entry[1] AS turn_epoch, u.entry[2] AS turn_seq, u.entry[3] = 1 AS drained,
-                 coalesce(c.applied_seq, u.entry[2], n.base) AS applied_seq, coalesce(c.epoch, u.entry[1]) AS epoch,
-                 nullif(c.ready_at, 'infinity') AS ready_at, c.marked, n.given, n.arrival, n.base
+                 coalesce(c.applied_seq, u.entry[2], s.history_seq - 1, n.base) AS applied_seq, coalesce(c.epoch, u.entry[1]) AS epoch,
+                 nullif(c.ready_at, 'infinity') AS ready_at, c.marked, n.given, n.arrival, greatest(s.history_seq - 1, n.base) AS base
           FROM numbers n CROSS JOIN (command k FULL JOIN sequence s USING (key) FULL JOIN ticket c USING (key)
               FULL JOIN last_turn u USING (key) FULL JOIN reach r USING (key))) k
     LEFT JOIN mark m ON m.key = k.key AND m.epoch = k.epoch
@@ -151,10 +157,11 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            '{key_sequence,ticket,command_log,skip}', '{}', l.before, l.seq
     FROM key k CROSS JOIN LATERAL (
         SELECT l.seq, lag(l.seq, 1, k.base) OVER (ORDER BY l.seq) AS before FROM inturn.command_log l
-        WHERE l.topic = of_topic AND l.key = k.key) l
+        -- What is left from before the history is looked at below.
+        WHERE l.topic = of_topic AND l.key = k.key AND (k.history_seq IS NULL OR l.seq >= k.history_seq)) l
     CROSS JOIN LATERAL (SELECT greatest(l.before, k.base) + 1 AS lo,
                                CASE WHEN k.given THEN least(l.seq - 1, k.applied_seq) ELSE l.seq - 1 END AS hi) h
-    WHERE k.faults > 0 AND l.seq <> l.before + 1 AND NOT (l.seq = k.base + 1 AND l.before <= k.base)
+    WHERE (k.faults > 0 OR k.first_seq <> k.base + 1) AND l.seq <> l.before + 1 AND NOT (l.seq = k.base + 1 AND l.before <= k.base)
       -- A hole that is accounted for: each of its numbers was passed over as one that was not there.
       AND NOT (k.given AND l.seq > k.base AND l.seq > l.before AND h.hi - h.lo + 1 <= (
           SELECT count(*) FROM inturn.skip p
@@ -188,6 +195,23 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            '{key_sequence}', '{}', NULL, NULL
     FROM key k WHERE k.sequences > 1
 
+    UNION ALL
+    SELECT 'history-malformed', k.key, k.history_seq,
+           format('its history begins at %s, after epoch %s, and its first turn is of epoch %s and stood at %s',
+                  k.history_seq, k.history_epoch, k.first_turn[1], k.first_turn[2]),
+           '{key_sequence,turn}', ARRAY[k.history_epoch, k.first_turn[1]], NULL, NULL
+    FROM key k WHERE num_nonnulls(k.history_seq, k.history_epoch, k.kept_seq) > 0
+      AND (k.history_seq > (SELECT n.base FROM numbers n) AND k.first_turn = ARRAY[k.history_epoch, k.history_seq - 1]) IS NOT TRUE
+    UNION ALL
+    SELECT 'history-left', k.key, l.seq,
+           format('%s %s is left from before its history, which begins at %s', l.what, l.seq, k.history_seq),
+           '{key_sequence,command_log,skip}', '{}', l.seq, l.seq
+    FROM key k CROSS JOIN LATERAL (VALUES
+        ('command', CASE WHEN k.first_plain < k.history_seq THEN k.first_plain
+                         WHEN k.first_seq < coalesce(k.kept_seq, k.history_seq) THEN k.first_seq END),
+        ('skip', (SELECT min(p.lo) FROM passed p WHERE k.history_seq IS NOT NULL AND p.key = k.key AND p.lo < k.history_seq))
+    ) l (what, seq) WHERE k.history_seq IS NOT NULL AND l.seq IS NOT NULL
+
     -- P3
     UNION ALL
     SELECT 'ticket-repeated', k.key, NULL, 'it has more than one ticket: two appliers could be at work on it', '{ticket}', '{}', NULL, NULL
@@ -213,13 +237,14 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            '{ticket,turn}', ARRAY[k.turn_epoch], NULL, NULL
     FROM key k WHERE k.applied_seq < k.base OR k.applied_seq > k.last_seq
     UNION ALL
+    -- Of a pruned key, what its witness did before its history begins is no hole.
     SELECT 'passed-unaccounted', k.key, greatest(c.reached, k.base) + 1,
            format('applied_seq is %s, yet no turn and no skip accounts for %s', k.applied_seq,
                   concat_ws(' to ', greatest(c.reached, k.base) + 1,
                             nullif(least(c.lo - 1, k.applied_seq), greatest(c.reached, k.base) + 1))),
            '{ticket,turn,skip}', ARRAY[c.epoch_before, c.epoch], c.reached, c.lo
     FROM (SELECT c.* FROM cover c CROSS JOIN numbers n WHERE c.lo > coalesce(c.reached, n.base) + 1) c JOIN key k USING (key)
-    WHERE greatest(c.reached, k.base) < k.applied_seq
+    WHERE greatest(c.reached, k.base) < k.applied_seq AND c.lo > greatest(c.reached, k.base) + 1
     UNION ALL
     SELECT 'passed-unaccounted', k.key, k.hi + 1,
            format('applied_seq is %s, yet no turn and no skip accounts for %s', k.applied_seq,
@@ -272,7 +297,10 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
             AND (w.outcome = 'cancelled' OR w.hi_after = w.lo_after)) IS NOT TRUE),
         ('skip-without-turn', w.kind = 1 AND (w.epoch = w.epoch_before AND w.after_skipping) IS NOT TRUE)
     ) f (violation, broken)
-    WHERE f.broken
+    -- What the witness of a pruned key passed over was pruned.
+    WHERE f.broken AND NOT (f.violation = 'turn-without-skip' AND EXISTS (
+        SELECT FROM inturn.key_sequence s
+        WHERE s.topic = of_topic AND s.key = w.key AND s.history_epoch = w.epoch AND s.history_seq > w.hi + 1))
     UNION ALL
     SELECT 'epoch-ahead', k.key, NULL,
            format('the key is at epoch %s, the last one recorded is %s', k.epoch, k.last_epoch),
@@ -373,6 +401,7 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
       AND l.idempotency_key >= 'inturn.replay:' AND l.idempotency_key < 'inturn.replay;'
       AND NOT EXISTS (SELECT FROM action a
                       WHERE a.action = 'replay' AND a.key = l.key AND a.after -> 'seq' = to_jsonb(l.seq))
+      AND NOT EXISTS (SELECT FROM inturn.key_sequence s WHERE s.topic = of_topic AND s.key = l.key AND s.history_seq > l.seq)
 )
 SELECT f.violation, of_topic, f.key, f.seq, f.says, inturn._verify_rows(of_topic, f.key, f.tables, f.epochs, f.lo, f.hi)
 FROM finding f ORDER BY f.key COLLATE "C", f.violation, f.seq

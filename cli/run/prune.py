@@ -1,0 +1,76 @@
+"""`inturn prune`: what need not be kept any more goes."""
+
+from __future__ import annotations
+
+import time
+
+import click
+import psycopg
+from psycopg import sql
+
+from inturn.cli.database import Database, pass_database
+from inturn.cli.terminal.key_text import TOPIC
+from inturn.cli.terminal.output import json_option, print_json
+from inturn.cli.terminal.spans import refuse_interval
+
+_PRUNE = "CALL {}.prune(%s, %s::interval, %s)"
+
+
+@click.command(
+    epilog="""\b
+Example:
+  inturn topic set orders --retain 30d && inturn prune
+  inturn prune --topic orders --older-than 7d --max-seconds 60"""
+)
+@click.option("--topic", type=TOPIC, metavar="NAME", help="Only this topic, not all.")
+@click.option(
+    "--older-than",
+    metavar="INTERVAL",
+    help="What was applied so long ago, whatever topics' retain says.",
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop after this many seconds; the next prune goes on there.",
+)
+@json_option
+@pass_database
+def prune(
+    database: Database,
+    *,
+    topic: str | None,
+    older_than: str | None,
+    max_seconds: float | None,
+    as_json: bool,
+) -> None:
+    """Remove commands that were applied or skipped, with their turns, once they are old enough.
+
+    How old, a topic's retain says: inturn topic set NAME --retain 30d. A command that
+    is pending never goes, nor where a key stands, nor anything of a held or paused key.
+    Keys that were idle for the topic's forget_idle_after go whole.
+
+    It removes a little at a time, and nobody waits for longer than that takes: run it
+    at any time, from cron or with several at once. inturn apply --prune does the same
+    while it has nothing to apply.
+    """
+    started_at = time.monotonic()
+    with database.connect() as connection:
+        call = sql.SQL(_PRUNE).format(sql.Identifier(database.schema))
+        try:
+            row = connection.execute(call, (topic, older_than, max_seconds)).fetchone()
+        except psycopg.DataError as error:
+            raise refuse_interval(error, "--older-than", older_than) from None
+    commands, turns, forgotten, done = row or (0, 0, 0, True)
+    seconds = time.monotonic() - started_at
+    if as_json:
+        counts = {"commands": commands, "turns": turns, "forgotten": forgotten}
+        print_json(counts | {"done": done, "seconds": round(seconds, 3)})
+        return
+    line = f"pruned {_count(commands, 'command')} and {_count(turns, 'turn')}"
+    if forgotten:
+        line += f", forgot {_count(forgotten, 'key')}"
+    click.echo(f"{line} in {seconds:.1f} s" + ("" if done else "; the time was over: run it again"))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,50 @@
+-- Cuts the histories of keys where _find_cuts says, and returns how many commands and turns went. Internal to prune_batch.
+--
+-- Rows are looked up key by key, and named by their place: joined to an array, a plan made while the tables were small walks over
+-- the whole topic. kept_before: a command that has an idempotency key and is younger stays, before the beginning.
+-- What an operator did goes with the number that it was about; a replay with the number that it got; what was about no number, or
+-- is pending still, by its time. The caller holds the keys' rows in key_sequence. Locks nothing that anybody else locks.
+CREATE FUNCTION inturn._cut_history(
+    topic text, cuts inturn._cut[], done_before timestamptz, kept_before timestamptz, OUT commands bigint, OUT turns bigint
+)
+LANGUAGE plpgsql VOLATILE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET jit = off
+AS $$
+DECLARE
+    cut inturn._cut;
+BEGIN
+    DELETE FROM inturn.command_log d WHERE d.ctid = ANY (ARRAY(
+        SELECT l.tid FROM unnest(cuts) c CROSS JOIN LATERAL (
+            (SELECT l.ctid AS tid FROM inturn.command_log l
+             WHERE l.topic = _cut_history.topic AND l.key = c.key AND l.seq >= c.from_seq AND l.seq < c.seq
+               AND (l.idempotency_key IS NULL OR l.created_at < kept_before) OFFSET 0)
+            UNION ALL
+            (SELECT l.ctid FROM inturn.command_log l
+             WHERE l.topic = _cut_history.topic AND l.key = c.key AND l.seq >= c.kept_from AND l.seq <= c.kept_to OFFSET 0)) l));
+    GET DIAGNOSTICS commands = ROW_COUNT;
+    DELETE FROM inturn.turn d WHERE d.ctid = ANY (ARRAY(
+        SELECT u.tid FROM unnest(cuts) c CROSS JOIN LATERAL (
+            SELECT u.ctid AS tid FROM inturn.turn u
+            WHERE u.topic = _cut_history.topic AND u.key = c.key AND u.epoch >= c.from_epoch AND u.epoch < c.epoch OFFSET 0) u));
+    GET DIAGNOSTICS turns = ROW_COUNT;
+    FOREACH cut IN ARRAY cuts LOOP
+        DELETE FROM inturn.skip k
+        WHERE k.topic = _cut_history.topic AND k.key = cut.key AND k.seq >= cut.from_seq AND k.seq < cut.seq;
+        DELETE FROM inturn.operator_action a
+        WHERE a.topic = _cut_history.topic AND a.key = cut.key AND CASE
+            WHEN a.action = 'replay' THEN (a.after ->> 'seq')::bigint < cut.seq
+            WHEN a.action IN ('skip', 'cancel-rest', 'fill-gap', 'amend') THEN a.seq < cut.seq
+            ELSE a.acted_at < done_before END;
+        UPDATE inturn.key_sequence s SET history_seq = cut.seq, history_epoch = cut.epoch, kept_seq = (
+            SELECT l.seq FROM inturn.command_log l
+            WHERE l.topic = s.topic AND l.key = s.key AND l.seq < cut.seq
+              AND l.seq >= coalesce(cut.kept_to + 1, cut.kept_from, cut.from_seq) ORDER BY l.seq LIMIT 1)
+        WHERE s.topic = _cut_history.topic AND s.key = cut.key;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION inturn._cut_history IS 'Internal to prune_batch: cuts the histories of keys.';

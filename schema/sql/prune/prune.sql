@@ -1,0 +1,46 @@
+CREATE PROCEDURE inturn.prune(
+    topic text DEFAULT NULL, older_than interval DEFAULT NULL, max_seconds double precision DEFAULT NULL,
+    INOUT commands bigint DEFAULT 0, INOUT turns bigint DEFAULT 0, INOUT forgotten bigint DEFAULT 0, INOUT done boolean DEFAULT true
+)
+LANGUAGE plpgsql
+AS $$
+-- Removes what topics need not keep any more: once over all their keys, in small batches.
+--
+-- topic: NULL for every one that has a retain; with older_than for every one. older_than: see prune_batch. max_seconds: stop after this long; the next call goes on
+-- there. Returns how many commands, turns and whole keys went; done is false when the time was over first.
+-- Commits after every batch, so it cannot be called inside a transaction block (2D000).
+-- Any number may run at once. Locks and raises what prune_batch does, by whose rights it removes.
+DECLARE
+    stop_at constant timestamptz := coalesce(clock_timestamp() + make_interval(secs => max_seconds), 'infinity');
+    one text;
+    began_with text;
+    from_key text;
+    around boolean;
+    batch record;
+BEGIN
+    commands := 0; turns := 0; forgotten := 0; done := true;
+    -- Whatever the session's default; every batch chains its transaction to this one.
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    FOR one IN SELECT unnest(CASE WHEN topic IS NULL THEN ARRAY(
+        SELECT t.name FROM inturn.topic t WHERE t.retain IS NOT NULL OR older_than IS NOT NULL ORDER BY t.name) ELSE ARRAY[topic] END)
+    LOOP
+        began_with := coalesce((SELECT p.next_key FROM inturn.prune_pass p WHERE p.topic = one ORDER BY p.pass DESC LIMIT 1), '');
+        from_key := began_with;
+        around := from_key = '';
+        LOOP
+            IF clock_timestamp() >= stop_at THEN
+                done := false;
+                RETURN;
+            END IF;
+            SELECT * INTO batch FROM inturn.prune_batch(one, from_key, older_than);
+            COMMIT AND CHAIN;
+            commands := commands + batch.commands; turns := turns + batch.turns; forgotten := forgotten + batch.forgotten;
+            EXIT WHEN around AND (batch.next_key IS NULL OR began_with <> '' AND batch.next_key >= began_with COLLATE "C");
+            around := around OR batch.next_key IS NULL;
+            from_key := coalesce(batch.next_key, '');
+        END LOOP;
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE inturn.prune IS 'Removes what topics need not keep any more, in small batches.';

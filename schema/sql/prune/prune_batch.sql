@@ -1,0 +1,52 @@
+CREATE FUNCTION inturn.prune_batch(
+    topic text, from_key text DEFAULT '', older_than interval DEFAULT NULL, max_rows integer DEFAULT 1000,
+    OUT next_key text, OUT commands bigint, OUT turns bigint, OUT forgotten bigint
+)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+-- Removes a little of what a topic need not keep any more, from from_key on: one step of prune. Commit at once afterwards.
+--
+-- older_than: how long ago the turn of a command has to have ended; NULL: the topic's retain.
+-- next_key: from where to go on; NULL: from_key and all keys after it were looked at. Of a paused topic nothing goes.
+-- Looks at 200 keys at most, and removes less than twice max_rows rows, but a turn as a whole.
+-- Locks, skipping locked ones: the rows in key_sequence of the keys of which something is to go; last of all the topic's rows in
+-- forgotten and prune_pass, for which only other prunes wait. A caller of such a key waits for the commit, an applier does not.
+-- A key that is locked is left for the next time. Raises IT001; IT070 without a retention; IT031 outside READ COMMITTED.
+DECLARE
+    settings constant inturn.topic := inturn._check_prune(topic, older_than);
+    done_before constant timestamptz := clock_timestamp() - coalesce(older_than, settings.retain);
+    kept_before constant timestamptz := least(clock_timestamp() - settings.retain_idempotency, 'infinity');
+    idle_before constant timestamptz := clock_timestamp() - settings.forget_idle_after;
+    most constant integer := greatest(max_rows, 1);
+    keys text[] := ARRAY(SELECT s.key FROM inturn.key_sequence s
+                         WHERE s.topic = prune_batch.topic AND s.key >= coalesce(from_key, '') COLLATE "C"
+                           AND (settings.paused_at IS NOT NULL AND clock_timestamp() < coalesce(settings.paused_until, 'infinity')) IS FALSE
+                         ORDER BY s.key LIMIT 200);
+    chosen record;
+    cuts inturn._cut[];
+    last_key text;
+BEGIN
+    next_key := keys[200] || E'\x01'; -- the first that can follow, byte by byte
+    -- Looked at without a lock; the first of them, up to the bound, and to the first that has more.
+    SELECT array_agg(c.key ORDER BY c.place) AS keys, bool_or(c.more) OR max(c.place) < max(c.of) AS stopped INTO chosen FROM (
+        SELECT c.key, c.more, row_number() OVER v AS place, count(*) OVER () AS of, sum(c.cost) OVER v - c.cost AS before,
+               count(*) FILTER (WHERE c.more) OVER v - c.more::integer AS stops
+        FROM inturn._find_cuts(settings, keys, done_before, kept_before, idle_before, most) c WINDOW v AS (ORDER BY c.key)) c
+    WHERE c.before < most AND c.stops = 0;
+    keys := ARRAY(SELECT s.key FROM inturn.key_sequence s
+                  WHERE s.topic = prune_batch.topic AND s.key = ANY (chosen.keys) ORDER BY s.key FOR UPDATE SKIP LOCKED);
+    -- A statement of its own, whose snapshot is newer than the locks.
+    cuts := ARRAY(SELECT c FROM inturn._find_cuts(settings, keys, done_before, kept_before, idle_before, most) c);
+    SELECT c.commands, c.turns INTO commands, turns FROM inturn._cut_history(topic, cuts, done_before, kept_before) c;
+    forgotten := inturn._forget_keys(topic, ARRAY(SELECT c FROM unnest(cuts) c WHERE c.forgettable), idle_before);
+    IF chosen.stopped THEN
+        last_key := chosen.keys[cardinality(chosen.keys)];
+        next_key := last_key || CASE WHEN (SELECT c.more FROM unnest(cuts) c WHERE c.key = last_key) THEN '' ELSE E'\x01' END;
+    END IF;
+    PERFORM inturn._save_prune_pass(topic, from_key, next_key);
+END
+$$;
+COMMENT ON FUNCTION inturn.prune_batch IS 'Removes a little of what a topic need not keep any more: one step of prune.';

@@ -1,0 +1,122 @@
+"""A steady load that is pruned, beside the same that is not: rates, sizes, what a prune leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from support.database import Database
+
+from bench.callers import append_script, at_call
+from bench.ground import Ground
+from bench.kinds import APPLICATION, KINDS
+from bench.section import Section, rate, ratio
+
+_KEYS = 10_000
+_CALLERS = 4
+#: How long commands are kept in a run, as a part of it.
+_KEPT = 0.1
+
+
+@dataclass(slots=True)
+class Found:
+    """Of one run: commands a second and megabytes, an interval each, and what was left to prune."""
+
+    applied: list[float]
+    sizes: list[float]
+    behind: int
+
+
+def measure(ground: Ground, held: float | None) -> Section:
+    """Run the load for so many seconds without a retention, with one, and with one beside a held snapshot."""
+    seconds = held or ground.size(600.0, 20.0)
+    section = Section(
+        f"A steady load, pruned, for {seconds:g} seconds",
+        ["work", "applied/s", "to unpruned", "last / first tenth", "MB first", "MB last", "left to prune"],
+        notes=[
+            f"{_CALLERS} callers over {_KEYS:,} keys, as many commands as they can; one session applies.",
+            f"Commands are kept for {seconds * _KEPT:g} seconds.",
+            "MB: all tables of inturn with their indexes, after the first tenth and after the last.",
+            "left to prune: commands that were applied long enough ago and are there still, at the end.",
+        ],
+    )
+    unpruned = 0.0
+    for name, pruned, snapshot in (
+        ("unpruned", False, False),
+        ("pruned", True, False),
+        ("pruned, a snapshot held", True, True),
+    ):
+        found = _run(ground, seconds, pruned=pruned, snapshot=snapshot)
+        whole = statistics.mean(found.applied)
+        unpruned = unpruned or whole
+        tail = ratio(found.applied[-1], found.applied[0])
+        cells = [rate(whole), ratio(whole, unpruned), tail]
+        cells += [f"{size:,.0f}" for size in (found.sizes[0], found.sizes[-1])]
+        section.rows.append([name, *cells, f"{found.behind:,}"])
+        ground.say(f"{name}: {' '.join(cells)}, left {found.behind:,}")
+    return section
+
+
+def _run(ground: Ground, seconds: float, *, pruned: bool, snapshot: bool) -> Found:
+    with ground.database() as database, contextlib.ExitStack() as stack:
+        database.execute(APPLICATION)
+        kind = KINDS["call"](database)
+        stack.enter_context(kind.at_work())
+        script = append_script(kind.topic, _KEYS)
+        stack.enter_context(at_call(database, script, clients=_CALLERS, seconds=seconds + 60))
+        kept = f"{seconds * _KEPT} seconds"
+        if pruned:
+            database.execute("UPDATE inturn.topic SET retain = %s WHERE name = %s", [kept, kind.topic])
+            stack.enter_context(_pruning(database, seconds * _KEPT / 4))
+        if snapshot:
+            holder = database.session()
+            holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            holder.execute("SELECT FROM inturn.topic")
+        applied, sizes = [], []
+        for _ in range(10):
+            before, began_at = kind.applied(), time.monotonic()
+            time.sleep(seconds / 10)
+            applied.append((kind.applied() - before) / (time.monotonic() - began_at))
+            sizes.append(_megabytes(database))
+        behind = database.value(
+            "SELECT coalesce(sum(t.to_seq - t.from_seq + 1), 0) FROM inturn.turn t"
+            " JOIN inturn.key_sequence s USING (topic, key)"
+            " WHERE finished_at < now() - %s::interval * 1.5 AND t.to_seq >= coalesce(s.history_seq, 1)",
+            [kept],
+        )
+        return Found(applied, sizes, int(behind))
+
+
+@contextlib.contextmanager
+def _pruning(database: Database, pause: float) -> Iterator[None]:
+    """Prune again and again, a pause of so many seconds after each pass over the keys."""
+    over = threading.Event()
+
+    def prune() -> None:
+        with database.connect() as connection:
+            while not over.wait(pause):
+                connection.execute("CALL inturn.prune()")
+
+    thread = threading.Thread(target=prune)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _megabytes(database: Database) -> float:
+    return (
+        float(
+            database.value(
+                "SELECT sum(pg_total_relation_size(oid)) FROM pg_class"
+                " WHERE relnamespace = 'inturn'::regnamespace AND relkind = 'r'"
+            )
+        )
+        / 1e6
+    )

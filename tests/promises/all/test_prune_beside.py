@@ -1,0 +1,288 @@
+"""Pruning beside callers, appliers, operators and other prunes, in two sessions at a time."""
+
+from __future__ import annotations
+
+import threading
+
+import psycopg
+import pytest
+from support.crowd import Crowd, together
+from support.database import Database, Session, until
+from support.oracle import Oracle
+from support.race import append, blocked, kill, replace_in, unblocked
+
+BATCH = "SELECT * FROM inturn.prune_batch('orders', older_than => '0')"
+_NO_FORGETTING = (r"forgotten := inturn\._forget_keys\(.*?\);", "forgotten := 0;")
+
+
+@pytest.fixture
+def orders(witness: Database) -> Database:
+    """Topic orders that forgets at once, with key a applied up to 2."""
+    witness.execute("""
+        UPDATE inturn.topic SET retain = '0', forget_idle_after = '0';
+        SELECT inturn.append('orders', 'a', 'insert') FROM generate_series(1, 2);
+    """)
+    witness.execute("CALL inturn.apply()")
+    return witness
+
+
+def _forget(database: Database) -> int:
+    return int(database.execute(BATCH)[0][3])
+
+
+def _check(database: Database) -> None:
+    assert database.execute("SELECT * FROM inturn.verify('orders')") == []
+
+
+def _isolated(database: Database, level: str = "REPEATABLE READ") -> Session:
+    """Return a session with a snapshot of now."""
+    session = database.session()
+    session.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
+    session.execute("SELECT FROM inturn.topic")
+    return session
+
+
+def test_a_caller_that_waits_for_a_key_that_is_forgotten_goes_on_above_it(orders: Database) -> None:
+    prune, caller = orders.session(), orders.session()
+    assert prune.execute(BATCH)[0][3] == 1
+    running = caller.begin("SELECT inturn.append('orders', 'a', 'insert')")
+    assert caller.wait_blocked() == [prune.pid]
+    prune.commit()
+    assert running.result() == [(3,)]
+    caller.commit()
+    orders.execute("CALL inturn.apply()")
+    assert orders.execute("SELECT seq FROM app.witness ORDER BY id") == [(1,), (2,), (3,)]
+    _check(orders)
+
+
+def test_a_caller_that_waits_for_a_forgetting_that_is_undone_finds_its_key(orders: Database) -> None:
+    prune, caller = orders.session(), orders.session()
+    assert prune.execute(BATCH)[0][3] == 1
+    running = caller.begin("SELECT inturn.append('orders', 'a', 'insert')")
+    assert caller.wait_blocked() == [prune.pid]
+    kill(orders, prune)
+    assert running.result() == [(3,)]
+    caller.commit()
+    assert orders.value("SELECT count(*) FROM inturn.forgotten") == 0
+    _check(orders)
+
+
+def test_a_key_that_a_caller_has_locked_is_left_and_nobody_waits(orders: Database) -> None:
+    caller, prune = orders.session(), orders.session()
+    append(caller, "a")
+    assert unblocked(orders, prune, BATCH, [])[0] == (None, 0, 0, 0)
+    prune.commit()
+    caller.commit()
+    # It is not idle now, so it is not forgotten.
+    assert orders.execute(BATCH)[0] == (None, 2, 0, 0)
+    orders.execute("CALL inturn.apply()")
+    _check(orders)
+
+
+def test_an_applier_waits_for_no_prune(orders: Database) -> None:
+    append(orders, "a")
+    prune, applier = orders.session(), orders.session()
+    assert prune.execute(BATCH)[0][1] == 2
+    unblocked(orders, applier, "SELECT inturn.apply_batch('orders', '-infinity', 10, 'me')", [])
+    applier.commit()
+    prune.commit()
+    assert orders.value("SELECT max(seq) FROM app.witness") == 3
+    until(lambda: orders.execute("CALL inturn.apply()") and _idle(orders), "idle")
+    _check(orders)
+
+
+def _idle(database: Database) -> bool:
+    return bool(database.value("SELECT count(*) = 0 FROM inturn.ticket"))
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_caller_whose_snapshot_is_older_than_a_prune_runs_again(orders: Database, level: str) -> None:
+    replace_in(orders, "prune_batch", _NO_FORGETTING)
+    early = _isolated(orders, level)
+    append(orders, "a")
+    append(orders, "a")
+    orders.execute("CALL inturn.apply()")
+    orders.execute(BATCH)
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        append(early, "a")
+    early.rollback()
+    assert append(early, "a") == 5
+
+
+def test_without_the_new_version_of_its_row_it_would_take_a_number_that_was_pruned(orders: Database) -> None:
+    replace_in(orders, "prune_batch", _NO_FORGETTING)
+    replace_in(orders, "_cut_history", (r"UPDATE inturn\.key_sequence s SET.*?s\.key = cut\.key;", ""))
+    early = _isolated(orders)
+    append(orders, "a")
+    append(orders, "a")
+    orders.execute("CALL inturn.apply()")
+    orders.execute(BATCH)
+    assert append(early, "a") == 3
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_caller_whose_snapshot_knows_neither_a_key_nor_that_it_was_forgotten_runs_again(
+    orders: Database, *, marked: bool
+) -> None:
+    if marked:
+        assert _forget(orders) == 1
+    early = _isolated(orders)
+    append(orders, "b")
+    orders.execute("CALL inturn.apply()")
+    assert _forget(orders) == 2 - marked
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        append(early, "b")
+    early.rollback()
+    early.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    seq = append(early, "b")
+    assert seq == orders.value("SELECT seq + 1 FROM inturn.forgotten")
+    # It keeps no prune waiting.
+    prune = orders.session()
+    append(orders, "c")
+    orders.execute("CALL inturn.apply()")
+    assert unblocked(orders, prune, BATCH, [])[0][3] == 1
+    prune.commit()
+    early.commit()
+    orders.execute("SELECT inturn._take_hints(ARRAY['orders'])")
+    orders.execute("CALL inturn.apply()")
+    _check(orders)
+
+
+def test_without_that_guard_it_would_begin_again_at_1(orders: Database) -> None:
+    replace_in(orders, "_begin_keys", (r"PERFORM inturn\._refuse_forgotten\(topic\);", ""))
+    early = _isolated(orders)
+    append(orders, "b")
+    orders.execute("CALL inturn.apply()")
+    assert _forget(orders) == 2
+    assert append(early, "b") == 1
+
+
+def test_a_hint_of_a_key_that_was_forgotten_is_taken_away(orders: Database) -> None:
+    orders.execute("INSERT INTO inturn.wake_hint VALUES ('orders', 'a', clock_timestamp())")
+    assert _forget(orders) == 1
+    assert orders.value("SELECT inturn._take_hints(ARRAY['orders'])") == 1
+    assert orders.value("SELECT count(*) FROM inturn.wake_hint") == 0
+
+
+def test_a_key_with_a_command_that_nobody_has_been_woken_for_is_not_forgotten(orders: Database) -> None:
+    early = _isolated(orders)
+    append(early, "a")
+    early.commit()
+    assert not orders.execute("SELECT FROM inturn.ticket")
+    assert _forget(orders) == 0
+    orders.execute("SELECT inturn._take_hints(ARRAY['orders'])")
+    orders.execute("CALL inturn.apply()")
+    assert orders.value("SELECT max(seq) FROM app.witness") == 3
+
+
+def test_without_that_look_the_command_would_be_left_in_a_key_that_is_forgotten(orders: Database) -> None:
+    look = r"NOT EXISTS \(SELECT FROM inturn\.command_log l[^)]*\)"
+    replace_in(orders, "_forget_keys", (look, "true"))
+    early = _isolated(orders)
+    append(early, "a")
+    early.commit()
+    assert _forget(orders) == 1
+    found = orders.execute("SELECT violation FROM inturn.verify('orders')")
+    assert ("sequence-row-missing",) in found
+
+
+def test_a_pass_that_meets_the_forgetting_of_a_key_numbers_what_arrived_on_it(orders: Database) -> None:
+    orders.execute("""
+        SELECT inturn.create_topic('fast', 'sql:app.apply_order', numbering => 'arrival');
+        UPDATE inturn.topic SET retain = '0', forget_idle_after = '0';
+        SELECT inturn.append('fast', 'f', 'insert');
+    """)
+    orders.execute("CALL inturn.apply()")
+    prune, applier = orders.session(), orders.session()
+    orders.execute("SELECT inturn.append('fast', 'f', 'insert')")
+    assert prune.execute("SELECT * FROM inturn.prune_batch('fast', older_than => '0')")[0][3] == 1
+    running = applier.begin("SELECT inturn._number_arrivals(ARRAY['fast'])")
+    # For as long as the batch takes: it makes a new row for the key.
+    assert applier.wait_blocked() == [prune.pid]
+    prune.commit()
+    running.result()
+    applier.commit()
+    until(
+        lambda: (
+            orders.execute("CALL inturn.apply()")
+            and orders.value("SELECT count(*) = 2 FROM app.witness WHERE key = 'f'")
+        ),
+        "what arrived is applied",
+    )
+    assert orders.execute("SELECT seq FROM app.witness WHERE key = 'f' ORDER BY id") == [(1,), (2,)]
+    assert orders.execute("SELECT * FROM inturn.verify('fast')") == []
+
+
+def test_what_was_left_behind_on_a_key_that_was_forgotten_is_numbered(orders: Database) -> None:
+    """As when the key went between a pass's look at it and its lock."""
+    orders.execute("""
+        SELECT inturn.create_topic('fast', 'sql:app.apply_order', numbering => 'arrival');
+        SELECT inturn.append('fast', 'f', 'insert');
+        UPDATE inturn.intake SET left_because = 'locked';
+        INSERT INTO inturn.forgotten VALUES ('fast', 7, 9);
+    """)
+    orders.execute("CALL inturn.apply()")
+    assert orders.execute("SELECT seq FROM app.witness WHERE key = 'f'") == [(8,)]
+    assert orders.execute("SELECT * FROM inturn.verify('fast')") == []
+
+
+def test_two_prunes_at_once_and_one_that_is_killed_do_no_harm(orders: Database) -> None:
+    orders.execute("SELECT inturn.append('orders', 'k' || n % 300, 'insert') FROM generate_series(1, 900) n")
+    orders.execute("CALL inturn.apply()")
+    first, second = orders.session(), orders.session()
+    first.execute(BATCH)
+    running = second.begin(BATCH)
+    blocked(orders, second, running)
+    kill(orders, first)
+    running.result()
+    second.commit()
+    _check(orders)
+    together([lambda: _prune_all(orders)] * 3)
+    _prune_all(orders)
+    assert orders.value("SELECT count(*) FROM inturn.key_sequence") == 0
+    assert orders.value("SELECT seq FROM inturn.forgotten") == 3
+    _check(orders)
+
+
+def _prune_all(database: Database) -> None:
+    with database.connect() as connection:
+        connection.execute("CALL inturn.prune('orders')")
+
+
+def test_a_crowd_beside_prunes_that_forget_keeps_every_promise(witness: Database) -> None:
+    """Callers take each key's numbers, whatever was forgotten meanwhile, and effects follow them."""
+    _ = Oracle(witness)
+    crowd = Crowd(witness)
+    witness.execute("UPDATE inturn.topic SET retain = '0', forget_idle_after = '0'")
+    over = threading.Event()
+
+    def prune() -> None:
+        with witness.connect() as connection:
+            while not over.is_set():
+                connection.execute("CALL inturn.prune('orders')")
+
+    prunes = [threading.Thread(target=prune) for _ in range(2)]
+    for thread in prunes:
+        thread.start()
+    try:
+        with crowd.applying(3):
+            crowd.call(6, "'orders', 60, 8")
+            crowd.call(4, "'orders', 60, 8, rollbacks => 0.5")
+    finally:
+        over.set()
+        for thread in prunes:
+            thread.join()
+    _check(witness)
+    # Every number that a caller was given took effect once, in order, and none was given twice.
+    assert witness.execute("SELECT key, seq FROM app.receipt GROUP BY key, seq HAVING count(*) > 1") == []
+    assert witness.execute("SELECT key, seq FROM app.receipt EXCEPT SELECT key, seq FROM app.witness") == []
+    assert witness.execute("SELECT key, seq FROM app.witness EXCEPT SELECT key, seq FROM app.receipt") == []
+    assert (
+        witness.execute(
+            "SELECT FROM (SELECT seq, lag(seq) OVER (PARTITION BY key ORDER BY id) AS before"
+            "             FROM app.witness) w"
+            " WHERE seq <= before"
+        )
+        == []
+    )
+    assert witness.value("SELECT count(*) FROM inturn.forgotten") == 1
