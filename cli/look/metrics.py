@@ -7,6 +7,7 @@ import click
 from inturn.applier.metrics.reading import parts, read
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
+from inturn.cli.terminal.output import Ours, echo
 
 MISSING = "prometheus_client is not installed"
 MISSING_HINT = "pip install 'inturn[metrics]'"
@@ -48,4 +49,4 @@ def metrics(database: Database, /, *, keys: int, as_format: str) -> None:
     with database.connect() as connection:
         reading = read(connection, parts(database.schema, keys))
     text = exposition.openmetrics(reading) if as_format == "openmetrics" else exposition.plain(reading)
-    click.echo(text, nl=False)
+    echo(Ours(text), nl=False)

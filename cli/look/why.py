@@ -120,7 +120,8 @@ def _print(each: dict[str, Any], now: datetime | None) -> None:
     for command, remark in _to_do(each):
         line = f"{_INDENT}$ {command}" + (f"  # {remark}" if remark else "")
         if width is not None and remark and len(line) > width:
-            line = f"{_INDENT}# {remark}:\n{_INDENT}$ {command}"
+            echo(f"{_INDENT}# {remark}:")
+            line = f"{_INDENT}$ {command}"
         echo(line)
 
 

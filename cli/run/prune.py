@@ -10,7 +10,7 @@ from psycopg import sql
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.terminal.key_text import TOPIC
-from inturn.cli.terminal.output import json_option, print_json
+from inturn.cli.terminal.output import echo, json_option, print_json
 from inturn.cli.terminal.spans import refuse_interval
 
 _PRUNE = "CALL {}.prune(%s, %s::interval, %s)"
@@ -69,7 +69,7 @@ def prune(
     line = f"pruned {_count(commands, 'command')} and {_count(turns, 'turn')}"
     if forgotten:
         line += f", forgot {_count(forgotten, 'key')}"
-    click.echo(f"{line} in {seconds:.1f} s" + ("" if done else "; the time was over: run it again"))
+    echo(f"{line} in {seconds:.1f} s" + ("" if done else "; the time was over: run it again"))
 
 
 def _count(number: int, noun: str) -> str:

@@ -243,7 +243,7 @@ def show(database: Database, name: str, *, as_json: bool) -> None:
         [[setting, _value(row, setting.replace("-", "_"))] for setting in settings],
     )
     if any(of_role for _, of_role in grants):
-        click.echo()
+        echo()
         print_table(
             [Column("granted as"), Column("to", cut="middle", whole=True)],
             [[role, of_role or f"every {role}"] for role, of_role in grants],

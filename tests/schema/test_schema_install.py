@@ -133,7 +133,7 @@ def test_nothing_in_another_schema_mentions_the_default_one(empty_database: Data
             SELECT c.oid::regclass::text, c.relacl::text FROM pg_class c
             WHERE c.relnamespace = 'elsewhere'::regnamespace
         ) AS everything (what, text)
-        WHERE text ~ '\minturn(\.|_(caller|applier|operator))'
+        WHERE text ~ '\minturn(\.|_(caller|applier|operator)\M)'
     """)
     assert found == []
     assert "inturn." not in dump(empty_database, "elsewhere")

@@ -4,9 +4,9 @@
 -- collides with a command that it does not see, which ON CONFLICT turns from 23505 into 40001: retry the transaction.
 -- It may also read an old last turn, and a row that is only locked raises no 40001: it cannot tell whether the key has
 -- gone idle since. So it leaves a hint, and an applier looks (see _take_hints).
--- The caller holds the key's row in key_sequence; known is a number that the key has reached.
+-- The caller holds the key's row in key_sequence; known is a number that the key has reached. Raises IT009.
 CREATE FUNCTION inturn._append_on_snapshot(
-    topic text, key text, known bigint, name text, payload jsonb, idempotency_key text
+    topic text, key text, known bigint, name text, payload jsonb, idempotency_key text, max_pending bigint DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -21,6 +21,7 @@ BEGIN
             _append_on_snapshot.name, coalesce(_append_on_snapshot.payload, '{}'), _append_on_snapshot.idempotency_key)
     ON CONFLICT DO NOTHING RETURNING l.seq INTO new_seq;
     PERFORM inturn._leave_hint(topic, key);
+    PERFORM inturn._refuse_pending(topic, key, new_seq, max_pending);
     RETURN new_seq;
 END
 $$;

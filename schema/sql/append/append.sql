@@ -16,10 +16,7 @@ AS $$
 -- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
 -- would repeat, and a key that went idle meanwhile would not be woken.
 DECLARE
-    numbering text;
-    max_pending bigint;
-    callers_granted boolean;
-    locked boolean;
+    numbering text; max_pending bigint; callers_granted boolean; locked boolean; -- scalars: a record costs more
     last_turn record;
     new_seq bigint;
 BEGIN
@@ -49,18 +46,17 @@ BEGIN
             EXIT WHEN locked;
             -- No row yet: this is the key's first command, unless another caller's has just committed.
             new_seq := inturn._append_first(topic, key, name, payload, idempotency_key);
-            IF new_seq IS NOT NULL THEN
-                RETURN new_seq;
-            END IF;
+            EXIT WHEN new_seq IS NOT NULL;
         END CASE;
     END LOOP;
+    IF new_seq IS NOT NULL THEN
+        RETURN new_seq;
+    END IF;
 
     -- From here on statements see every earlier append to the key: its caller has committed or is gone.
     IF idempotency_key IS NOT NULL THEN
-        SELECT l.seq INTO new_seq FROM inturn.command_log l
-        WHERE l.topic = append.topic AND l.key = append.key AND l.idempotency_key = append.idempotency_key;
-        IF FOUND THEN
-            PERFORM inturn._refuse_reuse(topic, key, new_seq, name, payload, idempotency_key);
+        new_seq := inturn._number_of(topic, key, name, payload, idempotency_key);
+        IF new_seq IS NOT NULL THEN
             RETURN new_seq;
         END IF;
     END IF;
@@ -68,9 +64,8 @@ BEGIN
     SELECT u.applied_seq, u.epoch, u.drained INTO last_turn FROM inturn.turn u
     WHERE u.topic = append.topic AND u.key = append.key ORDER BY u.epoch DESC LIMIT 1;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        new_seq := inturn._append_on_snapshot(topic, key, coalesce(last_turn.applied_seq, 0), name, payload, idempotency_key);
-        PERFORM inturn._refuse_pending(topic, key, new_seq, max_pending);
-        RETURN new_seq;
+        RETURN inturn._append_on_snapshot(
+            topic, key, coalesce(last_turn.applied_seq, 0), name, payload, idempotency_key, max_pending);
     END IF;
     INSERT INTO inturn.command_log AS l (topic, key, seq, name, payload, idempotency_key)
     VALUES (append.topic, append.key,

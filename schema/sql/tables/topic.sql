@@ -27,7 +27,7 @@ CREATE TABLE inturn.topic (
     max_ahead bigint NOT NULL DEFAULT 10000
         CHECK (max_ahead BETWEEN 1 AND 1000000000),
     gap_timeout interval
-        CHECK (gap_timeout BETWEEN '1 ms' AND '365 days'),
+        CHECK (gap_timeout BETWEEN '1 us' AND '365 days'),
     lease interval NOT NULL DEFAULT '30 seconds'
         CHECK (lease BETWEEN '10 ms' AND '1 day'),
     max_in_flight integer NOT NULL DEFAULT 100

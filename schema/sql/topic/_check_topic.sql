@@ -34,8 +34,8 @@ DECLARE
             THEN format('first_seq is %s; with numbering given 0 to 10^18 are allowed, otherwise 1', coalesce(topic.first_seq::text, 'NULL'))
         WHEN (topic.max_ahead BETWEEN 1 AND 1000000000) IS NOT TRUE
             THEN format('max_ahead is %s; 1 to 1000000000 are allowed', coalesce(topic.max_ahead::text, 'NULL'))
-        WHEN topic.gap_timeout NOT BETWEEN '1 ms' AND '365 days'
-            THEN format('gap_timeout is %s; 1 ms to 365 days are allowed, or NULL', topic.gap_timeout)
+        WHEN topic.gap_timeout NOT BETWEEN '1 us' AND '365 days'
+            THEN format('gap_timeout is %s; up to 365 days are allowed, or NULL', topic.gap_timeout)
         WHEN (topic.lease BETWEEN '10 ms' AND '1 day') IS NOT TRUE
             THEN format('lease is %s; 10 ms to 1 day are allowed', coalesce(topic.lease::text, 'NULL'))
         WHEN topic.timeout NOT BETWEEN '1 ms' AND '1 day'

@@ -66,7 +66,7 @@ GUARDS = [
     Guard(
         "append locks the key",
         "append",
-        ((r"\s+FOR UPDATE;", ";"),),
+        ((r" FOR UPDATE\) END", ") END"),),
         scenes.second_caller_waits,
         "UniqueViolation",
     ),

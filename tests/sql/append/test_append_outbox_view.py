@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 from support.database import Database
 from support.refusal import refusal
 
@@ -67,7 +69,7 @@ def test_copy_appends_line_by_line(orders: Database, format_: str) -> None:
             else:
                 copy.set_types(["text", "text", "text", "jsonb"])
                 for topic, key, name, payload in rows:
-                    copy.write_row((topic, key, name, payload))
+                    copy.write_row((topic, key, name, Jsonb(json.loads(payload))))
     stored = [(key, seq, name) for key, seq, name, _, _ in log(orders)]
     assert stored == [(f"k{k}", i + 1, f"n{3 * i + k}") for k in range(3) for i in range(3)]
 
