@@ -23,12 +23,14 @@ class Served(NamedTuple):
     Attributes:
         limit: how many of its keys are worked on outside the database at a time.
         timeout: how long a command may take, in seconds; None: for ever.
+        merges: it has merge rules, or had some.
     """
 
     topic: str
     target: str
     limit: int
     timeout: float | None
+    merges: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def _python(served: Served, parts: Parts) -> Target | None:
         parts.breaker,
         served.timeout,
         parts.hand,
+        served.merges,
     )
 
 

@@ -206,6 +206,30 @@ class OptionRefused(InturnError):
     sqlstate = "IT044"
 
 
+class MergeRuleRefused(InturnError):
+    """A merge rule has a name that is missing or stands for several, or an outcome that does not exist."""
+
+    sqlstate = "IT060"
+
+
+class MergeFunctionRefused(InturnError):
+    """The function that a merge rule names cannot merge two commands."""
+
+    sqlstate = "IT061"
+
+
+class MergeRuleExists(InturnError):
+    """The two names have another merge rule already."""
+
+    sqlstate = "IT062"
+
+
+class UnknownMergeRule(InturnError):
+    """The topic has no merge rule for these two names."""
+
+    sqlstate = "IT063"
+
+
 class NotApplied(InturnError):
     """The key has not been applied up to where it was waited for.
 

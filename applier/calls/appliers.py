@@ -13,12 +13,18 @@ from inturn.applier.calls.call import Call, all_as, one_as, seconds, statement, 
 
 
 class TopicRow(NamedTuple):
-    """A topic, as far as its appliers have to know it. timeout: in seconds; None: there is none."""
+    """A topic, as far as its appliers have to know it.
+
+    Attributes:
+        timeout: in seconds; None: there is none.
+        merges: it has merge rules, or had some.
+    """
 
     name: str
     target: str
     max_in_flight: int
     timeout: float | None
+    merges: bool
 
 
 def list_topics(schema: str, named: Sequence[str]) -> Call[list[TopicRow]]:
@@ -28,7 +34,7 @@ def list_topics(schema: str, named: Sequence[str]) -> Call[list[TopicRow]]:
     """
     return Call(
         statement(
-            "SELECT name, target, max_in_flight, extract(epoch FROM timeout)::float8"
+            "SELECT name, target, max_in_flight, extract(epoch FROM timeout)::float8, merges"
             " FROM {schema}.topic WHERE {schema}._is_granted(name, 'applier')"
             " OR name = ANY (%s) AND {schema}._require_grant(name, 'applier')::text IS NULL ORDER BY name",
             schema,

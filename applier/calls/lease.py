@@ -38,28 +38,28 @@ def claim_alone(schema: str, topic: str, since: datetime | str, applier_id: str)
 
 
 class Held(NamedTuple):
-    """A key that is held by its lease, with one of its next commands; seq is None when it has none."""
+    """A key that is held by its lease, with one of its next commands.
+
+    seq is None when it has none; name is None where commands up to seq became nothing.
+    """
 
     applied_seq: int
     attempt: int
     seq: int | None
-    name: str
+    name: str | None
     payload: str
     created_at: datetime
 
 
 def hold_lease(schema: str, topic: str, key: str, epoch: int, max_commands: int) -> Call[list[Held]]:
-    """Return the call that locks a key that was claimed alone, and reads its next commands."""
+    """Return the call that locks a key that was claimed alone, and reads its next commands.
+
+    No row: they could not be merged, which has been recorded.
+    """
     return Call(
         statement(
-            "SELECT c.applied_seq, c.attempts + 1, l.seq, l.name, l.payload::text, l.created_at"
-            " FROM {schema}._hold_lease(%s, %s, %s) c JOIN {schema}.topic t ON t.name = c.topic"
-            " LEFT JOIN LATERAL (SELECT n.*, row_number() OVER o AS place,"
-            " sum(octet_length(n.payload::text)) OVER o AS octets"
-            " FROM {schema}._next_commands(c.topic, c.key, c.applied_seq, CASE"
-            " WHEN c.attempts > 0 OR c.lost > 0 THEN 1 ELSE least(t.batch_commands, %s) END) n"
-            " WINDOW o AS (ORDER BY n.seq)) l"
-            " ON l.place = 1 OR l.octets <= {schema}._max_claim_octets()",
+            "SELECT applied_seq, attempt, seq, name, payload::text, created_at"
+            " FROM {schema}._take_alone(%s, %s, %s, %s)",
             schema,
         ),
         (topic, key, epoch, max_commands),

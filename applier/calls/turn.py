@@ -11,8 +11,9 @@ from inturn.applier.verdict import Asked
 
 
 class Claimed(NamedTuple):
-    """A claimed key with one of its commands; seq is None when it has none.
+    """A claimed key with one of its commands.
 
+    seq is None when it has none; name is None where commands up to seq were merged into nothing.
     settings: the session's, in the first row.
     """
 
@@ -22,7 +23,7 @@ class Claimed(NamedTuple):
     attempt: int
     ready_at: datetime
     seq: int | None
-    name: str
+    name: str | None
     payload: str
     created_at: datetime
     lost: bool

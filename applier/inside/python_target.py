@@ -43,6 +43,7 @@ class PythonTarget:
     timeout: float | None = None
     #: What is watched by whoever can do something about a handler that never returns.
     hand: Hand = field(default_factory=Hand)
+    merges: bool = False
 
     def apply_batch(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> Batch:
         """Claim ready keys, apply their commands, end their turns, all in one transaction.
@@ -59,6 +60,9 @@ class PythonTarget:
         seconds = 0.0
         try:
             with connection.transaction():
+                if self.merges:
+                    # A function that merges commands may hang as a handler may.
+                    session_of(connection).limit(self.timeout)
                 turns = self._records.claim(connection, since, max_keys)
                 if not turns:
                     return Batch()
@@ -91,12 +95,16 @@ class PythonTarget:
         """Apply the commands of a key that was claimed alone; see AloneTarget."""
         started_at = time.monotonic()
         with connection.transaction():
-            turn = self._records.hold(connection, alone)
             session_of(connection).limit(self.timeout)
+            turn = self._records.hold(connection, alone)
+            if turn is None:
+                return Batch(keys=1, failures=1, hand=alone.ready_at)
             leave_at = time.monotonic() + LONGEST_TURN_SECONDS
+            expected = turn.applied_seq
             for order in turn.orders:
-                if turn.failed is not None or turn.done_seq < order.seq - 1:
-                    break  # it failed, or its end was cut short
+                if turn.failed is not None or turn.done_seq < expected:
+                    break  # the one before failed, or its end was cut short
+                expected = order.seq
                 if time.monotonic() > leave_at or self.stop.requested:
                     break
                 try:
@@ -152,7 +160,7 @@ class PythonTarget:
             except psycopg.errors.InvalidSavepointSpecification as error:
                 raise self._calls.broke(orders[-1]) from error
             else:
-                if turn.failed is not None and turn.done_seq < turn.failed.seq - 1:
+                if turn.failed is not None and orders and turn.done_seq < orders[-1].seq:
                     # A stop cut the second run short: the failed command is not next yet, and to
                     # record its failure would pass over those in between.
                     turn.failed = None
@@ -182,7 +190,7 @@ class PythonTarget:
 def _batch_of(turns: list[Turn], seconds: float) -> Batch:
     return Batch(
         keys=len(turns),
-        commands=sum(turn.done_seq - turn.applied_seq for turn in turns),
+        commands=sum(turn.reached - turn.applied_seq for turn in turns),
         failures=sum(turn.failed is not None and not turn.asked.skip for turn in turns),
         hand=turns[-1].ready_at,
         skipped=sum(turn.skipped for turn in turns),

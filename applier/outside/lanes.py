@@ -25,6 +25,7 @@ class OutsideTarget:
         effect: what applies them.
         settings: what that was made from: while it is the same, the first one made stays.
         timeout: how long a command may take, in seconds; None: for ever.
+        merges: whether a claim may merge commands, which may take as long.
     """
 
     topic: str
@@ -32,6 +33,7 @@ class OutsideTarget:
     effect: Effect
     settings: object
     timeout: float | None = None
+    merges: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -48,6 +50,12 @@ class Lane:
     look: bool = True
     served: bool = True
     timeout: float | None = None
+    merges: bool = False
+
+    @property
+    def claim_seconds(self) -> float | None:
+        """How long a claim may take; None: as long as it does."""
+        return self.timeout if self.merges else None
 
     @property
     def room(self) -> int:
@@ -154,10 +162,11 @@ class Lanes:
             if known is None:
                 breaker = Breaker(topic)
                 self._by_topic[topic] = Lane(
-                    topic, target.limit, target.settings, target.effect, breaker, timeout=target.timeout
+                    topic, target.limit, target.settings, target.effect, breaker
                 )
+                self._by_topic[topic].timeout, self._by_topic[topic].merges = target.timeout, target.merges
                 continue
-            known.limit, known.timeout = target.limit, target.timeout
+            known.limit, known.timeout, known.merges = target.limit, target.timeout, target.merges
             if known.settings != target.settings:
                 # What is in flight ends as it began.
                 old, known.effect, known.settings = known.effect, target.effect, target.settings

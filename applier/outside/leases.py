@@ -73,14 +73,24 @@ class Leases:
         self._schema = schema
         self._applier_id = applier_id
 
-    async def claim(self, connection: Connection, topic: str, max_keys: int) -> list[Lease]:
+    async def claim(
+        self, connection: Connection, topic: str, max_keys: int, *, seconds: float | None = None
+    ) -> list[Lease]:
         """Claim ready keys of a topic by lease.
+
+        seconds: how long a function that merges commands may take; None: for ever.
 
         Raises:
             psycopg.Error: the database refused (UnknownTopic's SQLSTATE: the topic is gone), or was lost.
         """
         asked_at = time.monotonic()
-        rows = await calls.lease.claim(self._schema, topic, max_keys, self._applier_id).on_async(connection)
+        call = calls.lease.claim(self._schema, topic, max_keys, self._applier_id)
+        if seconds is None:
+            rows = await call.on_async(connection)
+        else:
+            async with connection.transaction():
+                await calls.session.limit(seconds).on_async(connection)
+                rows = await call.on_async(connection)
         leases: dict[str, Lease] = {}
         for key, epoch, attempt, left, now, seq, name, payload, created_at in rows:
             lease = leases.get(key)

@@ -153,7 +153,12 @@ class OutsideRounds:
             probe = lane.breaker.open
             try:
                 leases = await self._link.run(
-                    functools.partial(self._leases.claim, topic=lane.topic, max_keys=wanted)
+                    functools.partial(
+                        self._leases.claim,
+                        topic=lane.topic,
+                        max_keys=wanted,
+                        seconds=lane.claim_seconds,
+                    )
                 )
             except psycopg.DatabaseError as error:
                 if error.sqlstate != UnknownTopic.sqlstate:

@@ -174,5 +174,5 @@ class Chooser:
                 continue
             self._refused.discard(topic)
             if effect is not None:
-                targets.append(OutsideTarget(topic, row.limit, effect, row.target, row.timeout))
+                targets.append(OutsideTarget(topic, row.limit, effect, row.target, row.timeout, row.merges))
         return targets

@@ -23,6 +23,20 @@ GRANT SELECT, INSERT ON inturn.outbox TO inturn_caller;
 -- An applier moves cursors with its own privileges: its targets run with them too.
 GRANT EXECUTE ON ROUTINE
     inturn.claim(text, timestamptz, integer),
+    inturn._merge_function(text),
+    inturn._call_merge(text, inturn.command, inturn.command, integer),
+    inturn._commands_to_merge(text, text, bigint, bigint, integer),
+    inturn._merge_rules(text),
+    inturn._fold_merges(inturn.topic, text, bigint, bigint, integer, jsonb, boolean),
+    inturn._save_merges(text, text, bigint, inturn.merge_plan[]),
+    inturn._plan_merges(inturn.topic, text, bigint, bigint, integer),
+    inturn._planned_commands(text, text, bigint, bigint, integer),
+    inturn._past_nothing(text, text, bigint, bigint),
+    inturn._next_planned(text, text, bigint, bigint),
+    inturn._failed_seq(text, text, bigint, bigint, bigint),
+    inturn._plan_batch(inturn.topic, text[], bigint[], bigint[], integer[], integer, text),
+    inturn._plan_alone(inturn.topic, inturn.key_cursor, integer),
+    inturn._take_alone(text, text, bigint, integer),
     inturn.claim_commands(text, timestamptz, integer),
     inturn._end_turns(text, text[], tid[], boolean[], bigint[], bigint[], bigint[], text),
     inturn._clear_marks(text, text[], bigint[], boolean[], bigint[], bigint[]),
@@ -76,10 +90,10 @@ GRANT EXECUTE ON ROUTINE
     inturn._require_grant(text, text),
     inturn._target_kinds(),
     inturn._target_function(text, text),
-    inturn._target_query(text, text),
-    inturn._batch_query(regprocedure),
-    inturn._read_batch(text, text, bigint, integer, integer),
-    inturn._count_done(text, integer, bigint),
+    inturn._target_query(text, text, boolean),
+    inturn._batch_query(regprocedure, boolean),
+    inturn._read_batch(text, text, bigint, integer, integer, bigint),
+    inturn._done_seq(text, inturn.command[], bigint, bigint),
     inturn._read_verdict(text, text),
     inturn._apply_key(text, text, bigint, bigint, integer, integer, text, text),
     inturn._check_effects(),
@@ -99,7 +113,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.server_metrics(),
     inturn._prune_idle()
 TO inturn_applier;
-GRANT SELECT ON inturn.topic, inturn.topic_grant, inturn.command_log, inturn.intake TO inturn_applier;
+GRANT SELECT ON inturn.topic, inturn.topic_grant, inturn.command_log, inturn.intake, inturn.merge_rule, inturn.merge_plan TO inturn_applier;
 GRANT SELECT, UPDATE ON inturn.key_sequence TO inturn_applier;
 GRANT SELECT, INSERT, UPDATE, DELETE ON inturn.ticket, inturn.key_mark TO inturn_applier;
 GRANT SELECT, UPDATE, DELETE ON inturn.wake_hint TO inturn_applier;
@@ -149,6 +163,9 @@ GRANT EXECUTE ON FUNCTION
     inturn.pause(text, text, text, timestamptz),
     inturn.resume(text, text, text),
     inturn.fill_gap(text, text, bigint, text),
+    inturn.merge_rule(text, text, text, text, text),
+    inturn.remove_merge_rule(text, text, text, text),
+    inturn.merge_preview(text, text, text, text),
     inturn.pause_topic(text, text, timestamptz),
     inturn.resume_topic(text, text),
     inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text, bigint, interval, interval, integer, interval, bigint,

@@ -55,6 +55,20 @@ class Turn:
     is_alone: bool = False
     #: The last call of each command's handler, by the command's number.
     handled: dict[int, Handled] = field(default_factory=dict)
+    #: Up to where commands after the last of `orders` were merged into nothing.
+    gone_seq: int | None = None
+
+    def take(self, order: Order) -> None:
+        """Take up a command."""
+        self.gone_seq = None
+        self.orders.append(order)
+
+    @property
+    def reached(self) -> int:
+        """Up to which number all is done."""
+        last = self.orders[-1].seq if self.orders else self.applied_seq
+        whole = self.gone_seq is not None and self.failed is None and self.done_seq == last
+        return self.gone_seq if whole and self.gone_seq is not None else self.done_seq
 
     @property
     def untouched(self) -> bool:

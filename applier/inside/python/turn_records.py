@@ -47,24 +47,37 @@ class TurnRecords:
             turn = turns.get(key)
             if turn is None:
                 turn = turns[key] = Turn(key, applied_seq, epoch, attempt, ready_at, done_seq=applied_seq)
-            if seq is not None:
-                turn.orders.append(Order(self.topic, key, seq, name, payload, created_at, attempt, epoch))
+            self._take_up(turn, seq, name, payload, created_at)
         return list(turns.values())
 
-    def hold(self, connection: psycopg.Connection[Any], alone: Alone) -> Turn:
-        """Lock a key that was claimed alone, and read its next commands."""
+    def hold(self, connection: psycopg.Connection[Any], alone: Alone) -> Turn | None:
+        """Lock a key that was claimed alone, and read its next commands.
+
+        None: they could not be merged, and the lease has ended with that.
+        """
         rows = session_of(connection).call(
             calls.lease.hold_lease(self.schema, self.topic, alone.key, alone.epoch, MOST_COMMANDS_ALONE)
         )
+        if not rows:
+            return None
         applied_seq, attempt = rows[0][:2]
         turn = Turn(alone.key, applied_seq, alone.epoch, attempt, alone.ready_at, done_seq=applied_seq)
         turn.is_alone = True
-        turn.orders = [
-            Order(self.topic, alone.key, seq, name, payload, created_at, attempt, alone.epoch)
-            for _, _, seq, name, payload, created_at in rows
-            if seq is not None
-        ]
+        for _, _, seq, name, payload, created_at in rows:
+            self._take_up(turn, seq, name, payload, created_at)
         return turn
+
+    def _take_up(
+        self, turn: Turn, seq: int | None, name: str | None, payload: str, created_at: datetime
+    ) -> None:
+        """Take up a command; or, where it has no name, that those up to it were merged into nothing."""
+        if seq is None:
+            return
+        if name is None:
+            turn.gone_seq = seq
+            return
+        attempt, epoch = turn.attempt, turn.epoch
+        turn.take(Order(self.topic, turn.key, seq, name, payload, created_at, attempt, epoch))
 
     def end(self, connection: psycopg.Connection[Any], turns: list[Turn]) -> None:
         """Record what became of turns that were claimed in this transaction."""
@@ -77,7 +90,7 @@ class TurnRecords:
 
     def end_alone(self, connection: psycopg.Connection[Any], turn: Turn) -> None:
         """Record what became of a turn that was claimed alone."""
-        place = (self.schema, self.topic, turn.key, turn.epoch, turn.done_seq)
+        place = (self.schema, self.topic, turn.key, turn.epoch, turn.reached)
         if turn.failed is None:
             turn.outcome = session_of(connection).call(calls.lease.end_alone(*place))
             return
@@ -122,4 +135,4 @@ class TurnRecords:
 
 
 def _done(turn: Turn) -> calls.turn.Done:
-    return calls.turn.Done(turn.key, turn.epoch, turn.applied_seq + 1, turn.done_seq)
+    return calls.turn.Done(turn.key, turn.epoch, turn.applied_seq + 1, turn.reached)

@@ -20,7 +20,7 @@ DECLARE
     taken integer := 0;
     leased inturn.key_cursor;
     max_octets constant bigint := inturn._max_claim_octets();
-    octets bigint := 0; size integer; command record;
+    octets bigint := 0; size integer; command record; max_commands integer; problem text; gone_seq bigint;
 BEGIN
     pass := inturn._begin_saved_pass(topics);
     FOR served IN
@@ -44,10 +44,28 @@ BEGIN
             CONTINUE WHEN leased.key IS NULL;
             topic := leased.topic; key := leased.key; epoch := leased.epoch;
             attempt := leased.attempts + 1; lease_until := leased.lease_until;
+            max_commands := CASE WHEN leased.attempts > 0 OR leased.lost > 0 THEN 1 ELSE settings.batch_commands END;
+            gone_seq := NULL;
+            IF settings.merges THEN
+                problem := inturn._plan_merges(settings, leased.key, leased.applied_seq, leased.epoch, max_commands);
+                IF problem IS NOT NULL THEN
+                    PERFORM inturn.fail(served.name, leased.key, leased.epoch, leased.applied_seq + 1, problem, '{"verdict": "merge"}');
+                    CONTINUE;
+                END IF;
+                SELECT CASE WHEN bool_and(l.name IS NULL) THEN max(l.seq) END INTO gone_seq
+                FROM inturn._planned_commands(served.name, leased.key, leased.applied_seq, leased.epoch, max_commands) l;
+                IF gone_seq IS NOT NULL THEN
+                    -- Nothing is left to do on it.
+                    PERFORM inturn._end_alone(served.name, leased.key, leased.epoch, gone_seq);
+                    CONTINUE;
+                END IF;
+            END IF;
             FOR command IN
                 SELECT l.seq, l.name, l.payload, l.created_at
-                FROM inturn._next_commands(served.name, leased.key, leased.applied_seq,
-                                          CASE WHEN leased.attempts > 0 OR leased.lost > 0 THEN 1 ELSE settings.batch_commands END) l
+                FROM inturn._next_commands(served.name, leased.key, leased.applied_seq, max_commands) l WHERE NOT settings.merges
+                UNION ALL
+                SELECT * FROM inturn._planned_commands(served.name, leased.key, leased.applied_seq, leased.epoch, max_commands) l
+                WHERE settings.merges AND l.name IS NOT NULL
             LOOP
                 size := octet_length(command.payload::text);
                 IF octets > 0 AND octets + size > max_octets THEN

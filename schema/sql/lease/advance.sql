@@ -7,7 +7,7 @@ AS $$
 -- Records that the next command of a leased key took effect; returns until when the lease runs now, or NULL when the key
 -- has to be let go: it, or its topic, was paused, and the lease has been ended with this command.
 --
--- seq: the command; the last one again changes nothing. The lease is renewed when less than half of it is left.
+-- seq: the command, with what was merged into it and what became nothing before it; the last one again changes nothing. The lease is renewed when less than half of it is left.
 -- lease: its length; NULL for the topic's own.
 -- Locks the key's ticket; what release locks. Raises IT032 when seq is not the next, and what _hold_lease and
 -- _lease_end raise.
@@ -16,19 +16,23 @@ DECLARE
     cursor inturn.key_cursor := was;
     settings inturn.topic;
     fresh timestamptz;
+    next_seq bigint := was.applied_seq + 1;
 BEGIN
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = advance.topic;
-    IF seq IS DISTINCT FROM was.applied_seq AND (seq IS DISTINCT FROM was.applied_seq + 1 OR NOT EXISTS (
-        SELECT FROM inturn._next_commands(topic, key, was.applied_seq, 1))) THEN
+    IF settings.merges THEN
+        next_seq := inturn._next_planned(topic, key, epoch, was.applied_seq);
+    END IF;
+    IF seq IS DISTINCT FROM was.applied_seq AND (seq IS DISTINCT FROM next_seq OR NOT EXISTS (
+        SELECT FROM inturn._next_commands(topic, key, seq - 1, 1))) THEN
         RAISE EXCEPTION USING ERRCODE = 'IT032',
-            MESSAGE = format('command %s of key %L of topic %L is not the next: that is %s', coalesce(seq::text, 'NULL'), key, topic, was.applied_seq + 1),
+            MESSAGE = format('command %s of key %L of topic %L is not the next: that is %s', coalesce(seq::text, 'NULL'), key, topic, next_seq),
             HINT = 'Report the commands of a key one by one, in order, each once it took effect.';
     END IF;
     cursor.applied_seq := seq;
     IF seq > was.applied_seq THEN
         cursor.attempts := 0; cursor.lost := 0; cursor.empty_turns := 0; cursor.last_error := NULL; cursor.failed_at := NULL;
         INSERT INTO inturn.turn AS t (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
-        VALUES (advance.topic, advance.key, advance.epoch, advance.seq, advance.seq, advance.seq, false, 'applied',
+        VALUES (advance.topic, advance.key, advance.epoch, was.applied_seq + 1, advance.seq, advance.seq, false, 'applied',
                 was.claimed_by, was.claimed_at)
         ON CONFLICT ON CONSTRAINT turn_pkey DO UPDATE SET
             to_seq = EXCLUDED.to_seq, applied_seq = EXCLUDED.applied_seq, finished_at = EXCLUDED.finished_at;

@@ -16,6 +16,8 @@ AS $$
 -- was lost, with that alone. Of the latter an applier has one at a time (see _begin_lease).
 -- All payloads together have at most _max_claim_octets, but the first command comes however long it is: from where they
 -- would have more, a key comes with fewer commands, or is not claimed and stays ready.
+-- Where the topic has merge rules, of commands that were merged only the last one comes, with what they became: a key's
+-- numbers may jump then, and advance takes them so.
 -- A key that itself makes its claim fail is put off (see _put_off): the others are claimed.
 -- Locks the keys' tickets, skipping locked ones; what _begin_saved_pass locks. Raises IT001, IT031 outside READ COMMITTED,
 -- 22004 without topics, 22023 for a max_keys or a lease that cannot be.

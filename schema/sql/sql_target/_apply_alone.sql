@@ -19,6 +19,7 @@ DECLARE
     leave_at constant timestamptz := clock_timestamp() + interval '1 s';
     done_seq bigint := was.applied_seq;
     number bigint;
+    next_seq bigint;
     message text; detail text; hint text; context text; state text;
     asked record;
     error text;
@@ -26,10 +27,19 @@ DECLARE
 BEGIN
     failures := 0; skipped := 0; cancellation := NULL;
     asked := inturn._read_verdict(NULL, NULL);
+    IF NOT inturn._plan_alone(settings, was, (last_seq - was.applied_seq)::integer) THEN
+        commands := 0; failures := 1;
+        RETURN;
+    END IF;
     WHILE done_seq < last_seq AND (done_seq = was.applied_seq OR clock_timestamp() < leave_at) LOOP
+        next_seq := done_seq + 1;
+        IF settings.merges THEN
+            SELECT coalesce(max(p.to_seq), next_seq) INTO next_seq FROM inturn.merge_plan p
+            WHERE p.topic = _apply_alone.topic AND p.key = _apply_alone.key AND p.epoch = _apply_alone.epoch AND p.seq = next_seq;
+        END IF;
         BEGIN
-            EXECUTE format('SELECT commands FROM (%s) AS q (seqs, commands)', inturn._target_query(topic, settings.target))
-            INTO number USING topic, ARRAY[key], ARRAY[done_seq], 1, was.attempts + 1, timestamptz 'infinity';
+            EXECUTE format('SELECT commands FROM (%s) AS q (seqs, commands)', inturn._target_query(topic, settings.target, settings.merges))
+            INTO number USING topic, ARRAY[key], ARRAY[done_seq], (next_seq - done_seq)::integer, was.attempts + 1, timestamptz 'infinity', ARRAY[epoch];
             EXIT WHEN number = 0;
             PERFORM inturn._check_effects();
         EXCEPTION WHEN query_canceled OR assert_failure OR OTHERS THEN
@@ -40,7 +50,7 @@ BEGIN
             error := inturn._failure_text(state, message, detail, hint, context, asked.verdict IS NOT NULL, asked.problem);
             EXIT;
         END;
-        done_seq := done_seq + 1;
+        done_seq := next_seq;
     END LOOP;
     commands := done_seq - was.applied_seq;
     outcome := inturn._end_alone(topic, key, epoch, done_seq, error, asked.verdict, asked.retry_after);

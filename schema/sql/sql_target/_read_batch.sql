@@ -1,33 +1,46 @@
-CREATE FUNCTION inturn._read_batch(topic text, key text, applied_seq bigint, max_commands integer, attempt integer)
-RETURNS inturn.command[]
+CREATE FUNCTION inturn._read_batch(
+    topic text, key text, applied_seq bigint, max_commands integer, attempt integer, epoch bigint DEFAULT NULL,
+    OUT batch inturn.command[], OUT last_seq bigint
+)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
--- Returns the next commands of a key in order, up to the first gap: what a SQL target for batches is called with. NULL: there
--- are none. Internal to _batch_query.
+-- Returns the next commands of a key in order, up to the first gap: what a SQL target for batches is called with, and the number
+-- up to which that is all there is to do. Internal to _batch_query.
 --
 -- Their payloads have at most _max_claim_octets, but the first command comes however long it is. Read one by one, so that what
--- does not fit is not read. Takes no locks.
+-- does not fit is not read.
+-- epoch: of a turn that has planned merges (see _plan_merges): of merged numbers the last one comes, as what they became, or
+-- none. NULL: every number comes as it is. Takes no locks.
 DECLARE
     max_octets constant bigint := inturn._max_claim_octets();
     octets bigint := 0;
-    place integer := 0;
-    batch inturn.command[];
+    read_seq bigint := applied_seq;
     command record;
 BEGIN
+    batch := '{}'; last_seq := applied_seq;
     FOR command IN
-        SELECT l.seq, l.name, l.payload, l.created_at FROM inturn.command_log l
+        SELECT l.seq, coalesce(p.name, l.name) AS name, coalesce(p.payload, l.payload) AS payload, l.created_at,
+               p.to_seq, p.seq IS NULL OR p.into_seq = l.seq AS is_called
+        FROM inturn.command_log l LEFT JOIN LATERAL (
+            SELECT m.* FROM inturn.merge_plan m
+            WHERE _read_batch.epoch IS NOT NULL AND m.topic = l.topic AND m.key = l.key AND m.epoch = _read_batch.epoch AND m.seq = l.seq
+            OFFSET 0) p ON true
         WHERE l.topic = _read_batch.topic AND l.key = _read_batch.key AND l.seq > _read_batch.applied_seq
         ORDER BY l.seq LIMIT max_commands
     LOOP
-        octets := octets + octet_length(command.payload::text);
-        EXIT WHEN command.seq <> applied_seq + place + 1 OR place > 0 AND octets > max_octets;
-        place := place + 1;
-        batch := array_append(batch, ROW(topic, key, command.seq, command.name, command.payload, command.created_at, attempt)::inturn.command);
+        EXIT WHEN command.seq <> read_seq + 1;
+        read_seq := command.seq;
+        CONTINUE WHEN command.to_seq <> command.seq; -- its last one stands for it
+        IF command.is_called THEN
+            octets := octets + octet_length(command.payload::text);
+            EXIT WHEN cardinality(batch) > 0 AND octets > max_octets;
+            batch := array_append(batch, ROW(topic, key, command.seq, command.name, command.payload, command.created_at, attempt)::inturn.command);
+        END IF;
+        last_seq := command.seq;
     END LOOP;
-    RETURN batch;
 END
 $$;
 COMMENT ON FUNCTION inturn._read_batch IS 'Internal: the next commands of a key, for a SQL target for batches.';

@@ -47,17 +47,30 @@ BEGIN
         RETURN;
     END IF;
 
+    IF settings.merges THEN
+        failed_keys := inturn._plan_batch(settings, claimed.keys, claimed.epochs, claimed.applied_seqs, claimed.attempts,
+                                         CASE WHEN claimed.lost THEN 1 ELSE settings.batch_commands END, applier);
+        failures := cardinality(failed_keys);
+        SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs,
+               array_agg(c.applied_seq + 1) AS from_seqs, array_agg(c.attempts) AS attempts, max(c.attempts) > 0 AS any_failed
+        INTO claimed FROM unnest(claimed.keys, claimed.applied_seqs, claimed.epochs, claimed.attempts) c (key, applied_seq, epoch, attempts)
+        WHERE c.key <> ALL (failed_keys);
+        redo := coalesce(current_setting('inturn.merge_cancelled', true) = 'on', false);
+        IF claimed.keys IS NULL OR redo THEN
+            RETURN;
+        END IF;
+    END IF;
     began_at := clock_timestamp();
     leave_at := began_at + interval '1 s';
     fresh := claimed;
     IF claimed.any_failed THEN
-        SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs
-        INTO fresh FROM unnest(claimed.keys, claimed.applied_seqs, claimed.attempts) c (key, applied_seq, attempts)
+        SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs
+        INTO fresh FROM unnest(claimed.keys, claimed.applied_seqs, claimed.attempts, claimed.epochs) c (key, applied_seq, attempts, epoch)
         WHERE c.attempts = 0;
     END IF;
     BEGIN
-        EXECUTE inturn._target_query(topic, settings.target) INTO done_seqs, commands
-        USING topic, fresh.keys, fresh.applied_seqs, settings.batch_commands, 1, leave_at;
+        EXECUTE inturn._target_query(topic, settings.target, settings.merges) INTO done_seqs, commands
+        USING topic, fresh.keys, fresh.applied_seqs, settings.batch_commands, 1, leave_at, fresh.epochs;
         IF commands IS NULL THEN
             RAISE internal_error USING MESSAGE = 'the clock was set back during a turn';
         END IF;
@@ -73,6 +86,7 @@ BEGIN
         END IF;
         step_by_step := true;
         commands := 0; done_seqs := NULL;
+        PERFORM inturn._save_merges(topic, fresh.keys[1], fresh.epochs[1], NULL) WHERE settings.merges;
     END;
     cut := clock_timestamp() >= leave_at;
     IF NOT claimed.any_failed AND NOT step_by_step AND NOT cut THEN
@@ -82,7 +96,7 @@ BEGIN
         RETURN;
     END IF;
     done_keys := CASE WHEN done_seqs IS NOT NULL THEN fresh.keys ELSE '{}' END;
-    FOR i IN 1 .. keys LOOP
+    FOR i IN 1 .. cardinality(claimed.keys) LOOP
         CONTINUE WHEN claimed.attempts[i] = 0 AND NOT step_by_step;
         CONTINUE WHEN claimed.attempts[i] > 0 AND clock_timestamp() >= leave_at;
         SELECT * INTO turn FROM inturn._apply_key(

@@ -37,6 +37,7 @@ CREATE TABLE inturn.topic (
     max_pending bigint
         CHECK (max_pending BETWEEN 1 AND 1000000000),
     callers_granted boolean NOT NULL DEFAULT false,
+    merges boolean NOT NULL DEFAULT false,
     retain interval
         CHECK (retain >= '0'),
     retain_idempotency interval
@@ -61,6 +62,7 @@ COMMENT ON COLUMN inturn.topic.max_ahead IS 'How far ahead of the last applied o
 COMMENT ON COLUMN inturn.topic.gap_timeout IS 'A key that has waited so long for a missing number is held; NULL: never.';
 COMMENT ON COLUMN inturn.topic.lease IS 'How long an applier that works outside the database has a key without a sign of life.';
 COMMENT ON COLUMN inturn.topic.max_in_flight IS 'How many keys one applier works on outside the database at a time.';
+COMMENT ON COLUMN inturn.topic.merges IS 'Whether it has merge rules, or had some: see merge_rule.';
 COMMENT ON COLUMN inturn.topic.timeout IS 'A command that takes longer has failed; NULL: it may take for ever.';
 COMMENT ON COLUMN inturn.topic.max_pending IS 'The most commands that a key may have pending: append refuses more; NULL: any number.';
 COMMENT ON COLUMN inturn.topic.callers_granted IS 'Whether only some callers may append, see topic_grant: append looks there only then.';

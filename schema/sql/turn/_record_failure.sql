@@ -1,7 +1,9 @@
 -- Records a failure of command failed_seq, and what becomes of the key; returns the outcome. Internal to fail and claim.
 --
 -- was: the key, whose ticket the caller has locked. failures: how often the command has failed by now.
--- verdict, retry_after: see fail. from_seq: where the turn began; of a lease it is in turn already.
+-- verdict, retry_after: see fail; merge: what cannot be merged. That, and a failure of what was merged, is never the last attempt:
+-- the commands have not been tried as they are.
+-- from_seq: where the turn began; of a lease it is in turn already.
 -- Takes no further locks.
 CREATE FUNCTION inturn._record_failure(
     was inturn.key_cursor, epoch bigint, from_seq bigint, failed_seq bigint, failures integer,
@@ -17,12 +19,16 @@ DECLARE
     cursor inturn.key_cursor := was;
 BEGIN
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = was.topic;
-    IF verdict = 'outage' THEN
+    IF verdict <> 'outage' IS NOT FALSE AND EXISTS (
+        SELECT FROM inturn.merge_plan p
+        WHERE p.topic = was.topic AND p.key = was.key AND p.epoch = _record_failure.epoch AND p.seq = failed_seq) THEN
+        verdict := 'merge';
+    ELSIF verdict = 'outage' THEN
         -- The command is not at fault.
         failures := CASE WHEN failed_seq > from_seq THEN 0 ELSE was.attempts END;
     END IF;
     outcome := CASE
-        WHEN verdict = 'outage' THEN 'retrying'
+        WHEN verdict IN ('outage', 'merge') THEN 'retrying'
         WHEN verdict = 'hold' THEN 'held' WHEN verdict = 'skip' THEN 'skipped'
         WHEN failures < settings.max_attempts THEN 'retrying'
         WHEN settings.on_exhausted = 'hold' THEN 'held' WHEN settings.on_exhausted = 'skip' THEN 'skipped'

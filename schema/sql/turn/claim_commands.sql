@@ -13,26 +13,42 @@ AS $$
 -- A key with nothing to apply comes as one row without a seq; it has to be finished too.
 -- All payloads together have at most _max_claim_octets, but the first command comes however long it is. From where they
 -- would have more, a key comes with fewer commands, or not at all: it stays ready, and is locked as the others are.
+-- Where the topic has merge rules, of commands that were merged only the last one comes, with what they became; those that
+-- became nothing come as a row with a seq and no name, and are done by passing there: finish with that seq. What cannot be
+-- merged is a failure of its key, which does not come (see _plan_merges).
 -- Locks and raises what claim does.
 DECLARE
     max_octets constant bigint := inturn._max_claim_octets();
     octets bigint := 0;
     size integer;
+    settings inturn.topic;
     max_commands integer;
+    problem text;
     claimed record;
     command record;
 BEGIN
-    SELECT t.batch_commands INTO max_commands FROM inturn.topic t WHERE t.name = claim_commands.topic;
+    SELECT * INTO settings FROM inturn.topic t WHERE t.name = claim_commands.topic;
     FOR claimed IN SELECT * FROM inturn.claim(topic, since, max_keys) LOOP
         key := claimed.key; applied_seq := claimed.applied_seq; epoch := claimed.epoch;
         attempt := claimed.attempts + 1; ready_at := claimed.ready_at; lost := claimed.lost;
         seq := NULL; name := NULL; payload := NULL; created_at := NULL;
+        max_commands := CASE WHEN claimed.attempts > 0 OR settings.merges AND lost THEN 1 ELSE settings.batch_commands END;
+        IF settings.merges THEN
+            problem := inturn._plan_merges(settings, claimed.key, claimed.applied_seq, claimed.epoch, max_commands);
+            IF problem IS NOT NULL THEN
+                PERFORM inturn.fail(topic, key, epoch, applied_seq + 1, applied_seq + 1, problem, session_user::text, 'merge');
+                CONTINUE;
+            END IF;
+        END IF;
         FOR command IN
             SELECT l.seq, l.name, l.payload, l.created_at
-            FROM inturn._next_commands(claim_commands.topic, claimed.key, claimed.applied_seq,
-                                      CASE WHEN claimed.attempts > 0 THEN 1 ELSE max_commands END) l
+            FROM inturn._next_commands(claim_commands.topic, claimed.key, claimed.applied_seq, max_commands) l
+            WHERE NOT settings.merges
+            UNION ALL
+            SELECT * FROM inturn._planned_commands(claim_commands.topic, claimed.key, claimed.applied_seq, claimed.epoch, max_commands)
+            WHERE settings.merges
         LOOP
-            size := octet_length(command.payload::text);
+            size := coalesce(octet_length(command.payload::text), 0);
             IF octets > 0 AND octets + size > max_octets THEN
                 RETURN;
             END IF;

@@ -11,6 +11,7 @@ AS $$
 -- as no attempt; NULL: nothing.
 -- Without hold or skip, the key is ready again after a wait (see _backoff), until the command has failed max_attempts
 -- times; then the topic's on_exhausted decides: hold it, skip the command, or cancel-rest: skip all that is pending.
+-- failed_seq: the number that the handler had; of commands that were merged, the first one has failed with it.
 -- Returns the outcome: retrying, held, skipped or cancelled. The key cannot go idle here, so its callers are not locked.
 -- Locks nothing: the claim has locked the key's ticket.
 -- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED.
@@ -26,6 +27,7 @@ BEGIN
             MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more',
                              epoch, key, topic);
     END IF;
+    failed_seq := inturn._failed_seq(topic, key, epoch, from_seq, failed_seq);
     was.lost := 0; -- whoever can say so is not lost
     RETURN inturn._record_failure(was, epoch, from_seq, failed_seq, CASE WHEN failed_seq > from_seq THEN 1 ELSE was.attempts + 1 END,
                                  error, applier, now(), verdict, retry_after);

@@ -1,0 +1,39 @@
+-- Calls a merge function for two commands; returns the payload, or what went wrong. Internal to _fold_merges.
+--
+-- It runs with the rights of who applies, as a target does, and with its own search_path. It may look and not write (25006):
+-- it is called again when the turn is, so that an effect of its own would be nobody's command.
+-- A cancelled query (statement_timeout) is its failure: so one that hangs is charged to the key, and the claim goes on.
+-- Takes no locks of its own, and none of the function's outlasts it. Raises nothing.
+CREATE FUNCTION inturn._call_merge(
+    becomes text, first inturn.command, second inturn.command, max_bytes integer, OUT payload jsonb, OUT problem text
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    state text; message text;
+BEGIN
+    BEGIN
+        PERFORM set_config('transaction_read_only', 'on', true);
+        EXECUTE format('SELECT %s($1, $2)', inturn._merge_function(becomes)::oid::regproc) INTO payload USING first, second;
+        IF payload IS NULL THEN
+            RAISE null_value_not_allowed USING MESSAGE = 'it returned NULL';
+        ELSIF octet_length(payload::text) > max_bytes THEN
+            RAISE program_limit_exceeded USING MESSAGE = format(
+                'it returned a payload of %s bytes, over the %s that the topic allows', octet_length(payload::text), max_bytes);
+        END IF;
+        RAISE EXCEPTION USING ERRCODE = 'IT999'; -- the way back to a transaction that writes
+    EXCEPTION
+        WHEN SQLSTATE 'IT999' THEN RETURN;
+        WHEN query_canceled OR assert_failure OR OTHERS THEN
+            GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+            -- The time of the statement is used up: nothing more is merged in this transaction, as nothing would end it.
+            PERFORM set_config('inturn.merge_cancelled', 'on', true) WHERE state = '57014';
+    END;
+    payload := NULL;
+    problem := format(
+        E'commands %s and %s could not be merged by %s: %s (SQLSTATE %s)\nHINT: They are taken as they are; correct the function, or remove the rule of %s and %s.',
+        first.seq, second.seq, becomes, message, state, first.name, second.name);
+END
+$$;
+COMMENT ON FUNCTION inturn._call_merge IS 'Internal: calls a merge function for two commands.';

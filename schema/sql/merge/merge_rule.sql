@@ -1,0 +1,34 @@
+CREATE FUNCTION inturn.merge_rule(topic text, first text, "then" text, becomes text, reason text DEFAULT NULL) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Lets two pending commands of a key be merged that follow each other and have these names, first and then; returns true, or
+-- false when this rule is there already.
+--
+-- becomes: 'nothing': neither takes effect. 'last': the later one alone does. 'sql:SCHEMA.FUNCTION': the function takes both
+-- as inturn.command and returns the payload, jsonb; it takes effect under the first one's name and the later one's number.
+-- Turns that begin from now on do it, of what they read: see _plan_merges. What a turn has read already stays as it was read.
+-- Locks: the topic's row. Raises IT062 when the pair has another rule, and what _check_merge_rule and _lock_topic raise.
+DECLARE
+    was text;
+BEGIN
+    PERFORM inturn._lock_topic(topic);
+    PERFORM inturn._check_merge_rule(topic, first, "then", becomes);
+    SELECT r.becomes INTO was FROM inturn.merge_rule r
+    WHERE r.topic = merge_rule.topic AND r.first_name = first AND r.then_name = "then";
+    IF was = becomes THEN
+        RETURN false;
+    ELSIF was IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT062',
+            MESSAGE = format('topic %L has another rule for %L and then %L: they become %s', topic, first, "then", was),
+            HINT = 'Remove that one first: SELECT inturn.remove_merge_rule(topic, first, then).';
+    END IF;
+    INSERT INTO inturn.merge_rule (topic, first_name, then_name, becomes) VALUES (topic, first, "then", becomes);
+    -- It stays when the last rule is removed: whoever claims has to forget then what was planned before.
+    UPDATE inturn.topic t SET merges = true WHERE t.name = merge_rule.topic AND NOT t.merges;
+    PERFORM inturn._record_action(topic, '', NULL, 'merge-rule', reason, NULL,
+        jsonb_build_object('first', first, 'then', "then", 'becomes', becomes));
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION inturn.merge_rule IS 'Lets two pending commands that follow each other be merged, by their names.';

@@ -1,0 +1,11 @@
+-- What two pending neighbours of a topic become: see merge_rule. topic.merges says whether to look here.
+CREATE TABLE inturn.merge_rule (
+    topic text COLLATE "C" NOT NULL,
+    first_name text COLLATE "C" NOT NULL,
+    then_name text COLLATE "C" NOT NULL,
+    becomes text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (topic, first_name, then_name)
+);
+COMMENT ON TABLE inturn.merge_rule IS 'What two pending commands become that follow each other, by their names.';
+COMMENT ON COLUMN inturn.merge_rule.becomes IS 'nothing; last: the later one alone; sql:SCHEMA.FUNCTION: the first one''s name with the payload that it returns.';
