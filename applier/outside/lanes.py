@@ -161,9 +161,7 @@ class Lanes:
             known = self._by_topic.get(topic)
             if known is None:
                 breaker = Breaker(topic)
-                self._by_topic[topic] = Lane(
-                    topic, target.limit, target.settings, target.effect, breaker
-                )
+                self._by_topic[topic] = Lane(topic, target.limit, target.settings, target.effect, breaker)
                 self._by_topic[topic].timeout, self._by_topic[topic].merges = target.timeout, target.merges
                 continue
             known.limit, known.timeout, known.merges = target.limit, target.timeout, target.merges

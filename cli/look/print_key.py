@@ -127,11 +127,19 @@ def _print_commands(key: Row, payload: bool | None) -> None:
 def _mark(command: Row) -> str:
     return ", ".join(
         [
+            *([_merged(command)] if command["merged_by"] else []),
             *(["amended"] if command["amended"] else []),
             *([f"replay of {command['replay_of']}"] if command["replay_of"] is not None else []),
             *([f"replayed as {command['replayed_as']}"] if command["replayed_as"] is not None else []),
         ]
     )
+
+
+def _merged(command: Row) -> str:
+    if command["merged_into"] is None:
+        return "into nothing"
+    own = command["merged_into"] == command["seq"]
+    return f"merged from {command['merged_from']}" if own else f"into {command['merged_into']}"
 
 
 def _start(payload: str) -> str:
@@ -143,6 +151,9 @@ def _print_payloads(commands: list[Row]) -> None:
     echo()
     for command in commands:
         echo(f"{command['seq']} {escape(command['name'])} {escape(command['payload'])}")
+        if command["merged_name"]:
+            taken = f"{command['merged_name']} {command['merged_payload']}"
+            echo(f"  as it was merged from {command['merged_from']}: {escape(taken)}")
         if command["amended"]:
             original = f"{command['original_name']} {command['original_payload']}"
             echo(f"  before it was amended: {escape(original)}")
@@ -178,6 +189,9 @@ def _entry(entry: Row, now: datetime) -> list[str]:
     if entry["kind"] == "history":
         return ["", "", f"history begins at {entry['from_seq']}", "", "", ""]
     first, last = entry["from_seq"], entry["to_seq"]
+    if entry["kind"] == "merge":
+        by = entry["done_by"]
+        return [str(entry["epoch"]), _span(first, last), "merged", by, _since(entry["at"], now) + " ago", ""]
     return [
         str(entry["epoch"]),
         _span(first, last),
@@ -194,6 +208,8 @@ def _span(first: int, last: int) -> str:
 
 def _says(entry: Row) -> str:
     line = first_line(entry["says"])
+    if entry["kind"] == "merge":
+        return f"{line}, by {entry['what']}"
     if not line or entry["kind"] != "turn":
         return line
     became = entry["what"] if entry["what"] in ("skipped", "cancelled") else "failed"

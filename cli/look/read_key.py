@@ -42,9 +42,12 @@ _COMMANDS = """
 SELECT l.seq, l.name, left(l.payload::text, %(most)s) AS payload, l.idempotency_key, l.created_at,
        k.skipped_by, k.reason AS skipped_because, k.skipped_at,
        o.before IS NOT NULL AS amended, o.before ->> 'name' AS original_name,
-       left((o.before -> 'payload')::text, %(most)s) AS original_payload, a.replay_of, a.replayed_as
+       left((o.before -> 'payload')::text, %(most)s) AS original_payload, a.replay_of, a.replayed_as,
+       m.from_seq AS merged_from, m.into_seq AS merged_into, m.rule AS merged_by, m.name AS merged_name,
+       left(m.payload::text, %(most)s) AS merged_payload
 FROM {schema}.command_log l
 LEFT JOIN {schema}.skip k ON k.topic = l.topic AND k.key = l.key AND k.seq = l.seq
+LEFT JOIN {schema}.merge m ON m.topic = l.topic AND m.key = l.key AND m.seq = l.seq
 LEFT JOIN LATERAL (
     SELECT a.before FROM {schema}.operator_action a
     WHERE a.topic = l.topic AND a.key = l.key AND a.action = 'amend' AND a.seq = l.seq
@@ -114,6 +117,8 @@ def read_key(
 def _command_state(command: Row, key: Row) -> str:
     if command["skipped_by"]:
         return "skipped"
+    if command["merged_by"] and command["merged_into"] != command["seq"]:
+        return "merged"
     if command["seq"] <= key["applied_seq"]:
         return "applied"
     if command["seq"] > key["applied_seq"] + 1:

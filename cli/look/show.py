@@ -88,7 +88,7 @@ def _document(key: Row, *, payloads: bool) -> Row:
     commands = []
     for row in key["commands"]:
         command = {name: value for name, value in row.items() if payloads or not name.endswith("payload")}
-        for name in ("payload", "original_payload"):
+        for name in ("payload", "original_payload", "merged_payload"):
             if command.get(name) is not None:
                 command[name] = load_payload(command[name])
         commands.append(command)

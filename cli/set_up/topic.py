@@ -12,6 +12,7 @@ from psycopg import Connection, sql
 from inturn.cli.act.operator import Operator, Recorded, operator_options_with, reason_option
 from inturn.cli.database import Database, pass_database
 from inturn.cli.look.topics import require_topic
+from inturn.cli.set_up.merge import merge
 from inturn.cli.set_up.topic_grants import grant, granted, revoke
 from inturn.cli.terminal.key_text import TOPIC
 from inturn.cli.terminal.output import Column, echo, escape, json_option, print_json, print_table
@@ -33,7 +34,7 @@ def topic() -> None:
 
 topic.add_command(grant)
 topic.add_command(revoke)
-
+topic.add_command(merge)
 
 _TARGET = "What applies its commands: python, sql:SCHEMA.FUNCTION, or an http(s):// URL to post them to."
 _Settings: TypeAlias = "tuple[tuple[str, str, Any, str, str], ...]"

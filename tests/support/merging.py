@@ -1,4 +1,4 @@
-"""Programs of an order's commands, the rules that are true of them, and a target that can tell what became of each."""
+"""Programs of an order's commands, the rules that are true of them, and a target that tells what it got."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ SCHEMA = """
     CREATE SCHEMA IF NOT EXISTS app;
     CREATE TABLE app.state (topic text, key text, value jsonb NOT NULL, PRIMARY KEY (topic, key));
     CREATE TABLE app.call (
-        id bigserial PRIMARY KEY, topic text, key text, seq bigint, name text, payload jsonb, attempt integer);
-    CREATE FUNCTION app.carry_out(topic text, key text, name text, payload jsonb) RETURNS void LANGUAGE sql AS $$
+        id bigserial PRIMARY KEY, topic text, key text, seq bigint,
+        name text, payload jsonb, attempt integer);
+    CREATE FUNCTION app.carry_out(topic text, key text, name text, payload jsonb) RETURNS void
+    LANGUAGE sql AS $$
         DELETE FROM app.state s WHERE name = 'delete' AND (s.topic, s.key) = (carry_out.topic, carry_out.key);
         INSERT INTO app.state SELECT topic, key, payload WHERE name = 'insert';
         UPDATE app.state s SET value = CASE name WHEN 'update' THEN s.value || payload ELSE payload END
@@ -97,7 +99,7 @@ def violations(database: Database, topic: str = TOPIC) -> list[tuple[Any, ...]]:
 
 
 def random_program(dice: random.Random, length: int, *, flaky: float = 0.0) -> Program:
-    """Return commands of one order: inserted only where there is none, changed and deleted where there is one."""
+    """Return commands of one order: inserted only where there is none, then changed, then deleted."""
     program: Program = []
     there = False
     for number in range(length):

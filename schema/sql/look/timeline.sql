@@ -6,15 +6,24 @@ RETURNS TABLE (
 LANGUAGE sql STABLE
 SET enable_seqscan = off
 AS $$
--- Returns the latest turns of a key and what operators did to it, merged by time, the newest first. Takes no locks.
+-- Returns the latest turns of a key, what they merged, and what operators did to it, by time, the newest first. Takes no locks.
 --
 -- kind turn: epoch, from_seq and to_seq as in turn, what is its outcome, done_by the applier, says the error.
 -- kind history, the last entry of a key whose history was pruned: it begins at from_seq, after the turn epoch.
+-- kind merge: from_seq to to_seq were merged in the turn epoch; what is by which rules, says what became of them.
 -- kind action: from_seq is the number it was about, what is the action, done_by the login, says the reason.
 SELECT * FROM (
     (SELECT t.finished_at AS at, 'turn' AS kind, t.epoch, t.from_seq, t.to_seq, t.outcome, t.applier,
             NULL::text, NULL::text, t.started_at, t.error, NULL::jsonb, NULL::jsonb
      FROM inturn.turn t WHERE t.topic = of_topic AND t.key = of_key AND t.outcome <> 'idle' ORDER BY t.epoch DESC LIMIT max_entries)
+    UNION ALL
+    (SELECT max(m.merged_at), 'merge', m.epoch, m.from_seq, m.to_seq, string_agg(DISTINCT m.rule, ', ' ORDER BY m.rule), max(m.applier),
+            NULL, NULL, NULL, CASE WHEN max(m.into_seq) IS NULL THEN 'became nothing'
+                ELSE format('took effect as %s%s', max(m.into_seq), ' ' || max(m.name)) END, NULL, NULL
+     FROM inturn.merge m WHERE m.topic = of_topic AND m.key = of_key
+       AND m.epoch >= (SELECT min(u.epoch) FROM (
+           SELECT t.epoch FROM inturn.turn t WHERE t.topic = of_topic AND t.key = of_key ORDER BY t.epoch DESC LIMIT max_entries) u)
+     GROUP BY m.epoch, m.from_seq, m.to_seq ORDER BY m.epoch DESC, m.from_seq DESC LIMIT max_entries)
     UNION ALL
     (SELECT a.acted_at, 'action', NULL, a.seq, NULL, a.action, a.db_user,
             a.os_user, a.acting_as, NULL, a.reason, a.before, a.after
@@ -25,6 +34,6 @@ SELECT * FROM (
      FROM inturn.key_sequence s
      JOIN inturn.turn t ON t.topic = s.topic AND t.key = s.key AND t.epoch = s.history_epoch
      WHERE s.topic = of_topic AND s.key = of_key)
-) e ORDER BY e.kind = 'history', e.at DESC, e.epoch DESC LIMIT max_entries
+) e ORDER BY e.kind = 'history', e.at DESC, e.epoch DESC, e.kind DESC, e.from_seq DESC LIMIT max_entries
 $$;
 COMMENT ON FUNCTION inturn.timeline IS 'The latest turns of a key and what operators did to it, merged by time.';

@@ -30,6 +30,11 @@ SELECT coalesce(jsonb_agg(jsonb_build_object('table', r.name) || r.content), '[]
        AND t.epoch = ANY (epochs)
      ORDER BY t.epoch LIMIT 5)
     UNION ALL
+    (SELECT 'merge_plan', jsonb_strip_nulls(to_jsonb(m) - 'payload') FROM inturn.merge_plan m
+     WHERE 'merge_plan' = ANY (tables) AND m.topic = _verify_rows.topic AND m.key = _verify_rows.key
+       AND m.epoch = ANY (epochs) AND m.seq BETWEEN lo AND hi
+     ORDER BY m.seq LIMIT 5)
+    UNION ALL
     (SELECT 'skip', jsonb_strip_nulls(to_jsonb(k) || jsonb_build_object('reason', left(k.reason, 200))) FROM inturn.skip k
      WHERE 'skip' = ANY (tables) AND k.topic = _verify_rows.topic AND k.key = _verify_rows.key
        AND k.seq BETWEEN lo AND hi

@@ -25,6 +25,8 @@ AS $$
 -- Where a key's history was pruned, or begins above forgotten ones, its row in key_sequence says so: its numbers begin at
 -- history_seq, after the turn history_epoch, which is there and stood just before it. Nothing earlier is left, but commands from
 -- kept_seq on that have an idempotency key.
+-- What was merged together was done by one turn, all of it or nothing: its numbers are there, each planned alike, and the
+-- turn came past the last of them; none of them was passed over too.
 -- What has arrived and has no number yet is what the next pass of an applier looks at (see _number_topic).
 -- A lease is whole, or there is none; no applier may claim the key while it runs, and one comes when it is over.
 -- Epochs may have holes: a lease takes one when it is claimed, and leaves no row when nothing came of it. Whether there
@@ -306,6 +308,24 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            format('the key is at epoch %s, the last one recorded is %s', k.epoch, k.last_epoch),
            '{ticket,turn,skip}', ARRAY[k.turn_epoch, k.last_epoch], k.hi, k.hi
     FROM key k WHERE k.last_epoch > k.epoch
+
+    UNION ALL
+    SELECT 'merge-broken', m.key, m.seq,
+           format('command %s was merged by %s with those from %s to %s in epoch %s, which did not take effect together',
+                  m.seq, m.rule, m.from_seq, m.to_seq, m.epoch),
+           '{turn,skip,merge_plan}', ARRAY[m.epoch], m.from_seq, m.to_seq
+    FROM inturn.merge_plan m JOIN inturn.turn t
+      ON t.topic = m.topic AND t.key = m.key AND t.epoch = m.epoch AND m.seq BETWEEN t.from_seq AND t.to_seq
+    WHERE m.topic = of_topic AND m.key >= from_key COLLATE "C" AND m.key <= (SELECT b.last_key FROM bound b)
+      AND (m.from_seq < t.from_seq OR m.to_seq > t.to_seq OR m.seq NOT BETWEEN m.from_seq AND m.to_seq
+           OR m.to_seq = m.from_seq OR m.into_seq <> m.to_seq
+           OR m.to_seq - m.from_seq + 1 <> (
+               SELECT count(*) FROM inturn.merge_plan o
+               WHERE o.topic = m.topic AND o.key = m.key AND o.epoch = m.epoch AND o.seq BETWEEN m.from_seq AND m.to_seq
+                 AND (o.from_seq, o.to_seq) = (m.from_seq, m.to_seq) AND o.into_seq IS NOT DISTINCT FROM m.into_seq)
+           OR (SELECT true FROM inturn.skip k WHERE k.topic = m.topic AND k.key = m.key AND k.seq = m.seq LIMIT 1) IS NOT NULL
+           OR (SELECT true FROM inturn.command_log l
+               WHERE l.topic = m.topic AND l.key = m.key AND l.seq = m.seq LIMIT 1) IS NULL)
 
     -- P4
     UNION ALL

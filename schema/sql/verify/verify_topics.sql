@@ -15,6 +15,7 @@ WITH RECURSIVE step (topic) AS (
                  (SELECT min(c.topic) FROM inturn.ticket c WHERE c.topic > step.topic),
                  (SELECT min(m.topic) FROM inturn.key_mark m WHERE m.topic > step.topic),
                  (SELECT min(t.topic) FROM inturn.turn t WHERE t.topic > step.topic),
+                 (SELECT min(m.topic) FROM inturn.merge_plan m WHERE m.topic > step.topic),
                  (SELECT min(k.topic) FROM inturn.skip k WHERE k.topic > step.topic))
     FROM step WHERE step.topic IS NOT NULL
 )
