@@ -20,6 +20,7 @@ WHERE topic = %(topic)s ORDER BY first_name, then_name
 
 
 @click.command(
+    short_help="Rules by which pending commands are merged.",
     epilog="""\b
 Example:
   inturn topic merge orders insert delete nothing --dry-run

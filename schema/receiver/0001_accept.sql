@@ -30,7 +30,8 @@ COMMENT ON COLUMN inturn.accepted.accepted_at IS 'When it was accepted.';
 --
 -- Call it in the transaction of the effect: they commit together, or neither does. False: answer that it is done already.
 -- False is a number not above the last accepted one: a repeat, or late. A number further above than one is in order:
--- an applier sends the next only after the one before was accepted, and never sends what an operator skipped.
+-- an applier sends the next only after the one before was accepted, and never sends what an operator skipped or what was merged into
+-- another command.
 -- False is also an epoch below that of the last accepted number, with any number: whoever sends it lost the key to
 -- another applier, and what an operator has decided since (skip, amend) must not be undercut by it. An applier that
 -- reports every command before it sends the next is stopped by the number alone; the epoch is for those that send ahead.

@@ -32,6 +32,7 @@ ROUTINES = {
     },
     "inturn_operator": {
         *("create_topic", "set_topic", "pause_topic", "resume_topic"),
+        *("merge_rule", "remove_merge_rule", "merge_preview"),
         *("list_keys", "list_errors", "topic_status", "pending_commands", "key_state"),
         *("topic_metrics", "server_metrics"),
         *("prune", "prune_batch"),
@@ -46,6 +47,9 @@ RELATIONS = {
     "topic": ("", "SELECT", "SELECT"),
     "topic_grant": ("", "SELECT", "SELECT"),
     "command_log": ("", "SELECT", "SELECT"),
+    "merge_rule": ("", "SELECT", "SELECT"),
+    "merge_plan": ("", "SELECT", "SELECT"),
+    "merge": ("", "", "SELECT"),
     "key_sequence": ("", "SELECT UPDATE", "SELECT"),
     "key_cursor": ("", "SELECT", "SELECT"),
     "ticket": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
@@ -202,6 +206,9 @@ DEFINERS = {
     # These show an operator the sessions of others.
     *("list_appliers", "why", "topic_metrics", "server_metrics"),
     *("create_topic", "set_topic", "pause_topic", "resume_topic"),
+    *("merge_rule", "remove_merge_rule", "merge_preview"),
+    # An applier plans merges: it reads what operators amended, and writes no table by itself.
+    *("_commands_to_merge", "_save_merges"),
     # Who may act on a topic nobody writes, and a caller sees no more of a key than how far it is.
     *("grant_topic", "revoke_topic", "_is_granted", "_require_grant", "_require_sight", "progress"),
     *OPERATOR_ACTIONS,
@@ -223,7 +230,9 @@ def test_no_function_builds_sql_from_a_callers_value(database: Database) -> None
         AND prosrc ~* '\\mEXECUTE\\M' ORDER BY 1
     """)
     # The applier's own, which call a target that an operator named.
-    assert dynamic == [("_apply_alone",), ("_apply_key",), ("apply_batch",), ("list_keys",)]
+    assert dynamic == [
+        *[("_apply_alone",), ("_apply_key",), ("_call_merge",), ("apply_batch",), ("list_keys",)],
+    ]
 
 
 # Attempts.

@@ -15,7 +15,7 @@ AS $$
 DECLARE
     settings inturn.topic;
     rules jsonb;
-    each record; at_seq bigint; epoch bigint; read bigint; found inturn.merge_plan[];
+    each record; at_seq bigint; epoch bigint; read bigint; entries inturn.merge_plan[];
     numbers jsonb := '{}'; key_counts jsonb := '{}'; seen jsonb; counted record;
 BEGIN
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = merge_preview.topic;
@@ -35,14 +35,14 @@ BEGIN
         LOOP
             SELECT count(*) INTO read FROM inturn._next_commands(topic, each.key, at_seq, settings.batch_commands);
             EXIT WHEN read = 0;
-            found := (inturn._fold_merges(settings, each.key, at_seq, epoch, settings.batch_commands, rules, false)).entries;
-            FOR counted IN SELECT e.rule, count(*) AS n FROM unnest(found) e GROUP BY e.rule LOOP
+            entries := (inturn._fold_merges(settings, each.key, at_seq, epoch, settings.batch_commands, rules, false)).entries;
+            FOR counted IN SELECT e.rule, count(*) AS n FROM unnest(entries) e GROUP BY e.rule LOOP
                 numbers := numbers || jsonb_build_object(counted.rule, coalesce((numbers ->> counted.rule)::bigint, 0) + counted.n);
                 seen := seen || jsonb_build_object(counted.rule, 1);
             END LOOP;
-            merged := merged + cardinality(found);
+            merged := merged + cardinality(entries);
             pending := pending + read;
-            remaining := remaining + read - (SELECT count(*) FROM unnest(found) e WHERE e.into_seq IS DISTINCT FROM e.seq);
+            remaining := remaining + read - (SELECT count(*) FROM unnest(entries) e WHERE e.into_seq IS DISTINCT FROM e.seq);
             at_seq := at_seq + read; epoch := NULL;
         END LOOP;
         keys := keys + CASE WHEN seen <> '{}' THEN 1 ELSE 0 END;
