@@ -60,8 +60,7 @@ class PythonTarget:
         seconds = 0.0
         try:
             with connection.transaction():
-                if self.merges:
-                    # A function that merges commands may hang as a handler may.
+                if self.merges:  # a function that merges commands may hang as a handler may
                     session_of(connection).limit(self.timeout)
                 turns = self._records.claim(connection, since, max_keys)
                 if not turns:

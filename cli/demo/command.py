@@ -92,7 +92,7 @@ def demo(database: Database, orders: int, seed: int) -> int:
 
 
 def _say_what_was_seen(results: list[ways.Result], orders: int) -> None:
-    direct, lock, _, killed, hot, _, _, arrived, *_ = (result.findings for result in results)
+    direct, lock, _, killed, hot, _, _, arrived, *_, merged = (result.findings for result in results)
     click.echo(
         "\nwrong: orders that exist and should be gone, or the other way round."
         "\nlost, doubled: commands that B never carried out, or once too often."
@@ -105,6 +105,8 @@ def _say_what_was_seen(results: list[ways.Result], orders: int) -> None:
         "\nBy inturn all commands took effect in turn, on any machine. Where one died, its"
         "\ncommands went to another, and inturn.accept kept B from doing any twice."
         f"\nThe hot key's callers waited for no lock, and no machine did over {arrived.busiest:.0%}."
+        "\nAn insert and a delete that waited together, while B was away, became nothing:"
+        f"\n{merged.merged} of {merged.commands} commands were merged, on record, and cost B no work."
     )
 
 
@@ -126,4 +128,5 @@ async def _play(dsn: str, orders: int, seed: int, tell: Callable[[str], None]) -
             await ways.a_appends(scene, planned, killed=True),
             await ways.a_appends(scene, plans.plan_hot(orders, seed), hot=True),
             await ways.b_appends(scene, planned),
+            await ways.merged(scene, planned),
         ]

@@ -18,6 +18,8 @@ _MARK = "made by inturn demo; removed by its next run"
 
 #: The topic that B's machines fill by A's numbers.
 NUMBERED = "orders-numbered"
+#: The topic in which an insert and a delete that are both pending become nothing.
+MERGED = "orders-merged"
 
 # The witness is append-only; the machine is that of the session, see machine_dsn.
 _SETUP = """
@@ -54,9 +56,11 @@ SELECT
                            ORDER BY key, seq DESC) last
      WHERE (last.name = 'insert') <> EXISTS (SELECT FROM orders WHERE way = %(way)s AND id = last.key)),
     (SELECT count(*) FROM called c WHERE way = %(way)s AND NOT EXISTS (
-         SELECT FROM witness w WHERE (w.way, w.key, w.seq) = (c.way, c.key, c.seq))),
+         SELECT FROM witness w WHERE (w.way, w.key, w.seq) = (c.way, c.key, c.seq))
+     AND NOT EXISTS (SELECT FROM inturn.merge m WHERE (m.topic, m.key, m.seq) = (c.way, c.key, c.seq))),
     (SELECT count(*) - count(DISTINCT (key, seq)) FROM witness WHERE way = %(way)s),
-    (SELECT max(n) / sum(n) FROM (SELECT count(*) AS n FROM witness WHERE way = %(way)s GROUP BY machine) m)
+    (SELECT max(n) / sum(n) FROM (SELECT count(*) AS n FROM witness WHERE way = %(way)s GROUP BY machine) m),
+    (SELECT count(*) FROM inturn.merge WHERE topic = %(way)s)
 """
 
 
@@ -67,9 +71,10 @@ class Findings:
     Attributes:
         commands: how many A gave.
         wrong: orders that exist and should be gone, or the other way round.
-        lost: commands that B never carried out.
+        lost: commands that B never carried out, and that were not merged.
         doubled: how often B carried one out once more.
         busiest: the share of the busiest machine in what was carried out, 0 to 1.
+        merged: commands that became nothing by a merge rule.
     """
 
     commands: int
@@ -77,6 +82,7 @@ class Findings:
     lost: int
     doubled: int
     busiest: float
+    merged: int = 0
 
 
 def make_database(dsn: str) -> str:
@@ -107,6 +113,9 @@ def make_database(dsn: str) -> str:
         connection.execute(
             "SELECT inturn.create_topic(%s, 'sql:public.apply_order', numbering => 'given')", (NUMBERED,)
         )
+        connection.execute("SELECT inturn.create_topic(%s, 'sql:public.apply_order')", (MERGED,))
+        connection.execute("SELECT inturn.merge_rule(%s, 'insert', 'delete', 'nothing')", (MERGED,))
+        connection.execute("SELECT inturn.pause_topic(%s)", (MERGED,))
     return own
 
 
@@ -154,5 +163,5 @@ def find(connection: psycopg.Connection[Any], way: str) -> Findings:
     """Count what came of a way."""
     row = connection.execute(_FINDINGS, {"way": way}).fetchone()
     assert row is not None  # noqa: S101 - for mypy: one row
-    commands, wrong, lost, doubled, busiest = row
-    return Findings(commands, wrong, lost, doubled, float(busiest or 0))
+    commands, wrong, lost, doubled, busiest, merged = row
+    return Findings(commands, wrong, lost, doubled, float(busiest or 0), merged)

@@ -23,7 +23,7 @@ import psycopg
 
 from inturn.applier import Fleet
 from inturn.applier import headers as names
-from inturn.cli.demo.database import NUMBERED, machine_dsn
+from inturn.cli.demo.database import MERGED, NUMBERED, machine_dsn
 from inturn.cli.demo.http import HOST
 from inturn.cli.demo.plan import Call
 from inturn.schema.connection import connect
@@ -166,7 +166,7 @@ def main() -> None:
     _Handler.machine = Machine(dsn)
     server = _Server((HOST, 0), _Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    Fleet(dsn, topics=[NUMBERED], workers=THREADS).start()
+    Fleet(dsn, topics=[NUMBERED, MERGED], workers=THREADS).start()
     print(server.server_address[1], flush=True)  # noqa: T201 - the demo reads it
     sys.stdin.read()
     os._exit(0)  # whatever is in hand: the demo is over

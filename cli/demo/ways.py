@@ -15,14 +15,22 @@ import psycopg
 
 from inturn.applier import headers as names
 from inturn.cli.demo import plan as plans
-from inturn.cli.demo.database import NUMBERED, Findings, create_posted, find, is_applied, note_calls
+from inturn.cli.demo.database import (
+    MERGED,
+    NUMBERED,
+    Findings,
+    create_posted,
+    find,
+    is_applied,
+    note_calls,
+)
 from inturn.cli.demo.front import Front, Routing
 from inturn.cli.demo.http import HOST, Client
 from inturn.cli.demo.machine import THREADS
 from inturn.cli.demo.plan import Call, Orders
 from inturn.cli.demo.processes import Process, Start, running
 from inturn.cli.errors import Failure
-from inturn.outbox import append_async
+from inturn.outbox import append, append_async
 from inturn.schema.connection import connect, connect_async
 
 #: The topics that A fills itself, and whose commands are posted to B.
@@ -32,6 +40,7 @@ ARRIVED = "orders-arrived"
 #: What the table calls what happens in the course of a way.
 KILLED, HOT = "  one machine killed, one added", "  one hot key"
 HOT_ARRIVED = "  one hot key, by arrival"
+MERGED_TITLE = "  merged insert + delete"
 #: A turns to the next order after the first time, and to the next command of an order after the second.
 ORDER_SECONDS, GAP_SECONDS = 0.003, 0.003
 
@@ -217,6 +226,17 @@ async def b_appends(on: Scene, orders: Orders) -> Result:
     async with _timed(on, "inturn: B appends A's numbers", NUMBERED, orders, safe=True) as result:
         await on.call_all(orders, partial(on.send, "append", NUMBERED), in_sequence=False)
         await on.until_applied(NUMBERED, orders)
+    return result()
+
+
+async def merged(on: Scene, orders: Orders) -> Result:
+    """Let A append while B is away; then B's database applies what is left when it is merged."""
+    async with _timed(on, MERGED_TITLE, MERGED, orders, safe=True) as result:
+        for order in orders:
+            for call in order:
+                append(on.connection, MERGED, call.key, call.name, {"work": call.work})
+        on.connection.execute("SELECT inturn.resume_topic(%s)", (MERGED,))
+        await on.until_applied(MERGED, orders)
     return result()
 
 

@@ -93,22 +93,22 @@ def _empty(database: Database) -> str:
 
 def test_show_says_which_numbers_became_what_and_by_which_rule(database: Database) -> None:
     open_orders(database)
-    append(database, "a", "note", ("insert", {"a": 1}), ("update", {"b": 2}), "note", "insert", "delete")
+    append(database, "a", ("insert", {"a": 1}), ("update", {"b": 2}), "note", "insert", "delete")
     database.execute("CALL inturn.apply()")
     out = _run(database, "show", "a")
     rows = {line.split()[0]: line for line in out.splitlines() if line[:1].isdigit() or line.startswith(" ")}
-    assert "into 3" in rows["2"]
-    assert "merged from 2" in rows["3"]
-    assert "into nothing" in rows["5"]
-    assert "took effect as 3 insert, by insert + update -> sql:app.combine" in out
+    assert "into 2" in rows["1"]
+    assert "merged from 1" in rows["2"]
+    assert "into nothing" in rows["4"]
+    assert "took effect as 2 insert, by insert + update -> sql:app.combine" in out
     assert "became nothing, by insert + delete -> nothing" in out
     (key,) = json.loads(_run(database, "show", "a", "--json"))
     assert [command["state"] for command in key["commands"]] == [
-        *("applied", "merged", "applied", "applied", "merged", "merged"),
+        *("merged", "applied", "applied", "merged", "merged"),
     ]
-    assert key["commands"][2]["merged_payload"] == {"a": 1, "b": 2}
+    assert key["commands"][1]["merged_payload"] == {"a": 1, "b": 2}
     kinds = [(entry["kind"], entry["from_seq"], entry["to_seq"]) for entry in key["timeline"]]
-    assert kinds == [("turn", 1, 6), ("merge", 5, 6), ("merge", 2, 3)]
+    assert kinds == [("turn", 1, 5), ("merge", 4, 5), ("merge", 1, 2)]
     (secret,) = json.loads(_run(database, "show", "a", "--json", "--no-payload"))
-    assert "merged_payload" not in secret["commands"][2]
-    assert "as it was merged from 2: insert" in _run(database, "show", "a", "--payload")
+    assert "merged_payload" not in secret["commands"][1]
+    assert "as it was merged from 1: insert" in _run(database, "show", "a", "--payload")

@@ -151,9 +151,11 @@ def test_the_demo_runs_and_by_inturn_nothing_is_wrong(empty_database: Database) 
         "7 one machine killed, one added",
         "8 one hot key, by arrival",
         "9 inturn: B appends A's numbers",
+        "10 merged insert + delete",
     ]
-    for number in (6, 7, 8, 9):
+    for number in (6, 7, 8, 9, 10):
         assert list(rows.values())[number][:3] == ["0", "0", "0"]
+    assert "80 of 100 commands were merged, on record" in printed
     assert int(rows["5 one hot key"][4].rstrip("%")) > 60
     with psycopg.connect(re.findall(r'INTURN_DSN="(.*)"', printed)[0]) as connection:
         order = "SELECT count(*) FROM (SELECT seq < lag(seq) OVER (PARTITION BY way, key ORDER BY id) AS back"
