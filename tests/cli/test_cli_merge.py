@@ -96,7 +96,8 @@ def test_show_says_which_numbers_became_what_and_by_which_rule(database: Databas
     append(database, "a", ("insert", {"a": 1}), ("update", {"b": 2}), "note", "insert", "delete")
     database.execute("CALL inturn.apply()")
     out = _run(database, "show", "a")
-    rows = {line.split()[0]: line for line in out.splitlines() if line[:1].isdigit() or line.startswith(" ")}
+    commands = out.split("\n\n")[1].splitlines()[1:]
+    rows = {line.split()[0]: line for line in commands}
     assert "into 2" in rows["1"]
     assert "merged from 1" in rows["2"]
     assert "into nothing" in rows["4"]

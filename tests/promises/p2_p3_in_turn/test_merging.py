@@ -234,7 +234,7 @@ def _written(database: Database) -> bool:
     """)
     append(database, "a", "note", "note")
     _apply(database)
-    return database.value("SELECT count(*) FROM inturn.turn WHERE error IS NOT NULL") == 1
+    return bool(database.value("SELECT count(*) FROM inturn.turn WHERE error IS NOT NULL") == 1)
 
 
 _GUARDS = {
