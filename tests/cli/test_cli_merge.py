@@ -33,7 +33,12 @@ def test_rules_are_set_listed_and_removed(database: Database) -> None:
         "nothing",
         "sql:app.combine",
     ]
-    assert database.value("SELECT reason FROM inturn.operator_action ORDER BY id LIMIT 1") == "ticket 7"
+    assert (
+        database.value(
+            "SELECT reason FROM inturn.operator_action WHERE action = 'merge-rule' ORDER BY id LIMIT 1"
+        )
+        == "ticket 7"
+    )
     assert "is removed" in _merge(database, "insert", "delete", "--remove")
     assert len(json.loads(_merge(database, "--json"))) == 1
 

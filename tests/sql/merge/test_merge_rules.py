@@ -28,7 +28,7 @@ def _refused(database: Database, query: str, arguments: Sequence[str | None]) ->
 def _refused_rule(database: Database, *rule: str | None) -> tuple[str | None, str]:
     found = _refused(database, "SELECT inturn.merge_rule('orders', %s, %s, %s)", rule)
     assert database.value("SELECT count(*) FROM inturn.merge_rule") == 0
-    assert database.value("SELECT count(*) FROM inturn.operator_action") == 0
+    assert database.value("SELECT count(*) FROM inturn.operator_action WHERE action <> 'create'") == 0
     assert not database.value("SELECT merges FROM inturn.topic")
     return found
 
@@ -100,7 +100,7 @@ def test_a_pair_has_one_rule_and_the_same_again_changes_nothing(database: Databa
     sqlstate, text = _refused(database, rule, ["last"])
     assert sqlstate == MergeRuleExists.sqlstate == "IT062"
     assert "they become nothing" in text
-    assert database.execute("SELECT action, after FROM inturn.operator_action") == [
+    assert database.execute("SELECT action, after FROM inturn.operator_action WHERE action <> 'create'") == [
         ("merge-rule", {"first": "insert", "then": "delete", "becomes": "nothing"})
     ]
 

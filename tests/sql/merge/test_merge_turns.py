@@ -64,3 +64,13 @@ def test_the_later_of_two_is_taken_as_it_stands_in_the_log(database: Database) -
     assert database.value("SELECT count(*) FROM inturn.merge WHERE payload IS NOT NULL") == 0
     assert state(database) == {"a": {"x": 3}}
     assert violations(database) == []
+
+
+def test_who_waits_for_a_merged_number_is_told_that_it_is_applied(database: Database) -> None:
+    open_orders(database)
+    append(database, "a", "insert", "delete", ("insert", {}), ("update", {"x": 1}))
+    _apply(database)
+    assert merges(database, "a") == [(1, None), (2, None), (3, 4), (4, 4)]
+    for seq in (1, 2, 3, 4):
+        waited = "SELECT applied_seq, skipped FROM inturn.wait('orders', 'a', %s, '0')"
+        assert database.execute(waited, [seq]) == [(4, False)]
