@@ -1,4 +1,4 @@
-"""Merging for targets that take several commands of a key at a time: what they get, and what an answer counts."""
+"""Merging for targets that take several commands of a key: what they get, and what an answer counts."""
 
 from __future__ import annotations
 
