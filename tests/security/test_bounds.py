@@ -125,7 +125,7 @@ def test_an_extreme_value_is_refused_by_name_or_all_goes_on_with_it(shop: Databa
                 try:
                     connection.execute(query).fetchall() if query[0] == "S" else connection.execute(query)
                 except Exception as error:
-                    # What the extreme is there for: callers are refused, and nothing else is tried after that.
+                    # What it is there for: callers are refused, and nothing else is tried.
                     if "max_pending" in call and getattr(error, "sqlstate", None) == "IT009":
                         break
                     raise AssertionError(f"after {call}: {query}: {error}") from error

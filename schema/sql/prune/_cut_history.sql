@@ -34,6 +34,8 @@ BEGIN
     FOREACH cut IN ARRAY cuts LOOP
         DELETE FROM inturn.skip k
         WHERE k.topic = _cut_history.topic AND k.key = cut.key AND k.seq >= cut.from_seq AND k.seq < cut.seq;
+        DELETE FROM inturn.merge_plan m
+        WHERE m.topic = _cut_history.topic AND m.key = cut.key AND m.seq < cut.seq;
         DELETE FROM inturn.operator_action a
         WHERE a.topic = _cut_history.topic AND a.key = cut.key AND CASE
             WHEN a.action = 'replay' THEN (a.after ->> 'seq')::bigint < cut.seq

@@ -26,6 +26,7 @@ BEGIN
     FOREACH cut IN ARRAY cuts LOOP
         CONTINUE WHEN cut.key <> ALL (gone);
         DELETE FROM inturn.turn u WHERE u.topic = _forget_keys.topic AND u.key = cut.key AND u.epoch >= cut.epoch;
+        DELETE FROM inturn.merge_plan m WHERE m.topic = _forget_keys.topic AND m.key = cut.key;
         DELETE FROM inturn.operator_action a WHERE a.topic = _forget_keys.topic AND a.key = cut.key;
         DELETE FROM inturn.key_sequence s WHERE s.topic = _forget_keys.topic AND s.key = cut.key;
     END LOOP;
