@@ -50,6 +50,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     ],
     "verify": [[], ["--topic", EVIL]],
     "topic grant": [[T, "--caller", EVIL], ["no" + EVIL, "--operator", "x"]],
+    "topic merge": [[T, "a" + EVIL, "b", "last"], [T], [T, EVIL, "b", EVIL], ["no" + EVIL]],
     "topic revoke": [[T, "--caller", EVIL], ["no" + EVIL, "--operator", "x"]],
     "wait": [[K, "--timeout", "0"], ["k-held" + EVIL, "--timeout", "0"], ["no" + EVIL], [K, EVIL]],
     "prune": [["--older-than", "1d"], ["--topic", EVIL], ["--older-than", EVIL]],

@@ -17,8 +17,7 @@ AS $$
 -- would repeat, and a key that went idle meanwhile would not be woken.
 DECLARE
     numbering text; max_pending bigint; callers_granted boolean; locked boolean; -- scalars: a record costs more
-    last_turn record;
-    new_seq bigint;
+    last_turn record; new_seq bigint;
 BEGIN
     IF seq IS NOT NULL THEN
         RETURN inturn._append_given(topic, key, seq, name, payload, idempotency_key);
