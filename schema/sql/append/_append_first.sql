@@ -10,18 +10,24 @@ RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
+    applied bigint := 0; epoch bigint := 0;
     base record;
 BEGIN
     INSERT INTO inturn.key_sequence (topic, key) VALUES (_append_first.topic, _append_first.key) ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    SELECT * INTO base FROM inturn._begin_keys(topic, ARRAY[key]);
+    -- After the insert: see _begin_keys. Nearly no topic has forgotten keys, and a call costs a fifth of an append.
+    IF EXISTS (SELECT FROM inturn.forgotten f WHERE f.topic = _append_first.topic)
+        OR current_setting('transaction_isolation') <> 'read committed' THEN
+        SELECT * INTO base FROM inturn._begin_keys(topic, ARRAY[key]);
+        applied := base.applied_seq; epoch := base.epoch;
+    END IF;
     INSERT INTO inturn.command_log (topic, key, seq, name, payload, idempotency_key)
-    VALUES (_append_first.topic, _append_first.key, base.applied_seq + 1, _append_first.name,
+    VALUES (_append_first.topic, _append_first.key, applied + 1, _append_first.name,
             coalesce(_append_first.payload, '{}'), _append_first.idempotency_key);
-    PERFORM inturn._wake_key(topic, key, base.epoch, base.applied_seq);
-    RETURN base.applied_seq + 1;
+    PERFORM inturn._wake_key(topic, key, epoch, applied);
+    RETURN applied + 1;
 END
 $$;
 COMMENT ON FUNCTION inturn._append_first IS 'Internal to append: appends the first command to a new key.';
