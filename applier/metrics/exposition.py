@@ -75,11 +75,12 @@ def _labels(place: Place) -> dict[str, str]:
 
 
 def _plain(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return labels of which no terminal obeys a value: what cannot be printed is written as an escape."""
+    """Return labels of which no terminal obeys a value: what cannot be printed is written as an escape.
+
+    The format itself has one for the end of a line.
+    """
     return {
-        name: value
-        if value.isprintable()
-        else "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
+        name: "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in value)
         for name, value in labels.items()
     }
 
