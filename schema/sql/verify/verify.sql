@@ -300,9 +300,9 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
         ('skip-without-turn', w.kind = 1 AND (w.epoch = w.epoch_before AND w.after_skipping) IS NOT TRUE)
     ) f (violation, broken)
     -- What the witness of a pruned key passed over was pruned.
-    WHERE f.broken AND NOT (f.violation = 'turn-without-skip' AND EXISTS (
-        SELECT FROM inturn.key_sequence s
-        WHERE s.topic = of_topic AND s.key = w.key AND s.history_epoch = w.epoch AND s.history_seq > w.hi + 1))
+    WHERE f.broken AND NOT (f.violation = 'turn-without-skip' AND (
+        SELECT true FROM inturn.key_sequence s
+        WHERE s.topic = of_topic AND s.key = w.key AND s.history_epoch = w.epoch AND s.history_seq > w.hi + 1 LIMIT 1) IS NOT NULL)
     UNION ALL
     SELECT 'epoch-ahead', k.key, NULL,
            format('the key is at epoch %s, the last one recorded is %s', k.epoch, k.last_epoch),
@@ -314,8 +314,9 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            format('command %s was merged by %s with those from %s to %s in epoch %s, which did not take effect together',
                   m.seq, m.rule, m.from_seq, m.to_seq, m.epoch),
            '{turn,skip,merge_plan}', ARRAY[m.epoch], m.from_seq, m.to_seq
-    FROM inturn.merge_plan m JOIN inturn.turn t
-      ON t.topic = m.topic AND t.key = m.key AND t.epoch = m.epoch AND m.seq BETWEEN t.from_seq AND t.to_seq
+    FROM inturn.merge_plan m CROSS JOIN LATERAL (
+        SELECT t.from_seq, t.to_seq FROM inturn.turn t
+        WHERE t.topic = m.topic AND t.key = m.key AND t.epoch = m.epoch AND m.seq BETWEEN t.from_seq AND t.to_seq OFFSET 0) t
     WHERE m.topic = of_topic AND m.key >= from_key COLLATE "C" AND m.key <= (SELECT b.last_key FROM bound b)
       AND (m.from_seq < t.from_seq OR m.to_seq > t.to_seq OR m.seq NOT BETWEEN m.from_seq AND m.to_seq
            OR m.to_seq = m.from_seq OR m.into_seq <> m.to_seq
@@ -421,7 +422,8 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
       AND l.idempotency_key >= 'inturn.replay:' AND l.idempotency_key < 'inturn.replay;'
       AND NOT EXISTS (SELECT FROM action a
                       WHERE a.action = 'replay' AND a.key = l.key AND a.after -> 'seq' = to_jsonb(l.seq))
-      AND NOT EXISTS (SELECT FROM inturn.key_sequence s WHERE s.topic = of_topic AND s.key = l.key AND s.history_seq > l.seq)
+      AND (SELECT true FROM inturn.key_sequence s
+           WHERE s.topic = of_topic AND s.key = l.key AND s.history_seq > l.seq LIMIT 1) IS NULL
 )
 SELECT f.violation, of_topic, f.key, f.seq, f.says, inturn._verify_rows(of_topic, f.key, f.tables, f.epochs, f.lo, f.hi)
 FROM finding f ORDER BY f.key COLLATE "C", f.violation, f.seq
