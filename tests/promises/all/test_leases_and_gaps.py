@@ -196,7 +196,7 @@ def test_p5_a_step_costs_the_same_beside_many_keys_and_many_commands(
         "SELECT count(inturn.append('given', 'y', 'insert', seq => i)) FROM generate_series(2, 3000) i"
     )
     connection = witness.connect()
-    for round_ in range(9):  # the first ones read the catalog and plan
+    for round_ in range(9):  # the first ones read the catalog, and five times a statement is planned anew
         for step in (
             "inturn.claim(ARRAY['orders'], 1, NULL, NULL)",
             "inturn.advance('orders', 'x', epoch, applied_seq + 1) {of} ('orders', 'x')",
@@ -207,4 +207,4 @@ def test_p5_a_step_costs_the_same_beside_many_keys_and_many_commands(
         ):
             of = "FROM inturn.key_cursor WHERE (topic, key) ="
             looked_up = buffers(explain(connection, f"SELECT {step.format(of=of)}"))
-            assert round_ < 2 or looked_up < 150, (step, looked_up)
+            assert round_ < 6 or looked_up < 100, (step, looked_up)
