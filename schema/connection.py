@@ -32,6 +32,8 @@ _PINNED_DIRECTLY = {
     "array_nulls": "on",
     "quote_all_identifiers": "off",
 }
+#: Names mean PostgreSQL's own. Not where handlers run.
+_PATH = {"search_path": "pg_catalog, pg_temp"}
 
 
 def complete(dsn: str, **defaults: Any) -> str:
@@ -59,6 +61,7 @@ def connect(
     autocommit: bool = True,
     prepare_threshold: int | None = None,
     application_name: str | None = None,
+    for_handlers: bool = False,
 ) -> psycopg.Connection[Any]:
     """Return a new connection, at READ COMMITTED and with the settings that the code relies on.
 
@@ -66,6 +69,8 @@ def connect(
         dsn: libpq connection string; what it leaves out comes from the PG* variables.
         prepare_threshold: as psycopg has it; None: the driver prepares nothing, for poolers.
         application_name: None: what the connection string says, or `inturn`.
+        for_handlers: keep the search_path that the session came with, for what users run on the connection;
+            all of inturn's own statements on it are qualified.
 
     Raises:
         psycopg.Error: the database cannot be reached or refuses.
@@ -76,7 +81,7 @@ def connect(
     try:
         # For transactions that the driver begins, behind a pooler too.
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-        connection.execute(pins(connection.info.backend_pid))
+        connection.execute(pins(connection.info.backend_pid, for_handlers=for_handlers))
         connection.autocommit = autocommit
     except BaseException:
         connection.close()
@@ -97,7 +102,7 @@ async def connect_async(
     )
     try:
         await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
-        await connection.execute(pins(connection.info.backend_pid))
+        await connection.execute(pins(connection.info.backend_pid, for_handlers=True))
     except BaseException:
         await connection.close()
         raise
@@ -110,18 +115,24 @@ def _conninfo(dsn: str, application_name: str | None) -> str:
     return make_conninfo(conninfo, client_encoding="utf8", **named)
 
 
-def pins(backend_pid: int) -> sql.Composed:
+def pins(backend_pid: int, *, for_handlers: bool) -> sql.Composed:
     """Return the statement that sets what is pinned.
 
-    A pooler tells its clients another backend than the one that they have.
+    A pooler tells its clients another backend than the one that they have. There the search_path stays,
+    as it would stay behind in a session that others use: operators connect directly, see security.md.
     """
-    everywhere = [sql.SQL("set_config({}, {}, false)").format(name, value) for name, value in _PINNED.items()]
-    directly = [
-        sql.SQL("set_config({}, {}, false)").format(name, value) for name, value in _PINNED_DIRECTLY.items()
+    pinned_directly = _PINNED_DIRECTLY if for_handlers else {**_PINNED_DIRECTLY, **_PATH}
+    everywhere = [
+        sql.SQL("pg_catalog.set_config({}, {}, false)").format(name, value) for name, value in _PINNED.items()
     ]
-    return sql.SQL("SELECT {}, CASE WHEN pg_backend_pid() = {} THEN concat({}) END").format(
-        sql.SQL(", ").join(everywhere), backend_pid, sql.SQL(", ").join(directly)
-    )
+    directly = [
+        sql.SQL("pg_catalog.set_config({}, {}, false)").format(name, value)
+        for name, value in pinned_directly.items()
+    ]
+    return sql.SQL(
+        "SELECT {}, CASE WHEN pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {}"
+        " THEN pg_catalog.concat({}) END"
+    ).format(sql.SQL(", ").join(everywhere), backend_pid, sql.SQL(", ").join(directly))
 
 
 @cache

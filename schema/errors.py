@@ -165,7 +165,7 @@ class WrongIsolation(InturnError):
 
 
 class OutOfTurn(InturnError):
-    """The holder of a lease reported a command that is not the key's next."""
+    """An applier reported a command that is not the key's next, or not in the log."""
 
     sqlstate = "IT032"
 

@@ -141,7 +141,11 @@ def _asker(connection: Connection) -> strangers.Ask:
 
 
 #: What the scripts name without a schema is PostgreSQL's own, whatever a service has in its path.
-_PINS = {"search_path": "pg_catalog", "quote_all_identifiers": "off", "standard_conforming_strings": "on"}
+_PINS = {
+    "search_path": "pg_catalog, pg_temp",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
+}
 
 
 @contextmanager

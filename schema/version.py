@@ -35,8 +35,10 @@ def installed_receiver(connection: psycopg.Connection[Any], schema: str = DEFAUL
 def _version_in(connection: psycopg.Connection[Any], schema: str, table: str) -> str | None:
     # Other tools have tables of these names too, of other columns.
     ours = """
-        SELECT FROM pg_attribute
-        WHERE attrelid = to_regclass(format('%%I.%%I', %s::text, %s::text)) AND attname = 'version_num'"""
+        SELECT FROM pg_catalog.pg_attribute
+        WHERE attrelid OPERATOR(pg_catalog.=)
+            pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', %s::pg_catalog.text, %s::pg_catalog.text))
+            AND attname OPERATOR(pg_catalog.=) 'version_num'"""
     if not connection.execute(ours, (schema, table)).rowcount:
         return None
     version = connection.execute(

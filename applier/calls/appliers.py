@@ -34,9 +34,8 @@ def list_topics(schema: str, named: Sequence[str]) -> Call[list[TopicRow]]:
     """
     return Call(
         statement(
-            "SELECT name, target, max_in_flight, extract(epoch FROM timeout)::float8, merges"
-            " FROM {schema}.topic WHERE {schema}._is_granted(name, 'applier')"
-            " OR name = ANY (%s) AND {schema}._require_grant(name, 'applier')::text IS NULL ORDER BY name",
+            "SELECT name, target, max_in_flight, timeout, merges"
+            " FROM {schema}._list_topics(%s) ORDER BY name",
             schema,
         ),
         (list(named),),
@@ -46,12 +45,9 @@ def list_topics(schema: str, named: Sequence[str]) -> Call[list[TopicRow]]:
 
 def list_arrival_topics(schema: str, topics: Sequence[str]) -> Call[list[str]]:
     return Call(
-        statement(
-            "SELECT array_agg(name) FROM {schema}.topic WHERE numbering = 'arrival' AND name = ANY (%s)",
-            schema,
-        ),
+        statement("SELECT {schema}._arrival_topics(%s)", schema),
         (list(topics),),
-        lambda rows: list(value(rows) or []),
+        value,
     )
 
 
@@ -83,7 +79,9 @@ def announce_applier(
         # Behind a pooler the client is told another backend than the one that it has.
         statement(
             "SELECT {schema}.announce_applier("
-            "%s, %s::text[], %s, %s, %s, %s::integer <> pg_backend_pid(), %s, %s), clock_timestamp()",
+            "%s, %s::pg_catalog.text[], %s, %s, %s,"
+            " %s::integer OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid(), %s, %s),"
+            " pg_catalog.clock_timestamp()",
             schema,
         ),
         (applier_id, topics, *process, backend_pid, Jsonb(down), abandoned),
@@ -94,12 +92,7 @@ def announce_applier(
 def has_others(schema: str, topic: str, applier_id: str) -> Call[bool]:
     """Return the call that says whether an applier of another process serves the topic."""
     return Call(
-        statement(
-            "SELECT EXISTS (SELECT FROM {schema}.applier a WHERE %s = ANY (a.topics)"
-            " AND {schema}._process_of(a.applier) <> {schema}._process_of(%s)"
-            " AND a.seen_at > clock_timestamp() - interval '15 s')",
-            schema,
-        ),
+        statement("SELECT {schema}._has_others(%s, %s)", schema),
         (topic, applier_id),
         value,
     )
@@ -127,8 +120,9 @@ def begin_pass(schema: str, topics: Sequence[str], last: str | None) -> Call[Pas
     return Call(
         statement(
             # Times as text: one of them may be -infinity, which Python has no datetime for.
-            "SELECT p.found, p.starts::text[], extract(epoch FROM p.due - clock_timestamp()),"
-            " p.looked_at::text, p.safe_at::text, p::text"
+            "SELECT p.found, p.starts::pg_catalog.text[],"
+            " extract(epoch FROM p.due OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()),"
+            " p.looked_at::pg_catalog.text, p.safe_at::pg_catalog.text, p::pg_catalog.text"
             " FROM {schema}._begin_pass(%s, %s::{schema}._pass) p",
             schema,
         ),
@@ -139,13 +133,21 @@ def begin_pass(schema: str, topics: Sequence[str], last: str | None) -> Call[Pas
 
 def announce_sleep(schema: str, topics: list[str]) -> Call[datetime]:
     """Return the call that has appends notify this process for a while; it says the database's time."""
-    return Call(statement("SELECT clock_timestamp(), {schema}.announce_sleep(%s)", schema), (topics,), value)
+    return Call(
+        statement("SELECT pg_catalog.clock_timestamp(), {schema}.announce_sleep(%s)", schema),
+        (topics,),
+        value,
+    )
 
 
 def next_ready(schema: str, topics: list[str], since: datetime | str) -> Call[float | None]:
     """Return the call that says in how many seconds a key of these topics is ready; None: none is due."""
     return Call(
-        statement("SELECT extract(epoch FROM {schema}.next_ready(%s, %s) - clock_timestamp())", schema),
+        statement(
+            "SELECT extract(epoch FROM {schema}.next_ready(%s, %s)"
+            " OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp())",
+            schema,
+        ),
         (topics, since),
         seconds,
     )
@@ -167,9 +169,7 @@ def pending_commands(schema: str, topics: list[str]) -> Call[int]:
 
 def count_held(schema: str, topics: list[str]) -> Call[int]:
     return Call(
-        statement(
-            "SELECT count(*) FROM {schema}.key_mark WHERE topic = ANY (%s) AND held_at IS NOT NULL", schema
-        ),
+        statement("SELECT {schema}._count_held(%s)", schema),
         (topics,),
         value,
     )

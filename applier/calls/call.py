@@ -15,9 +15,9 @@ Rows: TypeAlias = list[tuple[Any, ...]]
 #: What a session's settings are known by: of PostgreSQL's hundreds, those on which handlers depend most.
 #: It costs a few microseconds a claim. Not statement_timeout, which `limit` sets for a transaction.
 _SETTINGS: LiteralString = (
-    "concat_ws('|', session_user, current_user, "
+    "pg_catalog.concat_ws('|', session_user, current_user, "
     + ", ".join(
-        f"current_setting('{name}')"
+        f"pg_catalog.current_setting('{name}')"
         for name in (
             *("search_path", "DateStyle", "IntervalStyle", "TimeZone", "session_replication_role"),
             *("lock_timeout", "idle_in_transaction_session_timeout"),
@@ -77,11 +77,6 @@ def first_as(make: Callable[..., T]) -> Callable[[Rows], T | None]:
 def value(rows: Rows) -> Any:
     """Return the only value."""
     return rows[0][0]
-
-
-def any_row(rows: Rows) -> bool:
-    """Return whether there is a row."""
-    return bool(rows)
 
 
 def seconds(rows: Rows) -> float | None:

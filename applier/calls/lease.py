@@ -28,7 +28,7 @@ class ClaimedAlone(NamedTuple):
 def claim_alone(schema: str, topic: str, since: datetime | str, applier_id: str) -> Call[ClaimedAlone | None]:
     return Call(
         statement(
-            "SELECT key, epoch, ready_at, pg_postmaster_start_time()::text, {settings}"
+            "SELECT key, epoch, ready_at, pg_catalog.pg_postmaster_start_time()::pg_catalog.text, {settings}"
             " FROM {schema}._claim_alone(%s, %s, %s)",
             schema,
         ),
@@ -58,7 +58,7 @@ def hold_lease(schema: str, topic: str, key: str, epoch: int, max_commands: int)
     """
     return Call(
         statement(
-            "SELECT applied_seq, attempt, seq, name, payload::text, created_at"
+            "SELECT applied_seq, attempt, seq, name, payload::pg_catalog.text, created_at"
             " FROM {schema}._take_alone(%s, %s, %s, %s)",
             schema,
         ),
@@ -81,7 +81,7 @@ def fail_alone(
     return Call(
         statement(
             "SELECT {schema}._end_alone(%s, %s, %s, %s,"
-            " concat_ws(E'\\n', %s::text, v.problem), v.verdict, v.retry_after)"
+            " pg_catalog.concat_ws(E'\\n', %s::pg_catalog.text, v.problem), v.verdict, v.retry_after)"
             " FROM {schema}._read_verdict(%s, %s) v",
             schema,
         ),
@@ -121,9 +121,11 @@ class Leased(NamedTuple):
 def claim(schema: str, topic: str, max_keys: int, applier_id: str) -> Call[list[Leased]]:
     return Call(
         statement(
-            "SELECT key, epoch, attempt, extract(epoch FROM lease_until - clock_timestamp())::float8,"
-            " extract(epoch FROM clock_timestamp())::float8, seq, name, payload::text, created_at"
-            " FROM {schema}.claim(ARRAY[%s::text], %s, NULL, %s)",
+            "SELECT key, epoch, attempt, extract("
+            "epoch FROM lease_until OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp())::double precision,"
+            " extract(epoch FROM pg_catalog.clock_timestamp())::double precision,"
+            " seq, name, payload::pg_catalog.text, created_at"
+            " FROM {schema}.claim(ARRAY[%s::pg_catalog.text], %s, NULL, %s)",
             schema,
         ),
         (topic, max_keys, applier_id),
@@ -153,7 +155,8 @@ def record_progress(schema: str, steps: Sequence[Progress]) -> Call[list[Recorde
     return Call(
         statement(
             "SELECT outcome, seconds FROM {schema}._record_progress("
-            "%s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::boolean[]) ORDER BY place",
+            "%s::pg_catalog.text[], %s::pg_catalog.text[], %s::bigint[], %s::bigint[], %s::boolean[])"
+            " ORDER BY place",
             schema,
         ),
         (
@@ -171,8 +174,9 @@ def fail(schema: str, topic: str, key: str, epoch: int, seq: int, error: str, as
     """Return the call that ends a lease whose next command failed; it says the outcome."""
     return Call(
         statement(
-            "SELECT {schema}.fail(%s, %s, %s, %s, concat_ws(E'\\n', %s::text, v.problem),"
-            " jsonb_build_object('verdict', v.verdict, 'retry_after', v.retry_after))"
+            "SELECT {schema}.fail(%s, %s, %s, %s, "
+            "pg_catalog.concat_ws(E'\\n', %s::pg_catalog.text, v.problem),"
+            " pg_catalog.jsonb_build_object('verdict', v.verdict, 'retry_after', v.retry_after))"
             " FROM {schema}._read_verdict(%s, %s) v",
             schema,
         ),

@@ -17,11 +17,13 @@ def is_littered() -> Call[bool]:
     """Return the call that says whether something was left that nothing but another session gets rid of."""
     return Call(
         statement(
-            "SELECT EXISTS (SELECT FROM pg_class WHERE relnamespace = pg_my_temp_schema())"
-            " OR EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"
-            " OR EXISTS (SELECT FROM pg_listening_channels())"
-            " OR EXISTS (SELECT FROM pg_prepared_statements WHERE from_sql)"
-            " OR EXISTS (SELECT FROM pg_cursors WHERE is_holdable)"
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_class"
+            " WHERE relnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())"
+            " OR EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory'"
+            " AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())"
+            " OR EXISTS (SELECT FROM pg_catalog.pg_listening_channels())"
+            " OR EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)"
+            " OR EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)"
         ),
         (),
         value,
@@ -31,7 +33,9 @@ def is_littered() -> Call[bool]:
 def limit(seconds: float) -> Call[None]:
     """Return the call that has the database cancel what takes longer, to the end of the transaction."""
     return Call(
-        sql.SQL("SELECT set_config('statement_timeout', {}, true)").format(str(max(int(seconds * 1000), 1))),
+        sql.SQL("SELECT pg_catalog.set_config('statement_timeout', {}, true)").format(
+            str(max(int(seconds * 1000), 1))
+        ),
         (),
         nothing,
     )
@@ -39,7 +43,7 @@ def limit(seconds: float) -> Call[None]:
 
 def put_back(backend_pid: int, seconds: float | None) -> sql.Composed:
     """Return the statements that put back the settings of the beginning, and what `limit` has set."""
-    again = [pins(backend_pid)]
+    again = [pins(backend_pid, for_handlers=True)]
     if seconds is not None:
         again.append(limit(seconds).query)
     return sql.SQL("RESET SESSION AUTHORIZATION; RESET ALL; {}").format(sql.SQL("; ").join(again))
@@ -47,7 +51,7 @@ def put_back(backend_pid: int, seconds: float | None) -> sql.Composed:
 
 def server() -> Call[str]:
     """Return the call that says which run of the server a connection is to."""
-    return Call(statement("SELECT pg_postmaster_start_time()::text"), (), value)
+    return Call(statement("SELECT pg_catalog.pg_postmaster_start_time()::pg_catalog.text"), (), value)
 
 
 def bound() -> sql.Composed:
@@ -57,4 +61,6 @@ def bound() -> sql.Composed:
 
 def terminate(backend_pid: int | None, milliseconds: int) -> Call[None]:
     """Return the call that ends another session, and waits until it has ended."""
-    return Call(statement("SELECT pg_terminate_backend(%s, %s)"), (backend_pid, milliseconds), nothing)
+    return Call(
+        statement("SELECT pg_catalog.pg_terminate_backend(%s, %s)"), (backend_pid, milliseconds), nothing
+    )

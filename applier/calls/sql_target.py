@@ -28,7 +28,7 @@ def apply_batch(
     return Call(
         statement(
             "SELECT keys, commands, failures, redo, hand, skipped,"
-            " extract(epoch FROM target_time)::float8, lost, {settings}"
+            " extract(epoch FROM target_time)::double precision, lost, {settings}"
             " FROM {schema}.apply_batch(%s, %s, %s, %s, false)",
             schema,
         ),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from inturn.applier.calls.call import Call, all_as, any_row, nothing, statement, value
+from inturn.applier.calls.call import Call, all_as, nothing, statement, value
 from inturn.applier.verdict import Asked
 
 
@@ -33,9 +33,9 @@ class Claimed(NamedTuple):
 def claim_commands(schema: str, topic: str, since: datetime | str, max_keys: int) -> Call[list[Claimed]]:
     return Call(
         statement(
-            "SELECT key, applied_seq, epoch, attempt, ready_at, seq, name, payload::text, created_at,"
+            "SELECT key, applied_seq, epoch, attempt, ready_at, seq, name, payload::pg_catalog.text,"
             # Once, not for every row: a thousand of them cost more than the claim.
-            " lost, CASE WHEN place = 1 THEN (SELECT {settings}) END"
+            " created_at, lost, CASE WHEN place OPERATOR(pg_catalog.=) 1 THEN (SELECT {settings}) END"
             " FROM {schema}.claim_commands(%s, %s, %s) WITH ORDINALITY c (key, applied_seq, epoch, attempt,"
             " ready_at, seq, name, payload, created_at, lost, place)",
             schema,
@@ -61,7 +61,8 @@ class Done(NamedTuple):
 def finish(schema: str, topic: str, turns: Sequence[Done], applier_id: str) -> Call[None]:
     return Call(
         statement(
-            "SELECT {schema}.finish(%s, %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s)", schema
+            "SELECT {schema}.finish(%s, %s::pg_catalog.text[], %s::bigint[], %s::bigint[], %s::bigint[], %s)",
+            schema,
         ),
         (
             topic,
@@ -81,7 +82,8 @@ def fail(
     """Return the call that ends a turn of which a command failed; it says the outcome."""
     return Call(
         statement(
-            "SELECT {schema}.fail(%s, %s, %s, %s, %s, concat_ws(E'\\n', %s::text, v.problem), %s,"
+            "SELECT {schema}.fail(%s, %s, %s, %s, %s, "
+            "pg_catalog.concat_ws(E'\\n', %s::pg_catalog.text, v.problem), %s,"
             " v.verdict, v.retry_after) FROM {schema}._read_verdict(%s, %s) v",
             schema,
         ),
@@ -96,10 +98,7 @@ def fail(
 def count_skipped(schema: str, topic: str, key: str, seq: int, epoch: int) -> Call[int]:
     """Return the call that says how many commands a turn passed over, from seq on."""
     return Call(
-        statement(
-            "SELECT count(*) FROM {schema}.skip WHERE topic = %s AND key = %s AND seq >= %s AND epoch = %s",
-            schema,
-        ),
+        statement("SELECT {schema}._count_skipped(%s, %s, %s, %s)", schema),
         (topic, key, seq, epoch),
         value,
     )
@@ -108,10 +107,7 @@ def count_skipped(schema: str, topic: str, key: str, seq: int, epoch: int) -> Ca
 def lock_ticket(schema: str, topic: str, key: str, epoch: int) -> Call[bool]:
     """Return the call that locks a key's ticket once more; it says whether it is there and free."""
     return Call(
-        statement(
-            "SELECT FROM {schema}.ticket WHERE topic = %s AND key = %s AND epoch = %s FOR UPDATE SKIP LOCKED",
-            schema,
-        ),
+        statement("SELECT {schema}._lock_ticket(%s, %s, %s)", schema),
         (topic, key, epoch),
-        any_row,
+        value,
     )

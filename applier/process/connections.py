@@ -24,7 +24,12 @@ class Connections:
     prepare_threshold: int | None
 
     def connect(self) -> psycopg.Connection[Any]:
-        return connect(self.dsn, prepare_threshold=self.prepare_threshold, application_name=_NAME)
+        return connect(
+            self.dsn,
+            prepare_threshold=self.prepare_threshold,
+            application_name=_NAME,
+            for_handlers=True,
+        )
 
     async def connect_async(self) -> psycopg.AsyncConnection[Any]:
         return await connect_async(self.dsn, prepare_threshold=self.prepare_threshold, application_name=_NAME)

@@ -108,7 +108,7 @@ def make_database(dsn: str) -> str:
         connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(name, sql.Literal(_MARK)))
     upgrade(own)
     upgrade_receiver(own)
-    with connect(own, autocommit=False) as connection:
+    with connect(own, autocommit=False, for_handlers=True) as connection:
         connection.execute(_SETUP)
         connection.execute(
             "SELECT inturn.create_topic(%s, 'sql:public.apply_order', numbering => 'given')", (NUMBERED,)

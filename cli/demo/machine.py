@@ -41,7 +41,7 @@ class Machine:
     def __init__(self, dsn: str) -> None:
         self._connections: queue.LifoQueue[psycopg.Connection[Any]] = queue.LifoQueue()
         for _ in range(THREADS):
-            self._connections.put(connect(dsn))
+            self._connections.put(connect(dsn, for_handlers=True))
         self._threads = ThreadPoolExecutor(THREADS)
         self._lock = threading.Lock()
         self._queues: dict[tuple[str, str], deque[Call]] = {}

@@ -151,7 +151,7 @@ async def scene(dsn: str, seed: int, tell: Callable[[str], None]) -> AsyncIterat
     async with AsyncExitStack() as stack:
         stack.push_async_callback(front.close)
         stack.push_async_callback(a.close)
-        connection = stack.enter_context(connect(dsn))
+        connection = stack.enter_context(connect(dsn, for_handlers=True))
         for topic, how in ((POSTED, "handle"), (POSTED_KILLED, "accept")):
             create_posted(connection, topic, f"http://{HOST}:{front.port}/{how}/{topic}")
         create_posted(connection, ARRIVED, f"http://{HOST}:{front.port}/handle/{ARRIVED}", "arrival")

@@ -198,7 +198,11 @@ def test_call_apply_cuts_a_turn_too(witness: Database, oracle: Oracle) -> None:
 
 def test_a_clock_that_is_set_back_leaves_no_command_out(witness: Database, oracle: Oracle) -> None:
     """A turn that has lasted too long leaves out the end of a key's commands, never the middle."""
-    replace_in(witness, "_target_query", (r"clock_timestamp\(\) < \$6", "l.seq <> 2"))
+    replace_in(
+        witness,
+        "_target_query",
+        (r"pg_catalog\.clock_timestamp\(\) OPERATOR\(pg_catalog\.<\) \$7", "l.seq <> 2"),
+    )
     append(witness, "x", "insert", "insert", "insert")
     row = witness.execute("SELECT keys, commands FROM inturn.apply_batch('orders', '-infinity', 10, 'test')")
     assert row == [(1, 1)]

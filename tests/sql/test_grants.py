@@ -44,29 +44,29 @@ ROUTINES = {
 
 #: relation: what each role may do with it, as caller, applier, operator.
 RELATIONS = {
-    "topic": ("", "SELECT", "SELECT"),
-    "topic_grant": ("", "SELECT", "SELECT"),
-    "command_log": ("", "SELECT", "SELECT"),
-    "merge_rule": ("", "SELECT", "SELECT"),
-    "merge_plan": ("", "SELECT", "SELECT"),
+    "topic": ("", "", "SELECT"),
+    "topic_grant": ("", "", "SELECT"),
+    "command_log": ("", "", "SELECT"),
+    "merge_rule": ("", "", "SELECT"),
+    "merge_plan": ("", "", "SELECT"),
     "merge": ("", "", "SELECT"),
-    "key_sequence": ("", "SELECT UPDATE", "SELECT"),
-    "key_cursor": ("", "SELECT", "SELECT"),
-    "ticket": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
-    "key_mark": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
-    "wake_hint": ("", "DELETE SELECT UPDATE", "SELECT"),
-    "intake": ("", "SELECT", "SELECT"),
+    "key_sequence": ("", "", "SELECT"),
+    "key_cursor": ("", "", "SELECT"),
+    "ticket": ("", "", "SELECT"),
+    "key_mark": ("", "", "SELECT"),
+    "wake_hint": ("", "", "SELECT"),
+    "intake": ("", "", "SELECT"),
     "intake_id_seq": ("", "", ""),
     "arrival_pass": ("", "", "SELECT"),
-    "saved_pass": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
-    "turn": ("", "INSERT SELECT UPDATE", "SELECT"),
-    "listener": ("", "INSERT SELECT UPDATE", "SELECT"),
-    "applier": ("", "DELETE INSERT SELECT UPDATE", "SELECT"),
-    "waiter": ("", "SELECT", "SELECT"),
+    "saved_pass": ("", "", "SELECT"),
+    "turn": ("", "", "SELECT"),
+    "listener": ("", "", "SELECT"),
+    "applier": ("", "", "SELECT"),
+    "waiter": ("", "", "SELECT"),
     "waiter_id_seq": ("", "", ""),
     "forgotten": ("", "", "SELECT"),
     "prune_pass": ("", "", "SELECT"),
-    "skip": ("", "INSERT SELECT", "SELECT"),
+    "skip": ("", "", "SELECT"),
     "operator_action_id_seq": ("", "", ""),
     "operator_action": ("", "", "SELECT"),
     "outbox": ("INSERT SELECT", "", "SELECT"),
@@ -195,11 +195,38 @@ def test_the_roles_are_siblings_that_cannot_log_in(database: Database) -> None:
         ) == [(False,) * 6]
 
 
-#: What runs as its owner: a caller's append, and what an operator may do only by being recorded.
+#: What an applier may call beside its protocol: steps of it, each fenced by the claim or the epoch.
+APPLIER_STEPS = {
+    *("_finish", "_count_skipped", "_lock_ticket", "_hold_lease", "_record_progress"),
+    *(
+        "_claim_alone",
+        "_end_turn_alone",
+        "_lose_alone",
+        "_batch_commands",
+        "_claimed_commands",
+        "_leased_commands",
+    ),
+    *("_begin_pass", "_begin_saved_pass", "_spread_out", "_announce_applier"),
+    *("_sql_topic", "_sql_topics", "_list_topics", "_arrival_topics", "_has_others", "_count_held"),
+    *("_read_batch", "_check_lease", "_lease_claimed", "_settings_of", "_prune_idle"),
+    *("_commands_to_merge", "_merge_rules", "_save_merges", "_planned_commands", "_planned_end"),
+}
+#: What it may call and runs as itself: what calls a target, and what only computes.
+APPLIER_OWN = {
+    *("_visit_topic", "_visit_alone", "_apply_key", "_apply_alone", "_check_effects", "_end_alone"),
+    *("_require_read_committed", "_read_verdict", "_failure_text", "_careful_keys"),
+    *("_claim_leases", "_take_alone", "_max_claim_octets"),
+    *("_plan_batch", "_plan_alone", "_plan_merges", "_fold_merges", "_call_merge", "_merge_function"),
+    *("_target_function", "_target_query", "_batch_query", "_done_seq", "_reached"),
+}
+#: What runs as its owner: an append, an applier's steps, and what an operator does only by being recorded.
 DEFINERS = {
     "append",
     # A caller sees where keys stand, and nothing else of them.
     *WAITS,
+    *("claim", "fail", "advance", "renew", "release"),
+    *("announce_sleep", "next_ready", "pending_commands"),
+    *APPLIER_STEPS,
     # An applier numbers what has arrived, and may not write to the log.
     "_number_arrivals",
     *("_prune_idle", "prune_batch"),
@@ -213,6 +240,14 @@ DEFINERS = {
     *("grant_topic", "revoke_topic", "_is_granted", "_require_grant", "_require_sight", "progress"),
     *OPERATOR_ACTIONS,
 }
+
+
+def test_an_applier_may_call_no_other_step(database: Database) -> None:
+    rows = database.execute("""
+        SELECT proname FROM pg_proc WHERE pronamespace = 'inturn'::regnamespace AND proname LIKE '\\_%'
+        AND has_function_privilege('inturn_applier', oid, 'EXECUTE')
+    """)
+    assert {name for (name,) in rows} == APPLIER_STEPS | APPLIER_OWN
 
 
 def test_what_runs_as_its_owner_pins_its_search_path(database: Database) -> None:
@@ -321,6 +356,18 @@ NOT_AN_APPLIERS = [
     "INSERT INTO inturn.wake_hint (topic, key, left_at) VALUES ('orders', 'z', now())",
     "DELETE FROM inturn.skip",
     "TRUNCATE inturn.ticket",
+    *(
+        f"SELECT FROM inturn.{table}"
+        for table in ("topic", "command_log", "intake", "turn", "ticket", "key_mark")
+    ),
+    "UPDATE inturn.turn SET applied_seq = 9",
+    "UPDATE inturn.ticket SET applied_seq = 9",
+    "DELETE FROM inturn.key_mark",
+    "INSERT INTO inturn.skip (topic, key, seq, epoch, skipped_by) VALUES ('orders', 'a', 1, 1, 'handler')",
+    "BEGIN; LOCK TABLE inturn.ticket IN ACCESS EXCLUSIVE MODE",
+    "SELECT inturn._pass_over('orders', 'a', 1, 1, 1, 'handler', 'x')",
+    "SELECT inturn._next_commands('orders', 'a', 0, 1)",
+    "SELECT inturn._save_key(c, c) FROM (SELECT NULL::inturn.key_cursor) t (c)",
     "SELECT inturn.create_topic('mine')",
     "SELECT inturn.list_keys()",
     "CREATE TABLE inturn.mine ()",

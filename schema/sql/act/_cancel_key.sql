@@ -4,6 +4,7 @@
 -- was: the key, whose ticket the caller has locked. Locks its row in key_sequence, if no caller holds it.
 CREATE FUNCTION inturn._cancel_key(was inturn.key_cursor, reason text) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

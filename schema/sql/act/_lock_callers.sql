@@ -4,6 +4,7 @@
 -- Raises IT042 when the wait was too long, with who holds it.
 CREATE FUNCTION inturn._lock_callers(topic text, key text) RETURNS void
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 BEGIN

@@ -6,6 +6,7 @@
 -- Raises IT001, IT040 no such key, IT042 when the wait was too long, with who holds it; IT031 outside READ COMMITTED, IT014.
 CREATE FUNCTION inturn._lock_cursor(topic text, key text, beside_lease boolean DEFAULT false) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$

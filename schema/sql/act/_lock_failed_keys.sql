@@ -8,6 +8,7 @@
 CREATE FUNCTION inturn._lock_failed_keys(of_topic text, of_state text, of_like text, older_than interval, of_error text)
 RETURNS SETOF inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

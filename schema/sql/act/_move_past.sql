@@ -3,6 +3,7 @@
 -- was: the key, as _lock_cursor returned it. Locks what _settle_key locks.
 CREATE FUNCTION inturn._move_past(was inturn.key_cursor, seq bigint) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     cursor inturn.key_cursor := was;

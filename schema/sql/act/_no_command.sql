@@ -2,6 +2,7 @@
 -- Takes no locks.
 CREATE FUNCTION inturn._no_command(topic text, key text, seq bigint) RETURNS text
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT format('has no command %s%s', seq, (
     SELECT format(' any more: its history begins at %s', s.history_seq) FROM inturn.key_sequence s

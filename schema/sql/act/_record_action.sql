@@ -6,6 +6,7 @@ CREATE FUNCTION inturn._record_action(
     topic text, key text, seq bigint, action text, reason text, before jsonb, after jsonb
 ) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     recorded inturn.operator_action;

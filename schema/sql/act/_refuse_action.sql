@@ -3,6 +3,7 @@
 -- problem: why it makes no sense. Raises IT041.
 CREATE FUNCTION inturn._refuse_action(topic text, key text, problem text, hint text) RETURNS void
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     last_action text;

@@ -1,6 +1,7 @@
 -- Says who has a key in hand, to an operator who has waited long enough. Internal to _lock_cursor. Takes no locks. Raises IT042.
 CREATE FUNCTION inturn._refuse_busy(topic text, key text) RETURNS void
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

@@ -1,6 +1,7 @@
 -- Refuses an operator's change of history without a reason, or with one of only white space. Internal. Takes no locks. Raises IT043.
 CREATE FUNCTION inturn._require_reason(action text, reason text) RETURNS void
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF inturn._is_blank(reason) THEN

@@ -3,6 +3,7 @@
 -- was: the key, whose ticket the caller has locked.
 CREATE FUNCTION inturn._retry_key(was inturn.key_cursor, reason text) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     cursor inturn.key_cursor := was;

@@ -7,6 +7,7 @@ CREATE FUNCTION inturn._append_arrival(
     topic text, key text, name text, payload jsonb, idempotency_key text, max_pending bigint
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     numbered bigint;

@@ -10,6 +10,7 @@ CREATE FUNCTION inturn._append_given(
     topic text, key text, seq bigint, name text, payload jsonb, idempotency_key text
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

@@ -9,6 +9,7 @@ CREATE FUNCTION inturn._append_on_snapshot(
     topic text, key text, known bigint, name text, payload jsonb, idempotency_key text, max_pending bigint DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     new_seq bigint;

@@ -1,6 +1,7 @@
 -- Says whether a payload is a JSON string whose text is a JSON object or array. Internal to _refuse_command. Takes no locks.
 CREATE FUNCTION inturn._is_encoded_twice(payload jsonb) RETURNS boolean
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     content constant text := payload #>> '{}';

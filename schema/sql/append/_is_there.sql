@@ -4,6 +4,7 @@
 -- Raises IT051 when it is there with other content, of which it tells nothing: another caller may have appended it.
 CREATE FUNCTION inturn._is_there(topic text, key text, seq bigint, name text, payload jsonb) RETURNS boolean
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     same constant boolean := inturn._has_content(topic, key, seq, name, payload);

@@ -3,6 +3,7 @@
 -- For callers whose snapshot may be older than the key's last turn. Takes no locks.
 CREATE FUNCTION inturn._leave_hint(topic text, key text) RETURNS void
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     INSERT INTO inturn.wake_hint (topic, key, left_at) VALUES (_leave_hint.topic, _leave_hint.key, clock_timestamp());

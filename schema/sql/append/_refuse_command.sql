@@ -4,6 +4,7 @@
 -- key.
 CREATE FUNCTION inturn._refuse_command(topic text, key text, name text, payload jsonb, idempotency_key text) RETURNS void
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     max_bytes integer;

@@ -4,6 +4,7 @@
 -- IT050 for a number below its first.
 CREATE FUNCTION inturn._refuse_number(settings inturn.topic, key text, seq bigint, idempotency_key text) RETURNS void
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF settings.numbering <> 'given' THEN

@@ -7,6 +7,7 @@
 -- Raises 40001: run the transaction again.
 CREATE FUNCTION inturn._refuse_passed(topic text, key text, seq bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '1ms'
 AS $$
 BEGIN

@@ -4,6 +4,7 @@
 -- operators'; IT053 for one further ahead than the topic's max_ahead.
 CREATE FUNCTION inturn._refuse_place(settings inturn.topic, key text, seq bigint, applied_seq bigint) RETURNS void
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     history_seq constant bigint := (SELECT s.history_seq FROM inturn.key_sequence s

@@ -1,6 +1,7 @@
 -- Says that a topic does not exist. Internal. Takes no locks. Raises IT001.
 CREATE FUNCTION inturn._refuse_topic(topic text) RETURNS void
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = 'IT001',

@@ -5,15 +5,17 @@
 -- operator has paused the idle key: it stays as it is, and the key is looked at when the pause ends.
 CREATE FUNCTION inturn._wake_key(topic text, key text, epoch bigint, applied_seq bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE
+-- Qualified, not pinned: a microsecond of every append to an idle key.
 AS $$
 DECLARE
     asleep boolean;
 BEGIN
     INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)
-    VALUES (_wake_key.topic, _wake_key.key, _wake_key.epoch, _wake_key.applied_seq, clock_timestamp())
+    VALUES (_wake_key.topic, _wake_key.key, _wake_key.epoch, _wake_key.applied_seq, pg_catalog.clock_timestamp())
     ON CONFLICT DO NOTHING
     RETURNING EXISTS (SELECT FROM inturn.listener l
-                      WHERE l.topic IN (_wake_key.topic, '') AND l.asleep_until > clock_timestamp()) INTO asleep;
+                      WHERE (l.topic OPERATOR(pg_catalog.=) _wake_key.topic OR l.topic OPERATOR(pg_catalog.=) '')
+                        AND l.asleep_until OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()) INTO asleep;
     IF asleep THEN
         PERFORM inturn._notify_appliers(topic);
     END IF;

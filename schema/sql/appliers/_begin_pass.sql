@@ -20,7 +20,8 @@
 -- No pass looks further than a second ahead: the leases that were given back lie there.
 -- The caller commits at once. Raises IT014 for a topic that is granted to other appliers only. Locks what _number_arrivals and _take_hints lock.
 CREATE FUNCTION inturn._begin_pass(topics text[], last inturn._pass) RETURNS inturn._pass
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off

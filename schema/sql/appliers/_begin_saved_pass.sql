@@ -5,7 +5,8 @@
 -- rolls back, saves nothing that others see.
 -- Locks rows of saved_pass that are needed no more, skipping locked ones; what _begin_pass locks.
 CREATE FUNCTION inturn._begin_saved_pass(topics text[], last inturn._pass DEFAULT NULL) RETURNS inturn._pass
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$

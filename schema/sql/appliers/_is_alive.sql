@@ -4,6 +4,7 @@
 -- In a session of the database the statement that applies is the one it was announced in; what runs later is something else.
 CREATE FUNCTION inturn._is_alive(p inturn.applier, backend integer, state text, query_start timestamptz) RETURNS boolean
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT CASE
     WHEN p.pooled THEN p.seen_at > clock_timestamp() - interval '15 seconds'

@@ -5,7 +5,8 @@
 -- one: with thirty appliers at work, most of what they do. So each begins somewhere in as many tickets as they hold together,
 -- and at since when there are fewer. The next visit begins elsewhere: no key waits for long.
 CREATE FUNCTION inturn._spread_out(topic text, since timestamptz, max_keys integer) RETURNS timestamptz
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off

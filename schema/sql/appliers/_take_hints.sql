@@ -6,6 +6,7 @@
 -- caller commits at once: no handler runs in this transaction. What _look_at_key locks.
 CREATE FUNCTION inturn._take_hints(topics text[], since timestamptz DEFAULT '-infinity') RETURNS bigint
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$

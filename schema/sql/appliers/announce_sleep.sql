@@ -1,5 +1,6 @@
 CREATE FUNCTION inturn.announce_sleep(topics text[]) RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 -- Announces that an applier of these topics is about to sleep, so that appends notify it for the next two seconds.
 -- An empty name stands for every topic: for an applier of many, which would write a row for each.

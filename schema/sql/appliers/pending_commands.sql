@@ -1,5 +1,6 @@
 CREATE FUNCTION inturn.pending_commands(topics text[]) RETURNS bigint
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 -- Counts the committed commands of these topics' ready keys that are not applied, and those that have no number yet: what a
 -- drain has before it.

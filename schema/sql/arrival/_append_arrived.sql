@@ -6,6 +6,7 @@
 -- The caller holds the keys' rows in key_sequence, and nobody else moves rows of the topic's intake.
 CREATE FUNCTION inturn._append_arrived(topic text, tids tid[]) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_nestloop = off -- but for the probes of an index a key

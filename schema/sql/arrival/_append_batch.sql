@@ -4,6 +4,7 @@
 -- Raises what is no key's fault: 40001 and 40P01, 55P03, 53100 (see _try_lease).
 CREATE FUNCTION inturn._append_batch(topic text, tids tid[]) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

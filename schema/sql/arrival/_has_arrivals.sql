@@ -3,6 +3,7 @@
 -- What was left behind is looked at ten times a second.
 CREATE FUNCTION inturn._has_arrivals(last inturn.arrival_pass) RETURNS boolean
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off

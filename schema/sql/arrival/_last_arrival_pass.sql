@@ -4,6 +4,7 @@
 -- What a pass on another server saw means nothing, and neither does what this one cannot have seen yet, as after a restore.
 CREATE FUNCTION inturn._last_arrival_pass(topic text) RETURNS inturn.arrival_pass
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

@@ -4,6 +4,7 @@
 -- Locks rows of key_sequence, in byte order, skipping locked ones.
 CREATE FUNCTION inturn._lock_arrived_keys(topic text, keys text[]) RETURNS text[]
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

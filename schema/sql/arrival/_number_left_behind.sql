@@ -5,6 +5,7 @@
 -- Locks the keys' rows in key_sequence, skipping locked ones. Raises what _append_batch does.
 CREATE FUNCTION inturn._number_left_behind(topic text, max_commands integer) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off

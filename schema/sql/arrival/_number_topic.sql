@@ -14,6 +14,7 @@
 -- key_sequence, in byte order, and those of the keys left behind. Raises IT031 outside READ COMMITTED.
 CREATE FUNCTION inturn._number_topic(topic text, max_commands integer, OUT numbered bigint, OUT more boolean)
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off

@@ -2,6 +2,7 @@
 -- run at a time.
 CREATE FUNCTION inturn._save_arrival_pass(pass inturn.arrival_pass) RETURNS void
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 BEGIN

@@ -4,6 +4,7 @@
 -- Raises what is no key's fault: see _append_batch.
 CREATE FUNCTION inturn._try_append(topic text, tids tid[], OUT moved bigint, OUT problem text)
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     moved := inturn._append_arrived(topic, tids);

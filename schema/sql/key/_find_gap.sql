@@ -5,6 +5,7 @@
 -- The caller holds the key's row in key_sequence, or nothing can be appended for another reason, and saves what is returned.
 CREATE FUNCTION inturn._find_gap(was inturn.key_cursor) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

@@ -4,6 +4,7 @@ CREATE FUNCTION inturn._find_later(
     c inturn.key_cursor, OUT first_seq bigint, OUT last_seq bigint, OUT later bigint, OUT first_at timestamptz
 )
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 SELECT min(l.seq), max(l.seq), count(*), min(l.created_at) FROM inturn.command_log l

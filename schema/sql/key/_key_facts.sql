@@ -1,6 +1,7 @@
 -- Returns where a key stands, as operator_action keeps it before and after. Internal. Takes no locks.
 CREATE FUNCTION inturn._key_facts(c inturn.key_cursor) RETURNS jsonb
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT jsonb_strip_nulls(jsonb_build_object(
     'state', inturn.key_state(c), 'applied_seq', c.applied_seq, 'epoch', c.epoch, 'attempts', c.attempts,

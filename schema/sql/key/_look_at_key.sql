@@ -7,6 +7,7 @@
 -- skipping a locked one.
 CREATE FUNCTION inturn._look_at_key(topic text, key text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$

@@ -4,6 +4,7 @@
 -- It is a hint: appliers look within a second anyway.
 CREATE FUNCTION inturn._notify_appliers(topic text) RETURNS void
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT pg_notify('inturn.ready', _notify_appliers.topic) FROM inturn.listener l
 WHERE l.topic IN (_notify_appliers.topic, '') AND l.asleep_until > clock_timestamp()

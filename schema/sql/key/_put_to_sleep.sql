@@ -5,6 +5,7 @@
 -- the key's ticket.
 CREATE FUNCTION inturn._put_to_sleep(was inturn.key_cursor, cursor inturn.key_cursor) RETURNS void
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$

@@ -5,6 +5,7 @@
 -- The caller has locked the key's ticket; or, of an idle key, its row in key_sequence: then this is its new ticket.
 CREATE FUNCTION inturn._save_key(was inturn.key_cursor, cursor inturn.key_cursor) RETURNS void
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$

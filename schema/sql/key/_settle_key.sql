@@ -7,6 +7,7 @@
 -- ready, and an applier's turn will find out.
 CREATE FUNCTION inturn._settle_key(was inturn.key_cursor, cursor inturn.key_cursor) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$

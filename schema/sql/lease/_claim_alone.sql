@@ -9,7 +9,8 @@
 -- Locks, in this order: what _lock_process, claim and _try_lease lock, and raises what they raise.
 CREATE FUNCTION inturn._claim_alone(topic text, since timestamptz, applier text)
 RETURNS TABLE (key text, epoch bigint, ready_at timestamptz)
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

@@ -4,6 +4,7 @@
 -- of a topic are not in.
 CREATE FUNCTION inturn._has_leases(applier text, lost_only boolean) RETURNS boolean
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$

@@ -1,9 +1,11 @@
 -- Locks a key for the holder of its lease, and returns where it stands. Internal to advance, renew, release and fail.
 --
 -- The epoch alone decides: over or not, a lease counts until another claim takes the next epoch. Locks the key's ticket.
--- Raises IT030 when the lease is gone; IT031 outside READ COMMITTED.
+-- Raises IT030 when the lease is gone; IT031 outside READ COMMITTED; IT014 when the topic is granted to other appliers only:
+-- an epoch can be guessed.
 CREATE FUNCTION inturn._hold_lease(topic text, key text, epoch bigint) RETURNS inturn.key_cursor
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
@@ -11,6 +13,9 @@ DECLARE
     held inturn.key_cursor;
 BEGIN
     PERFORM inturn._require_read_committed();
+    IF EXISTS (SELECT FROM inturn.topic_grant g WHERE g.topic = _hold_lease.topic AND g.role = 'applier') THEN
+        PERFORM inturn._require_grant(topic, 'applier');
+    END IF;
     -- The ticket is found by its epoch, so that what earlier leases left in the index is not walked over.
     PERFORM FROM inturn.ticket t
     WHERE t.topic = _hold_lease.topic AND t.key = _hold_lease.key AND t.epoch = _hold_lease.epoch FOR UPDATE;

@@ -3,6 +3,7 @@
 -- lease: its length; NULL for the topic's own. Raises 22023 when it is not 10 ms to a day, as a topic's is.
 CREATE FUNCTION inturn._lease_end(settings inturn.topic, lease interval) RETURNS timestamptz
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF lease NOT BETWEEN '10 ms' AND '1 day' THEN

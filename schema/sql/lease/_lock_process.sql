@@ -4,6 +4,7 @@
 -- Locks, to the end of the transaction: an advisory lock of the process. Who holds it waits for no other lock.
 CREATE FUNCTION inturn._lock_process(applier text) RETURNS void
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT pg_advisory_xact_lock(hashtextextended('inturn process ' || inturn._process_of(applier), 0))
 $$;

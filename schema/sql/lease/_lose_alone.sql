@@ -7,7 +7,8 @@
 -- recorded, the key is put off (see _put_off).
 -- Locks the key's ticket, and what release locks.
 CREATE FUNCTION inturn._lose_alone(topic text, key text, epoch bigint, error text, is_clear boolean) RETURNS text
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE
@@ -20,7 +21,7 @@ BEGIN
             PERFORM inturn.release(topic, key, epoch);
             RETURN 'released';
         ELSIF is_clear THEN
-            RETURN inturn._end_alone(topic, key, epoch, was.applied_seq, error);
+            RETURN inturn._end_turn_alone(topic, key, epoch, was.applied_seq, error);
         END IF;
         RETURN inturn._lose_lease(was, error);
     EXCEPTION WHEN OTHERS THEN

@@ -6,6 +6,7 @@
 -- error: what is known of the cause; NULL: nothing but that the lease ran out. The caller has locked the key's ticket.
 CREATE FUNCTION inturn._lose_lease(was inturn.key_cursor, error text) RETURNS text
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

@@ -1,8 +1,8 @@
 -- Returns the process of an applier: of HOST:PID:NUMBER, as the workers of one are called, HOST:PID; else the applier itself.
--- Internal. Takes no locks.
+-- Internal. Takes no locks. Qualified, not pinned: it is inlined.
 CREATE FUNCTION inturn._process_of(applier text) RETURNS text
 LANGUAGE sql IMMUTABLE
 AS $$
-SELECT coalesce(substring(applier FROM '^(.+:[0-9]+):[0-9]+$'), applier)
+SELECT coalesce(pg_catalog.substring(applier, '^(.+:[0-9]+):[0-9]+$'), applier)
 $$;
 COMMENT ON FUNCTION inturn._process_of IS 'Internal: the process of an applier.';

@@ -4,6 +4,7 @@
 -- The caller has locked the key's ticket.
 CREATE FUNCTION inturn._put_off(was inturn.key_cursor, error text) RETURNS void
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

@@ -7,7 +7,8 @@
 -- release locks. Raises IT032 when a seq is not the next.
 CREATE FUNCTION inturn._record_progress(topics text[], keys text[], epochs bigint[], seqs bigint[], releases boolean[])
 RETURNS TABLE (place bigint, outcome text, seconds double precision)
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

@@ -7,6 +7,7 @@ CREATE FUNCTION inturn._try_lease(
     settings inturn.topic, key text, applied_seq bigint, epoch bigint, lease interval, applier text
 ) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

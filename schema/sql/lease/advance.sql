@@ -1,6 +1,7 @@
 CREATE FUNCTION inturn.advance(topic text, key text, epoch bigint, seq bigint, lease interval DEFAULT NULL)
 RETURNS timestamptz
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$

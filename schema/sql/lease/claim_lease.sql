@@ -4,6 +4,7 @@ RETURNS TABLE (
     seq bigint, name text, payload jsonb, created_at timestamptz
 )
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 -- Claims ready keys of some topics by lease, in the order of the topics, and returns their next commands in order.
 --
@@ -19,6 +20,7 @@ AS $$
 -- Where the topic has merge rules, of commands that were merged only the last one comes, with what they became: a key's
 -- numbers may jump then, and advance takes them so.
 -- A key that itself makes its claim fail is put off (see _put_off): the others are claimed.
+-- Runs as the applier; what claims, leases and reads, each for itself, as the schema's owner.
 -- Locks the keys' tickets, skipping locked ones; what _begin_saved_pass locks. Raises IT001, IT031 outside READ COMMITTED,
 -- 22004 without topics, 22023 for a max_keys or a lease that cannot be.
 #variable_conflict use_variable
@@ -36,9 +38,7 @@ BEGIN
     ELSIF topics = '{}' OR max_keys = 0 THEN
         RETURN;
     END IF;
-    PERFORM inturn._refuse_topic(t.name) FROM unnest(topics) t (name)
-    WHERE NOT EXISTS (SELECT FROM inturn.topic s WHERE s.name = t.name);
-    PERFORM inturn._lease_end(s, lease) FROM inturn.topic s WHERE s.name = ANY (topics);
+    PERFORM inturn._check_lease(topics, lease);
     BEGIN
         RETURN QUERY SELECT * FROM inturn._claim_leases(topics, max_keys, lease, who, false);
     EXCEPTION WHEN OTHERS THEN

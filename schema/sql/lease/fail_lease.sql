@@ -1,7 +1,8 @@
 CREATE FUNCTION inturn.fail(
     topic text, key text, epoch bigint, seq bigint, error text, asks jsonb DEFAULT NULL
 ) RETURNS text
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 -- Ends a lease whose next command failed: records the error, and what becomes of the key; see the other fail.

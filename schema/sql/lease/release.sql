@@ -1,5 +1,6 @@
 CREATE FUNCTION inturn.release(topic text, key text, epoch bigint) RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 -- Ends a lease after the last recorded command: the key goes idle, or to the back of the queue.

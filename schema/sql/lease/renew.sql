@@ -1,5 +1,6 @@
 CREATE FUNCTION inturn.renew(topic text, key text, epoch bigint, lease interval DEFAULT NULL) RETURNS timestamptz
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 -- Renews a lease while a command is at work; returns until when it runs now.

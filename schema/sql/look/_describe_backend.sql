@@ -2,6 +2,7 @@
 -- Takes no locks.
 CREATE FUNCTION inturn._describe_backend(backend integer) RETURNS text
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT concat_ws(', ',
     coalesce('applier ' || p.applier, nullif(a.application_name, ''), 'a session') || ' (backend ' || a.pid

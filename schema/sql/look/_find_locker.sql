@@ -2,6 +2,7 @@
 -- Internal. Takes no locks.
 CREATE FUNCTION inturn._find_locker(topic text, key text, OUT locker xid, OUT relation regclass)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 SELECT coalesce(t.xmax, s.xmax), CASE WHEN t.xmax IS NULL THEN 'inturn.key_sequence' ELSE 'inturn.ticket' END::regclass

@@ -1,5 +1,5 @@
 -- Returns the first line of an error that says something, by which errors are grouped and looked for: its spaces
--- collapsed, cut to 1,000 characters. Internal. Takes no locks.
+-- collapsed, cut to 1,000 characters. Internal. Takes no locks. Qualified, not pinned: it is inlined.
 CREATE FUNCTION inturn._first_line(error text) RETURNS text
 LANGUAGE sql IMMUTABLE
 AS $$

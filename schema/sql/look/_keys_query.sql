@@ -8,6 +8,7 @@
 -- What is pending is looked for by subqueries: from a join, or from EXISTS, a planner may read the whole log.
 CREATE FUNCTION inturn._keys_query(state text, order_by text DEFAULT '', deep boolean DEFAULT false) RETURNS text
 LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT format($query$
 SELECT c.*, CASE c.state WHEN 'held' THEN c.held_at WHEN 'paused' THEN c.paused_at WHEN 'waiting' THEN c.waiting_at

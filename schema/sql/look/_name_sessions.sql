@@ -3,6 +3,7 @@
 -- sessions: from _session_facts.
 CREATE FUNCTION inturn._name_sessions(sessions jsonb) RETURNS text
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT CASE jsonb_array_length(sessions)
     WHEN 0 THEN CASE WHEN EXISTS (SELECT FROM pg_prepared_xacts x WHERE x.database = current_database())

@@ -3,6 +3,7 @@
 -- locker: the row's xmax. A lock taken under a savepoint that was released is not found by it, nor one that several share.
 CREATE FUNCTION inturn._row_holder(locker xid, relation regclass) RETURNS integer
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT x.pid FROM pg_locks x JOIN pg_locks r ON r.pid = x.pid
 WHERE x.locktype = 'transactionid' AND x.transactionid = locker AND x.granted

@@ -5,6 +5,7 @@
 -- top level. Empty: none is to be seen, as when a prepared transaction has the lock.
 CREATE FUNCTION inturn._row_holders(locker xid, relation regclass) RETURNS integer[]
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT coalesce(
     (SELECT ARRAY[h.pid] FROM inturn._row_holder(locker, relation) h (pid) WHERE h.pid IS NOT NULL),

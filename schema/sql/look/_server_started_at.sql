@@ -4,6 +4,7 @@
 -- pg_postmaster_start_time(). So it asks the checkpointer too, which only those see who may see other users' sessions.
 CREATE FUNCTION inturn._server_started_at() RETURNS timestamptz
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT greatest(pg_postmaster_start_time(), max(a.backend_start))
 FROM pg_stat_activity a WHERE a.backend_type = 'checkpointer'

@@ -1,6 +1,7 @@
 -- Returns sessions as JSON, the one first whose transaction began first. Internal. Takes no locks.
 CREATE FUNCTION inturn._session_facts(backends integer[]) RETURNS jsonb
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
     'backend', a.pid, 'kind', inturn._session_kind(a.pid), 'applier', p.applier, 'host', coalesce(p.host, host(a.client_addr)),

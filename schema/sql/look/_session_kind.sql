@@ -2,6 +2,7 @@
 -- appended in it; or another session's. NULL when it is gone. Internal. Takes no locks.
 CREATE FUNCTION inturn._session_kind(backend integer) RETURNS text
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT CASE
     WHEN a.application_name = 'inturn apply' OR EXISTS (

@@ -1,6 +1,7 @@
 -- Says what a session that is in a transaction waits for, NULL when it computes. Internal. Takes no locks.
 CREATE FUNCTION inturn._session_waits_for(backend integer) RETURNS text
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT CASE
     WHEN a.state LIKE 'idle in transaction%' THEN 'its own code, outside the database'

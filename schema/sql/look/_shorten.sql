@@ -2,6 +2,7 @@
 -- word, unless that is very long. Internal. Takes no locks.
 CREATE FUNCTION inturn._shorten(text_ text, most integer) RETURNS text
 LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT CASE WHEN length(l.line) > most
             THEN left(regexp_replace(left(l.line, most - 2), '\s\S{0,29}$', ''), most - 3) || '...' ELSE l.line END

@@ -4,6 +4,7 @@ CREATE FUNCTION inturn.list_errors(
     topic text, error text, held bigint, retrying bigint, first_at timestamptz, last_at timestamptz, key text
 )
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET jit = off
 AS $$

@@ -9,6 +9,7 @@ CREATE FUNCTION inturn.list_keys(
     waiting_at timestamptz, claimed_by text, lease_until timestamptz
 )
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_hashjoin = off

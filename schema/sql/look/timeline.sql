@@ -4,6 +4,7 @@ RETURNS TABLE (
     acting_as text, started_at timestamptz, says text, before jsonb, after jsonb
 )
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 -- Returns the latest turns of a key, what they merged, and what operators did to it, by time, the newest first. Takes no locks.

@@ -5,6 +5,7 @@ RETURNS TABLE (
     paused_at timestamptz, paused_until timestamptz, waiting bigint, leased bigint, arrived bigint, arrived_at timestamptz
 )
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET jit = off
 AS $$

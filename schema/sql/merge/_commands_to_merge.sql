@@ -1,27 +1,16 @@
--- Returns the next commands of a key in order, up to the first gap, and of each whether it may be merged. Internal to
--- _fold_merges. Takes no locks.
+-- Returns the next commands of a key as _mergeable_commands does, of a key that is claimed or leased for the turn; otherwise nothing.
+-- Internal to _fold_merges.
 --
--- Not what an operator has amended or replayed. Not the first one, unless the key was idle before it (or new): the turn before
--- may have failed on it, or somebody outside has begun it and let go.
--- epoch: of the turn that reads; NULL: the first one is not to be merged.
--- Runs as its owner: who applies need not read what operators do.
+-- Runs as its owner: who applies need not read what operators do. Takes no locks. Raises what _held_seq does.
 CREATE FUNCTION inturn._commands_to_merge(topic text, key text, applied_seq bigint, epoch bigint, max_commands integer)
 RETURNS TABLE (seq bigint, name text, payload jsonb, created_at timestamptz, fixed boolean)
-LANGUAGE sql STABLE SECURITY DEFINER
+LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
-SET enable_bitmapscan = off
 AS $$
-SELECT c.seq, c.name, c.payload, c.created_at,
-       c.seq = _commands_to_merge.applied_seq + 1 AND (_commands_to_merge.epoch = 1 OR EXISTS (
-           SELECT FROM inturn.turn t
-           WHERE t.topic = _commands_to_merge.topic AND t.key = _commands_to_merge.key
-             AND t.epoch = _commands_to_merge.epoch - 1 AND t.drained)) IS NOT TRUE
-       OR coalesce(starts_with(c.idempotency_key, 'inturn.replay:'), false)
-       OR EXISTS (SELECT FROM inturn.operator_action a
-                  WHERE a.topic = _commands_to_merge.topic AND a.key = _commands_to_merge.key
-                    AND a.seq = c.seq AND a.action = 'amend')
-FROM inturn._next_commands(topic, key, applied_seq, max_commands) c
-ORDER BY c.seq
+BEGIN
+    IF inturn._held_seq(topic, key, epoch) <= applied_seq THEN
+        RETURN QUERY SELECT * FROM inturn._mergeable_commands(topic, key, applied_seq, epoch, max_commands);
+    END IF;
+END
 $$;
-COMMENT ON FUNCTION inturn._commands_to_merge IS 'Internal: the next commands of a key, and whether each may be merged.';
+COMMENT ON FUNCTION inturn._commands_to_merge IS 'Internal to the appliers: the next commands of a key in hand, and whether each may be merged.';

@@ -4,7 +4,8 @@
 -- From left to right, on a stack: while the two on top follow each other, number by number, and there is a rule for their
 -- names, they become one or none. Every merge leaves fewer commands, so this ends, whatever the rules.
 -- rules: from the pair of names to what it becomes; see _merge_rules. may_call: false: the functions are not called, and
--- payloads are not what they would be. What is merged has the number of its last command.
+-- payloads are not what they would be,
+-- and the key need not be in hand. What is merged has the number of its last command.
 CREATE FUNCTION inturn._fold_merges(
     settings inturn.topic, key text, applied_seq bigint, epoch bigint, max_commands integer, rules jsonb, may_call boolean,
     OUT entries inturn.merge_plan[], OUT problem text
@@ -16,9 +17,16 @@ DECLARE
     stack inturn.command[] := '{}'; starts bigint[] := '{}'; fixed boolean[] := '{}'; depth integer := 0;
     made text[] := '{}'; -- by which rule each number was merged last, from applied_seq on
     changed boolean[] := '{}'; gone_from bigint[] := '{}'; gone_to bigint[] := '{}';
-    command record; becomes text; first inturn.command; second inturn.command;
+    reading refcursor; command record; becomes text; first inturn.command; second inturn.command;
 BEGIN
-    FOR command IN SELECT * FROM inturn._commands_to_merge(settings.name, key, applied_seq, epoch, max_commands) LOOP
+    IF may_call THEN
+        OPEN reading FOR SELECT * FROM inturn._commands_to_merge(settings.name, key, applied_seq, epoch, max_commands);
+    ELSE
+        OPEN reading FOR SELECT * FROM inturn._mergeable_commands(settings.name, key, applied_seq, epoch, max_commands);
+    END IF;
+    LOOP
+        FETCH reading INTO command;
+        EXIT WHEN NOT FOUND;
         depth := depth + 1;
         stack[depth] := ROW(settings.name, key, command.seq, command.name, command.payload, command.created_at, 1)::inturn.command;
         starts[depth] := command.seq; fixed[depth] := command.fixed; changed[depth] := false;
@@ -36,6 +44,7 @@ BEGIN
                 IF may_call THEN
                     SELECT * INTO second.payload, problem FROM inturn._call_merge(becomes, first, second, settings.max_payload_bytes);
                     IF problem IS NOT NULL THEN
+                        CLOSE reading;
                         RETURN;
                     END IF;
                 END IF;
@@ -46,6 +55,7 @@ BEGIN
             depth := depth - 1;
         END LOOP;
     END LOOP;
+    CLOSE reading;
     entries := ARRAY(
         SELECT ROW(settings.name, key, epoch, n, g.from_seq, g.to_seq, CASE WHEN g.place > 0 THEN g.to_seq END, made[n - applied_seq],
                    CASE WHEN n = g.to_seq AND changed[g.place] THEN stack[g.place].name END,

@@ -3,7 +3,7 @@
 --
 -- Without a command there is one row without a seq. No row: what it has could not be merged, and the lease has ended.
 -- All payloads together have at most _max_claim_octets, but the first command comes however long it is.
--- Locks and raises what _hold_lease and _plan_alone do.
+-- Runs as the applier: so do the functions that merge. Locks and raises what _hold_lease and _plan_alone do.
 CREATE FUNCTION inturn._take_alone(topic text, key text, epoch bigint, max_commands integer)
 RETURNS TABLE (applied_seq bigint, attempt integer, seq bigint, name text, payload jsonb, created_at timestamptz)
 LANGUAGE plpgsql VOLATILE
@@ -11,10 +11,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     was constant inturn.key_cursor := inturn._hold_lease(topic, key, epoch);
-    settings inturn.topic;
+    settings constant inturn.topic := inturn._settings_of(topic);
     most integer;
 BEGIN
-    SELECT * INTO settings FROM inturn.topic t WHERE t.name = _take_alone.topic;
     most := CASE WHEN was.attempts > 0 OR was.lost > 0 THEN 1 ELSE least(settings.batch_commands, max_commands) END;
     IF NOT inturn._plan_alone(settings, was, most) THEN
         RETURN;
@@ -23,7 +22,13 @@ BEGIN
     SELECT was.applied_seq, was.attempts + 1, l.seq, l.name, l.payload, l.created_at
     FROM (SELECT 1) one LEFT JOIN LATERAL (
         SELECT n.*, row_number() OVER o AS place, sum(octet_length(n.payload::text)) OVER o AS octets
-        FROM inturn._planned_commands(was.topic, was.key, was.applied_seq, was.epoch, most) n WINDOW o AS (ORDER BY n.seq)) l
+        FROM (
+            SELECT p.seq, p.name, p.payload, p.created_at FROM inturn._leased_commands(
+                was.topic, ARRAY[was.key], ARRAY[was.epoch], ARRAY[was.applied_seq], most) p WHERE NOT settings.merges
+            UNION ALL
+            SELECT p.seq, p.name, p.payload, p.created_at FROM inturn._planned_commands(
+                was.topic, ARRAY[was.key], ARRAY[was.epoch], ARRAY[was.applied_seq], most) p WHERE settings.merges
+        ) n WINDOW o AS (ORDER BY n.seq)) l
     ON l.place = 1 OR coalesce(l.octets, 0) <= inturn._max_claim_octets()
     ORDER BY l.seq;
 END

@@ -7,6 +7,7 @@
 -- after that sees what it has left. On a snapshot of before it would not: see _refuse_forgotten. Takes no further locks.
 CREATE FUNCTION inturn._begin_keys(topic text, keys text[], OUT applied_seq bigint, OUT epoch bigint)
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 BEGIN

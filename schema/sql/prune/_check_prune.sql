@@ -3,6 +3,7 @@
 -- Raises IT001; IT070 when neither the call nor the topic says how long to keep what was applied; IT031 outside READ COMMITTED.
 CREATE FUNCTION inturn._check_prune(topic text, older_than interval) RETURNS inturn.topic
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     settings inturn.topic;

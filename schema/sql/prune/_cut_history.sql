@@ -8,6 +8,7 @@ CREATE FUNCTION inturn._cut_history(
     topic text, cuts inturn._cut[], done_before timestamptz, kept_before timestamptz, OUT commands bigint, OUT turns bigint
 )
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_hashjoin = off

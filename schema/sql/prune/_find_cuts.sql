@@ -13,6 +13,7 @@ CREATE FUNCTION inturn._find_cuts(
     settings inturn.topic, keys text[], done_before timestamptz, kept_before timestamptz, idle_before timestamptz, max_rows integer
 ) RETURNS SETOF inturn._cut
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_hashjoin = off

@@ -8,6 +8,7 @@
 -- Locks, last of all: the topic's row in forgotten.
 CREATE FUNCTION inturn._forget_keys(topic text, cuts inturn._cut[], idle_before timestamptz) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$

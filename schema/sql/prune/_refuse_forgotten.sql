@@ -6,6 +6,7 @@
 -- Raises 40001: run the transaction again.
 CREATE FUNCTION inturn._refuse_forgotten(topic text) RETURNS void
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     INSERT INTO inturn.forgotten (topic, seq, epoch) VALUES (_refuse_forgotten.topic, 0, 0) ON CONFLICT DO NOTHING;

@@ -3,6 +3,7 @@
 -- Two prunes at once save now the one's, now the other's: what lies between is looked at again, or a little later.
 CREATE FUNCTION inturn._save_prune_pass(topic text, from_key text, next_key text) RETURNS void
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$

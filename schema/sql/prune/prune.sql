@@ -3,6 +3,7 @@ CREATE PROCEDURE inturn.prune(
     INOUT commands bigint DEFAULT 0, INOUT turns bigint DEFAULT 0, INOUT forgotten bigint DEFAULT 0, INOUT done boolean DEFAULT true
 )
 LANGUAGE plpgsql
+-- It commits, so it cannot be pinned: all is qualified.
 AS $$
 -- Removes what topics need not keep any more: once over all their keys, in small batches.
 --
@@ -11,32 +12,36 @@ AS $$
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
 -- Any number may run at once. Locks and raises what prune_batch does, by whose rights it removes.
 DECLARE
-    stop_at constant timestamptz := coalesce(clock_timestamp() + make_interval(secs => max_seconds), 'infinity');
-    one text;
-    began_with text;
-    from_key text;
+    stop_at constant timestamp with time zone := coalesce(
+        pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => max_seconds), 'infinity');
+    one pg_catalog.text;
+    began_with pg_catalog.text;
+    from_key pg_catalog.text;
     around boolean;
-    batch record;
+    batch pg_catalog.record;
 BEGIN
     commands := 0; turns := 0; forgotten := 0; done := true;
     -- Whatever the session's default; every batch chains its transaction to this one.
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-    FOR one IN SELECT unnest(CASE WHEN topic IS NULL THEN ARRAY(
+    FOR one IN SELECT pg_catalog.unnest(CASE WHEN topic IS NULL THEN ARRAY(
         SELECT t.name FROM inturn.topic t WHERE t.retain IS NOT NULL OR older_than IS NOT NULL ORDER BY t.name) ELSE ARRAY[topic] END)
     LOOP
-        began_with := coalesce((SELECT p.next_key FROM inturn.prune_pass p WHERE p.topic = one ORDER BY p.pass DESC LIMIT 1), '');
+        began_with := coalesce((SELECT p.next_key FROM inturn.prune_pass p WHERE p.topic OPERATOR(pg_catalog.=) one ORDER BY p.pass DESC LIMIT 1), '');
         from_key := began_with;
-        around := from_key = '';
+        around := from_key OPERATOR(pg_catalog.=) '';
         LOOP
-            IF clock_timestamp() >= stop_at THEN
+            IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) stop_at THEN
                 done := false;
                 RETURN;
             END IF;
             SELECT * INTO batch FROM inturn.prune_batch(one, from_key, older_than);
             COMMIT AND CHAIN;
-            commands := commands + batch.commands; turns := turns + batch.turns; forgotten := forgotten + batch.forgotten;
-            EXIT WHEN around AND (batch.next_key IS NULL OR began_with <> '' AND batch.next_key >= began_with COLLATE "C");
+            commands := commands OPERATOR(pg_catalog.+) batch.commands;
+            turns := turns OPERATOR(pg_catalog.+) batch.turns;
+            forgotten := forgotten OPERATOR(pg_catalog.+) batch.forgotten;
+            EXIT WHEN around AND (batch.next_key IS NULL OR began_with OPERATOR(pg_catalog.<>) ''
+                                 AND batch.next_key OPERATOR(pg_catalog.>=) began_with COLLATE pg_catalog."C");
             around := around OR batch.next_key IS NULL;
             from_key := coalesce(batch.next_key, '');
         END LOOP;

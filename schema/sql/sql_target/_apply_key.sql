@@ -14,27 +14,28 @@ CREATE FUNCTION inturn._apply_key(
     OUT done_seq bigint, OUT outcome text, OUT failures integer, OUT skipped bigint
 )
 LANGUAGE plpgsql VOLATILE
+-- Neither pinned nor with other settings, which would reach into the target: all is qualified.
 AS $$
 DECLARE
-    stop_seq bigint := applied_seq + max_commands;
-    leave_at timestamptz := clock_timestamp() + interval '1 s';
+    stop_seq bigint := applied_seq OPERATOR(pg_catalog.+) max_commands;
+    leave_at timestamp with time zone := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) interval '1 s';
     commands bigint;
-    message text; detail text; hint text; context text;
-    error text;
-    asked record;
+    message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text;
+    error pg_catalog.text;
+    asked pg_catalog.record;
 BEGIN
     failures := 0; skipped := 0;
     LOOP
         BEGIN
             done_seq := applied_seq;
-            WHILE done_seq < stop_seq LOOP
-                EXECUTE format('SELECT commands FROM (%s) AS q (seqs, commands)',
-                               inturn._target_query(topic, target))
-                INTO commands USING topic, ARRAY[key], ARRAY[done_seq], 1, attempt, timestamptz 'infinity';
-                EXIT WHEN commands = 0;
+            WHILE done_seq OPERATOR(pg_catalog.<) stop_seq LOOP
+                EXECUTE pg_catalog.format('SELECT commands FROM (%s) AS q (keys, seqs, commands)',
+                                          inturn._target_query(topic, target, '_claimed_commands'))
+                INTO commands USING topic, ARRAY[key], ARRAY[epoch], ARRAY[done_seq], 1, attempt, timestamp with time zone 'infinity';
+                EXIT WHEN commands OPERATOR(pg_catalog.=) 0;
                 PERFORM inturn._check_effects();
-                done_seq := done_seq + 1;
-                EXIT WHEN clock_timestamp() >= leave_at;
+                done_seq := done_seq OPERATOR(pg_catalog.+) 1;
+                EXIT WHEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) leave_at;
             END LOOP;
             EXIT;
         EXCEPTION WHEN assert_failure OR OTHERS THEN
@@ -48,12 +49,10 @@ BEGIN
         END;
     END LOOP;
     IF error IS NOT NULL THEN
-        outcome := inturn.fail(topic, key, epoch, applied_seq + 1, done_seq + 1, error, applier, asked.verdict, asked.retry_after);
-        failures := CASE WHEN asked.verdict = 'skip' THEN 0 ELSE 1 END;
-        IF outcome IN ('skipped', 'cancelled') THEN
-            SELECT count(*) INTO skipped FROM inturn.skip s
-            WHERE s.topic = _apply_key.topic AND s.key = _apply_key.key AND s.seq > done_seq AND s.epoch = _apply_key.epoch;
-        END IF;
+        outcome := inturn.fail(topic, key, epoch, applied_seq OPERATOR(pg_catalog.+) 1, done_seq OPERATOR(pg_catalog.+) 1, error, applier,
+                               asked.verdict, asked.retry_after);
+        failures := CASE WHEN asked.verdict OPERATOR(pg_catalog.=) 'skip' THEN 0 ELSE 1 END;
+        skipped := inturn._count_skipped(topic, key, done_seq OPERATOR(pg_catalog.+) 1, epoch);
     END IF;
 END
 $$;

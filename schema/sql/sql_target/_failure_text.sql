@@ -4,6 +4,7 @@ CREATE FUNCTION inturn._failure_text(
     state text, message text, detail text, hint text, context text, is_asked boolean, problem text
 ) RETURNS text
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT concat_ws(
     E'\n', CASE WHEN is_asked THEN message ELSE format('%s (SQLSTATE %s)', message, state) END,

@@ -8,6 +8,7 @@ CREATE FUNCTION inturn._read_verdict(
     state text, detail text, OUT verdict text, OUT retry_after interval, OUT problem text
 )
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     verdict := CASE state WHEN 'IT020' THEN 'retry' WHEN 'IT021' THEN 'hold' WHEN 'IT022' THEN 'skip' WHEN 'IT023' THEN 'outage' END;

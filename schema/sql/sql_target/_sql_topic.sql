@@ -2,7 +2,8 @@
 --
 -- Raises IT001 for a topic that does not exist, IT012 for one whose target is no SQL function.
 CREATE FUNCTION inturn._sql_topic(name text) RETURNS inturn.topic
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     topic inturn.topic;

@@ -7,6 +7,7 @@
 -- than void, integer or bigint.
 CREATE FUNCTION inturn._target_function(topic text, target text) RETURNS regprocedure
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     name constant text := substr(target, length('sql:') + 1);

@@ -7,16 +7,18 @@ CREATE PROCEDURE inturn._visit_alone(
     INOUT commands bigint, INOUT failures bigint, INOUT careful integer
 )
 LANGUAGE plpgsql
+-- It commits, so it cannot be pinned: all is qualified.
 AS $$
 DECLARE
-    claimed record;
-    turn record;
-    problem text; state text;
+    claimed pg_catalog.record;
+    turn pg_catalog.record;
+    problem pg_catalog.text; state pg_catalog.text;
+    conflict boolean;
 BEGIN
     SELECT * INTO claimed FROM inturn._claim_alone(topic, hand, applier);
     COMMIT AND CHAIN;
     hand := claimed.ready_at;
-    careful := CASE WHEN hand IS NULL THEN 0 ELSE careful - 1 END;
+    careful := CASE WHEN hand IS NULL THEN 0 ELSE careful OPERATOR(pg_catalog.-) 1 END;
     IF claimed.epoch IS NULL THEN
         RETURN;
     END IF;
@@ -28,16 +30,17 @@ BEGIN
     COMMIT AND CHAIN;
     IF state IS NOT NULL THEN
         -- The turn itself could not be ended. Lost against another transaction, the key is let go as it was.
-        PERFORM inturn._lose_alone(topic, claimed.key, claimed.epoch, CASE WHEN state NOT LIKE '40%' THEN problem END, true);
+        conflict := pg_catalog.starts_with(state, '40');
+        PERFORM inturn._lose_alone(topic, claimed.key, claimed.epoch, CASE WHEN NOT conflict THEN problem END, true);
         COMMIT AND CHAIN;
-        failures := failures + CASE WHEN state LIKE '40%' THEN 0 ELSE 1 END;
+        failures := failures OPERATOR(pg_catalog.+) CASE WHEN conflict THEN 0 ELSE 1 END;
         RETURN;
     END IF;
-    commands := commands + turn.commands;
-    failures := failures + turn.failures;
+    commands := commands OPERATOR(pg_catalog.+) turn.commands;
+    failures := failures OPERATOR(pg_catalog.+) turn.failures;
     IF turn.cancellation IS NOT NULL THEN
         RAISE query_canceled USING MESSAGE = turn.cancellation,
-            DETAIL = format('The next command of key %L of topic %L has failed by it, and is tried again later.', claimed.key, topic);
+            DETAIL = pg_catalog.format('The next command of key %L of topic %L has failed by it, and is tried again later.', claimed.key, topic);
     END IF;
 END
 $$;

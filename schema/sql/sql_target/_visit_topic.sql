@@ -14,51 +14,53 @@ CREATE PROCEDURE inturn._visit_topic(
     INOUT careful integer
 )
 LANGUAGE plpgsql
+-- It commits, so it cannot be pinned: all is qualified.
 AS $$
 DECLARE
-    leave_at timestamptz := stop_at;
-    hand timestamptz := inturn._spread_out(topic, since, max_keys);
-    width integer := coalesce(least(greatest(0.010 / per_key, 1), max_keys), 1);
+    leave_at timestamp with time zone := stop_at;
+    hand timestamp with time zone := inturn._spread_out(topic, since, max_keys);
+    width integer := coalesce(least(greatest(0.010 OPERATOR(pg_catalog./) per_key, 1), max_keys), 1);
     alone integer := 0;
     first boolean := true;
-    started_at timestamptz;
+    started_at timestamp with time zone;
     took interval;
-    batch record;
+    batch pg_catalog.record;
 BEGIN
-    WHILE clock_timestamp() < leave_at LOOP
-        started_at := clock_timestamp();
-        IF careful > 0 THEN
+    WHILE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) leave_at LOOP
+        started_at := pg_catalog.clock_timestamp();
+        IF careful OPERATOR(pg_catalog.>) 0 THEN
             CALL inturn._visit_alone(topic, hand, applier, commands, failures, careful);
             EXIT WHEN hand IS NULL;
             found_any := true;
             CONTINUE;
         END IF;
-        SELECT * INTO batch FROM inturn.apply_batch(topic, hand, CASE WHEN alone > 0 THEN 1 ELSE width END, applier, false);
+        SELECT * INTO batch FROM inturn.apply_batch(topic, hand, CASE WHEN alone OPERATOR(pg_catalog.>) 0 THEN 1 ELSE width END, applier, false);
         COMMIT AND CHAIN;
-        EXIT WHEN batch.keys = 0;
+        EXIT WHEN batch.keys OPERATOR(pg_catalog.=) 0;
         IF batch.lost THEN
             careful := batch.keys;
             CONTINUE;
         END IF;
-        took := clock_timestamp() - started_at;
-        IF took >= interval '100 ms' THEN
-            PERFORM pg_sleep(least(extract(epoch FROM took) / 50, 0.02));
+        took := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) started_at;
+        IF took OPERATOR(pg_catalog.>=) interval '100 ms' THEN
+            PERFORM pg_catalog.pg_sleep(least(extract(epoch FROM took) OPERATOR(pg_catalog./) 50, 0.02));
         END IF;
         IF first THEN
-            leave_at := least(leave_at, started_at + greatest(least(took * 10, interval '1 s'), interval '100 ms'));
+            leave_at := least(leave_at, started_at OPERATOR(pg_catalog.+)
+                              greatest(least(took OPERATOR(pg_catalog.*) 10, interval '1 s'), interval '100 ms'));
             first := false;
         END IF;
         found_any := true;
-        commands := commands + batch.commands;
-        failures := failures + batch.failures;
+        commands := commands OPERATOR(pg_catalog.+) batch.commands;
+        failures := failures OPERATOR(pg_catalog.+) batch.failures;
         IF batch.redo THEN
             -- The hand stays where it was: the same keys are claimed again, one at a time.
             alone := batch.keys;
         ELSE
-            alone := greatest(alone - 1, 0);
+            alone := greatest(alone OPERATOR(pg_catalog.-) 1, 0);
             hand := batch.hand;
-            per_key := greatest(least(per_key * 2, extract(epoch FROM batch.target_time) / batch.keys), 1e-6);
-            width := least(greatest(0.010 / per_key, 1), max_keys, width * 2);
+            per_key := greatest(least(per_key OPERATOR(pg_catalog.*) 2, extract(epoch FROM batch.target_time) OPERATOR(pg_catalog./) batch.keys), 0.000001);
+            width := least(greatest(0.010 OPERATOR(pg_catalog./) per_key, 1), max_keys, width OPERATOR(pg_catalog.*) 2);
         END IF;
     END LOOP;
 END

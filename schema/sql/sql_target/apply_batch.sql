@@ -4,7 +4,7 @@ CREATE FUNCTION inturn.apply_batch(
     OUT skipped bigint, OUT target_time interval, OUT lost boolean
 )
 LANGUAGE plpgsql VOLATILE
--- No SET clauses: they would reach into the target.
+-- Neither pinned nor with other settings, which would reach into the target: all is qualified.
 AS $$
 -- Claims up to max_keys ready keys of a topic with a SQL target, applies their next commands, and ends the turns.
 -- The caller commits at once afterwards: finish has locked the keys against their callers.
@@ -22,25 +22,26 @@ AS $$
 -- there fails the commands, as one that raises does: the other topics go on.
 DECLARE
     settings inturn.topic;
-    claimed record;
-    fresh record;
-    began_at timestamptz; leave_at timestamptz; cut boolean;
-    done_keys text[]; done_seqs bigint[];
+    claimed pg_catalog.record;
+    fresh pg_catalog.record;
+    began_at timestamp with time zone; leave_at timestamp with time zone; cut boolean;
+    done_keys pg_catalog.text[]; done_seqs bigint[]; called pg_catalog.text[];
     step_by_step boolean := false;
-    turn record;
-    failed_keys text[] := '{}';
+    turn pg_catalog.record;
+    failed_keys pg_catalog.text[] := '{}';
 BEGIN
     keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0'; lost := false;
     settings := inturn._sql_topic(topic);
 
-    SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs,
-           array_agg(c.applied_seq + 1) AS from_seqs, array_agg(c.attempts) AS attempts, max(c.attempts) > 0 AS any_failed,
-           max(c.ready_at) AS ready_at, bool_or(c.lost) AS lost
+    SELECT pg_catalog.array_agg(c.key) AS keys, pg_catalog.array_agg(c.applied_seq) AS applied_seqs,
+           pg_catalog.array_agg(c.epoch) AS epochs, pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1) AS from_seqs,
+           pg_catalog.array_agg(c.attempts) AS attempts, pg_catalog.max(c.attempts) OPERATOR(pg_catalog.>) 0 AS any_failed,
+           pg_catalog.min(c.ready_at) AS first_at, pg_catalog.max(c.ready_at) AS ready_at, pg_catalog.bool_or(c.lost) AS lost
     INTO claimed FROM inturn.claim(topic, since, max_keys) c;
     IF claimed.keys IS NULL THEN
         RETURN;
     END IF;
-    keys := cardinality(claimed.keys);
+    keys := pg_catalog.cardinality(claimed.keys);
     hand := claimed.ready_at;
     IF claimed.lost AND NOT take_lost THEN
         redo := true; lost := true;
@@ -50,27 +51,40 @@ BEGIN
     IF settings.merges THEN
         failed_keys := inturn._plan_batch(settings, claimed.keys, claimed.epochs, claimed.applied_seqs, claimed.attempts,
                                          CASE WHEN claimed.lost THEN 1 ELSE settings.batch_commands END, applier);
-        failures := cardinality(failed_keys);
-        SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs,
-               array_agg(c.applied_seq + 1) AS from_seqs, array_agg(c.attempts) AS attempts, max(c.attempts) > 0 AS any_failed
-        INTO claimed FROM unnest(claimed.keys, claimed.applied_seqs, claimed.epochs, claimed.attempts) c (key, applied_seq, epoch, attempts)
-        WHERE c.key <> ALL (failed_keys);
-        redo := coalesce(current_setting('inturn.merge_cancelled', true) = 'on', false);
+        failures := pg_catalog.cardinality(failed_keys);
+        SELECT pg_catalog.array_agg(c.key) AS keys, pg_catalog.array_agg(c.applied_seq) AS applied_seqs,
+               pg_catalog.array_agg(c.epoch) AS epochs, pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1) AS from_seqs,
+               pg_catalog.array_agg(c.attempts) AS attempts, pg_catalog.max(c.attempts) OPERATOR(pg_catalog.>) 0 AS any_failed,
+               claimed.first_at AS first_at, claimed.ready_at AS ready_at
+        INTO claimed
+        FROM ROWS FROM (pg_catalog.unnest(claimed.keys), pg_catalog.unnest(claimed.applied_seqs), pg_catalog.unnest(claimed.epochs),
+                        pg_catalog.unnest(claimed.attempts)) c (key, applied_seq, epoch, attempts)
+        WHERE c.key OPERATOR(pg_catalog.<>) ALL (failed_keys);
+        redo := coalesce(pg_catalog.current_setting('inturn.merge_cancelled', true) OPERATOR(pg_catalog.=) 'on', false);
         IF claimed.keys IS NULL OR redo THEN
             RETURN;
         END IF;
     END IF;
-    began_at := clock_timestamp();
-    leave_at := began_at + interval '1 s';
+    began_at := pg_catalog.clock_timestamp();
+    leave_at := began_at OPERATOR(pg_catalog.+) interval '1 s';
     fresh := claimed;
     IF claimed.any_failed THEN
-        SELECT array_agg(c.key) AS keys, array_agg(c.applied_seq) AS applied_seqs, array_agg(c.epoch) AS epochs
-        INTO fresh FROM unnest(claimed.keys, claimed.applied_seqs, claimed.attempts, claimed.epochs) c (key, applied_seq, attempts, epoch)
-        WHERE c.attempts = 0;
+        SELECT pg_catalog.array_agg(c.key) AS keys, pg_catalog.array_agg(c.applied_seq) AS applied_seqs,
+               pg_catalog.array_agg(c.epoch) AS epochs
+        INTO fresh
+        FROM ROWS FROM (pg_catalog.unnest(claimed.keys), pg_catalog.unnest(claimed.applied_seqs),
+                        pg_catalog.unnest(claimed.attempts), pg_catalog.unnest(claimed.epochs)) c (key, applied_seq, attempts, epoch)
+        WHERE c.attempts OPERATOR(pg_catalog.=) 0;
     END IF;
     BEGIN
-        EXECUTE inturn._target_query(topic, settings.target, settings.merges) INTO done_seqs, commands
-        USING topic, fresh.keys, fresh.applied_seqs, settings.batch_commands, 1, leave_at, fresh.epochs;
+        IF settings.merges THEN
+            EXECUTE inturn._target_query(topic, settings.target, '_planned_commands') INTO called, done_seqs, commands
+            USING topic, fresh.keys, fresh.epochs, fresh.applied_seqs, settings.batch_commands, 1, leave_at;
+        ELSE
+            EXECUTE inturn._target_query(topic, settings.target, '_batch_commands') INTO called, done_seqs, commands
+            USING topic, fresh.keys, claimed.first_at, claimed.ready_at, settings.batch_commands, 1, leave_at;
+        END IF;
+        SELECT * INTO done_seqs, commands FROM inturn._reached(fresh.keys, fresh.applied_seqs, called, done_seqs);
         IF commands IS NULL THEN
             RAISE internal_error USING MESSAGE = 'the clock was set back during a turn';
         END IF;
@@ -80,7 +94,7 @@ BEGIN
             SET CONSTRAINTS ALL IMMEDIATE;
         END IF;
     EXCEPTION WHEN assert_failure OR OTHERS THEN
-        IF cardinality(fresh.keys) > 1 THEN
+        IF pg_catalog.cardinality(fresh.keys) OPERATOR(pg_catalog.>) 1 THEN
             redo := true;
             RETURN;
         END IF;
@@ -88,40 +102,44 @@ BEGIN
         commands := 0; done_seqs := NULL;
         PERFORM inturn._save_merges(topic, fresh.keys[1], fresh.epochs[1], NULL) WHERE settings.merges;
     END;
-    cut := clock_timestamp() >= leave_at;
+    -- Or as many as are read at a time.
+    cut := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) leave_at OR commands OPERATOR(pg_catalog.>=) 10000;
     IF NOT claimed.any_failed AND NOT step_by_step AND NOT cut THEN
         -- Nearly always: every key was begun, and none failed.
-        target_time := clock_timestamp() - began_at;
+        target_time := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began_at;
         PERFORM inturn.finish(topic, claimed.keys, claimed.epochs, claimed.from_seqs, done_seqs, applier);
         RETURN;
     END IF;
     done_keys := CASE WHEN done_seqs IS NOT NULL THEN fresh.keys ELSE '{}' END;
-    FOR i IN 1 .. cardinality(claimed.keys) LOOP
-        CONTINUE WHEN claimed.attempts[i] = 0 AND NOT step_by_step;
-        CONTINUE WHEN claimed.attempts[i] > 0 AND clock_timestamp() >= leave_at;
+    FOR i IN 1 .. pg_catalog.cardinality(claimed.keys) LOOP
+        CONTINUE WHEN claimed.attempts[i] OPERATOR(pg_catalog.=) 0 AND NOT step_by_step;
+        CONTINUE WHEN claimed.attempts[i] OPERATOR(pg_catalog.>) 0 AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) leave_at;
         SELECT * INTO turn FROM inturn._apply_key(
-            topic, claimed.keys[i], claimed.epochs[i], claimed.applied_seqs[i], claimed.attempts[i] + 1,
-            CASE WHEN claimed.attempts[i] > 0 THEN 1 ELSE settings.batch_commands END,
+            topic, claimed.keys[i], claimed.epochs[i], claimed.applied_seqs[i],
+            claimed.attempts[i] OPERATOR(pg_catalog.+) 1, CASE WHEN claimed.attempts[i] OPERATOR(pg_catalog.>) 0 THEN 1 ELSE settings.batch_commands END,
             settings.target, applier);
-        commands := commands + turn.done_seq - claimed.applied_seqs[i];
-        failures := failures + turn.failures;
-        skipped := skipped + turn.skipped;
+        commands := commands OPERATOR(pg_catalog.+) turn.done_seq OPERATOR(pg_catalog.-) claimed.applied_seqs[i];
+        failures := failures OPERATOR(pg_catalog.+) turn.failures;
+        skipped := skipped OPERATOR(pg_catalog.+) turn.skipped;
         IF turn.outcome IS NOT NULL THEN
-            failed_keys := failed_keys || claimed.keys[i];
+            failed_keys := pg_catalog.array_append(failed_keys, claimed.keys[i]);
         ELSE
-            done_keys := done_keys || claimed.keys[i];
-            done_seqs := done_seqs || turn.done_seq;
+            done_keys := pg_catalog.array_append(done_keys, claimed.keys[i]);
+            done_seqs := pg_catalog.array_append(done_seqs, turn.done_seq);
         END IF;
     END LOOP;
 
-    cut := clock_timestamp() >= leave_at;
-    target_time := clock_timestamp() - began_at;
-    PERFORM inturn.finish(topic, array_agg(c.key), array_agg(c.epoch), array_agg(c.applied_seq + 1),
-                          array_agg(coalesce(d.seq, c.applied_seq)), applier)
-    FROM unnest(claimed.keys, claimed.epochs, claimed.applied_seqs) c (key, epoch, applied_seq)
-    LEFT JOIN unnest(done_keys, done_seqs) d (key, seq) ON d.key = c.key
-    WHERE c.key <> ALL (failed_keys) AND NOT (cut AND coalesce(d.seq, c.applied_seq) = c.applied_seq)
-    HAVING count(*) > 0;
+    cut := cut OR pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) leave_at;
+    target_time := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began_at;
+    PERFORM inturn.finish(topic, pg_catalog.array_agg(c.key), pg_catalog.array_agg(c.epoch),
+                          pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1),
+                          pg_catalog.array_agg(coalesce(d.seq, c.applied_seq)), applier)
+    FROM ROWS FROM (pg_catalog.unnest(claimed.keys), pg_catalog.unnest(claimed.epochs), pg_catalog.unnest(claimed.applied_seqs))
+        c (key, epoch, applied_seq)
+    LEFT JOIN ROWS FROM (pg_catalog.unnest(done_keys), pg_catalog.unnest(done_seqs)) d (key, seq) ON d.key OPERATOR(pg_catalog.=) c.key
+    WHERE c.key OPERATOR(pg_catalog.<>) ALL (failed_keys)
+      AND NOT (cut AND coalesce(d.seq, c.applied_seq) OPERATOR(pg_catalog.=) c.applied_seq)
+    HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0;
 END
 $$;
 COMMENT ON FUNCTION inturn.apply_batch IS 'Claims ready keys of a topic with a SQL target, applies their next commands, ends the turns.';

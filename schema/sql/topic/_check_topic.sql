@@ -3,6 +3,7 @@
 -- Raises IT011 for the first setting that is, IT012 for a target that cannot be called.
 CREATE FUNCTION inturn._check_topic(topic inturn.topic) RETURNS void
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     problem constant text := CASE

@@ -3,6 +3,7 @@
 -- Callers and appliers only read topics: they do not wait for this lock, other operators do. Raises IT001, IT014.
 CREATE FUNCTION inturn._lock_topic(name text) RETURNS inturn.topic
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     topic inturn.topic;

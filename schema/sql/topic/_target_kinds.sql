@@ -1,4 +1,4 @@
--- Returns the kinds of target: how each is written, and what the command line runs that serves it. Internal. Takes no locks.
+-- Returns the kinds of target: how each is written, and what the command line runs that serves it. Internal. Takes no locks. Qualified, not pinned: it is inlined.
 --
 -- pattern: a regular expression for the targets of the kind. written: the same, for people. to_run: with {topic} for the topic.
 -- What applies each in Python is in applier/targets.py.

@@ -6,7 +6,8 @@ AS $$
 -- returns the recorded action.
 --
 -- login: a role of the server; a group of logins counts for all who are in it. It needs the role inturn_caller, inturn_applier or
--- inturn_operator besides. What is in hand goes on; who it is: see _is_granted.
+-- inturn_operator besides. A turn in a transaction goes on; a lease of somebody else
+-- cannot be reported any more, and runs out. Who it is: see _is_granted.
 -- Locks: the topic's row.
 -- Raises IT011 for a role that does not exist, IT041 when it is granted already, and what _lock_topic raises.
 DECLARE

@@ -2,6 +2,7 @@
 -- backoff_cap, of which a random part between half and the whole. Internal to fail. Takes no locks.
 CREATE FUNCTION inturn._backoff(settings inturn.topic, failures integer) RETURNS interval
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT make_interval(secs => (0.5 + random() / 2) * least(
     extract(epoch FROM settings.backoff_cap)::double precision,

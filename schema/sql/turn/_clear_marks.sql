@@ -6,6 +6,7 @@ CREATE FUNCTION inturn._clear_marks(
     topic text, keys text[], epochs bigint[], drained boolean[], from_seqs bigint[], applied_seqs bigint[]
 ) RETURNS void
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$

@@ -10,6 +10,7 @@ CREATE FUNCTION inturn._end_turns(
     applier text
 ) RETURNS void
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_indexscan = off
 SET enable_indexonlyscan = off

@@ -2,6 +2,7 @@
 CREATE FUNCTION inturn._next_commands(topic text, key text, applied_seq bigint, max_commands integer)
 RETURNS SETOF inturn.command_log
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$

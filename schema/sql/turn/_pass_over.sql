@@ -7,6 +7,7 @@ CREATE FUNCTION inturn._pass_over(
     topic text, key text, from_seq bigint, to_seq bigint, epoch bigint, skipped_by text, reason text
 ) RETURNS bigint
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 WITH passed AS (

@@ -10,6 +10,7 @@ CREATE FUNCTION inturn._record_failure(
     error text, applier text, started_at timestamptz, verdict text, retry_after interval
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE

@@ -4,6 +4,7 @@
 -- Raises IT031. Takes no locks.
 CREATE FUNCTION inturn._require_read_committed() RETURNS void
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN

@@ -3,6 +3,7 @@
 -- The caller holds the key's row in key_sequence and its ticket.
 CREATE FUNCTION inturn._wait_for_gap(topic text, key text) RETURNS void
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 SELECT inturn._save_key(c, inturn._find_gap(c)) FROM inturn.key_cursor c

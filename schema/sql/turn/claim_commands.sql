@@ -4,8 +4,7 @@ RETURNS TABLE (
     seq bigint, name text, payload jsonb, created_at timestamptz, lost boolean
 )
 LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off
-SET enable_bitmapscan = off
+SET search_path = pg_catalog, pg_temp
 AS $$
 -- Claims ready keys as claim does, and returns their next commands in order: what a Python target applies.
 --
@@ -16,18 +15,17 @@ AS $$
 -- Where the topic has merge rules, of commands that were merged only the last one comes, with what they became; those that
 -- became nothing come as a row with a seq and no name, and are done by passing there: finish with that seq. What cannot be
 -- merged is a failure of its key, which does not come (see _plan_merges).
--- Locks and raises what claim does.
+-- Runs as the applier, as the functions that merge do; what claims and what reads, each for itself, as the schema's owner. Locks and raises what claim does.
 DECLARE
     max_octets constant bigint := inturn._max_claim_octets();
     octets bigint := 0;
     size integer;
-    settings inturn.topic;
+    settings constant inturn.topic := inturn._settings_of(topic);
     max_commands integer;
     problem text;
     claimed record;
     command record;
 BEGIN
-    SELECT * INTO settings FROM inturn.topic t WHERE t.name = claim_commands.topic;
     FOR claimed IN SELECT * FROM inturn.claim(topic, since, max_keys) LOOP
         key := claimed.key; applied_seq := claimed.applied_seq; epoch := claimed.epoch;
         attempt := claimed.attempts + 1; ready_at := claimed.ready_at; lost := claimed.lost;
@@ -41,11 +39,12 @@ BEGIN
             END IF;
         END IF;
         FOR command IN
-            SELECT l.seq, l.name, l.payload, l.created_at
-            FROM inturn._next_commands(claim_commands.topic, claimed.key, claimed.applied_seq, max_commands) l
+            SELECT l.seq, l.name, l.payload, l.created_at FROM inturn._claimed_commands(
+                settings.name, ARRAY[claimed.key], ARRAY[claimed.epoch], ARRAY[claimed.applied_seq], max_commands) l
             WHERE NOT settings.merges
             UNION ALL
-            SELECT * FROM inturn._planned_commands(claim_commands.topic, claimed.key, claimed.applied_seq, claimed.epoch, max_commands)
+            SELECT l.seq, l.name, l.payload, l.created_at FROM inturn._planned_commands(
+                settings.name, ARRAY[claimed.key], ARRAY[claimed.epoch], ARRAY[claimed.applied_seq], max_commands) l
             WHERE settings.merges
         LOOP
             size := coalesce(octet_length(command.payload::text), 0);

@@ -2,7 +2,8 @@ CREATE FUNCTION inturn.fail(
     topic text, key text, epoch bigint, from_seq bigint, failed_seq bigint,
     error text, applier text, verdict text DEFAULT NULL, retry_after interval DEFAULT NULL
 ) RETURNS text
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 -- Ends a turn whose command failed_seq failed: records what came before it as applied, and the error on the key.
@@ -14,7 +15,8 @@ AS $$
 -- failed_seq: the number that the handler had; of commands that were merged, the first one has failed with it.
 -- Returns the outcome: retrying, held, skipped or cancelled. The key cannot go idle here, so its callers are not locked.
 -- Locks nothing: the claim has locked the key's ticket.
--- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED.
+-- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED;
+-- IT032 for commands that are not there.
 DECLARE
     was inturn.key_cursor;
 BEGIN
@@ -27,6 +29,7 @@ BEGIN
             MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more',
                              epoch, key, topic);
     END IF;
+    PERFORM inturn._require_commands(topic, key, from_seq, CASE WHEN failed_seq >= from_seq THEN failed_seq END);
     failed_seq := inturn._failed_seq(topic, key, epoch, from_seq, failed_seq);
     was.lost := 0; -- whoever can say so is not lost
     RETURN inturn._record_failure(was, epoch, from_seq, failed_seq, CASE WHEN failed_seq > from_seq THEN 1 ELSE was.attempts + 1 END,

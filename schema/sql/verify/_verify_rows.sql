@@ -2,6 +2,7 @@
 -- Of each table the first few: turns by their epochs, others by their seq, from lo to hi. Takes no locks.
 CREATE FUNCTION inturn._verify_rows(topic text, key text, tables text[], epochs bigint[], lo bigint, hi bigint) RETURNS jsonb
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 SELECT coalesce(jsonb_agg(jsonb_build_object('table', r.name) || r.content), '[]') FROM (

@@ -1,6 +1,7 @@
 CREATE FUNCTION inturn.verify(of_topic text, from_key text DEFAULT '', to_key text DEFAULT NULL)
 RETURNS TABLE (violation text, topic text, key text, seq bigint, says text, rows jsonb)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 -- Plans for a slice, made of scans in the primary keys' order, whatever the statistics say.
 SET enable_seqscan = off
 SET enable_bitmapscan = off

@@ -1,6 +1,7 @@
 CREATE FUNCTION inturn.verify_slice(of_topic text, from_key text DEFAULT '', max_commands integer DEFAULT 50000)
 RETURNS TABLE (to_key text, next_key text, keys bigint, commands bigint, turns bigint)
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET max_parallel_workers_per_gather = 0

@@ -1,5 +1,6 @@
 CREATE FUNCTION inturn.verify_topics() RETURNS SETOF text
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 -- Returns the topics to verify: all that are there, and any that rows are left of although it is not. Takes no locks.

@@ -2,6 +2,7 @@
 -- Internal. Takes no locks.
 CREATE FUNCTION inturn._describe_lease(c inturn.key_cursor) RETURNS text
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT c.claimed_by || coalesce((SELECT format(' (host %s, pid %s)', p.host, p.pid) FROM inturn.applier p
                                  WHERE p.applier = c.claimed_by AND p.pid IS NOT NULL), '')

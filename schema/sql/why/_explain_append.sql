@@ -5,6 +5,7 @@
 CREATE FUNCTION inturn._explain_append(sessions jsonb, waiting bigint, next_seq bigint)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT 'appending', (sessions->0->>'since')::timestamptz,
     format('%s is being appended by a transaction that is still open: %s',

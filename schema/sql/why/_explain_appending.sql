@@ -4,6 +4,7 @@
 CREATE FUNCTION inturn._explain_appending(c inturn.key_cursor, numbering text)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT e.* FROM inturn.key_sequence s
 CROSS JOIN LATERAL inturn._explain_append(

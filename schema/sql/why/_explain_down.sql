@@ -4,6 +4,7 @@
 CREATE FUNCTION inturn._explain_down(t inturn.topic, down jsonb)
 RETURNS TABLE (cause text, says text, to_do text, details jsonb)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT 'target_down',
     format('What its commands need does not answer (target %s), since %s. One key at a time is tried until it does, and no key '

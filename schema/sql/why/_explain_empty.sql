@@ -6,6 +6,7 @@
 CREATE FUNCTION inturn._explain_empty(c inturn.key_cursor, t inturn.topic, locked boolean)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     last inturn.turn;

@@ -5,6 +5,7 @@
 CREATE FUNCTION inturn._explain_hands(topic text, key text, next inturn.command_log)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'since')::timestamptz,
     CASE WHEN h.applies THEN format(coalesce('Command ' || inturn._name_command(next) || ', or one after it, is being applied by %s',

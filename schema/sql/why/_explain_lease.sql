@@ -4,6 +4,7 @@
 CREATE FUNCTION inturn._explain_lease(c inturn.key_cursor, t inturn.topic, next inturn.command_log)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT 'leased', c.claimed_at,
     format('%s has it by lease until %s, longer if it renews it, and %s%s', inturn._describe_lease(c),

@@ -4,6 +4,7 @@
 CREATE FUNCTION inturn._explain_queued(c inturn.key_cursor, serving jsonb)
 RETURNS TABLE (cause text, says text, to_do text, details jsonb)
 LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT 'queued',
     format('It is ready and waits for its turn: %s %s ready for longer. Appliers alive: %s, at work: %s',

@@ -3,6 +3,7 @@
 CREATE FUNCTION inturn._explain_ready(c inturn.key_cursor, t inturn.topic, next inturn.command_log)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     failed constant text := format('Its next command, %s, failed at attempt %s of %s: %s', inturn._name_command(next),

@@ -5,6 +5,7 @@
 CREATE FUNCTION inturn._explain_standstill(c inturn.key_cursor, t inturn.topic, next inturn.command_log)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     whole constant boolean := inturn.key_state(c) <> 'paused';

@@ -3,6 +3,7 @@
 CREATE FUNCTION inturn._explain_unknown(topic text, key text)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     sessions jsonb;

@@ -6,6 +6,7 @@
 CREATE FUNCTION inturn._explain_unserved(t inturn.topic)
 RETURNS TABLE (cause text, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     revision constant text := (SELECT v.version_num FROM inturn.schema_version v);

@@ -4,6 +4,7 @@
 -- roll back. Where that cannot be done (read-only, or not at READ COMMITTED), only locks whose holder is known count.
 CREATE FUNCTION inturn._find_locks(topic text, key text, OUT on_cursor boolean, OUT on_sequence boolean)
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     ticket_epoch bigint; -- of its ticket; an idle key has none

@@ -2,6 +2,7 @@
 -- Takes no locks.
 CREATE FUNCTION inturn._find_unseen() RETURNS text
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT CASE WHEN EXISTS (SELECT FROM pg_prepared_xacts x WHERE x.database = current_database())
     THEN 'psql "$INTURN_DSN" -c "SELECT * FROM pg_prepared_xacts"'

@@ -4,6 +4,7 @@
 -- Of characters as keys have them. Thousands for a long text: one that is longer than 64 characters has none.
 CREATE FUNCTION inturn._further_slips_of(typed text) RETURNS SETOF text
 LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT overlay(typed PLACING c.one FROM i FOR n.replaced)
 FROM generate_series(1, length(typed) + 1) i

@@ -4,6 +4,7 @@
 -- Where that cannot be done (read-only), and for what is no key, returns false.
 CREATE FUNCTION inturn._is_first_append_open(topic text, key text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '20ms'
 AS $$
 BEGIN

@@ -7,6 +7,7 @@
 CREATE FUNCTION inturn._near_keys(of_topic text, wanted text, max_keys integer DEFAULT 5)
 RETURNS TABLE (topic text, key text)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT n.topic, n.key FROM (
     SELECT DISTINCT ON (n.topic, n.key) n.* FROM inturn.topic t

@@ -2,6 +2,7 @@
 -- of its characters, with two neighbours in each other's place. Internal to why.
 CREATE FUNCTION inturn._slips_of(typed text) RETURNS SETOF text
 LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT unnest(ARRAY[typed, t.bare, lower(t.bare), upper(t.bare), initcap(t.bare), trim(t.bare, $x$'"`,;.$x$)])
 FROM (SELECT trim(typed, E' \t\r\n')) t (bare)
