@@ -15,8 +15,7 @@ DECLARE
     tickets tid[];
     marked boolean;
     missing boolean;
-    drained boolean[];
-    gaps boolean[];
+    drained boolean[]; gaps boolean[];
     waited text[];
 BEGIN
     -- Rows are looked up one by one, in subqueries: see _end_turns.
