@@ -103,6 +103,8 @@ def test_the_scan_finds_what_is_not_qualified() -> None:
     assert unqualified(body) == ["+", "now(", "lower(", "LIKE", "nullif", "IN (", "text", "="]
 
 
+# Some forty processes, one after the other.
+@pytest.mark.timeout(600)
 def test_what_is_planted_in_public_is_never_called(witness: Database) -> None:
     witness.execute("""
         ALTER FUNCTION app.apply_order SET search_path = pg_catalog;
