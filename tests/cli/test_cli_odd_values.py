@@ -24,6 +24,8 @@ def printed(database: Database, *args: str, code: int = 0) -> str:
     return out
 
 
+# Some thirty processes, one after the other.
+@pytest.mark.timeout(600)
 def test_a_pause_without_an_end_stops_no_command(witness: Database) -> None:
     for key in ("k", "l"):
         witness.execute("SELECT inturn.append('orders', %s, 'insert')", [key])

@@ -63,8 +63,9 @@ def put(database: Database, count: int, key: str = "x") -> Lease:
     """Append so many commands to a key and claim it."""
     for _ in range(count):
         append(database, key)
-    (lease,) = claim(database)
-    return lease
+    leases = claim(database)
+    assert leases, "the claim brings no command"
+    return leases[0]
 
 
 def all_fenced(database: Database, late: Lease, seq: int) -> None:

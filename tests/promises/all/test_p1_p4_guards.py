@@ -450,7 +450,7 @@ GUARDS = [
         "_begin_lease",
         ((r"leased\.epoch := _begin_lease\.epoch;", ""),),
         lease_scenes.late_after_another_claim,
-        "lease_pkey",
+        "the claim brings no command",
     ),
     Guard(
         "a lease keeps the key from the others",

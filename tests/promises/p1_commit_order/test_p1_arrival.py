@@ -337,7 +337,7 @@ def test_p5_arrival_what_is_no_keys_fault_leaves_nothing_behind(posts: Database,
         pytest.param(
             test_p1_arrival_what_an_applier_appends_after_its_pass_is_not_lost,
             "_appeared",
-            r"UNION SELECT unnest\(own\)(?=\))",
+            r"UNION SELECT pg_catalog\.unnest\(own\)(?=\))",
             id="its_own",
         ),
         pytest.param(

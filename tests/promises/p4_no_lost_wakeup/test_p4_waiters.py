@@ -42,7 +42,7 @@ def test_p4_no_wake_up_of_a_waiter_is_lost(witness: Database, scene: Scene) -> N
             "nobody wakes it",
         ),
         (
-            "finish",
+            "_finish",
             r"IF waited IS NOT NULL THEN",
             "IF false THEN",
             wait_scenes.announce_between_claim_and_finish,
