@@ -180,6 +180,8 @@ def _runs(page: Path) -> bool:
     return any(block.verb in {"run", "run until"} for block in _blocks(page))
 
 
+# A page may run thirty processes, one after the other.
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [p for p in PAGES if _runs(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_commands_print_what_the_page_shows(page: Path, shell: Shell, tmp_path: Path) -> None:
     for commands in _PREPARE.findall(page.read_text()):
@@ -270,6 +272,7 @@ def test_what_the_promises_name_lies_under_promises_and_so_runs_on_every_version
     assert set(re.findall(r"`(?:\w+::)?(test_\w+)`", page)) - there == set()
 
 
+@pytest.mark.timeout(600)
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     build: list[str | Path] = [
         sys.executable,

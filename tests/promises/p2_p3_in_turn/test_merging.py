@@ -238,10 +238,10 @@ def _written(database: Database) -> bool:
 
 
 _GUARDS = {
-    "begun after another": (_advanced_outside, "_commands_to_merge", r" - 1 AND t\.drained", " - 1"),
-    "begun, with no turn": (_begun_outside, "_commands_to_merge", r"AND t\.epoch = .*? - 1 AND", "AND"),
-    "amended": (_amended, "_commands_to_merge", r"a\.action = 'amend'", "false"),
-    "replayed": (_replayed, "_commands_to_merge", r"'inturn\.replay:'", "'x'"),
+    "begun after another": (_advanced_outside, "_mergeable_commands", r" - 1 AND t\.drained", " - 1"),
+    "begun, with no turn": (_begun_outside, "_mergeable_commands", r"AND t\.epoch = .*? - 1 AND", "AND"),
+    "amended": (_amended, "_mergeable_commands", r"a\.action = 'amend'", "false"),
+    "replayed": (_replayed, "_mergeable_commands", r"'inturn\.replay:'", "'x'"),
     "neighbours": (_parted, "_fold_merges", r" OR first\.seq \+ 1 <> starts\[depth\]", ""),
     "not tried yet": (
         _failed_merged,
