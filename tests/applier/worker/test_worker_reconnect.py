@@ -74,7 +74,7 @@ def test_a_drain_gives_up_on_a_server_that_went_away_and_says_so(own_server: Ser
     database = Database(own_server, "shop")
     upgrade(database.dsn)
     open_shop(database, settings="batch_commands => 1")
-    for _ in range(20):
+    for _ in range(6):
         append_keys(database, 500)
     with inturn_apply(database.dsn, "--drain") as process:
         until(lambda: database.value("SELECT count(*) FROM app.witness") > 20, "at work")

@@ -70,7 +70,7 @@ def load(database: Database) -> Iterator[None]:
     def call(number: int) -> None:
         connection = database.connect()
         for turn in range(100_000):
-            if over.wait(0.005):
+            if over.wait(0.02):
                 return
             for topic in ("shop", "bills"):
                 connection.execute(
@@ -113,6 +113,8 @@ def backends(database: Database) -> int:
     )
 
 
+# Some fifty processes.
+@pytest.mark.timeout(600)
 def test_a_night_on_call(shop: Database) -> None:
     ann = Operator(shop)
     importer: Session = shop.session(application_name="importer")
