@@ -221,7 +221,7 @@ def test_when_the_grace_is_over_a_handler_at_work_keeps_its_key_until_the_lease_
         put(database, "a", "one")
         until(lambda: state(database, "a")[0] == "leased" and "stuck" in process.out, "the call")
         process.send(signal.SIGTERM)
-        assert process.exit_code(10) == 6
+        assert process.exit_code() == 6
     assert state(database, "a") == ("leased", 0, 0, None)
 
 

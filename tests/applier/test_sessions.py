@@ -100,7 +100,7 @@ def _inturn(dsn: str, *args: str) -> str:
 def _apply(dsn: str, applier: Applier | None, topic: str) -> int:
     fleet = Fleet(dsn, applier, topics=[topic], drain=True)
     fleet.start()
-    assert fleet.wait(30)
+    assert fleet.wait(60)
     outcome = fleet.end(0)
     assert outcome.error is None
     return outcome.commands

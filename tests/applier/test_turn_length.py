@@ -93,7 +93,7 @@ def test_a_pause_takes_effect_after_the_command_in_hand(
         until(lambda: blocked_at_the_gate(witness), "the second command in hand")
         pausing = operator.begin("SELECT inturn.pause('orders', 'x', 'too slow')")
         operator.wait_blocked()
-    pausing.result(10)
+    pausing.result(60)
     assert effects(witness) == [1, 2]
     assert witness.execute("SELECT applied_seq, ready_at FROM inturn.key_cursor") == [(2, None)]
     append(witness, "x", "insert")
@@ -124,7 +124,7 @@ def one_batch(database: Database, target: Target, key: str, max_keys: int = 10) 
     with ThreadPoolExecutor(1) as thread, long_turn(database, key):
         running = thread.submit(target.apply_batch, session.connection, OLDEST, max_keys)
         session.wait_blocked()
-    return running.result(20)
+    return running.result(60)
 
 
 def test_keys_of_a_long_batch_that_were_not_begun_stay_ready_as_they_were(
@@ -188,8 +188,8 @@ def test_call_apply_cuts_a_turn_too(witness: Database, oracle: Oracle) -> None:
         applier.wait_blocked()
         pausing = operator.begin("SELECT inturn.pause('orders', 'x')")
         operator.wait_blocked()
-    pausing.result(10)
-    applying.result(10)
+    pausing.result(60)
+    applying.result(60)
     assert effects(witness) == [1]
     operator.execute("SELECT inturn.resume('orders', 'x')")
     assert applier.execute("CALL inturn.apply()") == [(20, 0)]

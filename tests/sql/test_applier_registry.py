@@ -103,7 +103,7 @@ def test_a_worker_whose_schema_changes_ends_and_says_so(
     with at_work(database) as fleet:
         wait_listed(database, "alive")
         database.execute("UPDATE inturn.schema_version SET version_num = '9999'")
-        assert fleet.wait(30)
+        assert fleet.wait(60)
         assert isinstance(fleet.end(0).error, SchemaMismatch)
     wait_listed(database, "NOT alive")  # the server takes a moment to end a session that was closed
     assert listed(database, "revision") == [(HEAD,)]
@@ -184,7 +184,7 @@ def test_who_was_not_seen_for_a_day_is_forgotten_and_nobody_waits_for_that(datab
     again.execute(SAY, ["me"])  # not committed: has deleted both
     again.rollback()
     again.execute("SELECT FROM inturn.applier WHERE applier = 'old' FOR UPDATE")
-    forgetting.begin(SAY, ["me"]).result(5)
+    forgetting.begin(SAY, ["me"]).result(60)
     forgetting.commit()
     assert database.execute("SELECT applier FROM inturn.applier ORDER BY 1") == [("me",), ("old",)]
 

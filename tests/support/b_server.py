@@ -133,7 +133,7 @@ class B:
 
         self._thread = threading.Thread(target=run, name="b-server")
         self._thread.start()
-        assert ready.wait(10)
+        assert ready.wait(60)
         return self
 
     def __exit__(

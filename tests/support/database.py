@@ -13,16 +13,20 @@ import psycopg
 from support.server import Server
 
 #: How long a condition that has to come may take, in seconds; only a broken test waits it out.
-PATIENCE = 30.0
+PATIENCE = 60.0
+#: The most that one asking uses up of it: while the test itself stands still, so may everything else.
+_MOST_OF_IT = 0.1
 
 
 def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
     """Ask until the condition holds and return what it gave; the asking is not the synchronisation."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
+    left = patience
+    while left > 0:
+        asked_at = time.monotonic()
         if found := condition():
             return found
         time.sleep(0.002)
+        left -= min(time.monotonic() - asked_at, _MOST_OF_IT)
     raise AssertionError(f"did not come within {patience:.0f} s: {what}")
 
 

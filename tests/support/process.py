@@ -76,7 +76,7 @@ class InturnProcess:
         self._popen.kill()
         self._popen.wait()
 
-    def exit_code(self, seconds: float = 60) -> int:
+    def exit_code(self, seconds: float = 100) -> int:
         """Wait for its end."""
         try:
             return self._popen.wait(seconds)

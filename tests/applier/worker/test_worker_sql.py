@@ -148,7 +148,8 @@ def test_a_statement_timeout_ends_the_call_and_is_charged_to_the_command_in_hand
     with gate_shut(database):
         done = _psql(
             database,
-            "SET statement_timeout = '100 ms'",
+            # Long enough to get to the gate on a slow machine.
+            "SET statement_timeout = '5 s'",
             "SET inturn.careful_keys = 20",
             "CALL inturn.apply()",
         )

@@ -32,7 +32,7 @@ def test_a_signal_ends_an_idle_worker_at_once(database: Database, number: signal
         append(database, "a", "insert")
         until(lambda: applied(database, "a"), "at work")
         process.send(number)
-        assert process.exit_code(10) == 0
+        assert process.exit_code() == 0
         assert "applied 1 command " in process.out
 
 
@@ -45,7 +45,7 @@ def test_a_stop_lets_the_command_in_hand_end_and_takes_no_further_one(database: 
         wait_at_gate(database)
         fleet.request_stop()
         gate.rollback()
-        assert fleet.wait(20)
+        assert fleet.wait(60)
     outcome = fleet.end(0)
     assert (outcome.commands, outcome.failures, outcome.cut) == (2, 0, False)
     # The two behind it in the same turn are not done, and what is done is committed.
@@ -68,7 +68,7 @@ def test_a_signal_ends_a_process_within_a_turn_and_keeps_what_is_done(
         wait_at_gate(database)
         process.send(number)
         gate.rollback()
-        assert process.exit_code(20) == 0
+        assert process.exit_code() == 0
     done = count_applied(database)
     assert 1 <= done < behind
     assert database.execute("SELECT applied_seq, attempts FROM inturn.key_cursor") == [(done, 0)]
@@ -85,7 +85,7 @@ def test_when_the_grace_is_over_the_command_is_cut_off_and_another_worker_does_i
         with inturn_apply(database.dsn, "--grace", "0.2", "--batch", "1") as process:
             wait_at_gate(database)
             process.send(signal.SIGTERM)
-            assert process.exit_code(10) == 6
+            assert process.exit_code() == 6
             assert "cut off" in process.out
         # Its backend is gone too, though its statement would still wait: the key is free.
         until(
@@ -97,7 +97,6 @@ def test_when_the_grace_is_over_the_command_is_cut_off_and_another_worker_does_i
                 == 0
             ),
             "the end of its backend",
-            3,
         )
         assert applied(database, "a") == []
         # Cut off is no failure: no attempt is counted, nothing recorded.
@@ -113,25 +112,25 @@ def test_when_the_grace_is_over_the_command_is_cut_off_and_another_worker_does_i
 def test_a_second_signal_cuts_the_grace_short(database: Database) -> None:
     open_shop(database)
     append(database, "a", "after")
-    with gate_shut(database), inturn_apply(database.dsn, "--grace", "60") as process:
+    with gate_shut(database), inturn_apply(database.dsn, "--grace", "3600") as process:
         wait_at_gate(database)
         # Two of the same number that come at once would count as one.
         process.send(signal.SIGTERM)
         process.send(signal.SIGINT)
-        assert process.exit_code(10) == 6
+        assert process.exit_code() == 6
     assert count_applied(database) == 0
 
 
 def test_max_seconds_ends_a_daemon_and_a_drain_with_what_is_done_kept(database: Database) -> None:
     open_shop(database, settings="batch_commands => 1")
     with inturn_apply(database.dsn, "--max-seconds", "0.2") as process:
-        assert process.exit_code(10) == 0
+        assert process.exit_code() == 0
     append(database, "a", "before", "insert")
     with (
         gate_shut(database),
-        inturn_apply(database.dsn, "--drain", "--max-seconds", "0.2", "--grace", "0.1") as process,
+        inturn_apply(database.dsn, "--drain", "--max-seconds", "5", "--grace", "0.1") as process,
     ):
-        assert process.exit_code(10) == 6
+        assert process.exit_code() == 6
     assert run_apply(database.dsn, "--drain", "--max-seconds", "60")[0] == 0
     assert_once_and_in_turn(database)
 
@@ -142,10 +141,15 @@ def test_max_seconds_bounds_a_drain_that_never_ends(database: Database) -> None:
         SELECT inturn.append_many('shop', array_fill('deep'::text, ARRAY[20000]),
                                   array_fill('insert'::text, ARRAY[20000]))
     """)
-    code, out, _ = run_apply(database.dsn, "--drain", "--max-seconds", "0.5")
-    assert code == 0
-    done = count_applied(database)
-    assert 0 < done < 20_000
+
+    def drain() -> tuple[int, str]:
+        """Run it for a while, which is over before the first command where the machine stands still."""
+        code, out, _ = run_apply(database.dsn, "--drain", "--max-seconds", "0.5")
+        assert code == 0
+        return count_applied(database), out
+
+    done, out = until(lambda: (found := drain())[0] and found, "a drain that has begun")
+    assert done < 20_000
     assert f"applied {done:,} commands" in out
     assert applied(database, "deep") == list(range(1, done + 1))
 

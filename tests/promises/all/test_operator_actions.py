@@ -122,7 +122,7 @@ def test_retry_wakes_a_sleeping_applier(orders: Database) -> None:
     listener.execute('LISTEN "inturn.ready"')
     orders.execute("SELECT inturn.announce_sleep('{orders}')")
     orders.execute("SELECT inturn.retry('orders', 'x')")
-    assert [heard.payload for heard in listener.notifies(timeout=10, stop_after=1)] == ["orders"]
+    assert [heard.payload for heard in listener.notifies(timeout=60, stop_after=1)] == ["orders"]
 
 
 @pytest.mark.parametrize("names", [[], ["insert"]], ids=["idle", "ready"])

@@ -73,7 +73,7 @@ def apply_by_python(database: Database) -> None:
     database.execute("UPDATE inturn.topic SET target = 'python' WHERE name = 'orders'")
     fleet = Fleet(database.dsn, handlers("orders"), drain=True)
     fleet.start()
-    assert fleet.wait(20)
+    assert fleet.wait(60)
     assert fleet.end(grace=20).error is None
 
 

@@ -101,7 +101,7 @@ def _handlers(topic: str) -> Applier | None:
 def drain(database: Database, topic: str) -> Outcome:
     fleet = Fleet(database.dsn, _handlers(topic), topics=[topic], drain=True)
     fleet.start()
-    assert fleet.wait(30)
+    assert fleet.wait(60)
     outcome = fleet.end(0)
     assert outcome.error is None
     return outcome
@@ -265,7 +265,7 @@ def test_the_error_behind_a_verdict_is_kept(witness: Database, how: str) -> None
     append(witness, "python")
     fleet = Fleet(witness.dsn, applier, drain=True)
     fleet.start()
-    fleet.wait(30)
+    fleet.wait(60)
     fleet.end(0)
     error = cursor(witness, "last_error")
     assert error.startswith("no such article")

@@ -192,7 +192,7 @@ def test_a_worker_that_ends_unasked_is_an_error_whatever_ended_it(
     shop.open_shop(database)
     fleet = Fleet(database.dsn, shop.applier)
     fleet.start()
-    assert fleet.wait(30)
+    assert fleet.wait(60)
     error = fleet.end(0).error
     assert isinstance(error, WorkerEnded)
     assert isinstance(error.__cause__, KeyboardInterrupt)

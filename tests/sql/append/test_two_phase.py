@@ -85,7 +85,7 @@ def test_appliers_find_what_was_prepared_without_a_wake_up(asleep: Database, way
             lambda: asleep.value("SELECT clock_timestamp() > %s + interval '1.5 s'", [before]), "some looks"
         )
         asleep.execute("COMMIT PREPARED 'business'")
-        until(lambda: applied(asleep, key)[-1:] == [1 if key == "new" else 2], "the effect", 5)
+        until(lambda: applied(asleep, key)[-1:] == [1 if key == "new" else 2], "the effect")
 
 
 @pytest.mark.parametrize(
