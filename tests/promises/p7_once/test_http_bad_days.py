@@ -107,7 +107,7 @@ def test_an_answer_after_the_lease_finds_it_renewed(database: Database, b: B) ->
         leased = "SELECT epoch FROM inturn.key_cursor WHERE lease_until > "
         longer, stays = (
             leased + "claimed_at + interval '1.2 s'",
-            leased + "clock_timestamp() + interval '30 min'",
+            leased + "clock_timestamp() + interval '9 min'",
         )
         until(lambda: database.execute(longer), "the lease renewed over and over")
         # From the next renewal on it stays, so that what is answered is answered under it.
