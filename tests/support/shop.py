@@ -9,10 +9,12 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Literal, TypeAlias, get_args
 
 import psycopg
+import pytest
 
-from inturn.applier import Applier, Command, Fleet, Outcome
+from inturn.applier import Applier, Command, Fleet, Outcome, pacing
 from inturn.applier.inside import visits
 from support.database import Database, Session, until
+from support.race import replace_in
 
 TOPIC = "shop"
 GATE = 4242
@@ -249,6 +251,16 @@ def at_work(
         yield fleet
     finally:
         fleet.end(10)
+
+
+def never_poll(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let idle workers of this process look again only when they are notified, or a key falls due.
+
+    What they do then, they do not by polling, however long it takes.
+    """
+    for name in ("FIRST_POLL_SECONDS", "LAST_POLL_SECONDS", "ANNOUNCED_SECONDS"):
+        monkeypatch.setattr(pacing, name, 3600.0)
+    replace_in(database, "announce_sleep", ("interval '2 seconds'", "interval '2 hours'"))
 
 
 def after_restart(database: Database) -> Database:

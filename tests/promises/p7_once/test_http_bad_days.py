@@ -484,7 +484,7 @@ def test_the_clocks_of_two_appliers_do_not_matter(database: Database, b: B) -> N
     secret = "whsec_" + base64.b64encode(b"a secret of twenty-four b").decode()
 
     async def slow(post: Post, writer: asyncio.StreamWriter) -> None:
-        # The first command of one key takes longer than half the lease: it is renewed.
+        # One key is in hand for longer than the others.
         await asyncio.sleep(6 if (post.key, post.seq) == ("k1", 1) else 0.01)
         writer.write(answer())
 
