@@ -244,7 +244,7 @@ def test_a_million_keys_are_listed_within_a_second_or_some_where_each_is_looked_
                 connection.execute(query)
                 most = 10 if "lag" in arguments else 1
                 # The quickest of some: the machine may stand still in any of them.
-                seconds = []
+                seconds: list[float] = []
                 while not seconds or (min(seconds) > most and len(seconds) < 5):
                     started_at = time.monotonic()
                     connection.execute(query)
