@@ -81,13 +81,13 @@ def test_keys_go_side_by_side_and_each_in_turn(database: Database) -> None:
 
 
 def test_a_handler_that_takes_longer_than_the_lease_keeps_its_key(database: Database) -> None:
-    open_topic(database, "python", "lease => '300 ms'")
+    open_topic(database, "python", "lease => '5 seconds'")
     log = Log()
     log.gate.clear()
     put(database, "a", "wait", "insert")
     with at_work(database, log.applier), at_work(database, log.applier):
         until(lambda: log.calls, "the call")
-        renewed = "SELECT lease_until > claimed_at + interval '1 second' FROM inturn.key_cursor"
+        renewed = "SELECT lease_until > claimed_at + interval '7 seconds' FROM inturn.key_cursor"
         until(lambda: database.value(renewed), "the lease renewed")
         log.gate.set()
         wait_applied(database)
