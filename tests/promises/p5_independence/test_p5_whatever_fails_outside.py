@@ -82,7 +82,7 @@ def test_p5_whatever_a_service_answers_is_charged_to_its_command(database: Datab
 @pytest.mark.parametrize("kind", LEASE_CLIENT)
 def test_p5_whatever_a_lease_client_does_is_charged_to_its_command(database: Database, kind: str) -> None:
     fault, seen, over = LEASE_CLIENT[kind], Seen(), threading.Event()
-    prepare(database, fault, lease="1 second")
+    prepare(database, fault, lease="4 seconds")
     clients = [
         threading.Thread(target=work_by_lease, args=(database.dsn, fault, seen, over)) for _ in range(2)
     ]
