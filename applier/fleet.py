@@ -22,7 +22,7 @@ from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.outside.effect import Timeouts
 from inturn.applier.outside.worker import OutsideWorker
 from inturn.applier.process.chooser import Chooser
-from inturn.applier.process.connections import Connections
+from inturn.applier.process.connections import Connections, warn_superuser
 from inturn.applier.process.crew import Crew
 from inturn.applier.process.listener import Listener
 from inturn.applier.process.recovery import Recovery
@@ -120,8 +120,11 @@ class Fleet:
         self._error: Exception | None = None
         self._started_at = 0.0
 
-    def start(self) -> None:
+    def start(self, *, warn: bool = True) -> None:
         """Connect once, choose the topics, and start the threads.
+
+        Args:
+            warn: log a warning when the login is a superuser.
 
         Raises:
             psycopg.Error: the database cannot be reached or refuses.
@@ -132,6 +135,8 @@ class Fleet:
         with self._connections.connect() as connection:
             targets = self._chooser.inside(connection, _name(1), strict=True)
             outside = self._chooser.outside_targets(self._chooser.served(connection), strict=True)
+            if warn:
+                warn_superuser(connection)
             self.topics = sorted([target.topic for target in targets] + [target.topic for target in outside])
         if not self.topics:
             _report_nothing_to_serve(drain=self._drain)

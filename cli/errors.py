@@ -25,7 +25,7 @@ _HINTS = {
     "40001": "Run it again",
     "40P01": "Run it again",
     "42501": "Use its owner's login, or grant this one inturn_operator to look and set up,"
-    " inturn_caller to append, inturn_applier to apply",
+    " inturn_caller to append, inturn_applier to apply, inturn_admin to deploy",
     "42883": _MISSING,
     "42P01": _MISSING,
     "53100": "Make room on the database server's disk",

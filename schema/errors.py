@@ -152,6 +152,12 @@ class TargetRefused(InturnError):
     sqlstate = "IT012"
 
 
+class OwnerChanged(InturnError):
+    """What a target or merge rule names belongs to somebody else than when it was set: it is not called."""
+
+    sqlstate = "IT013"
+
+
 class Fenced(InturnError):
     """The key has had another turn since this claim: this turn changed nothing."""
 

@@ -16,7 +16,7 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 _TAKEN = frozenset({"public", "information_schema"})
 # Where the files name the schema: before a dot, after the word SCHEMA, and in the names of the roles.
 _MENTION = re.compile(
-    r"(?<=SCHEMA )inturn\b|\binturn(?=\.)|\binturn(?=_(?:caller|applier|operator|receiver)\b)"
+    r"(?<=SCHEMA )inturn\b|\binturn(?=\.)|\binturn(?=_(?:caller|applier|operator|admin|receiver)\b)"
 )
 # What a semicolon does not end a statement in, and what ends it.
 _PIECE = re.compile(

@@ -79,6 +79,11 @@ def value(rows: Rows) -> Any:
     return rows[0][0]
 
 
+def first_value(rows: Rows) -> Any:
+    """Return the first value; None when there is none."""
+    return rows[0][0] if rows else None
+
+
 def seconds(rows: Rows) -> float | None:
     """Return the only value as a length of time from now; None where it is NULL."""
     return None if rows[0][0] is None else max(float(rows[0][0]), 0.0)

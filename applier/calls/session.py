@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from inturn.applier.calls.call import Call, nothing, statement, value
+from inturn.applier.calls.call import Call, first_value, nothing, statement, value
 from inturn.schema.connection import pins
 
 
@@ -52,6 +52,18 @@ def put_back(backend_pid: int, seconds: float | None) -> sql.Composed:
 def server() -> Call[str]:
     """Return the call that says which run of the server a connection is to."""
     return Call(statement("SELECT pg_catalog.pg_postmaster_start_time()::pg_catalog.text"), (), value)
+
+
+def superuser() -> Call[str | None]:
+    """Return the call that says as which superuser the session works; None: as none."""
+    return Call(
+        statement(
+            "SELECT rolname FROM pg_catalog.pg_roles"
+            " WHERE rolsuper AND rolname OPERATOR(pg_catalog.=) current_user"
+        ),
+        (),
+        first_value,
+    )
 
 
 def bound() -> sql.Composed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from inturn.applier.calls.call import Call, one_as, statement
+from inturn.applier.calls.call import Call, nothing, one_as, statement
 
 
 class Applied(NamedTuple):
@@ -34,6 +34,12 @@ def apply_batch(
         ),
         (topic, since, max_keys, applier_id),
         one_as(Applied),
+    )
+
+
+def require_target(schema: str, topic: str) -> Call[None]:
+    return Call(
+        statement("SELECT {schema}._require_target({schema}._sql_topic(%s))", schema), (topic,), nothing
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,9 @@ from inturn.applier.inside.passes import Passes
 from inturn.applier.inside.sleep import Sleep
 from inturn.applier.inside.visits import Visit, Visits
 from inturn.applier.stop import Bell, Stop
-from inturn.schema.errors import TargetRefused
+from inturn.schema.errors import InturnError, OwnerChanged, TargetRefused, from_database
+
+log = logging.getLogger("inturn.applier")
 
 
 class Rounds:
@@ -49,6 +52,8 @@ class Rounds:
         self._stop = stop
         self._bell = bell
         self._ended = ended
+        # Topics that are left out because their target belongs to somebody else than when it was set.
+        self._refused: dict[str, InturnError] = {}
 
     def serve(self, connection: psycopg.Connection[Any]) -> None:
         """Apply what is ready and sleep, until the worker is to end; with drain until nothing is ready.
@@ -73,6 +78,7 @@ class Rounds:
                 rung = frozenset()
                 continue
             if self._drain and not self._visits.left_out:
+                self._end_drain()
                 return
             if self._drain:
                 self._wait_for_probe()
@@ -88,6 +94,11 @@ class Rounds:
             # Whoever notifies in vain does not make it look more often afterwards.
             if not rung:
                 poll_seconds = pacing.next_poll(poll_seconds) if heard is None else pacing.FIRST_POLL_SECONDS
+
+    def _end_drain(self) -> None:
+        """Raise OwnerChanged when a topic was left out, and so not drained."""
+        for refusal in self._refused.values():
+            raise refusal
 
     def _choose_when_due(self, connection: psycopg.Connection[Any]) -> None:
         if time.monotonic() - self._chosen_at > pacing.CHOOSE_SECONDS:
@@ -121,13 +132,26 @@ class Rounds:
 
     def _visit(self, connection: psycopg.Connection[Any], topic: str) -> Visit:
         try:
-            return self._visits.visit(connection, self._targets[topic], self._passes.hand(topic))
+            visit = self._visits.visit(connection, self._targets[topic], self._passes.hand(topic))
         except psycopg.DatabaseError as error:
+            if error.sqlstate == OwnerChanged.sqlstate:
+                return self._leave_out(topic, error)
             if error.sqlstate != TargetRefused.sqlstate:
                 raise
             # Its target is no SQL function any more: ask again what it is.
             self._chosen_at = -pacing.CHOOSE_SECONDS
             return Visit(found=True, emptied=False)
+        self._refused.pop(topic, None)
+        return visit
+
+    def _leave_out(self, topic: str, error: psycopg.DatabaseError) -> Visit:
+        """Leave a topic out whose target is refused: nothing was claimed. It is asked again each pass."""
+        refusal = from_database(error, topic=topic)
+        assert refusal is not None  # noqa: S101 - for mypy: OwnerChanged
+        if topic not in self._refused:
+            log.warning("left out: %s", refusal, extra={"topic": topic})
+        self._refused[topic] = refusal
+        return Visit(found=False, emptied=False)
 
     def _wait_for_probe(self) -> None:
         """Wait until a topic whose commands fail, whatever the key, may be tried again.

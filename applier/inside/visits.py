@@ -19,7 +19,7 @@ from inturn.applier.inside.sleep import Sleep
 from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import Bell, Stop
-from inturn.schema.errors import TargetRefused
+from inturn.schema.errors import OwnerChanged, TargetRefused
 
 log = logging.getLogger("inturn.applier")
 
@@ -82,7 +82,8 @@ class Visits:
         """Apply batches of a topic, from the keys on that became ready at `hand`.
 
         Raises:
-            psycopg.Error: the database failed, or refused (TargetRefused's SQLSTATE: the target has changed).
+            psycopg.Error: the database failed, or refused (TargetRefused's SQLSTATE: the target has changed;
+                OwnerChanged's: its owner has).
             SessionChanged, TurnLost: the connection has to be given up.
         """
         topic = target.topic
@@ -155,7 +156,7 @@ class Visits:
         except SessionChanged:
             raise
         except BaseException as error:
-            refused = getattr(error, "sqlstate", None) == TargetRefused.sqlstate
+            refused = getattr(error, "sqlstate", None) in {TargetRefused.sqlstate, OwnerChanged.sqlstate}
             if connection.closed or self._stop.expired or refused:
                 raise
             # Nobody can tell which of the keys it was: alone, it is found out and charged.

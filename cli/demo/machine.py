@@ -166,7 +166,7 @@ def main() -> None:
     _Handler.machine = Machine(dsn)
     server = _Server((HOST, 0), _Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    Fleet(dsn, topics=[NUMBERED, MERGED], workers=THREADS).start()
+    Fleet(dsn, topics=[NUMBERED, MERGED], workers=THREADS).start(warn=False)
     print(server.server_address[1], flush=True)  # noqa: T201 - the demo reads it
     sys.stdin.read()
     os._exit(0)  # whatever is in hand: the demo is over

@@ -67,7 +67,7 @@ def privileges(facts: Facts) -> Iterator[Finding]:
             "error",
             missing,
             "GRANT",
-            "the roles lack {}: a part of callers, appliers or operators cannot work",
+            "the roles lack {}: a part of callers, appliers, operators or deployers cannot work",
         ),
         ("warning", extra, "REVOKE", "the roles have {} more than they need"),
     ):
@@ -112,7 +112,7 @@ def public_schema(facts: Facts) -> Iterator[Finding]:
 
 
 def _roles(schema: str) -> list[str]:
-    return [f"{schema}_{name}" for name in ("caller", "applier", "operator")]
+    return [f"{schema}_{name}" for name in ("caller", "applier", "operator", "admin")]
 
 
 def _expected(facts: Facts) -> set[Grant]:
@@ -164,7 +164,7 @@ def _named_alike(
 
 
 def _actual(facts: Facts) -> set[Grant]:
-    """Return what the three roles and PUBLIC have on what is in the schema, but for the use of its types."""
+    """Return what the four roles and PUBLIC have on what is in the schema, but for the use of its types."""
     rows = facts.rows(
         """
         SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS role,

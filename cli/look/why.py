@@ -31,6 +31,7 @@ TITLES = {
     "appending": "being appended to",
     "nothing_pending": "nothing pending",
     "not_numbered": "has no number yet",
+    "target_refused": "target refused",
     "target_down": "target does not answer",
     "retrying": "retrying",
     "schema_mismatch": "schema does not fit the appliers",

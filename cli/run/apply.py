@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from inturn.applier import Outcome
+from inturn.applier.process.connections import warn_superuser
 from inturn.cli.database import Database, pass_database
 from inturn.cli.run import logs
 from inturn.cli.run.metrics import Port, metrics_options, serving
@@ -185,7 +186,8 @@ def _run(database: Database, options: Options, port: Port | None) -> int:
 def _run_many(database: Database, options: Options, port: Port | None, count: int) -> int:
     """Run the fleet in each of so many processes; return the exit code."""
     signals = Signals()
-    _check(database)
+    with database.connect(check=False) as connection:
+        warn_superuser(connection)
     with (
         Processes(options, count, signals.requests) as fleet,
         serving(port, options.dsn, options.schema, fleet.counted),

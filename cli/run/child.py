@@ -169,7 +169,7 @@ def _serve(parent: _Parent, options: Options) -> Report:
     signals = Signals()
     parent.obey(options.grace)
     parent.say(obeys=True)
-    fleet.start()
+    fleet.start(warn=False)  # the parent has
     parent.say(started=fleet.topics)
 
     def look() -> None:

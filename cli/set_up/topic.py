@@ -160,7 +160,7 @@ def _changed(done: Recorded) -> str:
 _QUERY = """
 SELECT name AS topic, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands,
        on_exhausted, paused_at, paused_until, created_at, numbering, first_seq, max_ahead, gap_timeout, lease,
-       max_in_flight, timeout, max_pending, retain, retain_idempotency, forget_idle_after
+       max_in_flight, timeout, max_pending, retain, retain_idempotency, forget_idle_after, target_owner
 FROM {}.topic WHERE %(name)s::text IS NULL OR name = %(name)s ORDER BY name
 """
 

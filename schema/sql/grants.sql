@@ -3,8 +3,8 @@ REVOKE ALL ON SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA inturn FROM PUBLIC;
 
-GRANT USAGE ON SCHEMA inturn TO inturn_caller, inturn_applier, inturn_operator;
-GRANT SELECT ON inturn.schema_version TO inturn_caller, inturn_applier, inturn_operator;
+GRANT USAGE ON SCHEMA inturn TO inturn_caller, inturn_applier, inturn_operator, inturn_admin;
+GRANT SELECT ON inturn.schema_version TO inturn_caller, inturn_applier, inturn_operator, inturn_admin;
 
 -- A caller appends and nothing more. The view reads as empty; RETURNING needs the SELECT.
 GRANT EXECUTE ON FUNCTION
@@ -54,6 +54,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._settings_of(text),
     inturn._merge_rules(text),
     inturn._merge_function(text),
+    inturn._merge_owner(text, text, text),
     inturn._call_merge(text, inturn.command, inturn.command, integer),
     inturn._commands_to_merge(text, text, bigint, bigint, integer),
     inturn._fold_merges(inturn.topic, text, bigint, bigint, integer, jsonb, boolean),
@@ -68,7 +69,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._visit_topic(text, timestamptz, timestamptz, integer, text, bigint, bigint, boolean, double precision, integer),
     inturn._visit_alone(text, timestamptz, text, bigint, bigint, integer),
     inturn.apply_batch(text, timestamptz, integer, text, boolean),
-    inturn._apply_key(text, text, bigint, bigint, integer, integer, text, text),
+    inturn._apply_key(text, text, bigint, bigint, integer, integer, inturn.topic, text),
     inturn._apply_alone(text, text, bigint),
     inturn._claimed_commands(text, text[], bigint[], bigint[], integer),
     inturn._leased_commands(text, text[], bigint[], bigint[], integer),
@@ -76,7 +77,13 @@ GRANT EXECUTE ON ROUTINE
     inturn._sql_topics(text[]),
     inturn._careful_keys(),
     inturn._target_function(text, text),
-    inturn._target_query(text, text, text),
+    inturn._target_query(inturn.topic, text),
+    inturn._trusted_target(inturn.topic),
+    inturn._require_target(inturn.topic),
+    inturn._target_refusal(inturn.topic),
+    inturn._require_owner(text, regprocedure, text, text),
+    inturn._leave_out(text, text[]),
+    inturn._warn_superuser(),
     inturn._batch_query(regprocedure, text),
     inturn._read_batch(text, text, bigint, bigint, boolean, integer, integer),
     inturn._done_seq(text, inturn.command[], bigint, bigint),
@@ -112,6 +119,8 @@ GRANT EXECUTE ON FUNCTION
     inturn._check_topic(inturn.topic),
     inturn._target_kinds(),
     inturn._target_function(text, text),
+    inturn._trusted_target(inturn.topic),
+    inturn._require_owner(text, regprocedure, text, text),
     inturn._keys_query(text, text, boolean),
     inturn._shorten(text, integer),
     inturn._first_line(text),
@@ -153,3 +162,21 @@ GRANT EXECUTE ON ROUTINE
     inturn.prune_batch(text, text, interval, integer),
     inturn.prune(text, interval, double precision, bigint, bigint, bigint, boolean)
 TO inturn_operator;
+
+-- Who deploys says what code appliers run, and sees what was said. Whoever lacks this role may name none: see _require_admin.
+GRANT SELECT ON inturn.topic, inturn.topic_grant, inturn.merge_rule TO inturn_admin;
+GRANT EXECUTE ON FUNCTION
+    inturn.create_topic(text, text, integer, interval, interval, integer, integer, text,
+                        text, bigint, bigint, interval, interval, integer, interval, bigint,
+                        interval, interval, interval),
+    inturn._address_problem(text),
+    inturn._target_kinds(),
+    inturn._target_function(text, text),
+    inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text, bigint, interval, interval, integer, interval, bigint,
+                     interval, interval, interval),
+    inturn.pause_topic(text, text, timestamptz),
+    inturn.resume_topic(text, text),
+    inturn.merge_rule(text, text, text, text, text),
+    inturn.remove_merge_rule(text, text, text, text),
+    inturn.merge_preview(text, text, text, text)
+TO inturn_admin;

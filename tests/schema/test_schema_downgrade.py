@@ -48,9 +48,9 @@ def test_everything_goes_but_the_roles(empty_database: Database) -> None:
     assert len(empty_database.execute(objects)) > len(before)
     downgrade(empty_database.dsn)
     assert empty_database.execute(objects) == before
-    roles = ["inturn_caller", "inturn_applier", "inturn_operator"]
+    roles = ["inturn_caller", "inturn_applier", "inturn_operator", "inturn_admin"]
     there = "SELECT count(*) FROM pg_roles WHERE rolname = ANY (%s)"
-    assert empty_database.value(there, [roles]) == 3
+    assert empty_database.value(there, [roles]) == 4
 
 
 def test_upgrade_downgrade_upgrade_gives_the_same(orders: Database) -> None:

@@ -63,6 +63,7 @@ def test_installs_into_several_databases_at_once_share_the_roles_that_none_had(
     upgrade_at_once([database.dsn for database in four_databases] * 5, schema="neighbours")
     assert len({dump(database, "neighbours") for database in four_databases}) == 1
     assert roles_of(four_databases[0], "neighbours") == [
+        "neighbours_admin",
         "neighbours_applier",
         "neighbours_caller",
         "neighbours_operator",
@@ -189,6 +190,7 @@ def test_the_longest_name_fits_with_its_roles(empty_database: Database) -> None:
     schema = "x" * 40
     upgrade(empty_database.dsn, schema=schema)
     assert roles_of(empty_database, schema) == [
+        f"{schema}_admin",
         f"{schema}_applier",
         f"{schema}_caller",
         f"{schema}_operator",

@@ -132,7 +132,7 @@ def test_the_page_of_chapters_has_every_folder_function_and_grant(database: Data
     assert {chapter: set(re.findall(r"`(\w+)`", names)) for chapter, names, _ in rows} == public
     granted = database.execute("""
         SELECT proname::text, ARRAY(
-            SELECT role FROM unnest('{caller,applier,operator}'::text[]) r (role)
+            SELECT role FROM unnest('{caller,applier,operator,admin}'::text[]) r (role)
             WHERE has_function_privilege('inturn_' || role, p.oid, 'EXECUTE'))
         FROM pg_proc p WHERE pronamespace = 'inturn'::regnamespace AND proname !~ '^_'
     """)

@@ -47,7 +47,7 @@ def test_a_dba_runs_the_printed_script_and_the_login_installs(
     for _ in range(2):  # it may be run again
         empty_database.server.run(*psql, input=script)
     made = empty_database.value("SELECT count(*) FROM pg_roles WHERE starts_with(rolname, %s)", [schema])
-    assert made == (1 if more else 3)
+    assert made == (1 if more else 4)
     for _ in range(2):
         code, _, said = run_inturn(owner, *named, "upgrade", *more)
         assert code == 0, said
@@ -59,7 +59,8 @@ def test_everything_works_and_one_line_says_what_is_hidden(owner: str, empty_dat
     empty_database.execute(
         "DO $$BEGIN IF to_regrole('inturn_caller') IS NULL THEN CREATE ROLE inturn_caller; END IF;"
         " IF to_regrole('inturn_applier') IS NULL THEN CREATE ROLE inturn_applier; END IF;"
-        " IF to_regrole('inturn_operator') IS NULL THEN CREATE ROLE inturn_operator; END IF; END$$"
+        " IF to_regrole('inturn_operator') IS NULL THEN CREATE ROLE inturn_operator; END IF;"
+        " IF to_regrole('inturn_admin') IS NULL THEN CREATE ROLE inturn_admin; END IF; END$$"
     )
     user = conninfo_to_dict(owner)["user"]
     assert run_inturn(owner, "upgrade")[0] == 0

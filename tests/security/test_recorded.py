@@ -8,7 +8,7 @@ from support.logins import connect_as
 from support.race import replace_in
 from support.refusal import refusal
 
-ROLES = ("inturn_caller", "inturn_applier", "inturn_operator")
+ROLES = ("inturn_caller", "inturn_applier", "inturn_operator", "inturn_admin")
 #: what is done to a topic, in this order, and how it is recorded
 STEPS = {
     "create_topic('new', max_attempts => 3)": "create",

@@ -16,7 +16,7 @@ from inturn.applier import Applier, Command, Fleet
 from inturn.outbox import append
 from inturn.schema.install import upgrade
 
-ROLES = ("inturn_caller", "inturn_applier", "inturn_operator")
+ROLES = ("inturn_caller", "inturn_applier", "inturn_operator", "inturn_admin")
 APPEND = "SELECT inturn.append('orders', 'a', 'insert')"
 
 #: To wait for what was appended.
@@ -40,9 +40,14 @@ ROUTINES = {
         *OPERATOR_ACTIONS,
         *WAITS,
     },
+    # Who deploys names code; and pauses topics meanwhile.
+    "inturn_admin": {
+        *("create_topic", "set_topic", "pause_topic", "resume_topic"),
+        *("merge_rule", "remove_merge_rule", "merge_preview"),
+    },
 }
 
-#: relation: what each role may do with it, as caller, applier, operator.
+#: relation: what each role may do with it, as caller, applier, operator; admins: see ADMIN_READS.
 RELATIONS = {
     "topic": ("", "", "SELECT"),
     "topic_grant": ("", "", "SELECT"),
@@ -72,6 +77,8 @@ RELATIONS = {
     "outbox": ("INSERT SELECT", "", "SELECT"),
     "schema_version": ("SELECT", "SELECT", "SELECT"),
 }
+
+ADMIN_READS = {"topic", "topic_grant", "merge_rule", "schema_version"}
 
 
 @pytest.fixture
@@ -130,6 +137,10 @@ def test_each_role_has_exactly_its_privileges_on_relations(database: Database, r
         [role],
     )
     place = ROLES.index(role)
+    if role == "inturn_admin":
+        assert {name for name, given in rows if given == "SELECT"} == ADMIN_READS
+        assert {given for _, given in rows} == {"", "SELECT"}
+        return
     assert dict(rows) == {name: given[place] for name, given in RELATIONS.items()}
 
 
@@ -210,6 +221,7 @@ APPLIER_STEPS = {
     *("_sql_topic", "_sql_topics", "_list_topics", "_arrival_topics", "_has_others", "_count_held"),
     *("_read_batch", "_check_lease", "_lease_claimed", "_settings_of", "_prune_idle"),
     *("_commands_to_merge", "_merge_rules", "_save_merges", "_planned_commands", "_planned_end"),
+    "_merge_owner",
 }
 #: What it may call and runs as itself: what calls a target, and what only computes.
 APPLIER_OWN = {
@@ -217,6 +229,14 @@ APPLIER_OWN = {
     *("_require_read_committed", "_read_verdict", "_failure_text", "_careful_keys"),
     *("_claim_leases", "_take_alone", "_max_claim_octets"),
     *("_plan_batch", "_plan_alone", "_plan_merges", "_fold_merges", "_call_merge", "_merge_function"),
+    *(
+        "_trusted_target",
+        "_require_target",
+        "_target_refusal",
+        "_require_owner",
+        "_leave_out",
+        "_warn_superuser",
+    ),
     *("_target_function", "_target_query", "_batch_query", "_done_seq", "_reached"),
 }
 #: What runs as its owner: an append, an applier's steps, and what an operator does only by being recorded.
@@ -237,7 +257,15 @@ DEFINERS = {
     # An applier plans merges: it reads what operators amended, and writes no table by itself.
     *("_commands_to_merge", "_save_merges"),
     # Who may act on a topic nobody writes, and a caller sees no more of a key than how far it is.
-    *("grant_topic", "revoke_topic", "_is_granted", "_require_grant", "_require_sight", "progress"),
+    *(
+        "grant_topic",
+        "revoke_topic",
+        "_is_granted",
+        "_require_grant",
+        "_require_admin",
+        "_require_sight",
+        "progress",
+    ),
     *OPERATOR_ACTIONS,
 }
 

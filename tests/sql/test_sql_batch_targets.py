@@ -156,7 +156,9 @@ def test_one_that_is_no_target_is_refused_and_fails_the_commands_of_a_topic_that
         assert said.sqlstate == "IT012"
         assert problem in said.message
         assert hint in said.hint
-    database.execute("UPDATE inturn.topic SET target = 'sql:app.many', max_attempts = 1")
+    database.execute(
+        "UPDATE inturn.topic SET target = 'sql:app.many', target_owner = current_user, max_attempts = 1"
+    )
     _append(database, "a", "insert", "insert")
     assert database.execute("CALL inturn.apply()") == [(0, 1)]
     assert problem in database.value("SELECT last_error FROM inturn.key_cursor")

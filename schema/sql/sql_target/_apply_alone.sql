@@ -40,7 +40,7 @@ BEGIN
         END IF;
         BEGIN
             EXECUTE pg_catalog.format('SELECT commands FROM (%s) AS q (keys, seqs, commands)',
-                                      inturn._target_query(topic, settings.target, source))
+                                      inturn._target_query(settings, source))
             INTO number USING topic, ARRAY[key], ARRAY[epoch], ARRAY[done_seq], (next_seq OPERATOR(pg_catalog.-) done_seq)::integer,
                               was.attempts OPERATOR(pg_catalog.+) 1, timestamp with time zone 'infinity';
             EXIT WHEN number OPERATOR(pg_catalog.=) 0;

@@ -10,7 +10,7 @@
 -- transaction; they are not failures of the command.
 CREATE FUNCTION inturn._apply_key(
     topic text, key text, epoch bigint, applied_seq bigint, attempt integer, max_commands integer,
-    target text, applier text,
+    settings inturn.topic, applier text,
     OUT done_seq bigint, OUT outcome text, OUT failures integer, OUT skipped bigint
 )
 LANGUAGE plpgsql VOLATILE
@@ -30,7 +30,7 @@ BEGIN
             done_seq := applied_seq;
             WHILE done_seq OPERATOR(pg_catalog.<) stop_seq LOOP
                 EXECUTE pg_catalog.format('SELECT commands FROM (%s) AS q (keys, seqs, commands)',
-                                          inturn._target_query(topic, target, '_claimed_commands'))
+                                          inturn._target_query(settings, '_claimed_commands'))
                 INTO commands USING topic, ARRAY[key], ARRAY[epoch], ARRAY[done_seq], 1, attempt, timestamp with time zone 'infinity';
                 EXIT WHEN commands OPERATOR(pg_catalog.=) 0;
                 PERFORM inturn._check_effects();

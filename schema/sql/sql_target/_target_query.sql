@@ -10,8 +10,8 @@
 -- are counted, and the count is looked at: the planner leaves out no call, whatever the function is declared. It is planned anew
 -- for every batch, so it is short. A function for batches has a query of its own: see _batch_query.
 -- Of _planned_commands, the last one of merged numbers is called, or none; and all of them are counted.
--- Takes no locks. Raises what _target_function does.
-CREATE FUNCTION inturn._target_query(topic text, target text, source text) RETURNS text
+-- Takes no locks. Raises what _trusted_target does.
+CREATE FUNCTION inturn._target_query(settings inturn.topic, source text) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -27,6 +27,6 @@ $query$, CASE WHEN source = '_planned_commands' THEN 's' ELSE 'c' END, CASE WHEN
     CASE WHEN source = '_planned_commands' THEN ' END' END, source,
     CASE WHEN source = '_planned_commands' THEN ' CROSS JOIN LATERAL pg_catalog.generate_series(c.from_seq, c.seq) s (seq)' END) END
 FROM (SELECT f AS target, (SELECT p.proargtypes[0] = 'inturn.command[]'::regtype FROM pg_proc p WHERE p.oid = f::oid) AS batches
-      FROM inturn._target_function(topic, target) f) resolved
+      FROM inturn._trusted_target(settings) f) resolved
 $$;
 COMMENT ON FUNCTION inturn._target_query IS 'Internal to the appliers: the query that calls a SQL target.';

@@ -12,7 +12,7 @@ AS $$
 -- subtransaction, and more of them slow down every other session. Returns how many commands were applied and how many failed.
 -- Announces itself at its start and every few seconds (see list_appliers).
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
--- Any number may run at once. Locks and raises what apply_batch does.
+-- Leaves a topic out, with a warning, whose target belongs to somebody else than when it was set. Any number may run at once. Locks and raises what apply_batch does.
 DECLARE
     stop_at constant timestamp with time zone := coalesce(
         pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => max_seconds), 'infinity');
@@ -23,10 +23,12 @@ DECLARE
     per_key double precision;
     careful integer[]; -- how many keys are to be taken alone still, in the order of topics
     left_careful integer;
+    left_out pg_catalog.text[] := '{}'; -- topics whose target is refused
     place integer;
     announced_at timestamp with time zone := '-infinity';
 BEGIN
     commands := 0; failures := 0;
+    PERFORM inturn._warn_superuser();
     topics := inturn._sql_topics(topics);
     -- Whatever the session's default; every batch chains its transaction to this one.
     COMMIT;
@@ -38,6 +40,10 @@ BEGIN
         pass := inturn._begin_saved_pass(topics, pass);
         COMMIT AND CHAIN;
         FOR served IN 1 .. pg_catalog.cardinality(pass.found) LOOP
+            IF inturn._leave_out(pass.found[served], left_out) THEN
+                left_out := pg_catalog.array_append(left_out, pass.found[served]);
+                CONTINUE;
+            END IF;
             IF announced_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '5 seconds') THEN
                 PERFORM inturn.announce_applier(applier, topics, 'database session', NULL,
                                                 (SELECT v.version_num FROM inturn.schema_version v));

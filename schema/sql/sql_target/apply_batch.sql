@@ -18,7 +18,8 @@ AS $$
 -- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
 -- take_lost: false, lost: an applier was lost with one of the keys in hand (see claim). Nothing was changed, as with redo.
 -- Locks: tickets (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
--- Raises IT001, IT012 for a topic without a SQL target, and what claim, finish and fail raise. A target that is not
+-- Raises IT001, IT012 for a topic without a SQL target, IT013 where the target belongs to somebody else than when it was set
+-- (then nothing was claimed), and what claim, finish and fail raise. A target that is not
 -- there fails the commands, as one that raises does: the other topics go on.
 DECLARE
     settings inturn.topic;
@@ -32,6 +33,7 @@ DECLARE
 BEGIN
     keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0'; lost := false;
     settings := inturn._sql_topic(topic);
+    PERFORM inturn._require_target(settings);
 
     SELECT pg_catalog.array_agg(c.key) AS keys, pg_catalog.array_agg(c.applied_seq) AS applied_seqs,
            pg_catalog.array_agg(c.epoch) AS epochs, pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1) AS from_seqs,
@@ -78,10 +80,10 @@ BEGIN
     END IF;
     BEGIN
         IF settings.merges THEN
-            EXECUTE inturn._target_query(topic, settings.target, '_planned_commands') INTO called, done_seqs, commands
+            EXECUTE inturn._target_query(settings, '_planned_commands') INTO called, done_seqs, commands
             USING topic, fresh.keys, fresh.epochs, fresh.applied_seqs, settings.batch_commands, 1, leave_at;
         ELSE
-            EXECUTE inturn._target_query(topic, settings.target, '_batch_commands') INTO called, done_seqs, commands
+            EXECUTE inturn._target_query(settings, '_batch_commands') INTO called, done_seqs, commands
             USING topic, fresh.keys, claimed.first_at, claimed.ready_at, settings.batch_commands, 1, leave_at;
         END IF;
         SELECT * INTO done_seqs, commands FROM inturn._reached(fresh.keys, fresh.applied_seqs, called, done_seqs);
@@ -117,7 +119,7 @@ BEGIN
         SELECT * INTO turn FROM inturn._apply_key(
             topic, claimed.keys[i], claimed.epochs[i], claimed.applied_seqs[i],
             claimed.attempts[i] OPERATOR(pg_catalog.+) 1, CASE WHEN claimed.attempts[i] OPERATOR(pg_catalog.>) 0 THEN 1 ELSE settings.batch_commands END,
-            settings.target, applier);
+            settings, applier);
         commands := commands OPERATOR(pg_catalog.+) turn.done_seq OPERATOR(pg_catalog.-) claimed.applied_seqs[i];
         failures := failures OPERATOR(pg_catalog.+) turn.failures;
         skipped := skipped OPERATOR(pg_catalog.+) turn.skipped;

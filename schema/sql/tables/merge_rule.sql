@@ -5,7 +5,9 @@ CREATE TABLE inturn.merge_rule (
     then_name text COLLATE "C" NOT NULL,
     becomes text NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    function_owner text,
     PRIMARY KEY (topic, first_name, then_name)
 );
 COMMENT ON TABLE inturn.merge_rule IS 'What two pending commands become that follow each other, by their names.';
 COMMENT ON COLUMN inturn.merge_rule.becomes IS 'nothing; last: the later one alone; sql:SCHEMA.FUNCTION: the first one''s name with the payload that it returns.';
+COMMENT ON COLUMN inturn.merge_rule.function_owner IS 'Who owned the function when the rule was set: one of anybody else is not called.';

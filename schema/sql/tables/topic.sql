@@ -43,7 +43,8 @@ CREATE TABLE inturn.topic (
     retain_idempotency interval
         CHECK (retain_idempotency >= '0'),
     forget_idle_after interval
-        CHECK (forget_idle_after >= retain)
+        CHECK (forget_idle_after >= retain),
+    target_owner text
 );
 -- For every pass of an applier: mostly there is none.
 CREATE INDEX topic_arrival ON inturn.topic (name) WHERE numbering = 'arrival';
@@ -69,3 +70,4 @@ COMMENT ON COLUMN inturn.topic.callers_granted IS 'Whether only some callers may
 COMMENT ON COLUMN inturn.topic.retain IS 'How long after its turn a command is kept; NULL: for ever.';
 COMMENT ON COLUMN inturn.topic.retain_idempotency IS 'How long at least a command with an idempotency key is kept after its append; NULL: as long as any other.';
 COMMENT ON COLUMN inturn.topic.forget_idle_after IS 'A key that has been idle for so long is removed; NULL: never.';
+COMMENT ON COLUMN inturn.topic.target_owner IS 'Who owned the function of a SQL target when it was set: one of anybody else is not called.';

@@ -1,7 +1,8 @@
 -- Says whether whoever runs the session may act as caller, applier or operator on a topic. Internal. Takes no locks.
 --
 -- On a topic that nobody is granted as `role`, everybody who has the role may: what he may call, the grants of the functions say.
--- Otherwise who was granted it, who has the privileges of one that was (pg_has_role, USAGE), and who owns the schema.
+-- Otherwise who was granted it, who has the privileges of one that was (pg_has_role, USAGE), and who owns the schema; and as operator
+-- who has inturn_admin, which says what code the topic runs anyway.
 -- Who that is: the role that the session has SET, or else its login. It is not current_user: in a function that runs as its
 -- owner, like this one and every function that asks, that is the owner, and PostgreSQL does not tell who called. So within a
 -- user's own SECURITY DEFINER function, the session counts and not that function's owner.
@@ -12,6 +13,7 @@ SET enable_seqscan = off
 AS $$
 SELECT NOT EXISTS (SELECT FROM inturn.topic_grant g WHERE g.topic = _is_granted.topic AND g.role = _is_granted.role)
     OR pg_has_role(w.who, current_user, 'USAGE')
+    OR _is_granted.role = 'operator' AND pg_has_role(w.who, 'inturn_admin', 'USAGE')
     OR EXISTS (SELECT FROM inturn.topic_grant g JOIN pg_roles r ON r.rolname = g.login::name
                WHERE g.topic = _is_granted.topic AND g.role = _is_granted.role AND pg_has_role(w.who, r.oid, 'USAGE'))
 FROM (VALUES (coalesce(nullif(current_setting('role'), 'none')::name, session_user))) w (who)

@@ -15,23 +15,28 @@ AS $$
 -- target: 'python'; 'sql:SCHEMA.FUNCTION', a function that takes one inturn.command, or inturn.command[]; or an address, 'http://...'.
 -- numbering: 'assigned', in commit order; 'given': callers number the commands of each key from first_seq on; 'arrival': in the
 -- order of arrival, without any lock on the key, by the appliers after the commit (see _number_topic).
+-- A target but python is a deployer's to name. Who owns its function is recorded: one of anybody else is not called (IT013).
 -- Locks: none beyond the new row.
--- Raises IT010 when the topic exists with other settings, and what _check_topic raises.
+-- Raises 42501 for a target but python, unless who calls owns the schema or has inturn_admin; IT010 when the topic exists with other settings, and what _check_topic raises.
 DECLARE
-    topic constant inturn.topic :=
+    topic inturn.topic :=
         ROW(name, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, clock_timestamp(),
             on_exhausted, NULL, NULL, numbering, first_seq, max_ahead, gap_timeout, lease, max_in_flight, timeout, max_pending, false, false,
-            retain, retain_idempotency, forget_idle_after);
+            retain, retain_idempotency, forget_idle_after, NULL);
 BEGIN
+    IF target <> 'python' THEN
+        PERFORM inturn._require_admin(name, 'a target but python');
+    END IF;
     PERFORM inturn._check_topic(topic);
+    topic.target_owner := inturn._target_owner(name, target);
     INSERT INTO inturn.topic SELECT topic.* ON CONFLICT DO NOTHING;
     IF FOUND THEN
         PERFORM inturn._record_action(name, '', NULL, 'create', NULL, NULL, to_jsonb(topic));
         RETURN true;
     END IF;
     PERFORM FROM inturn.topic t WHERE t.name = topic.name
-        AND to_jsonb(t) - '{created_at,paused_at,paused_until,callers_granted,merges}'::text[]
-            = to_jsonb(topic) - '{created_at,paused_at,paused_until,callers_granted,merges}'::text[];
+        AND to_jsonb(t) - '{created_at,paused_at,paused_until,callers_granted,merges,target_owner}'::text[]
+            = to_jsonb(topic) - '{created_at,paused_at,paused_until,callers_granted,merges,target_owner}'::text[];
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'IT010',
             MESSAGE = format('topic %L exists already, with other settings', name),

@@ -12,12 +12,17 @@ AS $$
 -- Changes settings of a topic; returns the recorded action. Appliers that run follow within seconds.
 --
 -- NULL leaves a setting as it is; a gap_timeout, timeout, max_pending, retain, retain_idempotency or forget_idle_after of 0 takes it away. Who numbers the commands is settled for ever.
+-- target: a deployer's to name, and who owns its function is recorded anew: set the same one again where that has changed (IT013).
 -- Locks: the topic's row.
--- Raises IT041 when nothing would change, what _check_topic raises, and what _lock_topic raises.
+-- Raises 42501 for a target, unless who calls owns the schema or has inturn_admin; IT041 when nothing would change, what _check_topic raises, and what _lock_topic raises.
 DECLARE
     was constant inturn.topic := inturn._lock_topic(topic);
     settings inturn.topic := was;
 BEGIN
+    IF target IS NOT NULL THEN
+        PERFORM inturn._require_admin(topic, 'setting its target');
+        settings.target_owner := inturn._target_owner(topic, target);
+    END IF;
     settings.target := coalesce(target, was.target);
     settings.max_attempts := coalesce(max_attempts, was.max_attempts);
     settings.backoff_base := coalesce(backoff_base, was.backoff_base);
@@ -41,11 +46,11 @@ BEGIN
     UPDATE inturn.topic t SET
         (target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, on_exhausted,
          max_ahead, gap_timeout, lease, max_in_flight, timeout, max_pending,
-         retain, retain_idempotency, forget_idle_after)
+         retain, retain_idempotency, forget_idle_after, target_owner)
         = (settings.target, settings.max_attempts, settings.backoff_base, settings.backoff_cap, settings.max_payload_bytes,
            settings.batch_commands, settings.on_exhausted,
            settings.max_ahead, settings.gap_timeout, settings.lease, settings.max_in_flight, settings.timeout, settings.max_pending,
-           settings.retain, settings.retain_idempotency, settings.forget_idle_after)
+           settings.retain, settings.retain_idempotency, settings.forget_idle_after, settings.target_owner)
     WHERE t.name = set_topic.topic;
     RETURN inturn._record_action(topic, '', NULL, 'set', reason, to_jsonb(was), to_jsonb(settings));
 END

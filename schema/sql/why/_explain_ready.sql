@@ -1,4 +1,4 @@
--- Explains a key that has a next command and is not in anybody's hands: its target does not answer, it is tried again later,
+-- Explains a key that has a next command and is not in anybody's hands: its target is refused or does not answer, it is tried again later,
 -- no applier is there for it, or others are before it. Internal to why. Takes no locks.
 CREATE FUNCTION inturn._explain_ready(c inturn.key_cursor, t inturn.topic, next inturn.command_log)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
@@ -12,12 +12,18 @@ DECLARE
     last constant text := CASE WHEN c.attempts > 0 THEN '. ' || failed ELSE '' END || CASE WHEN c.claimed_by IS NULL THEN '' ELSE
         format('. The lease of %s ran out at %s: the claim that takes the key counts that as a failed attempt, unless it is heard of before',
                inturn._describe_lease(c), to_char(c.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END;
+    refused constant text := inturn._target_refusal(t);
     serving jsonb;
     down jsonb;
 BEGIN
     IF c.ready_at IS NULL THEN
         RETURN QUERY SELECT 'broken', next.created_at, format('It is idle although command %s is pending, which should never be: '
             'please report it', inturn._name_command(next)), 'inturn verify --topic {topic} --key {key}', jsonb_build_object('seq', next.seq);
+        RETURN;
+    ELSIF refused IS NOT NULL THEN
+        RETURN QUERY SELECT 'target_refused', c.ready_at, upper(left(refused, 1)) || substr(refused, 2) || last,
+            format('inturn topic set {topic} --target %s  # by a deployer, who has looked at what it does now', t.target),
+            jsonb_build_object('target', t.target, 'owner', t.target_owner);
         RETURN;
     END IF;
     SELECT jsonb_agg(to_jsonb(a) ORDER BY a.applier) FILTER (WHERE a.alive AND coalesce(a.revision, v.version_num) = v.version_num)

@@ -1,0 +1,15 @@
+-- Refuses a topic whose target belongs to somebody else than when it was set, before a key of it is claimed: so no command is
+-- charged with that. Internal to the appliers.
+--
+-- A target that is missing, or cannot be called, is not refused here: it fails the commands. Takes no locks. Raises IT013.
+CREATE FUNCTION inturn._require_target(settings inturn.topic) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM inturn._trusted_target(settings);
+EXCEPTION WHEN SQLSTATE 'IT012' THEN
+    NULL;
+END
+$$;
+COMMENT ON FUNCTION inturn._require_target IS 'Internal to the appliers: refuses a topic whose target belongs to somebody else than when it was set.';

@@ -1,0 +1,347 @@
+"""Whose code runs with whose rights: only deployers name code, and code that changes hands is not called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from support.database import Database
+from support.logins import connect_as, login
+from support.process import run_inturn
+from support.race import replace_in
+from support.refusal import refusal
+
+from inturn.applier import Fleet
+from inturn.schema.errors import OwnerChanged, from_database
+
+DENIED = "42501"
+OWNER_CHANGED = "IT013"
+MERGE = "SELECT inturn.merge_rule('orders', 'a', 'b', 'sql:app.combine')"
+#: What names code, and so is a deployer's to do.
+NAMES_CODE = (
+    "SELECT inturn.create_topic('mine', 'sql:app.apply_order')",
+    "SELECT inturn.create_topic('mine', 'http://127.0.0.1:9/commands')",
+    "SELECT inturn.set_topic('orders', target => 'sql:app.apply_order')",
+    "SELECT inturn.set_topic('orders', target => 'python')",
+    "SELECT inturn.set_topic('orders', target => 'http://127.0.0.1:9/commands')",
+    MERGE,
+)
+#: What does not, and stays an operator's.
+NAMES_NONE = (
+    "SELECT inturn.create_topic('mine', max_attempts => 3)",
+    "SELECT inturn.set_topic('orders', max_attempts => 7)",
+    "SELECT inturn.set_topic('orders', lease => '1 minute')",
+    "SELECT inturn.pause_topic('orders')",
+    "SELECT inturn.pause('orders', 'x')",
+    "SELECT inturn.merge_rule('orders', 'a', 'b', 'last')",
+)
+
+
+@pytest.fixture
+def orders(witness: Database) -> Database:
+    """The witness database, whose target appliers may run; a merge function; a command on key x."""
+    witness.execute("""
+        GRANT USAGE ON SCHEMA app TO PUBLIC;
+        GRANT ALL ON ALL TABLES IN SCHEMA app TO PUBLIC;
+        GRANT ALL ON ALL SEQUENCES IN SCHEMA app TO PUBLIC;
+        CREATE FUNCTION app.combine(first inturn.command, second inturn.command) RETURNS jsonb
+            LANGUAGE sql AS 'SELECT first.payload || second.payload';
+        SELECT inturn.append('orders', 'x', 'insert');
+    """)
+    return witness
+
+
+def _mallory(database: Database) -> str:
+    """Return the name of a new role that may create in app."""
+    name = f"mallory_{database.name}"
+    database.execute(f"CREATE ROLE {name} IN ROLE inturn_caller; GRANT CREATE, USAGE ON SCHEMA app TO {name}")
+    return name
+
+
+def _owner(database: Database) -> str:
+    owner: str = database.value("SELECT target_owner FROM inturn.topic WHERE name = 'orders'")
+    return owner
+
+
+def _key(database: Database) -> tuple[Any, ...]:
+    """Return what became of key x: how far it is, how often it was tried."""
+    return database.execute("SELECT applied_seq, attempts, epoch FROM inturn.key_cursor WHERE key = 'x'")[0]
+
+
+def _warnings(connection: psycopg.Connection[Any]) -> list[tuple[str, str]]:
+    """Return the list of warnings that the session gets from now on: SQLSTATE and message."""
+    warnings: list[tuple[str, str]] = []
+
+    def note(said: psycopg.errors.Diagnostic) -> None:
+        if said.severity_nonlocalized == "WARNING":
+            warnings.append((said.sqlstate or "", said.message_primary or ""))
+
+    connection.add_notice_handler(note)
+    return warnings
+
+
+# Only who deploys names code.
+
+
+@pytest.mark.parametrize("call", NAMES_CODE)
+def test_an_operator_does_not_name_code(orders: Database, call: str) -> None:
+    before = orders.execute("SELECT t FROM inturn.topic t")
+    said = refusal(connect_as(orders, "inturn_operator"), call)
+    assert said.sqlstate == DENIED
+    assert "inturn_admin" in said.message
+    assert "GRANT inturn_admin TO" in said.hint
+    assert orders.execute("SELECT t FROM inturn.topic t") == before
+    assert orders.execute("SELECT FROM inturn.merge_rule") == []
+    for role in ("inturn_caller", "inturn_applier"):
+        assert refusal(connect_as(orders, role), call).sqlstate == DENIED
+
+
+@pytest.mark.parametrize("call", NAMES_CODE[:2] + NAMES_CODE[3:])
+def test_who_has_the_role_does(orders: Database, call: str) -> None:
+    connect_as(orders, "inturn_admin").execute(call)
+
+
+@pytest.mark.parametrize("call", NAMES_NONE)
+def test_what_names_no_code_stays_an_operators(orders: Database, call: str) -> None:
+    connect_as(orders, "inturn_operator").execute(call)
+
+
+def test_without_the_check_an_operator_would(orders: Database) -> None:
+    for function in ("create_topic", "set_topic", "merge_rule"):
+        replace_in(orders, function, ("PERFORM inturn._require_admin[^;]*;", "NULL;"))
+    operator = connect_as(orders, "inturn_operator")
+    operator.execute(NAMES_CODE[0])
+    operator.execute(NAMES_CODE[3])
+    operator.execute(MERGE)
+
+
+def test_who_owns_the_schema_needs_no_role(orders: Database) -> None:
+    owner = connect_as(orders)
+    orders.execute(f"GRANT {orders.value('SELECT session_user')} TO {owner.info.user}")
+    owner.execute("SELECT inturn.set_topic('orders', target => 'python')")
+
+
+def test_who_deploys_may_on_a_topic_that_is_granted_to_operators(orders: Database) -> None:
+    operator, admin = connect_as(orders, "inturn_operator"), connect_as(orders, "inturn_admin")
+    orders.execute("SELECT inturn.grant_topic('orders', 'operator', %s)", [operator.info.user])
+    admin.execute("SELECT inturn.set_topic('orders', target => 'python')")
+    assert orders.value("SELECT db_user FROM inturn.operator_action WHERE action = 'set'") == admin.info.user
+
+
+def test_who_deploys_neither_appends_nor_applies_nor_reads_payloads(orders: Database) -> None:
+    admin = connect_as(orders, "inturn_admin")
+    for attempt in (
+        "SELECT inturn.append('orders', 'x', 'insert')",
+        "CALL inturn.apply()",
+        "SELECT inturn.claim('orders')",
+        "SELECT FROM inturn.command_log",
+        "SELECT inturn.skip('orders', 'x', 1, 'because')",
+        "SELECT inturn.grant_topic('orders', 'caller', session_user::text)",
+        "UPDATE inturn.topic SET target = 'sql:app.other'",
+        "SET ROLE inturn_operator",
+    ):
+        assert refusal(admin, attempt).sqlstate == DENIED, attempt
+
+
+# A session's own schema.
+
+
+@pytest.mark.parametrize("role", ["inturn_operator", "inturn_admin"])
+@pytest.mark.parametrize("schema", ["pg_temp", None])
+def test_a_function_of_a_session_is_nobodys_target(orders: Database, role: str, schema: str | None) -> None:
+    """The attack: a superuser's CALL apply would run it."""
+    attacker = connect_as(orders, role)
+    attacker.execute(f"""
+        CREATE FUNCTION pg_temp.pwn(command inturn.command) RETURNS void LANGUAGE plpgsql AS
+        'BEGIN EXECUTE ''ALTER ROLE {attacker.info.user} SUPERUSER''; END'
+    """)
+    row = attacker.execute("SELECT pg_my_temp_schema()::regnamespace::text").fetchone()
+    assert row
+    for call in (
+        f"SELECT inturn.create_topic('mine', 'sql:{schema or row[0]}.pwn')",
+        f"SELECT inturn.set_topic('orders', target => 'sql:{schema or row[0]}.pwn')",
+    ):
+        said = refusal(attacker, call)
+        assert said.sqlstate == (DENIED if role == "inturn_operator" else "IT012")
+    # Also where the topic says so by other means, as one of an older inturn.
+    orders.execute(
+        "UPDATE inturn.topic SET max_attempts = 1, target = %s, target_owner = %s",
+        [f"sql:{row[0]}.pwn", attacker.info.user],
+    )
+    orders.execute("CALL inturn.apply()")
+    assert "session's own schema" in orders.value("SELECT last_error FROM inturn.key_cursor")
+    assert orders.value("SELECT rolsuper FROM pg_roles WHERE rolname = %s", [attacker.info.user]) is False
+
+
+# A function that changes hands.
+
+
+def _alter_owner(database: Database, name: str) -> None:
+    database.execute(f"ALTER FUNCTION app.apply_order OWNER TO {name}")
+
+
+def _create_anew(database: Database, name: str) -> None:
+    database.execute("DROP FUNCTION app.apply_order")
+    database.execute(f"""
+        SET ROLE {name};
+        CREATE FUNCTION app.apply_order(command inturn.command) RETURNS void LANGUAGE sql AS 'SELECT';
+        RESET ROLE;
+    """)
+
+
+def _plant_before_one_for_batches(database: Database, name: str) -> None:
+    """A function of one command goes before one of several."""
+    database.execute("DROP FUNCTION app.apply_order")
+    database.execute("CREATE FUNCTION app.apply_order(c inturn.command[]) RETURNS void LANGUAGE sql AS ''")
+    database.execute("SELECT inturn.set_topic('orders', max_attempts => 7)")
+    database.execute(f"""
+        SET ROLE {name};
+        CREATE FUNCTION app.apply_order(command inturn.command) RETURNS void LANGUAGE sql AS 'SELECT';
+        RESET ROLE;
+    """)
+
+
+CHANGES = [_alter_owner, _create_anew, _plant_before_one_for_batches]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_it_is_not_called_and_no_command_is_charged_until_it_is_set_again(
+    orders: Database, change: Any
+) -> None:
+    mallory, was = _mallory(orders), _owner(orders)
+    change(orders, mallory)
+    applier = connect_as(orders, "inturn_applier")
+    warnings = _warnings(applier)
+    assert applier.execute("CALL inturn.apply()").fetchone() == (0, 0)
+    ((sqlstate, warned),) = warnings
+    assert sqlstate == OWNER_CHANGED
+    said = refusal(applier, "SELECT * FROM inturn.apply_batch('orders', '-infinity', 10, 'me')")
+    assert said.sqlstate == OWNER_CHANGED
+    assert said.message == warned
+    assert said.message == (
+        "the target of topic 'orders' is not called: app.apply_order(inturn.command) belongs to"
+        f" {mallory} now, and belonged to {was} when it was set"
+    )
+    assert "SELECT inturn.set_topic('orders', target => 'sql:app.apply_order')" in said.hint
+    assert _key(orders) == (0, 0, 0)
+    admin = connect_as(orders, "inturn_admin")
+    orders.execute("GRANT EXECUTE ON FUNCTION app.apply_order(inturn.command) TO PUBLIC")
+    admin.execute("SELECT inturn.set_topic('orders', target => 'sql:app.apply_order')")
+    assert _owner(orders) == mallory
+    assert applier.execute("CALL inturn.apply()").fetchone() == (1, 0)
+
+
+def test_the_other_topics_go_on(orders: Database) -> None:
+    orders.execute("CREATE FUNCTION app.other(c inturn.command) RETURNS void LANGUAGE sql AS 'SELECT'")
+    orders.execute("SELECT inturn.create_topic('others', 'sql:app.other')")
+    orders.execute("SELECT inturn.append('others', 'y', 'insert')")
+    _alter_owner(orders, _mallory(orders))
+    assert connect_as(orders, "inturn_applier").execute("CALL inturn.apply()").fetchone() == (1, 0)
+    assert _key(orders) == (0, 0, 0)
+
+
+def test_creating_the_topic_again_is_not_setting_its_target_again(orders: Database) -> None:
+    """As every deployment does: it would take over what nobody has looked at."""
+    was = _owner(orders)
+    _alter_owner(orders, _mallory(orders))
+    create = "SELECT inturn.create_topic('orders', 'sql:app.apply_order', backoff_base => '10 ms')"
+    assert orders.value(create) is False
+    assert _owner(orders) == was
+
+
+def test_within_the_claim_it_fails_as_a_target_that_is_gone(orders: Database) -> None:
+    """Where it changes hands between the look and the call."""
+    replace_in(orders, "apply_batch", ("PERFORM inturn._require_target[^;]*;", ""))
+    replace_in(orders, "apply", ("IF inturn._leave_out.*?END IF;", ""))
+    _create_anew(orders, _mallory(orders))
+    orders.execute("SET inturn.careful_keys = 0")
+    orders.execute("CALL inturn.apply()")
+    assert orders.value("SELECT last_error FROM inturn.key_cursor").startswith("the target of topic 'orders'")
+
+
+@pytest.mark.parametrize("careful", [True, False])
+def test_a_worker_leaves_the_topic_out_and_a_drain_says_so(
+    orders: Database, careful: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inturn.applier.inside.visits.STARTS_CAREFULLY", careful)
+    orders.execute("CREATE FUNCTION app.other(c inturn.command) RETURNS void LANGUAGE sql AS 'SELECT'")
+    orders.execute("SELECT inturn.create_topic('others', 'sql:app.other')")
+    orders.execute("SELECT inturn.append('others', 'y', 'insert')")
+    _alter_owner(orders, _mallory(orders))
+    fleet = Fleet(login(orders, "inturn_applier"), drain=True)
+    fleet.start()
+    assert fleet.wait(60)
+    outcome = fleet.end(1)
+    assert isinstance(outcome.error, OwnerChanged)
+    assert outcome.commands == 1
+    assert _key(orders) == (0, 0, 0)
+
+
+def test_the_command_line_says_why(orders: Database) -> None:
+    mallory = _mallory(orders)
+    _alter_owner(orders, mallory)
+    code, _, said = run_inturn(login(orders, "inturn_applier"), "apply", "--drain")
+    assert code == 1
+    assert f"belongs to {mallory} now" in said
+    assert "Traceback" not in said
+    operator = login(orders, "inturn_operator")
+    code, printed, _ = run_inturn(operator, "why", "x", "--json")
+    assert '"target_refused"' in printed
+    code, printed, _ = run_inturn(operator, "doctor")
+    assert f"belongs to {mallory} now" in printed
+
+
+def test_one_whose_owner_was_never_recorded_is_not_called(orders: Database) -> None:
+    orders.execute("UPDATE inturn.topic SET target_owner = NULL")
+    said = refusal(orders.connect(), "SELECT * FROM inturn.apply_batch('orders', '-infinity', 10, 'me')")
+    assert said.sqlstate == OWNER_CHANGED
+    assert said.message.endswith("to whom it belonged when it was set is not known")
+
+
+def test_the_error_is_of_the_one_tree(orders: Database) -> None:
+    orders.execute("UPDATE inturn.topic SET target_owner = NULL")
+    with pytest.raises(psycopg.Error) as raised:
+        orders.connect().execute("SELECT * FROM inturn.apply_batch('orders', '-infinity', 10, 'me')")
+    assert isinstance(from_database(raised.value), OwnerChanged)
+
+
+# What merges.
+
+
+def test_what_merges_is_not_called_either_once_it_changes_hands(orders: Database) -> None:
+    orders.execute(MERGE)
+    assert orders.value("SELECT function_owner FROM inturn.merge_rule") == orders.value("SELECT session_user")
+    mallory = _mallory(orders)
+    orders.execute(f"ALTER FUNCTION app.combine OWNER TO {mallory}")
+    for name in ("a", "b"):
+        orders.execute("SELECT inturn.append('orders', 'm', %s)", [name])
+    applier = connect_as(orders, "inturn_applier")
+    applier.execute("SET inturn.careful_keys = 0")
+    applier.execute("CALL inturn.apply()")
+    (error,) = orders.execute("SELECT error FROM inturn.turn WHERE key = 'm' AND error IS NOT NULL")[0]
+    assert f"app.combine(inturn.command,inturn.command) belongs to {mallory} now" in error
+    assert "(SQLSTATE IT013)" in error
+    assert orders.value(MERGE) is True
+    assert orders.value("SELECT function_owner FROM inturn.merge_rule") == mallory
+    assert orders.value(MERGE) is False
+
+
+# Who applies as a superuser.
+
+
+def test_apply_warns_a_superuser_once_and_nobody_else(orders: Database) -> None:
+    for connection, expected in ((orders.connect(), 1), (connect_as(orders, "inturn_applier"), 0)):
+        warnings = _warnings(connection)
+        connection.execute("CALL inturn.apply()")
+        assert len([said for _, said in warnings if "a superuser" in said]) == expected
+
+
+@pytest.mark.parametrize("more", [(), ("--processes", "2")])
+def test_the_command_line_warns_a_superuser_once_and_nobody_else(
+    orders: Database, more: tuple[str, ...]
+) -> None:
+    for dsn, expected in ((orders.dsn, 1), (login(orders, "inturn_applier"), 0)):
+        code, _, said = run_inturn(dsn, "apply", "--drain", "--workers", "2", *more)
+        assert code == 0, said
+        assert said.count("a superuser") == expected
