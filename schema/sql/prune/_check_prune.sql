@@ -1,6 +1,7 @@
 -- Returns a topic that is to be pruned. Internal to prune_batch. Takes no locks.
 --
--- Raises IT001; IT070 when neither the call nor the topic says how long to keep what was applied; IT031 outside READ COMMITTED.
+-- older_than: an operator's word, who has to be granted the topic; NULL: the topic's own retain, by whomever.
+-- Raises IT001; IT014 when it is granted to other operators only; IT070 when neither the call nor the topic says how long to keep what was applied; IT031 outside READ COMMITTED.
 CREATE FUNCTION inturn._check_prune(topic text, older_than interval) RETURNS inturn.topic
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -12,7 +13,9 @@ BEGIN
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = _check_prune.topic;
     IF NOT FOUND THEN
         PERFORM inturn._refuse_topic(topic);
-    ELSIF older_than < '0' THEN
+    END IF;
+    PERFORM inturn._require_grant(topic, 'operator') WHERE older_than IS NOT NULL;
+    IF older_than < '0' THEN
         RAISE EXCEPTION USING ERRCODE = 'IT070', MESSAGE = format('older_than is %s; 0 or more is allowed', older_than),
             HINT = 'Nothing was removed.';
     ELSIF coalesce(older_than, settings.retain) IS NULL THEN
