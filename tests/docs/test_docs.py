@@ -9,7 +9,9 @@ A line above a block of code says what is done with it:
     <!-- help: COMMAND -->  it is this command's help
 
 All blocks of a page share one shell in a folder of their own, and a database `shop`. What a page takes for
-granted is in a comment at its top: `<!-- prepare`, shell commands, `-->`.
+granted is in a comment at its top: `<!-- prepare`, shell commands, `-->`. INTURN_DSN names the login that
+owns the database, which is no superuser; in the how-to pages each command of inturn has a login of its own,
+as docs/how-to/give-each-process-a-login.md says.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from psycopg.conninfo import make_conninfo
 from support.database import Database, until
 from support.place import DOCS, ROOT
 from support.server import Server
@@ -34,6 +37,7 @@ import inturn.outbox
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.main import cli
 from inturn.schema.errors import BY_SQLSTATE
+from inturn.schema.source import roles_script
 
 PAGES = sorted(
     [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")), *DOCS.rglob("*.md")]
@@ -163,17 +167,52 @@ class Shell:
 
 @pytest.fixture
 def shop(server: Server) -> Iterator[Database]:
-    """The database that the pages call shop, without the schema."""
+    """The database that the pages call shop, without the schema, and the logins that a DBA made for it."""
     database = Database(server, "shop")
+    database.execute(roles_script())
+    for name, role in LOGINS.items():
+        if not database.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]):
+            database.execute(f"CREATE ROLE {name} LOGIN {role}")
+    database.execute(_DEPLOYER)
     yield database
     database.drop()
 
 
 @pytest.fixture
 def shell(shop: Database, tmp_path: Path) -> Iterator[Shell]:
-    shell = Shell(tmp_path, shop.dsn, shop.server.binaries)
+    shell = Shell(tmp_path, make_conninfo(shop.dsn, user="shop_deployer"), shop.server.binaries)
     yield shell
     shell.close()
+
+
+#: What a DBA makes, as docs/how-to/give-each-process-a-login.md says.
+LOGINS = {
+    "shop_deployer": "CREATEROLE",
+    "shop_app": "IN ROLE inturn_caller",
+    "shop_worker": "IN ROLE inturn_applier",
+    "shop_ops": "IN ROLE inturn_operator",
+}
+#: Besides, some pages are about logins, so it may grant the roles; and in none the tables are the point.
+_DEPLOYER = """
+    ALTER DATABASE shop OWNER TO shop_deployer;
+    GRANT pg_monitor TO shop_deployer;
+    GRANT inturn_caller, inturn_applier, inturn_operator, inturn_admin TO shop_deployer WITH ADMIN OPTION;
+    ALTER DEFAULT PRIVILEGES FOR ROLE shop_deployer IN SCHEMA public
+        GRANT ALL ON TABLES TO shop_app, shop_worker, shop_ops;
+    ALTER DEFAULT PRIVILEGES FOR ROLE shop_deployer IN SCHEMA public
+        GRANT ALL ON SEQUENCES TO shop_app, shop_worker, shop_ops;
+"""
+
+
+def _own_logins() -> str:
+    """Return what the how-to pages have in their shell."""
+    (block,) = (b for b in _blocks(DOCS / "how-to" / "give-each-process-a-login.md") if b.what == "logins.sh")
+    return block.text
+
+
+def test_the_pages_run_without_a_superuser(shop: Database) -> None:
+    powers = "SELECT rolname::text FROM pg_roles WHERE rolname = ANY (%s) AND NOT rolsuper ORDER BY 1"
+    assert [name for (name,) in shop.execute(powers, [list(LOGINS)])] == sorted(LOGINS)
 
 
 def _runs(page: Path) -> bool:
@@ -184,6 +223,8 @@ def _runs(page: Path) -> bool:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [p for p in PAGES if _runs(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_commands_print_what_the_page_shows(page: Path, shell: Shell, tmp_path: Path) -> None:
+    if page.parent.name == "how-to":
+        shell.run(_own_logins())
     for commands in _PREPARE.findall(page.read_text()):
         printed, status = shell.run(commands)
         assert status == 0, printed

@@ -7,12 +7,15 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
-from support.database import Database
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.place import ROOT
+from support.server import Server
 
 INTURN = str(Path(sys.executable).parent / "inturn")
 
@@ -42,35 +45,96 @@ def test_compose_file_meets_the_specification() -> None:
 
 
 def test_compose_waits_for_a_healthy_database_and_a_finished_upgrade(services: dict[str, Any]) -> None:
-    assert services["upgrade"]["depends_on"]["postgres"]["condition"] == "service_healthy"
-    for name in ("applier", "demo"):
-        after = services[name]["depends_on"]["upgrade"]["condition"]
-        assert after == "service_completed_successfully"
+    assert services["logins"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    after_each = [
+        ("upgrade", "logins"),
+        *((name, "upgrade") for name in ("applier", "demo", "app", "operator")),
+    ]
+    for name, before in after_each:
+        assert services[name]["depends_on"][before]["condition"] == "service_completed_successfully"
 
 
-def test_compose_commands_run_as_written(
-    services: dict[str, Any], empty_database: Database, tmp_path: Path
+def test_compose_gives_each_service_a_login_of_its_own_and_none_a_superusers(
+    services: dict[str, Any],
 ) -> None:
-    """Every command, with this machine's paths in the place of the containers'."""
-    server = empty_database.server
-    environment = {**os.environ, "INTURN_DSN": empty_database.dsn}
+    logins = {
+        name: conninfo_to_dict(service["environment"]["INTURN_DSN"])["user"]
+        for name, service in services.items()
+        if "INTURN_DSN" in service.get("environment", {})
+    }
+    assert logins == {
+        "upgrade": "deployer",
+        "applier": "worker",
+        "demo": "demo",
+        "app": "app",
+        "operator": "operator",
+    }
+    # The superuser's password goes to the server and to what makes the logins.
+    holders = {name for name, service in services.items() if "POSTGRES_PASSWORD" in str(service)}
+    assert holders == {"postgres", "logins"}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Server]:
+    """A server of the test's own, as the file makes logins in it."""
+    server = Server(int(os.environ.get("INTURN_TEST_PG", "18")))
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.mark.timeout(900)  # it builds and installs the project
+def test_compose_commands_run_as_written(services: dict[str, Any], own: Server, tmp_path: Path) -> None:
+    """Every command, as the login that it names, with this machine's paths in place of the containers'."""
+    superuser = own.dsn("postgres")
     healthy = services["postgres"]["healthcheck"]["test"]
     assert healthy[0] == "CMD"
-    server.run(healthy[1], *healthy[2:], "--port", str(server.port))
-
+    own.run(healthy[1], *healthy[2:], "--port", str(own.port))
     venv = tmp_path / "venv"
-    script = services["upgrade"]["command"][-1]
-    for container, here in (("/venv", venv), ("/tmp/project", tmp_path / "p"), ("/project", ROOT)):
-        script = script.replace(container, shlex.quote(str(here)))
-    script = script.replace("python -m venv", f"{sys.executable} -m venv")
-    subprocess.run(["sh", "-euc", script], check=True, env=environment, timeout=110)
+    paths = (("/venv", venv), ("/tmp/project", tmp_path / "p"), ("/project", ROOT))
 
-    empty_database.execute(
-        "CREATE FUNCTION public.f(c inturn.command) RETURNS void LANGUAGE sql AS 'SELECT';"
-        "SELECT inturn.create_topic('t', 'sql:public.f'); SELECT inturn.append('t', 'k', 'n')"
-    )
-    command = [part.replace("/venv", str(venv)) for part in services["applier"]["command"]]
-    subprocess.run([*command, "--drain"], check=True, env=environment)
-    assert empty_database.value("SELECT applied_seq FROM inturn.key_cursor") == 1
-    demo = [part.replace("/venv", str(venv)) for part in services["demo"]["command"]]
-    subprocess.run([*demo, "--orders", "20"], check=True, env=environment, capture_output=True)
+    def run(name: str, *more: str) -> subprocess.CompletedProcess[str]:
+        service = services[name]
+        command = [part.replace("$$", "$") for part in (*service.get("entrypoint", []), *service["command"])]
+        for container, here in paths:
+            command = [part.replace(container, shlex.quote(str(here))) for part in command]
+        command = [part.replace("python -m venv", f"{sys.executable} -m venv") for part in command]
+        dsn = superuser
+        if "INTURN_DSN" in service["environment"]:
+            dsn = make_conninfo(
+                superuser, user=conninfo_to_dict(service["environment"]["INTURN_DSN"])["user"]
+            )
+        environment = {**os.environ, "INTURN_DSN": dsn, "LOGIN_PASSWORD": "it's secret"}
+        if name == "logins":
+            known = conninfo_to_dict(superuser)
+            environment |= {f"PG{name.upper()}": str(known[name]) for name in ("host", "port", "user")}
+            environment |= {
+                "PGDATABASE": "postgres",
+                "PATH": f"{own.binaries}{os.pathsep}{os.environ['PATH']}",
+            }
+        command = [part for part in command if part != "--help"]
+        return subprocess.run(
+            [*command, *more], check=True, env=environment, timeout=800, capture_output=True, text=True
+        )
+
+    for _ in range(2):  # it may run again
+        run("logins")
+    run("upgrade")
+    with own.connect() as admin:
+        powers = "rolsuper OR rolcreaterole OR rolreplication OR rolbypassrls"
+        logins = admin.execute(
+            f"SELECT rolname::text, {powers} FROM pg_roles WHERE rolcanlogin AND oid >= 16384 ORDER BY 1"
+        ).fetchall()
+        assert logins == [(name, False) for name in ("app", "demo", "deployer", "operator", "worker")]
+        owner = admin.execute("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'inturn'")
+        assert owner.fetchone() == ("deployer",)
+    with psycopg.connect(make_conninfo(superuser, user="deployer"), autocommit=True) as deployer:
+        deployer.execute("CREATE SCHEMA shop; GRANT USAGE ON SCHEMA shop TO worker")
+        deployer.execute("CREATE FUNCTION shop.f(c inturn.command) RETURNS void LANGUAGE sql AS 'SELECT'")
+        deployer.execute("SELECT inturn.create_topic('t', 'sql:shop.f')")
+    run("app", "append", "t", "k", "n")
+    applied = run("applier", "--drain")
+    assert "superuser" not in applied.stderr
+    (key,) = json.loads(run("operator", "keys", "--json").stdout)
+    assert (key["key"], key["applied_seq"]) == ("k", 1)
+    run("demo", "--orders", "20")

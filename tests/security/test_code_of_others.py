@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from support.database import Database
 from support.logins import connect_as, login
-from support.process import run_inturn
+from support.process import InturnProcess, run_inturn
 from support.race import replace_in
 from support.refusal import refusal
 
@@ -342,6 +342,6 @@ def test_the_command_line_warns_a_superuser_once_and_nobody_else(
     orders: Database, more: tuple[str, ...]
 ) -> None:
     for dsn, expected in ((orders.dsn, 1), (login(orders, "inturn_applier"), 0)):
-        code, _, said = run_inturn(dsn, "apply", "--drain", "--workers", "2", *more)
-        assert code == 0, said
-        assert said.count("a superuser") == expected
+        with InturnProcess(dsn, "apply", "--drain", "--workers", "2", *more) as process:
+            assert process.exit_code() == 0
+            assert process.all_err.count("a superuser") == expected
