@@ -10,8 +10,8 @@ A line above a block of code says what is done with it:
 
 All blocks of a page share one shell in a folder of their own, and a database `shop`. What a page takes for
 granted is in a comment at its top: `<!-- prepare`, shell commands, `-->`. INTURN_DSN names the login that
-owns the database, which is no superuser; in the how-to pages each command of inturn has a login of its own,
-as docs/how-to/give-each-process-a-login.md says.
+owns the database, which is no superuser; in a page that says so each command of inturn has a login of its
+own, as docs/how-to/give-each-process-a-login.md has it.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ _DEPLOYER = """
 
 
 def _own_logins() -> str:
-    """Return what the how-to pages have in their shell."""
+    """Return what the pages have in their shell that link to it."""
     (block,) = (b for b in _blocks(DOCS / "how-to" / "give-each-process-a-login.md") if b.what == "logins.sh")
     return block.text
 
@@ -223,8 +223,8 @@ def _runs(page: Path) -> bool:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [p for p in PAGES if _runs(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_commands_print_what_the_page_shows(page: Path, shell: Shell, tmp_path: Path) -> None:
-    if page.parent.name == "how-to":
-        shell.run(_own_logins())
+    own = "give-each-process-a-login.md#in-the-other-pages" in page.read_text()
+    shell.run(_own_logins() if own else "export APP_DSN=$INTURN_DSN WORKER_DSN=$INTURN_DSN")
     for commands in _PREPARE.findall(page.read_text()):
         printed, status = shell.run(commands)
         assert status == 0, printed

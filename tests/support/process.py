@@ -15,7 +15,6 @@ from typing import Self
 
 from support.place import TESTS
 
-
 _SUPERUSER = ", a superuser: targets and handlers can do anything on its server."
 
 
