@@ -121,10 +121,7 @@ class Fleet:
         self._started_at = 0.0
 
     def start(self, *, warn: bool = True) -> None:
-        """Connect once, choose the topics, and start the threads.
-
-        Args:
-            warn: log a warning when the login is a superuser.
+        """Connect once, choose the topics, and start the threads; warn: of a login that is a superuser.
 
         Raises:
             psycopg.Error: the database cannot be reached or refuses.

@@ -82,8 +82,7 @@ class Visits:
         """Apply batches of a topic, from the keys on that became ready at `hand`.
 
         Raises:
-            psycopg.Error: the database failed, or refused (TargetRefused's SQLSTATE: the target has changed;
-                OwnerChanged's: its owner has).
+            psycopg.Error: the database failed, or refused (TargetRefused, OwnerChanged: so has the target).
             SessionChanged, TurnLost: the connection has to be given up.
         """
         topic = target.topic
