@@ -180,6 +180,7 @@ def test_a_role_with_powers_is_found() -> None:
     assert [(f.level, f.sql) for f in roles(facts)] == [  # type: ignore[arg-type]
         ("error", ("CREATE ROLE inturn_caller",)),
         ("error", ("ALTER ROLE inturn_applier NOSUPERUSER NOCREATEROLE NOBYPASSRLS",)),
+        ("error", ("CREATE ROLE inturn_admin",)),
     ]
 
 
