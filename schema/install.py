@@ -11,22 +11,28 @@ import psycopg
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from inturn.schema import removal, strangers
+from inturn.schema import privileges, removal, strangers
 from inturn.schema.connection import connect
 from inturn.schema.errors import SchemaInUse, SchemaMismatch, SchemaNameRefused, TransactionNeeded
+from inturn.schema.privileges import Report
 from inturn.schema.revisions import walk
 from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name
 from inturn.schema.version import HEAD, check_not_newer, installed_receiver
 
 
-def upgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]:
+def upgrade(
+    dsn: str, *, schema: str = DEFAULT_SCHEMA, report: Report | None = None
+) -> tuple[str | None, str]:
     """Install the schema, or upgrade it to the revision that this package serves.
 
     Any number may run at once: one does the work, the others wait for it and find it done.
+    Roles and privileges are brought to what they must be, also where the revision is there already: a restore
+    may have left them out.
 
     Args:
         dsn: libpq connection string; what it leaves out comes from the PG* variables.
         schema: the schema's name; the roles are named after it.
+        report: is told of each privilege or role that was not as it must be in a schema that was there.
 
     Returns:
         The revision before (None: not installed) and the one now.
@@ -38,10 +44,12 @@ def upgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]
         psycopg.Error: the database refused; nothing was changed.
     """
     with _locked(dsn, schema) as connection:
-        return _upgrade(connection, schema)
+        return _upgrade(connection, schema, report)
 
 
-def upgrade_on(connection: Connection, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]:
+def upgrade_on(
+    connection: Connection, *, schema: str = DEFAULT_SCHEMA, report: Report | None = None
+) -> tuple[str | None, str]:
     """Do what `upgrade` does in the transaction of a connection of yours, as in a migration of your service.
 
     Nothing is committed here. What is done is undone with your transaction.
@@ -49,6 +57,7 @@ def upgrade_on(connection: Connection, *, schema: str = DEFAULT_SCHEMA) -> tuple
     Args:
         connection: SQLAlchemy's, to PostgreSQL. In a migration of Alembic: `op.get_bind()`.
         schema: as for `upgrade`.
+        report: as for `upgrade`.
 
     Returns:
         The revision before (None: not installed) and the one now.
@@ -70,7 +79,7 @@ def upgrade_on(connection: Connection, *, schema: str = DEFAULT_SCHEMA) -> tuple
         )
     with _pinned(connection):
         _lock_out_others(connection, schema)
-        return _upgrade(connection, schema)
+        return _upgrade(connection, schema, report)
 
 
 def upgrade_script(
@@ -100,7 +109,7 @@ def upgrade_script(
     return "\n\n".join(parts) + "\n"
 
 
-def _upgrade(connection: Connection, schema: str) -> tuple[str | None, str]:
+def _upgrade(connection: Connection, schema: str, report: Report | None) -> tuple[str | None, str]:
     before = _revision(connection, schema)
     if before is not None:
         check_not_newer(before, schema)
@@ -111,6 +120,7 @@ def _upgrade(connection: Connection, schema: str) -> tuple[str | None, str]:
         strangers.refuse_taken(_asker(connection), schema, strangers.receiver_objects())
     if before != HEAD:
         walk.up(_runner(connection), schema=schema, installed=before, head=HEAD)
+    privileges.set_right(_asker(connection), _runner(connection), schema, report if before else None)
     return before, HEAD
 
 
@@ -191,12 +201,10 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
         if revision == "base" and not force:
             removal.check_nothing_pending(connection, schema)
         _go_back(connection, schema, version, revision)
-        if revision == "base":
-            connection.execute(text(f"DROP TABLE {schema}.schema_version"))
-            # Beside the guard the schema stays, with what else is in it.
-            if installed_receiver(_driver(connection), schema) is None:
-                strangers.refuse_strangers(_asker(connection), schema, Counter(), doing="is not removed")
-                connection.execute(text(f"DROP SCHEMA {schema}"))
+        # Beside the guard the schema stays, with what else is in it.
+        if revision == "base" and installed_receiver(_driver(connection), schema) is None:
+            strangers.refuse_strangers(_asker(connection), schema, Counter(), doing="is not removed")
+            connection.execute(text(f"DROP SCHEMA {schema}"))
 
 
 def _go_back(connection: Connection, schema: str, installed: str, revision: str) -> None:

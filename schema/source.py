@@ -90,6 +90,28 @@ def roles_script(schema: str = DEFAULT_SCHEMA) -> str:
     return rename(roles, schema)
 
 
+def grants_script() -> str:
+    """Return the SQL that grants what there is to grant, for the schema `inturn`."""
+    return (files("inturn.schema") / "sql" / "grants.sql").read_text("utf-8")
+
+
+def receiver_source() -> str:
+    """Return the SQL of the receiver's guard, for the schema `inturn`."""
+    return (files("inturn.schema") / "receiver" / "0001_accept.sql").read_text("utf-8")
+
+
+def revision_sql(revision: str, schema: str = DEFAULT_SCHEMA) -> str:
+    """Return the SQL that has a schema which is there say that it is at a revision.
+
+    Raises:
+        SchemaNameRefused: see `check_schema_name`.
+    """
+    root = files("inturn.schema")
+    living = next(statements((root / "sql" / "look" / "_revision.sql").read_text("utf-8")))
+    replacing = living.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1)
+    return rename(re.sub(r"(?<=SELECT ')\d+(?=')", revision, replacing), schema)
+
+
 def created_names(sql: str) -> list[str]:
     """Return the names of the tables, views, types and routines that SQL creates in the schema `inturn`.
 

@@ -46,6 +46,10 @@ class Facts:
         """Run a query, with {schema} put in; {{ and }} stand for braces."""
         return fetch(self.connection, sql.SQL(query).format(schema=sql.Identifier(self.schema)), parameters)
 
+    def ask(self, query: str) -> list[tuple[Any, ...]]:
+        """Run a query of our own without parameters."""
+        return self.connection.execute(query.encode()).fetchall()
+
     def setting(self, name: str) -> str:
         """Return a setting as this session has it; empty where the server does not know it."""
         rows = self.rows("SELECT coalesce(current_setting(%s, true), '') AS value", name)

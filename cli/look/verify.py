@@ -19,7 +19,8 @@ from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import KEY, TOPIC, resolve, shown
-from inturn.cli.terminal.output import echo, escape, first_line, json_option, print_json
+from inturn.cli.terminal.output import echo, echo_all, escape, first_line, json_option, print_json
+from inturn.schema.privileges import wrong
 
 _COMMANDS_A_SLICE = 50_000
 # What is counted, and where it is when a key is asked for.
@@ -78,6 +79,7 @@ def verify(database: Database, *, topic: str | None, key: str | None, limit: int
     started_at = time.monotonic()
     work = _Work()
     with database.connect() as connection:
+        warnings = _warnings(wrong(connection, database.schema))
         if topic is not None:
             require_topic(connection, database.schema, topic)
         reader = _Reader(connection, database.schema)
@@ -97,12 +99,21 @@ def verify(database: Database, *, topic: str | None, key: str | None, limit: int
     seconds = time.monotonic() - started_at
     if as_json:
         counted = {name: getattr(work, name) for name in _COUNTED}
-        print_json(
-            {**counted, "seconds": round(seconds, 3), "found": work.found, "violations": work.violations}
-        )
+        of_work = {"found": work.found, "violations": work.violations, "warnings": warnings}
+        print_json({**counted, "seconds": round(seconds, 3), **of_work})
     else:
+        echo_all((f"warning: {warning}" for warning in warnings), err=True)
         _print(work, seconds)
     return ExitCode.VIOLATED if work.found else ExitCode.OK
+
+
+def _warnings(statements: list[str]) -> list[str]:
+    """Return what is said of privileges that are not as they must be, as after a restore."""
+    if not statements:
+        return []
+    count = len(statements)
+    what = "1 privilege is not as it" if count == 1 else f"{count} privileges are not as they"
+    return [f"{what} must be: run inturn upgrade, and see inturn doctor. The first: {statements[0]}"]
 
 
 class _Reader:

@@ -10,10 +10,12 @@ from alembic.util import CommandError
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
 from inturn.cli.terminal.output import Ours, echo
+from inturn.schema import privileges
 from inturn.schema.errors import SchemaMismatch
 from inturn.schema.install import downgrade as downgrade_schema
 from inturn.schema.install import upgrade as upgrade_schema
 from inturn.schema.install import upgrade_script
+from inturn.schema.privileges import Change
 from inturn.schema.receiver import HEAD as RECEIVER_HEAD
 from inturn.schema.receiver import (
     downgrade_receiver,
@@ -23,6 +25,14 @@ from inturn.schema.receiver import (
 )
 from inturn.schema.source import roles_script
 from inturn.schema.version import HEAD, installed_receiver, installed_version
+
+#: What a change begins with, and what is said of it.
+_CHANGES = {
+    "CREATE ROLE": "roles made",
+    "ALTER ROLE": "powers taken away from roles",
+    "REVOKE": "privileges taken away that nobody should have so",
+    "GRANT": "privileges granted that roles lacked",
+}
 
 
 @click.command(
@@ -58,8 +68,9 @@ def upgrade(database: Database, *, as_script: bool, roles: bool, receiver_only: 
     with database.connect(check=False) as connection:
         where = f"database {connection.info.dbname}"
     run = upgrade_receiver if receiver_only else upgrade_schema
+    changes: list[Change] = []
     try:
-        before, now = run(database.conninfo, schema=database.schema)
+        before, now = run(database.conninfo, schema=database.schema, report=changes.append)
     except psycopg.errors.InsufficientPrivilege as error:
         if "create role" not in str(error):
             raise
@@ -74,6 +85,25 @@ def upgrade(database: Database, *, as_script: bool, roles: bool, receiver_only: 
         echo(f"{what} installed in {where}, revision {now}")
     else:
         echo(f"{what} of {where} upgraded from revision {before} to {now}")
+    _print_changes(changes)
+
+
+def _print_changes(changes: list[Change]) -> None:
+    """Say which privileges were not as they must be; nothing where none was.
+
+    Raises:
+        Failure: some are not yet.
+    """
+    for verb, says in _CHANGES.items():
+        done = [change.sql for change in changes if change.done and change.sql.startswith(verb)]
+        if done:
+            echo(f"{says}: {len(done)}. The first: {done[0]}")
+    left = [change.sql for change in changes if not change.done]
+    if left:
+        raise Failure(
+            f"{len(left)} privileges are not as they must be, and this login may not change them",
+            hint=f"Have the owner of the schema, or a superuser, run this again. The first: {left[0]}",
+        )
 
 
 def _what(database: Database, *, receiver_only: bool) -> str:
@@ -83,13 +113,19 @@ def _what(database: Database, *, receiver_only: bool) -> str:
 def _script(database: Database, *, receiver_only: bool) -> str:
     head = RECEIVER_HEAD if receiver_only else HEAD
     what = _what(database, receiver_only=receiver_only)
-    before = None
+    before, wrong = None, list[str]()
     if database.named:
         with database.connect(check=False) as connection:
             version = installed_receiver if receiver_only else installed_version
             before = version(connection, database.schema)
+            if before == head:
+                wrong = privileges.wrong(connection, database.schema)
     if before == head:
-        return f"-- {what} is at revision {head} already: nothing to do\n"
+        return f"-- {what} is at revision {head} already: " + (
+            "nothing to do\n"
+            if not wrong
+            else "but for its privileges\n" + "".join(f"{one};\n" for one in wrong)
+        )
     if before is not None and before > head:
         raise SchemaMismatch(
             f"{what} is at revision {before}, newer than this inturn's {head}",

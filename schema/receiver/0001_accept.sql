@@ -1,6 +1,6 @@
 -- The guard of a receiver's own database: which command of a key has taken effect here. Beside nothing else of inturn.
-CREATE TABLE inturn.receiver_version (version_num varchar(32) PRIMARY KEY);
-INSERT INTO inturn.receiver_version VALUES ('0001');
+-- Its revision: a view of a constant, which every copy of the schema has.
+CREATE VIEW inturn.receiver_version AS SELECT '0001'::text AS version_num;
 
 -- The role belongs to the whole cluster: where it exists already it is kept.
 DO $$
@@ -59,4 +59,4 @@ REVOKE ALL ON SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON inturn.receiver_version, inturn.accepted FROM PUBLIC;
 REVOKE ALL ON FUNCTION inturn.accept FROM PUBLIC;
 GRANT USAGE ON SCHEMA inturn TO inturn_receiver;
-GRANT EXECUTE ON FUNCTION inturn.accept TO inturn_receiver;
+GRANT EXECUTE ON FUNCTION inturn.accept(text, text, bigint, bigint) TO inturn_receiver;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -11,6 +12,7 @@ import psycopg
 from inturn.schema import strangers
 from inturn.schema.errors import SchemaInUse, SchemaMismatch
 from inturn.schema.install import installing
+from inturn.schema.privileges import Report, set_right
 from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name, rename, statements
 from inturn.schema.version import installed_receiver, installed_version
 
@@ -19,14 +21,18 @@ SCRIPTS = ("0001_accept",)
 HEAD = SCRIPTS[-1][:4]
 
 
-def upgrade_receiver(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]:
+def upgrade_receiver(
+    dsn: str, *, schema: str = DEFAULT_SCHEMA, report: Report | None = None
+) -> tuple[str | None, str]:
     """Install the guard, or upgrade it; the schema beside it, if there is one, is left as it is.
 
     Any number may run at once: one does the work, the others wait for it and find it done.
+    Roles and privileges are brought to what they must be: see `inturn.schema.install.upgrade`.
 
     Args:
         dsn: libpq connection string; what it leaves out comes from the PG* variables.
         schema: the schema's name; the role is named after it.
+        report: is told of each privilege or role that was not as it must be where the guard was there.
 
     Returns:
         The revision before (None: not installed) and the one now.
@@ -46,6 +52,9 @@ def upgrade_receiver(dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | N
             strangers.refuse_taken(_asker(connection), schema, Counter())
         for script in _later(before):
             connection.execute(_encoded(_text(script, schema)))
+        # The schema beside it is left to its own upgrade.
+        if before is not None and installed_version(connection, schema) is None:
+            set_right(_asker(connection), _runner(connection), schema, report)
     return before, HEAD
 
 
@@ -137,6 +146,13 @@ def _text(script: str, schema: str) -> str:
 
 def _asker(connection: psycopg.Connection[Any]) -> strangers.Ask:
     return lambda query: connection.execute(_encoded(query)).fetchall()
+
+
+def _runner(connection: psycopg.Connection[Any]) -> Callable[[str], None]:
+    def run(statement: str) -> None:
+        connection.execute(_encoded(statement))
+
+    return run
 
 
 def _encoded(sql: str) -> bytes:

@@ -9,6 +9,7 @@ from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 
 from inturn.schema.revisions import frozen
+from inturn.schema.source import revision_sql
 
 Emit = Callable[[str], None]
 
@@ -20,19 +21,12 @@ def up(emit: Emit, *, schema: str, installed: str | None, head: str) -> None:
         emit: is given one statement after the other.
         installed: the revision that is there; None: none is, but the schema itself is there.
     """
-    if installed is None:
-        emit(
-            f"CREATE TABLE {schema}.schema_version (\n"
-            "    version_num VARCHAR(32) NOT NULL,\n"
-            "    CONSTRAINT schema_version_pkc PRIMARY KEY (version_num)\n);"
-        )
     with frozen.running(schema, emit):
         for revision in reversed([*_between(head, installed or "base")]):
             revision.module.upgrade()
-            if revision.down_revision is None:
-                emit(f"INSERT INTO {schema}.schema_version VALUES ('{revision.revision}');")  # noqa: S608
-            else:
-                emit(_numbered(schema, revision.revision))
+            # The first one says its number itself.
+            if revision.down_revision is not None:
+                emit(revision_sql(revision.revision, schema))
 
 
 def down(emit: Emit, *, schema: str, installed: str, revision: str) -> None:
@@ -45,13 +39,7 @@ def down(emit: Emit, *, schema: str, installed: str, revision: str) -> None:
         for each in _between(installed, revision):
             each.module.downgrade()
             if isinstance(each.down_revision, str):
-                emit(_numbered(schema, each.down_revision))
-            else:
-                emit(f"DELETE FROM {schema}.schema_version;")  # noqa: S608 - checked names
-
-
-def _numbered(schema: str, revision: str) -> str:
-    return f"UPDATE {schema}.schema_version SET version_num = '{revision}';"  # noqa: S608 - checked names
+                emit(revision_sql(each.down_revision, schema))
 
 
 def _between(later: str, earlier: str) -> Iterator[Script]:

@@ -5,6 +5,7 @@ REVOKE ALL ON ALL ROUTINES IN SCHEMA inturn FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA inturn TO inturn_caller, inturn_applier, inturn_operator, inturn_admin;
 GRANT SELECT ON inturn.schema_version TO inturn_caller, inturn_applier, inturn_operator, inturn_admin;
+GRANT EXECUTE ON FUNCTION inturn._revision() TO inturn_caller, inturn_applier, inturn_operator, inturn_admin;
 
 -- A caller appends and nothing more. The view reads as empty; RETURNING needs the SELECT.
 GRANT EXECUTE ON FUNCTION

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.database import Database, until
+from support.database import Database, set_revision, until
 from support.terminal import EVIL, on_terminal
 
 INTURN = Path(sys.executable).parent / "inturn"
@@ -349,7 +349,7 @@ def test_a_database_that_is_not_there_is_named(database: Database) -> None:
 def test_a_schema_older_or_newer_is_one_line(
     database: Database, revision: str, remedy: str, command: tuple[str, ...]
 ) -> None:
-    database.execute("UPDATE inturn.schema_version SET version_num = %s", [revision])
+    set_revision(database, revision)
     assert remedy in inturn(database.dsn, *command, code=5).stderr
 
 

@@ -21,6 +21,7 @@ from support.server import Server
 from inturn.cli.doctor import server as server_checks
 from inturn.cli.doctor.checks import CHECKS, examine
 from inturn.cli.doctor.finding import Facts, Finding
+from inturn.schema.install import upgrade
 
 #: The tests' own server is not as it should be in this.
 OF_THE_TESTS = {"durability"}
@@ -161,27 +162,21 @@ def test_a_restore_without_privileges_is_found_and_repaired(database: Database) 
     assert repaired(database) == []
 
 
-def test_a_role_with_powers_is_found() -> None:
-    facts = _Fake(
-        {
-            "pg_roles": [
-                {
-                    "rolname": f"inturn_{name}",
-                    "rolsuper": name == "applier",
-                    "rolcreaterole": False,
-                    "rolbypassrls": False,
-                }
-                for name in ("applier", "operator")
-            ]
-        }
-    )
+def test_a_role_that_is_missing_or_has_powers_is_found_and_repaired(database: Database) -> None:
     from inturn.cli.doctor.privileges import roles
 
-    assert [(f.level, f.sql) for f in roles(facts)] == [  # type: ignore[arg-type]
-        ("error", ("CREATE ROLE inturn_caller",)),
-        ("error", ("ALTER ROLE inturn_applier NOSUPERUSER NOCREATEROLE NOBYPASSRLS",)),
-        ("error", ("CREATE ROLE inturn_admin",)),
+    upgrade(database.dsn, schema="mighty")
+    database.execute("DROP OWNED BY mighty_caller; DROP ROLE mighty_caller")
+    database.execute("ALTER ROLE mighty_applier BYPASSRLS")
+    facts = Facts(database.connect(), "mighty", 300)
+    findings = [*roles(facts)]
+    assert [(finding.level, finding.sql) for finding in findings] == [
+        ("error", ("CREATE ROLE mighty_caller",)),
+        ("error", ("ALTER ROLE mighty_applier NOSUPERUSER NOCREATEROLE NOBYPASSRLS",)),
     ]
+    for finding in findings:
+        database.execute("; ".join(finding.sql))
+    assert [*roles(facts)] == []
 
 
 def test_create_on_public_is_found_and_repaired(database: Database) -> None:

@@ -19,7 +19,7 @@ import pytest
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from support.arrivals import arrive, number
-from support.database import Database, Session, until
+from support.database import Database, Session, set_revision, until
 from support.logins import connect_as
 from support.own_server import own_database
 from support.process import InturnProcess, inturn_apply, run_inturn
@@ -571,7 +571,7 @@ def test_the_appliers_are_of_another_revision(witness: Database, revision: str, 
 def test_the_schema_changes_under_a_running_applier(witness: Database) -> None:
     with inturn_apply(witness.dsn, app=None) as process:
         until(lambda: witness.execute("SELECT 1 FROM inturn.list_appliers() WHERE doing = 'idle'"), "idle")
-        witness.execute("UPDATE inturn.schema_version SET version_num = '9998'")
+        set_revision(witness, "9998")
         assert process.exit_code() == 5
         assert "newer than" in process.err
     append(witness, "a")

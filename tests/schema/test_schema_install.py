@@ -10,7 +10,7 @@ import psycopg
 import pytest
 import sqlalchemy.exc
 from psycopg.conninfo import make_conninfo
-from support.database import Database
+from support.database import Database, set_revision
 from support.dump import dump
 from support.installers import upgrade_at_once
 from support.logins import login
@@ -231,7 +231,7 @@ def test_the_script_from_head_changes_nothing(database: Database, server: Server
 
 
 def test_a_newer_schema_is_left_alone(database: Database) -> None:
-    database.execute("UPDATE inturn.schema_version SET version_num = '9999'")
+    set_revision(database, "9999")
     before = dump(database)
     with pytest.raises(SchemaMismatch, match="revision 9999, newer than") as refused:
         upgrade(database.dsn)

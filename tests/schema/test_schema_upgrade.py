@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import sqlalchemy.exc
-from support.database import Database, until
+from support.database import Database, set_revision, until
 from support.dump import dump
 from support.next_release import MARK, NEXT, NextRelease
 from support.process import inturn_apply, run_inturn
@@ -226,7 +226,7 @@ def newer_database(database: Database, release: NextRelease, revision: str) -> D
     if revision == NEXT:
         release.upgrade(database.dsn)
     else:
-        database.execute("UPDATE inturn.schema_version SET version_num = %s", [revision])
+        set_revision(database, revision)
     return database
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.database import Database
+from support.database import Database, set_revision
 
 from inturn.schema import HEAD, check_version
 from inturn.schema.errors import SchemaMismatch
@@ -36,7 +36,7 @@ def test_without_an_installation_it_names_the_database_and_the_remedy(
 def test_another_revision_is_named_with_the_remedy(
     database: Database, revision: str, said: str, remedy: str
 ) -> None:
-    database.execute("UPDATE inturn.schema_version SET version_num = %s", [revision])
+    set_revision(database, revision)
     with pytest.raises(SchemaMismatch) as refused:
         check_version(database.connect())
     line = str(refused.value)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from support.database import Database, until
+from support.database import Database, set_revision, until
 from support.logins import connect_as
 from support.process import inturn_apply
 from support.shop import append, append_keys, at_work, gate_shut, open_shop, wait_at_gate
@@ -102,7 +102,7 @@ def test_a_worker_whose_schema_changes_ends_and_says_so(
     open_shop(database)
     with at_work(database) as fleet:
         wait_listed(database, "alive")
-        database.execute("UPDATE inturn.schema_version SET version_num = '9999'")
+        set_revision(database, "9999")
         assert fleet.wait(60)
         assert isinstance(fleet.end(0).error, SchemaMismatch)
     wait_listed(database, "NOT alive")  # the server takes a moment to end a session that was closed
@@ -112,9 +112,8 @@ def test_a_worker_whose_schema_changes_ends_and_says_so(
 @pytest.mark.parametrize("missing", ["announce_applier", "applier"])
 def test_an_older_schema_that_knows_no_registry_is_refused_as_such(database: Database, missing: str) -> None:
     kind = "FUNCTION" if missing == "announce_applier" else "TABLE"
-    database.execute(
-        f"DROP {kind} inturn.{missing} CASCADE; UPDATE inturn.schema_version SET version_num = '0000'"
-    )
+    database.execute(f"DROP {kind} inturn.{missing} CASCADE")
+    set_revision(database, "0000")
     with inturn_apply(database.dsn, app=None) as process:
         assert process.exit_code() == 5
         assert "older than" in process.err

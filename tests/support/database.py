@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import psycopg
 
+from inturn.schema.source import revision_sql
 from support.server import Server
 
 #: How long a condition that has to come may take, in seconds; only a broken test waits it out.
@@ -86,12 +87,15 @@ class Session:
 class Database:
     """A fresh database; everything opened through it is closed with it."""
 
-    def __init__(self, server: Server, name: str, *, template: str | None = None) -> None:
+    def __init__(
+        self, server: Server, name: str, *, template: str | None = None, create: bool = True
+    ) -> None:
         self.server = server
         self.name = name
-        with server.connect() as admin:
-            of = f" TEMPLATE {template}" if template else ""
-            admin.execute(f"CREATE DATABASE {name}{of}")
+        if create:
+            with server.connect() as admin:
+                of = f" TEMPLATE {template}" if template else ""
+                admin.execute(f"CREATE DATABASE {name}{of}")
         self.dsn = server.dsn(name)
         self._connections: list[psycopg.Connection[Any]] = []
         self._sessions: list[Session] = []
@@ -142,6 +146,11 @@ class Database:
         self.close()
         with self.server.connect() as admin:
             admin.execute(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
+
+
+def set_revision(database: Database, revision: str) -> None:
+    """Have the schema say that it is at another revision."""
+    database.execute(revision_sql(revision))
 
 
 def wait_transactions_over(database: Database) -> None:

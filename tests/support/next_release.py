@@ -18,10 +18,11 @@ import pytest
 from alembic.config import Config
 
 import inturn.schema.install
+import inturn.schema.privileges
 import inturn.schema.revisions.walk
 import inturn.schema.version
 from inturn.schema import HEAD
-from inturn.schema.source import DEFAULT_SCHEMA, script
+from inturn.schema.source import DEFAULT_SCHEMA, grants_script, script
 from inturn.schema.version import check_version
 
 NEXT = f"{int(HEAD) + 1:04}"
@@ -52,6 +53,13 @@ def downgrade() -> None:
 _FINISH_GRANTS = """
 REVOKE ALL ON FUNCTION inturn.finish FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION inturn.finish TO inturn_applier;
+"""
+
+#: What its grants.sql has beside today's.
+_LATER_GRANTS = """
+GRANT EXECUTE ON FUNCTION
+    inturn.finish(text, text[], bigint[], bigint[], bigint[], text, text)
+TO inturn_applier;
 """
 
 _NEW = """
@@ -115,6 +123,8 @@ class NextRelease:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(inturn.schema.revisions.walk, "config", config)
+            todays_grants = grants_script()
+            patch.setattr(inturn.schema.privileges, "grants_script", lambda: todays_grants + _LATER_GRANTS)
             for module in (inturn.schema.install, inturn.schema.version):
                 patch.setattr(module, "HEAD", NEXT)
             yield

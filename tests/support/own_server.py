@@ -11,9 +11,9 @@ from support.server import Server
 
 
 @contextmanager
-def own_database(server: Server, *, extra_settings: str = "") -> Iterator[Database]:
-    """Give a database, with the schema, on a server of the test's own, of the same version as the run's."""
-    own = Server(server.version, extra_settings=extra_settings)
+def own_database(server: Server | int, *, extra_settings: str = "") -> Iterator[Database]:
+    """Give a database, with the schema, on a server of the test's own, of the same version or of this one."""
+    own = Server(server if isinstance(server, int) else server.version, extra_settings=extra_settings)
     own.start()
     try:
         database = Database(own, "own")

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
 
 DEBIAN_BINARIES = {version: Path(f"/usr/lib/postgresql/{version}/bin") for version in (14, 15, 17)}
 
-_SETTINGS = """
+SETTINGS = """
 listen_addresses = '127.0.0.1'
 port = {port}
 unix_socket_directories = '{directory}'
@@ -58,9 +58,14 @@ class Server:
         self.user: str | None = self._server.system_user
         if self.user is not None:
             shutil.chown(self.directory, self.user)
-        self.port = _free_port()
+        self.port = free_port()
         with (self._data / "postgresql.conf").open("a") as conf:
-            conf.write(_SETTINGS.format(port=self.port, directory=self.directory, extra=extra_settings))
+            conf.write(SETTINGS.format(port=self.port, directory=self.directory, extra=extra_settings))
+
+    @property
+    def data(self) -> Path:
+        """Where its data is."""
+        return self._data
 
     def dsn(self, dbname: str = "postgres", **parameters: object) -> str:
         """Return the connection string of a database, by the socket."""
@@ -110,7 +115,7 @@ class Server:
         )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     import socket
 
     with socket.socket() as probe:

@@ -1,6 +1,8 @@
 -- Records what an operator did, and returns the entry. Internal to the operators' functions.
 --
--- Raises IT014 when the topic is granted to other operators only.
+-- Its id is the next one of the key, or of the topic itself: no sequence, which a move by logical replication leaves behind. Most
+-- actions hold a lock of the key or the topic; where two come at once (a replay), the second waits for the first to end.
+-- Raises 40001 at REPEATABLE READ and SERIALIZABLE where an action on the key came after the snapshot; IT014 when the topic is granted to other operators only.
 -- Who: the session's login; and, as far as the session says so, inturn.os_user and inturn.acting_as (set_config).
 CREATE FUNCTION inturn._record_action(
     topic text, key text, seq bigint, action text, reason text, before jsonb, after jsonb
@@ -13,12 +15,19 @@ DECLARE
 BEGIN
     -- Whatever is recorded passes here, so nothing is done that is not granted.
     PERFORM inturn._require_grant(topic, 'operator');
-    INSERT INTO inturn.operator_action (topic, key, seq, action, reason, os_user, acting_as, before, after)
-    VALUES (_record_action.topic, _record_action.key, _record_action.seq, _record_action.action,
-            CASE WHEN NOT inturn._is_blank(_record_action.reason) THEN trim(_record_action.reason) END,
-            nullif(current_setting('inturn.os_user', true), ''), nullif(current_setting('inturn.acting_as', true), ''),
-            _record_action.before, _record_action.after)
-    RETURNING * INTO recorded;
+    LOOP
+        -- Each round has a snapshot of its own: it sees the action that was in the way of the last one.
+        INSERT INTO inturn.operator_action (topic, key, id, seq, action, reason, os_user, acting_as, before, after)
+        VALUES (_record_action.topic, _record_action.key,
+                coalesce((SELECT a.id FROM inturn.operator_action a
+                          WHERE a.topic = _record_action.topic AND a.key = _record_action.key ORDER BY a.id DESC LIMIT 1), 0) + 1,
+                _record_action.seq, _record_action.action,
+                CASE WHEN NOT inturn._is_blank(_record_action.reason) THEN trim(_record_action.reason) END,
+                nullif(current_setting('inturn.os_user', true), ''), nullif(current_setting('inturn.acting_as', true), ''),
+                _record_action.before, _record_action.after)
+        ON CONFLICT DO NOTHING RETURNING * INTO recorded;
+        EXIT WHEN FOUND;
+    END LOOP;
     RETURN recorded;
 END
 $$;

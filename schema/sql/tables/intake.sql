@@ -16,6 +16,9 @@ CREATE TABLE inturn.intake (
 );
 CREATE UNIQUE INDEX intake_idempotency ON inturn.intake (topic, key, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX intake_left_behind ON inturn.intake (topic, key, id) WHERE left_because IS NOT NULL;
+CREATE TRIGGER take_replicated AFTER INSERT ON inturn.intake
+    FOR EACH ROW EXECUTE FUNCTION inturn._take_replicated();
+ALTER TABLE inturn.intake ENABLE REPLICA TRIGGER take_replicated;
 COMMENT ON TABLE inturn.intake IS 'Commands that have arrived and have no number yet.';
 COMMENT ON COLUMN inturn.intake.id IS 'The order of arrival, over all keys.';
 COMMENT ON COLUMN inturn.intake.xid IS 'The transaction that appended it.';

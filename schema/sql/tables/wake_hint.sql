@@ -7,4 +7,6 @@ CREATE TABLE inturn.wake_hint (
     left_at timestamptz NOT NULL
 );
 CREATE INDEX wake_hint_left ON inturn.wake_hint (left_at);
+-- For publications: without an identity nobody could delete from it once it is published.
+ALTER TABLE inturn.wake_hint REPLICA IDENTITY FULL;
 COMMENT ON TABLE inturn.wake_hint IS 'Keys that may have to be woken, left by callers who could not tell.';

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 from support.crowd import Crowd
-from support.database import Database, until
+from support.database import Database, set_revision, until
 from support.oracle import Oracle
 from support.process import InturnProcess, inturn_apply, run_apply, run_inturn
 from support.processes import (
@@ -214,6 +214,6 @@ def test_a_schema_that_no_longer_fits_ends_all_processes(database: Database) -> 
     open_shop(database)
     with inturn_apply(database.dsn, *TWO) as process:
         wait_serving(database)
-        database.execute("UPDATE inturn.schema_version SET version_num = '9999'")
+        set_revision(database, "9999")
         assert process.exit_code() == 5
         one_line(process.err, "newer than")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from psycopg.conninfo import make_conninfo
-from support.database import Database, until
+from support.database import Database, set_revision, until
 from support.place import TESTS
 from support.process import InturnProcess, inturn_apply, run_apply, run_inturn
 from support.processes import (
@@ -190,7 +190,7 @@ def test_a_database_that_is_down_or_does_not_fit_is_said_once_without_the_passwo
     found, out, err = run_apply(down, *TWO)
     assert (found, out) == (4, "")
     assert PASSWORD not in one_line(err, "inturn: cannot connect")
-    database.execute("UPDATE inturn.schema_version SET version_num = '9999'")
+    set_revision(database, "9999")
     found, out, err = run_apply(make_conninfo(database.dsn, password=PASSWORD), *TWO)
     assert (found, out) == (5, "")
     assert "pip install --upgrade inturn" in one_line(err, "newer than")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from psycopg.conninfo import make_conninfo
-from support.database import Database
+from support.database import Database, set_revision
 from support.process import run_apply, run_inturn
 from support.server import Server
 from support.shop import append, append_keys, count_applied, open_shop
@@ -57,7 +57,7 @@ def test_a_schema_of_another_version_is_said_in_one_line_with_the_remedy(
 ) -> None:
     open_shop(database)
     append(database, "a", "insert")
-    database.execute("UPDATE inturn.schema_version SET version_num = %s", [version])
+    set_revision(database, version)
     code, _, err = run_apply(database.dsn, *mode)
     assert code == 5
     line = _one_line(err)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support.database import Database, until
+from support.database import Database, set_revision, until
 from support.process import inturn_apply, run_apply
 from support.server import Server
 from support.shop import (
@@ -98,7 +98,7 @@ def test_a_daemon_whose_schema_was_upgraded_beneath_it_stops_at_its_next_connect
     with inturn_apply(database.dsn) as process:
         append(database, "a", "insert")
         until(lambda: applied(database, "a"), "at work")
-        database.execute("UPDATE inturn.schema_version SET version_num = '9999'")
+        set_revision(database, "9999")
         _kill_appliers(database)
         assert process.exit_code() == 5
         assert "newer than" in process.err.splitlines()[-1]

