@@ -53,7 +53,8 @@ Example:
 def upgrade(database: Database, *, as_script: bool, roles: bool, receiver_only: bool) -> None:
     """Install the schema, or upgrade it.
 
-    It is safe to run again, and by several processes at once. --sql changes
+    It is safe to run again, and by several processes at once. It also brings roles
+    and privileges to what they must be, and says what it changed. --sql changes
     nothing and needs no database; if you name one, the script starts at the
     revision that is installed there. Where your login may not create roles, a DBA
     runs what --roles prints, once a server.

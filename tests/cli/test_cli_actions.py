@@ -92,7 +92,7 @@ def test_each_action_says_in_a_line_what_it_did(orders: Database) -> None:
     hold(orders, "y")
     assert said(orders, "retry", "y") == "orders y: retrying -> ready; command 2 will be tried again"
     assert orders.execute(
-        "SELECT action FROM inturn.operator_action WHERE action <> 'create' ORDER BY id"
+        "SELECT action FROM inturn.operator_action WHERE action <> 'create' ORDER BY acted_at"
     ) == [
         (action,)
         for action in (

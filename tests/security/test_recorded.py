@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 from support.database import Database
 from support.logins import connect_as
@@ -74,3 +75,36 @@ def test_no_operator_or_caller_writes_a_table(database: Database, role: str, tab
             "INSERT INTO inturn.topic (name, target) VALUES ('mine', 'sql:pg_temp.pwn')",
         )
         assert said.sqlstate == "42501"
+
+
+def test_actions_on_one_key_that_come_at_once_are_numbered_one_after_the_other(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('orders')")
+    record = "SELECT id FROM inturn._record_action('orders', 'k', 1, 'note', %s, NULL, NULL)"
+    first, second = database.session(), database.session()
+    first.execute(record, ["committed"])
+    waiting = second.begin(record, ["after it"])
+    second.wait_blocked()
+    first.commit()
+    assert waiting.result(30) == [(2,)]
+    second.rollback()
+    first.execute(record, ["rolled back"])
+    waiting = second.begin(record, ["instead of it"])
+    second.wait_blocked()
+    first.rollback()
+    assert waiting.result(30) == [(2,)]
+    second.commit()
+    rows = "SELECT id, reason FROM inturn.operator_action WHERE key = 'k' ORDER BY id"
+    assert database.execute(rows) == [(1, "committed"), (2, "instead of it")]
+
+
+def test_on_a_snapshot_that_does_not_show_the_last_action_it_is_refused(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('orders')")
+    record = "SELECT id FROM inturn._record_action('orders', 'k', 1, 'note', 'because', NULL, NULL)"
+    with database.connect(autocommit=False) as late:
+        late.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        late.execute("SELECT FROM inturn.topic")
+        database.execute(record)
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            late.execute(record)
+        late.rollback()
+    assert database.value(record) == 2

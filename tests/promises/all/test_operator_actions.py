@@ -66,7 +66,7 @@ def skips(database: Database, key: str = "x") -> list[tuple[Any, ...]]:
 def actions(database: Database) -> list[tuple[Any, ...]]:
     return database.execute(
         "SELECT action, key, seq, reason, before ->> 'state', after ->> 'state'"
-        " FROM inturn.operator_action WHERE action <> 'create' ORDER BY id"
+        " FROM inturn.operator_action WHERE action <> 'create' ORDER BY acted_at"
     )
 
 
@@ -732,6 +732,7 @@ def test_everything_an_operator_did_leaves_what_the_oracle_accepts(orders: Datab
     assert [state(orders, key)[0] for key in "xyz"] == ["idle"] * 3
     assert json.loads(
         orders.value(
-            "SELECT json_agg(action ORDER BY id)::text FROM inturn.operator_action WHERE action <> 'create'"
+            "SELECT json_agg(action ORDER BY acted_at)::text FROM inturn.operator_action"
+            " WHERE action <> 'create'"
         )
     ) == [*("skip", "cancel-rest", "replay", "amend", "pause", "retry", "resume")]
