@@ -74,7 +74,8 @@ def verify(database: Database, *, topic: str | None, key: str | None, limit: int
     Checks that numbers have no gaps, that no key is beyond its last command, that
     every number was applied or skipped exactly once, that no epoch was used twice,
     and that nothing is pending on an idle key. It only reads, some keys at a time,
-    each on one snapshot: you may run it at any time.
+    each on one snapshot: you may run it at any time. It warns while privileges are
+    not as they must be, as after a restore: see inturn upgrade.
     """
     started_at = time.monotonic()
     work = _Work()
