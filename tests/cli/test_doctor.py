@@ -132,7 +132,7 @@ def test_autovacuum_that_is_off_for_a_table_is_found_and_repaired(database: Data
         ("GRANT SELECT ON inturn.command_log TO PUBLIC", "error"),
         ("REVOKE EXECUTE ON FUNCTION inturn.topic_metrics() FROM inturn_applier", "error"),
         ("REVOKE USAGE ON SCHEMA inturn FROM inturn_operator", "error"),
-        ("REVOKE DELETE ON inturn.ticket FROM inturn_applier", "error"),
+        ("REVOKE SELECT, INSERT ON inturn.outbox FROM inturn_caller", "error"),
         ("REVOKE SELECT ON inturn.skip FROM inturn_operator", "error"),
         ("GRANT DELETE ON inturn.command_log TO inturn_operator", "warning"),
         ("GRANT EXECUTE ON FUNCTION inturn.skip(text, text, bigint, text) TO inturn_caller", "warning"),
