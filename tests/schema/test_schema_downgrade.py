@@ -33,6 +33,11 @@ def wait_for_lock(database: Database, like: str) -> int:
     return int(rows[0][0])
 
 
+def patient(database: Database) -> str:
+    """Return the DSN of a removal that waits for locks as long as a test may take; how long follows this."""
+    return make_conninfo(database.dsn, options="-c deadlock_timeout=60s")
+
+
 def test_everything_goes_but_the_roles(empty_database: Database) -> None:
     objects = """
         SELECT 'class', oid::regclass::text FROM pg_class WHERE oid >= 16384
@@ -94,7 +99,7 @@ def test_an_append_in_flight_is_waited_for_and_counted(orders: Database) -> None
     caller = orders.session()
     caller.execute("SELECT inturn.append('orders', 'a', 'insert')")
     with ThreadPoolExecutor(1) as threads:
-        removal = threads.submit(downgrade, orders.dsn)
+        removal = threads.submit(downgrade, patient(orders))
         wait_for_lock(orders, "LOCK TABLE%")
         caller.commit()
         with pytest.raises(CommandsPending):
@@ -107,7 +112,7 @@ def test_a_caller_that_comes_meanwhile_deadlocks_with_nobody(orders: Database) -
     reader, caller = orders.session(), orders.session()
     reader.execute("SELECT FROM inturn.command_log")
     with ThreadPoolExecutor(1) as threads:
-        removal = threads.submit(downgrade, orders.dsn, force=True)
+        removal = threads.submit(downgrade, patient(orders), force=True)
         wait_for_lock(orders, "LOCK TABLE%")
         append = caller.begin("SELECT inturn.append('orders', 'a', 'delete')")
         caller.wait_blocked()
@@ -180,11 +185,8 @@ def test_what_its_own_parts_need_of_one_another_does_not_hold_it_up(orders: Data
 def test_it_waits_for_callers_before_it_locks_anything_else(orders: Database) -> None:
     caller = orders.session()
     caller.execute("SELECT inturn.append('orders', 'a', 'insert')")
-    patient = make_conninfo(
-        orders.dsn, options="-c deadlock_timeout=60s"
-    )  # what it waits at most follows this
     with ThreadPoolExecutor(1) as threads:
-        removal = threads.submit(downgrade, patient, force=True)
+        removal = threads.submit(downgrade, patient(orders), force=True)
         pid = wait_for_lock(orders, "LOCK TABLE%")
         held = """
             SELECT relation::regclass::text FROM pg_locks
