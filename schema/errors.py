@@ -289,7 +289,7 @@ class CommandsPending(InturnError):
 
 
 class SchemaInUse(InturnError):
-    """A downgrade was refused because something outside the schema depends on it."""
+    """The schema cannot be changed now: what is outside depends on it, or somebody has its tables locked."""
 
 
 class SchemaNameRefused(InturnError):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from inturn.schema import privileges, removal, strangers
+from inturn.schema import locks, privileges, removal, strangers
 from inturn.schema.connection import connect
 from inturn.schema.errors import SchemaInUse, SchemaMismatch, SchemaNameRefused, TransactionNeeded
 from inturn.schema.privileges import Report
@@ -27,7 +28,10 @@ def upgrade(
 
     Any number may run at once: one does the work, the others wait for it and find it done.
     Roles and privileges are brought to what they must be, also where the revision is there already: a restore
-    may have left them out.
+    may have left them out. Where the schema is newer and serves this package too, nothing is done.
+
+    Callers and appliers go on meanwhile. Locks on tables are waited for briefly and asked for again, for a
+    minute: nobody queues behind an upgrade that cannot get them.
 
     Args:
         dsn: libpq connection string; what it leaves out comes from the PG* variables.
@@ -39,8 +43,9 @@ def upgrade(
 
     Raises:
         SchemaNameRefused: the name cannot be used.
-        SchemaInUse: the schema is there and holds what is not inturn's, or others may create in it.
-        SchemaMismatch: the schema in the database is newer than this package.
+        SchemaInUse: the schema is there and holds what is not inturn's, or others may create in it; or a
+            table that changes was in use for a minute.
+        SchemaMismatch: the schema in the database is newer than this package, and does not serve it.
         psycopg.Error: the database refused; nothing was changed.
     """
     with _locked(dsn, schema) as connection:
@@ -64,8 +69,9 @@ def upgrade_on(
 
     Raises:
         SchemaNameRefused: the name cannot be used.
-        SchemaInUse: the schema is there and holds what is not inturn's, or others may create in it.
-        SchemaMismatch: the schema in the database is newer than this package.
+        SchemaInUse: the schema is there and holds what is not inturn's, or others may create in it; or a
+            table that changes was in use for a minute.
+        SchemaMismatch: the schema in the database is newer than this package, and does not serve it.
         TransactionNeeded: the connection is in autocommit: a half of it would stay if it failed.
         sqlalchemy.exc.DBAPIError: the database refused.
     """
@@ -105,28 +111,36 @@ def upgrade_script(
         parts.append(strangers.guard_script(schema))
     walk.up(parts.append, schema=schema, installed=from_revision, head=HEAD)
     if transaction:
-        parts = ["BEGIN;", *parts, "COMMIT;"]
+        # Nobody is to queue for long behind a script that waits for a lock: it fails, and is run again.
+        patience = [] if from_revision is None else ["SET LOCAL lock_timeout = '500ms';"]
+        parts = ["BEGIN;", *patience, *parts, "COMMIT;"]
     return "\n\n".join(parts) + "\n"
 
 
 def _upgrade(connection: Connection, schema: str, report: Report | None) -> tuple[str | None, str]:
     before = _revision(connection, schema)
-    if before is not None:
+    if before is not None and before > HEAD:
+        since = _revision(connection, schema, "compatible_since")
+        if since is not None and since <= HEAD:
+            return before, before
         check_not_newer(before, schema)
     # Where it exists already, a DBA may have made it for a login that may not.
     if before is None and not inspect(connection).has_schema(schema):
         connection.execute(text(f"CREATE SCHEMA {schema}"))
     elif before is None:
         strangers.refuse_taken(_asker(connection), schema, strangers.receiver_objects())
-    if before != HEAD:
-        walk.up(_runner(connection), schema=schema, installed=before, head=HEAD)
+    if before is None:
+        walk.up(_runner(connection), schema=schema, installed=None, head=HEAD)
+    elif before != HEAD:
+        up = partial(walk.up, _runner(connection), schema=schema, installed=before, head=HEAD)
+        locks.try_until_free(connection, schema, up)
     privileges.set_right(_asker(connection), _runner(connection), schema, report if before else None)
     return before, HEAD
 
 
-def _revision(connection: Connection, schema: str) -> str | None:
-    """Return the revision that is installed, None when none is."""
-    table = f"{schema}.schema_version"
+def _revision(connection: Connection, schema: str, relation: str = "schema_version") -> str | None:
+    """Return the revision that is installed, or what a view says of it; None where that is not there."""
+    table = f"{schema}.{relation}"
     # Other tools have a table of this name too, of other columns.
     ours = text("SELECT FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attname = 'version_num'")
     if not connection.execute(ours, {"name": table}).rowcount:

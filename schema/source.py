@@ -30,6 +30,13 @@ _OBJECT = re.compile(
     re.MULTILINE,
 )
 
+# What takes a lock on a table that is there that callers or appliers wait for.
+_CHANGED = re.compile(
+    r"^(?:ALTER|DROP) TABLE (?:IF EXISTS )?(?:ONLY )?inturn\.(\w+)"
+    r"|^CREATE (?:UNIQUE INDEX|INDEX|TRIGGER|CONSTRAINT TRIGGER)\b[^;]*?\bON (?:ONLY )?inturn\.(\w+)",
+    re.MULTILINE,
+)
+
 
 def check_schema_name(schema: str) -> str:
     """Return the name unchanged.
@@ -129,6 +136,19 @@ def created_objects(sql: str) -> Counter[str]:
     """
     found = ((kind.lower(), name) for kind, name in _OBJECT.findall(sql))
     return Counter(f"{'type' if kind == 'domain' else kind} {name}" for kind, name in found)
+
+
+def changed_tables(sql: str) -> list[str]:
+    """Return the tables of the schema `inturn` that SQL changes, but does not create, in the order to lock.
+
+    What callers read and lock first comes first.
+
+    Args:
+        sql: as for `created_names`: every ALTER, DROP and CREATE at the beginning of a line.
+    """
+    created = {name for kind, name in _OBJECT.findall(sql) if kind == "TABLE"}
+    changed = {name for pair in _CHANGED.findall(sql) for name in pair if name} - created
+    return sorted(changed, key=lambda name: (name != "topic", name != "key_sequence", name))
 
 
 def statements(sql: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from psycopg import sql
 from inturn.schema.errors import SchemaMismatch
 from inturn.schema.source import DEFAULT_SCHEMA
 
-#: The revision that this package installs, and the only one that it serves.
+#: The revision that this package installs. It also serves later ones that say they are compatible with it.
 HEAD = "0001"
 
 
@@ -51,11 +51,11 @@ def check_version(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCH
     """Make sure that the schema in the database is one that this package serves.
 
     Raises:
-        SchemaMismatch: it is not installed, older or newer.
+        SchemaMismatch: it is not installed, older, or newer and not compatible with this package.
         psycopg.Error: the database refused the question.
     """
     version = installed_version(connection, schema)
-    if version == HEAD:
+    if version == HEAD or (version is not None and is_compatible(version, connection, schema)):
         return
     if version is None:
         raise SchemaMismatch(
@@ -68,6 +68,18 @@ def check_version(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCH
             hint="Upgrade it with: inturn upgrade",
         )
     check_not_newer(version, schema)
+
+
+def is_compatible(version: str, connection: psycopg.Connection[Any], schema: str = DEFAULT_SCHEMA) -> bool:
+    """Return whether the installed revision is newer than this package's, and serves this package's too.
+
+    Raises:
+        psycopg.Error: the database refused the question.
+    """
+    if version <= HEAD:
+        return False
+    since = _version_in(connection, schema, "compatible_since")
+    return since is not None and since <= HEAD
 
 
 def check_not_newer(version: str, schema: str = DEFAULT_SCHEMA) -> None:

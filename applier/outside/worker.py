@@ -26,7 +26,7 @@ from inturn.applier.outside.turns import OutsideTurns
 from inturn.applier.process.recovery import Recovery
 from inturn.applier.process.totals import Totals, ended_by
 from inturn.applier.stop import LoopBell, Stop
-from inturn.schema.errors import InturnError
+from inturn.schema.errors import InturnError, SchemaMismatch
 
 log = logging.getLogger("inturn.applier")
 
@@ -113,7 +113,12 @@ class OutsideWorker:
             asyncio.create_task(keep_leases(self._lanes.works, recorder)),
         ]
         try:
-            await self._rounds(link, recorder, helpers).serve_on()
+            try:
+                await self._rounds(link, recorder, helpers).serve_on()
+            except SchemaMismatch as error:
+                # What is in hand ends as at a stop, and gives its lease back if the other revision takes it.
+                self.error = error
+                self._stop.request()
             await self._finish(helpers)
         finally:
             self._bell.detach()

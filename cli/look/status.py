@@ -44,7 +44,6 @@ class _Status:
 
     topics: list[Row]
     appliers: list[Row]
-    revision: str
     now: datetime
 
 
@@ -123,15 +122,14 @@ def _read(connection: Connection[Any], schema: str, topic: str | None, older_tha
         raise refuse_interval(error, "--older-than", older_than) from None
     appliers = [
         applier
-        for applier in rows("SELECT * FROM {}.list_appliers()")
+        for applier in rows("SELECT *, {0}._fits(revision) AS fits FROM {0}.list_appliers()")
         if topic is None or topic in applier["topics"]
     ]
     for each in topics:
         each["applied_per_second"] = round(each["applied"] / _RECENT.total_seconds(), 3)
         if older_than is None:
             del each["too_old"]
-    (version,) = rows("SELECT version_num FROM {}.schema_version")
-    return _Status(topics, appliers, version["version_num"], clock(connection))
+    return _Status(topics, appliers, clock(connection))
 
 
 def _problems(found: _Status, older_than: str | None) -> Iterator[Row]:
@@ -139,7 +137,7 @@ def _problems(found: _Status, older_than: str | None) -> Iterator[Row]:
     serving = {
         topic
         for applier in found.appliers
-        if applier["alive"] and applier["revision"] in (None, found.revision)
+        if applier["alive"] and applier["fits"]
         for topic in applier["topics"]
     }
     down = down_topics(found.appliers)

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-from inturn.schema.source import created_objects, rename, statements
+from inturn.schema.source import changed_tables, created_objects, rename, statements
 
 # Objects that others need are dropped in a later round than those. The one that is left in the end
 # is needed from outside: dropping it raises what PostgreSQL says of that. Of two of one kind and name,
@@ -88,11 +88,18 @@ def running(schema: str, emit: Callable[[str], None]) -> Iterator[None]:
 def run(revision_file: str, name: str) -> None:
     """Run the frozen file NAME, which lies beside the revision; or print it when a script is asked for.
 
+    The tables that it changes are locked first, all in one order, and so that a lock that cannot be had is
+    missed before anything is done.
+
     Args:
         revision_file: the revision's own `__file__`.
         name: the name of the SQL file, written for the schema `inturn`.
     """
-    execute(Path(revision_file).with_name(name).read_text("utf-8"))
+    sql = Path(revision_file).with_name(name).read_text("utf-8")
+    if changed := changed_tables(sql):
+        names = ", ".join(f"inturn.{table}" for table in changed)
+        execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE;")
+    execute(sql)
 
 
 def execute(sql: str) -> None:

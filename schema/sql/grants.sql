@@ -6,6 +6,7 @@ REVOKE ALL ON ALL ROUTINES IN SCHEMA inturn FROM PUBLIC;
 GRANT USAGE ON SCHEMA inturn TO inturn_caller, inturn_applier, inturn_operator, inturn_admin;
 GRANT SELECT ON inturn.schema_version TO inturn_caller, inturn_applier, inturn_operator, inturn_admin;
 GRANT EXECUTE ON FUNCTION inturn._revision() TO inturn_caller, inturn_applier, inturn_operator, inturn_admin;
+GRANT SELECT ON inturn.compatible_since TO inturn_caller, inturn_applier, inturn_operator, inturn_admin;
 
 -- A caller appends and nothing more. The view reads as empty; RETURNING needs the SELECT.
 GRANT EXECUTE ON FUNCTION
@@ -139,6 +140,7 @@ GRANT EXECUTE ON FUNCTION
     inturn._verify_rows(text, text, text[], bigint[], bigint, bigint),
     inturn.verify(text, text, text),
     inturn.list_appliers(),
+    inturn._fits(text),
     inturn.why(text, text),
     inturn.retry(text, text, text),
     inturn.retry_all(text, text, text, interval, text, text),

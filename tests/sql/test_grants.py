@@ -75,6 +75,7 @@ RELATIONS = {
     "operator_action": ("", "", "SELECT"),
     "outbox": ("INSERT SELECT", "", "SELECT"),
     "schema_version": ("SELECT", "SELECT", "SELECT"),
+    "compatible_since": ("SELECT", "SELECT", "SELECT"),
 }
 
 ADMIN_READS = {"topic", "topic_grant", "merge_rule", "schema_version"}

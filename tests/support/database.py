@@ -149,8 +149,11 @@ class Database:
 
 
 def set_revision(database: Database, revision: str) -> None:
-    """Have the schema say that it is at another revision."""
+    """Have the schema say that it is at another revision, and compatible with none before it."""
     database.execute(revision_sql(revision))
+    database.execute(
+        f"CREATE OR REPLACE VIEW inturn.compatible_since AS SELECT '{revision}'::text AS version_num"
+    )
 
 
 def wait_transactions_over(database: Database) -> None:

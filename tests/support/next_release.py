@@ -1,7 +1,8 @@
 """The release after this one, made up: a package with one revision more, in a folder of the test's own.
 
 Its revision holds one of everything that a revision may: a column, a table, a new function, a frozen copy
-of a function whose body changed, and one of a function that takes a parameter more.
+of a function whose body changed, and one of a function that takes a parameter more. The last is dropped
+and made again, which is not compatible with the appliers of today; the compatible revision does without.
 """
 
 from __future__ import annotations
@@ -70,26 +71,35 @@ CREATE FUNCTION inturn.shelve(topic text, shelf text) RETURNS void LANGUAGE sql 
 $$;
 REVOKE ALL ON FUNCTION inturn.shelve FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION inturn.shelve TO inturn_operator;
-DROP FUNCTION inturn.finish;
 """
 
 _OLD = """
 DROP FUNCTION inturn.shelve;
 DROP TABLE inturn.shelf;
 ALTER TABLE inturn.topic DROP COLUMN shelf;
-DROP FUNCTION inturn.finish;
 """
+
+_SINCE = "CREATE OR REPLACE VIEW inturn.compatible_since AS\nSELECT '{}'::text AS version_num;\n"
 
 
 class NextRelease:
-    """That package. What it does is done with its revision and its HEAD; between, the package is today's."""
+    """That package. What it does is done with its revision and its HEAD; between, the package is today's.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where its revision is put.
+        compatible: whether the appliers of today go on working on it.
+    """
+
+    def __init__(self, folder: Path, *, compatible: bool = False) -> None:
         self._folder = folder
         append, finish = _living("append"), _living("finish")
         newer_append = append.replace("AS $$", f"AS $$\n{MARK}", 1)
         newer_finish = finish.replace(") RETURNS", ", shelf text DEFAULT NULL) RETURNS", 1)
-        up, down = _NEW + newer_finish + _FINISH_GRANTS, _OLD + finish + _FINISH_GRANTS
+        up, down = _NEW, _OLD
+        if not compatible:
+            drop = "DROP FUNCTION inturn.finish;\n"
+            up += drop + newer_finish + _FINISH_GRANTS + _SINCE.format(NEXT)
+            down += drop + finish + _FINISH_GRANTS + _SINCE.format(HEAD)
         (folder / f"{NEXT}_later.py").write_text(_MODULE)
         (folder / f"{NEXT}_later.sql").write_text(up + _replacing(newer_append))
         (folder / f"{NEXT}_later_down.sql").write_text(down + _replacing(append))

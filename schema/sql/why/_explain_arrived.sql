@@ -19,8 +19,8 @@ BEGIN
         RETURN;
     END IF;
     SELECT * INTO t FROM inturn.topic s WHERE s.name = _explain_arrived.topic;
-    served := EXISTS (SELECT FROM inturn.list_appliers() a CROSS JOIN inturn.schema_version v
-                      WHERE t.name = ANY (a.topics) AND a.alive AND coalesce(a.revision, v.version_num) = v.version_num);
+    served := EXISTS (SELECT FROM inturn.list_appliers() a
+                      WHERE t.name = ANY (a.topics) AND a.alive AND inturn._fits(a.revision));
     SELECT * INTO unserved FROM inturn._explain_unserved(t) WHERE NOT served;
     SELECT inturn._row_holder(s.xmax, 'inturn.key_sequence') INTO holder
     FROM inturn.key_sequence s WHERE s.topic = _explain_arrived.topic AND s.key = _explain_arrived.key;

@@ -26,8 +26,8 @@ BEGIN
             jsonb_build_object('target', t.target, 'owner', t.target_owner);
         RETURN;
     END IF;
-    SELECT jsonb_agg(to_jsonb(a) ORDER BY a.applier) FILTER (WHERE a.alive AND coalesce(a.revision, v.version_num) = v.version_num)
-    INTO serving FROM inturn.list_appliers() a CROSS JOIN inturn.schema_version v WHERE t.name = ANY (a.topics);
+    SELECT jsonb_agg(to_jsonb(a) ORDER BY a.applier) FILTER (WHERE a.alive AND inturn._fits(a.revision))
+    INTO serving FROM inturn.list_appliers() a WHERE t.name = ANY (a.topics);
     SELECT s.value -> 'down' -> t.name INTO down FROM jsonb_array_elements(serving) s
     WHERE s.value -> 'down' ? t.name ORDER BY s.value -> 'down' -> t.name ->> 'since' LIMIT 1;
     IF down IS NOT NULL THEN

@@ -16,7 +16,7 @@ DECLARE
     last record;
 BEGIN
     SELECT * INTO last FROM inturn.list_appliers() a WHERE t.name = ANY (a.topics) ORDER BY a.seen_at DESC LIMIT 1;
-    IF last.revision <> revision THEN
+    IF NOT inturn._fits(last.revision) THEN
         RETURN QUERY SELECT 'schema_mismatch',
             format('Its applier %s on %s serves schema revision %s, and the database is at %s; it was last seen at %s',
                    last.applier, last.host, last.revision, revision, to_char(last.seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')),

@@ -1,0 +1,287 @@
+"""Upgrading without a stop: from today's release to the made-up next one, with real processes at work."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import create_engine
+from support.b_server import TOPIC as OUTSIDE
+from support.b_server import open_topic, put, state
+from support.database import Database, until
+from support.dump import dump
+from support.next_release import NEXT, NextRelease
+from support.process import InturnProcess, inturn_apply, run_inturn
+from support.shop import TOPIC, applied, assert_once_and_in_turn, open_shop
+
+from inturn.applier import Applier, Command, Fleet
+from inturn.outbox import append
+from inturn.schema import locks
+from inturn.schema.errors import SchemaInUse, SchemaMismatch
+from inturn.schema.install import upgrade
+from inturn.schema.source import changed_tables
+from inturn.schema.version import HEAD, check_version
+
+#: For processes at work on a busy machine.
+PATIENCE = 120.0
+
+
+@pytest.fixture
+def compatible(tmp_path: Path) -> NextRelease:
+    return NextRelease(tmp_path, compatible=True)
+
+
+@pytest.fixture
+def breaking(tmp_path: Path) -> NextRelease:
+    return NextRelease(tmp_path)
+
+
+class Callers:
+    """Callers on connections of their own that stay, each append in a transaction with business of theirs."""
+
+    def __init__(self, database: Database) -> None:
+        database.execute("CREATE TABLE app.sale (key text, seq bigint)")
+        self._dsn = database.dsn
+        self._over = threading.Event()
+        self.appended = [0, 0, 0]
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Append while the block runs; what a caller was refused is raised at its end."""
+        with ThreadPoolExecutor(3) as threads:
+            calls = [
+                threads.submit(self._in_sql, 0),
+                threads.submit(self._in_sql, 1),
+                threads.submit(self._pooled, 2),
+            ]
+            try:
+                yield
+            finally:
+                self._over.set()
+            for call in calls:
+                call.result(PATIENCE)
+
+    def _in_sql(self, number: int) -> None:
+        """Append by statements that the server has prepared, with cached plans."""
+        with psycopg.connect(self._dsn, prepare_threshold=0) as connection:
+            while not self._over.wait(0.02):
+                with connection.transaction():
+                    key = f"k{number}-{self.appended[number] % 3}"
+                    row = connection.execute(
+                        "SELECT inturn.append(%s, %s, 'insert')", (TOPIC, key), prepare=True
+                    ).fetchone()
+                    assert row is not None
+                    connection.execute("INSERT INTO app.sale VALUES (%s, %s)", (key, row[0]))
+                self.appended[number] += 1
+
+    def _pooled(self, number: int) -> None:
+        """Append by the library, on the connections of SQLAlchemy's pool."""
+        engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(self._dsn))
+        while not self._over.wait(0.02):
+            with engine.begin() as connection:
+                key = f"k{number}-{self.appended[number] % 3}"
+                seq = append(connection, TOPIC, key, "insert")
+                connection.exec_driver_sql("INSERT INTO app.sale VALUES (%s, %s)", (key, seq))
+            self.appended[number] += 1
+        engine.dispose()
+
+
+def _turns_since(database: Database, process: InturnProcess, since: Any) -> bool:
+    """Whether an applier of the process has taken a turn that began after a time."""
+    query = "SELECT FROM inturn.turn WHERE split_part(applier, ':', 2) = %s AND started_at > %s LIMIT 1"
+    return bool(database.execute(query, [str(process.pid), since]))
+
+
+def _announced_since(database: Database, process: InturnProcess, since: Any) -> bool:
+    query = "SELECT EXISTS (SELECT FROM inturn.applier WHERE pid = %s AND seen_at > %s)"
+    return bool(database.value(query, [process.pid, since]))
+
+
+def test_callers_and_the_appliers_of_the_release_before_go_on_through_a_compatible_upgrade(
+    database: Database, compatible: NextRelease
+) -> None:
+    open_shop(database)
+    callers = Callers(database)
+    now = "SELECT clock_timestamp()"
+    with ExitStack() as stack:
+        appliers = [stack.enter_context(inturn_apply(database.dsn, "--batch", "1")) for _ in range(2)]
+        with callers.at_work():
+            began_at = database.value(now)
+            for each in appliers:
+                until(lambda each=each: _turns_since(database, each, began_at), "at work", PATIENCE)
+            assert compatible.upgrade(database.dsn) == (HEAD, NEXT)
+            upgraded_at = database.value(now)
+            counted = list(callers.appended)
+            # They look at the revision right after they have announced themselves; then they work on.
+            for each in appliers:
+                until(lambda each=each: _announced_since(database, each, upgraded_at), "it looked", PATIENCE)
+            looked_at = database.value(now)
+            for each in appliers:
+                until(lambda each=each: _turns_since(database, each, looked_at), "it works on", PATIENCE)
+            until(
+                lambda: all(now > then for now, then in zip(callers.appended, counted, strict=True)),
+                "every caller goes on",
+                PATIENCE,
+            )
+            # What is not upgraded yet may look, and be started anew, too: with `inturn upgrade` before.
+            assert run_inturn(database.dsn, "status")[0] == 0
+            assert run_inturn(database.dsn, "upgrade") == (
+                0,
+                f"schema inturn of database {database.name} is at revision {NEXT} already\n",
+                "",
+            )
+        until(lambda: not database.value("SELECT EXISTS (SELECT FROM inturn.ticket)"), "drained", PATIENCE)
+        for each in appliers:
+            each.send(signal.SIGTERM)
+            assert each.exit_code() == 0
+    assert_once_and_in_turn(database)
+    sales = database.execute("SELECT key, seq FROM app.sale ORDER BY 1, 2")
+    assert sales == database.execute("SELECT key, seq FROM inturn.command_log ORDER BY key, seq")
+    assert len(sales) == sum(callers.appended)
+    assert database.execute("SELECT * FROM inturn.verify(%s)", [TOPIC]) == []
+
+
+def test_an_applier_started_after_a_compatible_upgrade_serves_it_and_is_seen_to(
+    database: Database, compatible: NextRelease
+) -> None:
+    open_shop(database)
+    compatible.upgrade(database.dsn)
+    check_version(database.connect())
+    with inturn_apply(database.dsn) as process:
+        database.execute("SELECT inturn.append(%s, 'a', 'insert')", [TOPIC])
+        until(lambda: applied(database, "a") == [1], "applied")
+        assert database.execute(
+            "SELECT DISTINCT alive, inturn._fits(revision) FROM inturn.list_appliers() WHERE pid = %s",
+            [process.pid],
+        ) == [(True, True)]
+
+
+def test_appliers_stop_cleanly_at_an_upgrade_that_is_not_compatible(
+    database: Database, breaking: NextRelease
+) -> None:
+    open_shop(database)
+    callers = Callers(database)
+    with callers.at_work(), inturn_apply(database.dsn) as process:
+        began_at = database.value("SELECT clock_timestamp()")
+        until(lambda: _turns_since(database, process, began_at), "at work", PATIENCE)
+        breaking.upgrade(database.dsn)
+        assert process.exit_code(PATIENCE) == 5
+        assert f"revision {NEXT}, newer than the {HEAD}" in process.err
+        assert "Traceback" not in process.err
+        counted = list(callers.appended)
+        until(
+            lambda: all(now > then for now, then in zip(callers.appended, counted, strict=True)),
+            "callers go on",
+            PATIENCE,
+        )
+    database.execute("SELECT inturn.set_topic(%s, target => 'sql:app.apply')", [TOPIC])
+    until(
+        lambda: (
+            database.execute("CALL inturn.apply()")
+            or not database.value("SELECT EXISTS (SELECT FROM inturn.ticket)")
+        ),
+        "drained",
+        PATIENCE,
+    )
+    assert_once_and_in_turn(database)
+
+
+def test_a_lease_is_given_back_by_an_applier_that_stops_so(database: Database, breaking: NextRelease) -> None:
+    entered, gate, handlers = threading.Event(), threading.Event(), Applier()
+
+    def wait(command: Command) -> None:
+        entered.set()
+        assert gate.wait(PATIENCE)
+
+    handlers.handler(OUTSIDE, outside=True)(wait)
+    open_topic(database, "python")
+    put(database, "a", "first", "second")
+    fleet = Fleet(database.dsn, handlers)
+    fleet.start()
+    try:
+        assert entered.wait(PATIENCE)
+        assert state(database, "a")[0] == "leased"
+        breaking.upgrade(database.dsn)
+        until(lambda: fleet.stop.requested, "it has seen the revision", PATIENCE)
+        gate.set()
+        assert fleet.wait(PATIENCE)
+    finally:
+        gate.set()
+        outcome = fleet.end(PATIENCE)
+    assert isinstance(outcome.error, SchemaMismatch)
+    # The command in hand was recorded, and the lease did not have to run out: nothing failed.
+    assert state(database, "a")[0] == "ready"
+    assert database.execute("SELECT applied_seq, attempts, lease_until FROM inturn.key_cursor") == [
+        (1, 0, None)
+    ]
+
+
+def _waits_for_a_table(database: Database) -> bool:
+    return bool(
+        database.value(
+            "SELECT EXISTS (SELECT FROM pg_locks l WHERE NOT l.granted AND l.mode = 'AccessExclusiveLock'"
+            " AND l.relation = 'inturn.topic'::regclass)"
+        )
+    )
+
+
+def test_nobody_queues_behind_an_upgrade_that_waits_for_a_transaction(
+    database: Database, compatible: NextRelease
+) -> None:
+    open_shop(database)
+    holder, caller = database.session(), database.session(autocommit=True)
+    call = "SELECT inturn.append(%s, %s, 'insert')"
+    holder.execute(call, [TOPIC, "a"])
+    with database.beside(lambda: compatible.upgrade(database.dsn)) as upgraded:
+        for number in range(3):
+            until(lambda: _waits_for_a_table(database), "the upgrade waits")
+            # The holder has not committed, so this returns only if the upgrade stands aside.
+            caller.begin(call, [TOPIC, f"b{number}"]).result(PATIENCE)
+        assert not upgraded.done()
+        holder.commit()
+        assert upgraded.result(PATIENCE) == (HEAD, NEXT)
+    assert database.value("SELECT count(*) FROM inturn.command_log") == 4
+    assert database.value("SHOW lock_timeout") == "0"
+
+
+def test_an_upgrade_that_never_gets_its_locks_says_who_has_them_and_changes_nothing(
+    database: Database, compatible: NextRelease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_shop(database)
+    before = dump(database)
+    monkeypatch.setattr(locks, "PATIENCE", 0.0)
+    holder = database.session(application_name="reports")
+    holder.execute("SELECT FROM inturn.topic")
+    with pytest.raises(SchemaInUse, match=rf"the longest by backend {holder.pid} \(reports\)"):
+        compatible.upgrade(database.dsn)
+    holder.rollback()
+    assert dump(database) == before
+    assert compatible.upgrade(database.dsn) == (HEAD, NEXT)
+
+
+def test_its_script_does_not_queue_for_long_either(database: Database, compatible: NextRelease) -> None:
+    script = compatible.script(from_revision=HEAD)
+    assert "LOCK TABLE inturn.topic IN ACCESS EXCLUSIVE MODE;" in script
+    holder = database.session()
+    holder.execute("SELECT FROM inturn.topic")
+    with pytest.raises(psycopg.errors.LockNotAvailable):
+        database.connect().execute(script.encode())
+    holder.rollback()
+    database.connect().execute(script.encode())
+    assert upgrade(database.dsn) == (NEXT, NEXT)
+
+
+def test_what_is_changed_is_locked_in_one_order_and_what_is_new_is_not() -> None:
+    assert changed_tables(
+        "ALTER TABLE inturn.turn ADD COLUMN a text;\nCREATE INDEX ON inturn.command_log (key);\n"
+        "CREATE TABLE inturn.shelf (name text);\nALTER TABLE inturn.shelf ADD CHECK (true);\n"
+        "CREATE UNIQUE INDEX b\n    ON inturn.key_sequence (key);\nALTER TABLE inturn.topic DROP COLUMN c;\n"
+        "DROP TABLE inturn.skip;\nCREATE OR REPLACE FUNCTION inturn.append() RETURNS void;"
+    ) == ["topic", "key_sequence", "command_log", "skip", "turn"]
