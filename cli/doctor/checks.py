@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from inturn.cli.doctor import privileges, server, sessions, topics
 from inturn.cli.doctor.finding import Check, Facts, Finding
 from inturn.schema.errors import SchemaMismatch
-from inturn.schema.version import check_version
+from inturn.schema.version import HEAD, check_version, installed_version
 
 
 def revision(facts: Facts) -> Iterator[Finding]:
@@ -15,6 +15,16 @@ def revision(facts: Facts) -> Iterator[Finding]:
         check_version(facts.connection, facts.schema)
     except SchemaMismatch as error:
         yield Finding("error", error.message, error.hint)
+    else:
+        version = installed_version(facts.connection, facts.schema)
+        if version != HEAD:
+            yield Finding(
+                "warning",
+                f"schema {facts.schema} is at revision {version}, newer than this inturn's {HEAD},"
+                " which it serves",
+                "Upgrade this machine's package with: pip install --upgrade inturn;"
+                " its doctor examines privileges too",
+            )
 
 
 CHECKS = (
@@ -40,11 +50,15 @@ CHECKS = (
 
 
 def examine(facts: Facts) -> Iterator[tuple[str, Finding]]:
-    """Make the checks; without the schema, or with another revision of it, those that need none."""
-    installed = True
+    """Make the checks; without the schema, or with another revision of it, those that need none.
+
+    With one that is newer and serves this package, all but of privileges: what it needs only it knows.
+    """
+    installed = same = True
     for check in CHECKS:
-        if check.installed and not installed:
+        if (check.installed and not installed) or (check.name == "privileges" and not same):
             continue
         for finding in check.find(facts):
-            installed = installed and check.name != "revision"
+            if check.name == "revision":
+                installed, same = finding.level != "error", False
             yield check.name, finding

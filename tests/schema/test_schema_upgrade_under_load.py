@@ -114,17 +114,26 @@ def test_callers_and_the_appliers_of_the_release_before_go_on_through_a_compatib
         appliers = [stack.enter_context(inturn_apply(database.dsn, "--batch", "1")) for _ in range(2)]
         with callers.at_work():
             began_at = database.value(now)
-            for each in appliers:
-                until(lambda each=each: _turns_since(database, each, began_at), "at work", PATIENCE)
+            until(
+                lambda: all(_turns_since(database, each, began_at) for each in appliers),
+                "at work",
+                PATIENCE,
+            )
             assert compatible.upgrade(database.dsn) == (HEAD, NEXT)
             upgraded_at = database.value(now)
             counted = list(callers.appended)
             # They look at the revision right after they have announced themselves; then they work on.
-            for each in appliers:
-                until(lambda each=each: _announced_since(database, each, upgraded_at), "it looked", PATIENCE)
+            until(
+                lambda: all(_announced_since(database, each, upgraded_at) for each in appliers),
+                "it looked",
+                PATIENCE,
+            )
             looked_at = database.value(now)
-            for each in appliers:
-                until(lambda each=each: _turns_since(database, each, looked_at), "it works on", PATIENCE)
+            until(
+                lambda: all(_turns_since(database, each, looked_at) for each in appliers),
+                "it works on",
+                PATIENCE,
+            )
             until(
                 lambda: all(now > then for now, then in zip(callers.appended, counted, strict=True)),
                 "every caller goes on",
@@ -154,6 +163,9 @@ def test_an_applier_started_after_a_compatible_upgrade_serves_it_and_is_seen_to(
     open_shop(database)
     compatible.upgrade(database.dsn)
     check_version(database.connect())
+    _, said, _ = run_inturn(database.dsn, "doctor")
+    assert f"warning revision: schema inturn is at revision {NEXT}, newer than this inturn's {HEAD}" in said
+    assert "privilege" not in said.replace("its doctor examines privileges", "")
     with inturn_apply(database.dsn) as process:
         database.execute("SELECT inturn.append(%s, 'a', 'insert')", [TOPIC])
         until(lambda: applied(database, "a") == [1], "applied")

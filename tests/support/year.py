@@ -1,0 +1,135 @@
+"""A year in the life of a system, a day at a time: its load, its nights, and what happens to it.
+
+A day passes by moving every time that inturn has stored back by a day, in every column of every table of
+its own, as the catalog has them. inturn only compares these times with each other and with the clock, so for
+it the clock has moved on by a day. What living sessions say of themselves is left out: it is in unlogged
+tables, and no older than they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from inturn.schema.source import DEFAULT_SCHEMA
+from support.database import Database, until
+from support.monitoring import alerts
+from support.process import run_inturn
+from support.scrape import Samples, read
+from support.shop import TOPIC, open_shop
+
+#: For a fleet that has to connect again first, on a busy machine.
+PATIENCE = 120.0
+RETAIN_DAYS, FORGET_DAYS = 7, 14
+_HOT_KEYS, _NEW_KEYS = 5, 5
+_TIMES = """
+    SELECT format('UPDATE %s SET %s', c.oid::regclass, string_agg(
+        format('%1$I = %1$I - interval ''1 day''', a.attname), ', '))
+    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE c.relnamespace = %s::regnamespace AND c.relkind = 'r' AND c.relpersistence = 'p'
+      AND a.atttypid = 'timestamptz'::regtype AND NOT a.attisdropped
+    GROUP BY c.oid ORDER BY c.oid
+""".replace("'UPDATE %s SET %s'", "'UPDATE %%s SET %%s'").replace("%1$I", "%%1$I")
+_TABLES = f"""
+    SELECT oid::regclass::text FROM pg_class
+    WHERE relnamespace = '{DEFAULT_SCHEMA}'::regnamespace AND relkind = 'r' AND relpersistence = 'p'
+"""
+
+
+class Year:
+    """The system, and what it has been given to do so far.
+
+    Attributes:
+        database: the one that it lives in now.
+        day: the number of the day.
+        appended: commands that were committed.
+    """
+
+    def __init__(self, database: Database) -> None:
+        open_shop(
+            database,
+            settings=f"max_attempts => 1, retain => '{RETAIN_DAYS} days',"
+            f" retain_idempotency => '{RETAIN_DAYS} days', forget_idle_after => '{FORGET_DAYS} days'",
+        )
+        self.database = database
+        self.day = self.appended = 0
+
+    def work(self) -> None:
+        """Append a day's commands: to keys that are used every day, and to keys of this day alone."""
+        hot = [f"hot-{number}" for number in range(_HOT_KEYS)] * 4
+        new = [f"order-{self.day}-{number}" for number in range(_NEW_KEYS)] * 2
+        for keys in (hot, new):
+            self.append(*keys)
+
+    def append(self, *keys: str, name: str = "insert") -> None:
+        self.database.execute(
+            "SELECT inturn.append(%s, k.key, %s, jsonb_build_object('text', repeat(md5(n::text), 30)),"
+            " idempotency_key => gen_random_uuid()::text) FROM unnest(%s::text[]) WITH ORDINALITY k (key, n)",
+            [TOPIC, name, list(keys)],
+        )
+        self.appended += len(keys)
+
+    def wait_drained(self) -> None:
+        """Wait until everything was applied by whoever is at work."""
+        left = "SELECT EXISTS (SELECT FROM inturn.ticket) OR EXISTS (SELECT FROM inturn.wake_hint)"
+        until(lambda: not self.database.value(left), f"drained on day {self.day}", PATIENCE)
+
+    def pass_day(self) -> None:
+        """Let the clock move on by a day; see the head of this file."""
+        for (statement,) in self.database.execute(_TIMES, [DEFAULT_SCHEMA]):
+            self.database.execute(statement)
+        self.day += 1
+
+    def prune(self) -> None:
+        """Do what cron does at night, as pg_cron would; and what autovacuum does until then."""
+        ((_, _, _, done),) = self.database.execute("CALL inturn.prune(max_seconds => 3600)")
+        assert done
+        for (table,) in self.database.execute(_TABLES):
+            self.database.execute(f"VACUUM {table}")
+
+    def size(self) -> int:
+        """Return how many bytes the tables of inturn take, with their indexes."""
+        query = f"SELECT sum(pg_total_relation_size(t::regclass)) FROM ({_TABLES}) x (t)"
+        return int(self.database.value(query))
+
+    def rows(self) -> int:
+        """Return how many rows there are in all of them."""
+        return sum(
+            int(self.database.value(f"SELECT count(*) FROM {table}"))
+            for (table,) in self.database.execute(_TABLES)
+        )
+
+    def firing(self) -> set[str]:
+        """Return which of the alerts' conditions hold, by what `inturn metrics` prints."""
+        code, out, err = run_inturn(self.database.dsn, "metrics")
+        assert (code, err) == (0, "")
+        samples = read(out)
+        held = {name for name, (_, holds) in _CONDITIONS.items() if holds(samples)}
+        rules = alerts()
+        assert all(words in rules[name] for name, (words, _) in _CONDITIONS.items()), "a rule has changed"
+        return held
+
+
+def _of(samples: Samples, name: str, **labels: str) -> float:
+    return samples[name, frozenset({"topic": TOPIC, **labels}.items())]
+
+
+#: Of each alert: the words of its rule, and the same asked of the topic's samples. Prometheus itself evaluates
+#: them in tests/monitoring, where it is there.
+_CONDITIONS: dict[str, tuple[str, Callable[[Samples], bool]]] = {
+    "InturnKeysHeld": (
+        'inturn_keys{state="held"}) > 0',
+        lambda samples: _of(samples, "inturn_keys", state="held") > 0,
+    ),
+    "InturnNoApplier": (
+        "inturn_oldest_ready_age_seconds) > 60",
+        lambda samples: (
+            _of(samples, "inturn_oldest_ready_age_seconds") > 60 and _of(samples, "inturn_appliers") == 0
+        ),
+    ),
+    "InturnBehind": (
+        "inturn_oldest_ready_age_seconds) > 300",
+        lambda samples: (
+            _of(samples, "inturn_oldest_ready_age_seconds") > 300 and _of(samples, "inturn_appliers") > 0
+        ),
+    ),
+}
