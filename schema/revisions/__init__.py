@@ -15,6 +15,6 @@ beside its two files:
     def downgrade() -> None:
         frozen.run(__file__, "0002_name_down.sql")
 
-HEAD in schema/version.py names the newest one. Appliers of the release before go on working on it, unless it replaces
-the view compatible_since with its own number: docs/explanation/upgrades.md says what it may do without.
+HEAD in schema/version.py names the newest one. Appliers of the release before go on working on it, unless it
+replaces the view compatible_since with its own number: see docs/explanation/upgrades.md.
 """

@@ -113,8 +113,8 @@ def _of(samples: Samples, name: str, **labels: str) -> float:
     return samples[name, frozenset({"topic": TOPIC, **labels}.items())]
 
 
-#: Of each alert: the words of its rule, and the same asked of the topic's samples. Prometheus itself evaluates
-#: them in tests/monitoring, where it is there.
+#: Of each alert: the words of its rule, and the same asked of the topic's samples. Prometheus itself
+#: evaluates them in tests/monitoring, where it is there.
 _CONDITIONS: dict[str, tuple[str, Callable[[Samples], bool]]] = {
     "InturnKeysHeld": (
         'inturn_keys{state="held"}) > 0',
