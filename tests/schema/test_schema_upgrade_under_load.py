@@ -31,6 +31,7 @@ from inturn.schema.version import HEAD, check_version
 
 #: For processes at work on a busy machine.
 PATIENCE = 120.0
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture

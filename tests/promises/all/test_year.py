@@ -25,7 +25,10 @@ OF_THE_TESTS = {"durability", "appliers"}
 def year(server: Server) -> Iterator[Year]:
     """The first day, on a server that can be crashed."""
     with own_database(server) as database:
-        yield Year(database)
+        year = Year(database)
+        yield year
+        # By then it may be one that was restored.
+        year.database.close()
 
 
 @contextmanager
@@ -150,10 +153,12 @@ def _nothing_was_lost(year: Year) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_some_weeks_in_production(year: Year, tmp_path: Path) -> None:
     _live(year, 5, tmp_path)
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(7200)
 def test_a_year_in_production(year: Year, tmp_path: Path) -> None:
     _live(year, 52, tmp_path)
