@@ -78,7 +78,7 @@ RELATIONS = {
     "compatible_since": ("SELECT", "SELECT", "SELECT"),
 }
 
-ADMIN_READS = {"topic", "topic_grant", "merge_rule", "schema_version"}
+ADMIN_READS = {"topic", "topic_grant", "merge_rule", "schema_version", "compatible_since"}
 
 
 @pytest.fixture
