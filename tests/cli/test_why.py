@@ -466,6 +466,17 @@ def test_its_topic_is_paused(drained: Database) -> None:
     assert asked(drained, "a")["cause"] == "no_applier"
 
 
+def test_its_target_belongs_to_somebody_else_now(drained: Database) -> None:
+    append(drained, "a")
+    other = f"other_{drained.name}"
+    drained.execute(f"CREATE ROLE {other}; ALTER FUNCTION app.apply_order OWNER TO {other}")
+    answer, out = explained(drained, "a", "target_refused")
+    assert f"belongs to {other} now" in answer["says"]
+    assert "$ inturn topic set orders --target sql:app.apply_order" in out
+    drained.execute(f"REASSIGN OWNED BY {other} TO CURRENT_USER; DROP ROLE {other}")
+    assert asked(drained, "a")["cause"] == "no_applier"
+
+
 def test_an_idle_key_with_something_pending_is_called_broken(drained: Database) -> None:
     append(drained, "a")
     drained.execute("UPDATE inturn.key_cursor SET ready_at = NULL")

@@ -32,8 +32,7 @@ DECLARE
     failed_keys pg_catalog.text[] := '{}';
 BEGIN
     keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0'; lost := false;
-    settings := inturn._sql_topic(topic);
-    PERFORM inturn._require_target(settings);
+    settings := inturn._require_target(inturn._sql_topic(topic));
 
     SELECT pg_catalog.array_agg(c.key) AS keys, pg_catalog.array_agg(c.applied_seq) AS applied_seqs,
            pg_catalog.array_agg(c.epoch) AS epochs, pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1) AS from_seqs,
