@@ -39,6 +39,7 @@ test: lint  ## Lint, types, all tests; the promises on every server version ther
 	$(MAKE) promises
 	@echo "All tests ran on PostgreSQL $(POSTGRES), the promise tests also on: $(OTHERS)"
 	$(if $(filter 15,$(OTHERS)),,@echo "Not on Debian's 15: apt-get install postgresql-15")
+	$(if $(wildcard /usr/sbin/pgbouncer),,@echo "Not with PgBouncer: apt-get install pgbouncer")
 	$(if $(shell command -v promtool),,@echo "Not with Prometheus: apt-get install prometheus")
 
 promises: .venv/installed-dev  ## The promise tests on the other server versions.

@@ -20,8 +20,11 @@ from inturn.schema.errors import (
 )
 
 _MISSING = "A part of the schema is missing; compare it with: inturn upgrade --sql"
+_PRIMARY = "Name the primary server: this one, or this session, takes no writes"
 _HINTS = {
-    "25006": "Name the primary server: this one, or this session, takes no writes",
+    "0A000": _PRIMARY,
+    "22P05": "Write it in characters that the database's encoding has, or use a database in UTF8",
+    "25006": _PRIMARY,
     "40001": "Run it again",
     "40P01": "Run it again",
     "42501": "Use its owner's login, or grant this one inturn_operator to look and set up,"
@@ -123,5 +126,11 @@ def _database_parts(error: psycopg.Error) -> tuple[str, str, ExitCode]:
         )
     if error.diag.message_detail:
         message = f"{message} ({error.diag.message_detail.rstrip('.')})"
-    hint = error.diag.message_hint or _HINTS.get(state or "", "")
+    hint = error.diag.message_hint or _hint(error)
     return f"the database refused: {message}", hint, ExitCode.ERROR
+
+
+def _hint(error: psycopg.Error) -> str:
+    if error.sqlstate == "0A000" and "during recovery" not in str(error):  # a standby has no unlogged tables
+        return ""
+    return _HINTS.get(error.sqlstate or "", "")

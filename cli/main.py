@@ -149,6 +149,7 @@ def cli(ctx: click.Context, dsn: str | None, schema: str) -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; every error is one line on stderr and an exit code."""
+    _replace_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -162,6 +163,23 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             raise
         sys.exit(_report(error))
     sys.exit(result if isinstance(result, int) else ExitCode.OK)
+
+
+def _replace_closed() -> None:
+    """Open what was closed (`>&-`), as if it were /dev/null: nobody wants to read it.
+
+    Otherwise Python has no such stream, and a connection gets its descriptor: what a library or a child
+    process prints would go to the database.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest one that is free
+            os.set_inheritable(descriptor, True)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _report(error: Exception) -> ExitCode:

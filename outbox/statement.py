@@ -79,9 +79,13 @@ class Statement:
         """Turn the driver's errors into inturn's, where they are about what was appended."""
         try:
             yield
+        except UnicodeEncodeError as error:  # psycopg speaks the encoding of the database
+            raise self._not_encodable(str(error)) from error
         except (psycopg.Error, DBAPIError) as error:
             cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
             known = from_database(cause, topic=self.topic, key=self.key)
+            if known is None and "has no equivalent in encoding" in str(cause):  # 22P05, of any part
+                known = self._not_encodable(str(cause).splitlines()[0])
             if known is None and getattr(cause, "sqlstate", None) in _NOT_STORABLE:
                 known = PayloadRefused(
                     f"payload is JSON that PostgreSQL cannot store: {str(cause).splitlines()[0]}",
@@ -93,6 +97,15 @@ class Statement:
                 raise
             known.seq = self.parameters.get("seq")
             raise known from error
+
+    def _not_encodable(self, why: str) -> CommandRefused:
+        return CommandRefused(
+            f"the command has a character that the database's encoding does not have: {why}",
+            hint="Use others, or a database in UTF8",
+            topic=self.topic,
+            key=self.key,
+            seq=self.parameters.get("seq"),
+        )
 
 
 def one(topic: str, command: NewCommand, seq: int | None, schema: str) -> Statement:

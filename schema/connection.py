@@ -16,6 +16,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Conninfo
 
+from inturn.schema.pooling import look, look_async
+
 #: Unless the connection string says otherwise, a connection is given up that has been dead for 25 s: an idle
 #: one by its probes, another by how long what it has sent is not acknowledged.
 KEEPALIVE = {
@@ -67,13 +69,15 @@ def connect(
 
     Args:
         dsn: libpq connection string; what it leaves out comes from the PG* variables.
-        prepare_threshold: as psycopg has it; None: the driver prepares nothing, for poolers.
+        prepare_threshold: as psycopg has it; None: the driver prepares nothing. Through a pooler it never
+            does.
         application_name: None: what the connection string says, or `inturn`.
         for_handlers: keep the search_path that the session came with, for what users run on the connection;
             all of inturn's own statements on it are qualified.
 
     Raises:
         psycopg.Error: the database cannot be reached or refuses.
+        StatementPooling: it is reached through a pooler that has no transactions.
     """
     connection = psycopg.connect(
         _conninfo(dsn, application_name), autocommit=True, prepare_threshold=prepare_threshold
@@ -81,7 +85,8 @@ def connect(
     try:
         # For transactions that the driver begins, behind a pooler too.
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-        connection.execute(pins(connection.info.backend_pid, for_handlers=for_handlers))
+        pinned = connection.execute(pins(connection.info.backend_pid, for_handlers=for_handlers))
+        look(connection, pinned.fetchone())
         connection.autocommit = autocommit
     except BaseException:
         connection.close()
@@ -96,13 +101,15 @@ async def connect_async(
 
     Raises:
         psycopg.Error: the database cannot be reached or refuses.
+        StatementPooling: it is reached through a pooler that has no transactions.
     """
     connection = await psycopg.AsyncConnection.connect(
         _conninfo(dsn, application_name), autocommit=True, prepare_threshold=prepare_threshold
     )
     try:
         await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
-        await connection.execute(pins(connection.info.backend_pid, for_handlers=True))
+        pinned = await connection.execute(pins(connection.info.backend_pid, for_handlers=True))
+        await look_async(connection, await pinned.fetchone())
     except BaseException:
         await connection.close()
         raise

@@ -280,6 +280,16 @@ class PruneRefused(InturnError):
     sqlstate = "IT070"
 
 
+class NoPrivilege(InturnError):
+    """The login may not create the schema, or nothing in it."""
+
+
+class StatementPooling(InturnError):
+    """The database is reached through a pooler in statement mode, which has no transactions."""
+
+    default_hint = "Set its pool_mode to transaction or session for this database, or connect to the server"
+
+
 class SchemaMismatch(InturnError):
     """The schema in the database is not one that this version of inturn can serve."""
 
@@ -337,6 +347,9 @@ BY_SQLSTATE: dict[str, type[InturnError]] = {
 }
 
 
+_PROTOCOL_VIOLATION = "08P01"
+
+
 class _Diagnostic:
     """What both psycopg's Diagnostic and psycopg2's offer."""
 
@@ -355,6 +368,8 @@ def from_database(
     """
     sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     kind = BY_SQLSTATE.get(sqlstate or "")
+    if sqlstate == _PROTOCOL_VIOLATION and "statement pooling" in str(error):  # PgBouncer's words
+        return StatementPooling("the pooler before the database is in statement mode, without transactions")
     if kind is None:
         return None
     diagnostic: _Diagnostic | None = getattr(error, "diag", None)

@@ -46,6 +46,7 @@ def upgrade(
         SchemaInUse: the schema is there and holds what is not inturn's, or others may create in it; or a
             table that changes was in use for a minute.
         SchemaMismatch: the schema in the database is newer than this package, and does not serve it.
+        NoPrivilege: the login may not create the schema, or nothing in it.
         psycopg.Error: the database refused; nothing was changed.
     """
     with _locked(dsn, schema) as connection:
@@ -72,6 +73,7 @@ def upgrade_on(
         SchemaInUse: the schema is there and holds what is not inturn's, or others may create in it; or a
             table that changes was in use for a minute.
         SchemaMismatch: the schema in the database is newer than this package, and does not serve it.
+        NoPrivilege: the login may not create the schema, or nothing in it.
         TransactionNeeded: the connection is in autocommit: a half of it would stay if it failed.
         sqlalchemy.exc.DBAPIError: the database refused.
     """
@@ -125,6 +127,8 @@ def _upgrade(connection: Connection, schema: str, report: Report | None) -> tupl
             return before, before
         check_not_newer(before, schema)
     # Where it exists already, a DBA may have made it for a login that may not.
+    if before is None:
+        strangers.refuse_no_privilege(_asker(connection), schema)
     if before is None and not inspect(connection).has_schema(schema):
         connection.execute(text(f"CREATE SCHEMA {schema}"))
     elif before is None:

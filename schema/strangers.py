@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import Any, TypeAlias
 
-from inturn.schema.errors import SchemaInUse
+from inturn.schema.errors import NoPrivilege, SchemaInUse
 from inturn.schema.source import created_objects
 
 #: Runs a query without parameters and returns its rows.
@@ -102,6 +102,38 @@ def _guard(schema: str, beside: Counter[str], installed: str) -> str:
         named=_NAMED,
         installed=installed,
         schema=schema,
+    )
+
+
+_MAY_CREATE = """
+    SELECT pg_catalog.quote_ident(pg_catalog.current_database()), pg_catalog.quote_ident(current_user),
+           CASE WHEN pg_catalog.to_regnamespace('{schema}') IS NULL
+                THEN pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
+                ELSE pg_catalog.has_schema_privilege('{schema}', 'CREATE') END,
+           pg_catalog.to_regnamespace('{schema}') IS NULL"""
+
+
+def refuse_no_privilege(ask: Ask, schema: str) -> None:
+    """Make sure that the login may create the schema, or in it where a DBA has made it.
+
+    Args:
+        schema: a checked name.
+
+    Raises:
+        NoPrivilege: it may not.
+    """
+    ((database, login, may, is_missing),) = ask(_MAY_CREATE.format(schema=schema))
+    if may:
+        return
+    if is_missing:
+        raise NoPrivilege(
+            f"login {login} may not create schema {schema} in database {database}",
+            hint=f"Have the database's owner run: GRANT CREATE ON DATABASE {database} TO {login};"
+            f" or: CREATE SCHEMA {schema} AUTHORIZATION {login}",
+        )
+    raise NoPrivilege(
+        f"login {login} may not create anything in schema {schema} of database {database}",
+        hint=f"Have the schema's owner run: ALTER SCHEMA {schema} OWNER TO {login}; or install as the owner",
     )
 
 

@@ -6,10 +6,12 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from support.database import Database
 from support.door import DOOR
+from support.pooler import Pooler
 from support.server import Server
 
 from inturn.schema.install import upgrade
@@ -37,10 +39,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """A running server of the version in INTURN_TEST_PG: 18 (default), 16, or Debian's 15."""
+    """A running server of the version in INTURN_TEST_PG: 18 (default), 16, or Debian's 15.
+
+    With INTURN_TEST_POOLER=transaction callers and appliers reach it through a PgBouncer in that mode.
+    """
     server = Server(int(os.environ.get("INTURN_TEST_PG", "18")))
     server.start()
-    yield server
+    with ExitStack() as around:
+        if "INTURN_TEST_POOLER" in os.environ:
+            server.pooler = around.enter_context(Pooler(server, os.environ["INTURN_TEST_POOLER"]))
+        yield server
     server.remove()
 
 

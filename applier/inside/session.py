@@ -12,6 +12,7 @@ from psycopg.rows import tuple_row
 from inturn.applier import calls
 from inturn.applier.calls.call import Call
 from inturn.schema.errors import InturnError
+from inturn.schema.pooling import is_pooled
 
 _T = TypeVar("_T")
 
@@ -78,6 +79,7 @@ class Session:
         self.spent = False
         self.settings = self.call(calls.session.settings())
         self._seconds: float | None = None
+        self._is_pooled = is_pooled(connection)
 
     def call(self, call: Call[_T]) -> _T:
         """Run a statement of inturn; see Call."""
@@ -124,7 +126,8 @@ class Session:
         Raises:
             SessionChanged: they differ: the connection has to be given up.
         """
-        if settings != self.settings:
+        # Through a pooler the transactions of a connection have sessions that others have used.
+        if settings != self.settings and not self._is_pooled:
             self.worn = self.spent = True
             raise SessionChanged(
                 "a command has left the session changed",

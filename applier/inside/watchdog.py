@@ -12,6 +12,7 @@ from inturn.applier import calls
 from inturn.applier.inside.alone import lose_overdue
 from inturn.applier.inside.hand import Hand, Overdue
 from inturn.applier.stop import Stop
+from inturn.schema.pooling import is_pooled
 
 log = logging.getLogger("inturn.applier")
 
@@ -32,6 +33,8 @@ class Watched(Protocol):
     def backend_pid(self) -> int | None: ...
 
     def cancel(self) -> None: ...
+
+    def hang_up(self) -> None: ...
 
 
 class Watchdog:
@@ -82,9 +85,11 @@ class Watchdog:
         extra = {"topic": order.topic, "key": order.key, "seq": order.seq, "attempt": order.attempt}
         log.warning("a handler that does not return was given up", extra=extra)
         try:
+            worker.hang_up()
             with self._connect() as connection:
                 # Who waits for a ticket here keeps every other handler from being looked after.
-                connection.execute(calls.session.bound())
+                if not is_pooled(connection):  # it would stay behind in a session that others use
+                    connection.execute(calls.session.bound())
                 # Its tickets are free once its session is over.
                 calls.session.terminate(worker.backend_pid, _TERMINATE_MILLISECONDS).on(connection)
                 # Where keys shared its transaction, the next worker finds it out: it takes them alone.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -23,6 +26,7 @@ from inturn.applier.process.recovery import Recovery
 from inturn.applier.process.totals import Totals, ended_by
 from inturn.applier.stop import Bell, Stop
 from inturn.schema.errors import InturnError
+from inturn.schema.pooling import is_pooled
 
 log = logging.getLogger("inturn.applier")
 
@@ -148,9 +152,18 @@ class Worker:
 
     @property
     def backend_pid(self) -> int | None:
-        """Its session in the database, as far as the driver knows."""
+        """Its session in the database; None where the driver does not know, as through a pooler."""
         connection = self._connection
-        return None if connection is None or connection.closed else connection.info.backend_pid
+        if connection is None or connection.closed or is_pooled(connection):
+            return None
+        return connection.info.backend_pid
+
+    def hang_up(self) -> None:
+        """Cut its connection, if it goes through a pooler: that ends the session, which no number names."""
+        connection = self._connection
+        if connection is not None and not connection.closed and is_pooled(connection):
+            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as ours:
+                ours.shutdown(socket.SHUT_RDWR)
 
     def cancel(self) -> None:
         """Cancel the statement that the worker waits for, if any, and so its transaction."""

@@ -10,6 +10,7 @@ import psycopg
 
 from inturn.applier import calls
 from inturn.applier.stop import Ringer, Stop
+from inturn.schema.errors import InturnError
 
 log = logging.getLogger("inturn.applier")
 
@@ -42,7 +43,7 @@ class Listener:
                     # What turned ready while nobody listened.
                     self._bell.ring_all()
                     self._hear(connection)
-            except psycopg.Error as error:
+            except (psycopg.Error, InturnError) as error:
                 if not self._stop.requested:
                     log.info("not listening, polling instead: %s", " ".join(str(error).split()))
                     self._stop.wait(_RECONNECT_SECONDS)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import psycopg
-
 from inturn.cli.doctor.finding import Facts, Finding
 from inturn.cli.terminal.output import duration
 from inturn.cli.terminal.rows import Row
@@ -118,16 +116,6 @@ def clock(facts: Facts) -> Iterator[Finding]:
 def pooler(facts: Facts) -> Iterator[Finding]:
     backend = facts.rows("SELECT pg_backend_pid() AS pid")[0]["pid"]
     if backend == facts.connection.info.backend_pid:
-        return
-    try:
-        with facts.connection.transaction():
-            facts.rows("SELECT 1 AS one")
-    except psycopg.Error:
-        yield Finding(
-            "error",
-            "this connection goes through a pooler in statement mode, which has no transactions",
-            "Use transaction or session mode",
-        )
         return
     yield Finding(
         "warning",

@@ -33,8 +33,7 @@ _STATES = ("held", "waiting", "retrying", "paused", "leased", "ready", "idle")
 _KEYS = """
 SELECT topic, key, state, applied_seq, last_seq, pending, oldest_pending_at, attempts, ready_at, held_at,
        last_error, paused_at, paused_until, topic_paused, waiting_at, claimed_by, lease_until,
-       topic IN (SELECT down.topic FROM {0}.list_appliers() a, jsonb_object_keys(a.down) down (topic)
-                 WHERE a.alive) AS target_down
+       topic = ANY (%s) AS target_down
 FROM {0}.list_keys(%s::text, %s::text, %s::integer, %s::text, %s::interval, %s::bigint, %s::text, %s::text)
 """
 
@@ -201,7 +200,8 @@ def _list(connection: Connection[Any], schema: str, wanted: _Wanted) -> _Listing
         found = fetch(
             connection,
             sql.SQL(_KEYS).format(sql.Identifier(schema)),
-            (wanted.topic, wanted.state, wanted.limit + 1, wanted.like, wanted.older_than, wanted.lagging,
+            (_topics_down(connection, schema),
+             wanted.topic, wanted.state, wanted.limit + 1, wanted.like, wanted.older_than, wanted.lagging,
              wanted.sort, wanted.error),
         )  # fmt: skip
     except psycopg.DataError as error:
@@ -209,6 +209,16 @@ def _list(connection: Connection[Any], schema: str, wanted: _Wanted) -> _Listing
     finally:
         connection.remove_notice_handler(note)
     return _Listing(wanted.limit, found, clock(connection), warnings)
+
+
+def _topics_down(connection: Connection[Any], schema: str) -> list[str]:
+    """Return the topics whose target does not answer, by their appliers; a standby knows of no applier."""
+    if fetch(connection, sql.SQL("SELECT pg_is_in_recovery() AS standby"))[0]["standby"]:
+        return []
+    down = sql.SQL(
+        "SELECT DISTINCT d.topic FROM {}.list_appliers() a, jsonb_object_keys(a.down) d (topic) WHERE a.alive"
+    )
+    return [row["topic"] for row in fetch(connection, down.format(sql.Identifier(schema)))]
 
 
 def _list_errors(connection: Connection[Any], schema: str, wanted: _Wanted) -> _Listing:

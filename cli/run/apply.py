@@ -104,7 +104,7 @@ FEW_TOPICS = 5
 @click.option(
     "--no-prepare",
     is_flag=True,
-    help="Do not prepare statements: for PgBouncer before 1.21 in transaction mode.",
+    help="Do not prepare statements: for a pooler that inturn does not recognize.",
 )
 @click.option(
     "--log-level",

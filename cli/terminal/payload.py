@@ -32,8 +32,8 @@ def storable(topic: str, key: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        if error.sqlstate not in _NOT_STORABLE:
-            raise
+        if error.sqlstate not in _NOT_STORABLE or "has no equivalent in encoding" in str(error):
+            raise  # of the last nothing tells which part of the command it is about
         why = error.diag.message_detail or error.diag.message_primary or str(error)
         raise PayloadRefused(
             f"the payload is no JSON that PostgreSQL can store: {why}",

@@ -41,10 +41,13 @@ def upgrade_receiver(
         SchemaNameRefused: the name cannot be used.
         SchemaInUse: the schema is there and holds what is not inturn's, or others may create in it.
         SchemaMismatch: what is in the database is newer than this package.
+        NoPrivilege: the login may not create the schema, or nothing in it.
         psycopg.Error: the database refused; nothing was changed.
     """
     with installing(dsn, schema) as connection:
         before = _known(connection, schema)
+        if before is None:
+            strangers.refuse_no_privilege(_asker(connection), schema)
         # Where it exists already, a DBA may have made it for a login that may not.
         if connection.execute("SELECT to_regnamespace(%s)", [schema]).fetchone() == (None,):
             connection.execute(_encoded(f"CREATE SCHEMA {schema}"))

@@ -239,15 +239,10 @@ def test_an_owner_that_does_not_see_sessions_is_found(database: Database) -> Non
 class _Fake:
     """Facts that say what a test wants: by a word of the query."""
 
-    def __init__(
-        self, said: dict[str, list[dict[str, Any]]], backend: int = 1, *, breaks: bool = False
-    ) -> None:
+    def __init__(self, said: dict[str, list[dict[str, Any]]], backend: int = 1) -> None:
         self._said = said
         self.schema = "inturn"
-        self._breaks = breaks
-        self.connection = SimpleNamespace(
-            info=SimpleNamespace(backend_pid=backend), transaction=self._transaction
-        )
+        self.connection = SimpleNamespace(info=SimpleNamespace(backend_pid=backend))
 
     def rows(self, query: str, *_parameters: object) -> list[dict[str, Any]]:
         return next((rows for word, rows in self._said.items() if word in query), [])
@@ -255,27 +250,15 @@ class _Fake:
     def setting(self, name: str) -> str:
         return str(self._said[name][0]["value"])
 
-    def _transaction(self) -> Any:
-        if self._breaks:
-            raise psycopg.errors.ProtocolViolation("transaction blocks not allowed in statement pooling mode")
-        return _nothing()
-
-
-class _nothing:  # noqa: N801 - a context that does nothing
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
 
 def _levels(findings: Iterator[Finding]) -> list[str]:
     return [finding.level for finding in findings]
 
 
-def test_a_pooler_is_found_and_one_in_statement_mode_is_an_error() -> None:
+def test_a_pooler_is_found() -> None:
     backend = {"pg_backend_pid": [{"pid": 7}]}
     assert _levels(server_checks.pooler(_Fake(backend, 7))) == []  # type: ignore[arg-type]
     assert _levels(server_checks.pooler(_Fake(backend, 8))) == ["warning"]  # type: ignore[arg-type]
-    assert _levels(server_checks.pooler(_Fake(backend, 8, breaks=True))) == ["error"]  # type: ignore[arg-type]
 
 
 def test_a_clock_that_is_off_and_an_old_server_are_found() -> None:

@@ -96,3 +96,36 @@ def test_the_script_of_the_roles_is_nothing_but_roles(empty_database: Database) 
         }
         assert words == set()
         assert "CREATE ROLE" in script
+
+
+@pytest.mark.parametrize("more", [(), ("--receiver-only",)], ids=["all", "receiver"])
+def test_without_the_right_to_create_it_says_who_grants_it_and_that_helps(
+    empty_database: Database, more: tuple[str, ...]
+) -> None:
+    """By either way that it names."""
+    dsn, schema = login(empty_database), empty_database.name + "_c"
+    user = conninfo_to_dict(dsn)["user"]
+    script = run_inturn("host=/nowhere", "--schema", schema, "upgrade", "--roles", *more)[1]
+    empty_database.server.run("psql", "-X", "-q", "-d", empty_database.dsn, input=script)
+    code, printed, said = run_inturn(dsn, "--schema", schema, "upgrade", *more)
+    assert (code, printed) == (1, "")
+    grants = (
+        f"GRANT CREATE ON DATABASE {empty_database.name} TO {user}",
+        f"CREATE SCHEMA {schema} AUTHORIZATION {user}",
+    )
+    assert said == (
+        f"inturn: login {user} may not create schema {schema} in database {empty_database.name}."
+        f" Have the database's owner run: {grants[0]}; or: {grants[1]}\n"
+    )
+    empty_database.execute(f"CREATE SCHEMA {schema}")
+    code, _, said = run_inturn(dsn, "--schema", schema, "upgrade", *more)
+    assert code == 1
+    assert f"login {user} may not create anything in schema {schema}" in said
+    assert f"ALTER SCHEMA {schema} OWNER TO {user}" in said
+    for grant in grants:
+        empty_database.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+        empty_database.execute(grant)
+        code, _, said = run_inturn(dsn, "--schema", schema, "upgrade", *more)
+        assert code == 0, said
+        assert run_inturn(dsn, "--schema", schema, "downgrade", *more)[0] == 0
+        empty_database.execute(f"REVOKE CREATE ON DATABASE {empty_database.name} FROM {user}")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from inturn.schema.source import revision_sql
 from support.server import Server
@@ -45,19 +46,34 @@ class Session:
     """A connection with a thread of its own, for statements that may block."""
 
     def __init__(self, database: Database, *, autocommit: bool = False, **parameters: Any) -> None:
-        self.connection = database.connect(autocommit=autocommit, **parameters)
+        self.connection = database.connect(autocommit=autocommit, pooled=True, **parameters)
+        #: Of its backend; through a pooler that of the transaction that is open, or was the last.
         self.pid = self.connection.info.backend_pid
+        self._pooled = database.server.pooler is not None
+        self._knows_pid = not self._pooled
         self._database = database
         self._thread = ThreadPoolExecutor(1, f"session-{self.pid}")
 
     def execute(self, query: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
         """Run a statement to its end and return its rows."""
+        self._learn_pid(query)
         cursor = self.connection.execute(query, parameters)
         return [] if cursor.description is None else cursor.fetchall()
 
     def begin(self, query: str, parameters: Sequence[Any] | None = None) -> Future[list[tuple[Any, ...]]]:
         """Start a statement in the session's thread, for `wait_blocked` or the future's result."""
+        self._learn_pid(query)  # now: who waits for it has to know its backend
         return self._thread.submit(self.execute, query, parameters)
+
+    def _learn_pid(self, query: str) -> None:
+        """Through a pooler, ask at its beginning which backend a transaction has."""
+        if not self._pooled:
+            return
+        if self.connection.info.transaction_status is TransactionStatus.IDLE:
+            self._knows_pid = False
+        if not self._knows_pid and not query.startswith("SET "):
+            self.pid = self.connection.execute("SELECT pg_backend_pid()").fetchall()[0][0]
+            self._knows_pid = True
 
     def wait_blocked(self) -> list[int]:
         """Wait until the running statement waits for a lock; return the pids that hold it."""
@@ -96,14 +112,19 @@ class Database:
             with server.connect() as admin:
                 of = f" TEMPLATE {template}" if template else ""
                 admin.execute(f"CREATE DATABASE {name}{of}")
-        self.dsn = server.dsn(name)
+        self.dsn = server.pooler.dsn(name) if server.pooler else server.dsn(name)
         self._connections: list[psycopg.Connection[Any]] = []
         self._sessions: list[Session] = []
         self._admin = self.connect(autocommit=True)
 
-    def connect(self, *, autocommit: bool = True, **parameters: Any) -> psycopg.Connection[Any]:
-        """Return a new connection."""
-        connection = psycopg.connect(self.dsn, autocommit=autocommit, **parameters)
+    def connect(
+        self, *, autocommit: bool = True, pooled: bool = False, **parameters: Any
+    ) -> psycopg.Connection[Any]:
+        """Return a new connection; pooled: through the run's pooler, where it has one."""
+        dsn = self.dsn if pooled else self.server.dsn(self.name)
+        if pooled and self.server.pooler is not None:
+            parameters.setdefault("prepare_threshold", None)
+        connection = psycopg.connect(dsn, autocommit=autocommit, **parameters)
         self._connections.append(connection)
         return connection
 

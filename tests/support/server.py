@@ -9,9 +9,13 @@ import subprocess
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg.conninfo import make_conninfo
+
+if TYPE_CHECKING:
+    from support.pooler import Pooler
 
 with warnings.catch_warnings():
     # It warns at import where XDG_RUNTIME_DIR is not set.
@@ -37,10 +41,18 @@ log_min_messages = fatal
 
 
 class Server:
-    """A server in a temporary folder, reached by a socket in it and by loopback."""
+    """A server in a temporary folder, reached by a socket in it and by loopback.
 
-    def __init__(self, version: int, *, extra_settings: str = "") -> None:
+    Args:
+        version: of PostgreSQL.
+        extra_settings: lines for postgresql.conf.
+        standby_of: another one, stopped, whose files this one begins with, as a standby.
+    """
+
+    def __init__(self, version: int, *, extra_settings: str = "", standby_of: Server | None = None) -> None:
         self.version = version
+        #: What callers and appliers connect through, see conftest; what a test itself looks with does not.
+        self.pooler: Pooler | None = None
         self.directory = Path(tempfile.mkdtemp(prefix=f"inturn-pg{version}-"))
         self._data = self.directory / "data"
         debian = DEBIAN_BINARIES.get(version)
@@ -59,6 +71,8 @@ class Server:
         if self.user is not None:
             shutil.chown(self.directory, self.user)
         self.port = free_port()
+        if standby_of is not None:
+            self._copy(standby_of)
         with (self._data / "postgresql.conf").open("a") as conf:
             conf.write(SETTINGS.format(port=self.port, directory=self.directory, extra=extra_settings))
 
@@ -66,6 +80,14 @@ class Server:
     def data(self) -> Path:
         """Where its data is."""
         return self._data
+
+    def _copy(self, other: Server) -> None:
+        shutil.rmtree(self._data)
+        shutil.copytree(other._data, self._data)
+        (self._data / "standby.signal").touch()
+        if self.user is not None:
+            for path in (self._data, *self._data.rglob("*")):
+                shutil.chown(path, self.user)
 
     def dsn(self, dbname: str = "postgres", **parameters: object) -> str:
         """Return the connection string of a database, by the socket."""

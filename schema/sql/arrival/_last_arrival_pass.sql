@@ -1,6 +1,7 @@
 -- Returns what the last pass over a topic's intake saw; of a topic that had none, that nothing is known. Internal to
 -- _number_topic. Takes no locks.
 --
+-- A standby has no unlogged tables: of every topic nothing is known there.
 -- What a pass on another server saw means nothing, and neither does what this one cannot have seen yet, as after a restore.
 CREATE FUNCTION inturn._last_arrival_pass(topic text) RETURNS inturn.arrival_pass
 LANGUAGE plpgsql STABLE
@@ -11,8 +12,11 @@ DECLARE
     here constant bigint := (SELECT c.system_identifier FROM pg_control_system() c);
     last inturn.arrival_pass;
 BEGIN
-    SELECT * INTO last FROM inturn.arrival_pass p WHERE p.topic = _last_arrival_pass.topic ORDER BY p.pass DESC LIMIT 1;
-    IF NOT FOUND OR last.cluster <> here OR pg_snapshot_xmax(last.seen) > pg_snapshot_xmax(pg_current_snapshot()) THEN
+    IF NOT pg_is_in_recovery() THEN
+        SELECT * INTO last FROM inturn.arrival_pass p
+        WHERE p.topic = _last_arrival_pass.topic ORDER BY p.pass DESC LIMIT 1;
+    END IF;
+    IF last.topic IS NULL OR last.cluster <> here OR pg_snapshot_xmax(last.seen) > pg_snapshot_xmax(pg_current_snapshot()) THEN
         last := ROW(topic, coalesce(last.pass, 0), NULL, '{}', here, NULL);
     END IF;
     RETURN last;

@@ -1,0 +1,131 @@
+"""Databases in LATIN1 and SQL_ASCII, and one that quotes all identifiers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from support.database import Database
+from support.process import run_inturn
+from support.server import Server
+
+from inturn.outbox import NewCommand, append, append_many
+from inturn.schema.errors import CommandRefused
+from inturn.schema.install import upgrade
+
+_numbers = itertools.count(1)
+_APP = """
+    CREATE SCHEMA app; CREATE TABLE app.effect (id serial, key text, payload text);
+    CREATE FUNCTION app.apply(command inturn.command) RETURNS void LANGUAGE sql
+    AS 'INSERT INTO app.effect (key, payload) VALUES (command.key, command.payload::text)'"""
+
+
+def _database(server: Server, options: str) -> Iterator[Database]:
+    name = f"encoded_{next(_numbers)}"
+    with server.connect() as admin:
+        admin.execute(f"CREATE DATABASE {name}_t TEMPLATE template0 {options}")
+    database = Database(server, name, template=f"{name}_t")
+    try:
+        yield database
+    finally:
+        database.drop()
+        with server.connect() as admin:
+            admin.execute(f"DROP DATABASE {name}_t")
+
+
+@pytest.fixture
+def encoded(request: pytest.FixtureRequest, server: Server) -> Iterator[Database]:
+    yield from _database(server, f"ENCODING '{request.param}' LC_COLLATE 'C' LC_CTYPE 'C'")
+
+
+def _every_command(dsn: str, key: str) -> None:
+    for command, expected in (
+        (("topic", "create", "t", "--target", "sql:app.apply", "--max-attempts", "2"), 0),
+        (("append", "t", key, "insert", '{"a": "grün"}'), 0),
+        (("wait", key, "--timeout", "0"), 11),
+        (("keys",), 0),
+        (("why", key), 0),
+        (("show", key, "--payload"), 0),
+        (("pause", key, "--reason", "für"), 0),
+        (("resume", key), 0),
+        (("status",), 0),
+        (("apply", "--drain", "--quiet"), 0),
+        (("wait", key), 0),
+        (("replay", key, "1", "--reason", "für"), 0),
+        (("append", "t", key, "bad"), 0),
+        (("skip", key, "--seq", "2", "--reason", "für"), 0),
+        (("topic", "merge", "t", "a", "b", "last"), 0),
+        (("topic", "set", "t", "--retain", "1d"), 0),
+        (("apply", "--drain", "--quiet"), 0),
+        (("prune", "--older-than", "0s"), 0),
+        (("verify",), 0),
+    ):
+        code, _, said = run_inturn(dsn, *command)
+        assert code == expected, (command, said)
+        assert (said == "") == (code == 0), (command, said)
+
+
+@pytest.mark.parametrize("encoded", ["LATIN1", "SQL_ASCII"], indirect=True)
+def test_every_command_works_in_another_encoding(encoded: Database) -> None:
+    assert run_inturn(encoded.dsn, "upgrade")[0] == 0
+    assert run_inturn(encoded.dsn, "upgrade", "--receiver-only")[0] == 0
+    encoded.execute(_APP)
+    _every_command(encoded.dsn, "schlüssel")
+    with encoded.connect() as connection:
+        found = connection.execute("SELECT count(*) FROM app.effect WHERE payload ~ 'gr.+n'").fetchone()
+    assert found == (2,)
+    encoded.execute("DROP SCHEMA app CASCADE")
+    assert run_inturn(encoded.dsn, "downgrade", "--force")[0] == 0
+
+
+@pytest.mark.parametrize("encoded", ["LATIN1"], indirect=True)
+def test_what_the_encoding_cannot_hold_is_refused_and_leaves_nothing(encoded: Database) -> None:
+    upgrade(encoded.dsn)
+    encoded.execute("SELECT inturn.create_topic('t')")
+    good = {"topic": "t", "key": "k", "name": "n", "payload": '{"a": 1}'}
+    for part in good:
+        command = {**good, part: '{"a": "✓"}'}
+        code, _, said = run_inturn(encoded.dsn, "append", *command.values())
+        assert code == 1
+        assert 'has no equivalent in encoding "LATIN1"' in said
+        assert "use a database in UTF8" in said
+        assert "JSON" not in said
+        with (
+            psycopg.connect(encoded.dsn) as connection,
+            pytest.raises(CommandRefused, match="encoding does not have"),
+        ):
+            append(connection, command["topic"], command["key"], command["name"], command["payload"])
+    with (
+        psycopg.connect(encoded.dsn) as connection,
+        pytest.raises(CommandRefused, match="encoding does not have"),
+    ):
+        append_many(connection, "t", [NewCommand("k", "n"), NewCommand("✓", "n")])
+    assert encoded.execute("SELECT FROM inturn.command_log") == []
+    code, _, said = run_inturn(encoded.dsn, "why", "✓")
+    assert code == 1
+    assert "use a database in UTF8" in said
+
+
+def test_every_command_works_where_all_identifiers_are_quoted(empty_database: Database) -> None:
+    empty_database.execute(f"ALTER DATABASE {empty_database.name} SET quote_all_identifiers = on")
+    dsn = empty_database.dsn
+    assert run_inturn(dsn, "upgrade")[0] == 0
+    with empty_database.connect() as caller:  # a session that has it on, as those of services have
+        assert caller.execute("SHOW quote_all_identifiers").fetchone() == ("on",)
+        caller.execute(_APP.encode())
+        caller.execute(
+            "CREATE FUNCTION app.many(commands inturn.command[]) RETURNS void LANGUAGE sql AS 'SELECT';"
+            "CREATE FUNCTION app.both(a inturn.command, b inturn.command) RETURNS jsonb LANGUAGE sql"
+            " IMMUTABLE AS 'SELECT b.payload';"
+            "SELECT inturn.create_topic('many', 'sql:app.many');"
+            "SELECT inturn.create_topic('merged', 'sql:app.apply')"
+        )
+        caller.execute("SELECT inturn.append('many', 'k', 'n'), inturn.append('merged', 'k', 'n')")
+        caller.execute("CALL inturn.apply()")
+        assert caller.execute("SELECT sum(pending) FROM inturn.list_keys()").fetchone() == (0,)
+        assert caller.execute("SELECT outcome FROM inturn.turn WHERE outcome <> 'applied'").fetchall() == []
+    _every_command(dsn, "k")
+    empty_database.execute("DROP SCHEMA app CASCADE")
+    assert run_inturn(dsn, "downgrade", "--force")[0] == 0

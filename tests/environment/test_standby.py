@@ -1,0 +1,82 @@
+"""On a standby, what only reads works, and everything else says in one line to name the primary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from support.own_server import own_database
+from support.process import run_inturn
+from support.server import Server
+from support.standby import standby
+
+from inturn.outbox import wait
+
+PRIMARY = "Name the primary server: this one, or this session, takes no writes\n"
+
+
+@pytest.fixture(scope="module")
+def dsn(server: Server) -> Iterator[str]:
+    """A standby's database: a key that was applied, one that was not, and one numbered on arrival."""
+    with own_database(server) as primary:
+        primary.execute(
+            "CREATE SCHEMA app; CREATE FUNCTION app.apply(command inturn.command) RETURNS void"
+            " LANGUAGE sql AS 'SELECT'; SELECT inturn.create_topic('orders', 'sql:app.apply');"
+            "SELECT inturn.create_topic('hot', 'sql:app.apply', numbering => 'arrival');"
+            "SELECT inturn.append('orders', 'done', 'insert');"
+            "SELECT inturn.append('hot', 'arrived', 'insert')"
+        )
+        primary.execute("CALL inturn.apply()")
+        primary.execute("SELECT inturn.append('orders', 'next', 'insert')")
+        primary.close()
+        with standby(primary.server) as copy:
+            yield copy.dsn(primary.name)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("keys", "next   ready"),
+        ("keys --json", '"key": "next"'),
+        ("keys --errors", ""),
+        ("show next", "state    ready"),
+        ("show done", "state    idle"),
+        ("why done", "nothing pending"),
+        ("verify", "no violation"),
+        ("topic list", "sql:app.apply"),
+        ("topic show orders", "sql:app.apply"),
+        ("wait done", "applied"),
+        ("wait arrived", "applied"),
+        ("upgrade", "already"),
+        ("upgrade --sql", "nothing to do"),
+    ],
+)
+def test_what_only_reads_works(dsn: str, command: str, says: str) -> None:
+    code, printed, said = run_inturn(dsn, *command.split())
+    assert code in (0, 1 if command == "keys --errors" else 0), said
+    assert "database refused" not in said
+    assert says in printed
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("append orders k insert", "apply", "apply --drain", "prune --older-than 1d", "downgrade --force"),
+        *("topic create x", "topic set orders --max-attempts 2", "topic merge orders a b last"),
+        *("topic grant orders --caller inturn_caller", "topic revoke orders --caller inturn_caller"),
+        *("status", "status --check", "why next", "doctor", "upgrade --receiver-only"),
+        *("pause next", "resume next", "retry next", "retry --all --topic orders"),
+        *("skip next --seq 1 --reason x", "cancel-rest next --reason x", "fill-gap next --reason x"),
+        *("replay done 1 --reason x", "amend next 1 --name y --reason x"),
+    ],
+)
+def test_what_writes_says_what_to_do(dsn: str, command: str) -> None:
+    code, printed, said = run_inturn(dsn, *command.split())
+    assert (code, printed) == (1, ""), said
+    assert said.endswith(PRIMARY)
+
+
+def test_a_wait_in_python_ends_when_the_standby_shows_the_effect(dsn: str) -> None:
+    with psycopg.connect(dsn) as connection:
+        assert wait(connection, "orders", "done").applied_seq == 1
