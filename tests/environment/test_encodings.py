@@ -92,10 +92,7 @@ def test_what_the_encoding_cannot_hold_is_refused_and_leaves_nothing(encoded: Da
         assert 'has no equivalent in encoding "LATIN1"' in said
         assert "use a database in UTF8" in said
         assert "JSON" not in said
-        with (
-            psycopg.connect(encoded.dsn) as connection,
-            pytest.raises(CommandRefused, match="encoding does not have"),
-        ):
+        with psycopg.connect(encoded.dsn) as connection, pytest.raises(CommandRefused):
             append(connection, command["topic"], command["key"], command["name"], command["payload"])
     with (
         psycopg.connect(encoded.dsn) as connection,

@@ -117,7 +117,7 @@ def test_without_the_right_to_create_it_says_who_grants_it_and_that_helps(
         f"inturn: login {user} may not create schema {schema} in database {empty_database.name}."
         f" Have the database's owner run: {grants[0]}; or: {grants[1]}\n"
     )
-    empty_database.execute(f"CREATE SCHEMA {schema}")
+    empty_database.execute(f"CREATE SCHEMA {schema}; GRANT USAGE ON SCHEMA {schema} TO {user}")
     code, _, said = run_inturn(dsn, "--schema", schema, "upgrade", *more)
     assert code == 1
     assert f"login {user} may not create anything in schema {schema}" in said
