@@ -13,6 +13,7 @@ from psycopg import Connection, sql
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
+from inturn.cli.look.sessions import topics_down
 from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import TOPIC, shown
 from inturn.cli.terminal.output import (
@@ -200,7 +201,7 @@ def _list(connection: Connection[Any], schema: str, wanted: _Wanted) -> _Listing
         found = fetch(
             connection,
             sql.SQL(_KEYS).format(sql.Identifier(schema)),
-            (_topics_down(connection, schema),
+            (topics_down(connection, schema),
              wanted.topic, wanted.state, wanted.limit + 1, wanted.like, wanted.older_than, wanted.lagging,
              wanted.sort, wanted.error),
         )  # fmt: skip
@@ -209,16 +210,6 @@ def _list(connection: Connection[Any], schema: str, wanted: _Wanted) -> _Listing
     finally:
         connection.remove_notice_handler(note)
     return _Listing(wanted.limit, found, clock(connection), warnings)
-
-
-def _topics_down(connection: Connection[Any], schema: str) -> list[str]:
-    """Return the topics whose target does not answer, by their appliers; a standby knows of no applier."""
-    if fetch(connection, sql.SQL("SELECT pg_is_in_recovery() AS standby"))[0]["standby"]:
-        return []
-    down = sql.SQL(
-        "SELECT DISTINCT d.topic FROM {}.list_appliers() a, jsonb_object_keys(a.down) d (topic) WHERE a.alive"
-    )
-    return [row["topic"] for row in fetch(connection, down.format(sql.Identifier(schema)))]
 
 
 def _list_errors(connection: Connection[Any], schema: str, wanted: _Wanted) -> _Listing:

@@ -1,12 +1,13 @@
-"""What the schema's owner may see of other users' sessions, on a server that grants no pg_monitor."""
+"""What is known of sessions: what the schema's owner may not see, and what their appliers say of targets."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from psycopg import Connection
+from psycopg import Connection, sql
 
 from inturn.cli.terminal.output import echo
+from inturn.cli.terminal.rows import fetch
 
 _OWNER = """
     SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(nspowner)) FROM pg_catalog.pg_namespace
@@ -27,3 +28,17 @@ def say_what_is_hidden(connection: Connection[Any], schema: str, *, quiet: bool 
             f" A DBA may allow it: GRANT pg_monitor TO {owner}",
             err=True,
         )
+
+
+def topics_down(connection: Connection[Any], schema: str) -> list[str]:
+    """Return the topics whose target does not answer, by their appliers; a standby knows of no applier.
+
+    Raises:
+        psycopg.Error: the database refused.
+    """
+    if fetch(connection, sql.SQL("SELECT pg_is_in_recovery() AS standby"))[0]["standby"]:
+        return []
+    down = sql.SQL(
+        "SELECT DISTINCT d.topic FROM {}.list_appliers() a, jsonb_object_keys(a.down) d (topic) WHERE a.alive"
+    )
+    return [row["topic"] for row in fetch(connection, down.format(sql.Identifier(schema)))]

@@ -14,7 +14,7 @@ EXCEPTIONS = {
     "cli/demo/command.py:demo": 56,  # most of it is text, and the table that it prints
     "cli/look/keys.py:keys": 46,  # half of it declares and documents the options of the command
     "cli/run/apply.py:apply": 51,  # it hands nineteen options on
-    "schema/errors.py": 370,  # one tree: a class for each SQLSTATE
+    "schema/errors.py": 380,  # one tree: a class for each SQLSTATE
 }
 
 
