@@ -54,8 +54,9 @@ def _every_command(dsn: str, key: str) -> None:
         (("apply", "--drain", "--quiet"), 0),
         (("wait", key), 0),
         (("replay", key, "1", "--reason", "für"), 0),
+        (("apply", "--drain", "--quiet"), 0),
         (("append", "t", key, "bad"), 0),
-        (("skip", key, "--seq", "2", "--reason", "für"), 0),
+        (("skip", key, "--seq", "3", "--reason", "für"), 0),
         (("topic", "merge", "t", "a", "b", "last"), 0),
         (("topic", "set", "t", "--retain", "1d"), 0),
         (("apply", "--drain", "--quiet"), 0),
@@ -123,6 +124,6 @@ def test_every_command_works_where_all_identifiers_are_quoted(empty_database: Da
         caller.execute("CALL inturn.apply()")
         assert caller.execute("SELECT sum(pending) FROM inturn.list_keys()").fetchone() == (0,)
         assert caller.execute("SELECT outcome FROM inturn.turn WHERE outcome <> 'applied'").fetchall() == []
-    _every_command(dsn, "k")
+    _every_command(dsn, "quoted")
     empty_database.execute("DROP SCHEMA app CASCADE")
     assert run_inturn(dsn, "downgrade", "--force")[0] == 0
