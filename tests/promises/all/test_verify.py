@@ -315,7 +315,8 @@ PLANTS: dict[str, tuple[str, set[tuple[str, int | None]]]] = {
         {("skip-without-action", 4), ("action-without-skip", 4)},
     ),
     "an action of nothing": (
-        "INSERT INTO inturn.operator_action (topic, key, seq, action) VALUES ('orders', 'b', 1, 'skip')",
+        "INSERT INTO inturn.operator_action (id, topic, key, seq, action)"
+        " VALUES (1000, 'orders', 'b', 1, 'skip')",
         {("action-without-skip", 1)},
     ),
     "a replay that is not in the log": (
@@ -718,7 +719,7 @@ def test_slices_leave_no_key_out_not_even_one_between_two_of_them(history: Datab
             (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
         VALUES ('orders', 'a!', 1, 1, 1, 1, true, 'applied', 'me', now());
         INSERT INTO inturn.skip (topic, key, seq, epoch, skipped_by) VALUES ('orders', '!', 1, 1, 'handler');
-        INSERT INTO inturn.operator_action (topic, key, seq, action) VALUES ('orders', 'x', 1, 'skip');
+        INSERT INTO inturn.operator_action (id, topic, key, seq, action) VALUES (1, 'orders', 'x', 1, 'skip');
     """)
     whole = history.execute(
         "SELECT * FROM inturn.verify('orders') UNION ALL SELECT * FROM inturn.verify('gone')"
@@ -745,7 +746,7 @@ def test_slices_leave_no_key_out_not_even_one_between_two_of_them(history: Datab
             " VALUES ('orders', 'z', 1, 1, 1, 1, true, 'applied', 'me', now())"
         ),
         "skip (topic, key, seq, epoch, skipped_by) VALUES ('orders', 'z', 1, 1, 'handler')",
-        "operator_action (topic, key, seq, action) VALUES ('orders', 'z', 1, 'skip')",
+        "operator_action (id, topic, key, seq, action) VALUES (1, 'orders', 'z', 1, 'skip')",
     ],
 )
 def test_a_key_beyond_the_last_that_one_table_alone_has_is_found(history: Database, stray: str) -> None:
@@ -909,6 +910,7 @@ def test_the_command_counts_what_it_read_and_finds_nothing(history: Database) ->
         "turns": 6,
         "found": 0,
         "violations": [],
+        "warnings": [],
     }
 
 
