@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 from support.database import Database, until
+from support.logins import login
 from support.place import DOCS
 from support.server import DEBIAN_BINARIES, Server
 
@@ -63,7 +64,11 @@ class Crontab:
         (root / "opt/shop/.venv").symlink_to(Path(sys.executable).parents[1])
         (root / "var/log/shop").mkdir(parents=True)
         self._log = root / "var/log/shop/inturn.log"
-        self.service({k: str(v) for k, v in conninfo_to_dict(database.dsn).items()})
+        # One login for all lines: it applies, and lists what is held.
+        shop = conninfo_to_dict(login(database, "inturn_applier", "inturn_operator"))
+        database.execute(f"GRANT ALL ON TABLE effect TO {shop['user']}")
+        database.execute(f"GRANT ALL ON SEQUENCE effect_id_seq TO {shop['user']}")
+        self.service({k: str(v) for k, v in shop.items()})
         lines = FILES["crontab"].splitlines()
         self._settings = dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
         self.schedules, self.commands = zip(

@@ -87,7 +87,8 @@ def start(sender: Database, service: tuple[Database, str], tmp_path: Path) -> It
     path = f"{sender.server.binaries}{os.pathsep}{os.environ['PATH']}"
     info = sender.connect().info
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN"))}
-    environment |= {"PATH": path, "INTURN_DSN": sender.dsn, "WORKER_DSN": sender.dsn, "SERVICE": service[1], "RENEW_MS": "300"}
+    environment |= {"PATH": path, "INTURN_DSN": sender.dsn, "WORKER_DSN": sender.dsn}
+    environment |= {"SERVICE": service[1], "RENEW_MS": "300"}
     environment |= {"PGHOST": info.host, "PGPORT": str(info.port)}
     environment |= {"PGUSER": info.user, "PGDATABASE": info.dbname}
     with ExitStack() as stack:

@@ -37,6 +37,7 @@ import inturn.outbox
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.main import cli
 from inturn.schema.errors import BY_SQLSTATE
+from inturn.schema.receiver import receiver_roles_script
 from inturn.schema.source import roles_script
 
 PAGES = sorted(
@@ -170,6 +171,7 @@ def shop(server: Server) -> Iterator[Database]:
     """The database that the pages call shop, without the schema, and the logins that a DBA made for it."""
     database = Database(server, "shop")
     database.execute(roles_script())
+    database.execute(receiver_roles_script())
     for name, role in LOGINS.items():
         if not database.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]):
             database.execute(f"CREATE ROLE {name} LOGIN {role}")
@@ -196,7 +198,8 @@ LOGINS = {
 _DEPLOYER = """
     ALTER DATABASE shop OWNER TO shop_deployer;
     GRANT pg_monitor TO shop_deployer;
-    GRANT inturn_caller, inturn_applier, inturn_operator, inturn_admin TO shop_deployer WITH ADMIN OPTION;
+    GRANT inturn_caller, inturn_applier, inturn_operator, inturn_admin, inturn_receiver
+        TO shop_deployer WITH ADMIN OPTION;
     ALTER DEFAULT PRIVILEGES FOR ROLE shop_deployer IN SCHEMA public
         GRANT ALL ON TABLES TO shop_app, shop_worker, shop_ops;
     ALTER DEFAULT PRIVILEGES FOR ROLE shop_deployer IN SCHEMA public

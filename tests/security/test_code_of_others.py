@@ -252,7 +252,8 @@ def test_creating_the_topic_again_is_not_setting_its_target_again(orders: Databa
 
 def test_within_the_claim_it_fails_as_a_target_that_is_gone(orders: Database) -> None:
     """Where it changes hands between the look and the call."""
-    replace_in(orders, "apply_batch", (r"inturn\._require_target\((inturn\._sql_topic\(topic\))\)", "inturn._sql_topic(topic)"))
+    look = (r"inturn\._require_target\(inturn\._sql_topic\(topic\)\)", "inturn._sql_topic(topic)")
+    replace_in(orders, "apply_batch", look)
     replace_in(orders, "apply", ("IF inturn._leave_out.*?END IF;", ""))
     _create_anew(orders, _mallory(orders))
     orders.execute("SET inturn.careful_keys = 0")

@@ -212,7 +212,7 @@ def _everybody_elses_order_is_exact(shop: Database) -> None:
 def _the_story_is_told(shop: Database) -> None:
     story = shop.execute(
         "SELECT action, topic, key, seq, reason FROM inturn.operator_action"
-        " WHERE acting_as = 'ann' ORDER BY id"
+        " WHERE acting_as = 'ann' ORDER BY acted_at"
     )
     assert story == [
         ("pause", "shop", "mistake", None, "looking into ticket 7"),
