@@ -315,7 +315,7 @@ PLANTS: dict[str, tuple[str, set[tuple[str, int | None]]]] = {
         {("skip-without-action", 4), ("action-without-skip", 4)},
     ),
     "an action of nothing": (
-        "INSERT INTO inturn.operator_action (id, topic, key, seq, action) VALUES (99, 'orders', 'b', 1, 'skip')",
+        "INSERT INTO inturn.operator_action (topic, key, id, seq, action) SELECT 'orders', 'b', 9, 1, 'skip'",
         {("action-without-skip", 1)},
     ),
     "a replay that is not in the log": (
