@@ -49,10 +49,11 @@ class Server:
         standby_of: another one, stopped, whose files this one begins with, as a standby.
     """
 
+    #: What callers and appliers connect through, see conftest; what a test itself looks with does not.
+    pooler: Pooler | None = None
+
     def __init__(self, version: int, *, extra_settings: str = "", standby_of: Server | None = None) -> None:
         self.version = version
-        #: What callers and appliers connect through, see conftest; what a test itself looks with does not.
-        self.pooler: Pooler | None = None
         self.directory = Path(tempfile.mkdtemp(prefix=f"inturn-pg{version}-"))
         self._data = self.directory / "data"
         debian = DEBIAN_BINARIES.get(version)
