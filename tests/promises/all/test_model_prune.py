@@ -257,6 +257,15 @@ class Machine(RuleBasedStateMachine):
             assert effects == left[: len(effects)]
 
     def teardown(self) -> None:
+        try:
+            self._end()
+        finally:
+            # A walk that failed too: shrinking takes hundreds of them.
+            for session in (self.caller, self.early, self.applier, self.pruner):
+                session.close()
+            self.operator.close()
+
+    def _end(self) -> None:
         """Everything is applied to its end, and then everything goes."""
         if self.appending:
             self.end_the_append("commit")
@@ -272,9 +281,6 @@ class Machine(RuleBasedStateMachine):
         self.everything_fits()
         for table in ("command_log", "turn", "skip", "key_sequence"):
             assert self.database.execute(f"SELECT FROM inturn.{table} WHERE topic = %s", [self.topic]) == []
-        for session in (self.caller, self.early, self.applier, self.pruner):
-            session.close()
-        self.operator.close()
 
     def _is_done(self) -> bool:
         for name in "ab":
