@@ -12,7 +12,6 @@ CREATE FUNCTION inturn._append_given(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
-SET jit = off -- up to 17, the price of a scan that cannot be avoided had every append compile its plans: 30 ms
 AS $$
 DECLARE
     settings inturn.topic;

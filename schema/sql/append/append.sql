@@ -4,7 +4,6 @@ CREATE FUNCTION inturn.append(
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET jit = off
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
