@@ -6,7 +6,8 @@ AS $$
 -- Appends a skipped or applied command again, at the end of its key; returns the recorded action, whose after has
 -- the new seq. Its old place stays as it is.
 --
--- Once for every seq: to do it again, replay the new one.
+-- Once for every seq: to do it again, replay the new one. It takes its number at once, in a topic that numbers on arrival too:
+-- what has none yet comes after it.
 -- Locks: what append locks.
 -- Raises IT041 when seq is pending, not there, or was replayed before, or callers number; IT043 without a reason; and what append raises.
 DECLARE

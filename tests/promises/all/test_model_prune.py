@@ -189,7 +189,11 @@ class Machine(RuleBasedStateMachine):
                 raise
             return
         if action == "replay":
-            self.committed[key].append(str(done))
+            # It takes its number at once; what has none yet comes after it.
+            waiting = self.database.value(
+                "SELECT count(*) FROM inturn.intake WHERE (topic, key) = (%s, %s)", [self.topic, key]
+            )
+            self.committed[key].insert(len(self.committed[key]) - waiting, str(done))
         elif action != "pause":
             skipped = {"skip": 1, "cancel_rest": len(pending)}.get(action, 0)
             effects = len(self._effects(key))
