@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from support.forked import Forked
 from support.place import TESTS
 
 _SUPERUSER = ", a superuser: targets and handlers can do anything on its server."
@@ -31,19 +32,19 @@ class InturnProcess:
         path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TESTS)]))
         self._out = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed at the end of the block
         self._err = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._popen = subprocess.Popen(
-            [str(Path(sys.executable).with_name("inturn")), *args],
-            stdin=subprocess.DEVNULL,
-            stdout=self._out,
-            stderr=self._err,
-            text=True,
-            env={
+        self._popen = _start(
+            list(args),
+            {
                 **{name: value for name, value in os.environ.items() if not name.startswith("PG")},
                 "PYTHONPATH": path,
                 "PGCONNECT_TIMEOUT": "10",
                 "INTURN_DSN": dsn,
                 **(environment or {}),
             },
+            self._out.fileno(),
+            self._err.fileno(),
+            # Python itself reads these when it starts.
+            fork=not any(name.startswith(("PYTHON", "LC_", "LANG")) for name in environment or {}),
         )
 
     @property
@@ -110,6 +111,18 @@ class InturnProcess:
     def _read(descriptor: int) -> str:
         # The child writes at the end of the same open file: read without moving its position.
         return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
+
+
+def _start(
+    args: list[str], environment: dict[str, str], out: int, err: int, *, fork: bool
+) -> subprocess.Popen[bytes] | Forked:
+    if fork:
+        with open(os.devnull) as nothing:
+            return Forked(args, environment, [nothing.fileno(), out, err])
+    program = str(Path(sys.executable).with_name("inturn"))
+    return subprocess.Popen(
+        [program, *args], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment
+    )
 
 
 def inturn_apply(
