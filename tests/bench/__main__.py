@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--protocol", default="prepared", choices=["simple", "extended", "prepared"])
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    server = Server(int(os.environ.get("INTURN_TEST_PG", "18")), extra_settings=SETTINGS)
+    server = Server(int(os.environ.get("INTURN_TEST_PG", "18")), extra_settings=SETTINGS, on_disk=True)
     try:
         server.start()
         database = Database(server, "bench")

@@ -44,7 +44,7 @@ def main() -> None:
     options = _options()
     sections: dict[str, Section] = {}
     failed = []
-    server = Server(int(os.environ.get("INTURN_TEST_PG", "18")), extra_settings=SETTINGS)
+    server = Server(int(os.environ.get("INTURN_TEST_PG", "18")), extra_settings=SETTINGS, on_disk=True)
     try:
         server.start()
         ground = Ground(server, quick=options.quick, plots=options.plots)

