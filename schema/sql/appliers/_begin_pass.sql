@@ -77,7 +77,8 @@ BEGIN
                                ORDER BY c.ready_at LIMIT 1) AS ready_at
               FROM unnest(topics) t (topic)
               LEFT JOIN unnest(known.found, CASE WHEN walks THEN known.hands ELSE known.starts END) h (topic, hand)
-                ON h.topic = t.topic) f;
+                ON h.topic = t.topic
+              OFFSET 0) f;  -- or each use of ready_at would be a look of its own
         -- That nothing is ready, only a walk can tell.
         EXIT WHEN walks OR pass.found <> '{}';
         walks := true;

@@ -22,11 +22,15 @@ BEGIN
                     saved.next_xid, saved.whole_at, saved.starts, saved.seen_to, saved.walk_at, saved.walked_from);
     END IF;
     fresh := inturn._begin_pass(topics, last);
-    -- A saved_at of later: the clock was set back.
+    -- A saved_at of later: the clock was set back. A pass that looked at everything is saved at once, or all claims until then would.
     IF saved.saved_at IS NULL OR saved.saved_at NOT BETWEEN clock_timestamp() - interval '100 ms' AND clock_timestamp()
-        OR fresh.walk_at > saved.walk_at THEN
+        OR fresh.walk_at > saved.walk_at OR fresh.whole_at > saved.whole_at THEN
+        -- Not further back, but for once a minute: a held snapshot keeps all that were deleted before, ten a second.
         DELETE FROM inturn.saved_pass p WHERE p.ctid = ANY (ARRAY(
-            SELECT o.ctid FROM inturn.saved_pass o WHERE o.topics_hash = hash ORDER BY o.saved_at DESC LIMIT 10 FOR UPDATE SKIP LOCKED));
+            SELECT o.ctid FROM inturn.saved_pass o
+            WHERE o.topics_hash = hash AND o.saved_at >= CASE
+                WHEN fresh.whole_at = saved.whole_at THEN saved.saved_at - interval '1 second' ELSE '-infinity' END
+            ORDER BY o.saved_at DESC LIMIT 10 FOR UPDATE SKIP LOCKED));
         INSERT INTO inturn.saved_pass (topics_hash, pass) VALUES (hash, fresh) ON CONFLICT DO NOTHING;
     END IF;
     RETURN fresh;

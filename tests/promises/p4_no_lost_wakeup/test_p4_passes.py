@@ -6,7 +6,7 @@ A pass leaves out what turns before it left in the index, and no ticket that can
 from __future__ import annotations
 
 import pytest
-from support.database import Database, Session
+from support.database import Database, Session, until
 from support.race import append, replace_in, unblocked
 
 from inturn.applier.inside.passes import Passes
@@ -221,3 +221,65 @@ def test_p4_a_claim_by_lease_that_is_rolled_back_leaves_its_keys_to_be_found(wit
         assert unblocked(witness, witness.session(autocommit=True), CLAIM, []) == []
         early.rollback()
     assert len(witness.execute(CLAIM)) == 2
+
+
+def _hold_a_snapshot(database: Database) -> None:
+    holder = database.session()
+    holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    holder.execute("SELECT FROM inturn.topic")
+
+
+def _entries_read(session: Session, index: str) -> int:
+    """How many entries of an index the session's open transaction has read, dead ones too."""
+    ((read,),) = session.execute("SELECT pg_stat_get_xact_tuples_returned(%s::regclass)", [f"inturn.{index}"])
+    return int(read)
+
+
+def test_p5_once_a_minute_two_claims_by_lease_look_at_everything_once_not_all_of_a_moment(
+    witness: Database,
+) -> None:
+    replace_in(witness, "_begin_saved_pass", (r"interval '100 ms'", "interval '1 hour'"))
+    for _ in range(3):
+        assert witness.execute(CLAIM) == []
+    _hold_a_snapshot(witness)
+    witness.execute(
+        "INSERT INTO inturn.ticket SELECT 'orders', 'k' || n, 0, 0, clock_timestamp()"
+        " FROM generate_series(1, 1000) n"
+    )
+    witness.execute("DELETE FROM inturn.ticket")
+    witness.execute("UPDATE inturn.saved_pass SET pass.whole_at = clock_timestamp()")
+    client = witness.session()
+    read = [_entries_read(client, "ticket_ready")]
+    for _ in range(4):
+        client.execute(CLAIM)
+        read.append(_entries_read(client, "ticket_ready"))  # the sum so far
+        client.commit()
+    assert [round(number / 1000) for number in read] == [0, 1, 2, 2, 2], read
+
+
+def test_p5_a_claim_by_lease_does_not_walk_over_passes_that_were_replaced(
+    witness: Database,
+) -> None:
+    replace_in(witness, "_begin_pass", (r"interval '1 minute'", "interval '1 hour'"))
+    for _ in range(3):  # the first ones look at everything
+        assert witness.execute(CLAIM) == []
+        _let_the_pass_be_saved(witness)
+    witness.execute(CLAIM)
+    _hold_a_snapshot(witness)
+    witness.execute(
+        "INSERT INTO inturn.saved_pass SELECT topics_hash, saved_at - n * interval '1 minute', pass"
+        " FROM inturn.saved_pass, generate_series(1, 1000) n"
+    )
+    witness.execute(
+        "DELETE FROM inturn.saved_pass WHERE saved_at < (SELECT max(saved_at) FROM inturn.saved_pass)"
+    )
+    saved_at = witness.value("SELECT saved_at FROM inturn.saved_pass")
+    until(
+        lambda: witness.value("SELECT clock_timestamp() > %s + interval '0.1 s'", [saved_at]),
+        "the pass is old enough to be replaced",
+    )
+    client = witness.session()
+    client.execute(CLAIM)
+    read = _entries_read(client, "saved_pass_pkey")
+    assert client.execute("SELECT saved_at > %s FROM inturn.saved_pass", [saved_at]) == [(True,)]
+    assert read < 100
