@@ -57,19 +57,30 @@ def measure(ground: Ground, held: float | None, kinds: Sequence[str]) -> Section
     edge = max(int(seconds / interval / 10), 1)
     section = Section(
         f"A snapshot held for {seconds:g} seconds",
-        ["work", f"first {edge * interval} s", f"last {edge * interval} s", "last / first", "slowest"],
+        [
+            "work",
+            f"first {edge * interval} s",
+            f"last {edge * interval} s",
+            "last / first",
+            "slowest",
+            "not held",
+        ],
         notes=[
             "Commands a second. All kinds of applier at once, each one session with a topic of its own.",
+            "not held: last / first of a run as long before it, without the snapshot.",
             *(f"{load.name}: {load.clients(len(kinds))} callers a kind." for load in LOADS),
             f"slowest: the least in {interval} seconds.",
         ],
     )
     for load in LOADS:
-        found = _run(ground, load, seconds, interval, kinds)
+        without = _run(ground, load, seconds, interval, kinds, hold=False)
+        found = _run(ground, load, seconds, interval, kinds, hold=True)
         for name, series in found.items():
-            for what, rates in (("appended", series.appended), ("applied", series.applied)):
+            for what in ("appended", "applied"):
+                rates, others = getattr(series, what), getattr(without[name], what)
                 first, last = statistics.mean(rates[:edge]), statistics.mean(rates[-edge:])
-                cells = [rate(first), rate(last), ratio(last, first), rate(min(rates))]
+                free = ratio(statistics.mean(others[-edge:]), statistics.mean(others[:edge]))
+                cells = [rate(first), rate(last), ratio(last, first), rate(min(rates)), free]
                 section.rows.append([f"{load.name}, {name}: {what}", *cells])
                 ground.say(f"{load.name}, {name}: {what} {' '.join(cells)}")
         if ground.plots:
@@ -78,7 +89,7 @@ def measure(ground: Ground, held: float | None, kinds: Sequence[str]) -> Section
 
 
 def _run(
-    ground: Ground, load: Load, seconds: float, interval: int, kinds: Sequence[str]
+    ground: Ground, load: Load, seconds: float, interval: int, kinds: Sequence[str], *, hold: bool
 ) -> dict[str, Series]:
     with ground.database() as database, contextlib.ExitStack() as stack:
         database.execute(APPLICATION)
@@ -90,8 +101,9 @@ def _run(
             script, clients = append_script(kind.topic, load.keys), load.clients(len(kinds))
             callers.append(stack.enter_context(at_call(database, script, clients=clients, seconds=longest)))
         time.sleep(_WARMING)
-        holder = database.connect(autocommit=False)
-        holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        holder = database.connect(autocommit=not hold)
+        if hold:
+            holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         holder.execute("SELECT count(*) FROM inturn.topic")
         times, counts = _sample(at_work, callers, int(seconds / interval), interval)
         holder.rollback()
