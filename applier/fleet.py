@@ -144,6 +144,7 @@ class Fleet:
             self._connections.connect, self._crew.watched, self._replace, schema=self._schema, stop=self.stop
         )
         threading.Thread(target=watchdog.run, name="inturn-watchdog", daemon=True).start()
+        self._connections.watch(self.stop)
         if outside:
             self._start_outside()
         if not self._drain:

@@ -26,6 +26,8 @@ KEEPALIVE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
 }
+#: So many seconds one address has to greet; psycopg's own default is 130.
+CONNECT_TIMEOUT = 20
 #: What psycopg can read, and what our own SQL is written for.
 _PINNED = {"DateStyle": "ISO", "IntervalStyle": "postgres", "standard_conforming_strings": "on"}
 #: In autocommit every statement is a transaction at the default level. Not set behind a pooler.
@@ -39,7 +41,7 @@ _PATH = {"search_path": "pg_catalog, pg_temp"}
 
 
 def complete(dsn: str, **defaults: Any) -> str:
-    """Return the connection string with these parameters, and those of KEEPALIVE, where nothing gives them.
+    """Return the connection string with these parameters, and with our timeouts, where nothing gives them.
 
     What the connection string, the PG* variables or a service file give stays.
 
@@ -50,16 +52,18 @@ def complete(dsn: str, **defaults: Any) -> str:
     missing = {name: value for name, value in defaults.items() if name not in given}
     # Nothing tells what a service file that is named in the connection string gives.
     elsewhere = _from_environment()
-    if "service" not in given and not any(
-        name in given or name in elsewhere for name in ("keepalives", *KEEPALIVE)
-    ):
-        missing |= {name: value for name, value in KEEPALIVE.items() if name in _known()}
+    known = frozenset() if "service" in given else _known()
+    if not any(name in given or name in elsewhere for name in ("keepalives", *KEEPALIVE)):
+        missing |= {name: value for name, value in KEEPALIVE.items() if name in known}
+    if "connect_timeout" in known and "connect_timeout" not in {*given, *elsewhere}:
+        missing["connect_timeout"] = CONNECT_TIMEOUT
     return make_conninfo(dsn, **missing)
 
 
 def connect(
     dsn: str,
     *,
+    kind: type[psycopg.Connection[Any]] = psycopg.Connection,
     autocommit: bool = True,
     prepare_threshold: int | None = None,
     application_name: str | None = None,
@@ -69,6 +73,7 @@ def connect(
 
     Args:
         dsn: libpq connection string; what it leaves out comes from the PG* variables.
+        kind: of which class the connection is.
         prepare_threshold: as psycopg has it; None: the driver prepares nothing. Through a pooler it never
             does.
         application_name: None: what the connection string says, or `inturn`.
@@ -79,7 +84,7 @@ def connect(
         psycopg.Error: the database cannot be reached or refuses.
         StatementPooling: it is reached through a pooler that has no transactions.
     """
-    connection = psycopg.connect(
+    connection = kind.connect(
         _conninfo(dsn, application_name), autocommit=True, prepare_threshold=prepare_threshold
     )
     try:
@@ -95,7 +100,11 @@ def connect(
 
 
 async def connect_async(
-    dsn: str, *, prepare_threshold: int | None = None, application_name: str | None = None
+    dsn: str,
+    *,
+    kind: type[psycopg.AsyncConnection[Any]] = psycopg.AsyncConnection,
+    prepare_threshold: int | None = None,
+    application_name: str | None = None,
 ) -> psycopg.AsyncConnection[Any]:
     """Return a new connection in autocommit, for the running event loop; see connect.
 
@@ -103,7 +112,7 @@ async def connect_async(
         psycopg.Error: the database cannot be reached or refuses.
         StatementPooling: it is reached through a pooler that has no transactions.
     """
-    connection = await psycopg.AsyncConnection.connect(
+    connection = await kind.connect(
         _conninfo(dsn, application_name), autocommit=True, prepare_threshold=prepare_threshold
     )
     try:

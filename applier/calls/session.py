@@ -71,6 +71,18 @@ def bound() -> sql.Composed:
     return statement("SET statement_timeout = '10 s'")
 
 
+def is_idle(backend_pid: int) -> Call[bool]:
+    """Return the call that says whether another session does nothing, or has ended."""
+    return Call(
+        statement(
+            "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE pid OPERATOR(pg_catalog.=) %s"
+            " AND (state IS NULL OR NOT pg_catalog.starts_with(state, 'idle')))"
+        ),
+        (backend_pid,),
+        value,
+    )
+
+
 def terminate(backend_pid: int | None, milliseconds: int) -> Call[None]:
     """Return the call that ends another session, and waits until it has ended."""
     return Call(

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -22,6 +19,7 @@ from inturn.applier.inside.session import SessionChanged
 from inturn.applier.inside.sleep import Sleep
 from inturn.applier.inside.visits import Visits
 from inturn.applier.metrics.tallies import Tallies
+from inturn.applier.process.half_open import hang_up
 from inturn.applier.process.recovery import Recovery
 from inturn.applier.process.totals import Totals, ended_by
 from inturn.applier.stop import Bell, Stop
@@ -162,8 +160,7 @@ class Worker:
         """Cut its connection, if it goes through a pooler: that ends the session, which no number names."""
         connection = self._connection
         if connection is not None and not connection.closed and is_pooled(connection):
-            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as ours:
-                ours.shutdown(socket.SHUT_RDWR)
+            hang_up(connection)
 
     def cancel(self) -> None:
         """Cancel the statement that the worker waits for, if any, and so its transaction."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import Any
+import threading
+import weakref
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import psycopg
 
 from inturn.applier import calls
+from inturn.applier.process.half_open import AsyncTimedConnection, HalfOpen, Timed, TimedConnection
+from inturn.applier.stop import Stop
 from inturn.schema.connection import connect, connect_async
 
 log = logging.getLogger("inturn.applier")
@@ -26,17 +30,43 @@ class Connections:
 
     dsn: str
     prepare_threshold: int | None
+    _made: weakref.WeakSet[Timed] = field(default_factory=weakref.WeakSet, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
 
     def connect(self) -> psycopg.Connection[Any]:
-        return connect(
+        made = connect(
             self.dsn,
+            kind=TimedConnection,
             prepare_threshold=self.prepare_threshold,
             application_name=_NAME,
             for_handlers=True,
         )
+        self._note(made)
+        return made
 
     async def connect_async(self) -> psycopg.AsyncConnection[Any]:
-        return await connect_async(self.dsn, prepare_threshold=self.prepare_threshold, application_name=_NAME)
+        made = await connect_async(
+            self.dsn,
+            kind=AsyncTimedConnection,
+            prepare_threshold=self.prepare_threshold,
+            application_name=_NAME,
+        )
+        self._note(made)
+        return made
+
+    def open(self) -> list[Timed]:
+        """Return those that are open."""
+        with self._lock:
+            return [connection for connection in self._made if not connection.closed]
+
+    def watch(self, stop: Stop) -> None:
+        """Start a thread that finds and gives up those that are half-open, until a stop."""
+        half_open = HalfOpen(self.connect, self.open, stop)
+        threading.Thread(target=half_open.run, name="inturn-half-open", daemon=True).start()
+
+    def _note(self, made: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+        with self._lock:
+            self._made.add(cast(Timed, made))
 
 
 def warn_superuser(connection: psycopg.Connection[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ log = logging.getLogger("inturn.applier")
 
 _CHECK_STOP_SECONDS = 0.25
 _RECONNECT_SECONDS = 5.0
+#: How often an answer is wanted: who only listens does not notice that nothing comes any more.
+_PING_SECONDS = 5.0
 
 
 class Listener:
@@ -49,6 +52,10 @@ class Listener:
                     self._stop.wait(_RECONNECT_SECONDS)
 
     def _hear(self, connection: psycopg.Connection[Any]) -> None:
+        pinged_at = time.monotonic()
         while not self._stop.requested:
             for notify in connection.notifies(timeout=_CHECK_STOP_SECONDS):
                 self._bell.ring(notify.payload)
+            if time.monotonic() - pinged_at > _PING_SECONDS:
+                connection.execute(calls.appliers.listen(self._schema))
+                pinged_at = time.monotonic()

@@ -1,10 +1,12 @@
-"""A TCP proxy on loopback that cuts the network at a chosen moment."""
+"""A TCP proxy on loopback that cuts the network at a chosen moment, or lets it swallow everything."""
 
 from __future__ import annotations
 
 import select
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal, Self
 
@@ -14,7 +16,7 @@ from support.server import Server
 
 
 class Proxy:
-    """Stands between clients and a server; `cut_at` arms it for one cut.
+    """Stands between clients and a server; `cut_at` arms it for one cut, `swallow` makes it half-open.
 
     Attributes:
         cuts: how many connections it has cut at the armed moment.
@@ -25,6 +27,8 @@ class Proxy:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         self.cuts = 0
+        self._swallowed: set[socket.socket] = set()
+        self._open: set[socket.socket] = set()
         self._armed: tuple[bytes, Literal["request", "reply"]] | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -45,6 +49,14 @@ class Proxy:
         """Cut the next connection that sends this: the request before it arrives, or the reply to it."""
         with self._lock:
             self._armed = (statement, what)
+
+    def swallow(self) -> None:
+        """Deliver nothing any more on the connections that there are, in either direction, and close none.
+
+        What is sent on them is taken and acknowledged. New connections work.
+        """
+        with self._lock:
+            self._swallowed |= self._open
 
     def __enter__(self) -> Self:
         self._spawn(self._accept)
@@ -73,7 +85,7 @@ class Proxy:
                 self._spawn(self._carry, client)
 
     def _carry(self, client: socket.socket) -> None:
-        with client, socket.create_connection(self._target) as server:
+        with client, socket.create_connection(self._target) as server, self._noted(client):
             swallow_reply = False
             while not self._over.is_set():
                 readable = select.select([client, server], [], [], 0.05)[0]
@@ -82,6 +94,10 @@ class Proxy:
                         data = one.recv(65536)
                     except ConnectionError:
                         return
+                    if client in self._swallowed:
+                        if not data:
+                            self._over.wait(0.05)  # nor does the end of one side reach the other
+                        continue
                     if not data:
                         return
                     if one is server and swallow_reply:
@@ -95,6 +111,17 @@ class Proxy:
                             return
                         swallow_reply = swallow_reply or what == "reply"
                     (server if one is client else client).sendall(data)
+
+    @contextmanager
+    def _noted(self, client: socket.socket) -> Iterator[None]:
+        with self._lock:
+            self._open.add(client)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open.discard(client)
+                self._swallowed.discard(client)
 
     def _disarm(self, data: bytes) -> Literal["request", "reply"] | None:
         with self._lock:
