@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -64,8 +64,11 @@ class Order:
     attempt: int
     epoch: int
 
-    def read(self) -> Command:
+    def read(self, parse_float: Callable[[str], Any] | None = None) -> Command:
         """Return the command, with its payload read.
+
+        Args:
+            parse_float: makes numbers that have a fraction; None: floats.
 
         Raises:
             ValueError: Python cannot read the payload, as with a number of more than 4,300 digits.
@@ -76,7 +79,7 @@ class Order:
             self.key,
             self.seq,
             self.name,
-            json.loads(self.payload),
+            json.loads(self.payload, parse_float=parse_float),
             self.created_at,
             self.attempt,
             self.epoch,

@@ -48,9 +48,14 @@ class Applier:
     thread of its own, an `async def` on the worker's event loop, each beside others for other keys.
 
     A batch handler gets several commands of one key at a time, of whatever name; see batch_handler.
+
+    Args:
+        parse_float: makes the numbers of payloads that have a fraction, as for json.loads. None: floats,
+            which round; decimal.Decimal keeps every digit. What it raises fails the command.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, parse_float: Callable[[str], Any] | None = None) -> None:
+        self.parse_float = parse_float
         self._handlers: dict[str, dict[str | None, Handler | OutsideHandler]] = {}
         self._batch: dict[str, BatchHandler] = {}
         self._outside: set[str] = set()

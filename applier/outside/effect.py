@@ -97,7 +97,7 @@ class HandlerEffect:
 
     async def apply(self, order: Order, lease: Lease) -> Failed | None:  # noqa: ARG002 - see Effect
         try:
-            command = order.read()
+            command = order.read(self.applier.parse_float)
             handler = self.applier.find_outside(command)
         except Exception as error:  # noqa: BLE001 - of this command's data, so it fails this command
             return _failed(error)

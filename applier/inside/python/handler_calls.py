@@ -92,7 +92,7 @@ class HandlerCalls:
             how many of the commands took effect: the only one, or those that a batch handler says.
         """
         session = session_of(connection)
-        commands = [order.read() for order in orders]
+        commands = [order.read(self.applier.parse_float) for order in orders]
         batch = self.applier.find_batch(orders[0].topic)
         began_at, started_at = time.time(), time.monotonic()
         try:
