@@ -78,6 +78,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._sql_topic(text),
     inturn._sql_topics(text[]),
     inturn._careful_keys(),
+    inturn._leave_at(text[]),
     inturn._target_function(text, text),
     inturn._target_query(inturn.topic, text),
     inturn._trusted_target(inturn.topic),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
+import psycopg
 import pytest
 from support import shop
 from support.bad_company import HEALTHY, OTHERS, innocent_and_charged
@@ -99,6 +101,59 @@ def test_p5_a_sql_target_that_takes_too_long(slow: Database, *, steady: bool) ->
     _open(slow, "sql:bad.apply")
     with shop.at_work(slow, Applier(), workers=2, steady=steady):
         _assert_charged(slow)
+
+
+_HANGS = """
+    CREATE FUNCTION bad.apply(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO bad.witness VALUES (command.topic, command.key);
+        PERFORM pg_sleep(CASE command.key WHEN 'bad' THEN 60 ELSE 0.15 END);
+    END $$;
+"""
+
+
+@pytest.mark.slow
+def test_p5_under_call_a_sql_target_that_takes_too_long(slow: Database) -> None:
+    """A CALL has one timer for all that it does: what that cancels is charged, and nobody else."""
+    slow.execute(_HANGS)
+    _open(slow, "sql:bad.apply")
+    slow.execute("SELECT inturn.set_topic(name, max_attempts => 1) FROM inturn.topic")
+
+    def call() -> bool:
+        with suppress(psycopg.errors.QueryCanceled), slow.connect() as session:
+            session.execute("SET statement_timeout = '8 s'")
+            session.execute("SET inturn.careful_keys = 20")  # the default
+            session.execute("CALL inturn.apply()")
+        done: int = slow.value("SELECT count(*) FROM bad.witness WHERE key <> 'bad'")
+        return done == HEALTHY + OTHERS
+
+    until(call, "the healthy keys, some in each call")
+    _assert_charged(slow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timeout", ["1 min", "5 s", None])
+def test_p5_under_call_nobody_is_charged_because_the_call_was_long(
+    slow: Database, timeout: str | None
+) -> None:
+    """It ends before the session's statement_timeout, and leaves a command the time that it may take."""
+    slow.execute(_HANGS)
+    slow.execute("SELECT inturn.create_topic('bad', 'sql:bad.apply', timeout => %s)", [timeout])
+    slow.execute(
+        "SELECT inturn.append_many('bad', array_agg('k' || n), array_agg('do'::text))"
+        " FROM generate_series(1, 80) n"
+    )
+    calls = 0
+    with slow.connect() as session:
+        # Less than all of it takes.
+        session.execute("SET statement_timeout = '10 s'")
+        session.execute("SET inturn.careful_keys = 20")
+        while slow.value("SELECT count(*) FROM inturn.ticket"):
+            calls += 1
+            session.execute("CALL inturn.apply()")
+    assert calls > 1
+    assert innocent_and_charged(slow) == []
+    assert slow.value("SELECT count(*) FROM bad.witness") == 80
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
