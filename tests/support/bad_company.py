@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,8 @@ class Fault:
         session: settings of the database.
         state: what becomes of the key.
         alone: it makes its neighbours in a batch go wrong too, so there are none.
+        under_call: what the key's error says under CALL, in part, if that differs.
+        since: the version of PostgreSQL that has it.
     """
 
     error: str
@@ -81,6 +84,30 @@ class Fault:
     session: str = ""
     state: str = "held"
     alone: bool = False
+    under_call: str | None = None
+    since: int = 0
+
+
+#: Deeper than Python 3.12 reads; 3.13 reads whatever PostgreSQL takes.
+NESTED = "[" * 5000 + "]" * 5000
+
+
+def kinds_here(faults: Mapping[str, Any]) -> list[str]:
+    """Return the kinds that there are with the server and the Python that the tests run on."""
+    version = int(os.environ.get("INTURN_TEST_PG", "18"))
+    return [
+        kind
+        for kind, fault in faults.items()
+        if getattr(fault, "since", 0) <= version and not (fault.payload == NESTED and _reads(NESTED))
+    ]
+
+
+def _reads(payload: str) -> bool:
+    try:
+        json.loads(payload)
+    except RecursionError:
+        return False
+    return True
 
 
 def _runs(statement: str) -> _Effect:
@@ -130,6 +157,21 @@ SHARED = {
         "PERFORM pg_advisory_xact_lock(77);",
         session="lock_timeout = '300 ms'",
     ),
+    "a transaction_timeout": Fault(
+        "transaction timeout",
+        _runs(_SLEEP),
+        "PERFORM pg_sleep(60);",
+        session="transaction_timeout = '3 s'",
+        # It ends the session of the CALL, and with it who could say so.
+        under_call="the lease of",
+        since=17,
+    ),
+    "the end of its own session": Fault(
+        "",
+        _runs("SELECT pg_terminate_backend(pg_backend_pid())"),
+        "PERFORM pg_terminate_backend(pg_backend_pid());",
+        under_call="the lease of",
+    ),
     "nothing can be written of it": Fault(
         "nothing can be written of bad",
         _runs("SELECT 1"),
@@ -148,9 +190,8 @@ IN_PYTHON = {
         session="idle_in_transaction_session_timeout = '1500 ms'",
     ),
     "a number that Python cannot read": Fault("digits", payload='{"n": 1e5000}'),
-    "a payload nested too deep": Fault("RecursionError", payload="[" * 5000 + "]" * 5000),
+    "a payload nested too deep": Fault("RecursionError", payload=NESTED),
     "close": Fault("closed", lambda connection, _: connection.close()),
-    "the end of its own session": Fault("", _runs("SELECT pg_terminate_backend(pg_backend_pid())")),
     "COMMIT": Fault("", _runs("COMMIT"), alone=True),
     "ROLLBACK": Fault("ended the transaction", _runs("ROLLBACK")),
     "ROLLBACK and an exception": Fault("ended the transaction", _rolls_back_and_raises),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support import bad_company, shop
 from support.b_server import B
+from support.bad_company import kinds_here
 from support.bad_outside import (
     COROUTINE,
     LEASE_CLIENT,
@@ -42,6 +43,9 @@ def _assert_charged(database: Database, fault: Fault) -> None:
         assert fault.error in database.execute(bad)[0][2]
         assert database.execute(bad)[0][1] <= bad_company.ATTEMPTS
         assert database.execute("SELECT v.* FROM inturn.topic t, inturn.verify(t.name) v") == []
+        ((cause, says),) = database.execute("SELECT cause, says FROM inturn.why('bad', 'bad')")
+        assert cause == "held"
+        assert fault.error in says
     assert bad_company.innocent_and_charged(database) == []
     # Nor was one of them ever lost.
     lost = "SELECT topic, key FROM inturn.turn WHERE key <> 'bad' AND outcome = 'lost'"
@@ -51,8 +55,8 @@ def _assert_charged(database: Database, fault: Fault) -> None:
 @pytest.mark.parametrize(
     ("handlers", "fault"),
     [
-        *(pytest.param(plain, fault, id=f"plain-{kind}") for kind, fault in PLAIN.items()),
-        *(pytest.param(coroutine, fault, id=f"coroutine-{kind}") for kind, fault in COROUTINE.items()),
+        *(pytest.param(plain, PLAIN[kind], id=f"plain-{kind}") for kind in kinds_here(PLAIN)),
+        *(pytest.param(coroutine, COROUTINE[kind], id=f"coroutine-{kind}") for kind in kinds_here(COROUTINE)),
     ],
 )
 def test_p5_whatever_goes_wrong_in_an_outside_handler_is_charged_to_its_command(
