@@ -12,10 +12,23 @@ WORKERS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 CORE := tests/promises/p1_commit_order tests/promises/p2_p3_in_turn/test_p2_p3_in_turn.py \
 	tests/promises/p4_no_lost_wakeup tests/conformance
+# Interpreters beside $(PYTHON). A shim of pyenv does not work for a version that is not selected.
+OTHER_PYTHONS ?= $(foreach version,3.12 3.13 3.14,$(firstword \
+	$(wildcard $(HOME)/.pyenv/versions/$(version).*/bin/python$(version)) $(wildcard /usr/bin/python$(version))))
 # Where bench-full writes its tables.
 FRAGMENT ?= build/peers.md
 
-.PHONY: help demo quick lint test promises soak bench bench-full docs clean
+# Those tests in a virtual environment of its own: its folder, the interpreter, and more for pip.
+define in_venv
+test -x $(1)/bin/python || $(2) -m venv $(1)
+$(1)/bin/python -m pip --quiet --disable-pip-version-check install $(3) \
+	--config-settings editable_mode=strict --editable '.[embedded,http,metrics,receiver,dev]'
+$(1)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m "not soak and not slow" \
+	tests/applier tests/conformance tests/promises
+
+endef
+
+.PHONY: help demo quick lint test promises pythons lowest soak bench bench-full docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -46,6 +59,15 @@ promises: .venv/installed-dev  ## The promise tests on the other server versions
 	for version in $(OTHERS); do \
 		INTURN_TEST_PG=$$version $(PYTEST) tests/promises tests/conformance -m "not soak and not slow" || exit 1; \
 	done
+
+pythons:  ## The promises and the appliers on every other Python that is found, of pyenv or in /usr/bin.
+	$(if $(OTHER_PYTHONS),,@echo "No other Python from 3.12 on is here: pyenv install 3.12 3.13")
+	$(foreach python,$(OTHER_PYTHONS),$(call in_venv,build/$(notdir $(python)),$(python)))
+
+lowest: .venv/installed-dev  ## The same with the lowest versions of the dependencies that pyproject.toml allows.
+	mkdir -p build
+	PYTHONPATH=tests $(BIN)/python -m support.lowest > build/lowest.txt
+	$(call in_venv,build/lowest,$(PYTHON),--constraint build/lowest.txt)
 
 soak: .venv/installed-dev  ## The long runs.
 	$(BIN)/python -m pytest -m soak --timeout 1800
