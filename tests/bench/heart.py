@@ -1,6 +1,7 @@
-"""How the storage holds: crowds, snapshots, topics, backlog, fairness, latency, cost, waiters, retention.
+"""How the storage holds: crowds, snapshots, topics, backlog, fairness, latency, cost, waiters, company,
+retention.
 
-An hour.
+An hour and a half.
 
 All on one throw-away server. `make bench` measures the rates themselves, against a plain INSERT.
 """
@@ -23,6 +24,7 @@ from support.server import Server
 from bench import (
     SETTINGS,
     backlog,
+    company,
     cost,
     crowds,
     fairness,
@@ -37,7 +39,10 @@ from bench.ground import Ground
 from bench.section import Section
 
 _COMMAND = "PYTHONPATH=tests .venv/bin/python -m bench.heart"
-_NAMES = ("crowds", "snapshot", "topics", "backlog", "fairness", "latency", "cost", "waiters", "retention")
+_NAMES = (
+    *("crowds", "snapshot", "topics", "backlog", "fairness", "latency", "cost", "waiters", "company"),
+    "retention",
+)
 
 
 def main() -> None:
@@ -103,6 +108,7 @@ def _measures(options: argparse.Namespace, ground: Ground) -> dict[str, Callable
         "latency": partial(latency.measure, ground),
         "cost": partial(cost.measure, ground),
         "waiters": partial(waiters.measure, ground),
+        "company": partial(company.measure, ground),
         "retention": partial(retention.measure, ground, options.held),
     }
     return {name: measure for name, measure in measures.items() if name in options.only}
