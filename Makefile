@@ -22,7 +22,8 @@ FRAGMENT ?= build/peers.md
 define in_venv
 test -x $(1)/bin/python || $(2) -m venv $(1)
 $(1)/bin/python -m pip --quiet --disable-pip-version-check install $(3) \
-	--config-settings editable_mode=strict --editable '.[embedded,http,metrics,receiver,dev]'
+	--config-settings editable_mode=strict --editable '.[embedded,http,metrics,receiver]' \
+	hypothesis pytest pytest-randomly pytest-timeout pytest-xdist 'sqlalchemy[asyncio]'
 $(1)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m "not soak and not slow" \
 	tests/applier tests/conformance tests/promises
 
