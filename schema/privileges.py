@@ -31,24 +31,37 @@ _COMMENT = re.compile(r"--[^\n]*")
 _BETWEEN = re.compile(r",\s*(?![^()]*\))")
 _ROLES = ("caller", "applier", "operator", "admin")
 
+#: Whoever has let our roles, or everybody, have something by an option to grant it, is named too.
 _ACTUAL = """
     SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::text END,
-           a.privilege_type, o.kind, o.name, o.bare
-    FROM (SELECT 'SCHEMA' AS kind, n.oid::pg_catalog.regnamespace::text AS name, '' AS bare,
+           a.privilege_type || o.part, o.kind, o.name, o.bare, a.is_grantable
+    FROM (SELECT 'SCHEMA' AS kind, n.oid::pg_catalog.regnamespace::text AS name, '' AS bare, '' AS part,
                  coalesce(n.nspacl, pg_catalog.acldefault('n', n.nspowner)) AS acl
           FROM pg_catalog.pg_namespace n WHERE n.nspname = '{schema}'
           UNION ALL
-          SELECT 'FUNCTION', p.oid::pg_catalog.regprocedure::text, p.proname,
+          SELECT 'FUNCTION', p.oid::pg_catalog.regprocedure::text, p.proname, '',
                  coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))
           FROM pg_catalog.pg_proc p
           WHERE p.pronamespace = pg_catalog.to_regnamespace('{schema}')
           UNION ALL
-          SELECT 'TABLE', '{schema}.' || c.relname, c.relname,
+          SELECT 'TABLE', '{schema}.' || c.relname, c.relname, '',
                  coalesce(c.relacl, pg_catalog.acldefault('r', c.relowner))
           FROM pg_catalog.pg_class c
-          WHERE c.relnamespace = pg_catalog.to_regnamespace('{schema}') AND c.relkind IN ('r', 'v')) o
+          WHERE c.relnamespace = pg_catalog.to_regnamespace('{schema}') AND c.relkind IN ('r', 'v')
+          UNION ALL
+          SELECT 'TABLE', '{schema}.' || c.relname, c.relname,
+                 ' (' || pg_catalog.quote_ident(t.attname) || ')', t.attacl
+          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute t ON t.attrelid = c.oid
+          WHERE c.relnamespace = pg_catalog.to_regnamespace('{schema}') AND c.relkind IN ('r', 'v')
+            AND t.attacl IS NOT NULL AND NOT t.attisdropped) o
     CROSS JOIN LATERAL pg_catalog.aclexplode(o.acl) a
-    WHERE a.grantee = 0 OR a.grantee::pg_catalog.regrole::text = ANY ('{{{roles}}}')"""
+    WHERE a.grantee = 0 OR a.grantee::pg_catalog.regrole::text = ANY ('{{{roles}}}')
+       OR a.is_grantable AND EXISTS (
+           SELECT FROM pg_catalog.aclexplode(o.acl) b
+           WHERE b.grantor = a.grantee AND b.privilege_type = a.privilege_type
+             AND (b.grantee = 0 OR b.grantee::pg_catalog.regrole::text = ANY ('{{{roles}}}')))"""
+#: What a role may grant on, and did: without CASCADE it would stay.
+_OPTION = "GRANT OPTION FOR "
 
 _POWERFUL = """
     SELECT rolname, rolsuper OR rolcreaterole OR rolbypassrls FROM pg_catalog.pg_roles
@@ -65,7 +78,12 @@ _RELATIONS = """
 
 
 class Grant(NamedTuple):
-    """One privilege of one role on one object. kind: FUNCTION, SCHEMA or TABLE."""
+    """One privilege of one role on one object.
+
+    Attributes:
+        privilege: SELECT; of a column SELECT (payload); the option to grant it on GRANT OPTION FOR SELECT.
+        kind: FUNCTION, SCHEMA or TABLE.
+    """
 
     role: str
     privilege: str
@@ -76,7 +94,12 @@ class Grant(NamedTuple):
         """Return the statement that grants it (GRANT) or takes it away (REVOKE)."""
         kind = "ROUTINE" if self.kind == "FUNCTION" else self.kind
         direction = "TO" if verb == "GRANT" else "FROM"
-        return f"{verb} {self.privilege} ON {kind} {self.object} {direction} {self.role}"
+        cascade = " CASCADE" if self.is_option else ""
+        return f"{verb} {self.privilege} ON {kind} {self.object} {direction} {self.role}{cascade}"
+
+    @property
+    def is_option(self) -> bool:
+        return self.privilege.startswith(_OPTION)
 
 
 class Change(NamedTuple):
@@ -97,7 +120,8 @@ class Differences(NamedTuple):
         powerful: those with powers that every login with them would get.
         public: what everybody has, and nobody should have so.
         missing: what the roles that are there lack.
-        extra: what they have more than they need.
+        extra: what they have more than they need, and the options of others by which they, or everybody,
+            were granted something.
     """
 
     roles: list[str]
@@ -110,7 +134,10 @@ class Differences(NamedTuple):
         """Return the statements that put it right, but for missing roles."""
         return [
             *(powers_sql(role) for role in self.powerful),
-            *(grant.sql("REVOKE") for grant in self.public + self.extra),
+            *(
+                each.sql("REVOKE")
+                for each in sorted(self.public + self.extra, key=lambda one: not one.is_option)
+            ),
             *(grant.sql("GRANT") for grant in self.missing),
         ]
 
@@ -138,9 +165,12 @@ def differences(ask: Ask, schema: str) -> Differences:
     there = {row[0]: row[1] for row in ask(_POWERFUL.format(roles=listed))}
     ours = {"", *created_names(script()), *created_names(receiver_source())}
     actual = {
-        Grant(role, privilege, kind, name)
-        for role, privilege, kind, name, bare in ask(_ACTUAL.format(schema=schema, roles=listed))
+        grant
+        for role, privilege, kind, name, bare, grantable in ask(_ACTUAL.format(schema=schema, roles=listed))
         if bare in ours
+        for grant in _held(
+            Grant(role, privilege, kind, name), counts=role in {"PUBLIC", *names}, grantable=grantable
+        )
     }
     expected = {grant for grant in _expected(ask, schema) if grant.role in names}
     return Differences(
@@ -150,6 +180,14 @@ def differences(ask: Ask, schema: str) -> Differences:
         missing=sorted(grant for grant in expected - actual if grant.role in there),
         extra=sorted(grant for grant in actual - expected if grant.role != "PUBLIC"),
     )
+
+
+def _held(grant: Grant, *, counts: bool, grantable: bool) -> Iterator[Grant]:
+    """Yield a privilege, if what its role has counts, and the option to grant it on."""
+    if counts:
+        yield grant
+    if grantable:
+        yield grant._replace(privilege=_OPTION + grant.privilege)
 
 
 def set_right(ask: Ask, run: Callable[[str], None], schema: str, report: Report | None = None) -> None:

@@ -46,6 +46,26 @@ WRONG = [
         "GRANT EXECUTE ON FUNCTION inturn.skip(text, text, bigint, text) TO inturn_caller",
         "REVOKE EXECUTE ON ROUTINE inturn.skip(text,text,bigint,text) FROM inturn_caller",
     ),
+    (
+        "GRANT SELECT (payload) ON inturn.command_log TO inturn_caller",
+        "REVOKE SELECT (payload) ON TABLE inturn.command_log FROM inturn_caller",
+    ),
+    (
+        "GRANT UPDATE (target) ON inturn.topic TO PUBLIC",
+        "REVOKE UPDATE (target) ON TABLE inturn.topic FROM PUBLIC",
+    ),
+    (
+        "GRANT USAGE ON SCHEMA inturn TO inturn_caller WITH GRANT OPTION",
+        "REVOKE GRANT OPTION FOR USAGE ON SCHEMA inturn FROM inturn_caller CASCADE",
+    ),
+    (
+        "GRANT SELECT ON inturn.turn TO inturn_operator WITH GRANT OPTION",
+        "REVOKE GRANT OPTION FOR SELECT ON TABLE inturn.turn FROM inturn_operator CASCADE",
+    ),
+    (
+        "GRANT EXECUTE ON FUNCTION inturn.server_metrics() TO inturn_applier WITH GRANT OPTION",
+        "REVOKE GRANT OPTION FOR EXECUTE ON ROUTINE inturn.server_metrics() FROM inturn_applier CASCADE",
+    ),
 ]
 
 
@@ -91,13 +111,55 @@ def test_the_command_line_says_how_many_and_which_is_the_first(database: Databas
     assert {right for _, right in WRONG} <= {line.removesuffix(";") for line in script.splitlines()}
     assert run_inturn(database.dsn, "upgrade") == (
         0,
-        already + "privileges taken away that nobody should have so: 5."
-        " The first: REVOKE EXECUTE ON ROUTINE inturn.cancel_rest(text,text,text) FROM PUBLIC\n"
+        already + "privileges taken away that nobody should have so: 10."
+        " The first: REVOKE GRANT OPTION FOR EXECUTE ON ROUTINE inturn.server_metrics()"
+        " FROM inturn_applier CASCADE\n"
         "privileges granted that roles lacked: 3."
         " The first: GRANT EXECUTE ON ROUTINE inturn.topic_metrics() TO inturn_applier\n",
         "",
     )
     assert run_inturn(database.dsn, "upgrade") == (0, already, "")
+
+
+def test_what_was_granted_on_by_such_an_option_goes_with_it(database: Database) -> None:
+    before = lines(database)
+    database.execute("GRANT SELECT (payload) ON inturn.command_log TO inturn_operator WITH GRANT OPTION")
+    database.execute("GRANT DELETE ON inturn.turn TO inturn_operator WITH GRANT OPTION")
+    database.execute("""
+        SET ROLE inturn_operator;
+        GRANT SELECT (payload) ON inturn.command_log TO inturn_caller;
+        GRANT DELETE ON inturn.turn TO PUBLIC;
+        RESET ROLE;
+    """)
+    assert all(change.done for change in reported(database))
+    assert lines(database) == before
+
+
+def test_what_another_login_has_let_the_roles_have_goes_and_its_own_stays(database: Database) -> None:
+    reader = conninfo_to_dict(login(database))["user"]
+    database.execute(f"GRANT USAGE ON SCHEMA inturn TO {reader}; GRANT SELECT ON inturn.turn TO {reader}")
+    before = lines(database)
+    database.execute(f"""
+        GRANT SELECT ON inturn.turn TO {reader} WITH GRANT OPTION;
+        SET ROLE {reader};
+        GRANT SELECT ON inturn.turn TO inturn_caller;
+        RESET ROLE;
+    """)
+    option = f"REVOKE GRANT OPTION FOR SELECT ON TABLE inturn.turn FROM {reader} CASCADE"
+    assert reported(database)[0] == Change(option, done=True)
+    assert reported(database) == []
+    assert lines(database) == before
+    # To have the option, and not to have used it for our roles, is nobody's business.
+    database.execute(f"GRANT SELECT ON inturn.turn TO {reader} WITH GRANT OPTION")
+    assert reported(database) == []
+
+
+def test_the_doctor_names_a_column_that_a_role_may_read(database: Database) -> None:
+    database.execute("GRANT SELECT (payload) ON inturn.command_log TO inturn_caller")
+    found = json.loads(run_inturn(database.dsn, "doctor", "--json")[1])["findings"]
+    assert [(each["level"], each["sql"]) for each in found if each["check"] == "privileges"] == [
+        ("warning", ["REVOKE SELECT (payload) ON TABLE inturn.command_log FROM inturn_caller"])
+    ]
 
 
 def test_verify_warns_while_they_are_not_as_they_must_be(database: Database) -> None:
