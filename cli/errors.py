@@ -19,7 +19,10 @@ from inturn.schema.errors import (
     from_database,
 )
 
-_MISSING = "A part of the schema is missing; compare it with: inturn upgrade --sql"
+_MISSING = (
+    "A part of the schema is missing, or was upgraded just now: run it again, or compare it with:"
+    " inturn upgrade --sql"
+)
 _PRIMARY = "Name the primary server: this one, or this session, takes no writes"
 _HINTS = {
     "0A000": _PRIMARY,
@@ -31,6 +34,7 @@ _HINTS = {
     " inturn_caller to append, inturn_applier to apply, inturn_admin to deploy",
     "42883": _MISSING,
     "42P01": _MISSING,
+    "42703": _MISSING,
     "53100": "Make room on the database server's disk",
     "55P03": "Try again when the session that holds the lock has finished",
 }

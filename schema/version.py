@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
 from inturn.schema.errors import SchemaMismatch
 from inturn.schema.source import DEFAULT_SCHEMA
@@ -68,6 +70,38 @@ def check_version(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCH
             hint="Upgrade it with: inturn upgrade",
         )
     check_not_newer(version, schema)
+
+
+#: Classes of SQLSTATE by which a database says that it has a part not, or otherwise than a statement expects:
+#: undefined or ambiguous, no schema, a changed plan, dropped while it was looked up.
+_OF_PARTS = ("42", "3F", "0A", "XX")
+
+
+def may_be_upgraded(error: BaseException) -> bool:
+    """Return whether an upgrade, or a removal of the schema, may be why a statement was refused."""
+    return isinstance(error, psycopg.DatabaseError) and (error.sqlstate or "").startswith(_OF_PARTS)
+
+
+def check_after(
+    error: BaseException, connection: psycopg.Connection[Any], schema: str = DEFAULT_SCHEMA
+) -> None:
+    """Make sure that an error is not by an upgrade that this package was at work through.
+
+    What was refused is then nobody's fault, and whoever began it has to end.
+
+    Args:
+        error: what a statement was refused with, or a block with statements of inturn.
+        connection: any to the database; it is asked only if it is not in a failed transaction.
+
+    Raises:
+        SchemaMismatch: the schema has gone, or is not one any more that this package serves.
+    """
+    if isinstance(error, SchemaMismatch):
+        raise error
+    usable = connection.info.transaction_status in {TransactionStatus.IDLE, TransactionStatus.INTRANS}
+    if usable and may_be_upgraded(error):
+        with suppress(psycopg.Error):  # then the error speaks for itself
+            check_version(connection, schema)
 
 
 def is_compatible(version: str, connection: psycopg.Connection[Any], schema: str = DEFAULT_SCHEMA) -> bool:

@@ -7,6 +7,7 @@ which command it was. See the SQL functions _claim_alone, _end_alone and _lose_a
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from inturn.applier.failure import describe, encodable
 from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.session import SessionChanged, session_of
 from inturn.applier.stop import Stop
+from inturn.schema.errors import SchemaMismatch
+from inturn.schema.version import check_after
 
 log = logging.getLogger("inturn.applier")
 
@@ -110,6 +113,7 @@ def take_alone(target: AloneTarget, connection: psycopg.Connection[Any], since: 
         psycopg.Error: the claim failed; nothing was changed.
         SessionChanged: the session is not as it was; the key was let go.
         TurnLost: the connection broke with the key in hand.
+        SchemaMismatch: the schema was upgraded with the key in hand, which was let go if that can be said.
     """
     row = session_of(connection).call(
         calls.lease.claim_alone(target.schema, target.topic, since, target.applier_id)
@@ -139,6 +143,7 @@ def _take(
         if target.stop.expired:
             _lose(connection, alone, None, is_clear=False)
             raise
+        _end_if_upgraded(error, connection, alone)
         if is_transient(error):
             # Handlers' own are caught before: this was in a statement of inturn.
             _lose(connection, alone, None, is_clear=False)
@@ -147,6 +152,17 @@ def _take(
         outcome = _lose(connection, alone, text, is_clear=True)
         _log(alone, f"command failed ({outcome})", text)
         return Batch(keys=1, failures=1, hand=alone.ready_at)
+
+
+def _end_if_upgraded(error: BaseException, connection: psycopg.Connection[Any], alone: Alone) -> None:
+    """If the schema was upgraded meanwhile, let the key go, uncharged, and raise SchemaMismatch."""
+    try:
+        check_after(error, connection, alone.schema)
+    except SchemaMismatch:
+        # Where the new revision has nothing to say that by, the lease runs out.
+        with suppress(psycopg.Error):
+            _lose(connection, alone, None, is_clear=False)
+        raise
 
 
 def lose_overdue(connection: psycopg.Connection[Any], schema: str, order: Order, error: str) -> None:

@@ -63,6 +63,9 @@ class Target(Protocol):
     def topic(self) -> str: ...
 
     @property
+    def schema(self) -> str: ...
+
+    @property
     def breaker(self) -> Breaker: ...
 
     def apply_batch(

@@ -19,7 +19,8 @@ from inturn.applier.inside.sleep import Sleep
 from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import Bell, Stop
-from inturn.schema.errors import OwnerChanged, TargetRefused
+from inturn.schema.errors import OwnerChanged, SchemaMismatch, TargetRefused
+from inturn.schema.version import check_after
 
 log = logging.getLogger("inturn.applier")
 
@@ -84,6 +85,7 @@ class Visits:
         Raises:
             psycopg.Error: the database failed, or refused (TargetRefused, OwnerChanged: so has the target).
             SessionChanged, TurnLost: the connection has to be given up.
+            SchemaMismatch: the schema was upgraded meanwhile.
         """
         topic = target.topic
         leave_at: float | None = None
@@ -152,12 +154,13 @@ class Visits:
             return batch
         try:
             batch = target.apply_batch(connection, hand, max_keys)
-        except SessionChanged:
+        except (SessionChanged, SchemaMismatch):
             raise
         except BaseException as error:
             refused = getattr(error, "sqlstate", None) in {TargetRefused.sqlstate, OwnerChanged.sqlstate}
             if connection.closed or self._stop.expired or refused:
                 raise
+            check_after(error, connection, target.schema)
             # Nobody can tell which of the keys it was: alone, it is found out and charged.
             log.warning(
                 "a batch failed, its keys are taken alone: %s", on_one_line(error), extra={"topic": topic}

@@ -25,6 +25,7 @@ from inturn.applier.process.totals import Totals, ended_by
 from inturn.applier.stop import Bell, Stop
 from inturn.schema.errors import InturnError
 from inturn.schema.pooling import is_pooled
+from inturn.schema.version import check_after
 
 log = logging.getLogger("inturn.applier")
 
@@ -61,7 +62,7 @@ class Worker:
         tallies: Tallies | None = None,
         prune: bool = False,
     ) -> None:
-        self._connect = connect
+        self._connect, self._schema = connect, schema
         self._drain, self._stop = drain, stop
         self._connection: psycopg.Connection[Any] | None = None
         self._failed_in_a_row = 0
@@ -109,8 +110,7 @@ class Worker:
             with self._connect() as self._connection:
                 if self._failed_in_a_row:
                     self._recovery.succeeded()
-                self._record_lost(self._connection)
-                self._rounds.serve(self._connection)
+                self._serve(self._connection)
         except TurnLost as lost:
             if self.abandoned:
                 return False
@@ -127,6 +127,14 @@ class Worker:
         except InturnError as error:
             self.error = error
         return False
+
+    def _serve(self, connection: psycopg.Connection[Any]) -> None:
+        try:
+            self._record_lost(connection)
+            self._rounds.serve(connection)
+        except psycopg.Error as error:
+            check_after(error, connection, self._schema)
+            raise
 
     def _after_lost(self, error: psycopg.Error) -> bool:
         """Wait after the database was lost, or refused; return whether to go on."""

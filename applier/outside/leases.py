@@ -138,8 +138,11 @@ class Leases:
             ).on_async(connection)
             return outcome, skipped
 
-    async def lose(self, connection: Connection, lease: Lease, error: str) -> str:
+    async def lose(self, connection: Connection, lease: Lease, error: str | None) -> str:
         """End a lease of which something could not be recorded: a failed attempt; if not even that, put off.
+
+        Args:
+            error: why; None: by no fault of the command, which is not charged with it.
 
         Returns:
             the outcome, or `put off`, or `fenced` when the lease was gone.
@@ -147,7 +150,8 @@ class Leases:
         Raises:
             psycopg.Error: the database refused, or was lost.
         """
-        error = encodable(error, connection.info)
+        if error is not None:
+            error = encodable(error, connection.info)
         return await calls.lease.lose_alone(
             self._schema, lease.topic, lease.key, lease.epoch, error, is_clear=True
         ).on_async(connection)

@@ -11,8 +11,11 @@ from typing import Any, TypeVar
 import psycopg
 
 from inturn.applier import pacing
+from inturn.applier.outside.effect import in_thread
 from inturn.applier.process.recovery import Recovery
 from inturn.applier.stop import Stop
+from inturn.schema.errors import SchemaMismatch
+from inturn.schema.version import may_be_upgraded
 
 log = logging.getLogger("inturn.applier")
 
@@ -32,7 +35,16 @@ class Link:
         stop: Stop,
         drain: bool,
         recovery: Recovery,
+        check: Callable[[], None],
+        mismatch: Callable[[SchemaMismatch], None],
     ) -> None:
+        """Make one, not connected yet.
+
+        Args:
+            connect, stop, drain, recovery: as for OutsideWorker.
+            check: raises SchemaMismatch where the schema does not fit any more.
+            mismatch: told of that, once.
+        """
         self._connect = connect
         self._stop = stop
         self._drain = drain
@@ -41,6 +53,8 @@ class Link:
         self._lock = asyncio.Lock()
         self._busy = asyncio.Lock()
         self._failed_in_a_row = 0
+        self._check, self._tell = check, mismatch
+        self._mismatch: SchemaMismatch | None = None
 
     async def run(
         self, operation: Callable[[psycopg.AsyncConnection[Any]], Awaitable[_T]], *, patient: bool = False
@@ -55,6 +69,7 @@ class Link:
 
         Raises:
             psycopg.Error: the database refused, or it was lost while draining or stopping.
+            SchemaMismatch: it refused because the schema was upgraded meanwhile.
         """
         while True:
             connection: psycopg.AsyncConnection[Any] | None = None
@@ -70,6 +85,9 @@ class Link:
                 if self._stop.expired or (self._stop.requested and not patient):
                     raise
                 await self._wait_to_reconnect(error, connection)
+            except psycopg.DatabaseError as error:
+                await self._check_after(error)
+                raise
             else:
                 self._failed_in_a_row = 0
                 return result
@@ -77,6 +95,19 @@ class Link:
     async def close(self) -> None:
         if self._connection is not None:
             await self._connection.close()
+
+    async def _check_after(self, error: psycopg.DatabaseError) -> None:
+        """Do as inturn.schema.version.check_after."""
+        if self._mismatch is None and may_be_upgraded(error):
+            try:
+                await in_thread(self._check)
+            except SchemaMismatch as mismatch:
+                self._mismatch = mismatch
+                self._tell(mismatch)
+            except psycopg.Error:
+                return
+        if self._mismatch is not None:
+            raise self._mismatch from error
 
     async def _connected(self) -> psycopg.AsyncConnection[Any]:
         async with self._lock:

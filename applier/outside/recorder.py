@@ -11,6 +11,7 @@ import psycopg
 from inturn.applier.calls.lease import Kept
 from inturn.applier.outside.leases import Leases, Step
 from inturn.applier.outside.link import Link
+from inturn.schema.errors import SchemaMismatch
 
 log = logging.getLogger("inturn.applier")
 
@@ -32,6 +33,7 @@ class Recorder:
 
         Raises:
             psycopg.Error: the database was lost for good.
+            SchemaMismatch: the schema was upgraded meanwhile.
         """
         future: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
         self._waiting.append((step, future))
@@ -51,6 +53,11 @@ class Recorder:
         steps = [step for step, _ in taken]
         try:
             outcomes = await self._link.run(functools.partial(self._leases.record, steps=steps), patient=True)
+        except SchemaMismatch as error:
+            for _, future in taken:
+                if not future.done():
+                    future.set_exception(error)
+            return
         except psycopg.Error as error:
             if len(taken) > 1:
                 # One of them is not as the database has it: find it out alone.

@@ -7,6 +7,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import psycopg
 
@@ -22,7 +23,7 @@ from inturn.applier.outside.link import Link
 from inturn.applier.outside.recorder import Recorder
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import LoopBell, Stop
-from inturn.schema.errors import Fenced
+from inturn.schema.errors import Fenced, SchemaMismatch
 
 log = logging.getLogger("inturn.applier")
 
@@ -68,6 +69,8 @@ class OutsideTurns:
             await self._apply(lane, work)
         except psycopg.Error as error:
             await self._not_recorded(work.lease, error)
+        except SchemaMismatch as error:
+            await self._give_back(work.lease, error)
         finally:
             lane.in_flight.discard(work)
             self._totals.keys += 1
@@ -118,6 +121,13 @@ class OutsideTurns:
         except psycopg.Error:
             return  # the lease runs out
         log.warning("%s", outcome, extra=place(lease))
+
+    async def _give_back(self, lease: Lease, error: SchemaMismatch) -> None:
+        """Let a key go that an upgrade found in hand: it is not charged, and its command is repeated."""
+        log.warning("not recorded: %s", error, extra=place(lease))
+        lose = functools.partial(self._leases.lose, lease=lease, error=None)
+        with suppress(psycopg.Error, SchemaMismatch):  # the lease runs out
+            log.warning("%s", await self._link.run(lose, patient=True), extra=place(lease))
 
     async def _record(self, work: Work, seq: int | None = None, *, release: bool = False) -> Kept:
         kept = await self._recorder.record(Step(work.lease, seq, release))

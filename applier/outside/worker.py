@@ -27,6 +27,7 @@ from inturn.applier.process.recovery import Recovery
 from inturn.applier.process.totals import Totals, ended_by
 from inturn.applier.stop import LoopBell, Stop
 from inturn.schema.errors import InturnError, SchemaMismatch
+from inturn.schema.version import check_version
 
 log = logging.getLogger("inturn.applier")
 
@@ -61,7 +62,7 @@ class OutsideWorker:
         recovery: Recovery | None = None,
         tallies: Tallies | None = None,
     ) -> None:
-        self._connect_async = connect_async
+        self._connect, self._connect_async, self._schema = connect, connect_async, schema
         self._lanes = Lanes(connect, choose, drain=drain)
         self._leases = Leases(schema, applier_id)
         self._drain = drain
@@ -106,7 +107,14 @@ class OutsideWorker:
 
     async def _main(self) -> None:
         self._bell.attach(asyncio.get_running_loop())
-        link = Link(self._connect_async, stop=self._stop, drain=self._drain, recovery=self._recovery)
+        link = Link(
+            self._connect_async,
+            stop=self._stop,
+            drain=self._drain,
+            recovery=self._recovery,
+            check=self._check_schema,
+            mismatch=self._end_at,
+        )
         recorder = Recorder(self._leases, link)
         helpers = [
             asyncio.create_task(recorder.run()),
@@ -116,9 +124,7 @@ class OutsideWorker:
             try:
                 await self._rounds(link, recorder, helpers).serve_on()
             except SchemaMismatch as error:
-                # What is in hand ends as at a stop, and gives its lease back if the other revision takes it.
-                self.error = error
-                self._stop.request()
+                self._end_at(error)
             await self._finish(helpers)
         finally:
             self._bell.detach()
@@ -133,6 +139,15 @@ class OutsideWorker:
             # A closed transport lets go of its socket a round of the loop later.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
+
+    def _check_schema(self) -> None:
+        with self._connect() as connection:
+            check_version(connection, self._schema)
+
+    def _end_at(self, error: SchemaMismatch) -> None:
+        """End at another revision: what is in hand ends as at a stop; leases are given back if they can."""
+        self.error = error
+        self._stop.request()
 
     def _rounds(self, link: Link, recorder: Recorder, helpers: list[asyncio.Task[None]]) -> OutsideRounds:
         turns = OutsideTurns(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 from support.database import Database, set_revision
 
 from inturn.schema import HEAD, check_version
 from inturn.schema.errors import SchemaMismatch
-from inturn.schema.version import installed_version
+from inturn.schema.version import check_after, installed_version
 
 
 def test_its_own_revision_is_served(database: Database) -> None:
@@ -53,3 +54,42 @@ def test_it_looks_at_the_schema_it_was_told(database: Database) -> None:
 def test_a_name_is_never_read_as_sql(database: Database) -> None:
     assert installed_version(database.connect(), 'x" (; DROP SCHEMA inturn CASCADE; --') is None
     assert installed_version(database.connect()) == HEAD
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT inturn.gone()",
+        "SELECT FROM inturn.gone",
+        "SELECT gone FROM inturn.topic",
+        "SELECT nowhere.gone()",
+        "SELECT NULL::inturn.gone",
+    ],
+)
+def test_that_a_part_is_missing_is_put_down_to_an_upgrade_only_where_there_was_one(
+    database: Database, statement: str
+) -> None:
+    connection = database.connect()
+    with pytest.raises(psycopg.Error) as refused:
+        connection.execute(statement.encode())
+    check_after(refused.value, connection)
+    set_revision(database, "9999")
+    with pytest.raises(SchemaMismatch, match="newer than"):
+        check_after(refused.value, connection)
+    database.execute("DROP SCHEMA inturn CASCADE")
+    with pytest.raises(SchemaMismatch, match="not installed"):
+        check_after(refused.value, connection)
+
+
+def test_no_other_error_is_put_down_to_an_upgrade(database: Database) -> None:
+    set_revision(database, "9999")
+    connection = database.connect(autocommit=False)
+    with pytest.raises(psycopg.errors.DivisionByZero) as refused:
+        connection.execute("SELECT 1 / 0")
+    connection.rollback()
+    check_after(refused.value, connection)
+    check_after(ValueError("no function of ours"), connection)
+    # What cannot be asked is left as it is.
+    with pytest.raises(psycopg.errors.UndefinedFunction) as missing:
+        connection.execute("SELECT inturn.gone()")
+    check_after(missing.value, connection)

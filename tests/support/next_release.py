@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,21 +88,16 @@ class NextRelease:
     Args:
         folder: where its revision is put.
         compatible: whether the appliers of today go on working on it.
+        renamed: functions of today that have another name in it, and nothing else is changed: no table, so
+            that it does not wait for the end of turns.
     """
 
-    def __init__(self, folder: Path, *, compatible: bool = False) -> None:
+    def __init__(self, folder: Path, *, compatible: bool = False, renamed: Sequence[str] = ()) -> None:
         self._folder = folder
-        append, finish = _living("append"), _living("finish")
-        newer_append = append.replace("AS $$", f"AS $$\n{MARK}", 1)
-        newer_finish = finish.replace(") RETURNS", ", shelf text DEFAULT NULL) RETURNS", 1)
-        up, down = _NEW, _OLD
-        if not compatible:
-            drop = "DROP FUNCTION inturn.finish;\n"
-            up += drop + newer_finish + _FINISH_GRANTS + _SINCE.format(NEXT)
-            down += drop + finish + _FINISH_GRANTS + _SINCE.format(HEAD)
+        up, down = _renaming(renamed) if renamed else _one_of_everything(compatible=compatible)
         (folder / f"{NEXT}_later.py").write_text(_MODULE)
-        (folder / f"{NEXT}_later.sql").write_text(up + _replacing(newer_append))
-        (folder / f"{NEXT}_later_down.sql").write_text(down + _replacing(append))
+        (folder / f"{NEXT}_later.sql").write_text(up)
+        (folder / f"{NEXT}_later_down.sql").write_text(down)
 
     def upgrade(self, dsn: str, *, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str]:
         with self.installed():
@@ -138,6 +133,27 @@ class NextRelease:
             for module in (inturn.schema.install, inturn.schema.version):
                 patch.setattr(module, "HEAD", NEXT)
             yield
+
+
+def _one_of_everything(*, compatible: bool) -> tuple[str, str]:
+    """Return the SQL of its upgrade and of its downgrade."""
+    append, finish = _living("append"), _living("finish")
+    newer_append = append.replace("AS $$", f"AS $$\n{MARK}", 1)
+    newer_finish = finish.replace(") RETURNS", ", shelf text DEFAULT NULL) RETURNS", 1)
+    up, down = _NEW, _OLD
+    if not compatible:
+        drop = "DROP FUNCTION inturn.finish;\n"
+        up += drop + newer_finish + _FINISH_GRANTS + _SINCE.format(NEXT)
+        down += drop + finish + _FINISH_GRANTS + _SINCE.format(HEAD)
+    return up + _replacing(newer_append), down + _replacing(append)
+
+
+def _renaming(functions: Sequence[str]) -> tuple[str, str]:
+    """Do the same, of the one that renames functions and is not compatible."""
+    rename = "ALTER FUNCTION inturn.{} RENAME TO {};\n"
+    up = "".join(rename.format(name, f"{name}_later") for name in functions)
+    down = "".join(rename.format(f"{name}_later", name) for name in functions)
+    return up + _SINCE.format(NEXT), down + _SINCE.format(HEAD)
 
 
 def _living(name: str) -> str:

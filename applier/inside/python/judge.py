@@ -15,6 +15,7 @@ from inturn.applier.handlers import NoHandler
 from inturn.applier.inside.python.turn import Turn
 from inturn.applier.inside.session import session_of
 from inturn.applier.verdict import Asked, Outage, asked
+from inturn.schema.version import check_after
 
 #: How long a command waits that no handler takes, while another process serves the topic.
 NO_HANDLER_WAIT = "5 seconds"
@@ -32,7 +33,12 @@ class Judge:
     def judge(
         self, connection: psycopg.Connection[Any], turn: Turn, order: Order, error: BaseException
     ) -> None:
-        """Note that a command failed, and what becomes of it."""
+        """Note that a command failed, and what becomes of it.
+
+        Raises:
+            SchemaMismatch: it failed because the schema was upgraded meanwhile.
+        """
+        check_after(error, connection, self.schema)
         turn.failed, turn.error, turn.asked = order, describe(error), asked(error)
         if isinstance(error, NoHandler):
             if self._has_others(connection):

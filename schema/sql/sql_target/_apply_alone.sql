@@ -4,7 +4,8 @@
 -- Each command under a savepoint of its own; the first that fails ends the turn, and what came before it stays. A cancelled
 -- query fails the command in hand too: cancellation is what it says, for the caller to end after the commit.
 -- Begins no further command once it has lasted a second. failures: 0 too when the command only asked to be skipped.
--- Locks what the target and _end_alone lock. Raises what they raise: then nothing was changed.
+-- Locks what the target and _end_alone lock. Raises what they raise: then nothing was changed. So it does where a part of the
+-- schema is gone because an upgrade has committed meanwhile.
 CREATE FUNCTION inturn._apply_alone(
     topic text, key text, epoch bigint,
     OUT commands bigint, OUT failures integer, OUT skipped bigint, OUT cancellation text
@@ -25,6 +26,7 @@ DECLARE
     message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text; state pg_catalog.text;
     asked pg_catalog.record;
     error pg_catalog.text;
+    revision constant pg_catalog.text := inturn._revision();
 BEGIN
     failures := 0; skipped := 0; cancellation := NULL;
     asked := inturn._read_verdict(NULL, NULL);
@@ -46,6 +48,9 @@ BEGIN
             EXIT WHEN number OPERATOR(pg_catalog.=) 0;
             PERFORM inturn._check_effects();
         EXCEPTION WHEN query_canceled OR assert_failure OR OTHERS THEN
+            IF pg_catalog.starts_with(SQLSTATE, '42') AND inturn._revision() OPERATOR(pg_catalog.<>) revision THEN
+                RAISE;
+            END IF;
             GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT,
                 context = PG_EXCEPTION_CONTEXT, state = RETURNED_SQLSTATE;
             cancellation := CASE WHEN state OPERATOR(pg_catalog.=) '57014' THEN message END;

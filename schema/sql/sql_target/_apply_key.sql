@@ -7,7 +7,8 @@
 -- done_seq: the last applied one. outcome: the one after it failed, and fail has ended the turn, with this outcome;
 -- NULL: none failed. failures: 1 then, 0 when it only asked to be skipped. skipped: how many fail has passed over.
 -- Locks and raises what fail does. A cancelled query (statement_timeout) and a terminated session end the
--- transaction; they are not failures of the command.
+-- transaction; they are not failures of the command. Nor is that a part of the schema is gone because an upgrade has
+-- committed meanwhile: that is raised.
 CREATE FUNCTION inturn._apply_key(
     topic text, key text, epoch bigint, applied_seq bigint, attempt integer, max_commands integer,
     settings inturn.topic, applier text,
@@ -23,6 +24,7 @@ DECLARE
     message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text;
     error pg_catalog.text;
     asked pg_catalog.record;
+    revision constant pg_catalog.text := inturn._revision();
 BEGIN
     failures := 0; skipped := 0;
     LOOP
@@ -39,6 +41,9 @@ BEGIN
             END LOOP;
             EXIT;
         EXCEPTION WHEN assert_failure OR OTHERS THEN
+            IF pg_catalog.starts_with(SQLSTATE, '42') AND inturn._revision() OPERATOR(pg_catalog.<>) revision THEN
+                RAISE;
+            END IF;
             GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL,
                 hint = PG_EXCEPTION_HINT, context = PG_EXCEPTION_CONTEXT;
             asked := inturn._read_verdict(SQLSTATE, detail);

@@ -2,6 +2,8 @@
 --
 -- hand: where to claim from, and then where the claimed key was; NULL: none was ready, and careful is 0.
 -- Commits twice or more. Raises 57014 after the second commit when the query was cancelled: the command in hand has failed.
+-- An upgrade may have committed meanwhile, so that what this session began has parts no more: the key is let go as it was,
+-- and that is raised, as it is in a transaction that takes many keys.
 CREATE PROCEDURE inturn._visit_alone(
     topic text, INOUT hand timestamptz, applier text,
     INOUT commands bigint, INOUT failures bigint, INOUT careful integer
@@ -13,7 +15,9 @@ DECLARE
     claimed pg_catalog.record;
     turn pg_catalog.record;
     problem pg_catalog.text; state pg_catalog.text;
-    conflict boolean;
+    blameless boolean;
+    revision constant pg_catalog.text := inturn._revision();
+    upgraded boolean;
 BEGIN
     SELECT * INTO claimed FROM inturn._claim_alone(topic, hand, applier);
     COMMIT AND CHAIN;
@@ -30,10 +34,14 @@ BEGIN
     COMMIT AND CHAIN;
     IF state IS NOT NULL THEN
         -- The turn itself could not be ended. Lost against another transaction, the key is let go as it was.
-        conflict := pg_catalog.starts_with(state, '40');
-        PERFORM inturn._lose_alone(topic, claimed.key, claimed.epoch, CASE WHEN NOT conflict THEN problem END, true);
+        upgraded := pg_catalog.starts_with(state, '42') AND inturn._revision() OPERATOR(pg_catalog.<>) revision;
+        blameless := upgraded OR pg_catalog.starts_with(state, '40');
+        PERFORM inturn._lose_alone(topic, claimed.key, claimed.epoch, CASE WHEN NOT blameless THEN problem END, true);
         COMMIT AND CHAIN;
-        failures := failures OPERATOR(pg_catalog.+) CASE WHEN conflict THEN 0 ELSE 1 END;
+        IF upgraded THEN
+            RAISE USING ERRCODE = state, MESSAGE = problem, HINT = 'The schema was upgraded meanwhile: call inturn.apply() again.';
+        END IF;
+        failures := failures OPERATOR(pg_catalog.+) CASE WHEN blameless THEN 0 ELSE 1 END;
         RETURN;
     END IF;
     commands := commands OPERATOR(pg_catalog.+) turn.commands;
