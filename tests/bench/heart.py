@@ -1,5 +1,5 @@
 """How the storage holds: crowds, snapshots, topics, backlog, fairness, latency, cost, waiters, company,
-retention.
+retention, vacuum.
 
 An hour and a half.
 
@@ -33,6 +33,7 @@ from bench import (
     retention,
     snapshot,
     topics,
+    vacuum,
     waiters,
 )
 from bench.ground import Ground
@@ -40,8 +41,17 @@ from bench.section import Section
 
 _COMMAND = "PYTHONPATH=tests .venv/bin/python -m bench.heart"
 _NAMES = (
-    *("crowds", "snapshot", "topics", "backlog", "fairness", "latency", "cost", "waiters", "company"),
+    "crowds",
+    "snapshot",
+    "topics",
+    "backlog",
+    "fairness",
+    "latency",
+    "cost",
+    "waiters",
+    "company",
     "retention",
+    "vacuum",
 )
 
 
@@ -110,6 +120,7 @@ def _measures(options: argparse.Namespace, ground: Ground) -> dict[str, Callable
         "waiters": partial(waiters.measure, ground),
         "company": partial(company.measure, ground),
         "retention": partial(retention.measure, ground, options.held),
+        "vacuum": partial(vacuum.measure, ground),
     }
     return {name: measure for name, measure in measures.items() if name in options.only}
 

@@ -45,6 +45,17 @@ def test_upgrade_says_what_was_there_and_what_is_now(empty_database: Database) -
     assert dump(empty_database) == before
 
 
+def test_the_tables_that_a_prune_or_a_turn_deletes_from_are_vacuumed_as_was_measured(
+    database: Database,
+) -> None:
+    """See docs/reference/benchmarks.md."""
+    assert database.execute("""
+        SELECT c.relname::text, o.option_value FROM pg_class c
+        CROSS JOIN LATERAL pg_options_to_table(c.reloptions) o
+        WHERE c.relnamespace = 'inturn'::regnamespace AND starts_with(o.option_name, 'autovacuum') ORDER BY 1
+    """) == [("command_log", "0.05"), ("ticket", "0.05"), ("turn", "0.05")]
+
+
 def test_upgrade_again_keeps_topics_and_commands(witness: Database) -> None:
     witness.execute("SELECT inturn.append('orders', 'a', 'insert')")
     upgrade(witness.dsn)

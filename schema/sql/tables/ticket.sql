@@ -10,7 +10,7 @@ CREATE TABLE inturn.ticket (
     ready_at timestamptz NOT NULL,
     empty_turns integer NOT NULL DEFAULT 0,
     marked boolean NOT NULL DEFAULT false
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX ticket_ready ON inturn.ticket (topic, ready_at);
 -- After the other one: where both seem to cost the same, as with few or old statistics, the planner takes the younger, and
 -- ticket_ready would be walked over for a whole topic.

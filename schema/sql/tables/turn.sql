@@ -16,7 +16,7 @@ CREATE TABLE inturn.turn (
     error text,
     -- A second turn under one epoch cannot be recorded, whatever went wrong before it.
     PRIMARY KEY (topic, key, epoch)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
 -- For the rate at which a topic is applied. A turn adds nothing to it, or an entry every thousands of turns.
 CREATE INDEX turn_finished ON inturn.turn USING brin (finished_at) WITH (autosummarize = on);
 COMMENT ON TABLE inturn.turn IS 'What each turn did: commands from_seq to to_seq were applied; then, unless the outcome is applied or idle, to_seq + 1 failed. retrying, held; skipped: it was passed over; cancelled: with all that was pending; lost: the applier was. idle: no turn, the key went idle in another way.';
