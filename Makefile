@@ -10,6 +10,9 @@ OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
 # Each has a server of its own. Tests wait more than they compute: twice as many as there are cores.
 WORKERS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+# Debian's, in transaction mode: callers and appliers of the tests connect through it.
+PGBOUNCER := $(wildcard /usr/sbin/pgbouncer)
+POOLED = INTURN_TEST_PG=$(POSTGRES) INTURN_TEST_POOLER=transaction $(PYTEST)
 CORE := tests/promises/p1_commit_order tests/promises/p2_p3_in_turn/test_p2_p3_in_turn.py \
 	tests/promises/p4_no_lost_wakeup tests/conformance
 # Interpreters beside $(PYTHON). A shim of pyenv does not work for a version that is not selected.
@@ -29,7 +32,7 @@ $(1)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m "not soa
 
 endef
 
-.PHONY: help demo quick lint test promises pythons lowest soak bench bench-full docs clean
+.PHONY: help demo quick lint test promises pooled pythons lowest soak bench bench-full docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -48,18 +51,22 @@ lint: .venv/installed-dev  ## Check style and types.
 	$(BIN)/mypy -p inturn.schema -p inturn.outbox -p inturn.applier -p inturn.cli
 	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases tests
 
-test: lint  ## Lint, types, all tests; the promises on every server version there is.
+test: lint  ## Lint, types, all tests; the promises on every server version there is, and through PgBouncer.
 	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "not soak"
 	$(MAKE) promises
 	@echo "All tests ran on PostgreSQL $(POSTGRES), the promise tests also on: $(OTHERS)"
 	$(if $(filter 15,$(OTHERS)),,@echo "Not on Debian's 15: apt-get install postgresql-15")
-	$(if $(wildcard /usr/sbin/pgbouncer),,@echo "Not with PgBouncer: apt-get install pgbouncer")
+	$(if $(PGBOUNCER),,@echo "Not with PgBouncer: apt-get install pgbouncer")
 	$(if $(shell command -v promtool),,@echo "Not with Prometheus: apt-get install prometheus")
 
-promises: .venv/installed-dev  ## The promise tests on the other server versions.
+promises: .venv/installed-dev  ## The promise tests on the other server versions, and their core through PgBouncer.
 	for version in $(OTHERS); do \
 		INTURN_TEST_PG=$$version $(PYTEST) tests/promises tests/conformance -m "not soak and not slow" || exit 1; \
 	done
+	$(if $(PGBOUNCER),$(POOLED) $(CORE) -m "not soak and not slow")
+
+pooled: .venv/installed-dev  ## All promise tests through PgBouncer in transaction mode.
+	$(POOLED) tests/promises tests/conformance -m "not soak and not slow"
 
 pythons:  ## The promises and the appliers on every other Python that is found, of pyenv or in /usr/bin.
 	$(if $(OTHER_PYTHONS),,@echo "No other Python from 3.12 on is here: pyenv install 3.12 3.13")

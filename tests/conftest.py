@@ -29,6 +29,18 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, lambda *_: None)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, of a run through a pooler, what is marked as needing a session of its own, and says why."""
+    alone = []
+    for item in items:
+        if marker := item.get_closest_marker("needs_session"):
+            assert marker.args, f"{item.nodeid}: needs_session says no reason"
+            alone.append(item)
+    if "INTURN_TEST_POOLER" in os.environ and alone:
+        config.hook.pytest_deselected(items=alone)
+        items[:] = [item for item in items if item not in alone]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what could not be tested on this machine; a skip is easily overlooked."""
     for report in terminalreporter.stats.get("skipped", []):

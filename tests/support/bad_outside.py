@@ -242,7 +242,7 @@ def service(fault: Fault, seen: Seen) -> Answer:
 def work_by_lease(dsn: str, fault: Fault, seen: Seen, over: threading.Event) -> None:
     """Apply by lease until that is over, one connection after the other."""
     while not over.is_set():
-        with psycopg.connect(dsn, autocommit=True) as session:
+        with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as session:
             try:
                 while not over.is_set() and not session.closed:
                     _one_claim(session, fault, seen)

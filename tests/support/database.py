@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import psycopg
@@ -49,7 +49,7 @@ class Session:
         self.connection = database.connect(autocommit=autocommit, pooled=True, **parameters)
         #: Of its backend; through a pooler that of the transaction that is open, or was the last.
         self.pid = self.connection.info.backend_pid
-        self._pooled = database.server.pooler is not None
+        self._pooled = database.goes_through_pooler(parameters)
         self._knows_pid = not self._pooled
         self._database = database
         self._thread = ThreadPoolExecutor(1, f"session-{self.pid}")
@@ -120,13 +120,19 @@ class Database:
     def connect(
         self, *, autocommit: bool = True, pooled: bool = False, **parameters: Any
     ) -> psycopg.Connection[Any]:
-        """Return a new connection; pooled: through the run's pooler, where it has one."""
+        """Return a new connection; pooled: through the run's pooler, where it has one that takes it."""
         dsn = self.dsn if pooled else self.server.dsn(self.name)
-        if pooled and self.server.pooler is not None:
+        if pooled and self.goes_through_pooler(parameters):
             parameters.setdefault("prepare_threshold", None)
+        elif self.server.pooler is not None:
+            dsn = self.server.dsn(self.name)
         connection = psycopg.connect(dsn, autocommit=autocommit, **parameters)
         self._connections.append(connection)
         return connection
+
+    def goes_through_pooler(self, parameters: Mapping[str, Any]) -> bool:
+        """Return whether a connection with these parameters does: PgBouncer refuses settings of a session."""
+        return self.server.pooler is not None and "options" not in parameters
 
     def session(self, **parameters: Any) -> Session:
         """Return a new session, in a transaction from its first statement on."""
@@ -156,9 +162,10 @@ class Database:
     def close(self) -> None:
         """Close everything that was opened through it."""
         for session in self._sessions:
-            # A statement that still blocks would keep the thread.
+            # A statement that still blocks would keep the thread; but not that of a server that is gone.
             if not session.connection.closed:
-                session.connection.cancel_safe()
+                with suppress(psycopg.OperationalError):
+                    session.connection.cancel_safe()
             session.close()
         for connection in self._connections:
             connection.close()

@@ -84,7 +84,8 @@ def _work(connection: psycopg.Connection[Any], port: int, commands: Sequence[Seq
 
 
 def _main(dsn: str, port: int) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    # Nothing is prepared: it may go through a pooler.
+    with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as connection:
         print("ready", flush=True)
         while True:
             claimed = connection.execute(_CLAIM).fetchall()

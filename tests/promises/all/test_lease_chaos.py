@@ -21,11 +21,13 @@ _CLIENT = """
 import random, sys
 import psycopg
 
-name, dsn = sys.argv[1:]
+name, dsn, prepares = sys.argv[1:]
+# As the how-to has it: not through a pooler, where the next transaction may be another session's.
+more = {} if prepares == "True" else {"prepare_threshold": None}
 print("up", flush=True)
 while True:
     try:
-        with psycopg.connect(dsn, autocommit=True, application_name="lease client") as connection:
+        with psycopg.connect(dsn, autocommit=True, application_name="lease client", **more) as connection:
             ask = lambda query, *values: connection.execute(query, values).fetchall()
             while True:
                 keys = {}
@@ -64,8 +66,9 @@ class Clients:
         self.processes = [self._start() for _ in range(count)]
 
     def _start(self) -> subprocess.Popen[bytes]:
+        prepares = str(self._database.server.pooler is None)
         process = subprocess.Popen(
-            [sys.executable, "-c", _CLIENT, f"client {next(self._names)}", self._database.dsn],
+            [sys.executable, "-c", _CLIENT, f"client {next(self._names)}", self._database.dsn, prepares],
             stdout=subprocess.PIPE,
         )
         assert process.stdout is not None

@@ -535,7 +535,7 @@ def _call(posts: Database, who: int, done: list[_Done]) -> None:
 def _apply_until(posts: Database, over: threading.Event) -> None:
     """Apply in a session that is ended again and again."""
     while not over.is_set():
-        with suppress(psycopg.OperationalError), psycopg.connect(posts.dsn, autocommit=True) as session:
+        with suppress(psycopg.OperationalError), posts.connect(pooled=True) as session:
             while not over.is_set():
                 session.execute("CALL inturn.apply('{posts}', 0.05)")
 

@@ -14,6 +14,10 @@ from support.database import Database, until
 
 from inturn.applier import Applier
 
+pytestmark = pytest.mark.needs_session(
+    "a pooler gives each transaction another session, with what its other clients have left there"
+)
+
 _LOOK = """
     SELECT current_setting('search_path'), current_user::text, current_setting('DateStyle'),
            current_setting('statement_timeout'), current_setting('lock_timeout'), current_setting('TimeZone'),
