@@ -8,18 +8,27 @@ tables, and no older than they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from psycopg.conninfo import make_conninfo
 
 from inturn.schema.source import DEFAULT_SCHEMA
 from support.database import Database, until
 from support.monitoring import alerts
+from support.moved import CopiedServer, database_on
 from support.process import run_inturn
 from support.scrape import Samples, read
+from support.server import Server
 from support.shop import TOPIC, open_shop
 
 #: For a fleet that has to connect again first, on a busy machine.
 PATIENCE = 120.0
 RETAIN_DAYS, FORGET_DAYS = 7, 14
+_PORT = 5432
 _HOT_KEYS, _NEW_KEYS = 5, 5
 _TIMES = """
     SELECT format('UPDATE %s SET %s', c.oid::regclass, string_agg(
@@ -35,11 +44,22 @@ _TABLES = f"""
 """
 
 
+#: Of a standby: what was committed is there, too, and what it is promoted to waits for no other.
+_STANDBY = """
+primary_conninfo = '{conninfo} application_name=standby'
+synchronous_standby_names = ''
+hot_standby = on
+"""
+_IN_STEP = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming'"
+
+
 class Year:
     """The system, and what it has been given to do so far.
 
     Attributes:
         database: the one that it lives in now.
+        address: a folder in which appliers find the socket of its server, whichever that is now: what a name
+            in the DNS, or an address that moves, is elsewhere.
         day: the number of the day.
         appended: commands that were committed.
     """
@@ -52,6 +72,55 @@ class Year:
         )
         self.database = database
         self.day = self.appended = 0
+        self.address = Path(tempfile.mkdtemp(prefix="inturn-address-"))
+        self._first = database.server
+        self._move_to(database)
+
+    @property
+    def dsn(self) -> str:
+        """How the system is reached, today and after it has moved."""
+        return make_conninfo(host=str(self.address), port=_PORT, user="postgres", dbname=self.database.name)
+
+    def _move_to(self, database: Database) -> None:
+        server = database.server
+        newer = self.address / "newer"
+        newer.symlink_to(server.directory / f".s.PGSQL.{server.port}")
+        newer.rename(self.address / f".s.PGSQL.{_PORT}")
+        self.database = database
+
+    @contextmanager
+    def standby(self) -> Iterator[CopiedServer]:
+        """Give a standby that has whatever was committed; unless it becomes the primary, it is removed."""
+        conninfo = self.database.server.dsn().replace("dbname=postgres", "").replace("'", "")
+        own = CopiedServer(self.database.server, "standby", extra_settings=_STANDBY.format(conninfo=conninfo))
+        try:
+            own.start()
+            self.database.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+            self.database.execute("SELECT pg_reload_conf()")
+            until(lambda: self.database.value(_IN_STEP), "the standby is in step", PATIENCE)
+            yield own
+        finally:
+            if self.database.server is not own:
+                own.remove()
+
+    def fail_over(self, standby: CopiedServer) -> None:
+        """Lose the primary in the middle of its work, and go on with the standby."""
+        lost = self.database
+        lost.server.stop("immediate")
+        standby.promote()
+        self._move_to(database_on(standby, lost.name))
+        lost.close()
+        self._remove(lost.server)
+
+    def end(self) -> None:
+        """Let go of where it lives now."""
+        self.database.close()
+        self._remove(self.database.server)
+        shutil.rmtree(self.address)
+
+    def _remove(self, server: Server) -> None:
+        if server is not self._first:  # that is its maker's
+            server.remove()
 
     def work(self) -> None:
         """Append a day's commands: to keys that are used every day, and to keys of this day alone."""

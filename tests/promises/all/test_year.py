@@ -1,4 +1,4 @@
-"""A year in production, in minutes: pruned, watched, crashed, restored, upgraded; at its end as at first."""
+"""A year in production, in minutes: pruned, watched, crashed, failed over, restored, upgraded."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ def year(server: Server) -> Iterator[Year]:
     with own_database(server) as database:
         year = Year(database)
         yield year
-        # By then it may be one that was restored.
-        year.database.close()
+        year.end()
 
 
 @contextmanager
 def fleet(year: Year) -> Iterator[InturnProcess]:
     """Appliers at work; at the end they are asked to stop, and do."""
-    with inturn_apply(year.database.dsn, "--workers", "2") as process:
+    with inturn_apply(year.dsn, "--workers", "2") as process:
         yield process
         process.send(signal.SIGTERM)
         assert process.exit_code(PATIENCE) == 0
@@ -50,6 +49,18 @@ def _crash(year: Year) -> None:
     after_restart(year.database)
     late.close()
     year.wait_drained()
+    assert year.database.value("SELECT count(*) FROM inturn.command_log WHERE key = 'never'") == 0
+
+
+def _fail_over(year: Year) -> None:
+    """Lose the server for good in the same way: the standby goes on, and the appliers find it."""
+    with year.standby() as standby:
+        year.work()
+        late = year.database.session()
+        late.execute("SELECT inturn.append(%s, 'never', 'insert')", [TOPIC])
+        year.fail_over(standby)
+        year.append("hot-0")
+        year.wait_drained()
     assert year.database.value("SELECT count(*) FROM inturn.command_log WHERE key = 'never'") == 0
 
 
@@ -89,12 +100,12 @@ def _restore(year: Year, folder: Path) -> None:
     year.database = restored
 
 
-def _week(year: Year) -> None:
-    """Seven days and nights; one day brings a crash, and one a command that fails for good."""
+def _week(year: Year, number: int) -> None:
+    """Seven days and nights; one brings a crash, in odd weeks a failover, and one a command that fails."""
     for day in range(7):
         year.work()
         if day == 2:
-            _crash(year)
+            (_fail_over if number % 2 else _crash)(year)
         elif day == 4:
             _hold_a_key(year)
         year.wait_drained()
@@ -105,8 +116,8 @@ def _week(year: Year) -> None:
 def _live(year: Year, weeks: int, folder: Path) -> None:
     """Live so many weeks: the first three are the first month; then come a restore and an upgrade."""
     with fleet(year):
-        for _ in range(3):
-            _week(year)
+        for week in range(3):
+            _week(year, week)
     size, rows = year.size(), year.rows()
     _leave_alone(year)
     _restore(year, folder)
@@ -115,7 +126,7 @@ def _live(year: Year, weeks: int, folder: Path) -> None:
             if week == (3 + weeks) // 2:
                 # The appliers are not restarted: what they are given after this they apply, too.
                 NextRelease(folder, compatible=True).upgrade(year.database.dsn)
-            _week(year)
+            _week(year, week)
         assert year.database.value("SELECT version_num FROM inturn.schema_version") == NEXT
     assert year.rows() <= 1.25 * rows, (rows, year.rows())
     assert year.size() <= 1.5 * size, (size, year.size())
