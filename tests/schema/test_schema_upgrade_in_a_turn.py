@@ -14,6 +14,7 @@ from support.b_server import B, Gate, Post, answer, put, state
 from support.database import Database, come_first, until
 from support.next_release import NEXT, NextRelease
 from support.process import inturn_apply
+from support.race import replace_in
 from support.shop import (
     Target,
     append,
@@ -38,6 +39,11 @@ pytestmark = pytest.mark.timeout(600)
 _SETTINGS = "max_attempts => 1"
 _STATE = "SELECT applied_seq, attempts, held_at, lease_until FROM inturn.key_cursor"
 _AS_IT_WAS = [(0, 0, None, None)]
+
+
+def _let_turns_last(database: Database) -> None:
+    """Let a turn of a key that is taken alone begin its next command, however long the one before waited."""
+    replace_in(database, "_apply_alone", (r"interval '1 s'", "interval '1 hour'"))
 
 
 def _apply_the_rest(database: Database, release: NextRelease) -> None:
@@ -73,6 +79,7 @@ def test_in_the_databases_transactions(
 ) -> None:
     release = NextRelease(tmp_path, renamed=[gone])
     open_shop(database, target=target, settings=_SETTINGS)
+    _let_turns_last(database)
     append(database, "a", "before", "insert")
     with gate_shut(database) as gate, at_work(database, steady=not alone, drain=drain) as fleet:
         wait_at_gate(database)
@@ -174,6 +181,7 @@ def test_in_a_call_of_the_procedure(
 ) -> None:
     release = NextRelease(tmp_path, renamed=[gone])
     open_shop(database, target="sql", settings="max_attempts => 2" if again else _SETTINGS)
+    _let_turns_last(database)
     append(database, "a", "fail" if again else "before", "insert")
     if again:
         database.execute("CALL inturn.apply()")
