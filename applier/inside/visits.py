@@ -84,8 +84,7 @@ class Visits:
 
         Raises:
             psycopg.Error: the database failed, or refused (TargetRefused, OwnerChanged: so has the target).
-            SessionChanged, TurnLost: the connection has to be given up.
-            SchemaMismatch: the schema was upgraded meanwhile.
+            SessionChanged, TurnLost, SchemaMismatch: so has the connection, or the worker.
         """
         topic = target.topic
         leave_at: float | None = None

@@ -115,6 +115,7 @@ def backends(database: Database) -> int:
 
 # Some fifty processes.
 @pytest.mark.timeout(600)
+@pytest.mark.needs_session("it waits for the sessions of killed processes to be gone: a pooler keeps its own")
 def test_a_night_on_call(shop: Database) -> None:
     ann = Operator(shop)
     importer: Session = shop.session(application_name="importer")
