@@ -19,6 +19,7 @@ from inturn.cli.act.operator import (
     topic_option,
 )
 from inturn.cli.database import Database, pass_database
+from inturn.cli.look.topics import say_hidden_topics
 from inturn.cli.terminal.key_text import KEY
 from inturn.cli.terminal.output import echo
 
@@ -83,6 +84,7 @@ def _act(
             arguments = {"topic": found_topic, "key": found_key, **arguments}
         elif many is not None and action.every is not None:
             arguments = {"of_topic": topic, **arguments}
+            say_hidden_topics(connection, database.schema, topic)
             return act_on_many(
                 connection, database.schema, operator, f"{function}_all", arguments, many, action.every
             )

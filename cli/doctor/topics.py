@@ -66,4 +66,6 @@ def targets(facts: Facts) -> Iterator[Finding]:
 
 
 def _known(facts: Facts, topic: str) -> bool:
-    return bool(facts.rows("SELECT 1 AS one FROM {schema}.applier a WHERE %s = ANY (a.topics)", topic))
+    return bool(
+        facts.rows("SELECT 1 AS one FROM {schema}.list_appliers() a WHERE %s = ANY (a.topics)", topic)
+    )

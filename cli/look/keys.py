@@ -14,7 +14,7 @@ from psycopg import Connection, sql
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.sessions import topics_down
-from inturn.cli.look.topics import require_topic
+from inturn.cli.look.topics import require_topic, say_hidden_topics
 from inturn.cli.terminal.key_text import TOPIC, shown
 from inturn.cli.terminal.output import (
     Column,
@@ -163,6 +163,7 @@ def keys(
         if watch:
             return watch_lines(watch, lambda: _watched(look(connection, database.schema, wanted), print_out))
         listing = look(connection, database.schema, wanted)
+        say_hidden_topics(connection, database.schema, topic, quiet=check)
     if as_json:
         print_json(listing.listed)
     elif listing.found:

@@ -10,7 +10,7 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
 from inturn.cli.look.print_key import PAYLOAD_CHARACTERS, print_key
 from inturn.cli.look.read_key import read_key
-from inturn.cli.look.topics import require_topic
+from inturn.cli.look.topics import require_sight, say_hidden_topics
 from inturn.cli.terminal.key_text import KEY, TOPIC, resolve, shown
 from inturn.cli.terminal.output import echo, json_option, load_payload, print_json
 from inturn.cli.terminal.rows import Row
@@ -60,9 +60,10 @@ def show(
     most = 0 if payload is False else None if payload or as_json else PAYLOAD_CHARACTERS + 1
     with database.connect() as connection:
         if topic is not None:
-            require_topic(connection, database.schema, topic)
+            require_sight(connection, database.schema, topic)
         key = resolve(connection, database.schema, key, topic)
         found = read_key(connection, database.schema, key, topic, limit, most)
+        say_hidden_topics(connection, database.schema, topic)
     if not found:
         where = f"in topic '{topic}'" if topic is not None else "in any topic"
         raise Failure(f"there is no key {shown(key)} {where}", hint="List keys with: inturn keys")

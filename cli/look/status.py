@@ -14,7 +14,7 @@ from psycopg import Connection, sql
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.sessions import say_what_is_hidden
-from inturn.cli.look.topics import require_topic
+from inturn.cli.look.topics import require_topic, say_hidden_topics
 from inturn.cli.terminal.key_text import TOPIC, shown
 from inturn.cli.terminal.output import (
     Column,
@@ -92,6 +92,7 @@ def status(
             return watch_lines(watch, lambda: _watched(_read(connection, database.schema, topic, None)))
         found = _read(connection, database.schema, topic, older_than)
         say_what_is_hidden(connection, database.schema, quiet=as_json or check)
+        say_hidden_topics(connection, database.schema, topic, quiet=check)
     problems = list(_problems(found, older_than)) if check else []
     if as_json:
         more = {"problems": problems} if check else {}

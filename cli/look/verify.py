@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.look.topics import require_topic
+from inturn.cli.look.topics import require_topic, say_hidden_topics
 from inturn.cli.terminal.key_text import KEY, TOPIC, resolve, shown
 from inturn.cli.terminal.output import echo, echo_all, escape, first_line, json_option, print_json
 from inturn.schema.privileges import wrong
@@ -83,6 +83,7 @@ def verify(database: Database, *, topic: str | None, key: str | None, limit: int
         warnings = _warnings(wrong(connection, database.schema))
         if topic is not None:
             require_topic(connection, database.schema, topic)
+        say_hidden_topics(connection, database.schema, topic)
         reader = _Reader(connection, database.schema)
         topics = [topic] if topic is not None else reader.topics()
         if key is None:

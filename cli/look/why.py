@@ -14,6 +14,7 @@ from rich.console import Console
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.sessions import say_what_is_hidden
+from inturn.cli.look.topics import say_hidden_topics
 from inturn.cli.terminal.key_text import KEY, TOPIC, quoted, resolve, shown
 from inturn.cli.terminal.output import age, echo, escape, json_option, print_json
 from inturn.cli.terminal.rows import fetch, load_time
@@ -71,6 +72,7 @@ def why(database: Database, key: str, *, topic: str | None, as_json: bool) -> in
         found = _explained(connection, database.schema, topic, key)
         clock = connection.execute("SELECT clock_timestamp()").fetchone()
         say_what_is_hidden(connection, database.schema)
+        say_hidden_topics(connection, database.schema, topic)
     if as_json:
         print_json(
             [{**each, "to_do": ["  # ".join(filter(None, line)) for line in _to_do(each)]} for each in found]

@@ -112,7 +112,8 @@ GRANT EXECUTE ON ROUTINE
     inturn._prune_idle()
 TO inturn_applier;
 
--- An operator reads everything, and creates topics and puts right by functions that run as their owner and record who did it.
+-- An operator reads all but the keys of topics that are granted to others, and creates topics and puts right by functions that run
+-- as their owner and record who did it.
 GRANT SELECT ON ALL TABLES IN SCHEMA inturn TO inturn_operator;
 GRANT EXECUTE ON FUNCTION
     inturn.create_topic(text, text, integer, interval, interval, integer, integer, text,
@@ -124,9 +125,7 @@ GRANT EXECUTE ON FUNCTION
     inturn._target_function(text, text),
     inturn._trusted_target(inturn.topic),
     inturn._require_owner(text, regprocedure, text, text),
-    inturn._keys_query(text, text, boolean),
-    inturn._shorten(text, integer),
-    inturn._first_line(text),
+    inturn._hidden_topics(),
     inturn.list_keys(text, text, integer, text, interval, bigint, text, text),
     inturn.list_errors(text, text, text, integer),
     inturn.topic_status(text, interval),
@@ -137,8 +136,6 @@ GRANT EXECUTE ON FUNCTION
     inturn.timeline(text, text, integer),
     inturn.verify_topics(),
     inturn.verify_slice(text, text, integer),
-    inturn._last_arrival_pass(text),
-    inturn._verify_rows(text, text, text[], bigint[], bigint, bigint),
     inturn.verify(text, text, text),
     inturn.list_appliers(),
     inturn._fits(text),
@@ -184,3 +181,36 @@ GRANT EXECUTE ON FUNCTION
     inturn.remove_merge_rule(text, text, text, text),
     inturn.merge_preview(text, text, text, text)
 TO inturn_admin;
+
+-- Whoever reads a table that names keys sees those of topics that are open or granted to it as operator. Who owns the tables sees
+-- all, and so does every function that runs as the owner: those that operators read by ask for themselves.
+-- An array that is looked up once a statement, and not compared by an index: no plan changes for it.
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY '{command_log,intake,key_sequence,key_mark,merge_plan,operator_action,prune_pass,skip,ticket,turn,waiter,
+                            wake_hint}'::text[] LOOP
+        EXECUTE format('ALTER TABLE inturn.%I ENABLE ROW LEVEL SECURITY', name);
+        EXECUTE format('CREATE POLICY granted ON inturn.%I FOR SELECT'
+                       ' USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]))', name);
+    END LOOP;
+END
+$$;
+-- What it says of a target that does not answer has a key and an error in it.
+ALTER TABLE inturn.applier ENABLE ROW LEVEL SECURITY;
+CREATE POLICY granted ON inturn.applier FOR SELECT USING (NOT down ?| (SELECT inturn._hidden_topics()));
+-- A view reads as its owner, unless it is told otherwise. PostgreSQL 14 cannot be told: there they have the condition themselves.
+DO $$
+BEGIN
+    IF current_setting('server_version_num')::integer >= 150000 THEN
+        ALTER VIEW inturn.key_cursor SET (security_invoker = true);
+        ALTER VIEW inturn.merge SET (security_invoker = true);
+    ELSE
+        EXECUTE 'CREATE OR REPLACE VIEW inturn.key_cursor AS ' || rtrim(pg_get_viewdef('inturn.key_cursor'::regclass), ';')
+                || ' WHERE s.topic <> ALL ((SELECT inturn._hidden_topics())::text[])';
+        EXECUTE 'CREATE OR REPLACE VIEW inturn.merge AS ' || rtrim(pg_get_viewdef('inturn.merge'::regclass), ';')
+                || ' WHERE p.topic <> ALL ((SELECT inturn._hidden_topics())::text[])';
+    END IF;
+END
+$$;

@@ -255,6 +255,9 @@ DEFINERS = {
     *("_prune_idle", "prune_batch"),
     # These show an operator the sessions of others.
     *("list_appliers", "why", "topic_metrics", "server_metrics"),
+    # These leave out keys of topics that are granted to other operators.
+    *("_hidden_topics", "list_keys", "list_errors", "topic_status", "timeline"),
+    *("verify", "verify_slice", "verify_topics"),
     *("create_topic", "set_topic", "pause_topic", "resume_topic"),
     *("merge_rule", "remove_merge_rule", "merge_preview"),
     # An applier plans merges: it reads what operators amended, and writes no table by itself.

@@ -24,7 +24,6 @@ BEGIN
         SELECT c.* FROM inturn.list_keys(
             of_topic, array_to_string(states, ','), 1000000, of_like, older_than, of_error => of_error) l
         JOIN inturn.key_cursor c ON c.topic = l.topic AND c.key = l.key
-        WHERE inturn._is_granted(l.topic, 'operator')
     LOOP
         PERFORM FROM inturn.ticket t
         WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch FOR UPDATE SKIP LOCKED;

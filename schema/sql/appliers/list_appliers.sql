@@ -20,6 +20,7 @@ AS $$
 -- topic, key, seq: the first key of the transaction or of the leases at work, and its next command; NULL where that cannot
 -- be told: of a transaction it is looked for among the keys of each topic that have been ready the longest.
 -- waits_for: what its query waits for. leases: how many keys it has by lease now. down, abandoned: see announce_applier.
+-- Keys, and the errors in down, of topics that are granted to other operators only are left out.
 -- Runs as its owner, so that an operator sees other users' sessions; the owner needs pg_monitor, or is a superuser.
 WITH lease AS MATERIALIZED (
     SELECT c.claimed_by, count(*) AS leases, array_agg(DISTINCT t.name) AS topics, min(c.claimed_at) AS since,
@@ -29,15 +30,15 @@ WITH lease AS MATERIALIZED (
         JOIN inturn.ticket c ON c.topic = m.topic AND c.key = m.key AND c.epoch = m.epoch
         WHERE m.topic = t.name AND m.lease_until > statement_timestamp()) c
     GROUP BY c.claimed_by
-)
+),
+hidden AS MATERIALIZED (SELECT inturn._hidden_topics() AS topics)
 SELECT p.applier, p.topics, p.host, p.pid, p.backend_pid, p.revision, p.started_at, p.seen_at, d.alive,
        CASE WHEN NOT d.alive THEN 'gone' WHEN claim.xid IS NOT NULL OR h.leases > 0 THEN 'applying' ELSE 'idle' END,
        CASE WHEN NOT d.alive THEN p.seen_at WHEN claim.xid IS NOT NULL THEN a.xact_start
             WHEN h.leases > 0 THEN h.since ELSE a.state_change END,
-       coalesce(turn.topic, (h.first).topic), coalesce(turn.key, (h.first).key),
-       coalesce(turn.applied_seq, (h.first).applied_seq) + 1,
+       now.topic, now.key, now.seq,
        CASE WHEN d.alive AND claim.xid IS NOT NULL THEN inturn._session_waits_for(a.pid) END, coalesce(h.leases, 0),
-       p.down, p.abandoned
+       p.down - hidden.topics, p.abandoned
 FROM inturn.applier p
 LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND coalesce(a.backend_start, p.backend_start) = p.backend_start
 CROSS JOIN LATERAL (SELECT inturn._is_alive(p, a.pid, a.state, a.query_start) AS alive) d
@@ -53,10 +54,16 @@ LEFT JOIN LATERAL (
         WHERE c.topic = t.name ORDER BY c.ready_at LIMIT 200) c
     WHERE c.locker = claim.xid LIMIT 1) turn ON claim.xid IS NOT NULL
 LEFT JOIN lease h ON h.claimed_by = p.applier
+CROSS JOIN hidden
+LEFT JOIN LATERAL (
+    SELECT n.* FROM (VALUES (coalesce(turn.topic, (h.first).topic), coalesce(turn.key, (h.first).key),
+                             coalesce(turn.applied_seq, (h.first).applied_seq) + 1)) n (topic, key, seq)
+    WHERE n.topic <> ALL (hidden.topics)) now ON true
 UNION ALL
 SELECT h.claimed_by, h.topics, NULL, NULL, NULL, NULL, h.since, h.seen_at, true, 'applying', h.since,
-       (h.first).topic, (h.first).key, (h.first).applied_seq + 1, NULL, h.leases, '{}', 0
-FROM lease h WHERE NOT EXISTS (SELECT FROM inturn.applier p WHERE p.applier = h.claimed_by)
+       CASE WHEN seen THEN (h.first).topic END, CASE WHEN seen THEN (h.first).key END,
+       CASE WHEN seen THEN (h.first).applied_seq + 1 END, NULL, h.leases, '{}', 0
+FROM lease h CROSS JOIN hidden CROSS JOIN LATERAL (SELECT (h.first).topic <> ALL (hidden.topics)) s (seen) WHERE NOT EXISTS (SELECT FROM inturn.applier p WHERE p.applier = h.claimed_by)
 ORDER BY 9 DESC, 1
 $$;
 COMMENT ON FUNCTION inturn.list_appliers IS 'Lists the appliers of the last day, whether each is alive, and what it does now.';

@@ -29,7 +29,7 @@ FROM inturn.topic t CROSS JOIN LATERAL (
            ELSE (SELECT min(l.created_at) FROM inturn.command_log l
                  WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq) END <= $4)
     %s) c
-WHERE ($1 IS NULL OR t.name = $1)
+WHERE ($1 IS NULL OR t.name = $1) AND t.name <> ALL ((SELECT inturn._hidden_topics())::text[])
 $query$,
     CASE state WHEN 'idle' THEN $source$
         SELECT c.*, inturn.key_state(c) AS state FROM inturn.key_sequence f

@@ -3,7 +3,7 @@ CREATE FUNCTION inturn.list_errors(
 ) RETURNS TABLE (
     topic text, error text, held bigint, retrying bigint, first_at timestamptz, last_at timestamptz, key text
 )
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET jit = off
@@ -14,7 +14,9 @@ AS $$
 -- of_topic: NULL for all. of_like: a LIKE pattern that the key matches, of_error: one that the error matches.
 -- error: the first line of it, up to 1,000 characters. first_at, last_at: the earliest and the latest of the failures
 -- that are on the keys now. key: one of the keys, that of the latest.
--- Reads every held or retrying key: seconds for a million.
+-- Reads every held or retrying key: seconds for a million. Topics that are granted to other operators only are left out; raises
+-- IT014 for such a one.
+SELECT inturn._require_grant(of_topic, 'operator');
 SELECT k.topic, k.error,
        count(*) FILTER (WHERE k.state = 'held') AS held, count(*) FILTER (WHERE k.state = 'retrying') AS retrying,
        min(k.failed_at), max(k.failed_at), (array_agg(k.key ORDER BY k.failed_at DESC, k.key))[1]
@@ -23,7 +25,8 @@ FROM (SELECT m.topic, m.key, m.failed_at, inturn._first_line(m.last_error) AS er
                  m.topic, m.key, 0, statement_timestamp(), 0, m.attempts, 0, m.last_error, m.failed_at, m.held_at, m.paused_at,
                  m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until, coalesce(m.lost, 0))::inturn.key_cursor) AS state
       FROM inturn.topic t JOIN inturn.key_mark m ON m.topic = t.name
-      WHERE (of_topic IS NULL OR t.name = of_topic) AND (of_like IS NULL OR m.key LIKE of_like)) k
+      WHERE (of_topic IS NULL OR t.name = of_topic) AND (of_like IS NULL OR m.key LIKE of_like)
+        AND t.name <> ALL ((SELECT inturn._hidden_topics())::text[])) k
 WHERE k.state IN ('held', 'retrying') AND (of_error IS NULL OR k.error LIKE of_error)
 GROUP BY k.topic, k.error ORDER BY count(*) DESC, max(k.failed_at) DESC, k.topic, k.error LIMIT max_errors
 $$;

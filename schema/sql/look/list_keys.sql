@@ -8,7 +8,7 @@ CREATE FUNCTION inturn.list_keys(
     paused_at timestamptz, paused_until timestamptz, topic_paused boolean,
     waiting_at timestamptz, claimed_by text, lease_until timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
@@ -35,7 +35,8 @@ AS $$
 -- marks are looked up too, six, and twelve sorted by lag. Sorted by attempts, and by lags over 32, the list is exact.
 -- Sorted by age or lesser lags it is exact while no state but idle has more than 20,000 keys that pass the filters; beyond,
 -- it is that of the worst 20,000 of each such state, and a WARNING says so.
--- Raises IT044 for a state or sort_by that does not exist.
+-- Topics that are granted to other operators only are left out. Raises IT044 for a state or sort_by that does not exist, and
+-- IT014 for a topic that is granted to other operators only.
 DECLARE
     ranks constant text[] := '{held,waiting,retrying,paused,leased,ready,idle}';
     most bigint := greatest(max_keys, 20000);
@@ -65,6 +66,7 @@ DECLARE
             WHERE t.numbering = 'given' AND l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq) g
         ORDER BY %s array_position($7, c.state), c.at, c.key, c.topic LIMIT $8$query$;
 BEGIN
+    PERFORM inturn._require_grant(of_topic, 'operator');
     IF NOT states <@ ranks OR states = '{}' THEN
         RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('there is no state %L', of_state),
             HINT = 'Give one of held, waiting, retrying, paused, leased, ready, idle, or several with commas between them.';

@@ -3,7 +3,7 @@ RETURNS TABLE (
     at timestamptz, kind text, epoch bigint, from_seq bigint, to_seq bigint, what text, done_by text, os_user text,
     acting_as text, started_at timestamptz, says text, before jsonb, after jsonb
 )
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
@@ -13,6 +13,8 @@ AS $$
 -- kind history, the last entry of a key whose history was pruned: it begins at from_seq, after the turn epoch.
 -- kind merge: from_seq to to_seq were merged in the turn epoch; what is by which rules, says what became of them.
 -- kind action: from_seq is the number it was about, what is the action, done_by the login, says the reason.
+-- Raises IT014 when the topic is granted to other operators only.
+SELECT inturn._require_grant(of_topic, 'operator');
 SELECT * FROM (
     (SELECT t.finished_at AS at, 'turn' AS kind, t.epoch, t.from_seq, t.to_seq, t.outcome, t.applier,
             NULL::text, NULL::text, t.started_at, t.error, NULL::jsonb, NULL::jsonb

@@ -4,7 +4,7 @@ RETURNS TABLE (
     pending bigint, oldest_pending_at timestamptz, exact boolean, applied bigint, failed bigint,
     paused_at timestamptz, paused_until timestamptz, waiting bigint, leased bigint, arrived bigint, arrived_at timestamptz
 )
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET jit = off
@@ -16,7 +16,9 @@ AS $$
 -- takes half a second. What is pending is summed over the worst 50,000 keys of a topic; where it has more, each further
 -- one counts as one command, and exact is false: more may be pending, and longer.
 -- arrived counts the commands that have no number yet, arrived_at is when the first of them was appended.
+-- Topics that are granted to other operators only are left out; raises IT014 for such a one.
 -- Materialized, and of all topics: with a topic given, a planner may read all its turns by their primary key.
+SELECT inturn._require_grant(of_topic, 'operator');
 WITH lately AS MATERIALIZED (
     SELECT r.topic, sum(r.to_seq - r.from_seq + 1) AS applied, count(*) FILTER (WHERE r.outcome NOT IN ('applied', 'idle')) AS failed
     FROM inturn.turn r
@@ -49,6 +51,6 @@ CROSS JOIN LATERAL (
 LEFT JOIN inturn.topic s ON s.name = t.name AND s.paused_at IS NOT NULL
                         AND statement_timestamp() < coalesce(s.paused_until, 'infinity')
 LEFT JOIN lately y ON y.topic = t.name
-WHERE of_topic IS NULL OR t.name = of_topic ORDER BY t.name
+WHERE (of_topic IS NULL OR t.name = of_topic) AND t.name <> ALL ((SELECT inturn._hidden_topics())::text[]) ORDER BY t.name
 $$;
 COMMENT ON FUNCTION inturn.topic_status IS 'Sums up the topics: keys by state, what is pending, what was applied lately.';

@@ -11,13 +11,14 @@ AS $$
 -- how many commands are pending, how many are merged, and how many the handlers would get.
 -- Turn by turn, as appliers would read them; keys that are held or retrying, of whose next command nobody knows what became,
 -- and commands that are amended or replayed count as they are. Merge functions are not called.
--- Reads all that is pending on the topic. Takes no locks. Raises IT001, and what _check_merge_rule raises.
+-- Reads all that is pending on the topic. Takes no locks. Raises IT001, IT014, and what _check_merge_rule raises.
 DECLARE
     settings inturn.topic;
     rules jsonb;
     each record; at_seq bigint; epoch bigint; read bigint; entries inturn.merge_plan[];
     numbers jsonb := '{}'; key_counts jsonb := '{}'; seen jsonb; counted record;
 BEGIN
+    PERFORM inturn._require_grant(topic, 'operator');
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = merge_preview.topic;
     IF NOT FOUND THEN
         PERFORM inturn._refuse_topic(topic);

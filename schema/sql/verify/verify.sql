@@ -1,6 +1,6 @@
 CREATE FUNCTION inturn.verify(of_topic text, from_key text DEFAULT '', to_key text DEFAULT NULL)
 RETURNS TABLE (violation text, topic text, key text, seq bigint, says text, rows jsonb)
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 -- Plans for a slice, made of scans in the primary keys' order, whatever the statistics say.
 SET enable_seqscan = off
@@ -34,6 +34,8 @@ AS $$
 -- ever was a lease nothing tells; a turn that is lost is still found by the numbers it applied.
 -- Of times only the ends are compared: a turn's started_at is when its transaction began, and that may wait at the claim
 -- until the turn before has ended. Clocks may step back, by a minute before it counts.
+-- Raises IT014 when the topic is granted to other operators only.
+SELECT inturn._require_grant(of_topic, 'operator');
 WITH
 -- A value, not a condition with OR: it bounds the scans of the indexes.
 bound AS MATERIALIZED (

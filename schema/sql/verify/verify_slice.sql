@@ -1,6 +1,6 @@
 CREATE FUNCTION inturn.verify_slice(of_topic text, from_key text DEFAULT '', max_commands integer DEFAULT 50000)
 RETURNS TABLE (to_key text, next_key text, keys bigint, commands bigint, turns bigint)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
@@ -11,7 +11,9 @@ AS $$
 --
 -- to_key: the last of them; NULL: to the end. Ask for the next slice with next_key, until that is NULL:
 -- no key lies between the two, so what was appended meanwhile, or is in one table only, is not left out.
+-- Raises IT014 when the topic is granted to other operators only.
 BEGIN
+    PERFORM inturn._require_grant(of_topic, 'operator');
     SELECT l.key INTO to_key FROM inturn.command_log l
     WHERE l.topic = of_topic AND l.key >= from_key COLLATE "C"
     ORDER BY l.key, l.seq OFFSET greatest(max_commands, 1) - 1 LIMIT 1;

@@ -2,7 +2,7 @@
 -- slip of the finger (first two characters exchanged or one too many, then one missing or wrong); one that begins with
 -- it; its neighbours that begin as it does. Internal to why. Takes no locks.
 --
--- of_topic: NULL for all topics. Probes of the primary key for each topic, so this stays quick with millions of keys;
+-- of_topic: NULL for all topics; those that are granted to other operators only are left out. Probes of the primary key for each topic, so this stays quick with millions of keys;
 -- those for a missing or wrong character are thousands, and made in the topic that is named, or in all of up to twenty.
 CREATE FUNCTION inturn._near_keys(of_topic text, wanted text, max_keys integer DEFAULT 5)
 RETURNS TABLE (topic text, key text)
@@ -31,8 +31,9 @@ SELECT n.topic, n.key FROM (
         (SELECT 3, c.topic, c.key FROM inturn.key_sequence c
          WHERE c.topic = t.name AND c.key < wanted COLLATE "C" ORDER BY c.key DESC LIMIT 2)
     ) n
-    WHERE n.rank < 3 OR wanted <> '' AND n.topic = coalesce(of_topic, n.topic)
-                        AND starts_with(n.key, left(wanted, greatest(length(wanted) * 2 / 3, 1)))
+    WHERE t.name <> ALL ((SELECT inturn._hidden_topics())::text[]) AND (
+        n.rank < 3 OR wanted <> '' AND n.topic = coalesce(of_topic, n.topic)
+                      AND starts_with(n.key, left(wanted, greatest(length(wanted) * 2 / 3, 1))))
     ORDER BY n.topic, n.key, n.rank
 ) n
 WHERE (n.topic, n.key) IS DISTINCT FROM (of_topic, wanted)

@@ -10,19 +10,22 @@ SET jit = off
 AS $$
 -- Says why a key does not move: the one cause, since when, and what to do next.
 --
--- of_topic: NULL for every topic that has the key, a row each; one row when none has. cause: a stable code, see the docs.
+-- of_topic: NULL for every topic that has the key, a row each; one row when none has. Topics that are granted to other operators
+-- only are left out. cause: a stable code, see the docs.
 -- says: a sentence. to_do: the next commands to type, a line each; {key} and {topic} in it stand for the key and the
 -- topic, which whoever prints it puts in their place, once. details: the facts.
 -- Runs as its owner, so that an operator sees other users' sessions; the owner needs pg_monitor, or is a superuser.
--- Locks, for a moment, what nobody else has locked: the key's ticket, and its row in key_sequence. Raises IT001.
+-- Locks, for a moment, what nobody else has locked: the key's ticket, and its row in key_sequence. Raises IT001, IT014.
 DECLARE
     topics text[] := ARRAY[of_topic];
 BEGIN
+    PERFORM inturn._require_grant(of_topic, 'operator');
     IF of_topic IS NULL THEN
         topics := ARRAY(SELECT t.name FROM inturn.topic t
-                        WHERE EXISTS (SELECT FROM inturn.key_sequence c WHERE c.topic = t.name AND c.key = of_key)
+                        WHERE t.name <> ALL ((SELECT inturn._hidden_topics())::text[]) AND (
+                           EXISTS (SELECT FROM inturn.key_sequence c WHERE c.topic = t.name AND c.key = of_key)
                            OR t.numbering = 'arrival' AND EXISTS (SELECT FROM inturn.intake i WHERE i.topic = t.name AND i.key = of_key)
-                           OR inturn._is_first_append_open(t.name, of_key) ORDER BY t.name);
+                           OR inturn._is_first_append_open(t.name, of_key)) ORDER BY t.name);
     ELSIF NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = of_topic) THEN
         PERFORM inturn._refuse_topic(of_topic);
     END IF;
