@@ -15,6 +15,7 @@ from inturn.cli.errors import Failure, explain
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.key_text import KEY, TOPIC, shown
 from inturn.cli.terminal.output import echo, json_option, print_json
+from inturn.cli.terminal.seconds import Seconds
 from inturn.outbox.one_wait import OneWait, Waited
 from inturn.outbox.waiting import run
 from inturn.schema.errors import KeyHeld, NotApplied, UnknownKey
@@ -37,7 +38,7 @@ Example:
 @click.option("--topic", type=TOPIC, metavar="NAME", help="The key's topic; needed for a key that is new.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     metavar="SECONDS",
     default=30.0,
     show_default=True,
@@ -65,8 +66,6 @@ def wait(
     A held key is not waited for: it stands still until somebody acts. While the
     database is away, the command tries to connect again until the time is over.
     """
-    if timeout != timeout:  # noqa: PLR0124 - only NaN
-        raise click.UsageError("--timeout is not a number.")
     if seq is not None and idempotency_key is not None:
         raise click.UsageError("Give SEQ or --idempotency-key, not both.")
     with database.connect() as connection:

@@ -103,6 +103,7 @@ def upgrade_script(
     Raises:
         SchemaNameRefused: the name cannot be used.
         SchemaMismatch: what is installed is newer than this package.
+        alembic.util.CommandError: there is no such revision.
     """
     check_schema_name(schema)
     if from_revision is not None:

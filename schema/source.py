@@ -45,13 +45,13 @@ def check_schema_name(schema: str) -> str:
         SchemaNameRefused: it is no plain identifier. The SQL is text in which the name is put in
             place, in strings and messages too, so it may hold nothing that needs quoting there.
     """
-    if schema in _TAKEN or schema.startswith("pg_"):
+    if isinstance(schema, str) and (schema in _TAKEN or schema.startswith("pg_")):
         raise SchemaNameRefused(
             f"schema name {schema!r} cannot be used: it is PostgreSQL's, or everybody's",
             hint="Give inturn a schema of its own. "
             "Use 1 to 40 of a-z, 0-9 and _, not beginning with a digit or pg_",
         )
-    if not _NAME.fullmatch(schema):
+    if not (isinstance(schema, str) and _NAME.fullmatch(schema)):
         raise SchemaNameRefused(
             f"schema name {schema!r} cannot be used",
             hint="Use 1 to 40 of a-z, 0-9 and _, not beginning with a digit or pg_",

@@ -9,8 +9,8 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
-from inturn.schema.errors import SchemaMismatch
-from inturn.schema.source import DEFAULT_SCHEMA
+from inturn.schema.errors import SchemaMismatch, SchemaNameRefused
+from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name
 
 #: The revision that this package installs. It also serves later ones that say they are compatible with it.
 HEAD = "0001"
@@ -35,6 +35,10 @@ def installed_receiver(connection: psycopg.Connection[Any], schema: str = DEFAUL
 
 
 def _version_in(connection: psycopg.Connection[Any], schema: str, table: str) -> str | None:
+    try:
+        check_schema_name(schema)
+    except SchemaNameRefused:
+        return None  # nobody can have installed it there
     # Other tools have tables of these names too, of other columns.
     ours = """
         SELECT FROM pg_catalog.pg_attribute

@@ -19,6 +19,7 @@ from inturn.cli.look.topics import say_hidden_topics
 from inturn.cli.terminal.key_text import TOPIC, resolve, shown
 from inturn.cli.terminal.output import echo, escape, json_option, print_json
 from inturn.cli.terminal.rows import fetch
+from inturn.cli.terminal.seconds import Seconds
 from inturn.schema.errors import UnknownKey
 
 #: The longest that PostgreSQL takes, 24 days.
@@ -66,7 +67,7 @@ class Operator:
             ),
         )
         settings = {
-            "lock_timeout": f"{min(max(round(self.timeout * 1000), 1), _LONGEST_TIMEOUT_MS)}ms",
+            "lock_timeout": f"{round(min(max(self.timeout * 1000, 1), _LONGEST_TIMEOUT_MS))}ms",
             f"{schema}.os_user": _os_user(),
             f"{schema}.acting_as": self.acting_as or "",
         }
@@ -98,7 +99,7 @@ def operator_options_with(wait: str) -> Callable[[Callable[..., Any]], Callable[
         @click.option(
             wait,
             "wait_seconds",
-            type=click.FloatRange(min=0),
+            type=Seconds(min=0),
             metavar="SECONDS",
             default=5.0,
             show_default=True,

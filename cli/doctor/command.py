@@ -11,6 +11,7 @@ from inturn.cli.doctor.checks import CHECKS, examine
 from inturn.cli.doctor.finding import Facts, Finding
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.output import echo, echo_all, json_option, print_json
+from inturn.cli.terminal.seconds import Seconds
 
 #: How many statements are printed of a finding; --json has all.
 _STATEMENTS = 3
@@ -30,7 +31,7 @@ Example:
 @click.option(
     "--long",
     "long_seconds",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     metavar="SECONDS",
     default=300.0,
     show_default=True,

@@ -16,6 +16,7 @@ from inturn.cli.run.metrics import Port, metrics_options, serving
 from inturn.cli.run.processes import Processes
 from inturn.cli.run.serve import Attended, Options, Signals, attend, exit_code
 from inturn.cli.terminal.output import echo
+from inturn.cli.terminal.seconds import Seconds
 
 _EPILOG = """\b
 Exit codes: 0 nothing is ready any more, or stopped as asked; 3 drained, but
@@ -60,21 +61,21 @@ FEW_TOPICS = 5
 )
 @click.option(
     "--http-timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     default=60.0,
     show_default=True,
     help="Seconds that a post to a service may take in total.",
 )
 @click.option(
     "--http-read-timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     default=30.0,
     show_default=True,
     help="Seconds to wait for the next byte of the answer.",
 )
 @click.option(
     "--http-connect-timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     default=5.0,
     show_default=True,
     help="Seconds to connect to the service.",
@@ -83,12 +84,12 @@ FEW_TOPICS = 5
 @click.option("--drain", is_flag=True, help="Stop when nothing is ready, instead of waiting for more.")
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     help="After this many seconds, finish the current commands and stop.",
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=30.0,
     show_default=True,
     help="Seconds that the current commands may take when stopping.",

@@ -11,6 +11,7 @@ from psycopg import sql
 from inturn.cli.database import Database, pass_database
 from inturn.cli.terminal.key_text import TOPIC
 from inturn.cli.terminal.output import echo, json_option, print_json
+from inturn.cli.terminal.seconds import Seconds
 from inturn.cli.terminal.spans import refuse_interval
 
 _PRUNE = "CALL {}.prune(%s, %s::interval, %s)"
@@ -30,7 +31,7 @@ Example:
 )
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     help="Stop after this many seconds; the next prune goes on there.",
 )
 @json_option

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 import psycopg
-from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 
 from inturn.cli.database import Database, pass_database
@@ -170,7 +169,7 @@ def downgrade(database: Database, *, revision: str, force: bool, receiver_only: 
         return
     try:
         downgrade_schema(database.conninfo, schema=database.schema, revision=revision, force=force)
-    except (CommandError, RevisionError) as error:
+    except CommandError as error:
         raise Failure(f"cannot go to revision {revision}: {error}") from error
     if revision == "base":
         echo(f"schema {database.schema} removed from {where}")

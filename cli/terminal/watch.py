@@ -11,10 +11,11 @@ import click
 
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.output import visible
+from inturn.cli.terminal.seconds import Seconds
 
 watch_option = click.option(
     "--watch",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1),
     is_flag=False,
     flag_value=2.0,
     metavar="[SECONDS]",

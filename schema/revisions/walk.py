@@ -7,6 +7,8 @@ from importlib.resources import files
 
 from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
+from alembic.script.revision import RevisionError
+from alembic.util import CommandError
 
 from inturn.schema.revisions import frozen
 from inturn.schema.source import revision_sql
@@ -20,6 +22,9 @@ def up(emit: Emit, *, schema: str, installed: str | None, head: str) -> None:
     Args:
         emit: is given one statement after the other.
         installed: the revision that is there; None: none is, but the schema itself is there.
+
+    Raises:
+        alembic.util.CommandError: there is no such revision.
     """
     with frozen.running(schema, emit):
         for revision in reversed([*_between(head, installed or "base")]):
@@ -43,8 +48,17 @@ def down(emit: Emit, *, schema: str, installed: str, revision: str) -> None:
 
 
 def _between(later: str, earlier: str) -> Iterator[Script]:
-    """Yield the revisions above the earlier one, up to the later one; the latest first."""
-    yield from ScriptDirectory.from_config(config()).iterate_revisions(later, earlier)
+    """Yield the revisions above the earlier one, up to the later one; the latest first.
+
+    Raises:
+        alembic.util.CommandError: there is no such revision, or it is later than the other one.
+    """
+    if not earlier:  # Alembic takes it for granted that it is a name
+        raise CommandError("there is no revision without a name")
+    try:
+        yield from ScriptDirectory.from_config(config()).iterate_revisions(later, earlier)
+    except RevisionError as error:
+        raise CommandError(str(error)) from error
 
 
 def config() -> Config:

@@ -17,8 +17,8 @@ BEGIN
            pg_backend_pid(), coalesce(_announce_applier.backend_start, clock_timestamp()), _announce_applier.revision, _announce_applier.pooled,
            -- Lengths, so that no clock but this one matters.
            coalesce((SELECT jsonb_object_agg(d.key, d.value - 'seconds' || jsonb_build_object(
-                        'since', clock_timestamp() - make_interval(secs => (d.value ->> 'seconds')::float8)))
-                     FROM jsonb_each(_announce_applier.down) d), '{}'),
+                        'since', clock_timestamp() - make_interval(secs => greatest(least((d.value ->> 'seconds')::numeric, 1e9), 0)::float8)))
+                     FROM jsonb_each(coalesce(_announce_applier.down, '{}')) d), '{}'),
            coalesce(_announce_applier.abandoned, 0)
     ON CONFLICT (applier) DO UPDATE SET
         topics = EXCLUDED.topics, host = EXCLUDED.host, pid = EXCLUDED.pid, backend_pid = EXCLUDED.backend_pid,

@@ -12,8 +12,18 @@ AS $$
 -- down: the topics whose breaker is open in its process, each with seconds (since when), key (the last one tried) and error.
 -- abandoned: how many threads its process has left behind.
 -- Its end needs no word: see list_appliers. Forgets appliers that were not seen for a day.
--- Locks: the applier's row; rows of forgotten ones, skipping locked ones.
+-- Locks: the applier's row; rows of forgotten ones, skipping locked ones. Raises 22004 and 22023 for what cannot be.
 BEGIN
+    IF num_nulls(applier, host, revision, pooled) > 0 THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'an applier has a name, a host, a revision, and is pooled or not',
+            HINT = 'Give applier, host, revision and pooled; NULL stands for none of them.';
+    ELSIF (CASE WHEN jsonb_typeof(down) = 'object' THEN EXISTS (
+        SELECT FROM jsonb_each(down) d
+        WHERE CASE WHEN jsonb_typeof(d.value) = 'object' THEN jsonb_typeof(d.value -> 'seconds') = 'number' END IS NOT TRUE)
+        ELSE down IS NOT NULL END) THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('down is %s', left(down::text, 200)),
+            HINT = 'Give an object, for each topic an object with seconds, key and error.';
+    END IF;
     -- A session sees this of itself; the owner of the schema may not see it of others.
     PERFORM inturn._announce_applier(applier, topics, host, pid, revision, pooled, down, abandoned, (
         SELECT s.backend_start FROM pg_stat_get_activity(pg_backend_pid()) s));

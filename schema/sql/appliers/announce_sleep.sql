@@ -11,7 +11,8 @@ AS $$
 BEGIN
     INSERT INTO inturn.listener AS l (topic, asleep_until)
     SELECT t.topic, clock_timestamp() + interval '2 seconds' FROM unnest(topics) t (topic)
-    WHERE NOT EXISTS (SELECT FROM inturn.listener l
+    WHERE t.topic IS NOT NULL
+      AND NOT EXISTS (SELECT FROM inturn.listener l
                       WHERE l.topic = t.topic AND l.asleep_until > clock_timestamp() + interval '1 second')
     ORDER BY t.topic COLLATE "C"
     ON CONFLICT (topic) DO UPDATE SET asleep_until = EXCLUDED.asleep_until;

@@ -28,6 +28,6 @@ FROM (SELECT m.topic, m.key, m.failed_at, inturn._first_line(m.last_error) AS er
       WHERE (of_topic IS NULL OR t.name = of_topic) AND (of_like IS NULL OR m.key LIKE of_like)
         AND t.name <> ALL ((SELECT inturn._hidden_topics())::text[])) k
 WHERE k.state IN ('held', 'retrying') AND (of_error IS NULL OR k.error LIKE of_error)
-GROUP BY k.topic, k.error ORDER BY count(*) DESC, max(k.failed_at) DESC, k.topic, k.error LIMIT max_errors
+GROUP BY k.topic, k.error ORDER BY count(*) DESC, max(k.failed_at) DESC, k.topic, k.error LIMIT CASE WHEN max_errors < 0 THEN 0 ELSE max_errors END
 $$;
 COMMENT ON FUNCTION inturn.list_errors IS 'Lists what held and retrying keys failed with, each error once, and on how many keys.';

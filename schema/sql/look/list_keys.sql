@@ -39,7 +39,7 @@ AS $$
 -- IT014 for a topic that is granted to other operators only.
 DECLARE
     ranks constant text[] := '{held,waiting,retrying,paused,leased,ready,idle}';
-    most bigint := greatest(max_keys, 20000);
+    most bigint;
     deep_lag constant bigint := 32;
     states text[] := coalesce(string_to_array(of_state, ','), ranks);
     appended_by timestamptz;
@@ -67,6 +67,8 @@ DECLARE
         ORDER BY %s array_position($7, c.state), c.at, c.key, c.topic LIMIT $8$query$;
 BEGIN
     PERFORM inturn._require_grant(of_topic, 'operator');
+    max_keys := CASE WHEN max_keys < 0 THEN 0 ELSE max_keys END;
+    most := greatest(max_keys, 20000);
     IF NOT states <@ ranks OR states = '{}' THEN
         RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('there is no state %L', of_state),
             HINT = 'Give one of held, waiting, retrying, paused, leased, ready, idle, or several with commas between them.';

@@ -22,7 +22,7 @@ SELECT inturn._require_grant(of_topic, 'operator');
 WITH lately AS MATERIALIZED (
     SELECT r.topic, sum(r.to_seq - r.from_seq + 1) AS applied, count(*) FILTER (WHERE r.outcome NOT IN ('applied', 'idle')) AS failed
     FROM inturn.turn r
-    WHERE r.finished_at > statement_timestamp() - recent GROUP BY r.topic
+    WHERE r.finished_at > statement_timestamp() - least(greatest(recent, '-1000 years'), '1000 years') GROUP BY r.topic
 )
 SELECT t.name, t.target, k.held, k.retrying, k.paused, k.ready,
        p.pending + greatest(k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased - p.keys, 0), p.oldest_pending_at,

@@ -13,7 +13,8 @@ AS $$
 -- Any number may run at once. Locks and raises what prune_batch does, by whose rights it removes.
 DECLARE
     stop_at constant timestamp with time zone := coalesce(
-        pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => max_seconds), 'infinity');
+        pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(
+            secs => CASE WHEN max_seconds IS NOT NULL THEN greatest(least(max_seconds, 1e9), 0) END), 'infinity');
     one pg_catalog.text;
     began_with pg_catalog.text;
     from_key pg_catalog.text;

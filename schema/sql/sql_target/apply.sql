@@ -16,7 +16,8 @@ AS $$
 -- Leaves a topic out, with a warning, whose target belongs to somebody else than when it was set. Any number may run at once. Locks and raises what apply_batch does.
 DECLARE
     stop_at timestamp with time zone := coalesce(
-        pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => max_seconds), 'infinity');
+        pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(
+            secs => CASE WHEN max_seconds IS NOT NULL THEN greatest(least(max_seconds, 1e9), 0) END), 'infinity');
     applier constant pg_catalog.text := pg_catalog.format('sql:%s', pg_catalog.pg_backend_pid());
     found_any boolean := true;
     pass inturn._pass;

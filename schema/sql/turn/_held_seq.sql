@@ -15,7 +15,7 @@ BEGIN
     END IF;
     RETURN (SELECT c.applied_seq FROM inturn.ticket c
             WHERE c.topic = _held_seq.topic AND c.key = _held_seq.key AND (
-                c.xmax = pg_current_xact_id()::xid AND c.epoch = coalesce(_held_seq.epoch - 1, c.epoch)
+                c.xmax = pg_current_xact_id()::xid AND c.epoch = CASE WHEN _held_seq.epoch IS NULL THEN c.epoch ELSE greatest(_held_seq.epoch, 0) - 1 END
                 OR c.epoch = _held_seq.epoch AND EXISTS (
                     SELECT FROM inturn.key_mark m
                     WHERE m.topic = c.topic AND m.key = c.key AND m.epoch = c.epoch AND m.claimed_by IS NOT NULL)) LIMIT 1);

@@ -8,7 +8,7 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 BEGIN
-    IF to_seq - from_seq + 1 IS DISTINCT FROM (
+    IF to_seq::numeric - from_seq + 1 IS DISTINCT FROM (
         SELECT count(*) FROM inturn.command_log l
         WHERE l.topic = _require_commands.topic AND l.key = _require_commands.key AND l.seq BETWEEN from_seq AND to_seq)
     THEN

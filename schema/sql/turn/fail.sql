@@ -23,7 +23,7 @@ BEGIN
     PERFORM inturn._require_read_committed();
     SELECT c.* INTO was FROM inturn.ticket t JOIN inturn.key_cursor c ON c.topic = t.topic AND c.key = t.key AND c.epoch = t.epoch
     WHERE t.topic = fail.topic AND t.key = fail.key AND t.xmax = pg_current_xact_id()::xid
-      AND t.epoch = fail.epoch - 1 AND t.applied_seq = from_seq - 1;
+      AND t.epoch = greatest(fail.epoch, 0) - 1 AND t.applied_seq = greatest(from_seq, 0) - 1;
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'IT030',
             MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more',
