@@ -192,14 +192,14 @@ BEGIN
     FOREACH name IN ARRAY '{command_log,intake,key_sequence,key_mark,merge_plan,operator_action,prune_pass,skip,ticket,turn,waiter,
                             wake_hint}'::text[] LOOP
         EXECUTE format('ALTER TABLE inturn.%I ENABLE ROW LEVEL SECURITY', name);
-        EXECUTE format('CREATE POLICY granted ON inturn.%I FOR SELECT'
+        EXECUTE format('CREATE POLICY granted ON inturn.%I'
                        ' USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]))', name);
     END LOOP;
 END
 $$;
 -- What it says of a target that does not answer has a key and an error in it.
 ALTER TABLE inturn.applier ENABLE ROW LEVEL SECURITY;
-CREATE POLICY granted ON inturn.applier FOR SELECT USING (NOT down ?| (SELECT inturn._hidden_topics()));
+CREATE POLICY granted ON inturn.applier USING (NOT down ?| (SELECT inturn._hidden_topics()));
 -- A view reads as its owner, unless it is told otherwise. PostgreSQL 14 cannot be told: there they have the condition themselves.
 DO $$
 BEGIN

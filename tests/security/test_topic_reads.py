@@ -277,7 +277,7 @@ def test_every_table_that_names_a_key_has_a_policy(theirs: Database) -> None:
         AND EXISTS (SELECT FROM pg_attribute a
                     WHERE a.attrelid = c.oid AND a.attname IN ('key', 'next_key', 'down'))
         AND NOT (c.relrowsecurity
-                 AND EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polcmd = 'r'))
+                 AND EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polcmd = '*'))
     """)
     assert rows == []
 

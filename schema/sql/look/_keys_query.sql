@@ -1,12 +1,13 @@
 -- Returns the query by which list_keys reads the keys of one state, from that state's own index. Internal to list_keys.
 --
 -- state: one of key_state's. order_by: what comes before the state's own order, with a comma at its end.
--- deep: only keys on which more than 32 commands are pending, all of them, whatever $5.
+-- hidden: the topics to leave out. deep: only keys on which more than 32 commands are pending, all of them, whatever $5.
 -- $1 topic, $2 pattern of the key, $3 least number pending, $4 appended by then at the latest, $6 pattern of the error's
 -- first line: NULL for any; $5 how many.
 -- A key that has a ticket is read from that and its marks, as key_cursor has it: a probe for each that is marked.
 -- What is pending is looked for by subqueries: from a join, or from EXISTS, a planner may read the whole log.
-CREATE FUNCTION inturn._keys_query(state text, order_by text DEFAULT '', deep boolean DEFAULT false) RETURNS text
+CREATE FUNCTION inturn._keys_query(state text, order_by text DEFAULT '', deep boolean DEFAULT false, hidden text[] DEFAULT '{}')
+RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -29,7 +30,7 @@ FROM inturn.topic t CROSS JOIN LATERAL (
            ELSE (SELECT min(l.created_at) FROM inturn.command_log l
                  WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq) END <= $4)
     %s) c
-WHERE ($1 IS NULL OR t.name = $1) AND t.name <> ALL ((SELECT inturn._hidden_topics())::text[])
+WHERE ($1 IS NULL OR t.name = $1) AND t.name <> ALL (%L::text[])
 $query$,
     CASE state WHEN 'idle' THEN $source$
         SELECT c.*, inturn.key_state(c) AS state FROM inturn.key_sequence f
@@ -58,7 +59,7 @@ $query$,
         WHEN 'held' THEN 'f.held_at' WHEN 'waiting' THEN 'f.waiting_at' WHEN 'paused' THEN 'f.paused_at'
         WHEN 'leased' THEN 'f.lease_until' WHEN 'idle' THEN 'f.key' ELSE 'f.ready_at' END,
     state, n.least, n.least, n.least,
-    CASE WHEN NOT deep THEN 'LIMIT $5' END)
+    CASE WHEN NOT deep THEN 'LIMIT $5' END, hidden)
 FROM (SELECT CASE WHEN deep THEN 'greatest($3, 33)' ELSE '$3' END) n (least)
 $$;
 COMMENT ON FUNCTION inturn._keys_query IS 'Internal to list_keys: the query that reads the keys of one state.';

@@ -40,6 +40,7 @@ AS $$
 DECLARE
     ranks constant text[] := '{held,waiting,retrying,paused,leased,ready,idle}';
     most bigint;
+    hidden constant text[] := inturn._hidden_topics();
     deep_lag constant bigint := 32;
     states text[] := coalesce(string_to_array(of_state, ','), ranks);
     appended_by timestamptz;
@@ -87,11 +88,11 @@ BEGIN
         RETURN;
     END IF;
 
-    deep := ARRAY(SELECT inturn._keys_query(s, deep => true) FROM unnest(states) s WHERE s <> 'idle');
+    deep := ARRAY(SELECT inturn._keys_query(s, deep => true, hidden => hidden) FROM unnest(states) s WHERE s <> 'idle');
     IF sort_by IS NULL THEN
         -- State by state: the search for an idle key must not begin while there are others to list.
         FOREACH state IN ARRAY states LOOP
-            RETURN QUERY EXECUTE format(details, inturn._keys_query(state), '')
+            RETURN QUERY EXECUTE format(details, inturn._keys_query(state, hidden => hidden), '')
             USING of_topic, of_like, min_lag, appended_by, max_keys - listed, of_error, ranks, max_keys - listed;
             GET DIAGNOSTICS passing = ROW_COUNT;
             listed := listed + passing;
@@ -104,11 +105,11 @@ BEGIN
         parts := deep;
     ELSIF sort_by = 'attempts' THEN
         most := max_keys;
-        parts := ARRAY(SELECT inturn._keys_query(s, CASE WHEN s IN ('ready', 'idle') THEN '' ELSE 'f.attempts DESC,' END)
+        parts := ARRAY(SELECT inturn._keys_query(s, CASE WHEN s IN ('ready', 'idle') THEN '' ELSE 'f.attempts DESC,' END, hidden => hidden)
                        FROM unnest(states) s);
     ELSE
         FOREACH state IN ARRAY states LOOP
-            part := inturn._keys_query(state);
+            part := inturn._keys_query(state, hidden => hidden);
             IF state = 'idle' THEN
                 part := part || format('LIMIT %s', max_keys);
             ELSE
