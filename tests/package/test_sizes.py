@@ -12,7 +12,8 @@ FILE_LINES, CLASS_LINES, FUNCTION_LINES, FOLDER_FILES = 300, 200, 40, 15
 #: What is larger, by name, up to which size, and why. What has become small enough has to leave.
 EXCEPTIONS = {
     "cli/demo/command.py:demo": 56,  # most of it is text, and the table that it prints
-    "cli/look/keys.py:keys": 46,  # half of it declares and documents the options of the command
+    "cli/look/keys.py:keys": 47,  # half of it declares and documents the options of the command
+    "cli/look/status.py:status": 41,  # so it does here
     "cli/run/apply.py:apply": 51,  # it hands nineteen options on
     "schema/errors.py": 380,  # one tree: a class for each SQLSTATE
 }
