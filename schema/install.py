@@ -145,12 +145,16 @@ def _upgrade(connection: Connection, schema: str, report: Report | None) -> tupl
 
 def _revision(connection: Connection, schema: str, relation: str = "schema_version") -> str | None:
     """Return the revision that is installed, or what a view says of it; None where that is not there."""
-    table = f"{schema}.{relation}"
     # Other tools have a table of this name too, of other columns.
-    ours = text("SELECT FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attname = 'version_num'")
-    if not connection.execute(ours, {"name": table}).rowcount:
+    # Not by to_regclass: a login that may not use the schema is told what to do, see `strangers`.
+    ours = text(
+        "SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = :schema AND c.relname = :relation AND a.attname = 'version_num'"
+    )
+    if not connection.execute(ours, {"schema": schema, "relation": relation}).rowcount:
         return None
-    found: str | None = connection.scalar(text(f"SELECT version_num FROM {table}"))  # noqa: S608 - a checked name
+    found: str | None = connection.scalar(text(f"SELECT version_num FROM {schema}.{relation}"))  # noqa: S608 - a checked name
     return found
 
 

@@ -32,7 +32,8 @@ _OBJECTS = """
     ORDER BY d.objid"""
 
 # Whoever owns the schema, or may create in it, may put code of his own in the place of ours. A superuser may
-# anyhow, and who owns the database may drop it.
+# anyhow, and who owns the database may drop it. A role whose rights the login has counts as the login itself:
+# not one that it has made, and is a member of for that alone (16 and later).
 _OTHERS = """
     WITH RECURSIVE mine (oid) AS (
         SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user
@@ -48,7 +49,7 @@ _OTHERS = """
           UNION ALL SELECT 0, 'PUBLIC', false) r (oid, name, super) ON r.oid = other.role
     WHERE n.nspname = '{schema}' AND NOT r.super AND r.name <> 'pg_database_owner'
       AND r.oid NOT IN (
-          TABLE mine UNION ALL
+          SELECT oid FROM mine WHERE pg_catalog.pg_has_role(oid, 'USAGE') UNION ALL
           SELECT datdba FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"""
 
 _GUARD = """DO $check$

@@ -40,11 +40,14 @@ def _version_in(connection: psycopg.Connection[Any], schema: str, table: str) ->
     except SchemaNameRefused:
         return None  # nobody can have installed it there
     # Other tools have tables of these names too, of other columns.
+    # to_regclass would refuse whoever may not use the schema, in words that name no remedy.
     ours = """
-        SELECT FROM pg_catalog.pg_attribute
-        WHERE attrelid OPERATOR(pg_catalog.=)
-            pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', %s::pg_catalog.text, %s::pg_catalog.text))
-            AND attname OPERATOR(pg_catalog.=) 'version_num'"""
+        SELECT FROM pg_catalog.pg_attribute a
+        JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) a.attrelid
+        JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+        WHERE n.nspname OPERATOR(pg_catalog.=) %s::pg_catalog.text
+            AND c.relname OPERATOR(pg_catalog.=) %s::pg_catalog.text
+            AND a.attname OPERATOR(pg_catalog.=) 'version_num'"""
     if not connection.execute(ours, (schema, table)).rowcount:
         return None
     version = connection.execute(
