@@ -14,8 +14,6 @@ from support.door import DOOR
 from support.pooler import Pooler
 from support.server import Server
 
-from inturn.schema.install import upgrade
-
 _TEMPLATE = "inturn_template"
 _numbers = itertools.count(1)
 
@@ -49,6 +47,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{report.nodeid}: {reason.removeprefix('Skipped: ')}", yellow=True)
 
 
+@pytest.fixture(autouse=True)
+def roles_only() -> Iterator[None]:
+    """Fail a test that connects as a superuser, or applies as the owner, without having said so."""
+    yield
+    strange = [Server.strange.pop() for _ in list(Server.strange)]
+    for running in Server.running:
+        strange += running.strange_logins()
+    assert not strange, f"no role's login, see support.roles: {strange}"
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A running server of the version in INTURN_TEST_PG: 18 (default), 16, or Debian's 15.
@@ -67,11 +75,10 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def template(server: Server) -> str:
     """The name of a database with the schema installed, to copy."""
-    with server.connect() as admin:
-        admin.execute(f"CREATE DATABASE {_TEMPLATE}")
-    upgrade(server.dsn(_TEMPLATE))
-    with server.connect(_TEMPLATE) as admin:
-        admin.execute(DOOR)
+    template = Database(server, _TEMPLATE)
+    template.install()
+    template.execute(DOOR)
+    template.close()
     return _TEMPLATE
 
 

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 from support.database import Database, come_first, until
+from support.roles import APPLIER
 from support.shop import (
     TOPIC,
     append,
@@ -271,12 +272,12 @@ def test_a_key_that_has_failed_shares_no_outcome_with_fresh_ones(database: Datab
 
     target = PythonTarget(TOPIC, handlers, Stop(), "inturn", "test")
     append(database, "bad", "fail")
-    target.apply_batch(database.connect(), "-infinity", 1)
+    target.apply_batch(database.connect(user=APPLIER), "-infinity", 1)
     append_keys(database, 3)
     # All four in one batch: the claim takes them in this order.
     come_first(database, "bad")
     runs.clear()
-    batch = target.apply_batch(database.connect(), "-infinity", 4)
+    batch = target.apply_batch(database.connect(user=APPLIER), "-infinity", 4)
     assert (batch.keys, batch.commands, batch.failures, batch.redo) == (4, 3, 1, False)
     assert sorted(runs) == ["bad", "k1", "k2", "k3"]
 
@@ -423,7 +424,7 @@ def test_a_deadlock_between_handlers_of_two_appliers_ends_with_both_applied_once
                 EXIT WHEN (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
                             AND pid <> pg_backend_pid() AND wait_event IN ('PgSleep', 'transactionid')) > 0;
                 PERFORM pg_sleep(0.01);
-                EXIT WHEN EXISTS (SELECT FROM inturn.turn);
+                EXIT WHEN EXISTS (SELECT FROM app.witness);
                 PERFORM pg_stat_clear_snapshot();
             END LOOP;
             UPDATE app.stock SET n = n + 1 WHERE item = command.payload ->> 'second';

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from support.b_server import TOPIC, apply_all, at_work, open_topic, put, put_keys, state, wait_applied
 from support.database import Database, until
+from support.logins import login
 from support.process import inturn_apply, run_apply
 
 from inturn.applier import Applier, Command, Fleet, Hold, NoHandler, OutsideHandler, Retry, Skip
@@ -199,7 +200,7 @@ def test_a_stop_waits_for_the_handler_and_begins_no_further_command(database: Da
     log = Log()
     log.gate.clear()
     put(database, "a", "wait", "insert")
-    fleet = Fleet(database.dsn, log.applier)
+    fleet = Fleet(database.applier_dsn, log.applier)
     fleet.start()
     until(lambda: log.calls, "the call")
     fleet.request_stop()
@@ -242,7 +243,9 @@ def test_mixed_targets_are_drained_by_one_process(database: Database) -> None:
         seen.append(command.key)
 
     put(database, "a", "insert")
-    assert apply_all(database, log.applier).commands == 3
+    # Its handler appends.
+    both = login(database, "inturn_applier", "inturn_caller")
+    assert apply_all(database, log.applier, dsn=both).commands == 3
     assert (seen, log.seqs("a"), log.seqs("late")) == (["x"], [1], [1])
 
 
@@ -397,7 +400,7 @@ def test_when_the_grace_is_over_an_async_handler_is_cancelled_and_its_key_let_go
             raise ValueError("what came of the cancel") from None
 
     put(database, "a", "one")
-    fleet = Fleet(database.dsn, handlers)
+    fleet = Fleet(database.applier_dsn, handlers)
     fleet.start()
     assert begun.wait(_SECONDS)
     outcome = fleet.end(0.1)

@@ -87,7 +87,7 @@ def test_a_repeat_changes_nothing_whatever_its_epoch(receiver: Database) -> None
 )
 def test_a_part_that_is_missing_is_refused_and_no_answer(receiver: Database, place: str) -> None:
     accept(receiver, 1)
-    assert refusal(receiver.connect(), f"SELECT inturn.accept({place})").sqlstate == "23502"
+    assert refusal(receiver, f"SELECT inturn.accept({place})").sqlstate == "23502"
 
 
 # In the transaction of the effect.

@@ -77,12 +77,13 @@ _COMMANDS: list[tuple[str, ...]] = [
 
 @pytest.fixture(params=["database", "role"])
 def hostile(request: pytest.FixtureRequest, empty_database: Database, settings: str) -> Iterator[str]:
-    """The connection string of a superuser's login, with hostile defaults of the role or the database."""
+    """The connection string of the database's owner, with hostile defaults of the role or the database."""
     name = f"{empty_database.name}_hostile"
-    empty_database.execute(f"CREATE ROLE {name} LOGIN SUPERUSER")
+    empty_database.execute(f"CREATE ROLE {name} LOGIN CREATEROLE")
     what = f"ROLE {name}" if request.param == "role" else f"DATABASE {empty_database.name}"
     for setting, value in _HOSTILE[settings].items():
         empty_database.execute(f"ALTER {what} SET {setting} = '{value}'")
+    empty_database.execute(f"ALTER DATABASE {empty_database.name} OWNER TO {name}")
     yield make_conninfo(empty_database.dsn, user=name)
     empty_database.close()
     with empty_database.server.connect() as admin:
@@ -140,22 +141,23 @@ def test_every_command_and_worker_works_whatever_the_defaults_are(
         except Exception as error:
             raise AssertionError(f"command {number}: {command}") from error
     assert _apply(hostile, _applier(), "outside") == 1
-    empty_database.execute("""
+    owner = psycopg.connect(hostile, autocommit=True)
+    owner.execute("""
         CREATE FUNCTION public.f(command inturn.command) RETURNS void LANGUAGE plpgsql AS 'BEGIN END';
         SELECT inturn.create_topic('sql', 'sql:public.f');
         SELECT inturn.append('sql', 'x', 'insert'), inturn.append('inside', 'x', 'fail')""")
     assert _apply(hostile, _applier(), "inside") == 0
     assert _apply(hostile, None, "sql") == 1
     empty_database.execute("SELECT inturn.append('sql', 'x', 'insert')")
-    with psycopg.connect(hostile, autocommit=True) as psql:
-        assert psql.execute("CALL inturn.apply()").fetchall() == [(1, 0)]
+    assert owner.execute("CALL inturn.apply()").fetchall() == [(1, 0)]
     _inturn(hostile, "verify")
     _inturn(hostile, "keys", "--held")
     _inturn(hostile, "retry", "--all", "--yes", *_WHY)
     context = click.Context(cli)
     context.params = {"dsn": hostile}
     assert KeyParam()._ask(context, "") == ["x"]
-    empty_database.execute("DROP FUNCTION public.f")
+    owner.execute("DROP FUNCTION public.f")
+    owner.close()
     _inturn(hostile, "downgrade", "--to", "base", "--force")
 
 

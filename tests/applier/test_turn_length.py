@@ -12,6 +12,7 @@ import pytest
 from support.database import Database, until
 from support.oracle import Oracle
 from support.race import replace_in
+from support.roles import APPLIER
 
 from inturn.applier import Applier, Batch, Command, Fleet
 from inturn.applier.inside.batch import OLDEST, Target
@@ -62,7 +63,7 @@ def effects(database: Database, key: str = "x") -> list[int]:
 
 
 def fleet_of(database: Database, target: Target) -> Fleet:
-    return Fleet(database.dsn, handlers() if isinstance(target, PythonTarget) else None)
+    return Fleet(database.applier_dsn, handlers() if isinstance(target, PythonTarget) else None)
 
 
 @contextmanager
@@ -119,7 +120,7 @@ def blocked_at_the_gate(database: Database) -> bool:
 
 def one_batch(database: Database, target: Target, key: str, max_keys: int = 10) -> Batch:
     """Take turns of over a second, in which the command `hang` of a key is the slow one."""
-    session = database.session(autocommit=True)
+    session = database.session(autocommit=True, user=APPLIER)
     session.connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     with ThreadPoolExecutor(1) as thread, long_turn(database, key):
         running = thread.submit(target.apply_batch, session.connection, OLDEST, max_keys)
@@ -137,7 +138,7 @@ def test_keys_of_a_long_batch_that_were_not_begun_stay_ready_as_they_were(
     assert (batch.keys, batch.commands, batch.failures) == (2, 2, 0)
     assert witness.execute("SELECT c::text FROM inturn.key_cursor c WHERE key = 'y'") == before
     assert (effects(witness), effects(witness, "y")) == ([1, 2], [])
-    batch = target.apply_batch(witness.connect(), OLDEST, 10)
+    batch = target.apply_batch(witness.connect(user=APPLIER), OLDEST, 10)
     assert (batch.keys, batch.commands) == (2, 2)
     assert oracle.check_drained() == 4
 
@@ -146,7 +147,7 @@ def test_a_key_that_is_being_tried_again_keeps_its_attempts_when_it_is_not_begun
     witness: Database, oracle: Oracle, target: Target
 ) -> None:
     append(witness, "y", "fail")
-    target.apply_batch(witness.connect(), OLDEST, 1)
+    target.apply_batch(witness.connect(user=APPLIER), OLDEST, 1)
     append(witness, "x", "hang")
     # Its second attempt is due, behind x, whatever the machine is busy with.
     witness.execute("UPDATE inturn.key_cursor SET ready_at = clock_timestamp() WHERE key = 'y'")

@@ -14,7 +14,6 @@ from support.database import Database
 from support.server import Server
 
 from bench import SETTINGS, measures, outside, pgbench
-from inturn.schema.install import upgrade
 
 
 class Run:
@@ -140,7 +139,7 @@ def main() -> None:
     try:
         server.start()
         database = Database(server, "bench")
-        upgrade(database.dsn)
+        database.install()
         database.execute(measures.PREPARE)
         run = Run(database, options.seconds, options.protocol)
         run.all()

@@ -15,7 +15,6 @@ from support.server import Server
 
 from bench import measures
 from inturn.applier import Applier, Command, Fleet
-from inturn.schema.install import upgrade
 
 _T = TypeVar("_T")
 
@@ -47,7 +46,7 @@ class Ground:
         """Make a database with inturn and the application of measures.PREPARE; drop it in the end."""
         database = Database(self.server, f"bench_{next(self._numbers)}")
         try:
-            upgrade(database.dsn)
+            database.install()
             database.execute(measures.PREPARE)
             yield database
         finally:
@@ -107,7 +106,7 @@ def at_work(
     Raises:
         Exception: what ended a worker before its time.
     """
-    fleet = Fleet(database.dsn, applier, topics=topics, workers=workers)
+    fleet = Fleet(database.applier_dsn, applier, topics=topics, workers=workers)
     fleet.start()
     try:
         # One more listens.

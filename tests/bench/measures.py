@@ -85,10 +85,10 @@ def latency_milliseconds(database: Database, commands: int, topic: str = "python
         started[command.key] = time.monotonic()
         arrived.set()
 
-    fleet = Fleet(database.dsn, applier, topics=[topic])
+    fleet = Fleet(database.applier_dsn, applier, topics=[topic])
     fleet.start()
     times = []
-    with psycopg.connect(database.dsn) as connection:
+    with psycopg.connect(database.caller_dsn) as connection:
         for number in range(commands):
             # Longer than the polls of a worker that has just had work: it sleeps.
             time.sleep(0.3)
@@ -179,7 +179,7 @@ def _batch_writer() -> Applier:
 
 
 def _drain(database: Database, applier: Applier) -> int:
-    fleet = Fleet(database.dsn, applier, topics=["python"], drain=True)
+    fleet = Fleet(database.applier_dsn, applier, topics=["python"], drain=True)
     fleet.start()
     while not fleet.wait(60):
         pass

@@ -47,7 +47,7 @@ class Probe:
     def milliseconds(self, *, keys: int, count: int, pause: float, by_sql: bool = False) -> list[float]:
         """Append so many commands over so many keys, one after each pause; return the times, sorted."""
         committed: dict[_Place, float] = {}
-        with psycopg.connect(self._database.dsn) as connection:
+        with psycopg.connect(self._database.caller_dsn) as connection:
             next_at = time.monotonic()
             for number in range(-_WARMING, count):
                 next_at = max(next_at + pause, time.monotonic())

@@ -16,6 +16,7 @@ import pytest
 from support.database import Database
 from support.process import run_inturn
 from support.race import blocked
+from support.roles import OPERATOR
 
 ERROR, USAGE, ABORTED = 1, 2, 130
 EVIL = "it's\x1b[2J \u202e\n\\key"
@@ -117,9 +118,8 @@ def test_who_acts_is_recorded_and_printed_as_json(orders: Database) -> None:
     assert (action["acting_as"], action["reason"], action["dry_run"]) == ("ann@example.com", "mended", False)
     assert (action["before"]["state"], action["after"]["state"]) == ("held", "ready")
     assert orders.execute(
-        "SELECT db_user = session_user, os_user, acting_as FROM inturn.operator_action"
-        " WHERE action <> 'create'"
-    ) == [(True, action["os_user"], "ann@example.com")]
+        "SELECT db_user, os_user, acting_as FROM inturn.operator_action WHERE action <> 'create'"
+    ) == [(OPERATOR, action["os_user"], "ann@example.com")]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_key_is_taken_as_it_is_printed(orders: Database) -> None:
             ["bash", "-c", f"{Path(sys.executable).with_name('inturn')} keys --held --json"],
             capture_output=True,
             check=True,
-            env={**os.environ, "INTURN_DSN": orders.dsn},
+            env={**os.environ, "INTURN_DSN": orders.operator_dsn},
         ).stdout
     )
     assert {key["key"] for key in listed} == {"x", EVIL}
@@ -166,7 +166,7 @@ def test_a_key_is_taken_as_it_is_printed(orders: Database) -> None:
         capture_output=True,
         check=False,
         text=True,
-        env={**os.environ, "INTURN_DSN": orders.dsn},
+        env={**os.environ, "INTURN_DSN": orders.operator_dsn},
     )
     assert (again.returncode, again.stderr) == (0, "")
     assert state(orders, EVIL)[0] == "ready"
@@ -197,7 +197,7 @@ def test_what_makes_no_sense_is_refused_in_a_line_that_names_the_thing(orders: D
     assert "Give a KEY, or --topic" in refused(orders, "pause", code=USAGE)
     assert "Give a setting to change" in refused(orders, "topic", "set", "orders", code=USAGE)
     assert "payload is no JSON" in refused(orders, "amend", "x", "2", "--payload", "{", "--reason", "r")
-    assert "permission denied" in refused(orders, "retry", "x", PGOPTIONS="-c role=inturn_caller")
+    assert "permission denied" in refused(orders, "--dsn", orders.caller_dsn, "retry", "x")
     assert "read-only transaction" in refused(
         orders, "retry", "x", PGOPTIONS="-c default_transaction_read_only=on"
     )
@@ -239,7 +239,7 @@ def on_terminal(database: Database, answer: bytes, *args: str) -> subprocess.Com
             capture_output=True,
             check=False,
             text=True,
-            env={**os.environ, "INTURN_DSN": database.dsn},
+            env={**os.environ, "INTURN_DSN": database.operator_dsn},
         )
     finally:
         os.close(here)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.database import Database
+from support.roles import with_login
 
 CLOSED = (">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-")
 
@@ -18,7 +19,7 @@ def _code(dsn: str, command: str, closed: str) -> int:
         ["/bin/sh", "-c", f'"{inturn}" {command} {closed}'],
         capture_output=True,
         text=True,
-        env={"INTURN_DSN": dsn, "PATH": "/usr/bin:/bin"},
+        env={"INTURN_DSN": with_login(dsn, *command.split())[0], "PATH": "/usr/bin:/bin"},
         check=False,
     )
     assert "internal error" not in ended.stderr

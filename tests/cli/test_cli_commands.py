@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from support.database import Database, set_revision, until
+from support.roles import OPERATOR, with_login
 from support.terminal import EVIL, on_terminal
 
 INTURN = Path(sys.executable).parent / "inturn"
@@ -35,12 +36,13 @@ def inturn(
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run it and check its exit code, and that it fails in one line."""
+    dsn, *words = with_login(dsn or "", *args)
     run = subprocess.run(
-        [INTURN, *args],
+        [INTURN, *words],
         input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
         check=False,
-        env=_environment(dsn, **environment or {}),
+        env=_environment(dsn or None, **environment or {}),
     )
     result = subprocess.CompletedProcess(run.args, run.returncode, run.stdout.decode(), run.stderr.decode())
     assert result.returncode == code, result.stderr
@@ -239,7 +241,7 @@ def test_show_finds_the_key_in_every_topic(held: Database) -> None:
 
 
 def test_an_operator_may_look_and_a_caller_only_append(held: Database) -> None:
-    operator, caller = (held.dsn + f" options='-c role=inturn_{role}'" for role in ("operator", "caller"))
+    operator, caller = held.operator_dsn, held.caller_dsn
     assert len(read(operator, "keys")) == 3
     assert read(operator, "show", "order-42")
     inturn(operator, "topic", "create", "bills")
@@ -292,7 +294,7 @@ def test_libpqs_own_variables_name_the_database(database: Database) -> None:
     variables = {
         "PGHOST": info.host,
         "PGPORT": str(info.port),
-        "PGUSER": "postgres",
+        "PGUSER": OPERATOR,
         "PGDATABASE": database.name,
     }
     assert inturn(None, "keys", environment=variables).stderr == "inturn: no keys yet\n"
@@ -300,7 +302,10 @@ def test_libpqs_own_variables_name_the_database(database: Database) -> None:
 
 def test_sessions_are_called_inturn_unless_the_dsn_says_otherwise(witness: Database) -> None:
     called = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND datname = %s"
-    for dsn, name in ((witness.dsn, "inturn"), (witness.dsn + " application_name=night", "night")):
+    for dsn, name in (
+        (witness.caller_dsn, "inturn"),
+        (witness.caller_dsn + " application_name=night", "night"),
+    ):
         session = witness.session()
         session.execute("SELECT inturn.append('orders', 'k', 'insert')")
         process = subprocess.Popen(
@@ -370,7 +375,7 @@ def test_a_connection_lost_in_the_middle_is_one_line(witness: Database) -> None:
         [INTURN, "append", "orders", "k", "insert"],
         stderr=subprocess.PIPE,
         text=True,
-        env=_environment(witness.dsn),
+        env=_environment(witness.caller_dsn),
     )
     kill = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -389,7 +394,7 @@ def test_ctrl_c_is_no_traceback(witness: Database) -> None:
         [INTURN, "append", "orders", "k", "insert"],
         stderr=subprocess.PIPE,
         text=True,
-        env=_environment(witness.dsn),
+        env=_environment(witness.caller_dsn),
     )
     blocked = "SELECT pid FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
     until(lambda: witness.execute(blocked, [session.pid]), "the append blocked")

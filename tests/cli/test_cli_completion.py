@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from support.database import Database
 from support.process import run_inturn
+from support.roles import OPERATOR, as_role
 
 BIN = Path(sys.executable).parent
 KEYS = ["order-42", "order:7", "tenant:eu:1", "eq=1", "evil\x1b[2J\u202e", "it's a\\b", "50%_x", "Grüße 1"]
@@ -27,7 +28,7 @@ def _environment(dsn: str | None) -> dict[str, str]:
         "LC_ALL": "C.UTF-8",
         "PS1": "$ ",
         "TERM": "dumb",
-        **({"INTURN_DSN": dsn} if dsn else {}),
+        **({"INTURN_DSN": as_role(dsn, OPERATOR)} if dsn else {}),
     }
 
 
@@ -146,7 +147,7 @@ def test_a_tab_in_a_real_bash_puts_in_a_key_that_the_shell_takes(
 
 def test_the_line_itself_may_name_the_database_and_the_schema(keys: Database) -> None:
     socket, port = keys.server.directory, keys.server.port
-    dsn = f"postgresql://postgres@/{keys.name}?host={socket}&port={port}"
+    dsn = f"postgresql://{OPERATOR}@/{keys.name}?host={socket}&port={port}"
     assert _offered(None, f"inturn --dsn {dsn} why order-4") == ["order-42"]
     assert _offered(None, f"inturn why --dsn {dsn} order-4") == ["order-42"]
     assert _offered(keys.dsn, "inturn --schema nosuch why order-4") == [""]

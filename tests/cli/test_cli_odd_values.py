@@ -171,6 +171,6 @@ def test_a_topic_that_sql_cannot_apply_is_refused_with_the_command_that_can(data
     database.execute("SELECT inturn.create_topic('mails')")
     served = {"calls": "Apply it with: inturn apply --topic 'calls'.", "mails": "--app MODULE:APPLIER"}
     for topic, hint in served.items():
-        found = refusal(database.connect(), f"CALL inturn.apply(ARRAY['{topic}'])")
+        found = refusal(database, f"CALL inturn.apply(ARRAY['{topic}'])")
         assert found.sqlstate == "IT012"
         assert hint in (found.hint or "")

@@ -11,6 +11,7 @@ import pytest
 from support.database import Database, come_first
 from support.history import append, make_history
 from support.process import run_inturn
+from support.roles import DEPLOYER, OPERATOR
 from support.terminal import EVIL, on_terminal
 
 _SECRET = '{"card": "4111"}'
@@ -161,7 +162,7 @@ def test_an_action_says_who_did_it_and_why(history: Database) -> None:
     history.execute("SELECT inturn.retry('orders', 'c', 'the stock is back')")
     entry = read(history, "c")["timeline"][0]
     assert (entry["what"], entry["done_by"], entry["os_user"], entry["acting_as"], entry["says"]) == (
-        *("retry", "postgres", "root@vm", "alice"),
+        *("retry", OPERATOR, "root@vm", "alice"),
         "the stock is back",
     )
     row = section(show(history, "c"), "turn")[0]
@@ -181,16 +182,16 @@ def test_errors_are_one_line_or_whole(history: Database) -> None:
 
 
 def test_a_pause_says_by_whom_until_when_and_why(history: Database) -> None:
-    assert re.search(r"\nstate    paused for \d+s by postgres: not now\n", show(history, "d"))
+    assert re.search(rf"\nstate    paused for \d+s by {OPERATOR}: not now\n", show(history, "d"))
     history.execute("SELECT inturn.pause('orders', 'e', 'the audit', '2999-01-02 03:04:05+00')")
-    assert "by postgres, until 2999-01-02 03:04:05 UTC: the audit\n" in show(history, "e")
+    assert f"by {OPERATOR}, until 2999-01-02 03:04:05 UTC: the audit\n" in show(history, "e")
     assert read(history, "e")["pause"]["reason"] == "the audit"
     history.execute("SELECT inturn.resume('orders', 'e')")
     assert "\nstate    idle\n" in show(history, "e")
     assert read(history, "e")["pause"] is None
     history.execute("SELECT inturn.pause_topic('orders', 'the move')")
     text = show(history, "e")
-    assert re.match(r"topic    orders, paused for \d+s by postgres: the move\n", text)
+    assert re.match(rf"topic    orders, paused for \d+s by {DEPLOYER}: the move\n", text)
     assert "\nstate    idle\n" in text
     history.execute("UPDATE inturn.topic SET paused_until = now() - interval '1 s'")
     assert show(history, "e").startswith("topic    orders\n")
@@ -236,7 +237,7 @@ def test_a_key_that_is_not_there_is_one_line(history: Database) -> None:
 
 
 def test_a_login_that_may_only_look_can_show(history: Database) -> None:
-    operator = history.dsn + " options='-c role=inturn_operator -c default_transaction_read_only=on'"
+    operator = history.operator_dsn + " options='-c default_transaction_read_only=on'"
     assert run_inturn(operator, "show", "a")[0] == 0
 
 

@@ -10,6 +10,7 @@ import pytest
 from support.database import Database
 from support.plans import explain, nodes
 from support.process import inturn_apply, run_inturn
+from support.roles import APPLIER
 from support.shop import append, gate_shut, open_shop, wait_at_gate
 from support.terminal import Terminal
 
@@ -174,7 +175,7 @@ def test_check_says_what_is_wrong_and_nothing_else(orders: Database) -> None:
     orders.execute("SELECT inturn.pause_topic('orders')")
     assert checked() == (0, ""), "nobody is needed"
     orders.execute("SELECT inturn.resume_topic('orders')")
-    applier = orders.connect()
+    applier = orders.connect(user=APPLIER)
     announce = "SELECT inturn.announce_applier('node:7', '{orders}', 'b1', 1, %s)"
     applier.execute(announce, ["0001"])
     assert checked() == (0, "")

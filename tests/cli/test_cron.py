@@ -16,9 +16,8 @@ from psycopg.conninfo import conninfo_to_dict
 from support.database import Database, until
 from support.logins import login
 from support.place import DOCS
+from support.roles import APPLIER
 from support.server import DEBIAN_BINARIES, Server
-
-from inturn.schema.install import upgrade
 
 PAGE = (DOCS / "how-to" / "run-from-cron.md").read_text()
 FILES = dict(re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
@@ -260,8 +259,10 @@ def pg_cron(tmp_path: Path) -> Iterator[Server]:
 def test_pg_cron_applies_what_is_ready(pg_cron: Server) -> None:
     """It wakes at the full minute: the schedule of the page, waited for."""
     database = Database(pg_cron, "shop")
-    upgrade(database.dsn)
-    database.execute("CREATE EXTENSION pg_cron")
+    database.install()
+    database.administer("CREATE EXTENSION pg_cron")
+    database.administer(f"GRANT USAGE ON SCHEMA cron TO {APPLIER}")
+    worker = database.connect(user=APPLIER)
     database.execute("""
         CREATE TABLE effect (key text, seq bigint);
         CREATE FUNCTION public.f(command inturn.command) RETURNS void LANGUAGE sql AS $$
@@ -269,14 +270,14 @@ def test_pg_cron_applies_what_is_ready(pg_cron: Server) -> None:
         SELECT inturn.create_topic('orders', 'sql:public.f');
         SELECT inturn.append('orders', 'k' || n % 3, 'insert') FROM generate_series(1, 300) n;
     """)
-    database.execute(FILES["pg_cron.sql"])
+    worker.execute(FILES["pg_cron.sql"].encode())
     until(lambda: database.value("SELECT count(*) FROM effect") == 300, "the minute is full", 90)
     until(
         lambda: (
-            database.execute(
-                "SELECT DISTINCT status FROM cron.job_run_details WHERE command LIKE 'CALL%%'", []
-            )
-            == [("succeeded",)]
+            worker.execute(
+                "SELECT DISTINCT username, status FROM cron.job_run_details WHERE command LIKE 'CALL%'"
+            ).fetchall()
+            == [(APPLIER, "succeeded")]
         ),
         "the job has ended well",
     )

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from support.database import Database, until
 from support.process import InturnProcess, run_inturn
+from support.roles import DEMO, as_role
 
 from inturn.cli.demo import command
 from inturn.cli.demo import plan as plans
@@ -98,7 +99,7 @@ def test_round_robin_goes_round() -> None:
 
 
 def test_what_went_wrong_is_counted_from_what_was_carried_out(empty_database: Database) -> None:
-    dsn = make_database(empty_database.dsn)
+    dsn = make_database(as_role(empty_database.dsn, DEMO))
     orders = [
         [Call(key, seq, name, 0.0) for seq, name in enumerate(names, 1)]
         for key, names in {
@@ -127,13 +128,13 @@ def test_what_went_wrong_is_counted_from_what_was_carried_out(empty_database: Da
 
 
 def test_another_ones_database_of_that_name_is_left_alone(empty_database: Database) -> None:
-    make_database(empty_database.dsn)
-    empty_database.execute("COMMENT ON DATABASE inturn_demo IS 'mine'")
+    make_database(as_role(empty_database.dsn, DEMO))
+    empty_database.administer("COMMENT ON DATABASE inturn_demo IS 'mine'")
     try:
         with pytest.raises(Failure, match="that the demo did not make"):
-            make_database(empty_database.dsn)
+            make_database(as_role(empty_database.dsn, DEMO))
     finally:
-        empty_database.execute("DROP DATABASE inturn_demo")
+        empty_database.administer("DROP DATABASE inturn_demo")
 
 
 def test_the_demo_runs_and_by_inturn_nothing_is_wrong(empty_database: Database) -> None:

@@ -25,6 +25,7 @@ from support.own_server import own_database
 from support.process import InturnProcess, inturn_apply, run_inturn
 from support.race import Turn, append
 from support.refusal import refusal
+from support.roles import APPLIER, OWNER
 from support.server import Server
 from support.shop import append as append_to_shop
 from support.shop import gate_shut, open_shop, wait_at_gate
@@ -154,7 +155,7 @@ def test_every_topic_that_has_the_key_is_explained(witness: Database) -> None:
 
 
 def test_an_unknown_topic_is_refused(database: Database) -> None:
-    assert refusal(database.connect(), "SELECT * FROM inturn.why('nosuch', 'a')").sqlstate == "IT001"
+    assert refusal(database, "SELECT * FROM inturn.why('nosuch', 'a')").sqlstate == "IT001"
     code, out, err = run_inturn(database.dsn, "why", "a", "--topic", "nosuch")
     assert (code, out) == (1, "")
     assert "nosuch" in err
@@ -370,7 +371,7 @@ def test_a_sql_applier_is_at_work(witness: Database) -> None:
 
 def test_an_operators_open_transaction_is_in_the_way(drained: Database) -> None:
     append(drained, "a")
-    operator = drained.session(application_name="psql of alice")
+    operator = drained.session(application_name="psql of alice", user=OWNER)
     operator.execute("SELECT inturn.pause('orders', 'a')")
     answer, out = explained(drained, "a", "row_locked")
     (session,) = answer["details"]["sessions"]
@@ -469,11 +470,11 @@ def test_its_topic_is_paused(drained: Database) -> None:
 def test_its_target_belongs_to_somebody_else_now(drained: Database) -> None:
     append(drained, "a")
     other = f"other_{drained.name}"
-    drained.execute(f"CREATE ROLE {other}; ALTER FUNCTION app.apply_order OWNER TO {other}")
+    drained.administer(f"CREATE ROLE {other}; ALTER FUNCTION app.apply_order OWNER TO {other}")
     answer, out = explained(drained, "a", "target_refused")
     assert f"belongs to {other} now" in answer["says"]
     assert "$ inturn topic set orders --target sql:app.apply_order" in out
-    drained.execute(f"REASSIGN OWNED BY {other} TO CURRENT_USER; DROP ROLE {other}")
+    drained.administer(f"REASSIGN OWNED BY {other} TO {OWNER}; DROP ROLE {other}")
     assert asked(drained, "a")["cause"] == "no_applier"
 
 
@@ -561,7 +562,16 @@ main(sys.argv[1:])
 
 
 def _apply_as(database: Database, revision: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", _OTHER_REVISION, revision, "--dsn", database.dsn, "apply", "--drain"]
+    command = [
+        sys.executable,
+        "-c",
+        _OTHER_REVISION,
+        revision,
+        "--dsn",
+        database.applier_dsn,
+        "apply",
+        "--drain",
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -609,7 +619,7 @@ def test_a_session_is_known_by_what_it_announces_and_never_guessed(witness: Data
 def test_a_target_that_does_not_answer_is_the_cause_while_its_applier_is_there(database: Database) -> None:
     database.execute("SELECT inturn.create_topic('orders', 'http://b.internal/')")
     append(database, "a")
-    applier = database.connect()
+    applier = database.connect(user=APPLIER)
     down = {"orders": {"seconds": 3600, "key": "order-7", "error": "ConnectError: connection refused"}}
     applier.execute(
         "SELECT inturn.announce_applier('node:7', '{orders}', 'b1', 4711, '0001',"
@@ -648,7 +658,7 @@ def test_after_a_crash_nobody_is_blamed_for_not_having_come_back(server: Server)
         victim = database.session()
         os.kill(victim.pid, signal.SIGKILL)
         until(lambda: _restarted(database, started), "the server has started its processes anew")
-        applier = database.connect()
+        applier = database.connect(user=APPLIER)
         applier.execute("SELECT inturn.announce_applier('node:8', '{orders}', 'b1', 4711, '0001')")
         applier.close()
         until(lambda: asked(database, "a")["cause"] == "no_applier", "its session gone")
@@ -710,7 +720,7 @@ def test_an_applier_that_announced_itself_is_named_with_its_place_and_said_to_be
     leased: Database,
 ) -> None:
     announce = "SELECT inturn.announce_applier('node:7', '{orders}', 'b1', 4711, '0001')"
-    applier = leased.connect()
+    applier = leased.connect(user=APPLIER)
     applier.execute(announce)
     answer, out = explained(leased, "a", "leased")
     assert (answer["details"]["host"], answer["details"]["alive"]) == ("b1", True)

@@ -15,6 +15,7 @@ import pytest
 from support.database import Database, until
 from support.place import DOCS
 from support.receiving import SCHEMA, free_port, receiving
+from support.roles import APPLIER
 
 from inturn.schema.receiver import upgrade_receiver
 
@@ -87,10 +88,10 @@ def start(sender: Database, service: tuple[Database, str], tmp_path: Path) -> It
     path = f"{sender.server.binaries}{os.pathsep}{os.environ['PATH']}"
     info = sender.connect().info
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN"))}
-    environment |= {"PATH": path, "INTURN_DSN": sender.dsn, "WORKER_DSN": sender.dsn}
+    environment |= {"PATH": path, "INTURN_DSN": sender.applier_dsn, "WORKER_DSN": sender.applier_dsn}
     environment |= {"SERVICE": service[1], "RENEW_MS": "300"}
     environment |= {"PGHOST": info.host, "PGPORT": str(info.port)}
-    environment |= {"PGUSER": info.user, "PGDATABASE": info.dbname}
+    environment |= {"PGUSER": APPLIER, "PGDATABASE": info.dbname}
     with ExitStack() as stack:
 
         def run(*command: str, folder: Path) -> subprocess.Popen[str]:

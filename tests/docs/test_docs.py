@@ -174,8 +174,8 @@ def shop(server: Server) -> Iterator[Database]:
     database.execute(receiver_roles_script())
     for name, role in LOGINS.items():
         if not database.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]):
-            database.execute(f"CREATE ROLE {name} LOGIN {role}")
-    database.execute(_DEPLOYER)
+            database.administer(f"CREATE ROLE {name} LOGIN {role}")
+    database.administer(_DEPLOYER)
     yield database
     database.drop()
 
@@ -192,7 +192,7 @@ LOGINS = {
     "shop_deployer": "CREATEROLE",
     "shop_app": "IN ROLE inturn_caller",
     "shop_worker": "IN ROLE inturn_applier",
-    "shop_ops": "IN ROLE inturn_operator",
+    "shop_ops": "IN ROLE inturn_operator, pg_signal_backend",
 }
 #: Besides, some pages are about logins, so it may grant the roles; and in none the tables are the point.
 _DEPLOYER = """

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from support.database import Database
 from support.process import run_inturn
+from support.roles import THEIR_APP
 from support.server import Server
 
 from inturn.outbox import NewCommand, append, append_many
@@ -73,6 +74,7 @@ def test_every_command_works_in_another_encoding(encoded: Database) -> None:
     assert run_inturn(encoded.dsn, "upgrade")[0] == 0
     assert run_inturn(encoded.dsn, "upgrade", "--receiver-only")[0] == 0
     encoded.execute(_APP)
+    encoded.execute(THEIR_APP)
     _every_command(encoded.dsn, "schlüssel")
     with encoded.connect() as connection:
         found = connection.execute("SELECT count(*) FROM app.effect WHERE payload ~ 'gr.+n'").fetchone()
@@ -93,10 +95,10 @@ def test_what_the_encoding_cannot_hold_is_refused_and_leaves_nothing(encoded: Da
         assert 'has no equivalent in encoding "LATIN1"' in said
         assert "use a database in UTF8" in said
         assert "JSON" not in said
-        with psycopg.connect(encoded.dsn) as connection, pytest.raises(CommandRefused):
+        with psycopg.connect(encoded.caller_dsn) as connection, pytest.raises(CommandRefused):
             append(connection, command["topic"], command["key"], command["name"], command["payload"])
     with (
-        psycopg.connect(encoded.dsn) as connection,
+        psycopg.connect(encoded.caller_dsn) as connection,
         pytest.raises(CommandRefused, match="encoding does not have"),
     ):
         append_many(connection, "t", [NewCommand("k", "n"), NewCommand("✓", "n")])
@@ -113,6 +115,7 @@ def test_every_command_works_where_all_identifiers_are_quoted(empty_database: Da
     with empty_database.connect() as caller:  # a session that has it on, as those of services have
         assert caller.execute("SHOW quote_all_identifiers").fetchone() == ("on",)
         caller.execute(_APP.encode())
+        caller.execute(THEIR_APP.encode())
         caller.execute(
             "CREATE FUNCTION app.many(commands inturn.command[]) RETURNS void LANGUAGE sql AS 'SELECT';"
             "CREATE FUNCTION app.both(a inturn.command, b inturn.command) RETURNS jsonb LANGUAGE sql"

@@ -13,6 +13,7 @@ from support.database import Database, until
 from support.pooler import Pooler
 from support.process import inturn_apply, run_inturn
 from support.race import APPEND
+from support.roles import APPLIER, CALLER, as_role
 
 from inturn.applier import Applier, Command, Fleet
 from inturn.outbox import append, wait
@@ -47,12 +48,13 @@ def test_commands_are_applied_in_turn_and_no_session_keeps_anything(
     pooled: str, witness: Database, more: tuple[str, ...]
 ) -> None:
     for number in range(MANY):
-        with psycopg.connect(pooled, prepare_threshold=None) as connection:
+        with psycopg.connect(as_role(pooled, CALLER), prepare_threshold=None) as connection:
             append(connection, "orders", f"k{number % 3}", "insert")
     assert (code := run_inturn(pooled, "apply", "--drain", *more))[0] == 0, code
     assert applied(witness) == {f"k{n}": list(range(1, MANY // 3 + 1)) for n in range(3)}
     for _ in range(8):  # each in turn
-        with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as connection:
+        applier = as_role(pooled, APPLIER)
+        with psycopg.connect(applier, autocommit=True, prepare_threshold=None) as connection:
             left = connection.execute(
                 "SELECT current_setting('search_path'), current_setting('statement_timeout'),"
                 " (SELECT count(*) FROM pg_prepared_statements),"
@@ -65,14 +67,15 @@ def test_commands_are_applied_in_turn_and_no_session_keeps_anything(
 def test_an_applier_that_sleeps_finds_what_comes_later(pooled: str, witness: Database) -> None:
     with inturn_apply(pooled, app=None) as process:
         for number in range(3):
-            with psycopg.connect(pooled) as connection:
+            with psycopg.connect(as_role(pooled, CALLER)) as connection:
                 append(connection, "orders", "k", "insert")
             until(lambda n=number: applied(witness) == {"k": list(range(1, n + 2))}, "the effect")  # type: ignore[misc]
         assert process.running
 
 
 def test_a_caller_waits_for_its_command(pooled: str, witness: Database) -> None:
-    with inturn_apply(pooled, app=None), psycopg.connect(pooled, prepare_threshold=None) as connection:
+    caller = as_role(pooled, CALLER)
+    with inturn_apply(pooled, app=None), psycopg.connect(caller, prepare_threshold=None) as connection:
         seq = append(connection, "orders", "k", "insert")
         connection.commit()
         assert wait(connection, "orders", "k", seq, timeout=60).applied_seq == 1
@@ -98,7 +101,7 @@ def test_every_command_of_an_operator_works(pooled: str, witness: Database) -> N
 
 def test_what_another_client_left_in_a_session_is_not_charged_to_a_command(witness: Database) -> None:
     with Pooler(witness.server, "transaction", sessions=2) as pooler:
-        dsn = pooler.dsn(witness.name)
+        dsn = pooler.dsn(witness.name, user=APPLIER)
         for number in range(6):  # one of the two sessions, and then the other, has another path
             with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as connection:
                 connection.execute(f"SET search_path = 'left_{number % 2}'")
@@ -160,8 +163,8 @@ def test_statement_mode_is_refused_in_one_line_and_changes_nothing(
 
 def test_statement_mode_is_refused_to_a_fleet_and_to_callers(statement: str, witness: Database) -> None:
     with pytest.raises(StatementPooling, match="pool_mode"):
-        Fleet(statement).start()
-    with psycopg.connect(statement) as connection, pytest.raises(StatementPooling):
+        Fleet(as_role(statement, APPLIER)).start()
+    with psycopg.connect(as_role(statement, CALLER)) as connection, pytest.raises(StatementPooling):
         append(connection, "orders", "k", "insert")
     assert witness.execute("SELECT FROM inturn.list_keys()") == []
 
@@ -169,7 +172,7 @@ def test_statement_mode_is_refused_to_a_fleet_and_to_callers(statement: str, wit
 def test_in_statement_mode_one_statement_of_plain_sql_still_is_one_transaction(
     statement: str, witness: Database
 ) -> None:
-    with psycopg.connect(statement, autocommit=True, prepare_threshold=None) as connection:
+    with psycopg.connect(as_role(statement, CALLER), autocommit=True, prepare_threshold=None) as connection:
         connection.execute(APPEND, ["k"])
         connection.execute(APPEND, ["k"])
     witness.execute("CALL inturn.apply()")

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from support.own_server import own_database
 from support.process import run_inturn
+from support.roles import CALLER, as_role
 from support.server import Server
 from support.standby import standby
 
@@ -78,5 +79,5 @@ def test_what_writes_says_what_to_do(dsn: str, command: str) -> None:
 
 
 def test_a_wait_in_python_ends_when_the_standby_shows_the_effect(dsn: str) -> None:
-    with psycopg.connect(dsn) as connection:
+    with psycopg.connect(as_role(dsn, CALLER)) as connection:
         assert wait(connection, "orders", "done").applied_seq == 1

@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from support.callers import CALLERS, Caller, Many, Step
 from support.database import Database
+from support.roles import CALLER
 
 from inturn.outbox import NewCommand, append, append_many
 from inturn.schema.errors import SchemaNameRefused
@@ -100,12 +101,12 @@ def test_another_schema_is_asked_when_named(orders: Database, caller: Caller) ->
 
 def test_a_schema_name_that_needs_quoting_is_refused(orders: Database) -> None:
     with pytest.raises(SchemaNameRefused):
-        append(orders.connect(), "orders", "a", "x", schema="inturn.append(); --")
+        append(orders.connect(user=CALLER), "orders", "a", "x", schema="inturn.append(); --")
 
 
 def test_it_is_part_of_the_callers_own_work(orders: Database) -> None:
     orders.execute("CREATE TABLE own (id integer)")
-    connection = orders.connect(autocommit=False)
+    connection = orders.connect(user=CALLER, autocommit=False)
     connection.execute("INSERT INTO own VALUES (1)")
     append(connection, "orders", "a", "x")
     with connection.transaction():
@@ -118,7 +119,7 @@ def test_it_is_part_of_the_callers_own_work(orders: Database) -> None:
 
 
 def test_in_a_nested_transaction_of_sqlalchemy_it_goes_with_it(orders: Database) -> None:
-    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(orders.dsn))
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(orders.caller_dsn))
     with Session(engine) as session:
         append(session, "orders", "a", "kept")
         nested = session.begin_nested()
@@ -131,7 +132,7 @@ def test_in_a_nested_transaction_of_sqlalchemy_it_goes_with_it(orders: Database)
 
 
 def test_in_autocommit_each_append_is_its_own_transaction(orders: Database) -> None:
-    connection = orders.connect()
+    connection = orders.connect(user=CALLER)
     assert append(connection, "orders", "a", "x") == 1
     assert [row[1] for row in log(orders)] == [1]
 
@@ -143,25 +144,25 @@ class _Anything:
 
 @pytest.mark.parametrize("factory", [dict_row, class_row(_Anything)], ids=["dict", "class"])
 def test_a_row_factory_of_the_connection_is_no_matter(orders: Database, factory: Any) -> None:
-    with psycopg.connect(orders.dsn, row_factory=factory) as connection:
+    with psycopg.connect(orders.caller_dsn, row_factory=factory) as connection:
         assert append(connection, "orders", "a", "x") == 1
         assert append_many(connection, "orders", [NewCommand("a", "y")]) == [2]
 
 
 def test_a_cursor_factory_of_the_connection_is_no_matter(orders: Database) -> None:
     for factory in (psycopg.ClientCursor, psycopg.RawCursor):
-        with psycopg.connect(orders.dsn, cursor_factory=factory) as connection:
+        with psycopg.connect(orders.caller_dsn, cursor_factory=factory) as connection:
             append(connection, "orders", "a", "x", {"%": "$1"})
     assert [row[1] for row in log(orders)] == [1, 2]
 
 
 def test_in_a_pipeline_it_returns_its_seq(orders: Database) -> None:
-    with orders.connect(autocommit=False) as connection, connection.pipeline():
+    with orders.connect(user=CALLER, autocommit=False) as connection, connection.pipeline():
         assert [append(connection, "orders", "a", "x") for _ in range(3)] == [1, 2, 3]
 
 
 def test_statements_are_prepared_after_a_while_and_still_right(orders: Database) -> None:
-    with orders.connect(autocommit=False) as connection:
+    with orders.connect(user=CALLER, autocommit=False) as connection:
         connection.prepare_threshold = 1
         for seq in range(1, 20):
             assert append(connection, "orders", "a", "x", {"n": seq}) == seq
@@ -185,7 +186,7 @@ class _Outbox(_Base):
 
 
 def test_an_orm_class_mapped_onto_the_outbox_appends_and_learns_its_seq(orders: Database) -> None:
-    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(orders.dsn))
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(orders.caller_dsn))
     with Session(engine, expire_on_commit=False) as session:
         for key, seq in (("a", 1), ("b", 1), ("a", 2)):
             command = _Outbox(topic="orders", key=key, name="insert", payload={"of": key})

@@ -11,6 +11,7 @@ import sqlalchemy.exc
 from sqlalchemy import Connection, create_engine
 from support.callers import CALLERS, Caller, Many, Step
 from support.database import Database
+from support.roles import CALLER
 
 from inturn.outbox import (
     AppendConflict,
@@ -132,14 +133,14 @@ def test_every_refusal_has_a_remedy(orders: Database) -> None:
     without = []
     for what, (parts, kind, _) in BAD.items():
         with pytest.raises(kind) as refused:
-            append(orders.connect(), "orders", *parts[:3], idempotency_key=parts[3])
+            append(orders.connect(user=CALLER), "orders", *parts[:3], idempotency_key=parts[3])
         if not refused.value.hint:
             without.append(what)
     assert without == []
 
 
 def test_what_python_refuses_leaves_the_transaction_usable(orders: Database) -> None:
-    with orders.connect(autocommit=False) as connection:
+    with orders.connect(user=CALLER, autocommit=False) as connection:
         assert append(connection, "orders", "a", "x") == 1
         for payload in (float("nan"), circular(), object()):
             with pytest.raises(PayloadRefused):
@@ -150,7 +151,7 @@ def test_what_python_refuses_leaves_the_transaction_usable(orders: Database) -> 
 
 
 def test_nesting_beyond_postgresqls_stack_is_a_refused_payload(orders: Database) -> None:
-    connection = orders.connect()
+    connection = orders.connect(user=CALLER)
     connection.execute("SET max_stack_depth = '100kB'")
     # In a thread, whose stack is empty: Python itself takes the depth.
     with ThreadPoolExecutor(1) as thread, pytest.raises(PayloadRefused, match="cannot store"):
@@ -160,7 +161,7 @@ def test_nesting_beyond_postgresqls_stack_is_a_refused_payload(orders: Database)
 
 @pytest.mark.parametrize("key", [42, b"a", 1.5, ("a",)])
 def test_a_key_that_is_no_text_is_a_refused_key(orders: Database, key: Any) -> None:
-    connection = orders.connect()
+    connection = orders.connect(user=CALLER)
     with pytest.raises(KeyRefused):
         append(connection, "orders", key, "x")
     with pytest.raises(KeyRefused):
@@ -171,34 +172,34 @@ def test_a_key_that_is_no_text_is_a_refused_key(orders: Database, key: Any) -> N
 @pytest.mark.parametrize("name", [42, b"a"])
 def test_a_name_that_is_no_text_is_a_refused_name(orders: Database, name: Any) -> None:
     with pytest.raises(NameRefused):
-        append(orders.connect(), "orders", "a", name)
+        append(orders.connect(user=CALLER), "orders", "a", name)
     with pytest.raises(NameRefused):
-        append_many(orders.connect(), "orders", [NewCommand("a", name)])
+        append_many(orders.connect(user=CALLER), "orders", [NewCommand("a", name)])
 
 
 @pytest.mark.parametrize("topic", ["a\0", "\ud800"], ids=ascii)
 def test_a_topic_that_postgresql_cannot_know_is_unknown(orders: Database, topic: Any) -> None:
     with pytest.raises(UnknownTopic):
-        append(orders.connect(), topic, "a", "x")
+        append(orders.connect(user=CALLER), topic, "a", "x")
     with pytest.raises(UnknownTopic):
-        append_many(orders.connect(), topic, [NewCommand("a", "x")])
+        append_many(orders.connect(user=CALLER), topic, [NewCommand("a", "x")])
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_an_older_snapshot_is_a_conflict_to_be_retried(orders: Database, level: str) -> None:
-    append(orders.connect(), "orders", "a", "before")
+    append(orders.connect(user=CALLER), "orders", "a", "before")
     engine = create_engine(
         "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(orders.dsn),
+        creator=lambda: psycopg.connect(orders.caller_dsn),
         isolation_level=level,
     )
-    connection = orders.connect(autocommit=False)
+    connection = orders.connect(user=CALLER, autocommit=False)
     connection.isolation_level = psycopg.IsolationLevel[level.replace(" ", "_")]
     with engine.connect() as alchemy:
         # Each takes its snapshot here.
-        connection.execute("SELECT FROM inturn.topic")
-        alchemy.exec_driver_sql("SELECT FROM inturn.topic")
-        append(orders.connect(), "orders", "a", "meanwhile")
+        connection.execute("SELECT FROM inturn.schema_version")
+        alchemy.exec_driver_sql("SELECT FROM inturn.schema_version")
+        append(orders.connect(user=CALLER), "orders", "a", "meanwhile")
         callers: list[Connection | psycopg.Connection[Any]] = [connection, alchemy]
         for mine in callers:
             with pytest.raises(AppendConflict) as conflict:
@@ -214,15 +215,15 @@ def test_an_older_snapshot_is_a_conflict_to_be_retried(orders: Database, level: 
 def test_errors_that_are_none_of_ours_stay_the_drivers(orders: Database) -> None:
     orders.execute("ALTER TABLE inturn.command_log RENAME TO gone")
     with pytest.raises(psycopg.errors.UndefinedTable):
-        append(orders.connect(), "orders", "a", "x")
-    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(orders.dsn))
+        append(orders.connect(user=CALLER), "orders", "a", "x")
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(orders.caller_dsn))
     with engine.connect() as connection, pytest.raises(sqlalchemy.exc.ProgrammingError):
         append(connection, "orders", "a", "x")
     engine.dispose()
 
 
 def test_a_closed_connection_is_the_drivers_error(orders: Database) -> None:
-    connection = orders.connect()
+    connection = orders.connect(user=CALLER)
     connection.close()
     with pytest.raises(psycopg.OperationalError):
         append(connection, "orders", "a", "x")

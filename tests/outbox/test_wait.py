@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine
 from support.callers import CALLERS, Caller, Pause, Step
 from support.database import Database, until
+from support.roles import CALLER
 
 from inturn.outbox import (
     KeyHeld,
@@ -38,7 +39,7 @@ def apply_when(database: Database, condition: Callable[[], Any]) -> Callable[[],
 
     def apply() -> None:
         until(condition, "the wait")
-        append(database.connect(), "orders", "a", "insert")
+        append(database.connect(user=CALLER), "orders", "a", "insert")
         database.execute("CALL inturn.apply()")
 
     return apply
@@ -60,7 +61,7 @@ def test_in_a_transaction_it_is_refused(witness: Database, caller: Caller) -> No
 
 @every_caller
 def test_what_stands_in_the_way_is_told_apart(witness: Database, caller: Caller) -> None:
-    append(witness.connect(), "orders", "a", "insert")
+    append(witness.connect(user=CALLER), "orders", "a", "insert")
     with pytest.raises(WaitTimedOut) as late:
         caller(witness, Pause("orders", "a", timeout=0))
     assert (late.value.seq, late.value.applied_seq, late.value.state) == (1, 0, "ready")
@@ -81,7 +82,7 @@ def test_what_stands_in_the_way_is_told_apart(witness: Database, caller: Caller)
 
 @pytest.mark.parametrize("autocommit", [True, False])
 def test_afterwards_the_connection_is_as_it_was(witness: Database, autocommit: bool) -> None:
-    connection = witness.connect(autocommit=autocommit)
+    connection = witness.connect(user=CALLER, autocommit=autocommit)
     with pytest.raises(WaitTimedOut):
         wait(connection, "orders", "a", 1, timeout=0.1)
     assert connection.autocommit is autocommit
@@ -93,7 +94,7 @@ def test_afterwards_the_connection_is_as_it_was(witness: Database, autocommit: b
 
 
 def test_a_session_that_listens_to_something_loses_no_notification(witness: Database) -> None:
-    connection = witness.connect()
+    connection = witness.connect(user=CALLER)
     connection.execute("LISTEN mine")
     witness.execute("NOTIFY mine, 'first'")
     with witness.beside(apply_when(witness, lambda: witness.value(WAITS))):
@@ -113,7 +114,7 @@ def test_a_session_that_listens_to_something_loses_no_notification(witness: Data
 def test_where_it_cannot_listen_it_looks_again(
     witness: Database, monkeypatch: pytest.MonkeyPatch, because: str
 ) -> None:
-    connection = witness.connect()
+    connection = witness.connect(user=CALLER)
     if because == "a pooler":  # which tells of another backend
         monkeypatch.setattr(psycopg.ConnectionInfo, "backend_pid", property(lambda _: 0))
     else:
@@ -125,7 +126,7 @@ def test_where_it_cannot_listen_it_looks_again(
 
 def test_on_another_driver_it_looks_again(witness: Database) -> None:
     engine = create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(witness.dsn), poolclass=NullPool
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(witness.caller_dsn), poolclass=NullPool
     )
     slept: list[float] = []
     with engine.connect() as connection:
@@ -154,11 +155,11 @@ def test_a_wait_outlives_the_loss_of_its_announcement(
         apply_when(witness, lambda: True)()
 
     with witness.beside(apply):
-        assert wait(witness.connect(), "orders", "a", 1, timeout=None) == Waited(1, False)
+        assert wait(witness.connect(user=CALLER), "orders", "a", 1, timeout=None) == Waited(1, False)
 
 
 def test_a_lost_connection_is_said_in_the_driver_s_words(witness: Database) -> None:
-    connection = witness.connect(autocommit=False)
+    connection = witness.connect(user=CALLER, autocommit=False)
 
     def kill() -> None:
         until(lambda: witness.value("SELECT count(*) FROM inturn.waiter"), "the wait")
@@ -171,7 +172,7 @@ def test_a_lost_connection_is_said_in_the_driver_s_words(witness: Database) -> N
 
 def test_a_cancelled_wait_leaves_a_connection_that_can_be_used(witness: Database) -> None:
     async def run() -> list[Any]:
-        async with await psycopg.AsyncConnection.connect(witness.dsn) as connection:
+        async with await psycopg.AsyncConnection.connect(witness.caller_dsn) as connection:
             waiting = asyncio.create_task(wait_async(connection, "orders", "a", 1, timeout=None))
             while not witness.value("SELECT count(*) FROM inturn.waiter"):
                 await asyncio.sleep(0.01)
@@ -187,22 +188,22 @@ def test_a_cancelled_wait_leaves_a_connection_that_can_be_used(witness: Database
 @pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, -math.inf])
 def test_a_timeout_that_is_none_is_refused(witness: Database, timeout: float) -> None:
     with pytest.raises(ValueError, match="timeout is"):
-        wait(witness.connect(), "orders", "a", 1, timeout=timeout)
+        wait(witness.connect(user=CALLER), "orders", "a", 1, timeout=timeout)
 
 
 @pytest.mark.parametrize("timeout", [math.inf, 1e300, None])
 def test_a_timeout_may_be_as_long_as_one_likes(witness: Database, timeout: float | None) -> None:
     with witness.beside(apply_when(witness, lambda: witness.value("SELECT count(*) FROM inturn.waiter"))):
-        assert wait(witness.connect(), "orders", "a", 1, timeout=timeout) == Waited(1, False)
+        assert wait(witness.connect(user=CALLER), "orders", "a", 1, timeout=timeout) == Waited(1, False)
 
 
 @pytest.mark.parametrize("seq", [-1, True, "1", 1.0, 2**63])
 def test_a_seq_that_no_command_can_have_is_refused(witness: Database, seq: Any) -> None:
     with pytest.raises(SeqRefused):
-        wait(witness.connect(), "orders", "a", seq)
+        wait(witness.connect(user=CALLER), "orders", "a", seq)
 
 
 def test_a_key_that_cannot_be_one_is_refused(witness: Database) -> None:
     for key in ("", "\0", "x" * 513):
         with pytest.raises(KeyRefused):
-            wait(witness.connect(), "orders", key, 1)
+            wait(witness.connect(user=CALLER), "orders", key, 1)

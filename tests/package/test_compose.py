@@ -77,7 +77,7 @@ def test_compose_gives_each_service_a_login_of_its_own_and_none_a_superusers(
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Server]:
     """A server of the test's own, as the file makes logins in it."""
-    server = Server(int(os.environ.get("INTURN_TEST_PG", "18")))
+    server = Server(int(os.environ.get("INTURN_TEST_PG", "18")), logins=False)
     server.start()
     yield server
     server.remove()
@@ -86,7 +86,7 @@ def own(tmp_path: Path) -> Iterator[Server]:
 @pytest.mark.timeout(900)  # it builds and installs the project
 def test_compose_commands_run_as_written(services: dict[str, Any], own: Server, tmp_path: Path) -> None:
     """Every command, as the login that it names, with this machine's paths in place of the containers'."""
-    superuser = own.dsn("postgres")
+    superuser = own.dsn("postgres", user="postgres")
     healthy = services["postgres"]["healthcheck"]["test"]
     assert healthy[0] == "CMD"
     own.run(healthy[1], *healthy[2:], "--port", str(own.port))

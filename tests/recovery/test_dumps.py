@@ -12,6 +12,7 @@ from support.dump import dump
 from support.logins import login
 from support.moved import check_goes_on, check_verified, fill
 from support.process import run_inturn
+from support.roles import MEMBERS, THEIR_APP
 from support.server import Server
 
 from inturn.schema.install import upgrade
@@ -40,6 +41,8 @@ def copy(source: Database, to: Database, kind: str, folder: Path, *more: str) ->
         to.server.run("psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", to.dsn, "-f", file)
     else:
         to.server.run("pg_restore", "--exit-on-error", *BARE, "-d", to.dsn, file)
+    # The tables of the service are not inturn's to put right.
+    to.execute(THEIR_APP)
 
 
 @pytest.mark.parametrize("kind", ["plain", "custom", "directory", "tar"])
@@ -69,8 +72,8 @@ def test_until_it_is_upgraded_a_restore_is_open_to_everybody_and_everything_warn
     with psycopg.connect(stranger) as session:
         session.execute(attack)
         session.rollback()
-    assert "privileges are not as they must be" in run_inturn(restored.dsn, "verify")[2]
-    code, printed, _ = run_inturn(restored.dsn, "doctor")
+    assert "privileges are not as they must be" in run_inturn(restored.owner_dsn, "verify")[2]
+    code, printed, _ = run_inturn(restored.owner_dsn, "doctor")
     assert (code, "everybody (PUBLIC) has" in printed) == (9, True)
     code, printed, _ = run_inturn(restored.dsn, "upgrade")
     assert code == 0
@@ -104,11 +107,14 @@ def test_a_restore_into_a_server_without_the_roles_makes_them(
     fill(witness)
     other = Server(server.version)
     other.start()
+    with other.connect() as admin:
+        admin.execute("DROP ROLE inturn_caller, inturn_applier, inturn_operator, inturn_admin")
     try:
         restored = Database(other, "restored")
         copy(witness, restored, "custom", tmp_path)
         code, printed, _ = run_inturn(restored.dsn, "upgrade")
         assert (code, "roles made: 4" in printed) == (0, True)
+        restored.execute(MEMBERS)
         check_goes_on(restored)
         restored.close()
     finally:

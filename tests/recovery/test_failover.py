@@ -29,7 +29,7 @@ class Callers:
     def __init__(self, database: Database, number: int = 4) -> None:
         self.acknowledged: list[tuple[str, int]] = []
         self._threads = [
-            threading.Thread(target=self._append, args=(database.dsn, f"k{n}")) for n in range(number)
+            threading.Thread(target=self._append, args=(database.caller_dsn, f"k{n}")) for n in range(number)
         ]
 
     def _append(self, dsn: str, key: str) -> None:
@@ -55,7 +55,7 @@ class Callers:
 @contextmanager
 def standby_of(primary: Database) -> Iterator[CopiedServer]:
     """Give a standby that follows the primary; it is removed in the end."""
-    conninfo = primary.server.dsn().replace("dbname=postgres", "").replace("'", "")
+    conninfo = primary.server.dsn(user="postgres").replace("dbname=postgres", "").replace("'", "")
     standby = CopiedServer(primary.server, "standby", extra_settings=_STANDBY.format(conninfo=conninfo))
     try:
         standby.start()
@@ -89,7 +89,7 @@ def appliers_beside(primary: Database) -> threading.Thread:
 
     def apply() -> None:
         try:
-            with psycopg.connect(primary.dsn, autocommit=True) as connection:
+            with psycopg.connect(primary.applier_dsn, autocommit=True) as connection:
                 while True:
                     connection.execute("CALL inturn.apply(max_seconds => 1)")
         except psycopg.OperationalError:
@@ -102,8 +102,8 @@ def appliers_beside(primary: Database) -> threading.Thread:
 
 def test_synchronous_nothing_that_was_acknowledged_is_lost(primary: Database) -> None:
     with standby_of(primary) as standby:
-        primary.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
-        primary.execute("SELECT pg_reload_conf()")
+        primary.administer("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+        primary.administer("SELECT pg_reload_conf()")
         wait_streaming(primary, "sync")
         # What was applied before the crash has to be applied once: its effect commits with it.
         callers, applier = Callers(primary), appliers_beside(primary)
@@ -139,8 +139,8 @@ def test_asynchronous_the_last_commits_may_be_lost_and_the_rest_is_whole(primary
             lambda: follower.value("SELECT pg_last_wal_replay_lsn() >= %s", [end]), "the standby has it all"
         )
         # From here on the standby gets nothing, as when the network is cut.
-        follower.execute("ALTER SYSTEM SET primary_conninfo = ''")
-        follower.execute("SELECT pg_reload_conf()")
+        follower.administer("ALTER SYSTEM SET primary_conninfo = ''")
+        follower.administer("SELECT pg_reload_conf()")
         until(lambda: not primary.value("SELECT count(*) FROM pg_stat_replication"), "the standby is cut off")
         # Acknowledged, applied, and gone.
         assert primary.value("SELECT inturn.append('orders', 'a', 'lost')") == 2

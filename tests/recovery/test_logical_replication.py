@@ -9,6 +9,7 @@ from support.database import Database, until
 from support.moved import check_goes_on, fill, open_witness
 from support.own_server import own_database
 from support.process import run_inturn
+from support.roles import CALLER
 from support.server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -20,7 +21,7 @@ def blue(server: Server) -> Iterator[Database]:
     with own_database(server, extra_settings="wal_level = logical") as database:
         open_witness(database)
         fill(database)
-        database.execute("CREATE PUBLICATION moving FOR ALL TABLES")
+        database.administer("CREATE PUBLICATION moving FOR ALL TABLES")
         yield database
 
 
@@ -29,7 +30,8 @@ def subscribed(blue: Database, green: Database) -> None:
     schema = blue.server.run("pg_dump", "--schema-only", "--no-publications", "-d", blue.dsn)
     green.server.run("psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", green.dsn, input=schema)
     assert run_inturn(green.dsn, "upgrade")[0] == 0
-    green.execute(f"CREATE SUBSCRIPTION moving CONNECTION '{blue.dsn}' PUBLICATION moving")
+    primary = blue.server.dsn(blue.name, user="postgres")
+    green.administer(f"CREATE SUBSCRIPTION moving CONNECTION '{primary}' PUBLICATION moving")
     copied = "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel"
     until(lambda: green.value(copied), "every table copied", patience=120)
 
@@ -45,7 +47,7 @@ def switched(blue: Database, green: Database) -> None:
         "the subscription has everything",
         patience=120,
     )
-    green.execute("DROP SUBSCRIPTION moving")
+    green.administer("DROP SUBSCRIPTION moving")
     # A sequence of the service's own, which nobody copies either.
     green.execute("SELECT setval('app.witness_id_seq', max(id)) FROM app.witness")
 
@@ -65,7 +67,7 @@ def test_callers_and_appliers_work_while_everything_is_published_and_go_on_after
     green = empty_database
     subscribed(blue, green)
     # A hint, which has no key, is deleted; a turn, a ticket and marks come and go.
-    with blue.connect(autocommit=False) as caller:
+    with blue.connect(user=CALLER, autocommit=False) as caller:
         caller.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         caller.execute("SELECT inturn.append('orders', 'hinted', 'insert')")
     blue.execute("CALL inturn.apply('{orders}', max_seconds => 1)")
@@ -138,7 +140,7 @@ def test_a_database_that_has_nothing_else_goes_on_after_the_switch(
         with own_database(server, extra_settings="wal_level = logical") as quiet:
             open_witness(quiet)
             fill(quiet)
-            quiet.execute("CREATE PUBLICATION moving FOR ALL TABLES")
+            quiet.administer("CREATE PUBLICATION moving FOR ALL TABLES")
             subscribed(quiet, green)
             switched(quiet, green)
             check_goes_on(green)

@@ -85,12 +85,12 @@ def test_the_sender_taken_back_goes_on_above_what_the_receiver_has(
     deliver(sender, receiver)
     recovered = taken_back(sender, "noon")
     try:
-        sender.execute("SELECT pg_create_restore_point('noon')")
+        sender.administer("SELECT pg_create_restore_point('noon')")
         # Lost by A, and B has them: two of `a`, and one of a key that A will not know.
         for key, name in (("a", "lost"), ("a", "lost too"), ("b", "lost")):
             sender.execute(append, [key, name])
         deliver(sender, receiver)
-        sender.execute("SELECT pg_switch_wal()")
+        sender.administer("SELECT pg_switch_wal()")
         segment = sender.value("SELECT pg_walfile_name(pg_current_wal_lsn() - 1)")
         until(
             lambda: sender.value("SELECT last_archived_wal >= %s FROM pg_stat_archiver", [segment]),

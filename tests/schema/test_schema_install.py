@@ -14,6 +14,7 @@ from support.database import Database, set_revision
 from support.dump import dump
 from support.installers import upgrade_at_once
 from support.logins import login
+from support.roles import OWNER
 from support.server import Server
 
 from inturn.schema.errors import SchemaInUse, SchemaMismatch, SchemaNameRefused
@@ -269,8 +270,8 @@ def test_a_login_that_may_not_create_roles_installs_where_they_exist(
     empty_database.execute(f"GRANT CREATE ON DATABASE {empty_database.name} TO {empty_database.name}")
     assert upgrade(dsn) == (None, HEAD)
     assert upgrade(dsn) == (HEAD, HEAD)
-    owned = dump(empty_database).replace(f"TO {empty_database.name};", "TO postgres;")
-    owned = owned.replace(f"Owner: {empty_database.name}", "Owner: postgres")
+    owned = dump(empty_database).replace(f"TO {empty_database.name};", f"TO {OWNER};")
+    owned = owned.replace(f"Owner: {empty_database.name}", f"Owner: {OWNER}")
     assert owned == dump(database)
     with psycopg.connect(dsn) as owner:
         owner.execute("SELECT inturn.create_topic('orders')")

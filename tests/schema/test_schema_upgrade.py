@@ -17,6 +17,7 @@ from support.database import Database, set_revision, until
 from support.dump import dump
 from support.next_release import MARK, NEXT, NextRelease
 from support.process import inturn_apply, run_inturn
+from support.roles import APPLIER, CALLER
 
 from inturn.schema.errors import SchemaMismatch
 from inturn.schema.install import downgrade, upgrade, upgrade_script
@@ -163,7 +164,8 @@ def test_callers_and_appliers_that_are_connected_go_on_there_and_back(
     filled: Database, release: NextRelease
 ) -> None:
     """Their prepared statements too: no cached plan, and no call that the other revision does not know."""
-    caller, applier = filled.connect(prepare_threshold=0), filled.connect(prepare_threshold=0)
+    caller = filled.connect(user=CALLER, prepare_threshold=0)
+    applier = filled.connect(user=APPLIER, prepare_threshold=0)
     append = "SELECT inturn.append(%s, %s, %s)"
     claim = (
         "SELECT key, applied_seq, epoch, attempt, ready_at, seq, name, payload, created_at"

@@ -50,7 +50,7 @@ class Callers:
 
     def __init__(self, database: Database) -> None:
         database.execute("CREATE TABLE app.sale (key text, seq bigint)")
-        self._dsn = database.dsn
+        self._dsn = database.caller_dsn
         self._over = threading.Event()
         self.appended = [0, 0, 0]
 
@@ -221,7 +221,7 @@ def test_a_lease_is_given_back_by_an_applier_that_stops_so(
     handlers.handler(OUTSIDE, outside=True)(wait)
     open_topic(database, "python")
     put(database, "a", "first", "second")
-    fleet = Fleet(database.dsn, handlers)
+    fleet = Fleet(database.applier_dsn, handlers)
     fleet.start()
     try:
         assert entered.wait(PATIENCE)

@@ -155,7 +155,7 @@ def test_an_extreme_value_is_refused_by_name_or_all_goes_on_with_it(shop: Databa
     ],
 )
 def test_what_nobody_means_is_refused_where_it_is_set(shop: Database, call: str, sqlstate: str) -> None:
-    assert refusal(shop.connect(), f"SELECT inturn.{call}").sqlstate == sqlstate
+    assert refusal(shop, f"SELECT inturn.{call}").sqlstate == sqlstate
 
 
 def test_a_topic_that_is_paused_until_infinity_is_paused_for_good(shop: Database) -> None:

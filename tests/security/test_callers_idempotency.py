@@ -12,6 +12,7 @@ from support.database import Database
 from support.logins import connect_as
 from support.race import gate_shut, put_gate, replace_in
 from support.refusal import Refusal, refusal
+from support.roles import CALLER
 
 from inturn.outbox import IdempotencyKeyReused, append
 
@@ -90,9 +91,9 @@ def test_two_in_flight_with_other_content_the_second_is_refused(topics: Database
 def test_behind_an_older_snapshot_it_is_a_retry_and_then_refused(
     topics: Database, topic: str, moved: bool, level: psycopg.IsolationLevel
 ) -> None:
-    caller = topics.session()
+    caller = topics.session(user=CALLER)
     caller.connection.isolation_level = level
-    caller.execute("SELECT FROM inturn.topic")  # takes the snapshot
+    caller.execute("SELECT FROM inturn.schema_version")  # takes the snapshot
     topics.execute(APPEND, [topic, *FIRST])
     if moved:
         number(topics)
@@ -160,7 +161,7 @@ def test_without_its_guards_a_lost_command_goes_unnoticed(topics: Database, guar
     caller = topics.session()
     if guard == "_refuse_unseen":
         caller.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-    caller.execute("SELECT FROM inturn.topic")  # takes the snapshot
+    caller.execute("SELECT FROM inturn.schema_version")  # takes the snapshot
     topics.execute(APPEND, ["posts", *FIRST])
     number(topics)
     caller.execute(APPEND, ["posts", *OTHERS[0]])
@@ -177,6 +178,4 @@ def test_an_amended_command_may_be_repeated_as_it_was_and_as_it_is(
     topics.execute("SELECT inturn.amend('orders', 'x', 1, 'wrong', name => 'credit')")
     topics.execute("SELECT inturn.amend('orders', 'x', 1, 'wrong', name => 'refund')")
     assert topics.value(APPEND, ["orders", "x", *content, "once"]) == 1
-    assert (
-        refusal(topics.connect(), APPEND, ["orders", "x", "credit", content[1], "once"]).sqlstate == "IT008"
-    )
+    assert refusal(topics, APPEND, ["orders", "x", "credit", content[1], "once"]).sqlstate == "IT008"

@@ -75,10 +75,10 @@ def test_what_an_operator_passed_over_makes_room(bounded: Database) -> None:
     _fill(bounded, "orders")
     bounded.execute("SELECT inturn.skip('orders', 'x', 1, 'because')")
     assert bounded.value(APPEND, ["orders"]) == 4
-    assert refusal(bounded.connect(), APPEND, ["orders"]).sqlstate == "IT009"
+    assert refusal(bounded, APPEND, ["orders"]).sqlstate == "IT009"
     bounded.execute("SELECT inturn.cancel_rest('orders', 'x', 'because')")
     _fill(bounded, "orders")
-    assert refusal(bounded.connect(), APPEND, ["orders"]).sqlstate == "IT009"
+    assert refusal(bounded, APPEND, ["orders"]).sqlstate == "IT009"
 
 
 @pytest.mark.parametrize("topic", ["orders", "posts"])
@@ -112,10 +112,10 @@ def test_it_is_set_shown_and_taken_away_at_the_command_line(database: Database) 
 
 @pytest.mark.parametrize("setting", ["max_pending => 0", "max_pending => 1000000001", "max_pending => -1"])
 def test_what_cannot_be_a_bound_is_refused(database: Database, setting: str) -> None:
-    assert refusal(database.connect(), f"SELECT inturn.create_topic('t', {setting})").sqlstate == "IT011"
+    assert refusal(database, f"SELECT inturn.create_topic('t', {setting})").sqlstate == "IT011"
 
 
 def test_where_callers_number_max_ahead_is_the_bound(database: Database) -> None:
     query = "SELECT inturn.create_topic('t', numbering => 'given', max_pending => 5)"
-    said = refusal(database.connect(), query)
+    said = refusal(database, query)
     assert (said.sqlstate, "max_ahead" in said.message) == ("IT011", True)

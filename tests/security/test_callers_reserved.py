@@ -73,4 +73,4 @@ def test_a_replay_of_a_payload_that_is_over_the_limit_by_now_is_refused(topics: 
     topics.execute("SELECT inturn.append('orders', 'long', 'pay', to_jsonb(repeat('x', 2000)))")
     topics.execute("CALL inturn.apply()")
     topics.execute("SELECT inturn.set_topic('orders', max_payload_bytes => 1024)")
-    assert refusal(topics.connect(), "SELECT inturn.replay('orders', 'long', 1, 'again')").sqlstate == "IT003"
+    assert refusal(topics, "SELECT inturn.replay('orders', 'long', 1, 'again')").sqlstate == "IT003"

@@ -11,6 +11,7 @@ from support.logins import connect_as, login
 from support.process import InturnProcess, run_inturn
 from support.race import replace_in
 from support.refusal import refusal
+from support.roles import APPLIER, OWNER, SUPERUSER
 
 from inturn.applier import Fleet
 from inturn.schema.errors import OwnerChanged, from_database
@@ -117,9 +118,9 @@ def test_without_the_check_an_operator_would(orders: Database) -> None:
 
 
 def test_who_owns_the_schema_needs_no_role(orders: Database) -> None:
-    owner = connect_as(orders)
-    orders.execute(f"GRANT {orders.value('SELECT session_user')} TO {owner.info.user}")
-    owner.execute("SELECT inturn.set_topic('orders', target => 'python')")
+    user = f"owner_{orders.name}"
+    orders.administer(f"CREATE ROLE {user} LOGIN IN ROLE {OWNER}")
+    orders.connect(user=user).execute("SELECT inturn.set_topic('orders', target => 'python')")
 
 
 def test_who_deploys_may_on_a_topic_that_is_granted_to_operators(orders: Database) -> None:
@@ -169,7 +170,7 @@ def test_a_function_of_a_session_is_nobodys_target(orders: Database, role: str, 
         "UPDATE inturn.topic SET max_attempts = 1, target = %s, target_owner = %s",
         [f"sql:{row[0]}.pwn", attacker.info.user],
     )
-    orders.execute("CALL inturn.apply()")
+    orders.connect(user=SUPERUSER).execute("CALL inturn.apply()")
     assert "session's own schema" in orders.value("SELECT last_error FROM inturn.key_cursor")
     assert orders.value("SELECT rolsuper FROM pg_roles WHERE rolname = %s", [attacker.info.user]) is False
 
@@ -178,7 +179,7 @@ def test_a_function_of_a_session_is_nobodys_target(orders: Database, role: str, 
 
 
 def _alter_owner(database: Database, name: str) -> None:
-    database.execute(f"ALTER FUNCTION app.apply_order OWNER TO {name}")
+    database.administer(f"ALTER FUNCTION app.apply_order OWNER TO {name}")
 
 
 def _create_anew(database: Database, name: str) -> None:
@@ -295,7 +296,7 @@ def test_the_command_line_says_why(orders: Database) -> None:
 
 def test_one_whose_owner_was_never_recorded_is_not_called(orders: Database) -> None:
     orders.execute("UPDATE inturn.topic SET target_owner = NULL")
-    said = refusal(orders.connect(), "SELECT * FROM inturn.apply_batch('orders', '-infinity', 10, 'me')")
+    said = refusal(orders, "SELECT * FROM inturn.apply_batch('orders', '-infinity', 10, 'me')")
     assert said.sqlstate == OWNER_CHANGED
     assert said.message.endswith("to whom it belonged when it was set is not known")
 
@@ -314,7 +315,7 @@ def test_what_merges_is_not_called_either_once_it_changes_hands(orders: Database
     orders.execute(MERGE)
     assert orders.value("SELECT function_owner FROM inturn.merge_rule") == orders.value("SELECT session_user")
     mallory = _mallory(orders)
-    orders.execute(f"ALTER FUNCTION app.combine OWNER TO {mallory}")
+    orders.administer(f"ALTER FUNCTION app.combine OWNER TO {mallory}")
     for name in ("a", "b"):
         orders.execute("SELECT inturn.append('orders', 'm', %s)", [name])
     applier = connect_as(orders, "inturn_applier")
@@ -332,7 +333,10 @@ def test_what_merges_is_not_called_either_once_it_changes_hands(orders: Database
 
 
 def test_apply_warns_a_superuser_once_and_nobody_else(orders: Database) -> None:
-    for connection, expected in ((orders.connect(), 1), (connect_as(orders, "inturn_applier"), 0)):
+    for connection, expected in (
+        (orders.connect(user=SUPERUSER), 1),
+        (orders.connect(user=APPLIER), 0),
+    ):
         warnings = _warnings(connection)
         connection.execute("CALL inturn.apply()")
         assert len([said for _, said in warnings if "a superuser" in said]) == expected
@@ -342,7 +346,7 @@ def test_apply_warns_a_superuser_once_and_nobody_else(orders: Database) -> None:
 def test_the_command_line_warns_a_superuser_once_and_nobody_else(
     orders: Database, more: tuple[str, ...]
 ) -> None:
-    for dsn, expected in ((orders.dsn, 1), (login(orders, "inturn_applier"), 0)):
+    for dsn, expected in ((orders.as_superuser(), 1), (orders.applier_dsn, 0)):
         with InturnProcess(dsn, "apply", "--drain", "--workers", "2", *more) as process:
             assert process.exit_code() == 0
-            assert process.all_err.count("a superuser") == expected
+            assert process.err.count("a superuser") == expected

@@ -59,7 +59,7 @@ def test_an_address_with_a_secret_or_a_hole_outside_its_path_is_refused(
 ) -> None:
     database.execute("SELECT inturn.create_topic('there', 'https://b.internal/')")
     for call in ("inturn.create_topic('posts', %s)", "inturn.set_topic('there', target => %s)"):
-        said = refusal(database.connect(), f"SELECT {call}", [address])
+        said = refusal(database, f"SELECT {call}", [address])
         assert said.sqlstate == "IT011"
         assert "s3cret" not in said.message + said.hint
     code, out, err = run_inturn(database.dsn, "topic", "create", "posts", "--target", address)

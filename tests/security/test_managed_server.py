@@ -82,10 +82,10 @@ def test_everything_works_and_one_line_says_what_is_hidden(owner: str, empty_dat
     for command in (("keys",), ("show", "k"), ("verify",), ("status", "--json"), ("pause", "k")):
         code, _, said = run_inturn(owner, *command)
         assert (code, said) == (0, ""), command
-    empty_database.execute(f"GRANT pg_monitor TO {user}")
+    empty_database.administer(f"GRANT pg_monitor TO {user}")
     for command in (("why", "k"), ("status",)):
         assert run_inturn(owner, *command)[2] == ""
-    empty_database.execute(f"REVOKE pg_monitor FROM {user}")
+    empty_database.administer(f"REVOKE pg_monitor FROM {user}")
 
 
 def test_the_script_of_the_roles_is_nothing_but_roles(empty_database: Database) -> None:
@@ -123,7 +123,7 @@ def test_without_the_right_to_create_it_says_who_grants_it_and_that_helps(
     assert f"login {user} may not create anything in schema {schema}" in said
     assert f"ALTER SCHEMA {schema} OWNER TO {user}" in said
     for grant in grants:
-        empty_database.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+        empty_database.administer(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
         empty_database.execute(grant)
         code, _, said = run_inturn(dsn, "--schema", schema, "upgrade", *more)
         assert code == 0, said

@@ -6,13 +6,13 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 from support.database import Database
 from support.place import ROOT
+from support.roles import APPLIER, with_login
+from support.terminal import commands_of
 
 from inturn.cli.main import cli, main
 from inturn.cli.run.logs import _TextFormatter
@@ -67,16 +67,6 @@ COMMANDS: dict[str, list[list[str]]] = {
 }
 
 
-def _commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[str]:
-    context = click.Context(group)
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        if isinstance(command, click.Group):
-            yield from _commands(command, (*path, name))
-        else:
-            yield " ".join((*path, name))
-
-
 @pytest.fixture
 def evil(database: Database) -> Database:
     """A database in which everything that a caller, an applier or an operator may write is evil."""
@@ -87,7 +77,7 @@ def evil(database: Database) -> Database:
     database.execute("SELECT inturn.append('late' || %s, %s, 'n', seq => 3)", [EVIL, "w" + EVIL])
     database.execute("SELECT set_config('inturn.os_user', %s, false)", [EVIL])
     database.execute("SELECT inturn.pause(%s, %s, %s)", [T, K, EVIL])
-    with database.connect(autocommit=False) as applier:
+    with database.connect(user=APPLIER, autocommit=False) as applier:
         (claimed,) = applier.execute("SELECT key, epoch FROM inturn.claim(%s)", [T]).fetchall()
         applier.execute("SELECT inturn.fail(%s, %s, 1, %s, 1, %s, %s)", [T, *claimed, EVIL, EVIL])
     database.execute("SELECT inturn.announce_applier(%s, %s, %s, 7, '0001')", [EVIL, [T], EVIL])
@@ -101,7 +91,7 @@ def assert_tame(printed: str) -> None:
 
 
 def test_every_command_is_attacked() -> None:
-    assert sorted(_commands(cli)) == sorted(COMMANDS)
+    assert sorted(commands_of(cli)) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("coloured", [False, True], ids=["plain", "coloured"])
@@ -112,7 +102,6 @@ def test_no_command_prints_what_a_terminal_obeys(
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("INTURN_DSN", evil.dsn)
     if coloured:
         monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.chdir(tmp_path)
@@ -122,6 +111,7 @@ def test_no_command_prints_what_a_terminal_obeys(
     try:
         for name, scenes in COMMANDS.items():
             for arguments in scenes:
+                monkeypatch.setenv("INTURN_DSN", with_login(evil.dsn, *name.split())[0])
                 with pytest.raises(SystemExit) as ended:
                     main([*name.split(), *arguments])
                 printed, said = capfd.readouterr()

@@ -10,6 +10,7 @@ import pytest
 from support.database import Database, set_revision, until
 from support.logins import connect_as
 from support.process import inturn_apply
+from support.roles import APPLIER, OWNER
 from support.shop import append, append_keys, at_work, gate_shut, open_shop, wait_at_gate
 
 from inturn.applier import pacing
@@ -179,7 +180,7 @@ def test_who_was_not_seen_for_a_day_is_forgotten_and_nobody_waits_for_that(datab
     database.execute(SAY, ["old"])
     database.execute(SAY, ["older"])
     database.execute("UPDATE inturn.applier SET seen_at = seen_at - interval '25 hours'")
-    again, forgetting = database.session(), database.session()
+    again, forgetting = database.session(user=OWNER), database.session()
     again.execute(SAY, ["me"])  # not committed: has deleted both
     again.rollback()
     again.execute("SELECT FROM inturn.applier WHERE applier = 'old' FOR UPDATE")
@@ -216,14 +217,14 @@ def test_an_owner_who_may_not_see_other_sessions_still_tells_who_is_there(witnes
     owner = f"{witness.name}_owner"
     witness.execute(f"CREATE ROLE {owner}; GRANT inturn_operator TO {owner}")
     for function in ("list_appliers()", "why(text, text)"):
-        witness.execute(f"ALTER FUNCTION inturn.{function} OWNER TO {owner}")
-    witness.execute(f"""
+        witness.administer(f"ALTER FUNCTION inturn.{function} OWNER TO {owner}")
+    witness.administer(f"""
         GRANT ALL ON ALL TABLES IN SCHEMA inturn TO {owner};
         GRANT EXECUTE ON ALL ROUTINES IN SCHEMA inturn TO {owner};
         SELECT inturn.append('orders', 'a', 'insert');
         SELECT inturn.append('orders', 'b', 'insert');
     """)
-    session = witness.session(application_name="inturn apply")
+    session = witness.session(application_name="inturn apply", user=APPLIER)
     session.execute(SAY, ["me"])
     session.commit()
     why = "SELECT cause FROM inturn.why('orders', 'a')"
@@ -234,4 +235,4 @@ def test_an_owner_who_may_not_see_other_sessions_still_tells_who_is_there(witnes
     session.kill()
     assert listed(witness, "alive") == [(False,)]
     assert witness.value(why) == "no_applier"
-    witness.execute(f"DROP OWNED BY {owner}")
+    witness.administer(f"DROP OWNED BY {owner}")

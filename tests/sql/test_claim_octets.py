@@ -11,6 +11,7 @@ import pytest
 from support.b_server import state
 from support.database import Database, until
 from support.process import inturn_apply
+from support.roles import APPLIER
 from support.shop import at_work
 
 from inturn.applier import Applier, Command
@@ -94,7 +95,7 @@ def test_what_comes_when_not_all_fits(
     for key, lengths in sizes.items():
         _put(database, topic, key, *lengths)
     before = {key: _tickets(database, key) for key in sizes}
-    applier = database.connect()
+    applier = database.connect(user=APPLIER)
     applier.execute("SET inturn.max_claim_octets = 100")
     claimed = _claim(applier, topic)
     assert {key: [size for _, size in commands] for key, commands in claimed.items()} == expected
@@ -138,7 +139,7 @@ def test_a_key_with_nothing_to_apply_still_ends_its_turn(database: Database) -> 
         "INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)"
         " VALUES ('inside', 'b', 0, 0, now())"
     )
-    with database.connect() as applier:
+    with database.connect(user=APPLIER) as applier:
         applier.execute("SET inturn.max_claim_octets = 100")
         rows = applier.execute(
             "SELECT key, seq, payload FROM inturn.claim_commands('inside', max_keys => 9)"

@@ -13,6 +13,7 @@ import pytest
 from support.database import Database, come_first
 from support.plans import buffers, explain, nodes
 from support.refusal import refusal
+from support.roles import APPLIER
 from support.server import Server
 
 STATES = ("held", "waiting", "retrying", "paused", "leased", "ready", "idle")
@@ -99,7 +100,7 @@ def _believing(database: Database, statistics: str) -> Iterator[psycopg.Connecti
         if believed is None:
             database.execute(f"ANALYZE inturn.{table}")
         else:
-            database.execute(
+            database.administer(
                 "UPDATE pg_class SET relpages = %s, reltuples = %s WHERE oid = %s::regclass",
                 (*believed, f"inturn.{table}"),
             )
@@ -371,7 +372,7 @@ def test_a_paused_topic_and_a_pause_that_is_over(orders: Database) -> None:
 def test_an_unknown_state_or_order_is_refused_naming_what_there_is(
     database: Database, arguments: str
 ) -> None:
-    refused = refusal(database.connect(), f"SELECT * FROM inturn.list_keys({arguments})")
+    refused = refusal(database, f"SELECT * FROM inturn.list_keys({arguments})")
     assert refused.sqlstate == "IT044"
     assert (
         "lag, age or attempts" if "sort" in arguments else "held, waiting, retrying, paused"
@@ -398,7 +399,7 @@ def given(orders: Database) -> Database:
             "SELECT inturn.append('given', %s, 'insert', seq => n) FROM unnest(%s::bigint[]) n", [key, seqs]
         )
     come_first(orders, "gap")
-    with orders.connect(autocommit=False) as applier:
+    with orders.connect(user=APPLIER, autocommit=False) as applier:
         applier.execute("SELECT * FROM inturn.claim('given', max_keys => 1)")
         applier.execute("SELECT inturn.finish('given', '{gap}', '{1}', '{0}', '{0}', 'me')")
         applier.commit()

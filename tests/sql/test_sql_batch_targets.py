@@ -152,7 +152,7 @@ def test_one_that_is_no_target_is_refused_and_fails_the_commands_of_a_topic_that
         "SELECT inturn.create_topic('x', 'sql:app.many')",
         "SELECT inturn.set_topic('orders', target => 'sql:app.many')",
     ):
-        said = refusal(database.connect(), statement)
+        said = refusal(database, statement)
         assert said.sqlstate == "IT012"
         assert problem in said.message
         assert hint in said.hint
@@ -165,7 +165,7 @@ def test_one_that_is_no_target_is_refused_and_fails_the_commands_of_a_topic_that
 
 
 def test_a_target_that_is_not_there_is_refused_with_both_ways_to_declare_it(database: Database) -> None:
-    said = refusal(database.connect(), "SELECT inturn.create_topic('x', 'sql:app.none')")
+    said = refusal(database, "SELECT inturn.create_topic('x', 'sql:app.none')")
     assert said.sqlstate == "IT012"
     assert "no function app.none(inturn.command) and no app.none(inturn.command[])" in said.message
 

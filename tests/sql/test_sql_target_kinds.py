@@ -50,7 +50,7 @@ def test_create_topic_and_set_topic_refuse_it(database: Database, kind: str) -> 
         "SELECT inturn.create_topic('x', 'sql:app.f')",
         "SELECT inturn.set_topic('plain', target => 'sql:app.f')",
     ):
-        said = refusal(database.connect(), statement)
+        said = refusal(database, statement)
         assert said.sqlstate == "IT012"
         assert _KINDS[kind][1] in said.message
         assert "VOLATILE" in said.hint

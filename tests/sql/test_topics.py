@@ -41,7 +41,7 @@ def test_the_same_name_with_another_setting_is_refused_and_nothing_changes(
     database: Database, setting: str
 ) -> None:
     database.execute("SELECT inturn.create_topic('orders')")
-    said = refusal(database.connect(), f"SELECT inturn.create_topic('orders', {setting})")
+    said = refusal(database, f"SELECT inturn.create_topic('orders', {setting})")
     assert said.sqlstate == "IT010"
     assert said.message == "topic 'orders' exists already, with other settings"
     assert "inturn.topic" in said.hint
@@ -49,7 +49,7 @@ def test_the_same_name_with_another_setting_is_refused_and_nothing_changes(
 
 
 def test_another_target_is_another_setting(witness: Database) -> None:
-    said = refusal(witness.connect(), "SELECT inturn.create_topic('orders', backoff_base => '10 ms')")
+    said = refusal(witness, "SELECT inturn.create_topic('orders', backoff_base => '10 ms')")
     assert said.sqlstate == "IT010"
 
 
@@ -140,7 +140,7 @@ def test_a_setting_at_the_end_of_its_range_is_taken(database: Database, argument
 )
 def test_a_target_that_cannot_be_called_is_refused_by_name(witness: Database, target: str, says: str) -> None:
     witness.execute("CREATE FUNCTION app.wrong(text) RETURNS void LANGUAGE sql AS ''")
-    said = refusal(witness.connect(), "SELECT inturn.create_topic('t', %s)", [target])
+    said = refusal(witness, "SELECT inturn.create_topic('t', %s)", [target])
     assert said.sqlstate == "IT012"
     assert says in said.message
     assert "CREATE FUNCTION" in said.hint

@@ -24,7 +24,7 @@ def _wait(database: Database, arguments: str) -> tuple[int, bool]:
 
 
 def _refused(database: Database, arguments: str) -> Refusal:
-    return refusal(database.connect(), f"SELECT inturn.wait({arguments})")
+    return refusal(database, f"SELECT inturn.wait({arguments})")
 
 
 def _is_asleep(database: Database, pid: int) -> bool:

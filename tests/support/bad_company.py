@@ -13,6 +13,7 @@ import psycopg
 
 from inturn.applier import Applier, Command
 from support.database import Database
+from support.roles import APPLIER
 
 #: The keys beside the bad one, in its topic and in the other.
 HEALTHY, OTHERS = 30, 10
@@ -196,7 +197,11 @@ IN_PYTHON = {
     "ROLLBACK": Fault("ended the transaction", _runs("ROLLBACK")),
     "ROLLBACK and an exception": Fault("ended the transaction", _rolls_back_and_raises),
     "COMMIT and BEGIN": Fault("", _runs("COMMIT; BEGIN"), alone=True),
-    "inturn's own rows changed": Fault("fenced off", _runs("DELETE FROM inturn.ticket WHERE key = 'bad'")),
+    "inturn's own rows changed": Fault(
+        "fenced off",
+        _runs("DELETE FROM inturn.ticket WHERE key = 'bad'"),
+        before=f"GRANT ALL ON inturn.ticket TO {APPLIER}",  # which no applier needs
+    ),
     **{
         f"a {type(error).__name__}": Fault(type(error).__name__, _raises(error))
         for error in (asyncio.CancelledError(), KeyboardInterrupt(), GeneratorExit(), BaseException("bare"))
@@ -229,8 +234,6 @@ def prepare(database: Database, fault: Fault, *, target: str, in_batches: bool =
             f"SELECT inturn.create_topic('{topic}', '{name}', max_attempts => {ATTEMPTS},"
             " backoff_base => '10 ms', backoff_cap => '10 ms')"
         )
-    if fault.session:
-        database.execute(f"ALTER DATABASE {database.name} SET {fault.session}")
     neighbours = in_batches and not fault.alone
     if neighbours:
         database.execute("SELECT inturn.append('bad', 'bad', 'before') FROM generate_series(1, %s)", [BESIDE])
@@ -239,6 +242,8 @@ def prepare(database: Database, fault: Fault, *, target: str, in_batches: bool =
         database.execute("SELECT inturn.append('bad', 'bad', 'after')")
     if fault.before:
         database.execute(fault.before)
+    if fault.session:
+        database.execute(f"ALTER DATABASE {database.name} SET {fault.session}")
 
 
 def append_company(database: Database, payload: str) -> None:

@@ -97,31 +97,31 @@ def _async(
 
 
 def _psycopg(database: Database) -> psycopg.Connection[Any]:
-    return psycopg.connect(database.dsn)
+    return psycopg.connect(database.caller_dsn)
 
 
 def _connection(database: Database) -> Connection:
     engine = create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(database.dsn), poolclass=NullPool
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(database.caller_dsn), poolclass=NullPool
     )
     return engine.connect()
 
 
 def _session(database: Database) -> Session:
     engine = create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(database.dsn), poolclass=NullPool
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(database.caller_dsn), poolclass=NullPool
     )
     return Session(engine)
 
 
 async def _psycopg_async(database: Database) -> psycopg.AsyncConnection[Any]:
-    return await psycopg.AsyncConnection.connect(database.dsn)
+    return await psycopg.AsyncConnection.connect(database.caller_dsn)
 
 
 def _async_engine(database: Database) -> Any:
     return create_async_engine(
         "postgresql+psycopg://",
-        async_creator=lambda: psycopg.AsyncConnection.connect(database.dsn),
+        async_creator=lambda: psycopg.AsyncConnection.connect(database.caller_dsn),
         poolclass=NullPool,
     )
 

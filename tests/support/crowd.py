@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import psycopg
-
 from support.database import Database
+from support.roles import APPLIER, CALLER
+from support.statements import login_of
 
 #: A caller: transactions of one to three keys, low numbers more often, each with one to three commands;
 #: some are undone by a savepoint, some transactions roll back. Receipts say which seqs it was given.
@@ -71,7 +71,7 @@ class Crowd:
         start = threading.Barrier(len(statements))
 
         def one(statement: str) -> None:
-            with self._database.connect(**parameters) as connection:
+            with self._database.connect(**{"user": login_of(statement), **parameters}) as connection:
                 start.wait()
                 connection.execute(statement)
 
@@ -79,7 +79,7 @@ class Crowd:
 
     def call(self, callers: int, arguments: str) -> None:
         """Run app.call with these arguments by so many callers at once."""
-        self.run([f"CALL app.call({arguments})"] * callers)
+        self.run([f"CALL app.call({arguments})"] * callers, user=CALLER)
 
     @contextmanager
     def applying(self, appliers: int, **parameters: Any) -> Iterator[None]:
@@ -87,11 +87,11 @@ class Crowd:
         over = threading.Event()
 
         def one() -> None:
-            with self._database.connect(**parameters) as connection:
+            with self._database.connect(user=APPLIER, **parameters) as connection:
                 while True:
                     last = over.is_set()
                     connection.execute("CALL inturn.apply()")
-                    if last and not self._ready(connection):
+                    if last and not self._ready():
                         return
                     over.wait(0.001)
 
@@ -103,12 +103,12 @@ class Crowd:
                 over.set()
                 gather(futures)
 
-    def _ready(self, connection: psycopg.Connection[Any]) -> bool:
+    def _ready(self) -> bool:
         return bool(
-            connection.execute(
+            self._database.value(
                 "SELECT EXISTS (SELECT FROM inturn.key_cursor k JOIN inturn.topic t ON t.name = topic"
                 " WHERE ready_at IS NOT NULL AND target LIKE 'sql:%')"
-            ).fetchone()[0]  # type: ignore[index]
+            )
         )
 
 

@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, cast
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from inturn.schema.source import revision_sql
+from support import roles
 from support.server import Server
+from support.statements import is_setting, login_of
 
 #: How long a condition that has to come may take, in seconds; only a broken test waits it out.
 PATIENCE = 60.0
@@ -43,25 +46,54 @@ def come_first(database: Database, key: str) -> None:
 
 
 class Session:
-    """A connection with a thread of its own, for statements that may block."""
+    """A connection with a thread of its own, for statements that may block.
+
+    It connects when it has something to do, as the role whose its first statement is, see
+    `statements.login_of`, unless a user is named.
+    """
 
     def __init__(self, database: Database, *, autocommit: bool = False, **parameters: Any) -> None:
-        self.connection = database.connect(autocommit=autocommit, pooled=True, **parameters)
-        #: Of its backend; through a pooler that of the transaction that is open, or was the last.
-        self.pid = self.connection.info.backend_pid
+        self._open = partial(database.connect, autocommit=autocommit, pooled=True, **parameters)
+        self._connection: psycopg.Connection[Any] | None = None
+        self._pid = 0
+        self._settings: list[tuple[str, Sequence[Any] | None]] = []
         self._pooled = database.goes_through_pooler(parameters)
         self._knows_pid = not self._pooled
         self._database = database
-        self._thread = ThreadPoolExecutor(1, f"session-{self.pid}")
+        self._thread = ThreadPoolExecutor(1, "session")
+
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """Its connection: the owner's, if it has run no statement yet."""
+        return self._connected()
+
+    @property
+    def pid(self) -> int:
+        """Of its backend; through a pooler that of the transaction that is open, or was the last."""
+        self._connected()
+        return self._pid
+
+    def _connected(self, login: str = roles.OWNER) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            self._connection = self._open(user=self._open.keywords.get("user", login))
+            self._pid = self._connection.info.backend_pid
+            for setting, parameters in self._settings:
+                self._connection.execute(setting, parameters)
+        return self._connection
 
     def execute(self, query: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
         """Run a statement to its end and return its rows."""
+        if self._connection is None and is_setting(query):
+            self._settings.append((query, parameters))  # of whoever the next statement's is
+            return []
+        self._connected(login_of(query))
         self._learn_pid(query)
         cursor = self.connection.execute(query, parameters)
         return [] if cursor.description is None else cursor.fetchall()
 
     def begin(self, query: str, parameters: Sequence[Any] | None = None) -> Future[list[tuple[Any, ...]]]:
         """Start a statement in the session's thread, for `wait_blocked` or the future's result."""
+        self._connected(login_of(query))
         self._learn_pid(query)  # now: who waits for it has to know its backend
         return self._thread.submit(self.execute, query, parameters)
 
@@ -72,7 +104,7 @@ class Session:
         if self.connection.info.transaction_status is TransactionStatus.IDLE:
             self._knows_pid = False
         if not self._knows_pid and not query.startswith("SET "):
-            self.pid = self.connection.execute("SELECT pg_backend_pid()").fetchall()[0][0]
+            self._pid = self.connection.execute("SELECT pg_backend_pid()").fetchall()[0][0]
             self._knows_pid = True
 
     def wait_blocked(self) -> list[int]:
@@ -96,12 +128,22 @@ class Session:
         self._database.execute("SELECT pg_terminate_backend(%s, 10000)", [self.pid])
 
     def close(self) -> None:
-        self.connection.close()
+        """Close its connection; a statement that still blocks would keep the thread."""
+        if self._connection is not None:
+            if not self._connection.closed:
+                with suppress(psycopg.OperationalError):  # its server may be gone
+                    self._connection.cancel_safe()
+            self._connection.close()
         self._thread.shutdown(wait=True)
 
 
 class Database:
-    """A fresh database; everything opened through it is closed with it."""
+    """A fresh database of the owner's; everything opened through it is closed with it.
+
+    Attributes:
+        dsn: the owner's; a process of inturn that is given it connects as its command does, see
+            `roles.LOGIN_OF`.
+    """
 
     def __init__(
         self, server: Server, name: str, *, template: str | None = None, create: bool = True
@@ -111,11 +153,13 @@ class Database:
         if create:
             with server.connect() as admin:
                 of = f" TEMPLATE {template}" if template else ""
-                admin.execute(f"CREATE DATABASE {name}{of}")
+                admin.execute(f"CREATE DATABASE {name} OWNER {roles.OWNER}{of}")
         self.dsn = server.pooler.dsn(name) if server.pooler else server.dsn(name)
         self._connections: list[psycopg.Connection[Any]] = []
         self._sessions: list[Session] = []
-        self._admin = self.connect(autocommit=True)
+        #: By login, for what the test itself does.
+        self._own: dict[str, psycopg.Connection[Any]] = {}
+        self._settings: list[tuple[str, Sequence[Any] | None]] = []
 
     def connect(
         self, *, autocommit: bool = True, pooled: bool = False, **parameters: Any
@@ -134,6 +178,43 @@ class Database:
         """Return whether a connection with these parameters does: PgBouncer refuses settings of a session."""
         return self.server.pooler is not None and "options" not in parameters
 
+    @property
+    def caller_dsn(self) -> str:
+        """The connection string of who appends."""
+        return roles.as_role(self.dsn, roles.CALLER)
+
+    @property
+    def applier_dsn(self) -> str:
+        """The connection string of who applies."""
+        return roles.as_role(self.dsn, roles.APPLIER)
+
+    @property
+    def operator_dsn(self) -> str:
+        """The connection string of who operates."""
+        return roles.as_role(self.dsn, roles.OPERATOR)
+
+    @property
+    def owner_dsn(self) -> str:
+        """The connection string of the owner, also for a process of inturn whose command is another's."""
+        return self.dsn.replace(f"user={roles.OWNER}", f"user='{roles.OWNER}'")
+
+    def as_superuser(self) -> str:
+        """Return the connection string of a superuser, for a test of what inturn does as one."""
+        return roles.as_role(self.dsn, roles.SUPERUSER)
+
+    def administer(self, query: str, parameters: Sequence[Any] | None = None) -> None:
+        """Run a statement as the tests' administrator, a superuser: what no login of inturn may do."""
+        with self.server.connect(self.name) as admin:
+            admin.execute(query, parameters)
+
+    def install(self) -> None:
+        """Install the schema; callers and appliers may use the tables that the owner makes from now on."""
+        # An applier's process imports this module, and Alembic logs when it is imported.
+        from inturn.schema.install import upgrade
+
+        upgrade(self.server.dsn(self.name))
+        self.execute(roles.THEIR_TABLES)
+
     def session(self, **parameters: Any) -> Session:
         """Return a new session, in a transaction from its first statement on."""
         session = Session(self, **parameters)
@@ -141,11 +222,29 @@ class Database:
         return session
 
     def execute(self, query: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
-        """Run a statement in autocommit and return its rows."""
-        if self._admin.closed:
-            self._admin = self.connect(autocommit=True)
-        cursor = self._admin.execute(query, parameters)
+        """Run a statement in autocommit and return its rows: as the role whose it is, see `login_of`."""
+        if is_setting(query):
+            for login in {*self._own} - {roles.OWNER}:
+                self._as(login).execute(query, parameters)
+        cursor = self._as(login_of(query)).execute(query, parameters)
+        if is_setting(query):
+            self._settings.append((query, parameters))
         return [] if cursor.description is None else cursor.fetchall()
+
+    def _as(self, login: str) -> psycopg.Connection[Any]:
+        """Return the database's own connection of a login, with what was set in the others."""
+        connection = self._own.get(login)
+        if connection is None or connection.closed:
+            connection = self._own[login] = self.connect(user=login)
+            for setting, parameters in self._settings:
+                connection.execute(setting, parameters)
+        return connection
+
+    def reconnect(self) -> None:
+        """Let its own connections be made anew: the server is another now."""
+        for connection in self._own.values():
+            connection.close()
+        self._own.clear()
 
     def value(self, query: str, parameters: Sequence[Any] | None = None) -> Any:
         """Run a statement in autocommit and return the first column of its first row."""
@@ -162,10 +261,6 @@ class Database:
     def close(self) -> None:
         """Close everything that was opened through it."""
         for session in self._sessions:
-            # A statement that still blocks would keep the thread; but not that of a server that is gone.
-            if not session.connection.closed:
-                with suppress(psycopg.OperationalError):
-                    session.connection.cancel_safe()
             session.close()
         for connection in self._connections:
             connection.close()

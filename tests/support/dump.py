@@ -9,7 +9,8 @@ from support.database import Database
 
 def dump(database: Database, schema: str = "inturn") -> str:
     """Return the definition of a schema as pg_dump writes it, grants and comments included."""
-    text = database.server.run("pg_dump", "--schema-only", "--schema", schema, "--dbname", database.dsn)
+    dsn = database.server.dsn(database.name, user="postgres")
+    text = database.server.run("pg_dump", "--schema-only", "--schema", schema, "--dbname", dsn)
     # \restrict and \unrestrict carry a random token.
     kept = [line for line in text.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
     # The tests' own trigger is no part of the schema, see support.door.

@@ -1,4 +1,4 @@
-"""Logins that hold one of the three roles, as the processes of a service have them."""
+"""Further logins of a test's own, beside those of support.roles."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from support.database import Database
 def login(database: Database, *roles: str) -> str:
     """Create a login with these roles, named for the test's database, and return its DSN."""
     name = "_".join([database.name, *(role.rpartition("_")[2] for role in roles)])
-    admin = database.connect()
-    admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+    owner = database.connect()
+    owner.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
     for role in roles:
-        admin.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(name)))
+        owner.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(name)))
     return make_conninfo(database.dsn, user=name)
 
 

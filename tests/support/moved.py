@@ -87,15 +87,16 @@ class CopiedServer(Server):
     """
 
     def __init__(self, of: Server, signal: str, *, extra_settings: str = "") -> None:
-        self.version = of.version
+        self.version, self._is_new = of.version, False
         self.binaries, self.user = of.binaries, of.user
         self.directory, self._maker = make_folder(f"inturn-pg{of.version}-copy-")
         self._data = self.directory / "data"
         if self.user is not None:
             shutil.chown(self.directory, self.user)
+        dsn = of.dsn(user="postgres")
         pgexec(
             "pg_basebackup",
-            ("-D", str(self._data), "-d", of.dsn(), "--checkpoint=fast", "--no-sync", "-X", "stream"),
+            ("-D", str(self._data), "-d", dsn, "--checkpoint=fast", "--no-sync", "-X", "stream"),
             bin_path=self.binaries,
             user=self.user,
         )
@@ -122,6 +123,7 @@ class UpgradedServer(Server):
 
     def __init__(self, old: Server, version: int) -> None:
         super().__init__(version)
+        self._is_new = False  # it gets the old one's logins
         # 18 has checksums by default, and both need to have them or not.
         self._offline("pg_checksums", "--disable", "-D", str(self._data))
         self._offline(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from inturn.schema.install import upgrade
 from support.database import Database
 from support.server import Server
 
@@ -18,7 +17,7 @@ def own_database(server: Server | int, *, extra_settings: str = "") -> Iterator[
     try:
         database = Database(own, "own")
         try:
-            upgrade(database.dsn)
+            database.install()
             yield database
         finally:
             database.close()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,19 +17,21 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from support import roles
 from support.server import Server
 
 PROGRAM = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
 
 _SETTINGS = """
 [databases]
-* = host={directory} port={server_port} user=postgres
+* = host={directory} port={server_port}
 
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
-auth_type = any
+auth_type = trust
+auth_file = {users}
 pool_mode = {mode}
 default_pool_size = {sessions}
 max_client_conn = 500
@@ -53,16 +56,18 @@ class Pooler:
     Args:
         server: what it stands before.
         mode: its pool mode: session, transaction or statement.
-        sessions: how many sessions with the server a database has at most.
+        sessions: how many sessions with the server a login has at most in a database.
+        logins: further ones that may connect through it.
     """
 
-    def __init__(self, server: Server, mode: str, *, sessions: int = 20) -> None:
+    def __init__(self, server: Server, mode: str, *, sessions: int = 20, logins: Sequence[str] = ()) -> None:
         need_pgbouncer()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self._folder = Path(tempfile.mkdtemp(prefix="inturn-pgbouncer-"))
-        settings = self._folder / "pgbouncer.ini"
+        settings, users = self._folder / "pgbouncer.ini", self._folder / "users"
+        users.write_text("".join(f'"{name}" ""\n' for name in (*roles.LOGINS, *logins)))
         settings.write_text(
             _SETTINGS.format(
                 directory=server.directory,
@@ -70,6 +75,7 @@ class Pooler:
                 port=self.port,
                 mode=mode,
                 sessions=sessions,
+                users=users,
             )
         )
         user = "nobody" if os.getuid() == 0 else None  # it refuses to run as root
@@ -86,7 +92,7 @@ class Pooler:
             host="127.0.0.1",
             port=self.port,
             dbname=dbname,
-            **{"user": "postgres", **{name: str(value) for name, value in parameters.items()}},
+            **{"user": roles.OWNER, **{name: str(value) for name, value in parameters.items()}},
         )
 
     def __enter__(self) -> Self:

@@ -15,25 +15,25 @@ from typing import Self
 
 from support.forked import Forked
 from support.place import TESTS
-
-_SUPERUSER = ", a superuser: targets and handlers can do anything on its server."
+from support.roles import with_login
 
 
 class InturnProcess:
     """A running `inturn`; leaving its block kills it.
 
     Args:
-        dsn: the database, given as INTURN_DSN.
+        dsn: the database, given as INTURN_DSN; the owner's: with the login that the command has.
         args: the command line after `inturn`.
         environment: more variables.
     """
 
     def __init__(self, dsn: str, *args: str, environment: Mapping[str, str] | None = None) -> None:
+        dsn, *words = with_login(dsn, *args)
         path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TESTS)]))
         self._out = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed at the end of the block
         self._err = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._popen = _start(
-            list(args),
+            words,
             {
                 **{name: value for name, value in os.environ.items() if not name.startswith("PG")},
                 "PYTHONPATH": path,
@@ -53,12 +53,6 @@ class InturnProcess:
 
     @property
     def err(self) -> str:
-        """What it said on stderr, but that it applies as a superuser, as most tests do."""
-        lines = self.all_err.splitlines(keepends=True)
-        return "".join(line for line in lines if _SUPERUSER not in line)
-
-    @property
-    def all_err(self) -> str:
         return self._read(self._err.fileno())
 
     @property

@@ -34,12 +34,12 @@ class Proxy:
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def dsn(self, dbname: str) -> str:
+    def dsn(self, dbname: str, user: str) -> str:
         """Return the connection string of a database, by the proxy."""
         return make_conninfo(
             host="127.0.0.1",
             port=self.port,
-            user="postgres",
+            user=user,
             dbname=dbname,
             sslmode="disable",
             gssencmode="disable",

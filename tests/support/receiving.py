@@ -21,13 +21,16 @@ import psycopg
 from inturn.applier import headers
 from inturn.applier.receiver import receive
 from inturn.schema.errors import RequestRefused, SignatureRefused
+from support.roles import RECEIVER, as_role
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 #: What a service has: effects in order, and what it was asked for again.
-SCHEMA = """
+SCHEMA = f"""
     CREATE TABLE effect (id bigserial PRIMARY KEY, key text, seq bigint, name text, payload jsonb);
     CREATE TABLE refused (id bigserial PRIMARY KEY, key text, seq bigint, epoch bigint);
+    GRANT SELECT, INSERT ON effect, refused TO {RECEIVER};
+    GRANT USAGE ON effect_id_seq, refused_id_seq TO {RECEIVER};
 """
 
 Start = Callable[[str, list[tuple[str, str]]], Any]
@@ -135,9 +138,9 @@ class Process:
 
 
 def receiving(dsn: str, port: int, *, guarded: bool = True, signed: bool = True) -> Process:
-    """Start a process of the service."""
+    """Start a process of the service; the owner's database: with the receiver's login."""
     options = [name for name, wanted in (("guarded", guarded), ("signed", signed)) if wanted]
-    return Process("support.receiving", dsn, str(port), *options)
+    return Process("support.receiving", as_role(dsn, RECEIVER), str(port), *options)
 
 
 def free_port() -> int:

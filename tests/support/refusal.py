@@ -9,6 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from support.database import Database
+from support.statements import login_of
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -18,9 +21,15 @@ class Refusal:
 
 
 def refusal(
-    connection: psycopg.Connection[Any], query: str, parameters: Sequence[Any] | None = None
+    by: psycopg.Connection[Any] | Database, query: str, parameters: Sequence[Any] | None = None
 ) -> Refusal:
-    """Run a statement that has to fail and return what was said."""
+    """Run a statement that has to fail, and return what was said.
+
+    Args:
+        by: a connection, or the database: then by a new one, of the role whose the statement is.
+        query, parameters: the statement.
+    """
+    connection = by.connect(user=login_of(query)) if isinstance(by, Database) else by
     with pytest.raises(psycopg.Error) as raised:
         connection.execute(query, parameters)
     diagnostic = raised.value.diag

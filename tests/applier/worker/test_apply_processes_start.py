@@ -118,7 +118,7 @@ def test_leaving_the_block_leaves_no_process(database: Database) -> None:
 
 def _options(database: Database) -> Options:
     return Options(
-        dsn=database.dsn,
+        dsn=database.applier_dsn,
         schema="inturn",
         app=None,
         topics=(),

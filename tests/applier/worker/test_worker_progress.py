@@ -43,7 +43,7 @@ def test_a_drain_on_a_terminal_shows_how_far_it_is_of_what_was_ready(slow: Datab
         [INTURN, "apply", "--drain", "--topic", "slow"],
         stdout=subprocess.PIPE,
         stderr=stderr,
-        env={**os.environ, "INTURN_DSN": slow.dsn, "TERM": "xterm", "COLUMNS": "80"},
+        env={**os.environ, "INTURN_DSN": slow.applier_dsn, "TERM": "xterm", "COLUMNS": "80"},
     )
     os.close(stderr)
     shown = _read_all(terminal)
@@ -60,6 +60,6 @@ def test_a_drain_elsewhere_writes_no_bar(slow: Database) -> None:
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "INTURN_DSN": slow.dsn},
+        env={**os.environ, "INTURN_DSN": slow.applier_dsn},
     )
     assert "/40" not in done.stdout + done.stderr

@@ -19,8 +19,6 @@ from support.shop import (
     wait_applied,
 )
 
-from inturn.schema.install import upgrade
-
 
 @pytest.fixture
 def own_server(server: Server) -> Iterator[Server]:
@@ -56,7 +54,7 @@ def test_idle_workers_and_their_listener_connect_again_after_they_were_terminate
 
 def test_a_daemon_goes_on_after_its_server_was_restarted(own_server: Server) -> None:
     database = Database(own_server, "shop")
-    upgrade(database.dsn)
+    database.install()
     open_shop(database)
     with inturn_apply(database.dsn) as process:
         append(database, "a", "insert")
@@ -72,7 +70,7 @@ def test_a_daemon_goes_on_after_its_server_was_restarted(own_server: Server) -> 
 
 def test_a_drain_gives_up_on_a_server_that_went_away_and_says_so(own_server: Server) -> None:
     database = Database(own_server, "shop")
-    upgrade(database.dsn)
+    database.install()
     open_shop(database, settings="batch_commands => 1")
     for _ in range(6):
         append_keys(database, 500)

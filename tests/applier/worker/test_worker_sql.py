@@ -5,9 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from psycopg.conninfo import conninfo_to_dict
 from support.database import Database, until
-from support.logins import login
 from support.shop import (
     append,
     append_keys,
@@ -20,11 +18,11 @@ from support.shop import (
 )
 
 
-def _psql(database: Database, *commands: str, dsn: str | None = None) -> subprocess.CompletedProcess[str]:
+def _psql(database: Database, *commands: str) -> subprocess.CompletedProcess[str]:
     args = [f"--command={command}" for command in commands]
     path = database.server.binaries / "psql"
     return subprocess.run(
-        [str(path) if path.exists() else "/usr/bin/psql", "-X", "-At", *args, dsn or database.dsn],
+        [str(path) if path.exists() else "/usr/bin/psql", "-X", "-At", *args, database.applier_dsn],
         capture_output=True,
         text=True,
         check=False,
@@ -36,12 +34,7 @@ def test_psql_drains_and_says_how_much(database: Database) -> None:
     open_shop(database, target="sql", settings="max_attempts => 1")
     append_keys(database, 100)
     append(database, "a", "fail", "insert")
-    worker = login(database, "inturn_applier")
-    user = conninfo_to_dict(worker)["user"]
-    database.execute(f"GRANT USAGE ON SCHEMA app TO {user}")
-    database.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA app TO {user}")
-    database.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA app TO {user}")
-    done = _psql(database, "CALL inturn.apply()", dsn=worker)
+    done = _psql(database, "CALL inturn.apply()")
     assert (done.returncode, done.stdout, done.stderr) == (0, "100|1\n", "")
     assert applied(database, "a") == []
     assert _psql(database, "CALL inturn.apply()").stdout == "0|0\n"
@@ -110,7 +103,7 @@ def test_apply_by_a_killed_psql_leaves_nothing_half_done(database: Database) -> 
                 "-X",
                 "-c",
                 "CALL inturn.apply()",
-                database.dsn,
+                database.applier_dsn,
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

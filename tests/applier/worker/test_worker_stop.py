@@ -39,7 +39,7 @@ def test_a_signal_ends_an_idle_worker_at_once(database: Database, number: signal
 def test_a_stop_lets_the_command_in_hand_end_and_takes_no_further_one(database: Database) -> None:
     open_shop(database)
     append(database, "a", "insert", "after", "insert", "insert")
-    fleet = Fleet(database.dsn, applier)
+    fleet = Fleet(database.applier_dsn, applier)
     with gate_shut(database) as gate:
         fleet.start()
         wait_at_gate(database)

@@ -55,7 +55,7 @@ def statements_a_sleep(
     targets = [SqlTarget(topic, "inturn", "test", Stop()) for topic in topics]
     Counted.statements = 0
     worker = Worker(
-        lambda: Counted.connect(database.dsn, autocommit=True),
+        lambda: Counted.connect(database.applier_dsn, autocommit=True),
         lambda _: targets,
         schema="inturn",
         max_keys=50,

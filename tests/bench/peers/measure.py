@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import psycopg
+from support import roles
 from support.server import Server
 
 from bench.peers.peer import Job, Peer, Unavailable
@@ -84,12 +86,12 @@ class Comparison:
         job = Job(
             host=str(self._server.directory),
             port=self._server.port,
-            user="postgres",
+            user=roles.OWNER,
             database=self._create(),
             keys=workload.keys,
             depth=workload.depth,
         )
-        with self._server.connect(job.database) as connection:
+        with psycopg.connect(job.dsn) as connection:
             connection.execute(TABLE)
             connection.execute(
                 "INSERT INTO app.account (key) SELECT 'key-' || i FROM generate_series(0, %s) i",
@@ -133,7 +135,8 @@ class Comparison:
     def _create(self, template: str | None = None) -> str:
         name = f"peers_{next(self._numbers)}"
         with self._server.connect() as connection:
-            connection.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+            of = f" TEMPLATE {template}" if template else ""
+            connection.execute(f"CREATE DATABASE {name} OWNER {roles.OWNER}{of}")
         return name
 
     def _drop(self, name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 from psycopg.types.json import Jsonb
+from support.roles import APPLIER, as_role
 
 from bench.peers.peer import Job, PythonPeer, serve
 from bench.peers.work import EFFECT, EFFECT_OF_COMMAND
@@ -19,6 +20,11 @@ CREATE FUNCTION app.apply_command(command inturn.command) RETURNS void LANGUAGE 
 BEGIN {EFFECT_OF_COMMAND}; END $$;
 """
 
+_GRANTS = f"""
+GRANT USAGE ON SCHEMA app TO {APPLIER};
+GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA app TO {APPLIER};
+"""
+
 WITH_PYTHON = PythonPeer("inturn, Python target", __name__, ["inturn", "psycopg"], "python")
 WITH_SQL = PythonPeer("inturn, SQL target", __name__, ["inturn"], "sql:app.apply_command")
 
@@ -27,6 +33,7 @@ def load(job: Job, target: str) -> None:
     upgrade(job.dsn)
     with psycopg.connect(job.dsn, autocommit=True) as connection:
         connection.execute(_FUNCTION)
+        connection.execute(_GRANTS)
         connection.execute("SELECT inturn.create_topic(%s, %s)", [_TOPIC, target])
         for chunk in job.workload.chunks():
             connection.execute(
@@ -50,7 +57,7 @@ def apply(job: Job, target: str) -> None:
         def handle(connection: psycopg.Connection[Any], command: Command) -> None:
             connection.execute(EFFECT, {"key": command.key, "number": command.payload["number"]})
 
-    fleet = Fleet(job.dsn, applier, topics=[_TOPIC], workers=job.workers)
+    fleet = Fleet(as_role(job.dsn, APPLIER), applier, topics=[_TOPIC], workers=job.workers)
     end_at = time.monotonic() + job.seconds
     fleet.start()
     while fleet.totals.commands < job.workload.commands and time.monotonic() < end_at:

@@ -168,8 +168,8 @@ def test_a_key_begins_as_the_page_says(numbering: str, witness: Database) -> Non
         assert found == (_refused_here(event, numbering) or to)
         assert locked == set(), "nobody else knows of it yet"
     for function in ("pause", "resume", "retry"):
-        assert refusal(witness.connect(), f"SELECT inturn.{function}('orders', 'x')").sqlstate == "IT040"
-    assert refusal(witness.connect(), "SELECT inturn.renew('orders', 'x', 1)").sqlstate == "IT030"
+        assert refusal(witness, f"SELECT inturn.{function}('orders', 'x')").sqlstate == "IT040"
+    assert refusal(witness, "SELECT inturn.renew('orders', 'x', 1)").sqlstate == "IT030"
 
 
 def test_the_page_has_every_event_once_and_no_situation_that_is_not_there() -> None:

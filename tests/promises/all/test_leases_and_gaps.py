@@ -43,7 +43,7 @@ def test_a_lease_of_no_length_or_without_end_is_refused(witness: Database, lease
         f"SELECT inturn.advance('orders', 'x', {held.epoch}, 1, {lease})",
         f"SELECT inturn.renew('orders', 'x', {held.epoch}, {lease})",
     ):
-        found = refusal(witness.connect(), query)
+        found = refusal(witness, query)
         assert found.sqlstate == WRONG, query
         assert "10 ms to 1 day are allowed" in found.message
     assert witness.execute("SELECT * FROM inturn.key_cursor WHERE key = 'x'") == before
@@ -60,7 +60,7 @@ def test_a_claim_of_no_keys_or_topics_claims_nothing(witness: Database) -> None:
         ("NULL", "1", "22004"),
         ("'{NULL}'", "1", "IT001"),
     ):
-        assert refusal(witness.connect(), claim.format(topics, max_keys)).sqlstate == sqlstate, (
+        assert refusal(witness, claim.format(topics, max_keys)).sqlstate == sqlstate, (
             topics,
             max_keys,
         )
@@ -130,7 +130,7 @@ def test_an_expired_lease_is_no_obstacle_to_operators_and_fences_its_holder(witn
     (late,) = claim(witness, topic="given")
     late.work(witness, 1)
     expire(witness)
-    assert refusal(witness.connect(), "SELECT inturn.fill_gap('given', 'z', 2, 'no')").sqlstate == "IT041"
+    assert refusal(witness, "SELECT inturn.fill_gap('given', 'z', 2, 'no')").sqlstate == "IT041"
     assert claim(witness, topic="given") == []
     witness.execute("SELECT inturn.fill_gap('given', 'z', 2, 'no')")
     lease_scenes.all_fenced(witness, late, 3)
@@ -156,13 +156,11 @@ def test_a_target_that_changes_waits_for_the_leases_that_run(witness: Database) 
 def test_numbers_at_the_ends_of_bigint_are_refused_and_break_nothing(witness: Database) -> None:
     top = 2**63 - 1
     for setting in (f"first_seq => {top}", f"max_ahead => {top}"):
-        found = refusal(
-            witness.connect(), f"SELECT inturn.create_topic('far', numbering => 'given', {setting})"
-        )
+        found = refusal(witness, f"SELECT inturn.create_topic('far', numbering => 'given', {setting})")
         assert found.sqlstate == "IT011"
     gap_scenes.begin(witness, ", first_seq => 0, max_ahead => 1000000000")
     for seq, sqlstate in ((top, "IT053"), (-top, "IT050"), (10**9, "IT053")):
-        found = refusal(witness.connect(), gap_scenes.APPEND, ["x", seq])
+        found = refusal(witness, gap_scenes.APPEND, ["x", seq])
         assert found.sqlstate == sqlstate
     gap_scenes.put(witness, 0, 1)
     scenes.apply(witness)

@@ -171,7 +171,7 @@ def _maintain(database: Database, maintenance: Sequence[str], seconds: float) ->
     applier = Applier()
     applier.handler("parcels")(_write_witness)
     storm = Storm(database)
-    fleet = Fleet(database.dsn, applier, workers=2)
+    fleet = Fleet(database.applier_dsn, applier, workers=2)
     fleet.start()
     try:
         with storm.oracle.watching(seconds_between=0.2):

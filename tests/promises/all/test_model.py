@@ -24,6 +24,7 @@ from support.database import Database, Session, until
 from support.lease_scenes import Lease, claim
 from support.oracle import Oracle
 from support.race import blocked, kill, replace_in
+from support.roles import OPERATOR
 from support.walks import walk
 
 #: Long walks: on one server version.
@@ -175,7 +176,7 @@ class Machine(RuleBasedStateMachine):
     def take_a_snapshot(self, then: str, what: int) -> None:
         self.early.rollback()
         self.early.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        self.early.execute("SELECT FROM inturn.topic")
+        self.early.execute("SELECT FROM inturn.schema_version")
         self.seen = {key: len(numbers) for key, numbers in self.committed.items()}
         if "drain" in then and not self.turn_open:
             self.drain()
@@ -558,7 +559,7 @@ def play(database: Database, examples: int, phases: Sequence[Phase], *, same: bo
     """Walk at random; same: by the same walks in every run."""
     database.execute(_TARGET)
     Machine.database, Machine.oracle = database, Oracle(database)
-    Machine.operator = database.connect(options="-c lock_timeout=20ms")
+    Machine.operator = database.connect(user=OPERATOR, options="-c lock_timeout=20ms")
     walk(Machine, examples, phases, steps=40, same=same)
 
 

@@ -20,6 +20,7 @@ from support.database import Database, Session, until
 from support.lease_scenes import Lease, claim
 from support.oracle import Oracle
 from support.race import blocked, kill, replace_in, unblocked
+from support.roles import OPERATOR
 from support.walks import walk
 
 #: Long walks: on one server version.
@@ -98,7 +99,7 @@ class Machine(RuleBasedStateMachine):
 
     def _take_a_snapshot(self, caller: Session, then: str) -> None:
         caller.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        caller.execute("SELECT FROM inturn.topic")
+        caller.execute("SELECT FROM inturn.schema_version")
         self.seen = self._stand()
         if then == "turn" and not self.turn_open:
             self.take_a_turn()
@@ -266,7 +267,7 @@ class Machine(RuleBasedStateMachine):
 def play(database: Database, examples: int, *phases: Phase, same: bool = False) -> None:
     """Walk at random; same: by the same walks in every run."""
     Machine.database, Machine.oracle = database, Oracle(database)
-    Machine.operator = database.connect(options="-c lock_timeout=20ms")
+    Machine.operator = database.connect(user=OPERATOR, options="-c lock_timeout=20ms")
     walk(Machine, examples, phases, same=same)
 
 

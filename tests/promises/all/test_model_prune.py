@@ -14,6 +14,7 @@ from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support.database import Database, until
 from support.race import blocked, kill, replace_in
+from support.roles import OPERATOR
 from support.walks import walk
 
 #: Long walks: on one server version.
@@ -34,7 +35,7 @@ class Machine(RuleBasedStateMachine):
         self.topic = f"prune{next(_examples)}"
         self.caller, self.early = self.database.session(), self.database.session()
         self.applier, self.pruner = self.database.session(), self.database.session()
-        self.operator = self.database.connect(options="-c lock_timeout=20ms")
+        self.operator = self.database.connect(user=OPERATOR, options="-c lock_timeout=20ms")
         #: The key that the caller's open transaction has appended to, and the command's name.
         self.appending: tuple[str, str] | None = None
         self.snapshot = self.turning = self.pruning = False
@@ -93,7 +94,7 @@ class Machine(RuleBasedStateMachine):
     def take_a_snapshot(self) -> None:
         self.early.rollback()
         self.early.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        self.early.execute("SELECT FROM inturn.topic")
+        self.early.execute("SELECT FROM inturn.schema_version")
         self.snapshot = True
 
     @precondition(lambda self: self.snapshot)

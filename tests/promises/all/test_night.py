@@ -28,12 +28,12 @@ class Operator:
     """Somebody at a shell."""
 
     def __init__(self, database: Database) -> None:
-        known = conninfo_to_dict(database.dsn)
+        known = conninfo_to_dict(database.operator_dsn)
         binaries = f"{Path(sys.executable).parent}{os.pathsep}{database.server.binaries}"
         self._environment = {
             "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
             "HOME": os.environ.get("HOME", "/root"),
-            "INTURN_DSN": database.dsn,
+            "INTURN_DSN": database.operator_dsn,
             **{
                 f"PG{name.upper().replace('DBNAME', 'DATABASE')}": str(value) for name, value in known.items()
             },

@@ -81,7 +81,7 @@ def refuse(database: Database, sqlstate: str, query: str) -> str:
         len(actions(database)),
         database.value("SELECT count(*) FROM inturn.skip"),
     )
-    error = refusal(database.connect(), query)
+    error = refusal(database, query)
     assert error.sqlstate == sqlstate, error
     after = database.execute(look), len(actions(database)), database.value("SELECT count(*) FROM inturn.skip")
     assert after == before
@@ -168,7 +168,7 @@ def test_retry_all_takes_no_key_that_has_no_failed_command(orders: Database) -> 
     assert state(orders, "paused")[0] == "paused"
     assert orders.execute("SELECT key FROM inturn.retry_all(of_state => 'held,retrying')") == []
     for state_ in ("paused", "ready", "held,ready", ""):
-        found = refusal(orders.connect(), f"SELECT inturn.retry_all(of_state => '{state_}')")
+        found = refusal(orders, f"SELECT inturn.retry_all(of_state => '{state_}')")
         assert found.sqlstate == "IT044"
 
 
@@ -199,7 +199,7 @@ def test_cancel_rest_all_passes_over_what_is_pending_on_the_keys_that_the_filter
     assert [state(orders, key) for key in "abc"] == [("held", 1), ("idle", 3), ("idle", 3)]
     assert state(orders, "ready")[0] == "ready"
     assert orders.execute("SELECT * FROM inturn.verify('orders')") == []
-    assert refusal(orders.connect(), "SELECT inturn.cancel_rest_all(' ')").sqlstate == NO_REASON
+    assert refusal(orders, "SELECT inturn.cancel_rest_all(' ')").sqlstate == NO_REASON
 
 
 # Skip.

@@ -7,6 +7,7 @@ from support.database import Database
 from support.history import append, make_history
 from support.plans import buffers, explain
 from support.refusal import refusal
+from support.roles import CALLER, OPERATOR
 
 _TABLES = ("command_log", "turn", "skip", "operator_action", "key_sequence")
 
@@ -222,7 +223,7 @@ def test_a_replayed_command_is_replayed_once_and_a_pruned_one_not_at_all(witness
     append(witness, "a", "insert", "insert")
     _apply(witness)
     prune(witness)
-    with witness.connect() as operator:
+    with witness.connect(user=OPERATOR) as operator:
         said = refusal(operator, "SELECT inturn.replay('orders', 'a', 1, 'again')")
         assert (said.sqlstate, "no command 1 any more: its history begins at 3" in said.message) == (
             "IT041",
@@ -251,7 +252,7 @@ def test_a_given_number_that_was_pruned_is_refused_and_the_next_is_taken(databas
     database.execute("SELECT inturn.append('orders', 'a', 'insert', seq => 14)")
     assert prune(database)[0] == 2
     assert violations(database) == set()
-    with database.connect() as caller:
+    with database.connect(user=CALLER) as caller:
         said = refusal(caller, "SELECT inturn.append('orders', 'a', 'insert', seq => 11)")
         assert (said.sqlstate, "its history begins at 12" in said.message) == ("IT071", True)
     database.execute("SELECT inturn.append('orders', 'a', 'insert', seq => 12)")
@@ -321,14 +322,14 @@ def test_a_forgotten_key_that_comes_back_goes_on_above_every_number_it_had(
     ],
 )
 def test_a_retention_that_cannot_be_is_refused(database: Database, settings: str, says: str) -> None:
-    with database.connect() as operator:
+    with database.connect(user=OPERATOR) as operator:
         said = refusal(operator, f"SELECT inturn.create_topic('x', 'python', {settings})")
     assert said.sqlstate == "IT011"
     assert says in said.message
 
 
 def test_what_cannot_be_pruned_says_why(witness: Database) -> None:
-    with witness.connect() as operator:
+    with witness.connect(user=OPERATOR) as operator:
         assert refusal(operator, "SELECT inturn.prune_batch('none')").sqlstate == "IT001"
         said = refusal(operator, "SELECT inturn.prune_batch('orders')")
         assert (said.sqlstate, "--retain" in said.hint) == ("IT070", True)
@@ -366,9 +367,9 @@ def test_under_a_held_snapshot_a_prune_does_not_walk_over_what_went_before(witne
     witness.execute("SELECT inturn.set_topic('orders', batch_commands => 1)")
     holder = witness.session()
     holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-    holder.execute("SELECT FROM inturn.topic")
+    holder.execute("SELECT FROM inturn.schema_version")
     costs = []
-    with witness.connect() as operator:
+    with witness.connect(user=OPERATOR) as operator:
         for _ in range(12):
             witness.execute("SELECT inturn.append('orders', 'deep', 'insert') FROM generate_series(1, 300)")
             _apply(witness)

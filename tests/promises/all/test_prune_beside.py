@@ -38,7 +38,7 @@ def _isolated(database: Database, level: str = "REPEATABLE READ") -> Session:
     """Return a session with a snapshot of now."""
     session = database.session()
     session.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
-    session.execute("SELECT FROM inturn.topic")
+    session.execute("SELECT FROM inturn.schema_version")
     return session
 
 

@@ -772,7 +772,7 @@ def test_a_slice_reads_its_own_keys_only_whatever_the_statistics_say(
         if statistics is None:
             history.execute(f"ANALYZE inturn.{table}")
         else:
-            history.execute(
+            history.administer(
                 "UPDATE pg_class SET relpages = %s, reltuples = %s WHERE oid = %s::regclass",
                 [*statistics, f"inturn.{table}"],
             )

@@ -145,7 +145,7 @@ def test_the_same_number_with_the_same_content_is_ignored(given: Database) -> No
 @pytest.mark.parametrize("other", ["'delete', '{}'", "'insert', '{\"amount\": 2}'"])
 def test_the_same_number_with_other_content_is_refused(given: Database, other: str) -> None:
     put(given, "x", 1)
-    found = refusal(given.connect(), f"SELECT inturn.append('given', 'x', {other}, seq => 1)")
+    found = refusal(given, f"SELECT inturn.append('given', 'x', {other}, seq => 1)")
     assert found.sqlstate == TAKEN
     # And nothing of what is there: another caller may have appended it.
     assert found.message == "seq 1 of key 'x' of topic 'given' is there with other content"
@@ -157,7 +157,7 @@ def test_what_an_operator_amended_counts_as_its_caller_gave_it(given: Database) 
     given.execute("SELECT inturn.amend('given', 'x', 1, 'no', name => 'update')")
     given.execute("SELECT inturn.amend('given', 'x', 1, 'no', name => 'upsert')")
     put(given, "x", 1)
-    amended = refusal(given.connect(), "SELECT inturn.append('given', 'x', 'update', seq => 1)")
+    amended = refusal(given, "SELECT inturn.append('given', 'x', 'update', seq => 1)")
     assert amended.sqlstate == TAKEN
 
 
@@ -186,7 +186,7 @@ def test_numbers_that_cannot_be_are_refused_by_name_and_leave_nothing(given: Dat
         "SELECT inturn.append('given', 'x', '', seq => 1)": ("IT004", "is empty"),
     }
     for query, (sqlstate, says) in refused.items():
-        found = refusal(given.connect(), query)
+        found = refusal(given, query)
         assert (found.sqlstate, says in found.message) == (sqlstate, True), (query, found)
         assert found.hint
     for table in ("command_log", "key_sequence", "key_cursor"):
@@ -196,12 +196,10 @@ def test_numbers_that_cannot_be_are_refused_by_name_and_leave_nothing(given: Dat
 
 def test_a_number_is_missed_only_in_its_own_topic_kind(given: Database) -> None:
     put(given, "x", 1)
-    found = refusal(given.connect(), "SELECT inturn.append('given', 'x', 'insert')")
+    found = refusal(given, "SELECT inturn.append('given', 'x', 'insert')")
     assert found.sqlstate == MISMATCH
     assert (
-        refusal(
-            given.connect(), "INSERT INTO inturn.outbox (topic, key, name) VALUES ('given', 'x', 'a')"
-        ).sqlstate
+        refusal(given, "INSERT INTO inturn.outbox (topic, key, name) VALUES ('given', 'x', 'a')").sqlstate
         == MISMATCH
     )
 
@@ -384,7 +382,7 @@ def test_fill_gap_passes_over_the_missing_number_and_its_late_append_is_refused(
     assert given.execute("SELECT action, seq FROM inturn.operator_action WHERE action <> 'create'") == [
         ("fill-gap", 2)
     ]
-    late = refusal(given.connect(), "SELECT inturn.append('given', 'x', 'insert', seq => 2)")
+    late = refusal(given, "SELECT inturn.append('given', 'x', 'insert', seq => 2)")
     assert late.sqlstate == PASSED
     assert late.message == "seq 2 of key 'x' of topic 'given' was passed over"
 
@@ -413,7 +411,7 @@ def test_fill_gap_of_anything_else_is_refused(
 ) -> None:
     put(given, "x", 1, 4)
     apply(given)
-    found = refusal(given.connect(), f"SELECT inturn.fill_gap('given', 'x', {seq}, '{reason}')")
+    found = refusal(given, f"SELECT inturn.fill_gap('given', 'x', {seq}, '{reason}')")
     assert found.sqlstate == sqlstate
     assert says in found.message
     assert state(given) == ("waiting", 1)
@@ -424,9 +422,7 @@ def test_fill_gap_waits_for_the_open_append_of_that_number(given: Database) -> N
     apply(given)
     caller, operator = given.session(), given.session()
     put(caller, "x", 2)
-    busy = refusal(
-        given.connect(), "SET lock_timeout = '20 ms'; SELECT inturn.fill_gap('given', 'x', 2, 'no')"
-    )
+    busy = refusal(given, "SET lock_timeout = '20 ms'; SELECT inturn.fill_gap('given', 'x', 2, 'no')")
     assert busy.sqlstate == "IT042"
     assert f"is in other hands: a session (backend {caller.pid}" in busy.message
     filling = operator.begin("SELECT inturn.fill_gap('given', 'x', 2, 'no')")
@@ -451,14 +447,14 @@ def test_cancel_rest_passes_over_gaps_too(given: Database) -> None:
 
 def test_skip_of_a_missing_number_is_refused(given: Database) -> None:
     put(given, "x", 2)
-    found = refusal(given.connect(), "SELECT inturn.skip('given', 'x', 1, 'no')")
+    found = refusal(given, "SELECT inturn.skip('given', 'x', 1, 'no')")
     assert found.sqlstate == REFUSED
 
 
 def test_replay_where_callers_number_is_refused(given: Database) -> None:
     put(given, "x", 1)
     apply(given)
-    found = refusal(given.connect(), "SELECT inturn.replay('given', 'x', 1, 'again')")
+    found = refusal(given, "SELECT inturn.replay('given', 'x', 1, 'again')")
     assert (found.sqlstate, "has its numbers from its callers" in found.message) == (REFUSED, True)
 
 
@@ -476,10 +472,7 @@ def test_a_failing_command_holds_the_key_and_later_numbers_wait(given: Database)
 
 
 def test_numbering_is_settled_when_the_topic_is_created(given: Database) -> None:
-    assert (
-        refusal(given.connect(), "SELECT inturn.create_topic('given', 'sql:app.apply_order')").sqlstate
-        == "IT010"
-    )
+    assert refusal(given, "SELECT inturn.create_topic('given', 'sql:app.apply_order')").sqlstate == "IT010"
     for setting in ("numbering => 'none'", "first_seq => 5", "max_ahead => 0", "gap_timeout => '-1 s'"):
-        found = refusal(given.connect(), f"SELECT inturn.create_topic('new', {setting})")
+        found = refusal(given, f"SELECT inturn.create_topic('new', {setting})")
         assert (found.sqlstate, setting.split()[0] in found.message) == ("IT011", True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from support import roles
 from support.arrivals import APPEND, appended, arrive, number, numbered
 from support.database import Database, until
 from support.own_server import own_database
@@ -326,7 +327,7 @@ def test_p5_arrival_what_is_no_keys_fault_leaves_nothing_behind(posts: Database,
         CREATE TRIGGER refuse BEFORE INSERT ON inturn.command_log FOR EACH ROW EXECUTE FUNCTION app.refuse();
     """)
     arrive(posts, "x", "a")
-    assert refusal(posts.connect(), "SELECT inturn._number_topic('posts', 10000)").sqlstate == state
+    assert refusal(posts, "SELECT inturn._number_topic('posts', 10000)").sqlstate == state
     posts.execute("DROP TRIGGER refuse ON inturn.command_log")
     assert number(posts) == 1
 
@@ -472,7 +473,7 @@ def test_p6_arrival_a_caller_never_waits_for_an_applier_or_an_operator(posts: Da
 def test_p1_arrival_what_cannot_be_appended_is_refused_and_leaves_nothing(
     posts: Database, arguments: str, sqlstate: str
 ) -> None:
-    assert refusal(posts.connect(), f"SELECT inturn.append({arguments})").sqlstate == sqlstate
+    assert refusal(posts, f"SELECT inturn.append({arguments})").sqlstate == sqlstate
     assert posts.value("SELECT count(*) FROM inturn.intake") == 0
 
 
@@ -535,7 +536,7 @@ def _call(posts: Database, who: int, done: list[_Done]) -> None:
 def _apply_until(posts: Database, over: threading.Event) -> None:
     """Apply in a session that is ended again and again."""
     while not over.is_set():
-        with suppress(psycopg.OperationalError), posts.connect(pooled=True) as session:
+        with suppress(psycopg.OperationalError), posts.connect(pooled=True, user=roles.APPLIER) as session:
             while not over.is_set():
                 session.execute("CALL inturn.apply('{posts}', 0.05)")
 

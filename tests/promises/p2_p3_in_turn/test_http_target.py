@@ -276,7 +276,7 @@ def test_the_limit_of_a_topic_holds(database: Database, b: B) -> None:
     ],
 )
 def test_an_address_with_a_password_or_no_address_is_refused(database: Database, target: str) -> None:
-    refused = refusal(database.connect(), "SELECT inturn.create_topic('x', %s)", [target])
+    refused = refusal(database, "SELECT inturn.create_topic('x', %s)", [target])
     assert refused.sqlstate == "IT011"
     assert "geheim" not in f"{refused.message}{refused}"
     database.execute("SELECT inturn.create_topic('y', 'http://b.internal/?a=x@y')")
@@ -322,7 +322,7 @@ def test_without_the_extra_the_error_says_what_to_install(
     open_topic(database, b.url)
     monkeypatch.setitem(__import__("sys").modules, "inturn.applier.http.effect", None)
     with pytest.raises(Exception, match=r"pip install 'inturn\[http\]'"):
-        Fleet(database.dsn, topics=[TOPIC]).start()
+        Fleet(database.applier_dsn, topics=[TOPIC]).start()
 
 
 def test_a_changed_address_is_followed(database: Database, b: B, monkeypatch: pytest.MonkeyPatch) -> None:

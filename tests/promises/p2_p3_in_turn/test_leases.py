@@ -103,11 +103,11 @@ def test_a_repeated_advance_changes_nothing_and_no_other_number_is_taken(orders:
     before = state(orders), turns(orders)
     assert orders.value(*lease.advance(1)) is not None
     for statement in (lease.advance(0), lease.advance(3), lease.fail(1), lease.fail(3)):
-        assert refusal(orders.connect(), *statement).sqlstate == OUT_OF_TURN
+        assert refusal(orders, *statement).sqlstate == OUT_OF_TURN
     assert (state(orders), turns(orders)) == before
     orders.execute(*lease.advance(2))
     orders.execute(*lease.advance(3))
-    assert refusal(orders.connect(), *lease.advance(4)).sqlstate == OUT_OF_TURN, "a command that is not there"
+    assert refusal(orders, *lease.advance(4)).sqlstate == OUT_OF_TURN, "a command that is not there"
 
 
 @pytest.mark.parametrize("by_lease", [True, False], ids=["lease", "transaction"])
@@ -124,7 +124,7 @@ def test_a_late_applier_is_fenced_off_and_changes_nothing(orders: Database, by_l
         assert [seq for (seq,) in orders.execute("SELECT seq FROM app.witness ORDER BY id")] == [2, 3]
     before = orders.execute("SELECT * FROM inturn.key_cursor"), turns(orders)
     for statement in (late.advance(2), late.renew(), late.release(), late.fail(2)):
-        assert refusal(orders.connect(), *statement).sqlstate == FENCED
+        assert refusal(orders, *statement).sqlstate == FENCED
     assert (orders.execute("SELECT * FROM inturn.key_cursor"), turns(orders)) == before
 
 
@@ -298,7 +298,7 @@ def test_a_command_that_fails_ends_the_lease(
     assert orders.value(*lease.fail(2, more)) == outcome
     assert state(orders)[:2] == after
     assert turns(orders) == [(1, 1, 1, outcome, "one")]
-    assert refusal(orders.connect(), *lease.advance(2)).sqlstate == FENCED
+    assert refusal(orders, *lease.advance(2)).sqlstate == FENCED
 
 
 def test_release_finds_what_was_appended_meanwhile_and_leaves_nothing_asleep(orders: Database) -> None:
@@ -349,7 +349,7 @@ def test_a_pause_takes_effect_after_the_command_in_hand(orders: Database) -> Non
     assert claim(orders) == []
     assert orders.value(*lease.advance(1)) is None
     assert state(orders) == ("paused", 1, 1, 0, None)
-    assert refusal(orders.connect(), *lease.advance(2)).sqlstate == FENCED
+    assert refusal(orders, *lease.advance(2)).sqlstate == FENCED
     orders.execute("SELECT inturn.resume('orders', 'x')")
     assert claim(orders)[0].seqs == (2, 3)
 
@@ -392,7 +392,7 @@ def test_a_failure_under_a_pause_stays_paused(orders: Database) -> None:
 def test_an_operator_waits_for_the_lease_no_longer_than_told(orders: Database, action: str) -> None:
     put(orders, "x", 2)
     (lease,) = claim(orders, applier="shop:7")
-    refused = refusal(orders.connect(), f"SET lock_timeout = '50 ms'; {action}")
+    refused = refusal(orders, f"SET lock_timeout = '50 ms'; {action}")
     assert refused.sqlstate == BUSY
     assert "is in other hands: leased by shop:7 until" in refused.message
     operator = orders.session()
@@ -429,7 +429,7 @@ def test_a_claim_takes_no_more_keys_than_asked_for_over_all_topics(orders: Datab
         "SELECT topic, key FROM inturn.claim('{bills,orders}'::text[], 4, '1 minute', NULL)"
     )
     assert rows == [("bills", "a"), ("bills", "b"), ("bills", "c"), ("orders", "a")]
-    assert refusal(orders.connect(), "SELECT inturn.claim('{no}'::text[], 1, NULL, NULL)").sqlstate == "IT001"
+    assert refusal(orders, "SELECT inturn.claim('{no}'::text[], 1, NULL, NULL)").sqlstate == "IT001"
 
 
 def test_a_key_with_nothing_to_apply_is_no_lease(orders: Database) -> None:

@@ -15,6 +15,7 @@ from support.crowd import Crowd, together
 from support.database import Database, until
 from support.oracle import Oracle
 from support.race import Turn, append, unblocked
+from support.roles import APPLIER
 
 from inturn.applier import Applier, Command, Fleet
 from inturn.applier.inside.batch import OLDEST, Target
@@ -54,7 +55,7 @@ def handlers(topic: str) -> Applier:
 @contextmanager
 def fleet(database: Database, applier: Applier | None, workers: int) -> Iterator[Fleet]:
     """Keep a fleet at work while the block runs."""
-    fleet = Fleet(database.dsn, applier, workers=workers)
+    fleet = Fleet(database.applier_dsn, applier, workers=workers)
     fleet.start()
     try:
         yield fleet
@@ -71,7 +72,7 @@ def apply_by_sql(database: Database) -> None:
 def apply_by_python(database: Database) -> None:
     """Apply topic orders by Python handlers until nothing is ready."""
     database.execute("UPDATE inturn.topic SET target = 'python' WHERE name = 'orders'")
-    fleet = Fleet(database.dsn, handlers("orders"), drain=True)
+    fleet = Fleet(database.applier_dsn, handlers("orders"), drain=True)
     fleet.start()
     assert fleet.wait(60)
     assert fleet.end(grace=20).error is None
@@ -308,7 +309,7 @@ def test_p3_a_poison_command_is_retried_ever_later_then_held(
 
 def fails_again(database: Database, target: Target, attempt: int) -> bool:
     """Take one turn if one is due; return whether the command has now failed that often."""
-    with database.connect() as connection:
+    with database.connect(user=APPLIER) as connection:
         target.apply_batch(connection, OLDEST, 32)
     return bool(database.value("SELECT attempts FROM inturn.key_cursor WHERE key = 'x'") == attempt)
 

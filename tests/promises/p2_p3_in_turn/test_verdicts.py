@@ -99,7 +99,7 @@ def _handlers(topic: str) -> Applier | None:
 
 
 def drain(database: Database, topic: str) -> Outcome:
-    fleet = Fleet(database.dsn, _handlers(topic), topics=[topic], drain=True)
+    fleet = Fleet(database.applier_dsn, _handlers(topic), topics=[topic], drain=True)
     fleet.start()
     assert fleet.wait(60)
     outcome = fleet.end(0)
@@ -263,7 +263,7 @@ def test_the_error_behind_a_verdict_is_kept(witness: Database, how: str) -> None
             raise Hold("no such article")  # noqa: B904
 
     append(witness, "python")
-    fleet = Fleet(witness.dsn, applier, drain=True)
+    fleet = Fleet(witness.applier_dsn, applier, drain=True)
     fleet.start()
     fleet.wait(60)
     fleet.end(0)
@@ -398,7 +398,7 @@ def _run(database: Database) -> tuple[int, str, list[str]]:
 
 @contextmanager
 def at_work(database: Database, topic: str, **options: Any) -> Iterator[Fleet]:
-    fleet = Fleet(database.dsn, _handlers(topic), **{"topics": [topic], **options})
+    fleet = Fleet(database.applier_dsn, _handlers(topic), **{"topics": [topic], **options})
     fleet.start()
     try:
         yield fleet
@@ -455,13 +455,13 @@ def test_another_target_is_taken_up_by_an_applier_at_work(
     # An applier with handlers of a topic that has a SQL target is refused at the start only.
     applying = _handlers("python") if was == "python" else None
     with oracle.watching(0.005):
-        fleet = Fleet(witness.dsn, applying, workers=2)
+        fleet = Fleet(witness.applier_dsn, applying, workers=2)
         fleet.start()
         witness.execute("SELECT inturn.append('python', 'k' || n % 7, 'do') FROM generate_series(1, 70) n")
         until(lambda: effects(witness, "k1"), "the first ones")
         witness.execute("SELECT inturn.set_topic('python', target => %s)", [becomes])
         witness.execute("SELECT inturn.append('python', 'k' || n % 7, 'do') FROM generate_series(1, 70) n")
-        second = Fleet(witness.dsn, APPLIER) if becomes == "python" else None
+        second = Fleet(witness.applier_dsn, APPLIER) if becomes == "python" else None
         if second:
             second.start()
         witness.execute("SELECT inturn.append('python', 'after', 'do')")

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from support.database import Database, until
 from support.plans import buffers, explain, nodes, query_of_claim
+from support.roles import APPLIER
 from support.server import Server
 from support.shop import (
     append,
@@ -95,13 +96,13 @@ def crowded(server: Server, template: str) -> Iterator[Database]:
         database.drop()
 
 
-def _believe(connection: psycopg.Connection[Any], statistics: tuple[int, float] | None) -> None:
+def _believe(database: Database, statistics: tuple[int, float] | None) -> None:
     """Give our tables such statistics, for the tests that follow too, which do not rely on any."""
     for table in _OURS:
         if statistics is None:
-            connection.execute(f"ANALYZE inturn.{table}")
+            database.execute(f"ANALYZE inturn.{table}")
         else:
-            connection.execute(
+            database.administer(
                 "UPDATE pg_class SET relpages = %s, reltuples = %s WHERE oid = %s::regclass",
                 (*statistics, f"inturn.{table}"),
             )
@@ -157,7 +158,7 @@ def test_a_step_reads_no_more_in_a_crowd_whatever_the_planner_believes(
     bound = base * 1.5 + 40
     read: dict[str, int] = {}
     for name, statistics in _STATISTICS.items():
-        _believe(crowded.connect(), statistics)
+        _believe(crowded, statistics)
         for joins in ("on", "off"):
             with _undone(crowded) as connection:
                 for setting in ("enable_hashjoin", "enable_mergejoin"):
@@ -173,7 +174,7 @@ def test_the_plan_of_a_claim_is_a_bounded_walk_of_the_ready_index(
     crowded: Database, statistics: str, mode: str
 ) -> None:
     with _undone(crowded) as connection:
-        _believe(connection, _STATISTICS[statistics])
+        _believe(crowded, _STATISTICS[statistics])
         query, settings = query_of_claim(connection)
         for name, value in {**settings, "plan_cache_mode": mode}.items():
             connection.execute(f"SET LOCAL {name} = {value}")
@@ -237,7 +238,7 @@ def test_with_a_snapshot_held_open_the_hand_keeps_every_claim_short(
     append_keys(database, turns)
     before = _walked(database)
     if target == "sql":
-        applier = database.connect()
+        applier = database.connect(user=APPLIER)
         applier.execute("CALL inturn.apply(max_keys => 1)")
         applier.close()  # which flushes its statistics
     else:

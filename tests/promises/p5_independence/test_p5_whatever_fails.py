@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support import bad_company, shop
+from support import bad_company, roles, shop
 from support.bad_company import IN_PYTHON, IN_SQL, innocent_and_charged, is_healed, kinds_here, prepare
 from support.database import Database, until
 from support.place import DOCS
@@ -86,7 +86,7 @@ def test_p5_whatever_goes_wrong_under_call_is_charged_to_its_command(
     prepare(database, fault, target="sql", in_batches=in_batches)
 
     def call(careful: int) -> bool:
-        with database.connect() as session:  # a session of its own, for its setting
+        with database.connect(user=roles.APPLIER) as session:  # a session of its own, for its setting
             session.execute(f"SET inturn.careful_keys = {careful}")
             # A cancel ends the call once it is charged; what ends it before, the next one finds out.
             with suppress(psycopg.DatabaseError):
@@ -195,7 +195,7 @@ def test_a_worker_that_ends_unasked_is_an_error_whatever_ended_it(
 
     monkeypatch.setattr("inturn.applier.inside.rounds.Rounds.serve", interrupt)
     shop.open_shop(database)
-    fleet = Fleet(database.dsn, shop.applier)
+    fleet = Fleet(database.applier_dsn, shop.applier)
     fleet.start()
     assert fleet.wait(60)
     error = fleet.end(0).error
@@ -206,7 +206,7 @@ def test_a_worker_that_ends_unasked_is_an_error_whatever_ended_it(
 def test_p5_under_call_the_number_of_careful_keys_may_be_taken_back(database: Database) -> None:
     """A setting that was made for one transaction is empty afterwards, and not missing."""
     prepare(database, IN_SQL["a deferred foreign key"], target="sql")
-    with database.connect() as session:
+    with database.connect(user=roles.APPLIER) as session:
         # So it is after a SET LOCAL where no configuration has it.
         session.execute("SET inturn.careful_keys = ''")
         session.execute("CALL inturn.apply()")

@@ -88,7 +88,8 @@ def test_p5_whatever_a_lease_client_does_is_charged_to_its_command(database: Dat
     fault, seen, over = LEASE_CLIENT[kind], Seen(), threading.Event()
     prepare(database, fault, lease="4 seconds")
     clients = [
-        threading.Thread(target=work_by_lease, args=(database.dsn, fault, seen, over)) for _ in range(2)
+        threading.Thread(target=work_by_lease, args=(database.applier_dsn, fault, seen, over))
+        for _ in range(2)
     ]
     for client in clients:
         client.start()
@@ -114,7 +115,7 @@ def test_p5_what_is_no_keys_fault_puts_no_key_off(database: Database, state: str
         f" $$ BEGIN RAISE EXCEPTION 'no fault of %', NEW.key USING ERRCODE = '{state}'; END $$"
     )
     claim = "SELECT FROM inturn.claim(ARRAY['bad', 'other'], 1000, NULL, 'a client')"
-    assert refusal(database.connect(), claim).sqlstate == state
+    assert refusal(database, claim).sqlstate == state
     assert database.execute("SELECT key FROM inturn.ticket WHERE empty_turns > 0") == []
     database.execute("DROP TRIGGER refuse_mark ON inturn.key_mark")
     assert len(database.execute(claim)) == database.value("SELECT count(*) FROM inturn.command_log")

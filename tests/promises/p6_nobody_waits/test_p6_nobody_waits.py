@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 from support.database import Database, Session, until
+from support.roles import APPLIER
 from support.shop import (
     TOPIC,
     append,
@@ -143,7 +144,7 @@ def _batch(database: Database, max_keys: int) -> Batch:
         by: Any = SqlTarget(TOPIC, "inturn", "test", Stop())
     else:
         by = PythonTarget(TOPIC, handlers, Stop(), "inturn", "test")
-    done: Batch = by.apply_batch(database.connect(), OLDEST, max_keys)
+    done: Batch = by.apply_batch(database.connect(user=APPLIER), OLDEST, max_keys)
     return done
 
 

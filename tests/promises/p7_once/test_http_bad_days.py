@@ -340,7 +340,7 @@ def test_a_drain_leaves_a_dead_service_and_says_so(database: Database) -> None:
         url = dead.url
     open_topic(database, url, "max_attempts => 100")
     put_keys(database, 30)
-    fleet = Fleet(database.dsn, Applier(), drain=True)
+    fleet = Fleet(database.applier_dsn, Applier(), drain=True)
     fleet.start()
     assert fleet.wait(60)
     outcome = fleet.end(0)
@@ -551,7 +551,7 @@ def test_a_stop_lets_the_post_in_hand_end_and_begins_no_further_one(database: Da
     gate = Gate()
     b.say = held_back(gate)
     put(database, "a", "one", "two")
-    fleet = Fleet(database.dsn, Applier())
+    fleet = Fleet(database.applier_dsn, Applier())
     fleet.start()
     until(lambda: gate.standing, "the post")
     fleet.request_stop()

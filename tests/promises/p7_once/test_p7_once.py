@@ -14,6 +14,7 @@ import pytest
 from support.database import Database, until
 from support.process import inturn_apply, run_apply
 from support.proxy import Proxy
+from support.roles import APPLIER, CALLER
 from support.server import Server
 from support.shop import (
     TARGETS,
@@ -37,7 +38,6 @@ from inturn.applier import Applier, Command
 from inturn.applier.inside.batch import OLDEST
 from inturn.applier.inside.python_target import PythonTarget
 from inturn.applier.stop import Stop
-from inturn.schema.install import upgrade
 
 _APPEND = "SELECT inturn.append('shop', %s, %s, '{}', %s)"
 _PLACES = pytest.mark.parametrize("place", ["before", "after", "commit"])
@@ -190,7 +190,7 @@ class _Callers:
 
 def _crash_under_load(server: Server, rounds: int, floor: int) -> None:
     database = Database(server, "crash")
-    upgrade(database.dsn)
+    database.install()
     open_shop(database)
 
     def ask(query: str) -> Any:
@@ -208,7 +208,7 @@ def _crash_under_load(server: Server, rounds: int, floor: int) -> None:
         until(lambda: ask("SELECT count(*) FROM app.witness") >= applied_goal, "appliers go on", 60)
         until(lambda: callers.count >= acknowledged_goal, "callers go on", 60)
 
-    callers = _Callers(database.dsn, 3)
+    callers = _Callers(database.caller_dsn, 3)
     try:
         with at_work(database, workers=2):
             for _ in range(rounds):
@@ -264,16 +264,16 @@ def test_a_caller_cut_off_in_its_commit_appends_once_by_its_idempotency_key(
         apply_all(database)
     with Proxy(database.server) as proxy:
         proxy.cut_at(b"COMMIT", what)
-        with psycopg.connect(proxy.dsn(database.name)) as connection:
+        with psycopg.connect(proxy.dsn(database.name, CALLER)) as connection:
             row = connection.execute(_APPEND, ["a", "insert", "request-1"]).fetchone()
             assert row == (expected,)
             with pytest.raises(psycopg.OperationalError):
                 connection.commit()
         assert proxy.cuts == 1
-        with psycopg.connect(proxy.dsn(database.name)) as connection:
+        with psycopg.connect(proxy.dsn(database.name, CALLER)) as connection:
             row = connection.execute(_APPEND, ["a", "insert", "request-1"]).fetchone()
             assert row == (expected,)
-        with psycopg.connect(proxy.dsn(database.name)) as connection:
+        with psycopg.connect(proxy.dsn(database.name, CALLER)) as connection:
             assert connection.execute(_APPEND, ["a", "delete", None]).fetchone() == (expected + 1,)
     apply_all(database)
     assert applied(database, "a") == list(range(1, expected + 2))
@@ -286,7 +286,7 @@ def test_an_applier_cut_off_in_its_commit_applies_once(database: Database, targe
     open_shop(database, target=target)
     with Proxy(database.server) as proxy:
         proxy.cut_at(b"COMMIT", what)
-        with at_work(database, dsn=proxy.dsn(database.name)):
+        with at_work(database, dsn=proxy.dsn(database.name, APPLIER)):
             append(database, "a", "insert", "update")
             until(lambda: proxy.cuts == 1, "the cut")
             append(database, "a", "delete")
@@ -323,7 +323,7 @@ def test_a_stop_while_what_came_before_a_failure_runs_again_loses_nothing(databa
             raise ValueError("refused")
 
     append(database, "a", "insert", "insert", "fail", "insert")
-    connection = database.connect()
+    connection = database.connect(user=APPLIER)
     PythonTarget(TOPIC, handlers, stop, "inturn", "stopped").apply_batch(connection, OLDEST, 1)
     applied_seq = database.value("SELECT applied_seq FROM inturn.key_cursor")
     assert count_applied(database) == applied_seq, "what is recorded as applied has its effect"

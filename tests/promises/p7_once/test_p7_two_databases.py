@@ -126,7 +126,7 @@ def test_p7_effects_across_two_databases_are_exactly_once(
     seed: int,
 ) -> None:
     services = Crew(lambda: receiving(service.dsn, port), stack)
-    appliers = Crew(lambda: applier(sender.dsn, port), stack)
+    appliers = Crew(lambda: applier(sender.applier_dsn, port), stack)
     chance = random.Random(seed)
 
     def effects() -> int:

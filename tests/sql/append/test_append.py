@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from support.database import Database
 from support.refusal import refusal
+from support.roles import CALLER
 
 APPEND = "SELECT inturn.append(%s, %s, %s, %s::jsonb, %s)"
 LEVELS = list(psycopg.IsolationLevel)
@@ -152,7 +153,7 @@ def test_the_payloads_limit_is_in_octets_of_its_text(orders: Database, payload: 
     assert [orders.value(octets, [text]) for text in (allowed, too_long)] == [2000, 2001]
     assert orders.value(APPEND, ["small", "a", "n", allowed, None]) == 1
     for key in ("a", "new"):  # a key with commands, and one without
-        said = refusal(orders.connect(), APPEND, ["small", key, "n", too_long, None])
+        said = refusal(orders, APPEND, ["small", key, "n", too_long, None])
         assert said.sqlstate == "IT003"
         assert f"for key '{key}' is 2001 bytes, over the 2000" in said.message
     assert len(log(orders)) == 1
@@ -164,7 +165,7 @@ def test_a_bad_key_is_refused_by_a_topic_that_has_keys(
     orders: Database, key: str | None, idempotency_key: str | None
 ) -> None:
     orders.value(APPEND, ["orders", "a", "n", "{}", None])
-    said = refusal(orders.connect(), APPEND, ["orders", key, "n", "{}", idempotency_key])
+    said = refusal(orders, APPEND, ["orders", key, "n", "{}", idempotency_key])
     assert said.sqlstate == "IT002"
 
 
@@ -185,14 +186,14 @@ def test_a_key_that_has_commands_refuses_the_same(
     orders: Database, arguments: tuple[Any, ...], sqlstate: str
 ) -> None:
     orders.value(APPEND, ["orders", "a", "n", "{}", "first"])
-    assert refusal(orders.connect(), APPEND, arguments).sqlstate == sqlstate
+    assert refusal(orders, APPEND, arguments).sqlstate == sqlstate
     assert len(log(orders)) == 1
 
 
 def test_the_default_limit_is_a_mebibyte_to_the_octet(orders: Database) -> None:
     payload = f'"{"x" * (1_048_576 - 2)}"'
     assert orders.value(APPEND, ["orders", "a", "n", payload, None]) == 1
-    said = refusal(orders.connect(), APPEND, ["orders", "a", "n", payload[:-1] + 'x"', None])
+    said = refusal(orders, APPEND, ["orders", "a", "n", payload[:-1] + 'x"', None])
     assert said.sqlstate == "IT003"
     assert "1048577 bytes, over the 1048576" in said.message
 
@@ -200,7 +201,7 @@ def test_the_default_limit_is_a_mebibyte_to_the_octet(orders: Database) -> None:
 def test_a_number_counts_with_the_digits_it_stands_for(orders: Database) -> None:
     assert orders.value(APPEND, ["small", "a", "n", "1e1999", None]) == 1
     for payload, octets in (("1e2000", 2001), ("[1e100000]", 100_003)):
-        said = refusal(orders.connect(), APPEND, ["small", "a", "n", payload, None])
+        said = refusal(orders, APPEND, ["small", "a", "n", payload, None])
         assert said.sqlstate == "IT003"
         assert f"is {octets} bytes" in said.message
     assert orders.value(APPEND, ["orders", "a", "n", "1e100000", None]) == 1
@@ -272,9 +273,9 @@ def test_hostile_names_and_idempotency_keys_are_stored_as_they_are(orders: Datab
 
 def test_a_refusal_quotes_hostile_text_in_its_message(orders: Database) -> None:
     key = "'; DROP SCHEMA inturn; -- %s %I\n" + "x" * 600
-    said = refusal(orders.connect(), APPEND, ["orders", key, "n", "{}", None])
+    said = refusal(orders, APPEND, ["orders", key, "n", "{}", None])
     assert "'''; DROP SCHEMA inturn" in said.message
-    said = refusal(orders.connect(), APPEND, ["%s'%", "a", "n", "{}", None])
+    said = refusal(orders, APPEND, ["%s'%", "a", "n", "{}", None])
     assert "topic '%s''%' does not exist" in said.message
 
 
@@ -316,9 +317,9 @@ def test_an_idempotency_key_that_was_rolled_back_is_free(orders: Database) -> No
 def test_the_same_idempotency_key_behind_an_older_snapshot_is_a_retry_not_a_duplicate(
     orders: Database, level: psycopg.IsolationLevel
 ) -> None:
-    caller = orders.session()
+    caller = orders.session(user=CALLER)
     caller.connection.isolation_level = level
-    caller.execute("SELECT FROM inturn.topic")  # takes the snapshot
+    caller.execute("SELECT FROM inturn.schema_version")  # takes the snapshot
     assert orders.value(APPEND, ["orders", "a", "insert", "{}", "once"]) == 1
     again = (APPEND, ["orders", "a", "insert", "{}", "once"])
     if level.value > psycopg.IsolationLevel.READ_COMMITTED.value:
@@ -335,7 +336,7 @@ def test_the_same_idempotency_key_behind_an_older_snapshot_is_a_retry_not_a_dupl
 @pytest.mark.parametrize("level", LEVELS)
 def test_it_works_at_every_isolation_level(orders: Database, level: psycopg.IsolationLevel) -> None:
     for _ in range(2):
-        caller = orders.session()
+        caller = orders.session(user=CALLER)
         caller.connection.isolation_level = level
         first = caller.execute("SELECT inturn.append('orders', 'a', 'insert')")[0][0]
         assert caller.execute("SELECT inturn.append('orders', 'a', 'update')") == [(first + 1,)]
@@ -353,9 +354,9 @@ def test_an_older_snapshot_gets_the_next_number_or_40001_and_a_retry_succeeds(
 ) -> None:
     if existing:
         orders.execute("SELECT inturn.append('orders', 'a', 'before')")
-    caller = orders.session()
+    caller = orders.session(user=CALLER)
     caller.connection.isolation_level = level
-    caller.execute("SELECT FROM inturn.topic")
+    caller.execute("SELECT FROM inturn.schema_version")
     other = orders.value("SELECT inturn.append('orders', 'a', 'other')")
     append = "SELECT inturn.append('orders', 'a', 'mine')"
     if level.value > psycopg.IsolationLevel.READ_COMMITTED.value:
@@ -398,7 +399,7 @@ def test_numbers_stay_right_over_hundreds_of_commands_and_rolled_back_savepoints
 ) -> None:
     seq = 0
     for _ in range(3):
-        caller = orders.session()
+        caller = orders.session(user=CALLER)
         caller.connection.isolation_level = level
         for length in (1, 31, 33):
             caller.execute("SAVEPOINT s")
@@ -414,7 +415,7 @@ def test_numbers_stay_right_over_hundreds_of_commands_and_rolled_back_savepoints
 
 
 def test_prepared_statements_outlive_the_switch_to_a_generic_plan(orders: Database) -> None:
-    caller = orders.connect()
+    caller = orders.connect(user=CALLER)
     caller.execute("PREPARE mine AS SELECT inturn.append('orders', $1, 'insert')")
     for seq in range(1, 21):
         for key in ("a", "b"):
@@ -426,7 +427,7 @@ def test_prepared_statements_outlive_the_switch_to_a_generic_plan(orders: Databa
 
 
 def test_a_prepared_append_survives_a_topic_made_meanwhile(orders: Database) -> None:
-    caller = orders.connect()
+    caller = orders.connect(user=CALLER)
     caller.execute("PREPARE mine AS SELECT inturn.append($1, 'a', 'insert')")
     assert refusal(caller, "EXECUTE mine ('later')").sqlstate == "IT001"
     orders.execute("SELECT inturn.create_topic('later')")
@@ -434,7 +435,7 @@ def test_a_prepared_append_survives_a_topic_made_meanwhile(orders: Database) -> 
 
 
 def test_it_is_refused_in_a_read_only_transaction_and_leaves_nothing(orders: Database) -> None:
-    caller = orders.session()
+    caller = orders.session(user=CALLER)
     caller.connection.read_only = True
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         caller.execute("SELECT inturn.append('orders', 'a', 'insert')")
@@ -466,7 +467,7 @@ def test_it_works_for_every_row_of_a_query(orders: Database) -> None:
 )
 def test_a_setting_of_the_callers_session_changes_nothing(orders: Database, setting: str) -> None:
     admin = orders.connect()
-    with orders.connect() as caller:
+    with orders.connect(user=CALLER) as caller:
         caller.execute(f"SET {setting}")
         for seq in (1, 2, 3):
             row = caller.execute("SELECT inturn.append('orders', 'ü', 'insert')").fetchone()

@@ -77,7 +77,7 @@ def test_nothing_to_append_is_nothing(
 def test_arrays_of_different_lengths_are_refused_with_their_lengths(
     orders: Database, arrays: list[Any], counts: str
 ) -> None:
-    said = refusal(orders.connect(), MANY, arrays)
+    said = refusal(orders, MANY, arrays)
     assert said.sqlstate == "IT006"
     assert counts in said.message
     assert "arrays of one length" in said.hint
@@ -104,7 +104,7 @@ def test_no_arrays_at_all_append_nothing(orders: Database) -> None:
 def test_one_bad_command_is_named_and_none_is_appended(
     orders: Database, arrays: list[Any], sqlstate: str, says: str
 ) -> None:
-    said = refusal(orders.connect(), MANY, arrays)
+    said = refusal(orders, MANY, arrays)
     assert said.sqlstate == sqlstate
     assert says in said.message
     assert log(orders) == []
@@ -112,7 +112,7 @@ def test_one_bad_command_is_named_and_none_is_appended(
 
 
 def test_an_unknown_topic_is_refused(orders: Database) -> None:
-    said = refusal(orders.connect(), "SELECT inturn.append_many('nowhere', '{a}', '{x}')")
+    said = refusal(orders, "SELECT inturn.append_many('nowhere', '{a}', '{x}')")
     assert (said.sqlstate, said.message) == ("IT001", "topic 'nowhere' does not exist")
 
 

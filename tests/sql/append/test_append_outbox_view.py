@@ -85,7 +85,7 @@ def test_copy_with_one_bad_line_appends_nothing_and_names_it(orders: Database) -
 
 def test_a_seq_of_ones_own_is_refused(orders: Database) -> None:
     said = refusal(
-        orders.connect(),
+        orders,
         "INSERT INTO inturn.outbox (topic, key, name, seq) VALUES ('orders', 'a', 'x', 7)",
     )
     assert said.sqlstate == "IT007"
@@ -111,7 +111,7 @@ def test_a_bad_row_is_refused_as_append_refuses_it_and_takes_the_others_with_it(
 ) -> None:
     insert = f"""INSERT INTO inturn.outbox (topic, key, name, payload, idempotency_key)
         VALUES ('orders', 'good', 'x', '{{}}', NULL), {values}"""
-    assert refusal(orders.connect(), insert).sqlstate == sqlstate
+    assert refusal(orders, insert).sqlstate == sqlstate
     assert log(orders) == []
     assert orders.execute("SELECT key FROM inturn.key_sequence") == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.database import Database
+from support.roles import CALLER
 
 TABLES = ("topic", "command_log", "key_sequence", "turn", "ticket", "listener")
 ROWS = 100_000
@@ -44,7 +45,7 @@ def test_plans_made_on_small_tables_stay_on_indexes_when_the_tables_are_large(
 ) -> None:
     if orders.server.version < 15:
         pytest.skip("PostgreSQL 14 does not flush its counters on demand")
-    caller = orders.connect()
+    caller = orders.connect(user=CALLER)
 
     def append_everywhere(key: str, first: int) -> None:
         for n in range(8):

@@ -58,7 +58,7 @@ def test_an_object_or_array_that_was_encoded_twice_is_refused_by_every_way_to_ap
         "SELECT inturn.append_many('orders', '{new}', '{x}', ARRAY[%s::jsonb])",
         "INSERT INTO inturn.outbox (topic, key, name, payload) VALUES ('orders', 'new', 'x', %s::jsonb)",
     ):
-        said = refusal(orders.connect(), statement, [payload])
+        said = refusal(orders, statement, [payload])
         assert said.sqlstate == "IT003", statement
         assert "encoded twice" in said.message
         assert "json.dumps" in said.hint
@@ -84,7 +84,7 @@ def test_no_other_payload_is_looked_into(orders: Database, payload: Any) -> None
 def test_an_amendment_is_refused_as_an_append_is(orders: Database) -> None:
     append(orders.connect(), "orders", "a", "x")
     statement = "SELECT inturn.amend('orders', 'a', 1, 'a test', payload => %s::jsonb)"
-    assert refusal(orders.connect(), statement, [json.dumps("{}")]).sqlstate == "IT003"
+    assert refusal(orders, statement, [json.dumps("{}")]).sqlstate == "IT003"
 
 
 # Where the trigger of the view does not fire.

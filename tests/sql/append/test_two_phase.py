@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from support.database import Database, until
 from support.own_server import own_database
+from support.roles import CALLER
 from support.server import Server
 from support.shop import TOPIC, append, applied, at_work, open_shop
 
@@ -56,7 +57,7 @@ def asleep(prepares: Database) -> Database:
 
 def _prepare(database: Database, way: str, *settings: str) -> None:
     level, statement = _WAYS[way]
-    with database.connect() as caller:
+    with database.connect(user=CALLER) as caller:
         for setting in settings:
             caller.execute(setting)
         caller.execute(f"BEGIN ISOLATION LEVEL {level}")
@@ -101,7 +102,7 @@ def test_appliers_find_what_was_prepared_without_a_wake_up(asleep: Database, way
     ],
 )
 def test_no_value_of_the_setting_hurts_an_append(asleep: Database, value: str, notifies: bool) -> None:
-    with asleep.connect() as listener, asleep.connect() as caller:
+    with asleep.connect() as listener, asleep.connect(user=CALLER) as caller:
         listener.execute('LISTEN "inturn.ready"')
         caller.execute("SELECT set_config('inturn.notify', %s, false)", [value])
         caller.execute("SELECT inturn.append('shop', 'idle', 'insert')")
