@@ -39,17 +39,13 @@ AS $$
 -- IT014 for a topic that is granted to other operators only.
 DECLARE
     ranks constant text[] := '{held,waiting,retrying,paused,leased,ready,idle}';
-    most bigint;
     hidden constant text[] := inturn._hidden_topics();
     deep_lag constant bigint := 32;
     states text[] := coalesce(string_to_array(of_state, ','), ranks);
     appended_by timestamptz;
-    listed bigint := 0;
-    passing bigint;
+    most bigint; listed bigint := 0; passing bigint;
     bounded boolean := false;
-    parts text[] := '{}';
-    part text;
-    deep text[];
+    parts text[] := '{}'; part text; deep text[];
     details constant text := $query$
         SELECT c.topic, c.key, c.state, c.applied_seq, l.last_seq,
                CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END,

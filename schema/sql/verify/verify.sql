@@ -36,9 +36,8 @@ AS $$
 -- until the turn before has ended. Clocks may step back, by a minute before it counts.
 -- Raises IT014 when the topic is granted to other operators only.
 SELECT inturn._require_grant(of_topic, 'operator');
-WITH
--- A value, not a condition with OR: it bounds the scans of the indexes.
-bound AS MATERIALIZED (
+-- bound: a value, not a condition with OR: it bounds the scans of the indexes.
+WITH bound AS MATERIALIZED (
     SELECT coalesce(to_key, greatest(
         (SELECT max(l.key) FROM inturn.command_log l WHERE l.topic = of_topic),
         (SELECT max(s.key) FROM inturn.key_sequence s WHERE s.topic = of_topic),

@@ -68,7 +68,14 @@ class Clients:
     def _start(self) -> subprocess.Popen[bytes]:
         prepares = str(self._database.server.pooler is None)
         process = subprocess.Popen(
-            [sys.executable, "-c", _CLIENT, f"client {next(self._names)}", self._database.applier_dsn, prepares],
+            [
+                sys.executable,
+                "-c",
+                _CLIENT,
+                f"client {next(self._names)}",
+                self._database.applier_dsn,
+                prepares,
+            ],
             stdout=subprocess.PIPE,
         )
         assert process.stdout is not None
