@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from support import shop
+from support import roles, shop
 from support.b_server import B, Post, say_ok
 from support.database import Database, until
 from support.proxy import Proxy
@@ -95,7 +95,7 @@ def test_p5_half_open_connections_are_noticed_in_every_way_of_applying(database:
     with B(hands.answer) as b, Proxy(database.server) as proxy:
         _open(database, b.port)
         _append(database, "before")
-        with shop.at_work(database, hands.applier, dsn=proxy.dsn(database.name), workers=2):
+        with shop.at_work(database, hands.applier, dsn=proxy.dsn(database.name, roles.APPLIER), workers=2):
             until(lambda: _done(database, "before") == set(WAYS), "the applier at work")
             _append(database, "in hand")
             until(hands.are_full, "a command in each hand")
