@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from support.database import Database, set_revision, until
-from support.roles import OPERATOR, with_login
+from support.roles import OPERATOR, members, with_login
 from support.terminal import EVIL, on_terminal
 
 INTURN = Path(sys.executable).parent / "inturn"
@@ -88,6 +88,7 @@ def test_the_printed_script_installs_what_upgrade_installs(empty_database: Datab
 
 def test_another_schema_is_chosen_by_option_or_environment(empty_database: Database) -> None:
     inturn(empty_database.dsn, "--schema", "queue", "upgrade")
+    empty_database.execute(members("queue"))
     inturn(empty_database.dsn, "topic", "create", "orders", "--schema", "queue")
     inturn(empty_database.dsn, "append", "orders", "k", "insert", environment={"INTURN_SCHEMA": "queue"})
     assert empty_database.value("SELECT count(*) FROM queue.command_log") == 1

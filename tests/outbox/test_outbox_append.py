@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from support.callers import CALLERS, Caller, Many, Step
 from support.database import Database
-from support.roles import CALLER
+from support.roles import CALLER, members
 
 from inturn.outbox import NewCommand, append, append_many
 from inturn.schema.errors import SchemaNameRefused
@@ -89,6 +89,7 @@ def test_it_never_commits(orders: Database, caller: Caller) -> None:
 @every_caller
 def test_another_schema_is_asked_when_named(orders: Database, caller: Caller) -> None:
     upgrade(orders.dsn, schema="second")
+    orders.execute(members("second"))
     orders.execute("SELECT second.create_topic('theirs')")
     assert caller(
         orders,

@@ -12,7 +12,7 @@ from support.dump import dump
 from support.logins import login
 from support.moved import check_goes_on, check_verified, fill
 from support.process import run_inturn
-from support.roles import MEMBERS, THEIR_APP
+from support.roles import THEIR_APP, members
 from support.server import Server
 
 from inturn.schema.install import upgrade
@@ -114,7 +114,7 @@ def test_a_restore_into_a_server_without_the_roles_makes_them(
         copy(witness, restored, "custom", tmp_path)
         code, printed, _ = run_inturn(restored.dsn, "upgrade")
         assert (code, "roles made: 4" in printed) == (0, True)
-        restored.execute(MEMBERS)
+        restored.execute(members())
         check_goes_on(restored)
         restored.close()
     finally:

@@ -9,6 +9,7 @@ import pytest
 from support.database import Database, until
 from support.moved import CopiedServer, check_verified, database_on
 from support.own_server import own_database
+from support.roles import OPERATOR
 from support.server import Server
 
 from inturn.schema.receiver import upgrade_receiver
@@ -134,10 +135,11 @@ def test_the_receiver_taken_back_is_given_again_what_it_lost(sender: Database, r
     receiver.execute("DELETE FROM effects WHERE seq > 1; DELETE FROM inturn.accepted")
     for row in dumped:
         receiver.execute("INSERT INTO inturn.accepted VALUES (%s, %s, %s, %s)", row)
-    sender.execute("CREATE TEMPORARY TABLE received (topic text, key text, seq bigint)")
+    operator = sender.session(autocommit=True, user=OPERATOR)
+    operator.execute("CREATE TEMPORARY TABLE received (topic text, key text, seq bigint)")
     for row in receiver.execute(snippet("what the receiver has")):
-        sender.execute("INSERT INTO received VALUES (%s, %s, %s)", row)
-    sender.execute(snippet("what the receiver lost"))
+        operator.execute("INSERT INTO received VALUES (%s, %s, %s)", row)
+    operator.execute(snippet("what the receiver lost"))
     deliver(sender, receiver)
     assert receiver.execute("SELECT name FROM effects ORDER BY id") == [("one",), ("two",)]
     check_verified(sender)

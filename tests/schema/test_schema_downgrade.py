@@ -9,6 +9,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from support.database import Database, until
 from support.dump import dump
+from support.roles import NOT_THEIR_TABLES
 
 from inturn.schema.errors import CommandsPending, SchemaInUse, SchemaMismatch
 from inturn.schema.install import downgrade, upgrade
@@ -59,6 +60,7 @@ def test_everything_goes_but_the_roles(empty_database: Database) -> None:
 
 
 def test_upgrade_downgrade_upgrade_gives_the_same(orders: Database) -> None:
+    orders.execute(NOT_THEIR_TABLES)  # of what the tests' owner makes
     before = dump(orders)
     downgrade(orders.dsn)
     assert upgrade(orders.dsn) == (None, HEAD)

@@ -172,7 +172,7 @@ def test_whoever_it_is_granted_to_and_whoever_deploys_sees_it(theirs: Database, 
 
 
 def test_an_applier_at_work_on_theirs_is_listed_without_its_key(theirs: Database) -> None:
-    operator = connect_as(theirs, "inturn_operator")
+    operator, owner = connect_as(theirs, "inturn_operator"), theirs.connect()
     theirs.execute("SELECT inturn.append('theirs', 'Geheim-new', 'insert')")
     worker = theirs.session()
     worker.execute(
@@ -181,12 +181,12 @@ def test_an_applier_at_work_on_theirs_is_listed_without_its_key(theirs: Database
     worker.commit()
     worker.execute("SELECT * FROM inturn.claim('theirs')")
     query = "SELECT doing, topic, key, seq FROM inturn.list_appliers() WHERE applier = 'worker'"
-    assert theirs.execute(query) == [("applying", "theirs", "Geheim-new", 1)]
+    assert owner.execute(query).fetchall() == [("applying", "theirs", "Geheim-new", 1)]
     assert operator.execute(query).fetchall() == [("applying", None, None, None)]
     worker.rollback()
     theirs.execute("SELECT * FROM inturn.claim('{theirs}'::text[], 1, NULL, 'leaser')")
     query = query.replace("worker", "leaser")
-    assert theirs.execute(query)[0][1:3] == ("theirs", "Geheim-new")
+    assert owner.execute(query).fetchall()[0][1:3] == ("theirs", "Geheim-new")
     assert operator.execute(query).fetchall() == [("applying", None, None, None)]
 
 
@@ -251,7 +251,7 @@ def test_a_command_that_names_theirs_is_refused_in_a_line(theirs: Database, comm
 
 def test_whoever_sees_everything_is_told_of_nothing(theirs: Database) -> None:
     for command in ("status", "keys", "verify"):
-        assert "not shown, granted" not in run_inturn(theirs.dsn, command)[2]
+        assert "not shown, granted" not in run_inturn(theirs.owner_dsn, command)[2]
 
 
 def test_checks_stay_silent_about_what_is_left_out(theirs: Database) -> None:

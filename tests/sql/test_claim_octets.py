@@ -121,7 +121,7 @@ def test_a_claim_goes_on_after_the_hand_to_the_keys_that_did_not_fit(database: D
         handlers.handler(topic, outside=True)(note)
     for number in range(12):
         _put(database, topic, f"k{number}", 60, 60, 10, 150)
-    dsn = f"{database.dsn} options='-c inturn.max_claim_octets=100'"
+    dsn = f"{database.applier_dsn} options='-c inturn.max_claim_octets=100'"
     with at_work(database, handlers, dsn=dsn):
         until(lambda: len(done) >= 48, "all commands")
     assert len(done) == 48
@@ -183,6 +183,8 @@ def test_outside_work_claims_no_more_than_it_can_hold(
 
     for number in range(20):
         _put(database, "outside", f"k{number}", 50, 50)
-    with at_work(database, handlers, dsn=f"{database.dsn} options='-c inturn.max_claim_octets=100'") as fleet:
+    with at_work(
+        database, handlers, dsn=f"{database.applier_dsn} options='-c inturn.max_claim_octets=100'"
+    ) as fleet:
         until(lambda: fleet.totals.commands == 40, "all commands")
     assert 1 < most <= 4

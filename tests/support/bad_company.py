@@ -200,7 +200,9 @@ IN_PYTHON = {
     "inturn's own rows changed": Fault(
         "fenced off",
         _runs("DELETE FROM inturn.ticket WHERE key = 'bad'"),
-        before=f"GRANT ALL ON inturn.ticket TO {APPLIER}",  # which no applier needs
+        # Which no applier needs.
+        before=f"GRANT ALL ON inturn.ticket TO {APPLIER};"
+        f" GRANT EXECUTE ON FUNCTION inturn._hidden_topics TO {APPLIER}",
     ),
     **{
         f"a {type(error).__name__}": Fault(type(error).__name__, _raises(error))

@@ -182,8 +182,9 @@ def claim_of_a_paused_topic(database: Database, oracle: Oracle) -> None:
     session = database.session()
     assert Turn.claim(database, session) == []
     session.rollback()
-    assert unblocked(database, session, APPEND, ["x"]) == [(2,)]
-    session.commit()
+    caller = database.session()
+    assert unblocked(database, caller, APPEND, ["x"]) == [(2,)]
+    caller.commit()
     apply(database)
     assert database.value("SELECT count(*) FROM app.witness") == 0
     database.execute("SELECT inturn.resume_topic('orders')")

@@ -43,13 +43,16 @@ MAKE_LOGINS = f"""
     CREATE ROLE {DEMO} LOGIN CREATEDB;
 """
 
-#: Where the roles were made anew.
-MEMBERS = f"""
-    GRANT inturn_caller TO {CALLER};
-    GRANT inturn_applier TO {APPLIER};
-    GRANT inturn_operator TO {OPERATOR};
-    GRANT inturn_admin TO {DEPLOYER};
-"""
+
+def members(schema: str = "inturn") -> str:
+    """Return what gives the logins the roles of a schema, where those were made anew."""
+    return f"""
+        GRANT {schema}_caller TO {CALLER};
+        GRANT {schema}_applier TO {APPLIER};
+        GRANT {schema}_operator TO {OPERATOR};
+        GRANT {schema}_admin TO {DEPLOYER};
+    """
+
 
 #: What tests set in sessions, which takes a superuser otherwise. Since 15.
 SETTINGS = f"""
@@ -67,6 +70,9 @@ THEIR_TABLES = f"""
     ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {CALLER}, {APPLIER};
     ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO {CALLER}, {APPLIER};
 """
+
+#: The same no more.
+NOT_THEIR_TABLES = THEIR_TABLES.replace("GRANT", "REVOKE").replace(" TO ", " FROM ")
 
 #: The same for what is there already.
 THEIR_APP = f"""

@@ -17,6 +17,7 @@ from pathlib import Path
 from psycopg.conninfo import make_conninfo
 
 from inturn.schema.source import DEFAULT_SCHEMA
+from support import roles
 from support.database import Database, until
 from support.monitoring import alerts
 from support.moved import CopiedServer, database_on
@@ -79,7 +80,7 @@ class Year:
     @property
     def dsn(self) -> str:
         """How the system is reached, today and after it has moved."""
-        return make_conninfo(host=str(self.address), port=_PORT, user="postgres", dbname=self.database.name)
+        return make_conninfo(host=str(self.address), port=_PORT, user=roles.OWNER, dbname=self.database.name)
 
     def _move_to(self, database: Database) -> None:
         server = database.server
@@ -91,12 +92,12 @@ class Year:
     @contextmanager
     def standby(self) -> Iterator[CopiedServer]:
         """Give a standby that has whatever was committed; unless it becomes the primary, it is removed."""
-        conninfo = self.database.server.dsn().replace("dbname=postgres", "").replace("'", "")
+        conninfo = self.database.server.dsn(user="postgres").replace("dbname=postgres", "").replace("'", "")
         own = CopiedServer(self.database.server, "standby", extra_settings=_STANDBY.format(conninfo=conninfo))
         try:
             own.start()
-            self.database.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
-            self.database.execute("SELECT pg_reload_conf()")
+            self.database.administer("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+            self.database.administer("SELECT pg_reload_conf()")
             until(lambda: self.database.value(_IN_STEP), "the standby is in step", PATIENCE)
             yield own
         finally:

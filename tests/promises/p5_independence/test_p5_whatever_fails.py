@@ -147,14 +147,18 @@ def test_p5_a_key_that_was_lost_is_taken_by_lease_among_a_crowd(database: Databa
     prepare(database, bad_company.Fault(""), target="python")
     database.execute("""
         CREATE TABLE bad.holder (key text, claimed_by text);
+        CREATE FUNCTION bad.hold(topic text, key text) RETURNS void LANGUAGE sql SECURITY DEFINER AS $$
+            INSERT INTO bad.holder SELECT hold.key, (
+                SELECT claimed_by FROM inturn.key_cursor c
+                WHERE c.topic = hold.topic AND c.key = hold.key) $$;
         CREATE FUNCTION bad.look(command inturn.command) RETURNS void LANGUAGE sql VOLATILE AS $$
             INSERT INTO bad.witness (topic, key, seq) VALUES (command.topic, command.key, command.seq);
-            INSERT INTO bad.holder SELECT command.key, (
-                SELECT claimed_by FROM inturn.key_cursor c
-                WHERE c.topic = command.topic AND c.key = command.key) $$;
+            SELECT bad.hold(command.topic, command.key) $$;
     """)
     if target == "sql":
-        database.execute("SELECT inturn.set_topic(name, target => 'sql:bad.look') FROM inturn.topic")
+        database.connect().execute(
+            "SELECT inturn.set_topic(name, target => 'sql:bad.look') FROM inturn.topic"
+        )
     applier = Applier()
 
     def look(connection: psycopg.Connection[Any], command: Any) -> None:

@@ -65,13 +65,18 @@ def _prepare(database: Database, way: str, *settings: str) -> None:
         caller.execute("PREPARE TRANSACTION 'business'")
 
 
+def _commit(database: Database) -> None:
+    with database.connect(user=CALLER) as caller:
+        caller.execute("COMMIT PREPARED 'business'")
+
+
 @pytest.mark.parametrize("way", _WAYS)
 def test_with_notify_off_an_append_can_always_be_prepared(asleep: Database, way: str) -> None:
     with pytest.raises(psycopg.errors.FeatureNotSupported, match="NOTIFY"):
         _prepare(asleep, way)
     _prepare(asleep, way, "SET inturn.notify = off")
     commands = asleep.value("SELECT count(*) FROM inturn.command_log")
-    asleep.execute("COMMIT PREPARED 'business'")
+    _commit(asleep)
     assert asleep.value("SELECT count(*) FROM inturn.command_log") > commands
 
 
@@ -85,7 +90,7 @@ def test_appliers_find_what_was_prepared_without_a_wake_up(asleep: Database, way
         until(
             lambda: asleep.value("SELECT clock_timestamp() > %s + interval '1.5 s'", [before]), "some looks"
         )
-        asleep.execute("COMMIT PREPARED 'business'")
+        _commit(asleep)
         until(lambda: applied(asleep, key)[-1:] == [1 if key == "new" else 2], "the effect")
 
 

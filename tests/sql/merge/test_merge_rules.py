@@ -180,12 +180,13 @@ def test_a_merge_function_runs_with_the_rights_of_who_applies(database: Database
 def test_a_merge_function_may_look_and_not_write(database: Database) -> None:
     open_orders(database, rules=())
     database.execute("""
-        CREATE FUNCTION app.append(a inturn.command, b inturn.command) RETURNS jsonb LANGUAGE plpgsql AS $$
-        BEGIN PERFORM inturn.append('orders', a.key, 'insert'); RETURN a.payload; END $$;
-        SELECT inturn.merge_rule('orders', 'insert', 'update', 'sql:app.append');
+        CREATE TABLE app.written (key text);
+        CREATE FUNCTION app.write(a inturn.command, b inturn.command) RETURNS jsonb LANGUAGE plpgsql AS $$
+        BEGIN INSERT INTO app.written VALUES (a.key); RETURN a.payload; END $$;
+        SELECT inturn.merge_rule('orders', 'insert', 'update', 'sql:app.write');
     """)
     append(database, "a", "insert", "update")
     database.execute("CALL inturn.apply()")
     assert "read-only transaction" in database.value("SELECT error FROM inturn.turn WHERE error IS NOT NULL")
-    assert database.value("SELECT count(*) FROM inturn.command_log") == 2
+    assert database.value("SELECT count(*) FROM app.written") == 0
     assert merges(database, "a") == []
