@@ -75,6 +75,8 @@ class Machine(RuleBasedStateMachine):
     database: Database
     oracle: Oracle
     operator: psycopg.Connection[Any]
+    #: Of the owner, who may set times.
+    clock: psycopg.Connection[Any]
 
     def __init__(self) -> None:
         super().__init__()
@@ -509,12 +511,13 @@ class Machine(RuleBasedStateMachine):
         return rows[0] if rows else (None, 0, False)
 
     def _act(self, action: str, what: str, then: str = "") -> str:
-        """Do what an operator does; return done, or the SQLSTATE of the refusal."""
+        """Do what an operator does, or then what time does; return done, or the SQLSTATE of the refusal."""
+        who = self.clock if then else self.operator
         try:
-            with self.operator.transaction():
-                self.operator.execute(f"SELECT {action}", [self.topic, what])
+            with who.transaction():
+                who.execute(f"SELECT {action}", [self.topic, what])
                 if then:
-                    self.operator.execute(then, [self.topic, what])
+                    who.execute(then, [self.topic, what])
         except psycopg.Error as error:
             if error.sqlstate not in {"IT040", "IT041", "IT042", "55P03"}:
                 raise
@@ -560,6 +563,7 @@ def play(database: Database, examples: int, phases: Sequence[Phase], *, same: bo
     database.execute(_TARGET)
     Machine.database, Machine.oracle = database, Oracle(database)
     Machine.operator = database.connect(user=OPERATOR, options="-c lock_timeout=20ms")
+    Machine.clock = database.connect(options="-c lock_timeout=20ms")
     walk(Machine, examples, phases, steps=40, same=same)
 
 
