@@ -12,7 +12,11 @@ DECLARE
 BEGIN
     WITH made AS (
         INSERT INTO inturn.key_sequence (topic, key, arrival)
-        SELECT _lock_arrived_keys.topic, k.key, true FROM unnest(keys) k (key) ON CONFLICT DO NOTHING RETURNING key_sequence.key
+        SELECT _lock_arrived_keys.topic, k.key, true FROM unnest(keys) k (key)
+        -- A row that somebody deletes at this moment can be seen still: an insert of it would wait for him.
+        WHERE (SELECT true FROM inturn.key_sequence s
+               WHERE s.topic = _lock_arrived_keys.topic AND s.key = k.key LIMIT 1) IS NULL
+        ON CONFLICT DO NOTHING RETURNING key_sequence.key
     )
     SELECT array_agg(m.key) INTO fresh FROM made m;
     IF fresh IS NOT NULL THEN
