@@ -223,6 +223,7 @@ def test_p1_arrival_a_drain_numbers_what_comes_after_a_full_batch_of_a_locked_ke
     assert posts.execute("SELECT key, name FROM app.witness ORDER BY id") == [("x", "a"), ("y", "g")]
 
 
+@pytest.mark.needs_session("no notification comes through a pooler in transaction mode: appliers poll")
 def test_p4_arrival_a_worker_that_is_notified_numbers_what_came(
     posts: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,7 @@ def _wait_for(moment: float) -> None:
     until(lambda: time.monotonic() >= moment, "the moment to commit")
 
 
+@pytest.mark.needs_session("no notification comes through a pooler in transaction mode: appliers poll")
 def test_transactions_left_open_cost_few_empty_turns_and_are_applied_without_a_poll_after_commit(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
