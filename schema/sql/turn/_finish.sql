@@ -11,13 +11,14 @@ SET enable_bitmapscan = off
 AS $$
 DECLARE
     given constant boolean := EXISTS (SELECT FROM inturn.topic t WHERE t.name = _finish.topic AND t.numbering = 'given');
-    locked boolean[];
-    tickets tid[];
-    marked boolean;
-    missing boolean;
-    drained boolean[]; gaps boolean[];
-    waited text[];
+    locked boolean[]; drained boolean[]; gaps boolean[];
+    tickets tid[]; waited text[];
+    marked boolean; missing boolean;
 BEGIN
+    -- No claim has these, and sums with the ends of bigint would not fit.
+    IF -1 >= ANY (epochs) OR -1 >= ANY (from_seqs) OR 9223372036854775807 = ANY (applied_seqs) THEN
+        RAISE EXCEPTION USING ERRCODE = 'IT030', MESSAGE = format('turns of topic %L were fenced off: no claim has such numbers', topic);
+    END IF;
     -- Rows are looked up one by one, in subqueries: see _end_turns.
     SELECT array_agg(s.locked ORDER BY t.position) INTO locked
     FROM unnest(keys) WITH ORDINALITY t (key, position) LEFT JOIN LATERAL (
@@ -29,11 +30,11 @@ BEGIN
     SELECT array_agg(t.locked IS NOT NULL AND l.next IS NOT TRUE ORDER BY t.position),
            CASE WHEN given THEN array_agg((
                SELECT true FROM inturn.command_log l
-               WHERE l.topic = _finish.topic AND l.key = t.key AND l.seq > least(t.applied_seq, 9223372036854775806) + 1 LIMIT 1) IS NOT NULL
+               WHERE l.topic = _finish.topic AND l.key = t.key AND l.seq > t.applied_seq + 1 LIMIT 1) IS NOT NULL
                ORDER BY t.position) END,
            array_agg(c.ctid ORDER BY t.position), bool_or(c.marked),
            -- What is reported as applied is there: else the next append would continue above it.
-           bool_or(t.applied_seq >= t.from_seq AND l.there IS NOT TRUE OR t.applied_seq < greatest(t.from_seq, 0) - 1),
+           bool_or(t.applied_seq >= t.from_seq AND l.there IS NOT TRUE OR t.applied_seq < t.from_seq - 1),
            -- The keys for which somebody waits. After the claim, whose lock tells a later waiter to look again (see wait_state);
            -- a key is looked up only where anybody waits in the topic.
            array_agg(t.key) FILTER (WHERE t.applied_seq >= t.from_seq AND (
@@ -46,11 +47,11 @@ BEGIN
     -- began another, the claim went with it.
     LEFT JOIN LATERAL (
         SELECT c.ctid, c.marked FROM inturn.ticket c
-        WHERE c.topic = _finish.topic AND c.key = t.key AND c.epoch = greatest(t.epoch, 0) - 1 AND c.applied_seq = greatest(t.from_seq, 0) - 1
+        WHERE c.topic = _finish.topic AND c.key = t.key AND c.epoch = t.epoch - 1 AND c.applied_seq = t.from_seq - 1
           AND c.xmax = pg_current_xact_id()::xid LIMIT 1) c ON true
     CROSS JOIN LATERAL (
         SELECT bool_or(l.seq = t.applied_seq) AS there, bool_or(l.seq > t.applied_seq) AS next FROM inturn.command_log l
-        WHERE l.topic = _finish.topic AND l.key = t.key AND l.seq BETWEEN t.applied_seq AND least(t.applied_seq, 9223372036854775806) + 1) l;
+        WHERE l.topic = _finish.topic AND l.key = t.key AND l.seq BETWEEN t.applied_seq AND t.applied_seq + 1) l;
     IF array_position(tickets, NULL) IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT030',
             MESSAGE = format('%s of %s turns of topic %L were fenced off: their claims are not held any more',

@@ -211,7 +211,7 @@ GUARDS = [
     Guard(
         "finish heeds the epoch",
         "_finish",
-        ((r" AND c\.epoch = greatest\(t\.epoch, 0\) - 1", ""), (_HELD, "")),
+        ((r" AND c\.epoch = t\.epoch - 1", ""), (_HELD, "")),
         scenes.late_finish_after_a_failed_turn,
         _NOT_FENCED,
     ),
@@ -232,7 +232,7 @@ GUARDS = [
     Guard(
         "finish heeds where the turn began",
         "_finish",
-        ((r" AND c\.applied_seq = greatest\(t\.from_seq, 0\) - 1", ""),),
+        ((r" AND c\.applied_seq = t\.from_seq - 1", ""),),
         scenes.finish_of_another_stand,
         _NOT_FENCED,
     ),
