@@ -12,7 +12,7 @@ import pytest
 from support.database import Database
 from support.door import DOOR
 from support.pooler import Pooler
-from support.server import Server
+from support.server import Server, make_user
 
 _TEMPLATE = "inturn_template"
 _numbers = itertools.count(1)
@@ -21,8 +21,10 @@ _numbers = itertools.count(1)
 def pytest_configure() -> None:
     """Let what the tests start hear Ctrl-C, also where a shell has started pytest in the background.
 
-    Such a shell has it ignored, which programs inherit; a handler they do not.
+    Such a shell has it ignored, which programs inherit; a handler they do not. The servers' user is made
+    here too: the workers, which start after this, would all make it at once.
     """
+    make_user()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: None)
 

