@@ -152,7 +152,8 @@ class Database:
         self.name = name
         if create:
             with server.connect() as admin:
-                of = f" TEMPLATE {template}" if template else ""
+                # A third of what the default takes: the write-ahead log is not written, block by block.
+                of = f" TEMPLATE {template} STRATEGY file_copy" if template else ""
                 admin.execute(f"CREATE DATABASE {name} OWNER {roles.OWNER}{of}")
         self.dsn = server.pooler.dsn(name) if server.pooler else server.dsn(name)
         self._connections: list[psycopg.Connection[Any]] = []
