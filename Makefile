@@ -4,7 +4,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 # An installation links the files there are: it is made again when one is added or removed.
 FOLDERS := $(shell find schema outbox applier cli -type d -not -name __pycache__)
-# The whole suite runs on this version; the promise tests, but for random walks and removed guards, on every one.
+# Compiled once, not by each of the hundreds of processes of a run.
+export PYTHONDONTWRITEBYTECODE :=
+# The whole suite runs on this version; what the page of promises names, but for random walks and removed guards, on every one.
 POSTGRES := 18
 OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
 # Each has a server of its own. Tests wait more than they compute: twice as many as there are cores.
@@ -32,7 +34,7 @@ $(1)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m "not soa
 
 endef
 
-.PHONY: help demo quick lint test promises pooled pythons lowest soak bench bench-full docs clean
+.PHONY: help demo quick lint test promises versions pooled pythons lowest soak bench bench-full docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -54,25 +56,30 @@ lint: .venv/installed-dev  ## Check style and types.
 test: lint  ## Lint, types, all tests; the promises on every server version there is, and through PgBouncer.
 	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "not soak"
 	$(MAKE) promises
-	@echo "All tests ran on PostgreSQL $(POSTGRES), the promise tests also on: $(OTHERS)"
+	@echo "All tests ran on PostgreSQL $(POSTGRES), those of the promises also on: $(OTHERS)"
 	$(if $(filter 15,$(OTHERS)),,@echo "Not on Debian's 15: apt-get install postgresql-15")
 	$(if $(PGBOUNCER),,@echo "Not with PgBouncer: apt-get install pgbouncer")
 	$(if $(shell command -v promtool),,@echo "Not with Prometheus: apt-get install prometheus")
 
-promises: .venv/installed-dev  ## The promise tests on the other server versions, and their core through PgBouncer.
+promises: .venv/installed-dev  ## What the promises name on the other server versions, and its core through PgBouncer.
 	for version in $(OTHERS); do \
-		INTURN_TEST_PG=$$version $(PYTEST) tests/promises tests/conformance -m "not soak and not slow" || exit 1; \
+		INTURN_TEST_PG=$$version $(PYTEST) tests/promises -m "promise and not soak and not slow" || exit 1; \
 	done
 	$(if $(PGBOUNCER),$(POOLED) $(CORE) -m "not soak and not slow")
 
-pooled: .venv/installed-dev  ## All promise tests through PgBouncer in transaction mode.
+versions: .venv/installed-dev  ## All promise tests and all of conformance on the other server versions.
+	for version in $(OTHERS); do \
+		INTURN_TEST_PG=$$version $(PYTEST) tests/promises tests/conformance -m "not soak and not slow" || exit 1; \
+	done
+
+pooled: .venv/installed-dev  ## The same through PgBouncer in transaction mode.
 	$(POOLED) tests/promises tests/conformance -m "not soak and not slow"
 
 pythons:  ## The promises and the appliers on every other Python that is found, of pyenv or in /usr/bin.
 	$(if $(OTHER_PYTHONS),,@echo "No other Python from 3.12 on is here: pyenv install 3.12 3.13")
 	$(foreach python,$(OTHER_PYTHONS),$(call in_venv,build/$(notdir $(python)),$(python)))
 
-lowest: .venv/installed-dev  ## The same with the lowest versions of the dependencies that pyproject.toml allows.
+lowest: .venv/installed-dev  ## The promises and the appliers with the lowest versions of the dependencies that pyproject.toml allows.
 	mkdir -p build
 	PYTHONPATH=tests $(BIN)/python -m support.lowest > build/lowest.txt
 	$(call in_venv,build/lowest,$(PYTHON),--constraint build/lowest.txt)

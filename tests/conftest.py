@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from support.database import Database
@@ -15,6 +17,7 @@ from support.pooler import Pooler
 from support.server import Server, make_user
 
 _TEMPLATE = "inturn_template"
+_PROMISES = Path(__file__).parents[1] / "docs" / "explanation" / "promises.md"
 _numbers = itertools.count(1)
 
 
@@ -30,7 +33,14 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, of a run through a pooler, what is marked as needing a session of its own, and says why."""
+    """Mark what the page of promises names.
+
+    Leave out, of a run through a pooler, what is marked as needing a session of its own, and says why.
+    """
+    named = set(re.findall(r"`(?:\w+::)?(test_\w+)`", _PROMISES.read_text()))
+    for item in items:
+        if named & {getattr(item, "originalname", ""), item.path.stem}:
+            item.add_marker("promise")
     alone = []
     for item in items:
         if marker := item.get_closest_marker("needs_session"):
