@@ -10,7 +10,7 @@ import pytest
 from support.arrivals import appended, arrive, number, numbered
 from support.database import Database
 from support.logins import connect_as
-from support.plans import buffers, explain
+from support.plans import cost, explain
 from support.process import run_inturn
 
 
@@ -164,7 +164,7 @@ def test_a_pass_looks_at_what_is_new_however_long_a_snapshot_is_held(posts: Data
     for _ in range(10):
         posts.execute("SELECT inturn.append('posts', 'k' || n, 'a') FROM generate_series(1, 1000) n")
         assert number(posts) == 1000
-        costs.append(buffers(explain(looker, look)))
+        costs.append(cost(looker, look))
     # Nothing is new: neither the ten thousand that were moved are looked at, nor the five thousand to come.
     assert max(costs) < 40, costs
     long.commit()
@@ -179,5 +179,5 @@ def test_a_pass_over_topics_that_do_not_number_on_arrival_costs_nothing(witness:
     look = "SELECT inturn._number_arrivals(ARRAY(SELECT name FROM inturn.topic OFFSET 0))"
     with witness.connect() as connection:
         explain(connection, look)
-        without = buffers(explain(connection, "SELECT ARRAY(SELECT name FROM inturn.topic OFFSET 0)"))
-        assert buffers(explain(connection, look)) - without <= 3
+        without = cost(connection, "SELECT ARRAY(SELECT name FROM inturn.topic OFFSET 0)")
+        assert cost(connection, look) - without <= 3

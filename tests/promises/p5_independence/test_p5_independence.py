@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -123,12 +124,12 @@ def _undone(database: Database) -> Iterator[psycopg.Connection[Any]]:
 
 def _cost(connection: psycopg.Connection[Any], query: str, warm: int = 7) -> int:
     """Return the blocks that a statement reads once its plans are settled; it is undone."""
-    read = 0
-    for _ in range(warm):
+    read = []
+    for _ in range(warm + 2):
         # No savepoint: a turn is claimed at the top level of its transaction.
-        read = buffers(explain(connection, query))
+        read.append(buffers(explain(connection, query)))
         connection.rollback()
-    return read
+    return min(read[-3:])  # in one it may read the catalog again, since autovacuum was there
 
 
 #: Each turn's step, beside the deep key's own. The deep key is the oldest ready: `since` passes it.
@@ -234,15 +235,17 @@ def test_with_a_snapshot_held_open_the_hand_keeps_every_claim_short(
     report = database.session()
     report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     report.execute("SELECT count(*) FROM inturn.ticket")
-    turns = 1_500
+    turns = 600
     append_keys(database, turns)
-    before = _walked(database)
+    before, began_at = _walked(database), time.monotonic()
     if target == "sql":
         applier = database.connect(user=APPLIER)
         applier.execute("CALL inturn.apply(max_keys => 1)")
         applier.close()  # which flushes its statistics
     else:
         apply_all(database, max_keys=1)
+    # A pass begins anew ten times a second.
+    looks = 10 * (time.monotonic() - began_at)
     walked = until(lambda: (n := _walked(database) - before) >= turns and n, "the applier's statistics")
     assert count_applied(database) == turns
 
@@ -252,8 +255,8 @@ def test_with_a_snapshot_held_open_the_hand_keeps_every_claim_short(
     # What the turns have left behind stays as long as the snapshot, or this test proves nothing.
     assert _walks(connection, "SELECT * FROM inturn.claim('shop')") > turns
     assert _walks(connection, f"SELECT * FROM inturn.claim('shop', {hand})") <= 2
-    # Without the hand it is half the turns on average; a few new looks a second are allowed.
-    assert walked / turns < turns / 8
+    # Without the hand it is half the turns on average. A slower machine begins more passes for as many turns.
+    assert walked < turns * (turns / 8 + looks)
 
 
 @pytest.mark.parametrize("target", ["sql", "python"])
