@@ -222,8 +222,11 @@ def make_folder(prefix: str, *, on_disk: bool = False) -> tuple[Path, TextIO]:
     It is kept in memory where there is much room: copying the template for each test is mostly writing.
     """
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=None if on_disk else _memory()))
-    maker = (folder / _MAKER).open("w")
+    new = folder / "new"
+    maker = new.open("w")
     fcntl.flock(maker, fcntl.LOCK_EX)
+    # By this name it is locked from its first moment on: another process would take it for one that was left.
+    new.rename(folder / _MAKER)
     return folder, maker
 
 
