@@ -1,0 +1,63 @@
+"""`why` asked in every way: the function, the command, as an operator."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from psycopg.rows import dict_row
+
+from inturn.cli.look.why import TITLES
+from support.database import Database, Session
+from support.logins import connect_as
+from support.process import run_inturn
+
+Explained = dict[str, Any]
+
+_COLUMNS = ("topic", "key", "cause", "since", "says", "to_do", "details")
+
+
+def asked(database: Database, key: str, topic: str | None = "orders") -> Explained:
+    """Return the one explanation."""
+    (row,) = database.execute("SELECT * FROM inturn.why(%s, %s)", [topic, key])
+    return dict(zip(_COLUMNS, row, strict=True))
+
+
+def explained(database: Database, key: str, cause: str, topic: str = "orders") -> tuple[Explained, str]:
+    """Ask in every way; return the function's answer, and what the command prints."""
+    answer = asked(database, key, topic)
+    assert answer["cause"] == cause, answer
+    operator = connect_as(database, "inturn_operator")
+    seen = (
+        operator.cursor(row_factory=dict_row)
+        .execute("SELECT * FROM inturn.why(%s, %s)", [topic, key])
+        .fetchone()
+    )
+    user = operator.info.user
+    operator.close()
+    database.execute(f"DROP ROLE {user}")
+    assert seen is not None
+    for column in ("cause", "since", "to_do"):
+        assert seen[column] == answer[column], column
+    assert backends(seen) == backends(answer)
+    code, out, err = run_inturn(database.dsn, "why", key, "--topic", topic, "--json")
+    assert (code, err) == (int(cause == "no_such_key"), "")
+    (data,) = json.loads(out)
+    assert (data["topic"], data["key"], data["cause"]) == (topic, key, cause)
+    code, out, err = run_inturn(database.dsn, "why", key, "--topic", topic, FORCE_COLOR="1", COLUMNS="80")
+    assert (code, err) == (int(cause == "no_such_key"), "")
+    lines = out.splitlines()
+    assert lines[0].startswith(f"{key} of topic {topic}: {TITLES[cause]}")
+    assert len(lines) <= 10
+    assert max(map(len, lines)) <= 80, out
+    assert "{" not in out
+    print(out)
+    return answer, out
+
+
+def backends(answer: Explained) -> list[int]:
+    return [session["backend"] for session in answer["details"].get("sessions", [])]
+
+
+def caller_of(database: Database) -> Session:
+    return database.session(application_name="web shop")
