@@ -31,7 +31,7 @@ BY_NAME = {
     "environment/test_encodings.py": "makes databases in other encodings",
     "package/test_bench_peers.py": "looks for databases",
     "package/test_compose.py": "is the DBA of docker-compose.yml",
-    "promises/all/test_verify.py": "changes statistics in pg_class",
+    "promises/all/verify/test_verify_slices.py": "changes statistics in pg_class",
     "promises/p5_independence/test_p5_independence.py": "changes statistics in pg_class",
     "recovery/test_failover.py": "is the DBA: replication, ALTER SYSTEM",
     "recovery/test_logical_replication.py": "is the DBA: publication and subscription of everything",
