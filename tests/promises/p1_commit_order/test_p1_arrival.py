@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,21 +13,11 @@ import psycopg
 import pytest
 from support import roles
 from support.arrivals import APPEND, appended, arrive, number, numbered
-from support.database import Database, until
+from support.database import Database
 from support.own_server import own_database
-from support.race import blocked, replace_in, unblocked
+from support.race import unblocked
 from support.refusal import refusal
 from support.server import Server
-from support.shop import at_work
-
-from inturn.applier import Applier, pacing
-
-
-@pytest.fixture
-def posts(witness: Database) -> Database:
-    """The orders, and topic `posts`, which numbers on arrival and has the same target."""
-    witness.execute("SELECT inturn.create_topic('posts', 'sql:app.apply_order', numbering => 'arrival')")
-    return witness
 
 
 def test_p1_arrival_callers_of_one_key_never_wait_for_each_other(posts: Database) -> None:
@@ -53,19 +41,6 @@ def test_p1_arrival_what_commits_late_comes_before_what_began_after_its_commit(p
     arrive(posts, "x", "after")
     assert number(posts) == 2
     assert numbered(posts, "x") == ["early", "late", "after"]
-
-
-def test_p1_arrival_a_transaction_that_began_early_and_appends_late_comes_late(posts: Database) -> None:
-    """The order is that of the appends, never that of the transactions' numbers."""
-    early = posts.session()
-    early.execute("SELECT pg_current_xact_id()")
-    for name in "abc":
-        arrive(posts, "x", name)
-    arrive(early, "x", "d")
-    early.commit()
-    # However small the part that a pass takes.
-    assert [number(posts, 1) for _ in range(5)] == [1, 1, 1, 1, 0]
-    assert numbered(posts, "x") == ["a", "b", "c", "d"]
 
 
 def test_p1_arrival_appends_of_a_transaction_keep_their_order_and_what_is_undone_never_comes(
@@ -113,296 +88,6 @@ def test_p1_arrival_an_old_snapshot_is_no_conflict(posts: Database, level: str) 
     session.commit()
     assert number(posts) == 1
     assert numbered(posts, "x") == ["a", "b"]
-
-
-def test_p1_arrival_what_an_applier_appends_after_its_pass_is_not_lost(posts: Database) -> None:
-    """The pass's own transaction: nothing says that what it saw has all of it."""
-    session = posts.session()
-    # So that its number is below those that a snapshot calls still to come.
-    session.execute("SELECT pg_current_xact_id()")
-    arrive(posts, "x", "a")
-    assert number(session) == 1
-    arrive(session, "x", "b")
-    session.commit()
-    assert number(posts) == 1
-    for again in range(2):
-        assert number(session) == 0
-        arrive(session, "x", f"c{again}")
-        assert number(session) == 1
-        arrive(session, "x", f"d{again}")
-        session.commit()
-        assert number(posts) == 1
-    assert numbered(posts, "x") == ["a", "b", "c0", "d0", "c1", "d1"]
-
-
-def test_p1_arrival_one_pass_runs_at_a_time_and_nobody_waits_for_it(posts: Database) -> None:
-    arrive(posts, "x", "a")
-    number(posts)
-    first, second = posts.session(), posts.session()
-    arrive(posts, "x", "b")
-    assert number(first) == 1
-    arrive(posts, "x", "c")
-    running = second.begin("SELECT inturn._number_arrivals('{posts}')")
-    assert not blocked(posts, second, running)
-    assert running.result() == [(0,)]
-    assert unblocked(posts, posts.session(), APPEND, ["x", "d"]) == [(None,)]
-    first.commit()
-    second.commit()
-    assert number(posts) == 1
-    posts.execute("DELETE FROM inturn.arrival_pass")
-
-
-def test_p1_arrival_the_very_first_passes_of_two_sessions_number_once(posts: Database) -> None:
-    arrive(posts, "x", "a")
-    first, second = posts.session(), posts.session()
-    assert number(first) == 1
-    arrive(first, "x", "b")
-    assert number(first) == 1
-    running = second.begin("SELECT inturn._number_arrivals('{posts}')")
-    assert not blocked(posts, second, running)
-    assert running.result() == [(0,)]
-    second.commit()
-    arrive(posts, "x", "c")
-    first.commit()
-    assert number(posts) == 1
-    assert numbered(posts, "x") == ["a", "b", "c"]
-    assert posts.value("SELECT count(*) FROM inturn.arrival_pass") == 1
-
-
-def test_p1_arrival_a_second_pass_never_numbers_what_the_first_took(posts: Database) -> None:
-    """However it came to be at work beside it: what a pass has not deleted itself, it does not log."""
-    replace_in(posts, "_number_topic", (r"IF NOT pg_try_advisory_xact_lock.*?END IF;", ""))
-    replace_in(posts, "_lock_arrived_keys", (" FOR UPDATE SKIP LOCKED", ""))
-    replace_in(posts, "_save_arrival_pass", (r"INSERT INTO.*?;", "NULL;"))
-    appended(posts, "x", "a")
-    arrive(posts, "x", "b")
-    first, second = posts.session(), posts.session()
-    assert number(first) == 1
-    running = second.begin("SELECT numbered FROM inturn._number_topic('posts', 10)")
-    assert second.wait_blocked() == [first.pid]
-    first.commit()
-    assert running.result() == [(0,)]
-    second.commit()
-    assert numbered(posts, "x") == ["a", "b"]
-
-
-def test_p1_arrival_what_an_applier_appends_is_not_lost_after_a_pass_that_took_a_part(
-    posts: Database,
-) -> None:
-    applier = posts.session()
-    applier.execute("SELECT pg_current_xact_id()")
-    arrive(posts, "x", "a")
-    assert number(applier) == 1
-    for name in "bcd":
-        arrive(applier, "x", name)
-    applier.commit()
-    assert [number(posts, 1) for _ in range(4)] == [1, 1, 1, 0]
-    assert numbered(posts, "x") == ["a", "b", "c", "d"]
-
-
-def test_p1_arrival_a_pass_takes_no_more_octets_than_a_claim(posts: Database) -> None:
-    posts.execute(
-        "SELECT inturn.append('posts', 'k' || n, 'a', to_jsonb((SELECT string_agg(md5(n::text || i), '')"
-        " FROM generate_series(1, 30000) i))) FROM generate_series(1, 40) n"
-    )
-    assert 10 < number(posts) < 25
-    assert posts.value("SELECT inturn._number_arrivals('{posts}')") > 0
-    posts.execute("CALL inturn.apply()")
-    assert posts.value("SELECT count(*) FROM app.witness") == 40
-
-
-def test_p1_arrival_a_drain_numbers_what_comes_after_a_full_batch_of_a_locked_key(posts: Database) -> None:
-    replace_in(posts, "_number_arrivals", ("10000", "2"))
-    appended(posts, "x", "a")
-    operator = posts.session()
-    operator.execute("SELECT FROM inturn.key_sequence WHERE key = 'x' FOR UPDATE")
-    for name in "bcdef":
-        arrive(posts, "x", name)
-    arrive(posts, "y", "g")
-    posts.execute("CALL inturn.apply()")
-    assert posts.execute("SELECT key, name FROM app.witness ORDER BY id") == [("x", "a"), ("y", "g")]
-
-
-@pytest.mark.needs_session("no notification comes through a pooler in transaction mode: appliers poll")
-def test_p4_arrival_a_worker_that_is_notified_numbers_what_came(
-    posts: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It has announced its sleep, and nothing but a notification ends that."""
-    for name in ("ANNOUNCED_SECONDS", "FIRST_POLL_SECONDS", "LAST_POLL_SECONDS"):
-        monkeypatch.setattr(pacing, name, 3600.0)
-    replace_in(posts, "announce_sleep", ("interval '2 seconds'", "interval '2 hours'"))
-    with at_work(posts, Applier(), topics=["posts"]):
-        until(lambda: posts.value("SELECT count(*) FROM inturn.listener"), "asleep")
-        for n in range(5):
-            arrive(posts, f"k{n}", "a")
-            until(lambda: posts.value("SELECT count(*) FROM app.witness") == n + 1, "applied")  # noqa: B023
-
-
-@pytest.mark.parametrize("end", ["kill", "rollback"])
-def test_p1_arrival_a_pass_that_dies_leaves_everything_to_the_next(posts: Database, end: str) -> None:
-    arrive(posts, "x", "a")
-    number(posts)
-    for name in "bc":
-        arrive(posts, "x", name)
-    dying = posts.session()
-    assert number(dying) == 2
-    getattr(dying, end)()
-    arrive(posts, "x", "d")
-    assert number(posts) == 3
-    assert numbered(posts, "x") == ["a", "b", "c", "d"]
-
-
-@pytest.mark.parametrize("limit", [1, 2, 10000])
-def test_p1_arrival_a_locked_key_is_left_behind_and_costs_the_others_nothing(
-    posts: Database, limit: int
-) -> None:
-    arrive(posts, "x", "a")
-    number(posts)
-    operator = posts.session()
-    operator.execute("SELECT FROM inturn.key_sequence WHERE key = 'x' FOR UPDATE")
-    for name in "bcd":
-        arrive(posts, "x", name)
-        arrive(posts, "y", name)
-        _number_until(posts, limit, "y", name)
-    assert (numbered(posts, "x"), numbered(posts, "y")) == (["a"], ["b", "c", "d"])
-    arrive(posts, "x", "e")
-    operator.rollback()
-    _number_until(posts, limit, "x", "e")
-    assert numbered(posts, "x") == ["a", "b", "c", "d", "e"]
-
-
-def _number_until(posts: Database, limit: int, key: str, name: str) -> None:
-    until(lambda: number(posts, limit) >= 0 and name in numbered(posts, key), f"{name} of {key}")
-
-
-def test_p1_arrival_what_was_left_behind_comes_before_what_arrived_later(posts: Database) -> None:
-    appended(posts, "x", "a")
-    operator = posts.session()
-    operator.execute("SELECT FROM inturn.key_sequence WHERE key = 'x' FOR UPDATE")
-    arrive(posts, "x", "b")
-    assert number(posts) == 0
-    operator.rollback()
-    arrive(posts, "x", "c")
-    _number_until(posts, 10000, "x", "b")
-    _number_until(posts, 10000, "x", "c")
-    assert numbered(posts, "x") == ["a", "b", "c"]
-
-
-def test_p5_arrival_a_key_whose_numbering_fails_costs_the_others_nothing(posts: Database) -> None:
-    posts.execute("""
-        CREATE FUNCTION app.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN RAISE EXCEPTION 'nothing of % is logged', NEW.key; END $$;
-        CREATE TRIGGER refuse BEFORE INSERT ON inturn.command_log FOR EACH ROW WHEN (NEW.key = 'bad')
-        EXECUTE FUNCTION app.refuse();
-        SELECT inturn.create_topic('others', 'sql:app.apply_order', numbering => 'arrival');
-        SELECT inturn.append('others', 'x', 'insert');
-    """)
-    for name in "ab":
-        for key in ("x", "bad", "y"):
-            arrive(posts, key, name)
-        posts.execute("CALL inturn.apply()")
-        assert (numbered(posts, "x")[-1], numbered(posts, "y")[-1]) == (name, name)
-    assert posts.value("SELECT count(*) FROM app.witness") == 5
-    left = posts.execute("SELECT DISTINCT key, left_because FROM inturn.intake")
-    assert left in (
-        [("bad", "nothing of bad is logged (SQLSTATE P0001)")],
-        # The second has not been tried yet.
-        [("bad", "nothing of bad is logged (SQLSTATE P0001)"), ("bad", "locked")],
-        [("bad", "locked"), ("bad", "nothing of bad is logged (SQLSTATE P0001)")],
-    )
-    posts.execute(
-        "SELECT inturn.announce_applier('a', '{posts}', 'h', 1, version_num) FROM inturn.schema_version"
-    )
-    says = posts.value("SELECT says FROM inturn.why('posts', 'bad')")
-    assert "numbering them fails: nothing of bad is logged" in says
-    posts.execute("DROP TRIGGER refuse ON inturn.command_log")
-    _number_until(posts, 10000, "bad", "b")
-    assert numbered(posts, "bad") == ["a", "b"]
-
-
-@pytest.mark.parametrize("state", ["40001", "40P01", "53100", "55P03"])
-def test_p5_arrival_what_is_no_keys_fault_leaves_nothing_behind(posts: Database, state: str) -> None:
-    posts.execute(f"""
-        CREATE FUNCTION app.refuse() RETURNS trigger LANGUAGE plpgsql AS
-        $$ BEGIN RAISE EXCEPTION 'no fault of %', NEW.key USING ERRCODE = '{state}'; END $$;
-        CREATE TRIGGER refuse BEFORE INSERT ON inturn.command_log FOR EACH ROW EXECUTE FUNCTION app.refuse();
-    """)
-    arrive(posts, "x", "a")
-    assert refusal(posts, "SELECT inturn._number_topic('posts', 10000)").sqlstate == state
-    posts.execute("DROP TRIGGER refuse ON inturn.command_log")
-    assert number(posts) == 1
-
-
-@pytest.mark.parametrize(
-    ("scene", "function", "pattern"),
-    [
-        pytest.param(
-            test_p1_arrival_what_an_applier_appends_after_its_pass_is_not_lost,
-            "_appeared",
-            r"UNION SELECT pg_catalog\.unnest\(own\)(?=\))",
-            id="its_own",
-        ),
-        pytest.param(
-            test_p1_arrival_what_was_left_behind_comes_before_what_arrived_later,
-            "_number_topic",
-            r"UNION SELECT k\.key FROM unnest\(batch\.keys\) k \(key\) WHERE EXISTS \(.*?NULL\)(?=\);)",
-            id="left_behind_first",
-        ),
-        pytest.param(
-            test_p1_arrival_a_transaction_that_began_early_and_appends_late_comes_late,
-            "_number_topic",
-            r"ORDER BY a\.id (?=LIMIT)",
-            id="lowest_ids_first",
-        ),
-        pytest.param(
-            functools.partial(
-                test_p1_arrival_a_locked_key_is_left_behind_and_costs_the_others_nothing, limit=10000
-            ),
-            "_number_topic",
-            r"UPDATE inturn\.intake i SET left_because = 'locked' .*?;",
-            id="locked_stay",
-        ),
-        pytest.param(
-            test_p5_arrival_a_key_whose_numbering_fails_costs_the_others_nothing,
-            "_append_batch",
-            r"EXCEPTION WHEN OTHERS THEN.*(?=END\s+\$)",
-            id="each_key_alone",
-        ),
-    ],
-)
-def test_p1_arrival_each_guard_is_needed(
-    posts: Database, scene: Callable[[Database], None], function: str, pattern: str
-) -> None:
-    replace_in(posts, function, (pattern, "NULL;" if pattern.endswith(";") else ""))
-    with pytest.raises((AssertionError, psycopg.errors.RaiseException)):
-        scene(posts)
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [
-        "DELETE FROM inturn.arrival_pass",
-        # Of another server, as after a dump and a restore: its transaction ids mean nothing.
-        "UPDATE inturn.arrival_pass SET cluster = 1, seen = '900000000:900000000:'",
-        "UPDATE inturn.arrival_pass SET seen = '900000000:900000000:'",
-        (
-            "UPDATE inturn.arrival_pass SET cluster = 1, seen = '900000000:900000000:', pass = 1000;"
-            "UPDATE inturn.intake SET xid = '800000000'"
-        ),
-    ],
-)
-def test_p1_arrival_what_the_last_pass_saw_may_be_lost(posts: Database, loss: str) -> None:
-    arrive(posts, "x", "a")
-    number(posts)
-    for name in "bc":
-        arrive(posts, "x", name)
-    posts.execute(loss)
-    for name in "de":
-        arrive(posts, "x", name)
-    assert number(posts) == 4
-    arrive(posts, "x", "f")
-    assert number(posts) == 1
-    assert numbered(posts, "x") == ["a", "b", "c", "d", "e", "f"]
 
 
 def test_p1_arrival_an_idempotency_key_appends_once(posts: Database) -> None:
