@@ -1,7 +1,7 @@
 """Scenes: the races that a guard in the SQL decides.
 
 The tests of the promises play them on the schema as it is, where they have to end well;
-test_p1_p4_guards.py plays them with the guard taken out, where they must not.
+tests/promises/all/guards plays them with the guard taken out, where they must not.
 """
 
 from __future__ import annotations
