@@ -298,7 +298,7 @@ def test_without_its_policy_a_table_would_show_it(theirs: Database, table: str) 
         ("list_errors", (r"\sAND t.name <> ALL [^;]*?\[\]\)", ""), "list_errors()"),
         ("_keys_query", (r" AND t.name <> ALL [^$]*?\[\]\)", ""), "list_keys()"),
         ("why", (r"t.name <> ALL [^;]*?\[\]\) AND", ""), "why(NULL, 'Geheim-k')"),
-        ("_near_keys", (r"t.name <> ALL [^;]*?\[\]\) AND", ""), "why('own', 'Geheim-m')"),
+        ("_similar_keys", (r"t.name <> ALL [^;]*?\[\]\) AND", ""), "why('own', 'Geheim-m')"),
         ("list_appliers", (" - hidden.topics", ""), "list_appliers()"),
     ],
 )

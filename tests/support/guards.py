@@ -31,7 +31,7 @@ class Guard:
 #: How finish finds out whether a key that it holds has more commands.
 LOOK = r"t\.locked IS NOT NULL AND l\.next IS NOT TRUE"
 
-#: The same of _settle_key.
+#: The same of _requeue.
 SETTLE_LOOK = (r"SELECT NOT EXISTS \([^;]*?\) INTO missing", "SELECT true INTO missing")
 
 #: The check moves into the statement that locks, and so on that statement's snapshot.

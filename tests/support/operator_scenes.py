@@ -52,9 +52,9 @@ def skip_beside_an_open_append(database: Database, oracle: Oracle) -> None:
 
 
 def append_between_snapshot_and_lock_of_skip(database: Database, oracle: Oracle) -> None:
-    """P4: a command that is committed while _settle_key locks, after that statement took its snapshot."""
+    """P4: a command that is committed while _requeue locks, after that statement took its snapshot."""
     put_gate(database)
-    replace_in(database, "_settle_key", ("FOR UPDATE", "AND app.gate_pass() FOR UPDATE"))
+    replace_in(database, "_requeue", ("FOR UPDATE", "AND app.gate_pass() FOR UPDATE"))
     hold(database, "x")
     operator = database.session()
     with gate_shut(database):

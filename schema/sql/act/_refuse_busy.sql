@@ -8,7 +8,7 @@ DECLARE
     holder text;
 BEGIN
     SELECT coalesce(
-        (SELECT inturn._describe_backend(inturn._row_holder(l.locker, l.relation))
+        (SELECT inturn._describe_backend(inturn._lock_holder(l.locker, l.relation))
          FROM inturn._find_locker(_refuse_busy.topic, _refuse_busy.key) l),
         CASE WHEN c.lease_until > clock_timestamp()
              THEN format('leased by %s until %s', c.claimed_by, to_char(c.lease_until AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"')) END,

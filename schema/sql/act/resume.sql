@@ -17,7 +17,7 @@ BEGIN
     END IF;
     cursor.paused_at := NULL; cursor.paused_until := NULL; cursor.empty_turns := 0;
     RETURN inturn._record_action(topic, key, NULL, 'resume', reason, inturn._key_facts(was),
-                                inturn._key_facts(inturn._settle_key(was, cursor)));
+                                inturn._key_facts(inturn._requeue(was, cursor)));
 END
 $$;
 COMMENT ON FUNCTION inturn.resume IS 'Lets a paused key go on where it stood.';

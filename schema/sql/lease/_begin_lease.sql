@@ -5,7 +5,7 @@
 -- one is put off for a moment. So whichever of them loses the process again is the one that did it.
 -- Without a command to apply the claim is an empty turn, and ends here: not by finish, which does not know a claim that a
 -- client has made under a savepoint.
--- Locks what _settle_key and _lock_process lock. Raises what _lease_end raises.
+-- Locks what _requeue and _lock_process lock. Raises what _lease_end raises.
 CREATE FUNCTION inturn._begin_lease(
     settings inturn.topic, key text, applied_seq bigint, epoch bigint, lease interval, applier text
 ) RETURNS inturn.key_cursor
@@ -25,7 +25,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM inturn._next_commands(settings.name, _begin_lease.key, _begin_lease.applied_seq, 1)) THEN
         leased.attempts := 0; leased.lost := 0; leased.last_error := NULL; leased.failed_at := NULL;
         leased.empty_turns := was.empty_turns + 1;
-        PERFORM inturn._settle_key(was, leased);
+        PERFORM inturn._requeue(was, leased);
         RETURN NULL;
     END IF;
     IF was.claimed_by IS NOT NULL THEN

@@ -30,7 +30,7 @@ BEGIN
         cursor.applied_seq := done_seq;
         cursor.attempts := 0; cursor.lost := 0; cursor.empty_turns := 0; cursor.last_error := NULL; cursor.failed_at := NULL;
     END IF;
-    PERFORM inturn._settle_key(was, cursor);
+    PERFORM inturn._requeue(was, cursor);
     RETURN 'applied';
 END
 $$;

@@ -50,7 +50,7 @@ BEGIN
     IF inturn.key_state(was) = 'paused'
         OR settings.paused_at IS NOT NULL AND clock_timestamp() < coalesce(settings.paused_until, 'infinity') THEN
         cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL;
-        PERFORM inturn._settle_key(was, cursor);
+        PERFORM inturn._requeue(was, cursor);
         RETURN NULL;
     ELSIF (cursor.attempts, cursor.lost, cursor.lease_until) IS DISTINCT FROM (was.attempts, was.lost, was.lease_until) THEN
         PERFORM inturn._save_key(was, cursor);

@@ -20,7 +20,7 @@ BEGIN
         END IF;
     END IF;
     cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL;
-    PERFORM inturn._settle_key(was, cursor);
+    PERFORM inturn._requeue(was, cursor);
 END
 $$;
 COMMENT ON FUNCTION inturn.release IS 'Ends a lease after the last recorded command.';

@@ -8,7 +8,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT e.* FROM inturn.key_sequence s
 CROSS JOIN LATERAL inturn._explain_append(
-    inturn._session_facts(inturn._row_holders(s.xmax, 'inturn.key_sequence')),
+    inturn._session_facts(inturn._lock_holders(s.xmax, 'inturn.key_sequence')),
     -- All that wait for a row stand in its queue, the lock on its place.
     (SELECT count(DISTINCT l.pid) FROM pg_locks l
      WHERE l.locktype = 'tuple' AND l.relation = s.tableoid

@@ -22,7 +22,7 @@ BEGIN
     served := EXISTS (SELECT FROM inturn.list_appliers() a
                       WHERE t.name = ANY (a.topics) AND a.alive AND inturn._fits(a.revision));
     SELECT * INTO unserved FROM inturn._explain_unserved(t) WHERE NOT served;
-    SELECT inturn._row_holder(s.xmax, 'inturn.key_sequence') INTO holder
+    SELECT inturn._lock_holder(s.xmax, 'inturn.key_sequence') INTO holder
     FROM inturn.key_sequence s WHERE s.topic = _explain_arrived.topic AND s.key = _explain_arrived.key;
     SELECT l.pid INTO numbers FROM pg_locks l
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1

@@ -25,7 +25,7 @@ BEGIN
     c := here.cursor;
     next := here.next;
     IF locked.on_cursor THEN
-        RETURN QUERY SELECT * FROM inturn._explain_hands(topic, key, next);
+        RETURN QUERY SELECT * FROM inturn._explain_locked(topic, key, next);
         IF FOUND THEN RETURN; END IF;
     END IF;
     IF c.held_at IS NOT NULL AND c.waiting_at IS NOT NULL THEN

@@ -14,14 +14,14 @@ BEGIN
     IF inturn._is_first_append_open(topic, key) THEN
         -- No row to be seen names the one.
         SELECT jsonb_agg(s.value ORDER BY s.position) INTO sessions
-        FROM jsonb_array_elements(inturn._session_facts(inturn._row_holders('0', 'inturn.key_sequence')))
+        FROM jsonb_array_elements(inturn._session_facts(inturn._lock_holders('0', 'inturn.key_sequence')))
             WITH ORDINALITY s (value, position) WHERE s.value->>'kind' IN ('caller', 'operator');
         RETURN QUERY SELECT * FROM inturn._explain_append(coalesce(sessions, '[]'), 0, (
             SELECT 1 WHERE NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = _explain_unknown.topic AND t.numbering = 'given')));
         RETURN;
     END IF;
     SELECT coalesce(jsonb_agg(jsonb_build_object('topic', n.topic, 'key', n.key)), '[]')
-    INTO near FROM inturn._near_keys(topic, key) n;
+    INTO near FROM inturn._similar_keys(topic, key) n;
     RETURN QUERY SELECT 'no_such_key', NULL::timestamptz,
         CASE WHEN topic IS NULL THEN 'No topic has such a key' ELSE 'The topic has no such key' END
             || ': nothing was ever committed on it. Keys are compared byte by byte',

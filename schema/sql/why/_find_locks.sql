@@ -11,9 +11,9 @@ DECLARE
 BEGIN
     IF current_setting('transaction_read_only')::boolean OR current_setting('transaction_isolation') <> 'read committed' THEN
         on_cursor := EXISTS (SELECT FROM inturn._find_locker(topic, key) l
-                             WHERE l.relation = 'inturn.ticket'::regclass AND inturn._row_holder(l.locker, l.relation) IS NOT NULL);
+                             WHERE l.relation = 'inturn.ticket'::regclass AND inturn._lock_holder(l.locker, l.relation) IS NOT NULL);
         on_sequence := EXISTS (SELECT FROM inturn.key_sequence s WHERE s.topic = _find_locks.topic AND s.key = _find_locks.key
-                               AND inturn._row_holder(s.xmax, 'inturn.key_sequence') IS NOT NULL);
+                               AND inturn._lock_holder(s.xmax, 'inturn.key_sequence') IS NOT NULL);
         RETURN;
     END IF;
     SELECT t.epoch INTO ticket_epoch FROM inturn.key_cursor c

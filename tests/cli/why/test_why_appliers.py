@@ -322,7 +322,7 @@ def _restarted(database: Database, before: datetime) -> bool:
 
 def test_a_lock_that_nobody_has_any_more_is_no_prepared_transaction(drained: Database) -> None:
     append(drained, "a")
-    next_command = "SELECT e.cause FROM inturn.command_log l, inturn._explain_hands('orders', 'a', l) e"
+    next_command = "SELECT e.cause FROM inturn.command_log l, inturn._explain_locked('orders', 'a', l) e"
     assert drained.execute(next_command) == [], "let go since it was looked for"
     stranger = drained.session()
     stranger.execute("SELECT FROM inturn.ticket FOR UPDATE")

@@ -626,7 +626,7 @@ def _claim(model: Machine) -> None:
             _take_less_than_there_is,
         ),
         (
-            "_settle_key",
+            "_requeue",
             r"SELECT NOT EXISTS \([^;]*?\) INTO missing",
             "SELECT true INTO missing",
             _skip_one_of_two,

@@ -64,7 +64,7 @@ def test_p4_no_wake_up_of_a_waiter_is_lost(witness: Database, scene: Scene) -> N
         ),
         ("advance", r"IF seq > was\.applied_seq AND", "IF false AND", wait_scenes.advanced, "not notified"),
         (
-            "_put_to_sleep",
+            "_make_idle",
             r"IF cursor\.applied_seq > was\.applied_seq THEN",
             "IF false THEN",
             wait_scenes.alone,

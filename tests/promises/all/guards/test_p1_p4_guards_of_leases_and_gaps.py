@@ -103,7 +103,7 @@ GUARDS = [
     ),
     Guard(
         "a key does not go idle under a lease",
-        "_settle_key",
+        "_requeue",
         ((r" AND \(cursor\.lease_until > clock_timestamp\(\)\) IS NOT TRUE", ""),),
         lease_scenes.resume_under_a_lease_that_is_done,
         r"Lease\(key='x'",

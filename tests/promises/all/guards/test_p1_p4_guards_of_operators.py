@@ -22,14 +22,14 @@ pytestmark = pytest.mark.slow
 GUARDS = [
     Guard(
         "settle_key looks for more commands",
-        "_settle_key",
+        "_requeue",
         (SETTLE_LOOK,),
         operator_scenes.skip_before_more,
         NOT_READY,
     ),
     Guard(
         "settle_key looks after the lock on a new snapshot",
-        "_settle_key",
+        "_requeue",
         (
             (
                 r"AND s\.key = was\.key(?= AND app|\s+FOR UPDATE)",
@@ -44,35 +44,35 @@ GUARDS = [
     ),
     Guard(
         "settle_key locks the key against its callers",
-        "_settle_key",
+        "_requeue",
         ((r" FOR UPDATE SKIP LOCKED", ""),),
         operator_scenes.skip_beside_an_open_append,
         NOT_READY,
     ),
     Guard(
         "settle_key waits for no caller",
-        "_settle_key",
+        "_requeue",
         ((r" SKIP LOCKED", ""),),
         operator_scenes.skip_beside_an_open_append,
         WAITS,
     ),
     Guard(
         "put_to_sleep says that the key went idle",
-        "_put_to_sleep",
+        "_make_idle",
         ((r"cursor\.applied_seq, true,", "cursor.applied_seq, false,"),),
         operator_scenes.skip_of_the_last_command,
         NOT_WOKEN,
     ),
     Guard(
         "put_to_sleep says it in the turn that there is",
-        "_put_to_sleep",
+        "_make_idle",
         ((r"SET drained = true", "SET drained = u.drained"),),
         lease_scenes.append_after_a_release,
         NOT_WOKEN,
     ),
     Guard(
         "put_to_sleep keeps the epoch for good",
-        "_put_to_sleep",
+        "_make_idle",
         (
             (
                 r"cursor\.key, cursor\.epoch,",

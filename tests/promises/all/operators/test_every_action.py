@@ -125,7 +125,7 @@ def test_an_operator_changes_nothing_past_the_record(orders: Database) -> None:
             "SELECT inturn._record_action('orders', 'x', 1, 'skip', 'no', NULL, NULL)",
             "SELECT inturn._move_past(c, 3) FROM inturn.key_cursor c",
             "SELECT inturn._save_key(c, c) FROM inturn.key_cursor c",
-            "SELECT inturn._put_to_sleep(c, c) FROM inturn.key_cursor c",
+            "SELECT inturn._make_idle(c, c) FROM inturn.key_cursor c",
         ):
             assert refusal(operator, statement).sqlstate == "42501", statement
 

@@ -2,7 +2,7 @@
 -- Internal to why.
 --
 -- Of characters as keys have them. Thousands for a long text: one that is longer than 64 characters has none.
-CREATE FUNCTION inturn._further_slips_of(typed text) RETURNS SETOF text
+CREATE FUNCTION inturn._further_spellings_of(typed text) RETURNS SETOF text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -14,4 +14,4 @@ CROSS JOIN string_to_table('abcdefghijklmnopqrstuvwxyz0123456789-_:./@#+'
                            NULL) c (one)
 WHERE length(typed) BETWEEN 2 AND 64 AND i + n.replaced <= length(typed) + 1
 $$;
-COMMENT ON FUNCTION inturn._further_slips_of IS 'Internal to why: a text as whoever mistyped a character may have meant it.';
+COMMENT ON FUNCTION inturn._further_spellings_of IS 'Internal to why: a text as whoever mistyped a character may have meant it.';

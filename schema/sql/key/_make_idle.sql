@@ -3,7 +3,7 @@
 -- cursor: where it stands; was: as it is stored. Where there was no turn under its epoch, an entry says that it went idle.
 -- The caller holds the key's row in key_sequence, has seen in a later statement that nothing is pending, and has locked
 -- the key's ticket.
-CREATE FUNCTION inturn._put_to_sleep(was inturn.key_cursor, cursor inturn.key_cursor) RETURNS void
+CREATE FUNCTION inturn._make_idle(was inturn.key_cursor, cursor inturn.key_cursor) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -21,4 +21,4 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._put_to_sleep IS 'Internal: lets a key go idle where it stands.';
+COMMENT ON FUNCTION inturn._make_idle IS 'Internal: lets a key go idle where it stands.';

@@ -2,7 +2,7 @@
 -- caller's. Internal to why. Locks what _find_locks does, for a moment.
 --
 -- next: the key's next command; its seq is NULL when nothing is pending.
-CREATE FUNCTION inturn._explain_hands(topic text, key text, next inturn.command_log)
+CREATE FUNCTION inturn._explain_locked(topic text, key text, next inturn.command_log)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -17,16 +17,16 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
          ELSE format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # %s', CASE jsonb_array_length(h.sessions) WHEN 1 THEN h.first->>'backend' ELSE 'BACKEND' END,
                      CASE WHEN h.applies THEN 'if it hangs: its turn is taken again' ELSE 'if it will never commit' END)
               -- To end one session after the other helps nobody: the command would hang the next.
-              || CASE WHEN h.applies AND NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = _explain_hands.topic AND t.timeout IS NOT NULL)
+              || CASE WHEN h.applies AND NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = _explain_locked.topic AND t.timeout IS NOT NULL)
                       THEN E'\ninturn topic set TOPIC --timeout 30s  # so that a command that hangs fails instead' ELSE '' END END,
     jsonb_build_object('sessions', h.sessions, 'seq', next.seq)
 FROM (
     SELECT s.sessions, s.sessions->0 AS first, s.sessions->0->>'kind' = 'applier' AS applies,
            inturn._name_sessions(s.sessions) AS who, s.sessions->0->'blocked_by'->>0 AS blocker
-    FROM inturn._find_locker(_explain_hands.topic, _explain_hands.key) c CROSS JOIN LATERAL (
-        SELECT inturn._session_facts(inturn._row_holders(c.locker, c.relation))) s (sessions)) h
+    FROM inturn._find_locker(_explain_locked.topic, _explain_locked.key) c CROSS JOIN LATERAL (
+        SELECT inturn._session_facts(inturn._lock_holders(c.locker, c.relation))) s (sessions)) h
 WHERE NOT jsonb_path_exists(h.sessions, '$[*] ? (@.kind == "caller")')
   -- Nobody is to be seen where whoever had it has let go of it meanwhile, as an applier does any moment.
-  AND (h.first IS NOT NULL OR (SELECT l.on_cursor FROM inturn._find_locks(_explain_hands.topic, _explain_hands.key) l))
+  AND (h.first IS NOT NULL OR (SELECT l.on_cursor FROM inturn._find_locks(_explain_locked.topic, _explain_locked.key) l))
 $$;
-COMMENT ON FUNCTION inturn._explain_hands IS 'Internal to why: explains a key that is locked by an applier or another session.';
+COMMENT ON FUNCTION inturn._explain_locked IS 'Internal to why: explains a key that is locked by an applier or another session.';

@@ -4,7 +4,7 @@
 --
 -- of_topic: NULL for all topics; those that are granted to other operators only are left out. Probes of the primary key for each topic, so this stays quick with millions of keys;
 -- those for a missing or wrong character are thousands, and made in the topic that is named, or in all of up to twenty.
-CREATE FUNCTION inturn._near_keys(of_topic text, wanted text, max_keys integer DEFAULT 5)
+CREATE FUNCTION inturn._similar_keys(of_topic text, wanted text, max_keys integer DEFAULT 5)
 RETURNS TABLE (topic text, key text)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -15,12 +15,12 @@ SELECT n.topic, n.key FROM (
     CROSS JOIN LATERAL (
         -- LIMIT 1: a probe each, whatever the planner thinks.
         SELECT CASE WHEN t.name = coalesce(of_topic, t.name) THEN 0 ELSE 1 END AS rank, c.topic, c.key
-        FROM inturn._slips_of(wanted) s (key) CROSS JOIN LATERAL (
+        FROM inturn._spellings_of(wanted) s (key) CROSS JOIN LATERAL (
             SELECT c.topic, c.key FROM inturn.key_sequence c
             WHERE c.topic = t.name AND c.key = s.key COLLATE "C" LIMIT 1) c
         UNION ALL
         SELECT 2, c.topic, c.key
-        FROM inturn._further_slips_of(wanted) s (key) CROSS JOIN LATERAL (
+        FROM inturn._further_spellings_of(wanted) s (key) CROSS JOIN LATERAL (
             SELECT c.topic, c.key FROM inturn.key_sequence c
             WHERE c.topic = t.name AND c.key = s.key COLLATE "C" LIMIT 1) c
         WHERE t.name = of_topic OR of_topic IS NULL AND few
@@ -39,4 +39,4 @@ SELECT n.topic, n.key FROM (
 WHERE (n.topic, n.key) IS DISTINCT FROM (of_topic, wanted)
 ORDER BY n.rank, abs(length(n.key) - length(wanted)), n.key, n.topic LIMIT max_keys
 $$;
-COMMENT ON FUNCTION inturn._near_keys IS 'Internal to why: keys that may be meant by one that is not there.';
+COMMENT ON FUNCTION inturn._similar_keys IS 'Internal to why: keys that may be meant by one that is not there.';

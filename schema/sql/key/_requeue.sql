@@ -5,7 +5,7 @@
 -- when it is over. After an empty turn the key is ready a little later, as finish has it.
 -- The caller has locked the key's ticket. Locks its row in key_sequence, skipping it if a caller holds it: then the key is
 -- ready, and an applier's turn will find out.
-CREATE FUNCTION inturn._settle_key(was inturn.key_cursor, cursor inturn.key_cursor) RETURNS inturn.key_cursor
+CREATE FUNCTION inturn._requeue(was inturn.key_cursor, cursor inturn.key_cursor) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -25,7 +25,7 @@ BEGIN
     IF drained THEN
         cursor := inturn._find_gap(cursor);
         IF cursor.waiting_at IS NULL AND inturn.key_state(cursor) <> 'paused' THEN
-            PERFORM inturn._put_to_sleep(was, cursor);
+            PERFORM inturn._make_idle(was, cursor);
             SELECT * INTO cursor FROM inturn.key_cursor c WHERE c.topic = was.topic AND c.key = was.key;
             RETURN cursor;
         ELSIF cursor.waiting_at IS NULL THEN
@@ -42,4 +42,4 @@ BEGIN
     RETURN cursor;
 END
 $$;
-COMMENT ON FUNCTION inturn._settle_key IS 'Internal: lets a key go idle, be ready, wait, or stay paused.';
+COMMENT ON FUNCTION inturn._requeue IS 'Internal: lets a key go idle, be ready, wait, or stay paused.';

@@ -1,6 +1,6 @@
 -- Returns a text as it may have been meant: itself, without spaces or quotes around it, in other case, without one
 -- of its characters, with two neighbours in each other's place. Internal to why.
-CREATE FUNCTION inturn._slips_of(typed text) RETURNS SETOF text
+CREATE FUNCTION inturn._spellings_of(typed text) RETURNS SETOF text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -12,4 +12,4 @@ UNION
 SELECT overlay(typed PLACING substr(typed, i + 1, 1) || substr(typed, i, 1) FROM i FOR 2)
 FROM generate_series(1, length(typed) - 1) i WHERE length(typed) <= 64
 $$;
-COMMENT ON FUNCTION inturn._slips_of IS 'Internal to why: a text as it may have been meant.';
+COMMENT ON FUNCTION inturn._spellings_of IS 'Internal to why: a text as it may have been meant.';
