@@ -48,7 +48,7 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ClaimedCommand:
     """A command as it was claimed: nothing of it was read yet that might fail.
 
     Attributes:

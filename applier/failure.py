@@ -8,8 +8,8 @@ from types import TracebackType
 
 import psycopg
 
-from inturn.applier.command import Order
-from inturn.applier.verdict import Asked, Verdict, asked
+from inturn.applier.command import ClaimedCommand
+from inturn.applier.verdict import Requested, Verdict, asked
 
 log = logging.getLogger("inturn.applier")
 
@@ -83,7 +83,7 @@ def encodable(text: str, info: psycopg.ConnectionInfo) -> str:
     return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
-def log_failure(order: Order, error: str, asks: Asked, outcome: str, *, by: str = "") -> None:
+def log_failure(order: ClaimedCommand, error: str, asks: Requested, outcome: str, *, by: str = "") -> None:
     """Log the failure of a command, and what becomes of it.
 
     Args:

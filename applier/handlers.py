@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast, overload
 
 import psycopg
 
-from inturn.applier.command import Command, Order
+from inturn.applier.command import ClaimedCommand, Command
 from inturn.schema.errors import InturnError
 
 Handler: TypeAlias = Callable[[psycopg.Connection[Any], Command], object]
@@ -158,7 +158,7 @@ class Applier:
         """Return the topic's batch handler; None: its commands are taken one by one."""
         return self._batch.get(topic)
 
-    def find_outside(self, command: Command | Order) -> OutsideHandler:
+    def find_outside(self, command: Command | ClaimedCommand) -> OutsideHandler:
         """Return the handler of a command that works outside.
 
         Raises:
@@ -166,7 +166,7 @@ class Applier:
         """
         return cast(OutsideHandler, self._find(command))
 
-    def _find(self, command: Command | Order) -> Handler | OutsideHandler:
+    def _find(self, command: Command | ClaimedCommand) -> Handler | OutsideHandler:
         handlers = self._handlers.get(command.topic, {})
         found = handlers.get(command.name) or handlers.get(None)
         if found is None:

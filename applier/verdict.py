@@ -92,7 +92,7 @@ _ASKING = {verdict.sqlstate for verdict in (Retry, Outage, Hold, Skip)}
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Requested:
     """What a handler asked for, as a SQL target says it; no sqlstate: nothing."""
 
     sqlstate: str | None = None
@@ -111,15 +111,15 @@ class Asked:
         return self.sqlstate == Skip.sqlstate
 
 
-NOTHING = Asked()
+NOTHING = Requested()
 
 
-def asked(error: BaseException) -> Asked:
+def asked(error: BaseException) -> Requested:
     """Return what an error that left a handler asks for: a Verdict, or a SQL function's SQLSTATE for one."""
     if isinstance(error, _Later) and error.after is not None:
-        return Asked(error.sqlstate, f"{error.after.total_seconds():.6f} seconds")
+        return Requested(error.sqlstate, f"{error.after.total_seconds():.6f} seconds")
     if isinstance(error, Verdict):
-        return Asked(error.sqlstate)
+        return Requested(error.sqlstate)
     if isinstance(error, psycopg.Error) and error.diag.sqlstate in _ASKING:
-        return Asked(error.diag.sqlstate, error.diag.message_detail)
+        return Requested(error.diag.sqlstate, error.diag.message_detail)
     return NOTHING

@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Literal, NamedTuple, TypeAlias
 
 from inturn.applier.calls.call import Call, all_as, first_as, statement, value
-from inturn.applier.verdict import Asked
+from inturn.applier.verdict import Requested
 
-Kept: TypeAlias = Literal["kept", "let go", "fenced"]
+LeaseOutcome: TypeAlias = Literal["kept", "let go", "fenced"]
 
 
 # Taken alone.
@@ -75,7 +75,7 @@ def end_alone(schema: str, topic: str, key: str, epoch: int, done_seq: int) -> C
 
 
 def fail_alone(
-    schema: str, topic: str, key: str, epoch: int, done_seq: int, error: str, asked: Asked
+    schema: str, topic: str, key: str, epoch: int, done_seq: int, error: str, asked: Requested
 ) -> Call[str]:
     """Return the call that ends it when the command after done_seq failed; it says the outcome."""
     return Call(
@@ -146,7 +146,7 @@ class Progress(NamedTuple):
 class Recorded(NamedTuple):
     """What became of a lease. seconds: how long it lasts from now on; None: it does not."""
 
-    outcome: Kept
+    outcome: LeaseOutcome
     seconds: float | None
 
 
@@ -170,7 +170,7 @@ def record_progress(schema: str, steps: Sequence[Progress]) -> Call[list[Recorde
     )
 
 
-def fail(schema: str, topic: str, key: str, epoch: int, seq: int, error: str, asked: Asked) -> Call[str]:
+def fail(schema: str, topic: str, key: str, epoch: int, seq: int, error: str, asked: Requested) -> Call[str]:
     """Return the call that ends a lease whose next command failed; it says the outcome."""
     return Call(
         statement(

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from inturn.applier.calls.call import Call, all_as, nothing, statement, value
-from inturn.applier.verdict import Asked
+from inturn.applier.verdict import Requested
 
 
 class Claimed(NamedTuple):
@@ -77,7 +77,7 @@ def finish(schema: str, topic: str, turns: Sequence[Done], applier_id: str) -> C
 
 
 def fail(
-    schema: str, topic: str, turn: Done, failed_seq: int, error: str, asked: Asked, applier_id: str
+    schema: str, topic: str, turn: Done, failed_seq: int, error: str, asked: Requested, applier_id: str
 ) -> Call[str]:
     """Return the call that ends a turn of which a command failed; it says the outcome."""
     return Call(

@@ -16,12 +16,12 @@ from urllib.parse import quote
 import httpx2
 
 from inturn.applier import headers as names
-from inturn.applier.command import Order
+from inturn.applier.command import ClaimedCommand
 from inturn.applier.failure import storable
 from inturn.applier.http.signature import Signer
 from inturn.applier.outside.effect import Failed, LeaseOver, Timeouts
 from inturn.applier.outside.leases import Lease
-from inturn.applier.verdict import Asked, Hold, Retry
+from inturn.applier.verdict import Hold, Requested, Retry
 
 #: Beside 5xx: it may work later. All other answers but 2xx will not change by asking again.
 RETRY_STATUSES = frozenset({408, 425, 429})
@@ -48,10 +48,10 @@ class HttpEffect:
         self._timeouts = timeouts
         self._connections = _Connections()
 
-    def stops_when_cut(self, order: Order) -> bool:  # noqa: ARG002 - see Effect
+    def stops_when_cut(self, order: ClaimedCommand) -> bool:  # noqa: ARG002 - see Effect
         return True  # a post that is cancelled closes its connection
 
-    async def apply(self, order: Order, lease: Lease) -> Failed | None:
+    async def apply(self, order: ClaimedCommand, lease: Lease) -> Failed | None:
         """Post a command; return None when it took effect.
 
         Raises:
@@ -62,7 +62,7 @@ class HttpEffect:
         )
         if _climbs(self._address, url):
             what = f"the command's name {order.name!r} and key {order.key!r}"
-            return Failed(storable(f"{what} make no address"), Asked(Hold.sqlstate))
+            return Failed(storable(f"{what} make no address"), Requested(Hold.sqlstate))
         try:
             async with asyncio.timeout(self._timeouts.whole):
                 try:
@@ -73,7 +73,7 @@ class HttpEffect:
         except TimeoutError:
             return Failed(f"POST {_shown(url)}: no answer within {self._timeouts.whole:g} s", outage=True)
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:
-            return Failed(storable(f"POST {_shown(url)}: {error}"), Asked(Hold.sqlstate))
+            return Failed(storable(f"POST {_shown(url)}: {error}"), Requested(Hold.sqlstate))
         except (httpx2.TransportError, OSError, ValueError) as error:
             what = str(error) or type(error).__name__
             return Failed(storable(f"POST {_shown(url)}: {what}"), outage=True)
@@ -86,7 +86,9 @@ class HttpEffect:
         """Close all connections."""
         await self._connections.close()
 
-    async def _post(self, url: str, order: Order, lease: Lease, *, fresh: bool = False) -> Failed | None:
+    async def _post(
+        self, url: str, order: ClaimedCommand, lease: Lease, *, fresh: bool = False
+    ) -> Failed | None:
         connection = _Connection() if fresh else self._connections.take()
         kept = connection.used
         watch = _Watch(lease)
@@ -123,7 +125,7 @@ class HttpEffect:
             else:
                 await connection.close()
 
-    def _headers(self, order: Order, lease: Lease) -> dict[str, str]:
+    def _headers(self, order: ClaimedCommand, lease: Lease) -> dict[str, str]:
         command_id = names.command_id(order.topic, order.key, order.seq, order.name)
         headers = {
             "content-type": "application/json",
@@ -192,7 +194,7 @@ class _Connection:
 
 
 class _Connections:
-    """Kept connections to one service, the last used first."""
+    """LeaseOutcome connections to one service, the last used first."""
 
     def __init__(self) -> None:
         self._idle: deque[_Connection] = deque()
@@ -260,9 +262,9 @@ def _meaning(url: str, response: httpx2.Response, start: bytes, lease: Lease) ->
         error += f"\n\n{text[:KEPT_CHARACTERS]}" + ("..." if len(text) > KEPT_CHARACTERS else "")
     error = storable(error)
     if status not in RETRY_STATUSES and not response.is_server_error:
-        return Failed(error, Asked(Hold.sqlstate))
+        return Failed(error, Requested(Hold.sqlstate))
     after = retry_after(response.headers, lease.database_time())
-    asked = Asked(Retry.sqlstate, None if after is None else f"{after:.3f} seconds")
+    asked = Requested(Retry.sqlstate, None if after is None else f"{after:.3f} seconds")
     return Failed(error, asked, outage=response.is_server_error)
 
 

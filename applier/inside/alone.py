@@ -16,7 +16,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from inturn.applier import calls
-from inturn.applier.command import Order
+from inturn.applier.command import ClaimedCommand
 from inturn.applier.failure import describe, encodable
 from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.session import SessionChanged, session_of
@@ -165,7 +165,7 @@ def _end_if_upgraded(error: BaseException, connection: psycopg.Connection[Any], 
         raise
 
 
-def lose_overdue(connection: psycopg.Connection[Any], schema: str, order: Order, error: str) -> None:
+def lose_overdue(connection: psycopg.Connection[Any], schema: str, order: ClaimedCommand, error: str) -> None:
     """Charge a command whose turn was taken alone, and whose session was ended because of it.
 
     Nothing is changed when it was not alone.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import psycopg
 
 from inturn.applier.breaker import Breaker
-from inturn.applier.command import Order
+from inturn.applier.command import ClaimedCommand
 
 #: The clock hand before the first claim: start from the oldest ready key.
 OLDEST = "-infinity"
@@ -22,7 +22,7 @@ class Handled(NamedTuple):
     began_at: by this machine's clock (time.time()). seconds: its share, where one call took several commands.
     """
 
-    order: Order
+    order: ClaimedCommand
     began_at: float
     seconds: float
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from inturn.applier.command import Order
+from inturn.applier.command import ClaimedCommand
 from inturn.schema.errors import InturnError
 
 #: A process with so many threads that were given up ends: they take memory and processor, and stay.
@@ -28,7 +28,7 @@ class TooManyAbandoned(InturnError):
 class Overdue(NamedTuple):
     """A command that takes too long. timeout: how long it may, in seconds; is_alone: see Hand.holding."""
 
-    order: Order
+    order: ClaimedCommand
     timeout: float
     is_alone: bool
 
@@ -38,13 +38,13 @@ class Hand:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._order: Order | None = None
+        self._order: ClaimedCommand | None = None
         self._end_at = float("inf")
         self._length = 0.0
         self._is_alone = False
 
     @contextmanager
-    def holding(self, order: Order, timeout: float | None, *, is_alone: bool) -> Iterator[None]:
+    def holding(self, order: ClaimedCommand, timeout: float | None, *, is_alone: bool) -> Iterator[None]:
         """Hold a command.
 
         Args:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar, cast
 
 from inturn.applier.breaker import is_outage
-from inturn.applier.command import Command, Order, handling
+from inturn.applier.command import ClaimedCommand, Command, handling
 from inturn.applier.failure import describe
 from inturn.applier.handlers import (
     Applier,
@@ -22,7 +22,7 @@ from inturn.applier.handlers import (
     refuse_unrun,
 )
 from inturn.applier.outside.leases import Lease
-from inturn.applier.verdict import NOTHING, Asked, asked
+from inturn.applier.verdict import NOTHING, Requested, asked
 
 _T = TypeVar("_T")
 _Start: TypeAlias = Callable[[Command], Awaitable[object]]
@@ -39,7 +39,7 @@ class Failed:
     """
 
     error: str
-    asked: Asked = NOTHING
+    asked: Requested = NOTHING
     outage: bool = False
 
 
@@ -61,11 +61,11 @@ class Timeouts:
 class Effect(Protocol):
     """What applies the commands of a topic outside the database."""
 
-    def stops_when_cut(self, order: Order) -> bool:
+    def stops_when_cut(self, order: ClaimedCommand) -> bool:
         """Return whether a cancelled `apply` has ended its work, as far as this process goes."""
         ...
 
-    async def apply(self, order: Order, lease: Lease) -> Failed | None:
+    async def apply(self, order: ClaimedCommand, lease: Lease) -> Failed | None:
         """Do a command; return None when it took effect. Raises nothing but CancelledError and LeaseOver."""
         ...
 
@@ -88,14 +88,14 @@ class HandlerEffect:
 
     applier: Applier
 
-    def stops_when_cut(self, order: Order) -> bool:
+    def stops_when_cut(self, order: ClaimedCommand) -> bool:
         # A thread cannot be ended: its key stays leased until the lease runs out.
         try:
             return is_coroutine_function(self.applier.find_outside(order))
         except NoHandler:
             return True
 
-    async def apply(self, order: Order, lease: Lease) -> Failed | None:  # noqa: ARG002 - see Effect
+    async def apply(self, order: ClaimedCommand, lease: Lease) -> Failed | None:  # noqa: ARG002 - see Effect
         try:
             command = order.read(self.applier.parse_float)
             handler = self.applier.find_outside(command)

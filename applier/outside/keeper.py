@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from inturn.applier.outside.lanes import Work, place
-from inturn.applier.outside.leases import Step
+from inturn.applier.outside.leases import LeaseStep
 from inturn.applier.outside.recorder import Recorder
 
 log = logging.getLogger("inturn.applier")
@@ -35,7 +35,7 @@ async def keep_leases(works: Callable[[], Sequence[Work]], recorder: Recorder) -
 async def _renew(work: Work, recorder: Recorder) -> None:
     try:
         # A command that ended meanwhile may have ended the lease: that is not to be told.
-        kept = await recorder.record(Step(work.lease))
+        kept = await recorder.record(LeaseStep(work.lease))
         if kept == "fenced" and work.at_work:
             work.fenced = True
             log.warning("fenced off: the lease is gone, its command is cut off", extra=place(work.lease))

@@ -15,10 +15,10 @@ from typing import Any, TypeAlias
 import psycopg
 
 from inturn.applier import calls
-from inturn.applier.calls.lease import Kept, Progress
-from inturn.applier.command import Order
+from inturn.applier.calls.lease import LeaseOutcome, Progress
+from inturn.applier.command import ClaimedCommand
 from inturn.applier.failure import encodable
-from inturn.applier.verdict import Asked
+from inturn.applier.verdict import Requested
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
 
@@ -39,7 +39,7 @@ class Lease:
     length: float
     ends_at: float
     epoch_at_zero: float
-    orders: list[Order] = field(default_factory=list)
+    orders: list[ClaimedCommand] = field(default_factory=list)
     size: int = 0
 
     def extend(self, ends_at: float) -> None:
@@ -58,7 +58,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LeaseStep:
     """What is to be recorded of a lease: that seq took effect (None: it is renewed), and if it ends."""
 
     lease: Lease
@@ -97,11 +97,11 @@ class Leases:
             if lease is None:
                 # From before the claim was sent: the lease ends here no later than there.
                 lease = leases[key] = Lease(topic, key, epoch, left, asked_at + left, now - asked_at)
-            lease.orders.append(Order(topic, key, seq, name, payload, created_at, attempt, epoch))
+            lease.orders.append(ClaimedCommand(topic, key, seq, name, payload, created_at, attempt, epoch))
             lease.size += len(payload)
         return list(leases.values())
 
-    async def record(self, connection: Connection, steps: Sequence[Step]) -> list[Kept]:
+    async def record(self, connection: Connection, steps: Sequence[LeaseStep]) -> list[LeaseOutcome]:
         """Record steps of different leases in one transaction, and extend the leases that are kept.
 
         Raises:
@@ -113,14 +113,16 @@ class Leases:
             for step in steps
         ]
         recorded = await calls.lease.record_progress(self._schema, progress).on_async(connection)
-        outcomes: list[Kept] = []
+        outcomes: list[LeaseOutcome] = []
         for step, (outcome, seconds) in zip(steps, recorded, strict=True):
             if seconds is not None:
                 step.lease.extend(asked_at + seconds)
             outcomes.append(outcome)
         return outcomes
 
-    async def fail(self, connection: Connection, order: Order, error: str, asked: Asked) -> tuple[str, int]:
+    async def fail(
+        self, connection: Connection, order: ClaimedCommand, error: str, asked: Requested
+    ) -> tuple[str, int]:
         """End a lease whose next command failed; return the outcome, and how many commands were passed over.
 
         Raises:

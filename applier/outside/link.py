@@ -1,4 +1,4 @@
-"""Link: a connection to the database for many coroutines, made again when it is lost."""
+"""SharedConnection: a connection to the database for many coroutines, made again when it is lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AGAIN = {"40001", "40P01"}
 _CHECK_STOP_SECONDS = 0.1
 
 
-class Link:
+class SharedConnection:
     """Runs statements on one connection in autocommit, one after the other."""
 
     def __init__(

@@ -8,9 +8,9 @@ import logging
 
 import psycopg
 
-from inturn.applier.calls.lease import Kept
-from inturn.applier.outside.leases import Leases, Step
-from inturn.applier.outside.link import Link
+from inturn.applier.calls.lease import LeaseOutcome
+from inturn.applier.outside.leases import Leases, LeaseStep
+from inturn.applier.outside.link import SharedConnection
 from inturn.schema.errors import SchemaMismatch
 
 log = logging.getLogger("inturn.applier")
@@ -22,20 +22,20 @@ MAX_STEPS = 200
 class Recorder:
     """Takes steps from many coroutines; `run` records them."""
 
-    def __init__(self, leases: Leases, link: Link) -> None:
+    def __init__(self, leases: Leases, link: SharedConnection) -> None:
         self._leases = leases
         self._link = link
-        self._waiting: list[tuple[Step, asyncio.Future[Kept]]] = []
+        self._waiting: list[tuple[LeaseStep, asyncio.Future[LeaseOutcome]]] = []
         self._arrived = asyncio.Event()
 
-    async def record(self, step: Step) -> Kept:
+    async def record(self, step: LeaseStep) -> LeaseOutcome:
         """Have a step recorded; return what became of its lease once that is committed.
 
         Raises:
             psycopg.Error: the database was lost for good.
             SchemaMismatch: the schema was upgraded meanwhile.
         """
-        future: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[LeaseOutcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((step, future))
         self._arrived.set()
         return await future
@@ -49,7 +49,7 @@ class Recorder:
                 self._arrived.clear()
             await self._write(taken)
 
-    async def _write(self, taken: list[tuple[Step, asyncio.Future[Kept]]]) -> None:
+    async def _write(self, taken: list[tuple[LeaseStep, asyncio.Future[LeaseOutcome]]]) -> None:
         steps = [step for step, _ in taken]
         try:
             outcomes = await self._link.run(functools.partial(self._leases.record, steps=steps), patient=True)

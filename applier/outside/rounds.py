@@ -18,7 +18,7 @@ from inturn.applier.metrics.tallies import CLAIMS, Tallies
 from inturn.applier.outside.effect import in_thread
 from inturn.applier.outside.lanes import Lane, Lanes, Work
 from inturn.applier.outside.leases import Leases
-from inturn.applier.outside.link import Link
+from inturn.applier.outside.link import SharedConnection
 from inturn.applier.stop import LoopBell, Stop
 from inturn.schema.errors import UnknownTopic
 
@@ -40,7 +40,7 @@ class OutsideRounds:
         self,
         lanes: Lanes,
         leases: Leases,
-        link: Link,
+        link: SharedConnection,
         take: Callable[[Lane, Work], Coroutine[Any, Any, None]],
         *,
         drain: bool,

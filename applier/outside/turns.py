@@ -11,15 +11,15 @@ from contextlib import suppress
 
 import psycopg
 
-from inturn.applier.calls.lease import Kept
-from inturn.applier.command import Order
+from inturn.applier.calls.lease import LeaseOutcome
+from inturn.applier.command import ClaimedCommand
 from inturn.applier.failure import log_failure
 from inturn.applier.inside.batch import Handled
 from inturn.applier.metrics.tallies import COMMANDS, LOST_LEASES, TURNS, Tallies
 from inturn.applier.outside.effect import Failed, LeaseOver
 from inturn.applier.outside.lanes import Lane, Work, place
-from inturn.applier.outside.leases import Lease, Leases, Step
-from inturn.applier.outside.link import Link
+from inturn.applier.outside.leases import Lease, Leases, LeaseStep
+from inturn.applier.outside.link import SharedConnection
 from inturn.applier.outside.recorder import Recorder
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import LoopBell, Stop
@@ -38,14 +38,14 @@ class OutsideTurns:
     def __init__(
         self,
         leases: Leases,
-        link: Link,
+        link: SharedConnection,
         recorder: Recorder,
         *,
         stop: Stop,
         bell: LoopBell,
         totals: Totals,
         tallies: Tallies,
-        give_up: Callable[[Order], None],
+        give_up: Callable[[ClaimedCommand], None],
     ) -> None:
         """Make one.
 
@@ -129,8 +129,8 @@ class OutsideTurns:
         with suppress(psycopg.Error, SchemaMismatch):  # the lease runs out
             log.warning("%s", await self._link.run(lose, patient=True), extra=place(lease))
 
-    async def _record(self, work: Work, seq: int | None = None, *, release: bool = False) -> Kept:
-        kept = await self._recorder.record(Step(work.lease, seq, release))
+    async def _record(self, work: Work, seq: int | None = None, *, release: bool = False) -> LeaseOutcome:
+        kept = await self._recorder.record(LeaseStep(work.lease, seq, release))
         if kept == "fenced" and not work.fenced:
             work.fenced = True
             self._tallies.count(LOST_LEASES, work.lease.topic)
@@ -140,7 +140,7 @@ class OutsideTurns:
     def _must_stop(self, lane: Lane, work: Work) -> bool:
         return self._stop.requested or (lane.breaker.open and not work.probe)
 
-    async def _do(self, lane: Lane, work: Work, order: Order) -> Failed | None:
+    async def _do(self, lane: Lane, work: Work, order: ClaimedCommand) -> Failed | None:
         work.at_work = True
         began_at, started_at = time.time(), time.monotonic()
         try:
@@ -164,7 +164,7 @@ class OutsideTurns:
             work.at_work = False
             self._tallies.count_handled(lane.topic, Handled(order, began_at, time.monotonic() - started_at))
 
-    async def _fail(self, lane: Lane, work: Work, order: Order, failed: Failed) -> None:
+    async def _fail(self, lane: Lane, work: Work, order: ClaimedCommand, failed: Failed) -> None:
         if failed.outage:
             if not lane.breaker.failed(order.key, failed.error, probe=work.probe):
                 await self._record(work, release=True)

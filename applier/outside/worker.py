@@ -12,14 +12,14 @@ from typing import Any
 import psycopg
 
 from inturn.applier.breaker import Breaker
-from inturn.applier.command import Order
+from inturn.applier.command import ClaimedCommand
 from inturn.applier.inside.hand import MOST_ABANDONED, TooManyAbandoned
 from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.outside.effect import in_thread
 from inturn.applier.outside.keeper import keep_leases
 from inturn.applier.outside.lanes import Lanes, OutsideTarget
 from inturn.applier.outside.leases import Leases
-from inturn.applier.outside.link import Link
+from inturn.applier.outside.link import SharedConnection
 from inturn.applier.outside.recorder import Recorder
 from inturn.applier.outside.rounds import CHECK_STOP_SECONDS, OutsideRounds
 from inturn.applier.outside.turns import OutsideTurns
@@ -107,7 +107,7 @@ class OutsideWorker:
 
     async def _main(self) -> None:
         self._bell.attach(asyncio.get_running_loop())
-        link = Link(
+        link = SharedConnection(
             self._connect_async,
             stop=self._stop,
             drain=self._drain,
@@ -149,7 +149,9 @@ class OutsideWorker:
         self.error = error
         self._stop.request()
 
-    def _rounds(self, link: Link, recorder: Recorder, helpers: list[asyncio.Task[None]]) -> OutsideRounds:
+    def _rounds(
+        self, link: SharedConnection, recorder: Recorder, helpers: list[asyncio.Task[None]]
+    ) -> OutsideRounds:
         turns = OutsideTurns(
             self._leases,
             link,
@@ -178,7 +180,7 @@ class OutsideWorker:
         """The breaker of each topic."""
         return self._lanes.breakers
 
-    def _give_up(self, order: Order) -> None:
+    def _give_up(self, order: ClaimedCommand) -> None:
         """Count a thread that is left behind, because it cannot be ended."""
         self.abandoned += 1
         if self.abandoned >= MOST_ABANDONED:

@@ -13,7 +13,7 @@ from support.database import Database
 from support.process import run_inturn
 from support.refusal import refusal
 
-from inturn.applier.command import Order
+from inturn.applier.command import ClaimedCommand
 from inturn.applier.http.effect import HttpEffect
 from inturn.applier.http.signature import Signer, signer_of
 from inturn.applier.outside.effect import Failed, Timeouts
@@ -88,7 +88,7 @@ def posted(address: str, name: str, key: str) -> Failed | None:
     async def post() -> Failed | None:
         effect = HttpEffect(address, None, Timeouts(connect=5, read=5, whole=5))
         lease = Mock(alive=lambda: True, database_time=lambda: 0.0)
-        order = Mock(spec=Order, topic="t", key=key, seq=1, epoch=1, attempt=1, payload="{}")
+        order = Mock(spec=ClaimedCommand, topic="t", key=key, seq=1, epoch=1, attempt=1, payload="{}")
         order.name = name
         try:
             return await effect.apply(order, lease)

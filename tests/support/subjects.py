@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from inturn.applier import Applier, Command, targets
-from inturn.applier.command import Order
+from inturn.applier.command import ClaimedCommand
 from inturn.applier.outside.effect import Effect, Failed
 from inturn.applier.outside.leases import Lease
 from inturn.applier.targets import Kind, Parts, Served
@@ -172,10 +172,10 @@ class _FileEffect:
         self._path = path
         self._lock = threading.Lock()
 
-    def stops_when_cut(self, order: Order) -> bool:
+    def stops_when_cut(self, order: ClaimedCommand) -> bool:
         return True
 
-    async def apply(self, order: Order, lease: Lease) -> Failed | None:
+    async def apply(self, order: ClaimedCommand, lease: Lease) -> Failed | None:
         if _refuses(order.name, order.attempt):
             return Failed(f"refused {order.key}")
         with self._lock, self._path.open("a") as file:

@@ -10,7 +10,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from inturn.applier import calls
-from inturn.applier.command import Order, handling
+from inturn.applier.command import ClaimedCommand, handling
 from inturn.applier.handlers import Applier, count_done, refuse_unrun
 from inturn.applier.inside.batch import Handled
 from inturn.applier.inside.hand import Hand
@@ -42,7 +42,7 @@ class HandlerCalls:
         self,
         connection: psycopg.Connection[Any],
         turn: Turn,
-        orders: list[Order],
+        orders: list[ClaimedCommand],
         leave_at: float,
         *,
         check: bool = False,
@@ -79,13 +79,13 @@ class HandlerCalls:
                 raise CommandFailed(index, called[0]) from error
             turn.done_seq = called[done - 1].seq
 
-    def _split(self, orders: list[Order]) -> list[list[Order]]:
+    def _split(self, orders: list[ClaimedCommand]) -> list[list[ClaimedCommand]]:
         """Return what each call gets: a command, or all of them for a batch handler."""
         if orders and self.applier.find_batch(orders[0].topic) is not None:
             return [orders]
         return [[order] for order in orders]
 
-    def _call(self, connection: psycopg.Connection[Any], turn: Turn, orders: list[Order]) -> int:
+    def _call(self, connection: psycopg.Connection[Any], turn: Turn, orders: list[ClaimedCommand]) -> int:
         """Read payloads and call the handler: what depends on data runs nowhere else.
 
         Returns:
@@ -116,7 +116,7 @@ class HandlerCalls:
     def _check_effects(self, connection: psycopg.Connection[Any]) -> None:
         session_of(connection).call(calls.turn.check_effects(self.schema))
 
-    def check_all(self, connection: psycopg.Connection[Any], orders: list[Order]) -> None:
+    def check_all(self, connection: psycopg.Connection[Any], orders: list[ClaimedCommand]) -> None:
         """Check what the commands of a turn did, all together.
 
         Raises:
@@ -132,7 +132,7 @@ class HandlerCalls:
                 raise CommandFailed(0, orders[0]) from error
             raise Violated from error
 
-    def _check_transaction(self, connection: psycopg.Connection[Any], order: Order) -> None:
+    def _check_transaction(self, connection: psycopg.Connection[Any], order: ClaimedCommand) -> None:
         if connection.closed:
             raise psycopg.OperationalError("the handler closed the connection, or it was lost")
         status = connection.info.transaction_status
@@ -144,7 +144,7 @@ class HandlerCalls:
         if status is not TransactionStatus.INTRANS:
             raise self.broke(order)
 
-    def broke(self, order: Order) -> HandlerBrokeTransaction:
+    def broke(self, order: ClaimedCommand) -> HandlerBrokeTransaction:
         """Return what is to be raised when a command, or one before it, has ended the transaction."""
         return HandlerBrokeTransaction(
             f"the handler of command {order.name!r}, or one before it, ended the transaction",

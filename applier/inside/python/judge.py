@@ -9,12 +9,12 @@ import psycopg
 
 from inturn.applier import calls
 from inturn.applier.breaker import Breaker, is_outage
-from inturn.applier.command import Order
+from inturn.applier.command import ClaimedCommand
 from inturn.applier.failure import describe
 from inturn.applier.handlers import NoHandler
 from inturn.applier.inside.python.turn import Turn
 from inturn.applier.inside.session import session_of
-from inturn.applier.verdict import Asked, Outage, asked
+from inturn.applier.verdict import Outage, Requested, asked
 from inturn.schema.version import check_after
 
 #: How long a command waits that no handler takes, while another process serves the topic.
@@ -31,7 +31,7 @@ class Judge:
     breaker: Breaker
 
     def judge(
-        self, connection: psycopg.Connection[Any], turn: Turn, order: Order, error: BaseException
+        self, connection: psycopg.Connection[Any], turn: Turn, order: ClaimedCommand, error: BaseException
     ) -> None:
         """Note that a command failed, and what becomes of it.
 
@@ -43,10 +43,10 @@ class Judge:
         if isinstance(error, NoHandler):
             if self._has_others(connection):
                 # A deployment is under way: another process may know the command.
-                turn.asked = Asked(Outage.sqlstate, NO_HANDLER_WAIT)
+                turn.asked = Requested(Outage.sqlstate, NO_HANDLER_WAIT)
         elif turn.asked.sqlstate is None and is_outage(error):
             if not self.breaker.failed(turn.key, turn.error, probe=self.breaker.is_probing):
-                turn.asked = Asked(Outage.sqlstate)
+                turn.asked = Requested(Outage.sqlstate)
         elif not turn.asked.outage:
             self.breaker.succeeded()
 

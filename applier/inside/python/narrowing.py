@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from inturn.applier import pacing
-from inturn.applier.command import Order
+from inturn.applier.command import ClaimedCommand
 from inturn.applier.inside.python.handler_calls import HandlerCalls
 from inturn.applier.inside.python.judge import Judge
 from inturn.applier.inside.python.turn import CommandFailed, Turn
@@ -62,7 +62,7 @@ class Narrowing:
                 size = 1 if time.monotonic() > started_at + SLOW_SECONDS else len(called) // 2
 
     def _call(
-        self, connection: psycopg.Connection[Any], turn: Turn, orders: list[Order], leave_at: float
+        self, connection: psycopg.Connection[Any], turn: Turn, orders: list[ClaimedCommand], leave_at: float
     ) -> BaseException | None:
         """Call the handler under a savepoint; return what it failed with."""
         try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from inturn.applier.command import Order
+from inturn.applier.command import ClaimedCommand
 from inturn.applier.inside.batch import Handled
-from inturn.applier.verdict import NOTHING, Asked
+from inturn.applier.verdict import NOTHING, Requested
 from inturn.schema.errors import InturnError
 
 
@@ -18,7 +18,7 @@ class HandlerBrokeTransaction(InturnError):
 class CommandFailed(Exception):
     """A command's handler raised its cause."""
 
-    def __init__(self, index: int, order: Order) -> None:
+    def __init__(self, index: int, order: ClaimedCommand) -> None:
         super().__init__(index, order)
         self.index = index
         self.order = order
@@ -45,11 +45,11 @@ class Turn:
     epoch: int
     attempt: int
     ready_at: datetime
-    orders: list[Order] = field(default_factory=list)
+    orders: list[ClaimedCommand] = field(default_factory=list)
     done_seq: int = 0
-    failed: Order | None = None
+    failed: ClaimedCommand | None = None
     error: str = ""
-    asked: Asked = NOTHING
+    asked: Requested = NOTHING
     outcome: str = "applied"
     skipped: int = 0
     is_alone: bool = False
@@ -58,7 +58,7 @@ class Turn:
     #: Up to where commands after the last of `orders` were merged into nothing.
     gone_seq: int | None = None
 
-    def take(self, order: Order) -> None:
+    def take(self, order: ClaimedCommand) -> None:
         """Take up a command."""
         self.gone_seq = None
         self.orders.append(order)

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from inturn.applier import calls
-from inturn.applier.command import Order
+from inturn.applier.command import ClaimedCommand
 from inturn.applier.failure import describe, encodable
 from inturn.applier.inside.alone import Alone
 from inturn.applier.inside.python.turn import HandlerBrokeTransaction, Lost, Turn
@@ -77,7 +77,7 @@ class TurnRecords:
             turn.gone_seq = seq
             return
         attempt, epoch = turn.attempt, turn.epoch
-        turn.take(Order(self.topic, turn.key, seq, name, payload, created_at, attempt, epoch))
+        turn.take(ClaimedCommand(self.topic, turn.key, seq, name, payload, created_at, attempt, epoch))
 
     def end(self, connection: psycopg.Connection[Any], turns: list[Turn]) -> None:
         """Record what became of turns that were claimed in this transaction."""
@@ -118,7 +118,7 @@ class TurnRecords:
             if claimed:
                 self._fail(connection, turn, turn.failed)
 
-    def _fail(self, connection: psycopg.Connection[Any], turn: Turn, failed: Order) -> None:
+    def _fail(self, connection: psycopg.Connection[Any], turn: Turn, failed: ClaimedCommand) -> None:
         error = encodable(turn.error, connection.info)
         turn.outcome = session_of(connection).call(
             calls.turn.fail(
@@ -127,7 +127,7 @@ class TurnRecords:
         )
         self._count_skipped(connection, turn, failed)
 
-    def _count_skipped(self, connection: psycopg.Connection[Any], turn: Turn, failed: Order) -> None:
+    def _count_skipped(self, connection: psycopg.Connection[Any], turn: Turn, failed: ClaimedCommand) -> None:
         if turn.outcome in {"skipped", "cancelled"}:
             turn.skipped = session_of(connection).call(
                 calls.turn.count_skipped(self.schema, self.topic, turn.key, failed.seq, turn.epoch)

@@ -39,7 +39,7 @@ from support.process import inturn_apply, run_apply
 from support.server import Server
 
 from inturn.applier import Applier, Fleet, Timeouts
-from inturn.applier.command import Order
+from inturn.applier.command import ClaimedCommand
 from inturn.applier.http.effect import HttpEffect
 from inturn.applier.outside.effect import LeaseOver
 from inturn.applier.outside.leases import Lease
@@ -155,7 +155,7 @@ def test_a_lease_that_cannot_be_renewed_ends_its_work(database: Database, b: B) 
 
 def test_nothing_is_sent_on_a_lease_that_ran_out_before_the_connection_was_there(b: B) -> None:
     now = datetime.now(UTC)
-    order = Order(TOPIC, "a", 1, "one", "{}", now, 1, 1)
+    order = ClaimedCommand(TOPIC, "a", 1, "one", "{}", now, 1, 1)
 
     async def post(seconds: float) -> object:
         lease = Lease(TOPIC, "a", 1, 1.0, time.monotonic() + seconds, 0.0, [order])
