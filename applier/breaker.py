@@ -1,4 +1,4 @@
-"""Breaker: keeps what does not answer from being asked by more than one key at a time."""
+"""Breaker: while a target does not answer, only one key at a time is tried."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inturn.schema.errors import InturnError
 
 log = logging.getLogger("inturn.applier")
 
-#: Outages of so many different keys in a row, with no success between them, open a topic's breaker.
+#: How many outages of different keys in a row, with no success between them, open a topic's breaker.
 OPENING_FAILURES = 5
 #: The pause before the first probe; doubled up to the second; of each, half to the whole.
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 30.0
@@ -29,10 +29,11 @@ _OUTAGE = re.compile("Connect|Timeout|TimedOut|Unavailable|Unreachable|Transport
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether an error looks like the world's, rather than the command's.
+    """Return whether an error looks like an outage, rather than the command's fault.
 
-    That is an OSError, which most clients derive theirs from, or one whose class, or a class that it is
-    derived from, is called like one of the network. What PostgreSQL says of a statement is none.
+    An outage is an OSError, from which most clients derive theirs, or an error whose class, or one of its
+    base classes, has a name that network libraries use. An error that PostgreSQL gives for a statement is
+    not an outage.
     """
     if isinstance(error, psycopg.Error):
         return error.sqlstate is None and isinstance(error, psycopg.OperationalError)

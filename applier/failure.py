@@ -98,7 +98,7 @@ def log_failure(order: ClaimedCommand, error: str, asks: Requested, outcome: str
         "held": "command failed, its key is held",
     }.get(outcome, "command failed")
     level = logging.WARNING
-    # What its handler asked for is no news to who wrote it; that a key stands still is.
+    # The author of a handler knows what it asks for; a key that stands still is news.
     if asks.skip:
         what, level = "command skipped by its handler", logging.INFO
     elif asks.hold:

@@ -76,7 +76,7 @@ class Fleet:
         prepare: let the driver prepare statements on the server; not every pooler knows them.
         schema: where inturn is installed.
         http_timeouts: of the posts to HTTP targets; None: the defaults.
-        prune: while nothing is ready, remove what the topics' retain lets go.
+        prune: while nothing is ready, remove what the topics' retain allows.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ def decode(value: str) -> str:
     """Return the text that a header holds.
 
     Raises:
-        UnicodeDecodeError: it is no percent-encoded UTF-8.
+        UnicodeDecodeError: it is not percent-encoded UTF-8.
     """
     return unquote(value, errors="strict")
 

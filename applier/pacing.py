@@ -26,8 +26,8 @@ ANNOUNCED_SECONDS = 1.0
 FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS = 0.1, 2.0
 #: A draining worker gives up after this many attempts in a row to connect again.
 DRAIN_RECONNECTS = 5
-#: Anybody may NOTIFY. So many notifications in a row may find nothing before the process hears only so many a
-#: second; what it did not hear, it looks for with the next one.
+#: Anybody may NOTIFY. How many notifications in a row may find nothing before the process limits how many it
+#: hears a second, and that limit; what it did not hear, it looks for with the next one.
 VAIN_WAKES, VAIN_WAKES_A_SECOND = 10, 4.0
 NEVER = float("inf")
 
@@ -58,22 +58,22 @@ class Wakes:
 
 
 def next_poll(seconds: float) -> float:
-    """Return how long to sleep after a sleep of so many seconds in which nothing was heard."""
+    """Return how long to sleep after a sleep of that many seconds in which nothing was heard."""
     return min(seconds * 2, LAST_POLL_SECONDS)
 
 
 def fitting_keys(seconds_per_key: float, most: int) -> int:
-    """Return how many keys share a transaction when one takes so many seconds."""
+    """Return how many keys share a transaction when one takes that many seconds."""
     return int(min(max(BATCH_SECONDS / max(seconds_per_key, 1e-6), 1), most))
 
 
 def visit_seconds(first_batch_seconds: float) -> float:
-    """Return how long a visit lasts whose first batch took so many seconds."""
+    """Return how long a visit lasts whose first batch took that many seconds."""
     return min(max(10 * first_batch_seconds, SHORTEST_VISIT_SECONDS), LONGEST_VISIT_SECONDS)
 
 
 def step_back_seconds(batch_seconds: float) -> float:
-    """Return how long to step back after a batch of so many seconds."""
+    """Return how long to step back after a batch of that many seconds."""
     if batch_seconds < LONG_BATCH_SECONDS:
         return 0.0
     return min(STEP_BACK * batch_seconds, LONGEST_STEP_BACK_SECONDS)

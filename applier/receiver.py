@@ -95,7 +95,7 @@ class Received:
         """The JSON value, made anew each time.
 
         Raises:
-            BodyRefused: it is none.
+            BodyRefused: it is not JSON.
         """
         try:
             return json.loads(self.body)
@@ -160,9 +160,9 @@ def receive(headers: Headers, body: bytes, *, secret: str | Sequence[str] | None
 
     Raises:
         SignatureRefused: not signed with the secret, or more than 5 minutes ago.
-        HeaderMissing: it is no post of an applier.
+        HeaderMissing: it is not a post of an applier.
         HeaderRefused: a header is there twice, or cannot be read.
-        SecretRefused: a secret is none.
+        SecretRefused: a secret cannot be used.
     """
     given = _Given(headers)
     if secret is not None:
@@ -212,12 +212,12 @@ class _Given:
         try:
             return names.decode(self.value(name))
         except UnicodeDecodeError:
-            raise HeaderRefused(f"the header {name} is no percent-encoded UTF-8") from None
+            raise HeaderRefused(f"the header {name} is not percent-encoded UTF-8") from None
 
     def number(self, name: str) -> int:
         value = self.value(name)
         if not _NUMBER.fullmatch(value) or int(value) > _LARGEST:
-            raise HeaderRefused(f"the header {name} is no number: {value:.40}")
+            raise HeaderRefused(f"the header {name} is not a number: {value:.40}")
         return int(value)
 
 

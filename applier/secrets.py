@@ -1,4 +1,4 @@
-"""Secrets that sign posts: one rule for who sends and for who receives, that of Standard Webhooks."""
+"""Secrets that sign posts: senders and receivers use the same rule, that of Standard Webhooks."""
 
 from __future__ import annotations
 

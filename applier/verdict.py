@@ -59,7 +59,7 @@ class Retry(_Later):
 
 
 class Outage(_Later):
-    """The world is at fault and not the command: a service that it needs does not answer.
+    """An outage, not the command, is at fault: a service that it needs does not answer.
 
     It counts as no attempt. The command is tried again after a while, however often.
     """

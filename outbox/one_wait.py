@@ -66,7 +66,7 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Sleep for so many seconds, or until something comes from the channel, but `least` seconds anyway."""
+    """Sleep that many seconds, at least `least`, or until something comes from the channel."""
 
     seconds: float
     least: float

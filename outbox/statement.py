@@ -135,13 +135,13 @@ def check_seq(seq: object, topic: str, key: str, *, least: int = -_LARGEST_SEQ) 
     """Refuse what is neither None nor a number that a command can have.
 
     Raises:
-        SeqRefused: it is none.
+        SeqRefused: it is not a number that a command can have.
     """
     if seq is not None and not (
         isinstance(seq, int) and not isinstance(seq, bool) and least <= seq <= _LARGEST_SEQ
     ):
         raise SeqRefused(
-            f"seq {seq!r:.60} is no number that a command can have",
+            f"seq {seq!r:.60} is not a number that a command can have",
             hint="Give the command's number in its key, an int",
             topic=topic,
             key=key,
@@ -152,7 +152,7 @@ def check_place(topic: str, key: str, idempotency_key: str | None) -> None:
     """Refuse a topic, a key or an idempotency key that cannot be sent to PostgreSQL at all.
 
     Raises:
-        UnknownTopic, KeyRefused, IdempotencyKeyRefused: it is none.
+        UnknownTopic, KeyRefused, IdempotencyKeyRefused: one of them cannot be.
     """
     _checked_topic(topic)
     _check_texts(
@@ -199,7 +199,7 @@ def _checked_topic(topic: str) -> str:
 
 
 def _not_text(value: object) -> str:
-    """Return why a value is no text that PostgreSQL can store; empty when it is, or NULL."""
+    """Return why a value is not text that PostgreSQL can store; empty when it is, or NULL."""
     if value is None:
         return ""  # the database says what it thinks of that
     if not isinstance(value, str):

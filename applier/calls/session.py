@@ -14,7 +14,7 @@ def settings() -> Call[str]:
 
 
 def is_littered() -> Call[bool]:
-    """Return the call that says whether something was left that nothing but another session gets rid of."""
+    """Return the call that says whether something was left that only a new session gets rid of."""
     return Call(
         statement(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_class"

@@ -27,9 +27,10 @@ from inturn.applier.verdict import Hold, Requested, Retry
 RETRY_STATUSES = frozenset({408, 425, 429})
 #: The longest wait that a service may ask for by Retry-After, in seconds.
 LONGEST_RETRY_AFTER = 3600.0
-#: So much of an answer is read, for so long; then its connection is closed. Only failures' are kept, in part.
+#: How much of an answer is read, and for how long; then its connection is closed. Only answers that say a
+#: failure are kept, in part.
 ANSWER_BYTES, ANSWER_SECONDS, KEPT_CHARACTERS = 65536, 1.0, 2000
-#: A connection that was idle for so long is not used again.
+#: After how long an idle connection is not used again.
 IDLE_SECONDS = 15.0
 
 
@@ -68,7 +69,7 @@ class HttpEffect:
                 try:
                     return await self._post(url, order, lease)
                 except _Stale:
-                    # The service closed a kept connection just then: asked on a new one, that is no failure.
+                    # The service closed a kept connection just then: asking on a new one is not a failure.
                     return await self._post(url, order, lease, fresh=True)
         except TimeoutError:
             return Failed(f"POST {_shown(url)}: no answer within {self._timeouts.whole:g} s", outage=True)
@@ -188,13 +189,13 @@ class _Connection:
         self.idle_since = 0.0
 
     async def close(self) -> None:
-        # Not even a close that hangs keeps the key.
+        # Even a close that hangs does not keep the key.
         with contextlib.suppress(Exception):
             await self.transport.aclose()
 
 
 class _Connections:
-    """LeaseOutcome connections to one service, the last used first."""
+    """Kept connections to one service, the last used first."""
 
     def __init__(self) -> None:
         self._idle: deque[_Connection] = deque()
@@ -271,7 +272,7 @@ def _meaning(url: str, response: httpx2.Response, start: bytes, lease: Lease) ->
 def retry_after(headers: httpx2.Headers, now: float) -> float | None:
     """Return the seconds that Retry-After asks to wait, at most LONGEST_RETRY_AFTER; None: nothing readable.
 
-    A date counts from the answer's own Date, else from now, in Unix seconds.
+    A date counts from the answer's own Date, otherwise from now, in Unix seconds.
     """
     text = headers.get("retry-after", "").strip()
     if text.isdecimal() and text.isascii():

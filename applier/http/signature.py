@@ -18,7 +18,7 @@ SECRET_FILE = "INTURN_HTTP_SECRET_FILE"  # noqa: S105 - the name of a variable
 
 
 class Signer:
-    """Signs with one secret, or with several while they are exchanged. Never shows them."""
+    """Signs with one secret, or with several while they are exchanged. It never shows them."""
 
     def __init__(self, secrets: str, source: str) -> None:
         """Make one.
@@ -64,7 +64,7 @@ def signer_of(
         posted: all topics that are posted somewhere.
 
     Raises:
-        TargetRefused: the file cannot be read, or what is set is no secret, or another topic's too.
+        TargetRefused: the file cannot be read, or what is set is not a secret, or is another topic's too.
     """
     own = _variable(topic)
     sharing = sorted(other for other in posted if other != topic and _variable(other) == own)

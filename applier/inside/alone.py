@@ -29,7 +29,7 @@ log = logging.getLogger("inturn.applier")
 #: A session that ends with one of these has ended because of what was done in it:
 #: idle_in_transaction_session_timeout, transaction_timeout.
 _OF_THE_COMMAND = {"25P03", "25P04"}
-#: Lost against another transaction, so often it is said again what became of a turn.
+#: How often the outcome of a turn is recorded again after it was lost against another transaction.
 _LOSE_ATTEMPTS = 5
 #: The server ended it, for a reason of its own: another session crashed it; it cannot go on now.
 _OF_THE_SERVER = {"57P02", "57P03"}

@@ -34,7 +34,8 @@ class Batch:
     Attributes:
         keys: how many keys were claimed; 0: none was ready.
         commands: how many commands were applied.
-        failures: how many failed, each the end of its key's turn; a skip that a handler asked for is none.
+        failures: how many failed, each the end of its key's turn; a skip that a handler asked for is not a
+            failure.
         redo: nothing was changed; the keys have to be claimed again one at a time.
         hand: when the last claimed key had become ready: where the next claim starts.
         skipped: how many commands were passed over.

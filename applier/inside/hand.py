@@ -11,7 +11,7 @@ from typing import NamedTuple
 from inturn.applier.command import ClaimedCommand
 from inturn.schema.errors import InturnError
 
-#: A process with so many threads that were given up ends: they take memory and processor, and stay.
+#: How many abandoned threads end a process: they take memory and processor, and stay.
 MOST_ABANDONED = 10
 
 
@@ -64,7 +64,7 @@ class Hand:
                 self._order = None
 
     def overdue(self, by: float) -> Overdue | None:
-        """Return the command that is late by so many seconds; None: none is."""
+        """Return the command that is late by that many seconds; None: none is."""
         with self._lock:
             if self._order is None or time.monotonic() < self._end_at + by:
                 return None

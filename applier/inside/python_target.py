@@ -25,8 +25,8 @@ from inturn.applier.inside.session import session_of
 from inturn.applier.stop import Stop
 from inturn.schema.errors import Fenced
 
-#: Turns begin no further command once they have lasted so many seconds: an operator who pauses a key waits
-#: for the command in hand, not for all that is pending.
+#: After how many seconds a turn begins no further command: an operator who pauses a key waits for the command
+#: in hand, not for everything pending.
 LONGEST_TURN_SECONDS = 1.0
 
 

@@ -126,7 +126,7 @@ class Rounds:
         if any(visit.found for visit in visits):
             return True
         if found:
-            # They are in other hands, or paused; others of their keys may be due soon.
+            # Somebody else has them in hand, or they are paused; others of their keys may be due soon.
             self._sleep.end_when_ready(connection, found, self._passes.looked_at)
         return False
 

@@ -62,7 +62,7 @@ class Session:
 
     Attributes:
         changed: a statement has changed settings since they were last put back.
-        worn: something may be left that nothing but another connection gets rid of: see is_fit.
+        worn: something may be left that only a new connection gets rid of: see is_fit.
         spent: that is certain.
         settings: what they were at the beginning.
     """

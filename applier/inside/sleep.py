@@ -51,7 +51,7 @@ class Sleep:
         self._due_at = pacing.NEVER
 
     def end_within(self, seconds: float | None) -> None:
-        """Sleep no longer than so many seconds from now; None: nothing is due."""
+        """Sleep no longer than that many seconds from now; None: nothing is due."""
         if seconds is not None:
             self._due_at = min(self._due_at, time.monotonic() + seconds)
 

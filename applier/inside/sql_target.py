@@ -16,7 +16,7 @@ from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.session import SessionChanged, session_of
 from inturn.applier.stop import Stop
 
-#: As in apply_batch and _apply_alone: after so many seconds they begin no further command.
+#: As in apply_batch and _apply_alone: after how many seconds they begin no further command.
 LONGEST_TURN_SECONDS = 1.0
 
 

@@ -24,9 +24,9 @@ from inturn.schema.version import check_after
 
 log = logging.getLogger("inturn.applier")
 
-#: So many keys of a topic a worker takes alone after its start, and after a connection was lost.
+#: How many keys of a topic a worker takes alone after its start, and after a connection was lost.
 CAREFUL_KEYS = 20
-#: Whether it does after its start: tests of what it does later turn that off.
+#: Whether it does so after its start: tests of later behaviour turn that off.
 STARTS_CAREFULLY = True
 
 
@@ -68,14 +68,14 @@ class Visits:
         self._tallies = tallies
         self._found = found
         # Of each topic, how many keys are still to be taken alone; of one that is not here: as at first.
-        # Whoever was lost with a key in hand that did it has left that among the first.
+        # A key that cost an applier its connection is among the first ready ones.
         self._careful: dict[str, int] = {}
         self._careful_at_first = CAREFUL_KEYS if STARTS_CAREFULLY else 0
         #: Topics with ready keys that the last pass left, because their breaker is open.
         self.left_out: set[str] = set()
 
     def be_careful(self) -> None:
-        """Take the next keys of every topic alone: by one of them the connection may have been lost."""
+        """Take the next keys of every topic alone: one of them may have cost the connection."""
         self._careful.clear()
         self._careful_at_first = CAREFUL_KEYS
 

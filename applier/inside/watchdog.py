@@ -18,7 +18,7 @@ log = logging.getLogger("inturn.applier")
 
 _LOOK_SECONDS = 0.2
 #: What is at work in the database is cancelled when the time is over. A handler that does not come back from
-#: that within so many seconds more is given up.
+#: that within this many more seconds is given up.
 GIVE_UP_SECONDS = 2.0
 _TERMINATE_MILLISECONDS = 5000
 
@@ -87,7 +87,7 @@ class Watchdog:
         try:
             worker.hang_up()
             with self._connect() as connection:
-                # Who waits for a ticket here keeps every other handler from being looked after.
+                # A wait for a ticket here would keep every other handler from being watched.
                 if not is_pooled(connection):  # it would stay behind in a session that others use
                     connection.execute(calls.session.bound())
                 # Its tickets are free once its session is over.

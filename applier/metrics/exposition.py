@@ -28,8 +28,8 @@ def expose(reading: Reading, counted: Snapshot | None, accept: str) -> tuple[byt
 
     Args:
         counted: by appliers of this process and those that it has started; None: there are none.
-        accept: the formats that are wanted, as the header of that name has them. Who does not ask for
-            OpenMetrics gets Prometheus's older format.
+        accept: the formats that are wanted, as the header of that name has them. Without a wish for
+            OpenMetrics it is Prometheus's older format.
     """
     encode, content_type = exposition.choose_encoder(accept)
     return encode(_Found(families(reading, counted))), content_type

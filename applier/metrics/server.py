@@ -1,4 +1,4 @@
-"""MetricsServer: answers scrapes by HTTP in threads of its own; no client keeps the appliers from work."""
+"""MetricsServer: answers scrapes by HTTP in threads of its own; no client slows the appliers down."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger("inturn.applier")
 MOST_CLIENTS = 8
 #: How long a client may take from its connection to the last octet of the answer, in seconds.
 CLIENT_SECONDS = 20.0
-#: An answer is given again for so long: many who scrape cost the database no more than one.
+#: How long an answer is given again: many scrapers cost the database no more than one.
 FRESH_SECONDS = 1.0
 
 
@@ -87,7 +87,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        """Bind, without looking up the host's name as HTTPServer does: a dead name server would keep it."""
+        """Bind, without looking up the host's name as HTTPServer does: a dead name server would stop it."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()

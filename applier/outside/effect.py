@@ -35,7 +35,7 @@ class Failed:
     Attributes:
         error: for people, storable.
         asked: what becomes of it, if that was said.
-        outage: the service as a whole seems to be down, rather than to refuse this command.
+        outage: the service as a whole seems to be down; it did not refuse this command.
     """
 
     error: str
@@ -66,7 +66,7 @@ class Effect(Protocol):
         ...
 
     async def apply(self, order: ClaimedCommand, lease: Lease) -> Failed | None:
-        """Do a command; return None when it took effect. Raises nothing but CancelledError and LeaseOver."""
+        """Do a command; return None when it took effect. Raises only CancelledError and LeaseOver."""
         ...
 
     async def tidy(self) -> None:
@@ -163,7 +163,7 @@ def _loop_runs() -> bool:
 
 
 async def in_thread(function: Callable[[], _T]) -> _T:
-    """Run a function in a daemon thread of its own: if it never returns, that keeps nobody else.
+    """Run a function in a daemon thread of its own: if it never returns, it stops nobody else.
 
     When this is cancelled the thread goes on; what it returns is dropped.
     """

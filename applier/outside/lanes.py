@@ -140,7 +140,7 @@ class Lanes:
         return time.monotonic() - self._chosen_at > pacing.CHOOSE_SECONDS
 
     def ask_again(self) -> None:
-        """Let it be time to."""
+        """Ask again at the next look."""
         self._chosen_at = -pacing.CHOOSE_SECONDS
 
     async def take_up(self) -> None:

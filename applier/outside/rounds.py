@@ -182,7 +182,7 @@ class OutsideRounds:
         """Return whether nothing is ready, nothing in flight, and nobody at work who may append more.
 
         Raises:
-            TargetDown: that is so but for a topic whose service does not answer.
+            TargetDown: only topics are left whose service does not answer.
         """
         lanes = list(self._lanes)
         if (

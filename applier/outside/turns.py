@@ -108,7 +108,7 @@ class OutsideTurns:
         await self._record(work, release=True)
 
     async def _not_recorded(self, lease: Lease, error: psycopg.Error) -> None:
-        """Say that the database refused something of a key: else its lease would have to run out first."""
+        """Say that the database refused something of a key, so that its lease need not run out first."""
         reason = " ".join(str(error).split())
         log.warning("not recorded: %s", reason, extra=place(lease))
         if error.sqlstate is None:

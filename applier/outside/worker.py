@@ -221,7 +221,7 @@ def _raise_ended(helpers: list[asyncio.Task[None]]) -> None:
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """Resolves names in threads of their own: a dead name server keeps no other topic."""
+    """Resolves names in threads of their own: a dead name server does not stop other topics."""
 
     async def getaddrinfo(self, host: Any, port: Any, **hints: int) -> Any:
         return await in_thread(functools.partial(socket.getaddrinfo, host, port, **hints))

@@ -25,7 +25,7 @@ from inturn.schema.pooling import is_pooled
 
 log = logging.getLogger("inturn.applier")
 
-#: A connection that has waited for an answer for so many seconds is asked about.
+#: After how many seconds of waiting for an answer the server is asked about a connection.
 ANSWER_SECONDS = 10.0
 #: How often; what was found is found again before anything is done: an answer may be on its way.
 LOOK_SECONDS = 2.0
@@ -130,7 +130,7 @@ def _waits_long(connection: Timed) -> float | None:
 
 
 def _give_up(connection: Timed, asking: psycopg.Connection[Any]) -> None:
-    """End a connection's session, and let who waits for its answer know that it is lost."""
+    """End a connection's session, and tell whoever waits for its answer that it is lost."""
     log.warning("a connection is lost: its server has answered, or never heard the question")
     try:
         # Its tickets are free once it has ended.

@@ -17,7 +17,7 @@ log = logging.getLogger("inturn.applier")
 
 _CHECK_STOP_SECONDS = 0.25
 _RECONNECT_SECONDS = 5.0
-#: How often an answer is wanted: who only listens does not notice that nothing comes any more.
+#: How often the server has to answer: a client that only listens does not notice a dead connection.
 _PING_SECONDS = 5.0
 
 

@@ -25,7 +25,7 @@ class Totals:
 
 
 class WorkerEnded(InturnError):
-    """A worker was ended by what is no error of its own: a SystemExit, a KeyboardInterrupt."""
+    """A worker was ended by something that is not an error of its own: a SystemExit, a KeyboardInterrupt."""
 
 
 def ended_by(error: BaseException) -> Exception:

@@ -71,7 +71,7 @@ class HandlerCalls:
             except HandlerBrokeTransaction:
                 raise
             except BaseException as error:
-                # A lost connection and an end of the grace time are no failures of the command.
+                # A lost connection and the end of the grace time are not failures of the command.
                 if connection.broken or connection.closed or self.stop.expired:
                     raise
                 if not _is_open(connection):
@@ -86,7 +86,7 @@ class HandlerCalls:
         return [[order] for order in orders]
 
     def _call(self, connection: psycopg.Connection[Any], turn: Turn, orders: list[ClaimedCommand]) -> int:
-        """Read payloads and call the handler: what depends on data runs nowhere else.
+        """Read payloads and call the handler: only this code depends on data.
 
         Returns:
             how many of the commands took effect: the only one, or those that a batch handler says.

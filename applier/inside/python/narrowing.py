@@ -17,8 +17,8 @@ from inturn.applier.inside.python.turn import CommandFailed, Turn
 #: A turn makes no more calls than that: each has a savepoint, and more than 64 of them slow down every other
 #: session.
 MOST_CALLS = 50
-#: A call that failed after so many seconds is not made again with half of its commands, which may last as
-#: long, but with the first one alone.
+#: After how many seconds a failed call is not made again with half of its commands, which may last as long,
+#: but with the first one alone.
 SLOW_SECONDS = 1.0
 
 

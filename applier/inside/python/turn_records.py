@@ -16,8 +16,8 @@ from inturn.applier.inside.python.turn import HandlerBrokeTransaction, Lost, Tur
 from inturn.applier.inside.session import session_of
 from inturn.applier.verdict import NOTHING
 
-#: Of a key that is taken alone, at most so many commands: each has a savepoint of its own, and more than 64
-#: of them slow down every other session.
+#: The most commands of a key that is taken alone: each has a savepoint of its own, and more than 64 of them
+#: slow down every other session.
 MOST_COMMANDS_ALONE = 50
 
 
