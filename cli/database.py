@@ -38,7 +38,7 @@ class Database:
 
     @property
     def source(self) -> str:
-        """What names the database: --dsn, INTURN_DSN, PGHOST, PGSERVICE; else `embedded`."""
+        """What names the database: --dsn, INTURN_DSN, PGHOST, PGSERVICE; otherwise `embedded`."""
         if self.dsn is not None:
             return "--dsn"
         return next((n for n in ("INTURN_DSN", "PGHOST", "PGSERVICE") if os.environ.get(n)), "embedded")

@@ -37,7 +37,8 @@ def installed() -> bool:
 def data_folder() -> Path:
     """Return the folder of the server's data.
 
-    It is INTURN_EMBEDDED_DATA, else in the platform's data folder for users; for root in /var/lib,
+    It is INTURN_EMBEDDED_DATA, otherwise a folder in the platform's data folder for users; for root in
+    /var/lib,
     because the server then runs as another user, who has to get there.
 
     Raises:
@@ -48,7 +49,7 @@ def data_folder() -> Path:
     named = os.environ.get("INTURN_EMBEDDED_DATA")
     if named:
         folder = Path(named).expanduser().absolute()
-        if not embedded_root.is_root():  # who looks at the links himself
+        if not embedded_root.is_root():  # root checks the links itself
             folder = folder.resolve()
     elif embedded_root.is_root():
         folder = Path("/var/lib/inturn/postgres")
@@ -70,7 +71,7 @@ def data_folder() -> Path:
 def find(seconds: float = _SECONDS_TO_SETTLE) -> str | None:
     """Return the running server's connection string, None when none runs.
 
-    Waits while the server is starting or stopping, for so long.
+    Waits that long while the server is starting or stopping.
 
     Raises:
         Failure: it took longer.

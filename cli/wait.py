@@ -42,7 +42,7 @@ Example:
     metavar="SECONDS",
     default=30.0,
     show_default=True,
-    help="Wait at most so long; inf: for ever.",
+    help="The longest wait; inf: no limit.",
 )
 @click.option("--idempotency-key", metavar="TEXT", help="Wait for the command that has it.")
 @json_option
@@ -152,7 +152,7 @@ def _report_problem(database: Database, problem: NotApplied, *, as_json: bool) -
 
 
 def _error_of(database: Database, problem: NotApplied) -> str | None:
-    """Return what the held command failed with, for who may read it: an operator."""
+    """Return what the held command failed with, for those who may read it: operators."""
     query = sql.SQL("SELECT last_error FROM {}.key_cursor WHERE topic = %s AND key = %s").format(
         sql.Identifier(database.schema)
     )

@@ -188,7 +188,7 @@ ACTIONS = (
         help="""
         Pass over everything that is pending on a key now, for good.
 
-        What is appended later is applied as ever.
+        What is appended later is applied as usual.
         """,
         example="""
         inturn cancel-rest order-42 --reason 'account closed, ticket 99'

@@ -97,7 +97,7 @@ def act_on_many(
         operator: who acts, and how.
         function, arguments: the function that does it, and its arguments besides the filters.
         many: the filters, and whether to ask.
-        words: what is done, for the question, and for who cannot be asked: `Retry`, `retried`.
+        words: what is done, for the question, and for the line where nobody can be asked: `Retry`, `retried`.
     """
     if many.older_than is not None:
         check_interval(connection, "--older-than", many.older_than)

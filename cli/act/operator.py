@@ -103,7 +103,7 @@ def operator_options_with(wait: str) -> Callable[[Callable[..., Any]], Callable[
             metavar="SECONDS",
             default=5.0,
             show_default=True,
-            help="Wait so long for whoever has the key in hand.",
+            help="How long to wait for whoever has the key in hand.",
         )
         @json_option
         @functools.wraps(command)

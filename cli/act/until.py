@@ -31,7 +31,7 @@ def read_until(connection: Connection[Any], text: str | None) -> str | None:
         if getattr(error, "sqlstate", None) not in _TIME_REFUSED:
             raise
         raise Failure(
-            f"--until {escape(text)} is no time",
+            f"--until {escape(text)} is not a time",
             hint="Write 30m, 2h, 1d, '2026-12-24 18:00' or 'tomorrow 06:00'",
             code=ExitCode.USAGE,
         ) from None

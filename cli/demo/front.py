@@ -18,7 +18,7 @@ _PLACES = 64
 
 
 class Front:
-    """Listens for requests and passes them on; a machine that is gone is left out from then on.
+    """Listens for requests and passes them on, from then on without machines that are gone.
 
     Attributes:
         routing: round robin, or by consistent hashing of the key.
@@ -42,7 +42,7 @@ class Front:
         self._serving: set[asyncio.Task[None]] = set()
 
     async def start(self, connections: int) -> Client:
-        """Start to listen; return a client with so many connections."""
+        """Start to listen; return a client with that many connections."""
         self._server = await asyncio.start_server(self._serve, HOST, 0, backlog=256)
         self.port = self._server.sockets[0].getsockname()[1]
         return Client(self.port, connections)

@@ -55,7 +55,7 @@ def write_message(writer: asyncio.StreamWriter, start: str, headers: Mapping[str
 
 
 class Client:
-    """Sends requests to one server over at most so many connections; who comes first is served first."""
+    """Sends requests to one server over at most that many connections; first come, first served."""
 
     def __init__(self, port: int, connections: int) -> None:
         self._port = port

@@ -43,8 +43,8 @@ def doctor(database: Database, /, *, strict: bool, long_seconds: float, as_json:
     """Examine the server, the schema and the fleet, and say what to do about each finding.
 
     Looks at version and settings, roles and privileges, long transactions, topics
-    that nobody serves, missing targets and more. It only reads. Needs
-    inturn_operator; what is wrong with keys say status and verify.
+    that nobody serves, missing targets and more. It only reads. Needs inturn_operator.
+    For keys that stand still, see status and verify.
     """
     with database.connect(check=False) as connection:
         found = list(examine(Facts(connection, database.schema, long_seconds)))

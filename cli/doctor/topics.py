@@ -11,8 +11,8 @@ from inturn.cli.errors import explain
 from inturn.cli.terminal.key_text import shown
 from inturn.cli.terminal.output import age
 
-#: A topic that nobody serves is an error once a key of it has been ready for so long, in seconds: cron may
-#: come by every minute.
+#: After how many seconds a ready key makes it an error that nobody serves its topic: cron may come by every
+#: minute.
 READY_SECONDS = 120
 
 

@@ -24,7 +24,7 @@ Example:
 )
 @click.argument("key", type=KEY)
 @click.option(
-    "--topic", type=TOPIC, metavar="NAME", help="In this topic; else in every one that has the key."
+    "--topic", type=TOPIC, metavar="NAME", help="Only this topic; otherwise every topic that has the key."
 )
 @click.option(
     "--limit",

@@ -80,7 +80,7 @@ FEW_TOPICS = 5
     show_default=True,
     help="Seconds to connect to the service.",
 )
-@click.option("--prune", is_flag=True, help="While nothing is ready, remove what topics' retain lets go.")
+@click.option("--prune", is_flag=True, help="While nothing is ready, remove what topics' retain allows.")
 @click.option("--drain", is_flag=True, help="Stop when nothing is ready, instead of waiting for more.")
 @click.option(
     "--max-seconds",
@@ -185,7 +185,7 @@ def _run(database: Database, options: Options, port: Port | None) -> int:
 
 
 def _run_many(database: Database, options: Options, port: Port | None, count: int) -> int:
-    """Run the fleet in each of so many processes; return the exit code."""
+    """Run the fleet in each of several processes; return the exit code."""
     signals = Signals()
     with database.connect(check=False) as connection:
         warn_superuser(connection)

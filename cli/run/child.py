@@ -1,6 +1,7 @@
 """One of the processes of `inturn apply --processes`: `python -m inturn.cli.run.child NAME SOCKET`.
 
-NAME is for who lists processes; SOCKET is the descriptor of its end of a pair of sockets. The parent says on
+NAME is for people who list processes; SOCKET is the descriptor of its end of a pair of sockets. The parent
+says on
 it, a line each: the options, as JSON; `stop`, to end after the command in hand; `cut`, to let go of that too.
 This process answers in lines of JSON: `{"obeys": true}` when it has imported the app and takes orders, before
 it takes any work; `{"started": TOPICS}`; `{"totals": {...}}` as it gets on, and `{"counted": [...]}` where

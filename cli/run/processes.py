@@ -170,7 +170,7 @@ class Processes:
         self._selector.close()
 
     def _look(self, seconds: float) -> None:
-        """Take in what the processes say, waiting for so long, and judge those that have ended."""
+        """Take in what the processes say, waiting that long, and judge those that have ended."""
         for key, _ in self._selector.select(seconds):
             process: Process = key.data
             if not process.listen():

@@ -1,4 +1,4 @@
-"""`inturn prune`: what need not be kept any more goes."""
+"""`inturn prune`: removes what need not be kept any more."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Example:
 @click.option(
     "--older-than",
     metavar="INTERVAL",
-    help="What was applied so long ago, whatever topics' retain says.",
+    help="Remove what was applied at least this long ago, whatever topics' retain says.",
 )
 @click.option(
     "--max-seconds",
@@ -46,9 +46,9 @@ def prune(
 ) -> None:
     """Remove commands that were applied or skipped, with their turns, once they are old enough.
 
-    How old, a topic's retain says: inturn topic set NAME --retain 30d. A command that
-    is pending never goes, nor where a key stands, nor anything of a held or paused key.
-    Keys that were idle for the topic's forget_idle_after go whole.
+    A topic's retain says how old: inturn topic set NAME --retain 30d. It never removes
+    a pending command, a key's progress, or anything of a held or paused key. It removes
+    whole keys that were idle for the topic's forget_idle_after.
 
     It removes a little at a time, and nobody waits for longer than that takes: run it
     at any time, from cron or with several at once. inturn apply --prune does the same

@@ -168,7 +168,7 @@ def load_app(app: str) -> Applier:
     """Import the Applier that `--app` names.
 
     Raises:
-        Failure: it is not there, or is none; its message says which.
+        Failure: it is not there, or is not an Applier; its message says which.
     """
     module_name, _, attribute = app.partition(":")
     if not module_name or not attribute:

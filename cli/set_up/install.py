@@ -124,7 +124,7 @@ def _script(database: Database, *, receiver_only: bool) -> str:
         return f"-- {what} is at revision {head} already: " + (
             "nothing to do\n"
             if not wrong
-            else "but for its privileges\n" + "".join(f"{one};\n" for one in wrong)
+            else "except for its privileges\n" + "".join(f"{one};\n" for one in wrong)
         )
     if before is not None and before > head:
         raise SchemaMismatch(

@@ -69,9 +69,9 @@ _SETTINGS: _Settings = (
     ("--timeout", "INTERVAL", str, "A command that takes longer fails; 0: no limit.", "never"),
     ("--max-in-flight", "N", int, "How many keys an applier process works on outside at a time.", "100"),
     ("--max-pending", "N", int, "The most commands that a key may have pending; 0: no limit.", "unlimited"),
-    ("--retain", "INTERVAL", str, "Prune what was applied so long ago; 0: keep it.", "never"),
+    ("--retain", "INTERVAL", str, "Prune what was applied at least this long ago; 0: keep it.", "never"),
     ("--retain-idempotency", "INTERVAL", str, "The same with an idempotency key; 0: no longer.", "as retain"),
-    ("--forget-idle-after", "INTERVAL", str, "Prune keys whole that were idle so long; 0: never.", "never"),
+    ("--forget-idle-after", "INTERVAL", str, "Prune whole keys that were idle this long; 0: never.", "never"),
 )
 
 

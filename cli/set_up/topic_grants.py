@@ -45,7 +45,7 @@ def grant(database: Database, /, name: str, *, reason: str | None, operator: Ope
     """Let logins act on a topic, and nobody else of their role.
 
     A topic that nobody is granted as caller is open to every login with the role
-    inturn_caller; likewise for appliers and operators. Run it as who owns the schema.
+    inturn_caller; likewise for appliers and operators. Run it as the schema's owner.
     """
     _change(database, "grant_topic", name, reason, operator, logins)
 
@@ -66,7 +66,7 @@ def revoke(
     """Take back what `inturn topic grant` gave.
 
     With the last grant of a role the topic is open to the whole role again.
-    Run it as who owns the schema.
+    Run it as the schema's owner.
     """
     _change(database, "revoke_topic", name, reason, operator, logins)
 

@@ -49,7 +49,7 @@ def unescaped(text: str) -> str | None:
 
 
 def resolve(connection: Connection[Any], schema: str, text: str, topic: str | None = None) -> str:
-    """Return the key that was typed: as it is printed, else, where there is no such key, literally.
+    """Return the key that was typed: as it is printed, or literally if there is no such key.
 
     Args:
         connection, schema: where to look.
@@ -65,7 +65,7 @@ def resolve(connection: Connection[Any], schema: str, text: str, topic: str | No
     ).format(schema=sql.Identifier(schema))
     try:
         found = connection.execute(exists, {"key": printed, "topic": topic}).fetchone()
-    except UnicodeEncodeError:  # bytes that are no text, which only a database in SQL_ASCII has
+    except UnicodeEncodeError:  # bytes that are not text, which only a database in SQL_ASCII has
         return text
     return printed if found and found[0] else text
 

@@ -44,14 +44,14 @@ class _SpanLoader(IntervalLoader):
 
 
 class _TextLoader(Loader):
-    """Text; bytes that are none are kept as Python keeps those of file names."""
+    """Text; bytes that are not text are kept as Python keeps those of file names."""
 
     def load(self, data: Buffer) -> str:
         return bytes(data).decode("utf-8", "surrogateescape")
 
 
 class _JsonLoader(Loader):
-    """JSON; bytes that are no text are replaced."""
+    """JSON; bytes that are not text are replaced."""
 
     def load(self, data: Buffer) -> Any:
         return json.loads(bytes(data).decode("utf-8", "replace"))
@@ -73,7 +73,7 @@ def adapt(connection: Connection[Any]) -> None:
     adapters.register_loader("timestamptz", _TimeLoader)
     adapters.register_loader("interval", _SpanLoader)
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-        # With any other the server refuses to send bytes that are no text.
+        # With any other the server refuses to send bytes that are not text.
         connection.execute("SET client_encoding = 'SQL_ASCII'")
         for name in ("text", "varchar", "name"):
             adapters.register_loader(name, _TextLoader)

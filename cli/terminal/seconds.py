@@ -9,7 +9,7 @@ import click
 
 
 class Seconds(click.FloatRange):
-    """A range of numbers, without what is no number: NaN is neither above nor below anything."""
+    """A range of numbers. It does not contain NaN, which is neither above nor below anything."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = super().convert(value, param, ctx)

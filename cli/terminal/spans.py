@@ -1,4 +1,4 @@
-"""Spans of time as users type them, and what they are told when one is none."""
+"""Spans of time as users type them, and the error when one cannot be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_INTERVAL = ("22007", "22008", "22015")
 
 
 def refuse_interval(error: psycopg.Error, option: str, value: str | None) -> Exception:
-    """Return the failure that names the option whose interval the database could not read; else the error."""
+    """Return the failure that names the option whose interval could not be read; otherwise the error."""
     if error.sqlstate not in _NO_INTERVAL:
         return error
     return Failure(

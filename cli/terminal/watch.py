@@ -31,7 +31,7 @@ def watch_lines(seconds: float, look: Callable[[], tuple[datetime, Sequence[str]
         look: returns the database's time and the lines to print.
 
     Raises:
-        click.UsageError: the output is no terminal.
+        click.UsageError: the output is not a terminal.
     """
     if not sys.stdout.isatty():
         raise click.UsageError("--watch needs a terminal.")

@@ -190,7 +190,7 @@ def test_what_makes_no_sense_is_refused_in_a_line_that_names_the_thing(orders: D
     assert "has 2 as its next command, not 1" in refused(orders, "skip", "x", "--seq", "1", "--reason", "r")
     assert "is held: it stands still already" in refused(orders, "pause", "x")
     assert "is held, not paused" in refused(orders, "resume", "x")
-    assert "--until soon is no time" in refused(orders, "pause", "x", "--until", "soon", code=USAGE)
+    assert "--until soon is not a time" in refused(orders, "pause", "x", "--until", "soon", code=USAGE)
     assert "Missing option '--reason'" in refused(orders, "skip", "x", "--seq", "2", code=USAGE)
     assert "was given no reason" in refused(orders, "skip", "x", "--seq", "2", "--reason", " ")
     assert "Give a KEY, or --all" in refused(orders, "retry", code=USAGE)
@@ -207,7 +207,7 @@ def test_a_key_in_other_hands_is_waited_for_no_longer_than_the_timeout(orders: D
     holder = orders.session(application_name="night shift")
     holder.execute("SELECT FROM inturn.ticket WHERE key = 'x' FOR UPDATE")
     line = refused(orders, "retry", "x", "--timeout", "0.05")
-    assert f"is in other hands: night shift (backend {holder.pid} of" in line
+    assert f"is in hand: night shift (backend {holder.pid} of" in line
     assert "Waited for 50ms" in line
 
 
@@ -372,14 +372,14 @@ def test_fill_gap_passes_over_the_missing_number_and_is_recorded(gap: Database) 
 
 
 def test_fill_gap_of_what_is_no_gap_is_refused(gap: Database) -> None:
-    assert "has command 3: it is no gap" in refused(gap, "fill-gap", "x", "--seq", "3", "--reason", "no")
+    assert "has command 3: it is not missing" in refused(gap, "fill-gap", "x", "--seq", "3", "--reason", "no")
     assert "waits for 2, not 4" in refused(gap, "fill-gap", "x", "--seq", "4", "--reason", "no")
     refused_usage = run_inturn(gap.dsn, "fill-gap", "x", "--seq", "2")
     assert (refused_usage[0], "--reason" in refused_usage[2]) == (USAGE, True)
     caller = gap.session()
     caller.execute("SELECT inturn.append('orders', 'x', 'insert', seq => 2)")
     busy = refused(gap, "fill-gap", "x", "--seq", "2", "--reason", "no", "--timeout", "0.05")
-    assert f"is in other hands: a session (backend {caller.pid}" in busy
+    assert f"is in hand: a session (backend {caller.pid}" in busy
 
 
 def test_a_key_in_an_appliers_lease_is_busy_and_says_whose(gap: Database) -> None:
@@ -388,4 +388,4 @@ def test_a_key_in_an_appliers_lease_is_busy_and_says_whose(gap: Database) -> Non
         "SELECT FROM inturn.claim(topics => '{orders}', max_keys => 1, lease => NULL, applier => 'node:7')"
     )
     busy = refused(gap, "skip", "x", "--seq", "2", "--reason", "no", "--timeout", "0.05")
-    assert "is in other hands: leased by node:7 until" in busy
+    assert "is in hand: leased by node:7 until" in busy
