@@ -195,7 +195,7 @@ class ActionRefused(InturnError):
 
 
 class KeyBusy(InturnError):
-    """The key stayed in other hands for as long as the operator was willing to wait."""
+    """Somebody else had the key in hand for as long as the operator was willing to wait."""
 
     sqlstate = "IT042"
 
@@ -268,7 +268,7 @@ class WaitTimedOut(NotApplied):
 
 
 class KeyHeld(NotApplied):
-    """The key stands still until an operator acts on it, so that it is no use to wait."""
+    """The key stands still until an operator acts on it, so waiting is useless."""
 
     sqlstate = "IT066"
     default_hint = "An operator finds out why by: inturn why KEY"
@@ -311,7 +311,7 @@ class TransactionNeeded(InturnError):
 
 
 class RequestRefused(InturnError):
-    """A request is none that an applier of inturn sent, or it was changed on its way."""
+    """The request was not sent by an inturn applier, or was altered in transit."""
 
 
 class SignatureRefused(RequestRefused):
@@ -360,7 +360,7 @@ class _Diagnostic:
 def from_database(
     error: BaseException, *, topic: str | None = None, key: str | None = None
 ) -> InturnError | None:
-    """Return the inturn error for a driver's error, or None when it is none of ours.
+    """Return the inturn error for a driver's error, or None when it is not one of ours.
 
     Args:
         error: a psycopg error, or another driver's that has a SQLSTATE in `sqlstate` or `pgcode`.

@@ -131,7 +131,7 @@ class Differences(NamedTuple):
     extra: list[Grant]
 
     def statements(self) -> list[str]:
-        """Return the statements that put it right, but for missing roles."""
+        """Return the statements that put it right, except for missing roles."""
         return [
             *(powers_sql(role) for role in self.powerful),
             *(
@@ -216,7 +216,7 @@ def set_right(ask: Ask, run: Callable[[str], None], schema: str, report: Report 
         wanted = wanted[len(found.powerful) :]
     for statement in wanted:
         run(statement)
-    # Who may grant none of an object gets a warning, and no error.
+    # A role that may not grant anything on an object gets a warning, not an error.
     left = differences(ask, schema).statements() if wanted or found.powerful else []
     _tell(report, [each for each in wanted if each not in left], done=True)
     _tell(report, left, done=False)

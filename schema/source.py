@@ -42,7 +42,7 @@ def check_schema_name(schema: str) -> str:
     """Return the name unchanged.
 
     Raises:
-        SchemaNameRefused: it is no plain identifier. The SQL is text in which the name is put in
+        SchemaNameRefused: it is not a plain identifier. The SQL is text in which the name is put in
             place, in strings and messages too, so it may hold nothing that needs quoting there.
     """
     if isinstance(schema, str) and (schema in _TAKEN or schema.startswith("pg_")):

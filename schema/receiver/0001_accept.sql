@@ -1,4 +1,5 @@
--- The guard of a receiver's own database: which command of a key has taken effect here. Beside nothing else of inturn.
+-- The guard of a receiver's own database: which command of a key has taken effect here. It needs nothing else of
+-- inturn.
 -- Its revision: a view of a constant, which every copy of the schema has.
 CREATE VIEW inturn.receiver_version AS SELECT '0001'::text AS version_num;
 
@@ -28,15 +29,16 @@ COMMENT ON COLUMN inturn.accepted.accepted_at IS 'When it was accepted.';
 
 -- Says whether a command is to take effect now: true once for every number of a key, and only in order.
 --
--- Call it in the transaction of the effect: they commit together, or neither does. False: answer that it is done already.
--- False is a number not above the last accepted one: a repeat, or late. A number further above than one is in order:
--- an applier sends the next only after the one before was accepted, and never sends what an operator skipped or what was merged into
--- another command.
--- False is also an epoch below that of the last accepted number, with any number: whoever sends it lost the key to
--- another applier, and what an operator has decided since (skip, amend) must not be undercut by it. An applier that
--- reports every command before it sends the next is stopped by the number alone; the epoch is for those that send ahead.
--- A repeat leaves the epoch as it is: the number is signed in what an applier posts, the epoch is not, and whoever posts
--- a caught request again may not close the key by a high one.
+-- Call it in the transaction of the effect: they commit together, or neither does. False: answer that it is done
+-- already. False for a number that is not above the last accepted one: it is a repeat, or late. A number further above
+-- than one is in order:
+-- an applier sends the next only after the one before was accepted, and never sends what an operator skipped or what
+-- was merged into another command. False also for an epoch below that of the last accepted number, whatever the number:
+-- whoever sends it lost the key to another applier, and what an operator has decided since (skip, amend) must not be
+-- undercut by it. An applier that reports every command before it sends the next is stopped by the number alone; the
+-- epoch is for those that send ahead.
+-- A repeat leaves the epoch as it is: the number is signed in what an applier posts, the epoch is not, and whoever
+-- posts a captured request again must not be able to close the key with a high one.
 -- Locks the key's row until the end of the transaction, also where the answer is false: another request of the key
 -- waits, and is answered by what became of this one. Raises 23502 for NULL; at REPEATABLE READ and above 40001 where
 -- the snapshot is older than the last accepted number.

@@ -159,5 +159,5 @@ def _runner(connection: psycopg.Connection[Any]) -> Callable[[str], None]:
 
 
 def _encoded(sql: str) -> bytes:
-    """Return SQL as psycopg takes what is no literal of the program."""
+    """Return SQL in the form in which psycopg takes text that is not a literal of the program."""
     return sql.encode()

@@ -1,6 +1,7 @@
 -- Keeps the callers of a key out until the end of the transaction, for an operator. Internal.
 --
--- Waits for the callers whose transactions are open on the key, for at most lock_timeout. Locks its row in key_sequence.
+-- Waits for the callers whose transactions are open on the key, for at most lock_timeout. Locks its row in
+-- key_sequence.
 -- Raises IT042 when the wait was too long, with who holds it.
 CREATE FUNCTION inturn._lock_callers(topic text, key text) RETURNS void
 LANGUAGE plpgsql VOLATILE

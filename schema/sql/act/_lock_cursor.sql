@@ -1,9 +1,10 @@
 -- Locks a key for an operator, and returns where it stands. Internal to the operators' functions.
 --
--- Waits for the applier that is at work on the key, in its transaction or by lease, for at most lock_timeout (set it: the
--- default is for ever). beside_lease: an applier's lease is no obstacle.
+-- Waits for the applier that is at work on the key, in its transaction or by lease, for at most lock_timeout (set it:
+-- the default is for ever). beside_lease: do not wait for an applier's lease.
 -- Locks the key's ticket; of an idle key, which has none, its row in key_sequence, so that its callers wait too.
--- Raises IT001, IT040 no such key, IT042 when the wait was too long, with who holds it; IT031 outside READ COMMITTED, IT014.
+-- Raises IT001, IT040 no such key, IT042 when the wait was too long, with who holds it; IT031 outside READ COMMITTED,
+-- IT014.
 CREATE FUNCTION inturn._lock_cursor(topic text, key text, beside_lease boolean DEFAULT false) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -21,7 +22,8 @@ BEGIN
         BEGIN
             SELECT * INTO cursor FROM inturn.key_cursor c WHERE c.topic = _lock_cursor.topic AND c.key = _lock_cursor.key;
             EXIT WHEN NOT FOUND;
-            -- Without an upper bound: whoever waits here for a turn to end gets the ticket as that leaves it.
+            -- Without an upper bound on the epoch: whoever waits here for a turn to end gets the ticket as the turn
+            -- leaves it.
             PERFORM FROM inturn.ticket t WHERE t.topic = cursor.topic AND t.key = cursor.key AND t.epoch >= cursor.epoch FOR UPDATE;
             IF NOT FOUND THEN
                 PERFORM FROM inturn.key_sequence s WHERE s.topic = cursor.topic AND s.key = cursor.key FOR UPDATE;

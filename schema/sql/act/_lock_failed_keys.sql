@@ -1,8 +1,8 @@
 -- Locks the held or retrying keys that the filters of list_keys find, and returns where each stands.
 -- Internal to retry_all and cancel_rest_all.
 --
--- of_state: held, retrying, or both with a comma between them, as NULL has it. A key in other hands is left out: it is
--- being tried again, or acted upon, at this moment.
+-- of_state: held, retrying, or both with a comma between them, which is what NULL means. A key that somebody else has
+-- in hand is left out: it is being tried again, or an operator acts on it.
 -- Locks the keys' tickets, skipping locked ones. Raises IT044 for another state, and what list_keys does; IT031 outside
 -- READ COMMITTED.
 CREATE FUNCTION inturn._lock_failed_keys(of_topic text, of_state text, of_like text, older_than interval, of_error text)

@@ -1,4 +1,5 @@
--- Says that a key has no such command, and whether it may have had it before its history begins. Internal to replay and amend.
+-- Says that a key has no such command, and whether it may have had it before its history begins. Internal to replay and
+-- amend.
 -- Takes no locks.
 CREATE FUNCTION inturn._no_command(topic text, key text, seq bigint) RETURNS text
 LANGUAGE sql STABLE

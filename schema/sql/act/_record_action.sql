@@ -1,8 +1,10 @@
 -- Records what an operator did, and returns the entry. Internal to the operators' functions.
 --
--- Its id is the next one of the key, or of the topic itself: no sequence, which a move by logical replication leaves behind. Most
--- actions hold a lock of the key or the topic; where two come at once (a replay), the second waits for the first to end.
--- Raises 40001 at REPEATABLE READ and SERIALIZABLE where an action on the key came after the snapshot; IT014 when the topic is granted to other operators only.
+-- Its id is the next one of the key, or of the topic itself: no sequence, which a move by logical replication leaves
+-- behind. Most actions hold a lock of the key or the topic; where two come at once (a replay), the second waits for the
+-- first to end.
+-- Raises 40001 at REPEATABLE READ and SERIALIZABLE where an action on the key came after the snapshot; IT014 when the
+-- topic is granted to other operators only.
 -- Who: the session's login; and, as far as the session says so, inturn.os_user and inturn.acting_as (set_config).
 CREATE FUNCTION inturn._record_action(
     topic text, key text, seq bigint, action text, reason text, before jsonb, after jsonb

@@ -1,4 +1,5 @@
--- Says who has a key in hand, to an operator who has waited long enough. Internal to _lock_cursor. Takes no locks. Raises IT042.
+-- Says who has a key in hand, to an operator who has waited long enough. Internal to _lock_cursor. Takes no locks.
+-- Raises IT042.
 CREATE FUNCTION inturn._refuse_busy(topic text, key text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -15,7 +16,7 @@ BEGIN
         'nobody any more') INTO holder
     FROM inturn.key_cursor c WHERE c.topic = _refuse_busy.topic AND c.key = _refuse_busy.key;
     RAISE EXCEPTION USING ERRCODE = 'IT042',
-        MESSAGE = format('key %L of topic %L is in other hands: %s', key, topic, holder),
+        MESSAGE = format('key %L of topic %L is in hand: %s', key, topic, holder),
         HINT = format('Nothing was changed. Waited for %s; try again%s.', current_setting('lock_timeout'),
                       CASE WHEN holder LIKE 'leased%' THEN ' when the lease is over'
                            ELSE ', or end that session: SELECT pg_terminate_backend(PID)' END);

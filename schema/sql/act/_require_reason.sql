@@ -1,4 +1,5 @@
--- Refuses an operator's change of history without a reason, or with one of only white space. Internal. Takes no locks. Raises IT043.
+-- Refuses an operator's change of history without a reason, or with one of only white space. Internal. Takes no locks.
+-- Raises IT043.
 CREATE FUNCTION inturn._require_reason(action text, reason text) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -36,7 +36,7 @@ BEGIN
     PERFORM inturn._refuse_command(topic, key, coalesce(amend.name, command.name), coalesce(amend.payload, command.payload), NULL);
     UPDATE inturn.command_log l SET name = coalesce(amend.name, l.name), payload = coalesce(amend.payload, l.payload)
     WHERE l.topic = amend.topic AND l.key = amend.key AND l.seq = amend.seq;
-    -- Whoever let a lease run out has read it as it was: what they report is not taken any more.
+    -- An applier whose lease ran out has read it as it was: its report is refused from now on.
     IF was_cursor.claimed_by IS NOT NULL THEN
         cursor.epoch := was_cursor.epoch + 1;
         cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL;

@@ -6,11 +6,11 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
--- Passes over every command that is pending now, for good, on each held or retrying key that the filters of
--- list_keys find; returns the recorded actions.
+-- Passes over every command that is pending now, for good, on each held or retrying key that the filters of list_keys
+-- find; returns the recorded actions.
 --
--- of_state: held, retrying, or both with a comma between them, as NULL has it. A key in other hands is left out: it is
--- being tried again, or acted upon, at this moment. What is committed later is applied as ever.
+-- of_state: held, retrying, or both with a comma between them, which is what NULL means. A key that somebody else has
+-- in hand is left out: it is being tried again, or an operator acts on it. What is committed later is applied as usual.
 -- Locks, in this order: the keys' tickets, skipping locked ones; their rows in key_sequence, skipping those that a
 -- caller holds.
 -- Raises IT043 without a reason, IT044 for another state, and what list_keys does.

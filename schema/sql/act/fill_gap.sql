@@ -6,8 +6,8 @@ AS $$
 -- Passes over a number that a key waits for and that nobody has appended; returns the recorded action.
 --
 -- It has an entry in skip and no command; its late append is refused.
--- Locks, in this order: the key's ticket (see _lock_cursor); its row in key_sequence, waiting for its callers, who wait for no
--- ticket.
+-- Locks, in this order: the key's ticket (see _lock_cursor); its row in key_sequence, waiting for its callers, who wait
+-- for no ticket.
 -- Raises IT041 when the key does not wait for seq, IT043 without a reason, and what _lock_cursor raises.
 DECLARE
     was inturn.key_cursor;
@@ -20,7 +20,7 @@ BEGIN
     END IF;
     IF EXISTS (SELECT FROM inturn.command_log l
                WHERE l.topic = fill_gap.topic AND l.key = fill_gap.key AND l.seq = fill_gap.seq) THEN
-        PERFORM inturn._refuse_action(topic, key, format('has command %s: it is no gap', seq), 'To pass over a command: skip.');
+        PERFORM inturn._refuse_action(topic, key, format('has command %s: it is not missing', seq), 'To pass over a command: skip.');
     ELSIF was.waiting_at IS NULL OR seq IS DISTINCT FROM was.applied_seq + 1 THEN
         PERFORM inturn._refuse_action(topic, key, CASE WHEN was.waiting_at IS NULL THEN 'waits for no number'
             ELSE format('waits for %s, not %s', was.applied_seq + 1, seq) END, 'Look again with inturn why.');

@@ -4,12 +4,14 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
--- Keeps a key standing still, until a time or for good; returns the recorded action.
+-- Pauses a key until a time, or for good; returns the recorded action.
 --
--- Waits for the turn in hand (see _lock_cursor). Appends go on; nothing is lost. Paused already, it takes the new until.
+-- Waits for the turn in hand (see _lock_cursor). Appends go on; nothing is lost. If it is paused already, the new until
+-- replaces the old one.
 -- An idle key gets a ticket for the end of the pause: an append leaves it as it is.
 -- Locks what _lock_cursor locks.
--- Raises IT041 when the key is held, is paused until the same time, or until is past or after the year 9999; and what _lock_cursor raises.
+-- Raises IT041 when the key is held, is paused until the same time, or until is past or after the year 9999; and what
+-- _lock_cursor raises.
 DECLARE
     was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
     paused constant boolean := inturn.key_state(was) = 'paused';
@@ -31,4 +33,4 @@ BEGIN
     RETURN inturn._record_action(topic, key, NULL, 'pause', reason, inturn._key_facts(was), inturn._key_facts(cursor));
 END
 $$;
-COMMENT ON FUNCTION inturn.pause IS 'Keeps a key standing still, until a time or for good.';
+COMMENT ON FUNCTION inturn.pause IS 'Pauses a key until a time, or for good.';

@@ -3,13 +3,14 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
--- Appends a skipped or applied command again, at the end of its key; returns the recorded action, whose after has
--- the new seq. Its old place stays as it is.
+-- Appends a skipped or applied command again, at the end of its key; returns the recorded action, whose after has the
+-- new seq. Its old place stays as it is.
 --
--- Once for every seq: to do it again, replay the new one. It takes its number at once, in a topic that numbers on arrival too:
--- what has none yet comes after it.
+-- Works once for every seq: to do it again, replay the new one. The new command gets its number at once, also in a
+-- topic that numbers on arrival: commands without a number come after it.
 -- Locks: what append locks.
--- Raises IT041 when seq is pending, not there, or was replayed before, or callers number; IT043 without a reason; and what append raises.
+-- Raises IT041 when seq is pending, not there, or was replayed before, or callers number; IT043 without a reason; and
+-- what append raises.
 DECLARE
     again constant text := 'inturn.replay:' || seq;
     applied bigint;
@@ -39,7 +40,7 @@ BEGIN
             format('To apply it once more, replay %s.', replayed));
     END IF;
     PERFORM inturn._refuse_command(topic, key, command.name, command.payload, NULL);
-    -- Not by append, which takes no such idempotency key. Under the lock nobody else numbers the key, no applier either.
+    -- Not by append, which refuses such an idempotency key. Under the lock nobody else numbers the key, nor an applier.
     replayed := inturn._append_on_snapshot(topic, key, applied, command.name, command.payload, again);
     IF current_setting('transaction_isolation') = 'read committed' THEN
         PERFORM inturn._look_at_key(topic, key);

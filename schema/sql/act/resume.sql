@@ -3,7 +3,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
--- Lets a paused key go on where it stood; returns the recorded action.
+-- Resumes a paused key where it stood; returns the recorded action.
 --
 -- Locks, in this order: the key's ticket (see _lock_cursor); its row in key_sequence, if no caller holds it.
 -- Raises IT041 when the key is not paused, and what _lock_cursor raises.
@@ -20,4 +20,4 @@ BEGIN
                                 inturn._key_facts(inturn._requeue(was, cursor)));
 END
 $$;
-COMMENT ON FUNCTION inturn.resume IS 'Lets a paused key go on where it stood.';
+COMMENT ON FUNCTION inturn.resume IS 'Resumes a paused key where it stood.';

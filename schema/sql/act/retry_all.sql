@@ -8,8 +8,8 @@ SET enable_seqscan = off
 AS $$
 -- Makes every held or retrying key that the filters of list_keys find ready now; returns the recorded actions.
 --
--- of_state: held, retrying, or both with a comma between them, as NULL has it. A key in other hands is left out: it is
--- being tried again, or acted upon, at this moment.
+-- of_state: held, retrying, or both with a comma between them, which is what NULL means. A key that somebody else has
+-- in hand is left out: it is being tried again, or an operator acts on it.
 -- Locks the keys' tickets, skipping locked ones. Raises IT044 for another state, and what list_keys does.
 DECLARE
     was inturn.key_cursor;

@@ -6,7 +6,7 @@ AS $$
 -- Passes over the next command of a key, for good; returns the recorded action.
 --
 -- seq: which command the operator takes to be the next. It stays in the log, and has an entry in skip; replay appends
--- it again. The turn that another applier may have begun without a lock is fenced off by the next epoch.
+-- it again. A turn that an applier may have begun without a lock is fenced off by the next epoch.
 -- Locks, in this order: the key's ticket (see _lock_cursor); its row in key_sequence, if no caller holds it.
 -- Raises IT041 when seq is not the next command, IT043 without a reason, and what _lock_cursor raises.
 DECLARE

@@ -1,7 +1,8 @@
 -- Puts a command into the intake of a topic with numbering arrival. Internal to append.
 --
--- Returns NULL: an applier will number it. Where its idempotency key has a number already, appends nothing and returns that.
--- Takes no locks, but that two appends with the same idempotency key wait for each other.
+-- Returns NULL: an applier will number it. Where its idempotency key has a number already, appends nothing and returns
+-- that.
+-- Takes no locks, except that two appends with the same idempotency key wait for each other.
 -- Raises IT008, IT009; 40001 at REPEATABLE READ and SERIALIZABLE for an idempotency key that came after the snapshot.
 CREATE FUNCTION inturn._append_arrival(
     topic text, key text, name text, payload jsonb, idempotency_key text, max_pending bigint

@@ -1,8 +1,8 @@
--- Appends the first command to a new key and returns its number, 1 unless the topic has forgotten keys (see _begin_keys); NULL when
--- the key has just become known. Internal to append.
+-- Appends the first command to a new key and returns its number, 1 unless the topic has forgotten keys (see
+-- _begin_keys); NULL when the key has just become known. Internal to append.
 --
--- Two first callers meet on the primary key: the second waits for the first, and gets NULL, or is the first itself
--- if that one rolled back. At REPEATABLE READ and SERIALIZABLE it gets 40001.
+-- Two first callers meet on the primary key: the second waits for the first, and gets NULL, or is the first itself if
+-- that one rolled back. At REPEATABLE READ and SERIALIZABLE it gets 40001.
 -- Locks, held to commit: the key's new row in key_sequence.
 -- Raises what _begin_keys raises.
 CREATE FUNCTION inturn._append_first(topic text, key text, name text, payload jsonb, idempotency_key text)

@@ -1,11 +1,13 @@
--- Appends a command under the number that its caller gives it, in any order of arrival, repeated at will. Internal to append.
+-- Appends a command under the number that its caller gives it, in any order of arrival, repeated at will. Internal to
+-- append.
 --
--- The same number with the same content appends nothing and returns the number; for what an operator amended see _has_content.
--- Locks, in this order, held to commit: the key's row in key_sequence; for a key that waits for a number, its ticket, unless
--- it is in other hands: then it leaves a hint, and an applier looks (see _take_hints).
+-- The same number with the same content appends nothing and returns the number; for a command that an operator amended,
+-- see _has_content.
+-- Locks, in this order, held to commit: the key's row in key_sequence; for a key that waits for a number, its ticket,
+-- unless somebody else has it in hand: then it leaves a hint, and an applier looks (see _take_hints).
 -- Raises IT007 when the topic numbers by itself, IT050 for a number below the first, IT051 for one that has other
--- content, IT052 for one that was passed over, IT071 for one that was pruned, IT053 for one too far ahead; IT014; and what
--- _refuse_command raises.
+-- content, IT052 for one that was passed over, IT071 for one that was pruned, IT053 for one too far ahead; IT014; and
+-- what _refuse_command raises.
 CREATE FUNCTION inturn._append_given(
     topic text, key text, seq bigint, name text, payload jsonb, idempotency_key text
 ) RETURNS bigint

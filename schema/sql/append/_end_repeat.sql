@@ -1,9 +1,11 @@
--- Finds the repeat that _append_arrival could not see before it inserted; returns its number, or NULL. Internal to _append_arrival.
+-- Finds the repeat that _append_arrival could not see before it inserted; returns its number, or NULL. Internal to
+-- _append_arrival.
 --
 -- new_id: what was inserted into the intake; NULL: nothing was, for the idempotency key is there.
--- An applier may have moved the first command to the log between the look and the insert: then nothing was in the way of the
--- insert, and its row is taken away again. This look comes after the insert, so it sees whatever was moved before that. Only
--- on the snapshot of a caller at REPEATABLE READ or SERIALIZABLE it may be missing: _refuse_unseen finds it there.
+-- An applier may have moved the first command to the log between the look and the insert: then nothing was in the way
+-- of the insert, and its row is taken away again. This look comes after the insert, so it sees whatever was moved
+-- before that. Only on the snapshot of a caller at REPEATABLE READ or SERIALIZABLE it may be missing: _refuse_unseen
+-- finds it there.
 -- Raises IT008 for other content, and what _refuse_unseen raises.
 CREATE FUNCTION inturn._end_repeat(topic text, key text, name text, payload jsonb, idempotency_key text, new_id bigint)
 RETURNS bigint

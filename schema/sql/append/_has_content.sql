@@ -1,6 +1,6 @@
 -- Says whether a command has this content; NULL when there is no such command. Internal to append. Takes no locks.
 --
--- What an operator amended has both: what its caller gave it, and what it is now.
+-- A command that an operator amended has both contents: the one that its caller gave, and the current one.
 CREATE FUNCTION inturn._has_content(topic text, key text, seq bigint, name text, payload jsonb) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,4 +1,5 @@
--- Says whether a payload is a JSON string whose text is a JSON object or array. Internal to _refuse_command. Takes no locks.
+-- Says whether a payload is a JSON string whose text is a JSON object or array. Internal to _refuse_command. Takes no
+-- locks.
 CREATE FUNCTION inturn._is_encoded_twice(payload jsonb) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,7 +1,8 @@
 -- Says whether a given number is appended already, with the same content. Internal to append. Takes no locks.
 --
--- What an operator amended may be repeated as its caller gave it.
--- Raises IT051 when it is there with other content, of which it tells nothing: another caller may have appended it.
+-- A command that an operator amended may be repeated as its caller gave it.
+-- Raises IT051 when it is there with other content. The error does not show that content: another caller may have
+-- appended it.
 CREATE FUNCTION inturn._is_there(topic text, key text, seq bigint, name text, payload jsonb) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

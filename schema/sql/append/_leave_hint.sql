@@ -1,4 +1,5 @@
--- Leaves a hint that a key may have to be woken, and notifies if an applier of its topic may be asleep. Internal to append.
+-- Leaves a hint that a key may have to be woken, and notifies if an applier of its topic may be asleep. Internal to
+-- append.
 --
 -- For callers whose snapshot may be older than the key's last turn. Takes no locks.
 CREATE FUNCTION inturn._leave_hint(topic text, key text) RETURNS void

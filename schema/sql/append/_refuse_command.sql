@@ -1,7 +1,7 @@
 -- Refuses a command that cannot be appended; returns when nothing is wrong with it. Internal to append. Takes no locks.
 --
--- Raises IT001 unknown topic, IT002 key, IT003 payload (too long, or encoded twice), IT004 command name, IT005 idempotency
--- key.
+-- Raises IT001 unknown topic, IT002 key, IT003 payload (too long, or encoded twice), IT004 command name, IT005
+-- idempotency key.
 CREATE FUNCTION inturn._refuse_command(topic text, key text, name text, payload jsonb, idempotency_key text) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

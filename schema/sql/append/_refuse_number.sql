@@ -1,4 +1,5 @@
--- Refuses a number that the topic cannot take from a caller, whatever the key holds. Internal to append. Takes no locks.
+-- Refuses a number that the topic cannot take from a caller, whatever the key holds. Internal to append. Takes no
+-- locks.
 --
 -- Raises IT005 beside an idempotency key, IT007 when the topic numbers by itself, or is to be given one and is not,
 -- IT050 for a number below its first.

@@ -1,8 +1,8 @@
--- Refuses a number that was passed over since the snapshot of a caller at REPEATABLE READ or SERIALIZABLE was taken, which
--- does not show it. Internal to append.
+-- Refuses a number that was passed over since the snapshot of a caller at REPEATABLE READ or SERIALIZABLE was taken,
+-- which does not show it. Internal to append.
 --
--- It tries to pass over the number itself, which is undone. Whose transaction passes over it at this moment, a turn's or an
--- operator's cancel_rest, is not waited for: that passes over what is pending, this command too. fill_gap, which does not,
+-- It tries to pass over the number itself, which is undone. It does not wait for a turn or an operator's cancel_rest
+-- that passes over it right now: that passes over everything pending, also this command. fill_gap, which does not,
 -- holds the key's row in key_sequence, as the caller does now.
 -- Raises 40001: run the transaction again.
 CREATE FUNCTION inturn._refuse_passed(topic text, key text, seq bigint) RETURNS void

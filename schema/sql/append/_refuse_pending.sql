@@ -1,7 +1,8 @@
--- Refuses a command of a key that has as much pending as its topic allows. Internal to append. Takes no locks.
+-- Refuses a command for a key that has as many commands pending as its topic allows. Internal to append. Takes no
+-- locks.
 --
--- last_seq: the number that the command has got; NULL where it gets one on arrival: it is the one after the last in the log, so
--- what is in the intake beside it does not count. max_pending: of the topic; NULL for no limit.
+-- last_seq: the number that the command has got; NULL where it gets one on arrival: it is the one after the last in the
+-- log, so what is in the intake beside it does not count. max_pending: of the topic; NULL for no limit.
 -- Where the key stands is looked up anew: an operator may have moved it since its last turn.
 -- Raises IT009.
 CREATE FUNCTION inturn._refuse_pending(topic text, key text, last_seq bigint, max_pending bigint) RETURNS void
@@ -30,4 +31,4 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._refuse_pending IS 'Internal to append: refuses a command of a key that has as much pending as its topic allows.';
+COMMENT ON FUNCTION inturn._refuse_pending IS 'Internal to append: refuses a command for a key that has as many commands pending as its topic allows.';

@@ -1,7 +1,7 @@
 -- Refuses a given number that the key has passed, or that is too far ahead of it. Internal to append. Takes no locks.
 --
--- Raises IT071 for one from before the key's history, IT052 for one that was passed over, without the reason, which is the
--- operators'; IT053 for one further ahead than the topic's max_ahead.
+-- Raises IT071 for one from before the key's history, IT052 for one that was passed over, without the reason, which is
+-- the operators'; IT053 for one further ahead than the topic's max_ahead.
 CREATE FUNCTION inturn._refuse_place(settings inturn.topic, key text, seq bigint, applied_seq bigint) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,8 +1,8 @@
 -- Refuses an idempotency key that was given before with other content. Internal to append. Takes no locks.
 --
--- seq: the command that has the key; NULL: it is in the intake, and has no number yet. What an operator amended may be repeated
--- as its caller gave it.
--- Raises IT008, which tells nothing of that command: another caller may have appended it.
+-- seq: the command that has the key; NULL: it is in the intake, and has no number yet. A command that an operator
+-- amended may be repeated as its caller gave it. Raises IT008. The error does not show that command: another caller may
+-- have appended it.
 CREATE FUNCTION inturn._refuse_reuse(
     topic text, key text, seq bigint, name text, payload jsonb, idempotency_key text
 ) RETURNS void

@@ -1,15 +1,15 @@
--- Refuses an idempotency key that came to the log since the snapshot of a caller at REPEATABLE READ or SERIALIZABLE was taken,
--- which does not show it. Internal to _end_repeat.
+-- Refuses an idempotency key that came to the log since the snapshot of a caller at REPEATABLE READ or SERIALIZABLE was
+-- taken, which does not show it. Internal to _end_repeat.
 --
--- It tries to log a command with the key itself, which is undone. Nobody else can be about to log one: the caller's row in the
--- intake has the key, and no other transaction can insert or move a row with it before this one ends.
+-- It tries to log a command with the key itself, which is undone. Nobody else can be about to log one: the caller's row
+-- in the intake has the key, and no other transaction can insert or move a row with it before this one ends.
 -- Raises 40001: run the transaction again.
 CREATE FUNCTION inturn._refuse_unseen(topic text, key text, idempotency_key text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- Under a number that no command has.
+    -- The number is one that no command has.
     INSERT INTO inturn.command_log (topic, key, seq, name, payload, idempotency_key)
     VALUES (_refuse_unseen.topic, _refuse_unseen.key, -1, '', '{}', _refuse_unseen.idempotency_key) ON CONFLICT DO NOTHING;
     RAISE EXCEPTION USING ERRCODE = 'IT999';

@@ -7,12 +7,16 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
--- Appends one command to a key, in the caller's transaction, and returns its seq; NULL where numbers are given on arrival, later.
+-- Appends one command to a key, in the caller's transaction, and returns its seq; NULL where numbers are given on
+-- arrival, later.
 --
--- The same idempotency key again on the same key, with the same name and payload, appends nothing and returns the first seq.
+-- The same idempotency key again on the same key, with the same name and payload, appends nothing and returns the first
+-- seq.
 -- seq: the command's number, in a topic whose callers number (see _append_given); NULL in every other.
--- Locks, held to commit: the key's row in key_sequence, but where numbers are given on arrival. Inserts the ticket of a key that was idle, which nobody else does.
--- Raises IT001 to IT005 (see _refuse_command), IT008 (see _refuse_reuse), IT009 (see _refuse_pending), IT014 (see _require_grant); 40001 when the caller's snapshot is older than the key's last append or prune.
+-- Locks, held to commit: the key's row in key_sequence, but where numbers are given on arrival. Inserts the ticket of a
+-- key that was idle, which nobody else does.
+-- Raises IT001 to IT005 (see _refuse_command), IT008 (see _refuse_reuse), IT009 (see _refuse_pending), IT014 (see
+-- _require_grant); 40001 when the caller's snapshot is older than the key's last append or prune.
 -- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
 -- would repeat, and a key that went idle meanwhile would not be woken.
 DECLARE

@@ -6,7 +6,8 @@ SET enable_bitmapscan = off
 AS $$
 -- Says how far a key is: up to where everything has taken effect or was passed over, and its state (see key_state).
 --
--- For callers, of the topics that they may append to: no payload, no name, no error. Both are NULL for a key that has no number yet.
+-- Callers may ask for the topics that they may append to; it shows no payload, name or error. Both are NULL for a key
+-- that has no number yet.
 -- Takes no locks. Raises IT001, IT014.
 DECLARE
     cursor inturn.key_cursor;

@@ -15,7 +15,7 @@ BEGIN
                                      down, abandoned)
     SELECT _announce_applier.applier, coalesce(_announce_applier.topics, '{}'), _announce_applier.host, _announce_applier.pid,
            pg_backend_pid(), coalesce(_announce_applier.backend_start, clock_timestamp()), _announce_applier.revision, _announce_applier.pooled,
-           -- Lengths, so that no clock but this one matters.
+           -- Lengths of time, so that no other clock than the database's matters.
            coalesce((SELECT jsonb_object_agg(d.key, d.value - 'seconds' || jsonb_build_object(
                         'since', clock_timestamp() - make_interval(secs => greatest(least((d.value ->> 'seconds')::numeric, 1e9), 0)::float8)))
                      FROM jsonb_each(coalesce(_announce_applier.down, '{}')) d), '{}'),

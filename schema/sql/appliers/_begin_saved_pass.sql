@@ -1,9 +1,9 @@
--- Begins a pass over topics where the last one by whatever applier of them left off, and saves where it left off itself: see
--- _begin_pass. Internal to claim by lease and to apply.
+-- Begins a pass over topics where the last one by whatever applier of them left off, and saves where it left off
+-- itself: see _begin_pass. Internal to claim by lease and to apply.
 --
--- last: the applier's own last pass, if it has one in memory. A client that claims in a transaction that is open for long, or
--- rolls back, saves nothing that others see.
--- Locks rows of saved_pass that are needed no more, skipping locked ones; what _begin_pass locks.
+-- last: the applier's own last pass, if it has one in memory. A client that claims in a transaction that is open for
+-- long, or rolls back, saves nothing that others see.
+-- Locks rows of saved_pass that are no longer needed, skipping locked ones; what _begin_pass locks.
 CREATE FUNCTION inturn._begin_saved_pass(topics text[], last inturn._pass DEFAULT NULL) RETURNS inturn._pass
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -22,10 +22,11 @@ BEGIN
                     saved.next_xid, saved.whole_at, saved.starts, saved.seen_to, saved.walk_at, saved.walked_from);
     END IF;
     fresh := inturn._begin_pass(topics, last);
-    -- A saved_at of later: the clock was set back. A pass that looked at everything is saved at once, or all claims until then would.
+    -- A later saved_at: the clock was set back. A pass that looked at everything is saved at once; otherwise all claims
+    -- until then would look at everything.
     IF saved.saved_at IS NULL OR saved.saved_at NOT BETWEEN clock_timestamp() - interval '100 ms' AND clock_timestamp()
         OR fresh.walk_at > saved.walk_at OR fresh.whole_at > saved.whole_at THEN
-        -- Not further back, but for once a minute: a held snapshot keeps all that were deleted before, ten a second.
+        -- Not further back, except once a minute: a held snapshot keeps all that were deleted before, ten a second.
         DELETE FROM inturn.saved_pass p WHERE p.ctid = ANY (ARRAY(
             SELECT o.ctid FROM inturn.saved_pass o
             WHERE o.topics_hash = hash AND o.saved_at >= CASE

@@ -1,4 +1,5 @@
--- Returns whether an applier of another process than this one's serves a topic. Internal to the appliers. Takes no locks.
+-- Returns whether an applier of another process than this one's serves a topic. Internal to the appliers. Takes no
+-- locks.
 CREATE FUNCTION inturn._has_others(topic text, applier text) RETURNS boolean
 LANGUAGE sql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

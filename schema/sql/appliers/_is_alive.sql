@@ -1,7 +1,9 @@
 -- Returns whether an applier is alive, from its entry and its session in pg_stat_activity. Internal. Takes no locks.
 --
--- backend, state, query_start: of its session; backend NULL: it is not there. The other two are NULL to those who may not see them.
--- In a session of the database the statement that applies is the one it was announced in; what runs later is something else.
+-- backend, state, query_start: of its session; backend NULL: it is not there. The other two are NULL to those who may
+-- not see them.
+-- In a session of the database the statement that applies is the one it was announced in; what runs later is something
+-- else.
 CREATE FUNCTION inturn._is_alive(p inturn.applier, backend integer, state text, query_start timestamptz) RETURNS boolean
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp

@@ -1,9 +1,9 @@
--- Returns where an applier begins in a topic, so that a crowd of appliers does not crowd: at since, or some tickets on from
--- there. Internal to the appliers. Takes no locks.
+-- Returns where an applier begins in a topic, so that many appliers do not claim in the same place: at since, or some
+-- tickets on from there. Internal to the appliers. Takes no locks.
 --
--- since: where its pass may begin. Each claim steps over all tickets that others have locked, which costs more than to apply
--- one: with thirty appliers at work, most of what they do. So each begins somewhere in as many tickets as they hold together,
--- and at since when there are fewer. The next visit begins elsewhere: no key waits for long.
+-- since: where its pass may begin. Each claim steps over all tickets that others have locked, which costs more than to
+-- apply one: with thirty appliers at work, most of what they do. So each begins somewhere in as many tickets as they
+-- hold together, and at since when there are fewer. The next visit begins elsewhere: no key waits for long.
 CREATE FUNCTION inturn._spread_out(topic text, since timestamptz, max_keys integer) RETURNS timestamptz
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -13,7 +13,7 @@ SET enable_sort = off
 AS $$
 DECLARE
     now constant timestamptz := clock_timestamp();
-    -- Claims are the only ones to lock rows of this table without changing any, but for an operator here and there.
+    -- Only claims lock rows of this table without changing them, except for an operator now and then.
     others constant bigint := (SELECT count(*) FROM pg_locks l WHERE l.relation = 'inturn.ticket'::regclass
                                AND l.mode = 'RowShareLock' AND l.granted AND l.pid <> pg_backend_pid());
 BEGIN
@@ -25,4 +25,4 @@ BEGIN
                      ORDER BY t.ready_at OFFSET floor(random() * (others + 1))::integer * max_keys LIMIT 1), since);
 END
 $$;
-COMMENT ON FUNCTION inturn._spread_out IS 'Internal to the appliers: where an applier begins in a topic, so that a crowd does not crowd.';
+COMMENT ON FUNCTION inturn._spread_out IS 'Internal to the appliers: where an applier begins in a topic, so that many do not claim in the same place.';

@@ -1,7 +1,9 @@
--- Looks at the keys of some topics that callers with old snapshots could not wake, and deletes their hints; returns how many.
+-- Looks at the keys of some topics that callers with old snapshots could not wake, and deletes their hints; returns how
+-- many.
 -- Internal to the appliers.
 --
--- since: only hints left at this time or later, see _begin_pass. A key that is in other hands keeps its hint, as left now.
+-- since: only hints left at this time or later, see _begin_pass. A key that somebody else has in hand keeps its hint,
+-- as left now.
 -- Locks, skipping locked ones: the hints; the keys' rows in key_sequence, until the end of the transaction. So the
 -- caller commits at once: no handler runs in this transaction. What _look_at_key locks.
 CREATE FUNCTION inturn._take_hints(topics text[], since timestamptz DEFAULT '-infinity') RETURNS bigint

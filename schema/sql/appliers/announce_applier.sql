@@ -5,13 +5,16 @@ CREATE FUNCTION inturn.announce_applier(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Says that an applier serves these topics, and that it was seen now. An applier says so when it starts and every few seconds.
+-- Says that an applier serves these topics, and that it was seen now. An applier says so when it starts and every few
+-- seconds.
 --
 -- host, pid: its process; pid NULL: a session of the database, which says it inside the statement that applies.
--- revision: of the schema that it serves. pooled: its sessions of the database may change from one transaction to the next.
--- down: the topics whose breaker is open in its process, each with seconds (since when), key (the last one tried) and error.
+-- revision: of the schema that it serves. pooled: its sessions of the database may change from one transaction to the
+-- next.
+-- down: the topics whose breaker is open in its process, each with seconds (since when), key (the last one tried) and
+-- error.
 -- abandoned: how many threads its process has left behind.
--- Its end needs no word: see list_appliers. Forgets appliers that were not seen for a day.
+-- It need not announce its end: see list_appliers. Deletes appliers that were not seen for a day.
 -- Locks: the applier's row; rows of forgotten ones, skipping locked ones. Raises 22004 and 22023 for what cannot be.
 BEGIN
     IF num_nulls(applier, host, revision, pooled) > 0 THEN

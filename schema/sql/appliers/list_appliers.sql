@@ -14,12 +14,14 @@ SET jit = off
 AS $$
 -- Lists the appliers of the last day: who serves what, whether it is alive, and what it does now. Takes no locks.
 --
--- alive: its session is at work, or is there and was seen within 15 seconds; an applier says that it is there every
--- 5 seconds while it is not at work. doing: applying (since its transaction began, or it claimed the first of its leases
--- that run), idle, or gone (since it was seen). One that never said that it is there is known by its leases while they run.
--- topic, key, seq: the first key of the transaction or of the leases at work, and its next command; NULL where that cannot
--- be told: of a transaction it is looked for among the keys of each topic that have been ready the longest.
--- waits_for: what its query waits for. leases: how many keys it has by lease now. down, abandoned: see announce_applier.
+-- alive: its session is at work, or it is there and was seen within 15 seconds; an applier announces itself every 5
+-- seconds while it is not at work. doing: applying (since its transaction began, or it claimed the first of its leases
+-- that run), idle, or gone (since it was seen). An applier that never announced itself is known by its leases while
+-- they run.
+-- topic, key, seq: the first key of the transaction or of the leases at work, and its next command; NULL where that
+-- cannot be told: of a transaction it is looked for among the keys of each topic that have been ready the longest.
+-- waits_for: what its query waits for. leases: how many keys it has by lease now. down, abandoned: see
+-- announce_applier.
 -- Keys, and the errors in down, of topics that are granted to other operators only are left out.
 -- Runs as its owner, so that an operator sees other users' sessions; the owner needs pg_monitor, or is a superuser.
 WITH lease AS MATERIALIZED (

@@ -7,7 +7,7 @@ SET enable_sort = off
 AS $$
 -- Returns when the next key of these topics becomes ready, NULL when none is due. Takes no locks.
 --
--- since: the database's clock when the applier last looked; keys that were ready before are in other hands.
+-- since: the database's clock when the applier last looked; somebody else has the keys in hand that were ready before.
 BEGIN
     RETURN (SELECT nullif(min(c.ready_at), 'infinity') FROM unnest(topics) t (topic) CROSS JOIN LATERAL (
         SELECT c.ready_at FROM inturn.ticket c

@@ -1,4 +1,5 @@
--- Moves commands of a topic from the intake to the log, under the next numbers of their keys, and wakes these; returns how many.
+-- Moves commands of a topic from the intake to the log, under the next numbers of their keys, and wakes these; returns
+-- how many.
 -- Internal to _number_topic.
 --
 -- tids: their rows; one that was updated since has another tid, and stays where it is.

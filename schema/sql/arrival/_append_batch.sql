@@ -1,7 +1,8 @@
--- Moves commands from the intake to the log as _append_arrived does, and leaves behind those of a key that itself makes that fail.
+-- Moves commands from the intake to the log as _append_arrived does. If that fails because of one key, the key's
+-- commands are left behind.
 -- Internal to _number_topic.
 --
--- Raises what is no key's fault: 40001 and 40P01, 55P03, 53100 (see _try_lease).
+-- Raises errors that no key is to blame for: 40001 and 40P01, 55P03, 53100 (see _try_lease).
 CREATE FUNCTION inturn._append_batch(topic text, tids tid[]) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp

@@ -1,4 +1,5 @@
--- Says whether anything in a topic's intake is to be looked at now, without a lock or a write. Internal to _number_topic.
+-- Says whether anything in a topic's intake is to be looked at now, without a lock or a write. Internal to
+-- _number_topic.
 --
 -- What was left behind is looked at ten times a second.
 CREATE FUNCTION inturn._has_arrivals(last inturn.arrival_pass) RETURNS boolean

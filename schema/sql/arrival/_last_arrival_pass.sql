@@ -2,7 +2,8 @@
 -- _number_topic. Takes no locks.
 --
 -- A standby has no unlogged tables: of every topic nothing is known there.
--- What a pass on another server saw means nothing, and neither does what this one cannot have seen yet, as after a restore.
+-- What a pass on another server saw means nothing, and neither does what this one cannot have seen yet, as after a
+-- restore.
 CREATE FUNCTION inturn._last_arrival_pass(topic text) RETURNS inturn.arrival_pass
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,4 +1,5 @@
--- Numbers what has arrived in those of some topics that number on arrival; returns how many commands. Internal to the appliers.
+-- Numbers what has arrived in the topics among these that number on arrival; returns how many commands. Internal to the
+-- appliers.
 --
 -- A topic is numbered until nothing is left of it, or for a fifth of a second: the next pass goes on.
 -- Runs as its owner: an applier may neither number commands by hand nor write to the log.

@@ -1,17 +1,19 @@
--- Numbers what has arrived in a topic, one pass at a time; returns how many commands, and whether there may be more to number.
+-- Numbers what has arrived in a topic, one pass at a time; returns how many commands, and whether there may be more to
+-- number.
 -- Internal to _number_arrivals.
 --
--- A pass takes what its snapshot shows, the lowest ids first. If one append's transaction committed before another append began,
--- it has the lower id, and a snapshot that shows the later one shows it too: so it is numbered earlier in this pass, or was in one
--- before. That holds whatever part of the ids a pass takes, as long as it takes the lowest; and never for a part of the
--- transactions, or for the ids above the last one taken: a lower one may commit later.
--- Only what the last pass did not see is looked at (_appeared): the rows of transactions that it saw running, its own among
--- them, and of later ones. What a held snapshot keeps of the others is not walked over.
--- A key whose row in key_sequence is locked, by an operator, is not waited for, and one that itself makes its numbering fail
--- does not keep the others: what arrives on it is left behind, and from then on numbered by _number_left_behind alone.
+-- A pass takes what its snapshot shows, the lowest ids first. If one append's transaction committed before another
+-- append began, it has the lower id, and a snapshot that shows the later one shows it too: so it is numbered earlier in
+-- this pass, or was in one before. That holds whatever part of the ids a pass takes, as long as it takes the lowest;
+-- and never for a part of the transactions, or for the ids above the last one taken: a lower one may commit later.
+-- It looks only at what the last pass did not see (_appeared): the rows of transactions that it saw running, its own
+-- among them, and of later ones. It does not walk over what a held snapshot keeps of the others. It does not wait for a
+-- key whose row in key_sequence an operator has locked, and a key whose numbering fails does not stop the others: what
+-- arrives on it is left behind, and from then on numbered by _number_left_behind alone.
 -- max_commands: in one pass; and as many octets as a claim takes, as they are stored.
--- Locks, without waiting: an advisory lock of the topic, so that one pass runs at a time; then, skipping locked ones, the keys' rows in
--- key_sequence, in byte order, and those of the keys left behind. Raises IT031 outside READ COMMITTED.
+-- Locks, without waiting: an advisory lock of the topic, so that one pass runs at a time; then, skipping locked ones,
+-- the keys' rows in key_sequence, in byte order, and those of the keys left behind. Raises IT031 outside READ
+-- COMMITTED.
 CREATE FUNCTION inturn._number_topic(topic text, max_commands integer, OUT numbered bigint, OUT more boolean)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp

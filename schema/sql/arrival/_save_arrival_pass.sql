@@ -1,5 +1,5 @@
--- Saves what a pass over a topic's intake saw, as a new row above the last one. Internal to _number_topic, which lets one pass
--- run at a time.
+-- Saves what a pass over a topic's intake saw, as a new row above the last one. Internal to _number_topic, which lets
+-- one pass run at a time.
 CREATE FUNCTION inturn._save_arrival_pass(pass inturn.arrival_pass) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp

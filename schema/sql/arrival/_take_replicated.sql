@@ -1,8 +1,8 @@
--- Has the intake go on from a command that came by logical replication, which copies rows and no sequence. Trigger function; it
--- fires for rows that a subscription writes, and for no others.
+-- Has the intake go on from a command that came by logical replication, which copies rows and no sequence. Trigger
+-- function; it fires for rows that a subscription writes, and for no others.
 --
--- What is appended here afterwards was appended later, so it needs a higher id. And what passes have seen here says nothing of
--- the transaction ids of another server: the next one looks at everything.
+-- What is appended here afterwards was appended later, so it needs a higher id. And what passes have seen here says
+-- nothing of the transaction ids of another server: the next one looks at everything.
 -- Locks an advisory lock for a moment: a subscription may have several workers.
 CREATE FUNCTION inturn._take_replicated() RETURNS trigger
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER

@@ -1,7 +1,8 @@
--- Moves the commands of one key from the intake to the log as _append_arrived does; returns how many, or 0 and the problem.
+-- Moves the commands of one key from the intake to the log as _append_arrived does; returns how many, or 0 and the
+-- problem.
 -- Internal to _append_batch and _number_left_behind.
 --
--- Raises what is no key's fault: see _append_batch.
+-- Raises errors that no key is to blame for: see _append_batch.
 CREATE FUNCTION inturn._try_append(topic text, tids tid[], OUT moved bigint, OUT problem text)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp

@@ -1,4 +1,5 @@
--- Returns how long a key waits after so many empty turns in a row: 1, 2, 4 ... 100 ms. A caller's transaction is open on it.
+-- Returns how long a key waits after so many empty turns in a row: 1, 2, 4 ... 100 ms. A caller's transaction is open
+-- on it.
 -- Internal. Takes no locks. Qualified, not pinned: it is inlined.
 CREATE FUNCTION inturn._empty_turn_wait(empty_turns integer) RETURNS interval
 LANGUAGE sql IMMUTABLE

@@ -1,8 +1,9 @@
--- Returns a key as it is when nothing is to be applied on it now: waiting, if it has later numbers and the next one is
--- missing; held, if it has waited for that too long; else as it was, waiting no more. Internal. Takes no locks.
+-- Returns a key as it is when nothing can be applied on it now: waiting, if it has later numbers and the next one is
+-- missing; held, if it has waited for that too long; otherwise as it was, and not waiting. Internal. Takes no locks.
 --
 -- A key with a gap_timeout becomes ready when that is over, so that an applier's empty turn comes here again.
--- The caller holds the key's row in key_sequence, or nothing can be appended for another reason, and saves what is returned.
+-- The caller holds the key's row in key_sequence, or nothing can be appended for another reason, and saves what is
+-- returned.
 CREATE FUNCTION inturn._find_gap(was inturn.key_cursor) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp

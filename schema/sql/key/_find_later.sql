@@ -1,5 +1,5 @@
--- Returns what a key has beyond a missing next number: the first and the last one there, how many, and when the first of
--- them came; later is 0 where callers do not number, the next one is there, or nothing is. Internal. Takes no locks.
+-- Returns what a key has beyond a missing next number: the first and the last one there, how many, and when the first
+-- of them came; later is 0 where callers do not number, the next one is there, or nothing is. Internal. Takes no locks.
 CREATE FUNCTION inturn._find_later(
     c inturn.key_cursor, OUT first_seq bigint, OUT last_seq bigint, OUT later bigint, OUT first_at timestamptz
 )

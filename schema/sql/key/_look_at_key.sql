@@ -1,8 +1,9 @@
--- Looks at a key that may be asleep on something: wakes it when its next command is there; marks it as waiting when only later
--- numbers are. Nothing changes for a key that is awake, held, paused or leased. Internal.
+-- Looks at a key that may be idle although something is pending: wakes it when its next command is there; marks it as
+-- waiting when only later numbers are. Nothing changes for a key that is awake, held, paused or leased. Internal.
 --
--- Returns false when the ticket of a key that waits for a number is in other hands: an operator's, or those of an applier, as
--- when the gap has just timed out. Waiting for them might be waiting for handlers: leave a hint, and look again later.
+-- Returns false when the ticket of a key that waits for a number is in hand elsewhere: an operator has it, or an
+-- applier, as when the gap has just timed out. Waiting for them might be waiting for handlers: leave a hint, and look
+-- again later.
 -- The caller holds the key's row in key_sequence, at READ COMMITTED. Locks the ticket of a key that waits for a number,
 -- skipping a locked one.
 CREATE FUNCTION inturn._look_at_key(topic text, key text) RETURNS boolean

@@ -1,6 +1,7 @@
--- Lets a key go idle where it stands: deletes its ticket and marks, and records that its last turn was drained. Internal.
+-- Makes a key idle where it stands: deletes its ticket and marks, and records that its last turn was drained. Internal.
 --
--- cursor: where it stands; was: as it is stored. Where there was no turn under its epoch, an entry says that it went idle.
+-- cursor: where it stands; was: as it is stored. Where there was no turn under its epoch, an entry says that it went
+-- idle.
 -- The caller holds the key's row in key_sequence, has seen in a later statement that nothing is pending, and has locked
 -- the key's ticket.
 CREATE FUNCTION inturn._make_idle(was inturn.key_cursor, cursor inturn.key_cursor) RETURNS void
@@ -21,4 +22,4 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._make_idle IS 'Internal: lets a key go idle where it stands.';
+COMMENT ON FUNCTION inturn._make_idle IS 'Internal: makes a key idle where it stands.';

@@ -1,4 +1,4 @@
--- Returns when a key is ready next, NULL when not before somebody acts: the one place that decides it. Internal.
+-- Returns when a key is ready next, NULL when not before somebody acts: only this function decides it. Internal.
 --
 -- not_before: what the key itself asks for: now, the end of a _backoff or of a gap; NULL: it is held, or waits.
 -- A pause that runs and a lease that runs put it off further. Takes no locks. Qualified, not pinned: it is inlined.

@@ -1,10 +1,11 @@
--- Saves a key whose cursor was moved, and lets it go idle, be ready, wait, or stay paused; returns where it stands then.
+-- Saves a key whose cursor was moved: it becomes idle if nothing is pending, otherwise its next turn is scheduled.
+-- Returns where it stands then.
 -- Internal to release, the claims by lease and the operators' functions.
 --
--- was: as it is stored; cursor: as it was moved. A lease that runs goes on: the key does not go idle under it, and is ready
--- when it is over. After an empty turn the key is ready a little later, as finish has it.
--- The caller has locked the key's ticket. Locks its row in key_sequence, skipping it if a caller holds it: then the key is
--- ready, and an applier's turn will find out.
+-- was: as it is stored; cursor: as it was moved. A lease that runs goes on: the key does not go idle under it, and is
+-- ready when it is over. After an empty turn the key is ready a little later, as finish has it.
+-- The caller has locked the key's ticket. Locks its row in key_sequence, skipping it if a caller holds it: then the key
+-- is ready, and an applier's turn will find out.
 CREATE FUNCTION inturn._requeue(was inturn.key_cursor, cursor inturn.key_cursor) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -42,4 +43,4 @@ BEGIN
     RETURN cursor;
 END
 $$;
-COMMENT ON FUNCTION inturn._requeue IS 'Internal: lets a key go idle, be ready, wait, or stay paused.';
+COMMENT ON FUNCTION inturn._requeue IS 'Internal: makes a key idle if nothing is pending, otherwise schedules its next turn.';

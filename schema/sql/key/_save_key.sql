@@ -1,7 +1,7 @@
 -- Saves where a key stands: its ticket and its marks. Internal: everything but a turn's usual end comes through here.
--- Wakes those who wait for the key, where it moved on or is held now.
+-- Wakes those who wait for the key if it has moved on or is held now.
 --
--- was: the key as it is stored; cursor: as it shall be, its ready_at from _next_ready_at.
+-- was: the key as it is stored; cursor: as it is to be, with its ready_at from _next_ready_at.
 -- The caller has locked the key's ticket; or, of an idle key, its row in key_sequence: then this is its new ticket.
 CREATE FUNCTION inturn._save_key(was inturn.key_cursor, cursor inturn.key_cursor) RETURNS void
 LANGUAGE plpgsql VOLATILE

@@ -1,10 +1,11 @@
--- Starts a lease on a key that this transaction has claimed, and returns its row; NULL when there is nothing to do on it.
+-- Starts a lease on a key that this transaction has claimed, and returns its row; NULL when there is nothing to do on
+-- it.
 -- Internal to the claims by lease.
 --
--- A lease that ran out on the key: see _lose_lease. Of the keys that were lost so, a process works on one at a time: another
--- one is put off for a moment. So whichever of them loses the process again is the one that did it.
--- Without a command to apply the claim is an empty turn, and ends here: not by finish, which does not know a claim that a
--- client has made under a savepoint.
+-- A lease that ran out on the key: see _lose_lease. Of the keys that were lost so, a process works on one at a time:
+-- another one is put off for a moment. So whichever of them loses the process again is the one that did it.
+-- Without a command to apply the claim is an empty turn, and ends here: not by finish, which does not know a claim that
+-- a client has made under a savepoint.
 -- Locks what _requeue and _lock_process lock. Raises what _lease_end raises.
 CREATE FUNCTION inturn._begin_lease(
     settings inturn.topic, key text, applied_seq bigint, epoch bigint, lease interval, applier text

@@ -1,10 +1,10 @@
--- Claims one ready key by a short lease, for a turn that is taken in a transaction of its own; no row: none is ready, or it
--- cannot be now.
+-- Claims one ready key by a short lease, for a turn in a transaction of its own; no row: none is ready, or none can be
+-- claimed now.
 -- Internal to the appliers.
 --
--- So appliers take keys after a start, after a lost connection and after a failure that nobody can tell the cause of: once
--- this is committed, whatever becomes of the process is found out by the next claim (see _lose_lease). The turn locks the
--- ticket, so that it may last longer than the lease.
+-- Appliers take keys this way after a start, after a lost connection, and after a failure with an unknown cause: once
+-- this is committed, the next claim finds out what became of the process (see _lose_lease). The turn locks the ticket,
+-- so that it may last longer than the lease.
 -- since: as in claim. epoch is NULL when there was nothing to do on the key after all.
 -- Locks, in this order: what _lock_process, claim and _try_lease lock, and raises what they raise.
 CREATE FUNCTION inturn._claim_alone(topic text, since timestamptz, applier text)
@@ -23,7 +23,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    -- A key that was lost has no company in its process: neither begins while the other is in hand.
+    -- A lost key and other keys are never in hand at the same time in one process.
     IF inturn._has_leases(applier, NOT claimed.lost) THEN
         IF claimed.lost THEN
             UPDATE inturn.ticket t SET ready_at = clock_timestamp() + interval '50 ms'

@@ -1,6 +1,8 @@
--- Ends a turn that was claimed alone: records what was applied, and lets the key go. Internal to _end_alone and _lose_alone.
+-- Ends a turn that was claimed alone: records what was applied, and lets the key go. Internal to _end_alone and
+-- _lose_alone.
 --
--- Locks the key's ticket; its row in key_sequence, if no caller holds it. Raises what _hold_lease and _require_commands raise.
+-- Locks the key's ticket; its row in key_sequence, if no caller holds it. Raises what _hold_lease and _require_commands
+-- raise.
 CREATE FUNCTION inturn._end_turn_alone(
     topic text, key text, epoch bigint, done_seq bigint,
     error text DEFAULT NULL, verdict text DEFAULT NULL, retry_after interval DEFAULT NULL

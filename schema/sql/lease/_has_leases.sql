@@ -1,7 +1,8 @@
--- Returns whether the process of an applier has keys by leases that run. Internal to the claims by lease. Takes no locks.
+-- Returns whether the process of an applier has keys by leases that run. Internal to the claims by lease. Takes no
+-- locks.
 --
--- lost_only: of those keys alone that were lost (see _lose_lease). Each question has an index of its own, which the held keys
--- of a topic are not in.
+-- lost_only: of those keys alone that were lost (see _lose_lease). Each question has an index of its own, which the
+-- held keys of a topic are not in.
 CREATE FUNCTION inturn._has_leases(applier text, lost_only boolean) RETURNS boolean
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp

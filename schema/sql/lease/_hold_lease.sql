@@ -1,7 +1,9 @@
 -- Locks a key for the holder of its lease, and returns where it stands. Internal to advance, renew, release and fail.
 --
--- The epoch alone decides: over or not, a lease counts until another claim takes the next epoch. Locks the key's ticket.
--- Raises IT030 when the lease is gone; IT031 outside READ COMMITTED; IT014 when the topic is granted to other appliers only:
+-- The epoch alone decides: over or not, a lease counts until another claim takes the next epoch. Locks the key's
+-- ticket.
+-- Raises IT030 when the lease is gone; IT031 outside READ COMMITTED; IT014 when the topic is granted to other appliers
+-- only:
 -- an epoch can be guessed.
 CREATE FUNCTION inturn._hold_lease(topic text, key text, epoch bigint) RETURNS inturn.key_cursor
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER

@@ -1,10 +1,12 @@
 -- Starts a lease on a key that was claimed just now, as _begin_lease or _try_lease does. Internal to _claim_leases.
 --
--- max_octets: leave the key as it is when its first command is longer; NULL: however long that is. fits: whether it was not.
+-- max_octets: leave the key as it is when its first command is longer; NULL: however long that is. fits: whether it was
+-- not.
 -- leased: NULL when there is nothing to do on the key, or it was put off. max_commands: how many to read.
--- Locks the key's ticket again: the claim may have been made under a savepoint, so that nothing tells whose lock is there.
--- Locks and raises what _begin_lease does. Raises IT014 when the topic is granted to other appliers only; IT030 when the key is not ready
--- any more, or another session has it.
+-- Locks the key's ticket again: the claim may have been made under a savepoint, so that nothing tells whose lock is
+-- there.
+-- Locks and raises what _begin_lease does. Raises IT014 when the topic is granted to other appliers only; IT030 when
+-- the key is not ready any more, or another session has it.
 CREATE FUNCTION inturn._lease_claimed(
     topic text, key text, epoch bigint, lease interval, applier text, one_by_one boolean, max_octets bigint,
     OUT fits boolean, OUT leased inturn.key_cursor, OUT max_commands integer

@@ -1,10 +1,10 @@
--- Records what became of a turn that was taken alone (see _claim_alone) and was rolled back, or whose connection broke; returns
--- the outcome. Internal to the appliers, which say it in a transaction of its own.
+-- Records what became of a turn that was taken alone (see _claim_alone) and was rolled back, or whose connection broke;
+-- returns the outcome. Internal to the appliers, which say it in a transaction of its own.
 --
--- error: what it was rolled back with; NULL: by no fault of the command, so that the key is let go as it was.
--- is_clear: it can only have been the command, so that it counts as an attempt; else see _lose_lease.
--- No row is changed when the lease is gone: whoever has the key now has found out. When the failure of this key cannot be
--- recorded, the key is put off (see _put_off).
+-- error: what it was rolled back with; NULL: by no fault of the command, so that the key is let go as it was. is_clear:
+-- only the command can be the cause, so it counts as an attempt; otherwise see _lose_lease.
+-- No row is changed when the lease is gone: whoever has the key now has found out. When the failure of this key cannot
+-- be recorded, the key is put off (see _put_off).
 -- Locks the key's ticket, and what release locks.
 CREATE FUNCTION inturn._lose_alone(topic text, key text, epoch bigint, error text, is_clear boolean) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER

@@ -1,8 +1,9 @@
 -- Records that an applier was lost with a key in hand: its lease ran out, or its connection broke. Returns lost, or the
 -- outcome of a failure. Internal.
 --
--- The first loss is suspicion: the key had company, and any of it may have been the cause. So it counts as no attempt, and
--- the key is taken alone from now on (see _begin_lease). A loss while it was alone is a failed attempt of its next command.
+-- The first loss is suspicion: other keys were in hand too, and any of them may have been the cause. So it counts as no
+-- attempt, and the key is taken alone from now on (see _begin_lease). A loss while it was alone is a failed attempt of
+-- its next command.
 -- error: what is known of the cause; NULL: nothing but that the lease ran out. The caller has locked the key's ticket.
 CREATE FUNCTION inturn._lose_lease(was inturn.key_cursor, error text) RETURNS text
 LANGUAGE plpgsql VOLATILE

@@ -1,4 +1,5 @@
--- Returns the process of an applier: of HOST:PID:NUMBER, as the workers of one are called, HOST:PID; else the applier itself.
+-- Returns the process of an applier: HOST:PID for HOST:PID:NUMBER, as the workers of a process are called; otherwise
+-- the applier itself.
 -- Internal. Takes no locks. Qualified, not pinned: it is inlined.
 CREATE FUNCTION inturn._process_of(applier text) RETURNS text
 LANGUAGE sql IMMUTABLE

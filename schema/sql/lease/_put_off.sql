@@ -1,6 +1,7 @@
--- Puts a key off for whose commands nothing can be recorded: inturn's own statements fail on it. Internal.
+-- Postpones a key for whose commands nothing can be recorded, because inturn's own statements fail on it. Internal.
 --
--- Nothing is counted, as that might fail too; the wait doubles from a second up to five minutes. The error is kept if it can be.
+-- It counts nothing, as that might fail too; the wait doubles from a second up to five minutes. It keeps the error if
+-- it can.
 -- The caller has locked the key's ticket.
 CREATE FUNCTION inturn._put_off(was inturn.key_cursor, error text) RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -22,4 +23,4 @@ EXCEPTION WHEN OTHERS THEN
     WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch;
 END
 $$;
-COMMENT ON FUNCTION inturn._put_off IS 'Internal: puts a key off for whose commands nothing can be recorded.';
+COMMENT ON FUNCTION inturn._put_off IS 'Internal: postpones a key for whose commands nothing can be recorded.';

@@ -1,7 +1,9 @@
--- Records the progress of many leases in one transaction; returns what became of each. Internal to the applier for outside work.
+-- Records the progress of many leases in one transaction; returns what became of each. Internal to the applier for
+-- outside work.
 --
 -- The arrays run in parallel, an element a lease. seq: the command that took effect; NULL: none, the lease is renewed.
--- release: end the lease then. outcome: kept; let go, the lease has ended; fenced, it is another's and nothing was changed.
+-- release: end the lease then. outcome: kept; let go, the lease has ended; fenced, it is another's and nothing was
+-- changed.
 -- seconds: how long a kept lease runs from now.
 -- Locks the keys' tickets in byte order, so that two appliers that differ on who has a lease do not deadlock; what
 -- release locks. Raises IT032 when a seq is not the next.

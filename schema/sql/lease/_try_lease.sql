@@ -1,8 +1,8 @@
--- Starts a lease as _begin_lease does. When the key itself makes that fail, it is put off (see _put_off) and NULL returned, so
--- that the others of its claim go on. Internal to the claims by lease.
+-- Starts a lease as _begin_lease does. When the key itself makes that fail, it is put off (see _put_off) and NULL
+-- returned, so that the others of its claim go on. Internal to the claims by lease.
 --
--- Locks what _begin_lease locks. Raises what is no key's fault: 40001 and 40P01 (it lost against another transaction),
--- 55P03 (a lock_timeout), 53100 (the disk is full).
+-- Locks what _begin_lease locks. Raises errors that no key is to blame for: 40001 and 40P01 (it lost against another
+-- transaction), 55P03 (a lock_timeout), 53100 (the disk is full).
 CREATE FUNCTION inturn._try_lease(
     settings inturn.topic, key text, applied_seq bigint, epoch bigint, lease interval, applier text
 ) RETURNS inturn.key_cursor

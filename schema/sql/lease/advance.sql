@@ -5,10 +5,11 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
--- Records that the next command of a leased key took effect; returns until when the lease runs now, or NULL when the key
--- has to be let go: it, or its topic, was paused, and the lease has been ended with this command.
+-- Records that the next command of a leased key took effect; returns until when the lease runs now, or NULL when the
+-- key has to be let go: it, or its topic, was paused, and the lease has been ended with this command.
 --
--- seq: the command, with what was merged into it and what became nothing before it; the last one again changes nothing. The lease is renewed when less than half of it is left.
+-- seq: the command, with what was merged into it and what became nothing before it; the last one again changes nothing.
+-- The lease is renewed when less than half of it is left.
 -- lease: its length; NULL for the topic's own.
 -- Locks the key's ticket; what release locks. Raises IT032 when seq is not the next, and what _hold_lease and
 -- _lease_end raise.

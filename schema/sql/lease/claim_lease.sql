@@ -9,20 +9,20 @@ AS $$
 -- Claims ready keys of some topics by lease, in the order of the topics, and returns their next commands in order.
 --
 -- For work outside the database: commit at once, do a key's commands one after the other, report each with advance (or
--- fail), and release the key at the end; renew while a command takes long. Whoever has the key when the lease is over
--- is fenced off by the next epoch, which any applier's claim takes.
--- lease: NULL for each topic's own. applier: who asks, as in turn; NULL for this session. Neither has a default: no call
--- with fewer parameters can mean both this claim and the other.
--- A key comes with at most the topic's batch_commands; one whose next command has failed before, or with which an applier
--- was lost, with that alone. Of the latter an applier has one at a time (see _begin_lease).
+-- fail), and release the key at the end; renew while a command takes long. An applier that still has the key when the
+-- lease is over is fenced off by the next epoch, which the next claim takes.
+-- lease: NULL for each topic's own. applier: who asks, as in turn; NULL for this session. Neither has a default: no
+-- call with fewer parameters can mean both this claim and the other.
+-- A key comes with at most the topic's batch_commands; one whose next command has failed before, or with which an
+-- applier was lost, with that alone. Of the latter an applier has one at a time (see _begin_lease).
 -- All payloads together have at most _max_claim_octets, but the first command comes however long it is: from where they
 -- would have more, a key comes with fewer commands, or is not claimed and stays ready.
 -- Where the topic has merge rules, of commands that were merged only the last one comes, with what they became: a key's
 -- numbers may jump then, and advance takes them so.
 -- A key that itself makes its claim fail is put off (see _put_off): the others are claimed.
 -- Runs as the applier; what claims, leases and reads, each for itself, as the schema's owner.
--- Locks the keys' tickets, skipping locked ones; what _begin_saved_pass locks. Raises IT001, IT031 outside READ COMMITTED,
--- 22004 without topics, 22023 for a max_keys or a lease that cannot be.
+-- Locks the keys' tickets, skipping locked ones; what _begin_saved_pass locks. Raises IT001, IT031 outside READ
+-- COMMITTED, 22004 without topics, 22023 for a max_keys or a lease that cannot be.
 #variable_conflict use_variable
 DECLARE
     who constant text := coalesce(applier, 'sql:' || pg_backend_pid());

@@ -7,7 +7,8 @@ SET enable_seqscan = off
 AS $$
 -- Ends a lease whose next command failed: records the error, and what becomes of the key; see the other fail.
 --
--- seq: the command. asks: what was asked for, {"verdict": "retry", "retry_after": "30 seconds"}, or hold, or skip; NULL:
+-- seq: the command. asks: what was asked for, {"verdict": "retry", "retry_after": "30 seconds"}, or hold, or skip;
+-- NULL:
 -- nothing. Returns the outcome. It takes fewer parameters than the other, so no call can mean both.
 -- Locks the key's ticket. Raises IT032 when seq is not the next, or not there, and what _hold_lease raises.
 DECLARE

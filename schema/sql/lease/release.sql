@@ -6,7 +6,8 @@ AS $$
 -- Ends a lease after the last recorded command: the key goes idle, or to the back of the queue.
 --
 -- What was merged into nothing after the last command is done with it.
--- Locks, in this order: the key's ticket; its row in key_sequence, if no caller holds it. Raises what _hold_lease raises.
+-- Locks, in this order: the key's ticket; its row in key_sequence, if no caller holds it. Raises what _hold_lease
+-- raises.
 DECLARE
     was constant inturn.key_cursor := inturn._hold_lease(topic, key, epoch);
     cursor inturn.key_cursor := was;

@@ -1,9 +1,11 @@
--- Counts the keys of a topic by state, and what is pending, by looking at so many rows at most. Internal to topic_metrics.
+-- Counts the keys of a topic by state, and what is pending, by looking at no more than max_rows rows. Internal to
+-- topic_metrics.
 --
--- exact false: it has more keys than that. Then states are scaled up to what the planner expects, from the last ANALYZE, and
--- pending is what the keys that were looked at have, and one command for each further key.
--- oldest_at: when the oldest pending command was appended, among the keys looked at: those that have been ready the longest, and
--- those that have been held, waiting and paused the longest. Where callers give the numbers, one that is missing counts as pending.
+-- exact false: it has more keys than that. Then states are scaled up to what the planner expects, from the last
+-- ANALYZE, and pending is what the keys that were looked at have, and one command for each further key.
+-- oldest_at: when the oldest pending command was appended, among the keys looked at: those that have been ready the
+-- longest, and those that have been held, waiting and paused the longest. Where callers give the numbers, one that is
+-- missing counts as pending.
 -- Takes no locks.
 CREATE FUNCTION inturn._count_topic(
     topic text, most integer,

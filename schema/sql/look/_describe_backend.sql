@@ -1,4 +1,4 @@
--- Says in a few words whose session a backend is, since when its transaction is open, and what it does. Internal.
+-- Describes in a few words whose session a backend is, since when its transaction is open, and what it does. Internal.
 -- Takes no locks.
 CREATE FUNCTION inturn._describe_backend(backend integer) RETURNS text
 LANGUAGE sql VOLATILE

@@ -1,5 +1,5 @@
--- Returns how many tickets and marks of a topic the planner expects: as good as the last ANALYZE, at no cost. Internal to
--- topic_metrics. Takes no locks.
+-- Returns how many tickets and marks of a topic the planner expects: as good as the last ANALYZE, at no cost. Internal
+-- to topic_metrics. Takes no locks.
 CREATE FUNCTION inturn._estimate_keys(topic text, OUT tickets bigint, OUT marks bigint)
 LANGUAGE plpgsql VOLATILE -- EXPLAIN is for no other
 SET search_path = pg_catalog, pg_temp

@@ -1,4 +1,5 @@
--- Says whether an applier that knows this revision of the schema can work on the one that is installed. Internal. Takes no locks.
+-- Says whether an applier that knows this revision of the schema can work on the one that is installed. Internal. Takes
+-- no locks.
 --
 -- revision: NULL for what runs in the database itself, which always can.
 CREATE FUNCTION inturn._fits(revision text) RETURNS boolean

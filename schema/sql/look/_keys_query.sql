@@ -1,9 +1,10 @@
 -- Returns the query by which list_keys reads the keys of one state, from that state's own index. Internal to list_keys.
 --
 -- state: one of key_state's. order_by: what comes before the state's own order, with a comma at its end.
--- hidden: the topics to leave out. deep: only keys on which more than 32 commands are pending, all of them, whatever $5.
--- $1 topic, $2 pattern of the key, $3 least number pending, $4 appended by then at the latest, $6 pattern of the error's
--- first line: NULL for any; $5 how many.
+-- hidden: the topics to leave out. deep: only keys on which more than 32 commands are pending, all of them, whatever
+-- $5.
+-- $1 topic, $2 pattern of the key, $3 least number pending, $4 appended by then at the latest, $6 pattern of the
+-- error's first line: NULL for any; $5 how many.
 -- A key that has a ticket is read from that and its marks, as key_cursor has it: a probe for each that is marked.
 -- What is pending is looked for by subqueries: from a join, or from EXISTS, a planner may read the whole log.
 CREATE FUNCTION inturn._keys_query(state text, order_by text DEFAULT '', deep boolean DEFAULT false, hidden text[] DEFAULT '{}')

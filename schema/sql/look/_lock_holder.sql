@@ -1,6 +1,7 @@
 -- Returns the backend whose open transaction has locked a row, NULL when none has. Internal. Takes no locks.
 --
--- locker: the row's xmax. A lock taken under a savepoint that was released is not found by it, nor one that several share.
+-- locker: the row's xmax. A lock taken under a savepoint that was released is not found by it, nor one that several
+-- share.
 CREATE FUNCTION inturn._lock_holder(locker xid, relation regclass) RETURNS integer
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp

@@ -1,8 +1,8 @@
--- Returns the backends of which one has locked a row, as far as can be told. Internal. Takes no locks.
+-- Returns the backends that may have locked a row; exactly one where xmax identifies it. Internal. Takes no locks.
 --
--- locker: the row's xmax. One backend, where that names it (see _lock_holder); else every other one whose open transaction
--- has changed something and has a lock of a row's kind on the table. Appliers are not among those: they lock at the
--- top level. Empty: none is to be seen, as when a prepared transaction has the lock.
+-- locker: the row's xmax. One backend, where xmax identifies it (see _lock_holder); otherwise every other backend whose
+-- open transaction has changed something and has a row lock's mode on the table. Appliers are not among those: they
+-- lock at the top level. Empty: none can be seen, as when a prepared transaction has the lock.
 CREATE FUNCTION inturn._lock_holders(locker xid, relation regclass) RETURNS integer[]
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -16,4 +16,4 @@ SELECT coalesce(
        AND inturn._session_kind(x.pid) <> 'applier'),
     '{}')
 $$;
-COMMENT ON FUNCTION inturn._lock_holders IS 'Internal: the backends of which one has locked a row.';
+COMMENT ON FUNCTION inturn._lock_holders IS 'Internal: the backends that may have locked a row.';

@@ -1,5 +1,5 @@
--- Returns tickets of a topic: those of the keys that have been ready, held, waiting and paused the longest, so many of each
--- kind, and no key twice. Internal to topic_metrics. Takes no locks.
+-- Returns tickets of a topic: those of the keys that have been ready, held, waiting and paused the longest, so many of
+-- each kind, and no key twice. Internal to topic_metrics. Takes no locks.
 CREATE FUNCTION inturn._oldest_tickets(topic text, most integer) RETURNS SETOF inturn.ticket
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp

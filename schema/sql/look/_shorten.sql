@@ -1,4 +1,4 @@
--- Returns the first line of a text that says something, its spaces collapsed, cut to so many characters: after a
+-- Returns the first line of a text that says something, its spaces collapsed, cut to that many characters: after a
 -- word, unless that is very long. Internal. Takes no locks.
 CREATE FUNCTION inturn._shorten(text_ text, most integer) RETURNS text
 LANGUAGE sql IMMUTABLE

@@ -11,11 +11,11 @@ AS $$
 -- Lists what held and retrying keys failed with, each error once with how many keys it is on, the most keys first.
 -- Takes no locks.
 --
--- of_topic: NULL for all. of_like: a LIKE pattern that the key matches, of_error: one that the error matches.
+-- of_topic: NULL for all. of_like: a LIKE pattern for the key; of_error: a LIKE pattern for the error.
 -- error: the first line of it, up to 1,000 characters. first_at, last_at: the earliest and the latest of the failures
 -- that are on the keys now. key: one of the keys, that of the latest.
--- Reads every held or retrying key: seconds for a million. Topics that are granted to other operators only are left out; raises
--- IT014 for such a one.
+-- Reads every held or retrying key: seconds for a million. Topics that are granted to other operators only are left
+-- out; raises IT014 for such a one.
 SELECT inturn._require_grant(of_topic, 'operator');
 SELECT k.topic, k.error,
        count(*) FILTER (WHERE k.state = 'held') AS held, count(*) FILTER (WHERE k.state = 'retrying') AS retrying,

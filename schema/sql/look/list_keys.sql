@@ -17,26 +17,29 @@ SET enable_mergejoin = off
 SET enable_sort = off
 SET jit = off
 AS $$
--- Lists keys and where they stand, the worst first: held, waiting (the longest first), retrying (the next attempt soonest
--- first), paused, leased (the lease that ends soonest first), ready (the longest first), idle. Takes no locks.
+-- Lists keys and where they stand, the worst first: held, waiting (the longest first), retrying (the next attempt
+-- soonest first), paused, leased (the lease that ends soonest first), ready (the longest first), idle. Takes no locks.
 --
--- of_topic, of_state: NULL for all; several states are separated by commas. of_like: a LIKE pattern that the key matches.
--- older_than: the next command was appended so long ago, or longer. min_lag: at least so many commands are pending.
+-- of_topic, of_state: NULL for all; several states are separated by commas. of_like: a LIKE pattern that the key
+-- matches.
+-- older_than: the next command was appended at least this long ago. min_lag: at least this many commands are pending.
 -- of_error: a LIKE pattern that the first line of its error matches, see list_errors.
 -- sort_by: lag, age (of the next command) or attempts, the greatest first.
 -- state: see key_state; what its topic does, topic_paused says. pending counts commands that are committed and not
--- applied; oldest_pending_at is when the next one was appended; last_error is of its latest attempt. Where callers number,
--- the next one may be missing: pending counts what is there, and oldest_pending_at is the first that came of it.
+-- applied; oldest_pending_at is when the next one was appended; last_error is of its latest attempt. Where callers
+-- number, the next one may be missing: pending counts what is there, and oldest_pending_at is the first that came of
+-- it.
 -- waiting_at: since when it is missing. claimed_by, lease_until: who had or has the key by lease.
 --
--- Each state is read from its own index, and only as far as max_keys: quick with millions of keys. Every filter is exact;
--- one by age or by lag looks into the log for each key that is not idle until it has found max_keys, and a list sorted by
--- lag for each: where a million are ready, that takes two seconds and a half; where a million are held or retrying, whose
--- marks are looked up too, six, and twelve sorted by lag. Sorted by attempts, and by lags over 32, the list is exact.
--- Sorted by age or lesser lags it is exact while no state but idle has more than 20,000 keys that pass the filters; beyond,
--- it is that of the worst 20,000 of each such state, and a WARNING says so.
--- Topics that are granted to other operators only are left out. Raises IT044 for a state or sort_by that does not exist, and
--- IT014 for a topic that is granted to other operators only.
+-- Each state is read from its own index, and only as far as max_keys: quick with millions of keys. Every filter is
+-- exact; one by age or by lag looks into the log for each key that is not idle until it has found max_keys, and a list
+-- sorted by lag for each: where a million are ready, that takes two seconds and a half; where a million are held or
+-- retrying, whose marks are looked up too, six, and twelve sorted by lag. Sorted by attempts, and by lags over 32, the
+-- list is exact.
+-- Sorted by age or lesser lags it is exact while no state but idle has more than 20,000 keys that pass the filters;
+-- beyond, it is that of the worst 20,000 of each such state, and a WARNING says so.
+-- Topics that are granted to other operators only are left out. Raises IT044 for a state or sort_by that does not
+-- exist, and IT014 for a topic that is granted to other operators only.
 DECLARE
     ranks constant text[] := '{held,waiting,retrying,paused,leased,ready,idle}';
     hidden constant text[] := inturn._hidden_topics();

@@ -3,14 +3,15 @@ LANGUAGE sql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
--- Returns what a scrape of metrics says of the schema as a whole: its tables' rows and sizes, the oldest snapshots that keep dead
--- rows from being removed, and the threads that appliers left behind. Costs the same however many keys there are.
+-- Returns what a scrape of metrics says of the schema as a whole: its tables' rows and sizes, the oldest snapshots that
+-- keep dead rows from being removed, and the threads that appliers left behind. Costs the same however many keys there
+-- are.
 -- Takes no locks, but ACCESS SHARE on the tables.
 --
 -- Rows are those that PostgreSQL's statistics count, inserts of transactions that were rolled back included.
--- Holders of snapshots: session, of this database; prepared, a prepared transaction in it; slot, a replication slot of the server;
--- standby, one that reports its snapshots. Their age is in transactions, of the first two in seconds too. Runs as its owner, so
--- that other users' sessions are seen: the owner needs pg_monitor, or is a superuser.
+-- Holders of snapshots: session, of this database; prepared, a prepared transaction in it; slot, a replication slot of
+-- the server; standby, one that reports its snapshots. Their age is in transactions, of the first two in seconds too.
+-- Runs as its owner, so that other users' sessions are seen: the owner needs pg_monitor, or is a superuser.
 WITH tables AS MATERIALIZED (
     SELECT c.oid, jsonb_build_object('table', c.relname) AS labels, s.n_live_tup, s.n_dead_tup, s.n_tup_ins, c.relname
     FROM pg_class c LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid

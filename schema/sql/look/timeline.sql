@@ -7,7 +7,8 @@ LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
--- Returns the latest turns of a key, what they merged, and what operators did to it, by time, the newest first. Takes no locks.
+-- Returns the latest turns of a key, what they merged, and what operators did to it, by time, the newest first. Takes
+-- no locks.
 --
 -- kind turn: epoch, from_seq and to_seq as in turn, what is its outcome, done_by the applier, says the error.
 -- kind history, the last entry of a key whose history was pruned: it begins at from_seq, after the turn epoch.

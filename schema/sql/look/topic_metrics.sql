@@ -3,12 +3,14 @@ LANGUAGE sql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
--- Returns what a scrape of metrics says of the topics: keys by state, what is pending and since when, who serves each. Names no
--- key. Takes no locks.
+-- Returns what a scrape of metrics says of the topics: keys by state, what is pending and since when, who serves each.
+-- Names no key. Takes no locks.
 --
--- It looks at some thousand rows at most, shared out over the topics: so a scrape takes tens of milliseconds at a million keys.
--- Where a topic has more, inturn_counts_exact is 0: the states are scaled up to what the planner expects, as of the last ANALYZE,
--- and pending counts one command for each key that was not looked at. Idle keys are not counted: no index lists them.
+-- It looks at some thousand rows at most, shared out over the topics: so a scrape takes tens of milliseconds at a
+-- million keys.
+-- Where a topic has more, inturn_counts_exact is 0: the states are scaled up to what the planner expects, as of the
+-- last ANALYZE, and pending counts one command for each key that was not looked at. Idle keys are not counted: no index
+-- lists them.
 -- An age is 0 where there is nothing.
 WITH budget AS (SELECT least(1000, greatest(3000 / greatest(count(*), 1), 20))::integer AS most FROM inturn.topic),
 alive AS MATERIALIZED (

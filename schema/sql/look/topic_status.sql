@@ -11,10 +11,10 @@ SET jit = off
 AS $$
 -- Sums up the topics: how many keys are in each state, what is pending, what was applied lately. Takes no locks.
 --
--- of_topic: NULL for all. applied and failed count what turns did in the time of `recent` up to now.
--- How many keys are idle it does not say: no index knows. The states are counted from theirs, which for a million keys
--- takes half a second. What is pending is summed over the worst 50,000 keys of a topic; where it has more, each further
--- one counts as one command, and exact is false: more may be pending, and longer.
+-- of_topic: NULL for all. applied and failed count what turns did in the time of `recent` up to now. It does not count
+-- idle keys: no index lists them. The states are counted from theirs, which for a million keys takes half a second.
+-- What is pending is summed over the worst 50,000 keys of a topic; where it has more, each further one counts as one
+-- command, and exact is false: more may be pending, and longer.
 -- arrived counts the commands that have no number yet, arrived_at is when the first of them was appended.
 -- Topics that are granted to other operators only are left out; raises IT014 for such a one.
 -- Materialized, and of all topics: with a topic given, a planner may read all its turns by their primary key.

@@ -1,6 +1,7 @@
 -- Calls a merge function for two commands; returns the payload, or what went wrong. Internal to _fold_merges.
 --
--- It runs with the rights of who applies, as a target does, and with its own search_path. It may look and not write (25006):
+-- It runs with the rights of who applies, as a target does, and with its own search_path. It may read but not write
+-- (25006):
 -- it is called again when the turn is, so that an effect of its own would be nobody's command.
 -- One that belongs to somebody else than when the rule was set is not called (IT013).
 -- A cancelled query (statement_timeout) is its failure: so one that hangs is charged to the key, and the claim goes on.
@@ -33,7 +34,7 @@ BEGIN
         WHEN SQLSTATE 'IT999' THEN RETURN;
         WHEN query_canceled OR assert_failure OR OTHERS THEN
             GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
-            -- The time of the statement is used up: nothing more is merged in this transaction, as nothing would end it.
+            -- The time of the statement is used up: this transaction merges nothing more, as nothing would end it.
             PERFORM set_config('inturn.merge_cancelled', 'on', true) WHERE state = '57014';
     END;
     payload := NULL;

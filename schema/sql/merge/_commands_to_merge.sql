@@ -1,7 +1,8 @@
--- Returns the next commands of a key as _mergeable_commands does, of a key that is claimed or leased for the turn; otherwise nothing.
+-- Returns the next commands of a key as _mergeable_commands does, of a key that is claimed or leased for the turn;
+-- otherwise nothing.
 -- Internal to _fold_merges.
 --
--- Runs as its owner: who applies need not read what operators do. Takes no locks. Raises what _held_seq does.
+-- Runs as its owner, because appliers need not read what operators do. Takes no locks. Raises what _held_seq does.
 CREATE FUNCTION inturn._commands_to_merge(topic text, key text, applied_seq bigint, epoch bigint, max_commands integer)
 RETURNS TABLE (seq bigint, name text, payload jsonb, created_at timestamptz, fixed boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER

@@ -1,11 +1,11 @@
--- Merges the next commands of a key by the rules of its topic: returns an entry for each number that is merged, or what went
--- wrong. Internal to _plan_merges and merge_preview. Takes no locks.
+-- Merges the next commands of a key by the rules of its topic: returns an entry for each number that is merged, or what
+-- went wrong. Internal to _plan_merges and merge_preview. Takes no locks.
 --
--- From left to right, on a stack: while the two on top follow each other, number by number, and there is a rule for their
--- names, they become one or none. Every merge leaves fewer commands, so this ends, whatever the rules.
--- rules: from the pair of names to what it becomes; see _merge_rules. may_call: false: the functions are not called, and
--- payloads are not what they would be,
--- and the key need not be in hand. What is merged has the number of its last command.
+-- From left to right, on a stack: while the two on top follow each other, number by number, and there is a rule for
+-- their names, they become one or none. Every merge leaves fewer commands, so this ends, whatever the rules.
+-- rules: from the pair of names to what it becomes; see _merge_rules. may_call: false: the functions are not called,
+-- and payloads are not what they would be, and the key need not be in hand. What is merged has the number of its last
+-- command.
 CREATE FUNCTION inturn._fold_merges(
     settings inturn.topic, key text, applied_seq bigint, epoch bigint, max_commands integer, rules jsonb, may_call boolean,
     OUT entries inturn.merge_plan[], OUT problem text

@@ -1,7 +1,7 @@
 -- Returns the function that a merge rule names. Internal to merge_rule and _call_merge. Takes no locks.
 --
--- becomes: 'sql:SCHEMA.FUNCTION'. A plain function of two inturn.command that returns jsonb and no set, in a schema that is
--- not a session's own. Raises IT061 when there is no such function.
+-- becomes: 'sql:SCHEMA.FUNCTION'. A plain function of two inturn.command that returns jsonb and no set, in a schema
+-- that is not a session's own. Raises IT061 when there is no such function.
 CREATE FUNCTION inturn._merge_function(becomes text) RETURNS regprocedure
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,8 +1,8 @@
 -- Returns the next commands of a key in order, up to the first gap, and of each whether it may be merged. Internal to
 -- _fold_merges and _commands_to_merge. Takes no locks.
 --
--- Not what an operator has amended or replayed. Not the first one, unless the key was idle before it (or new): the turn before
--- may have failed on it, or somebody outside has begun it and let go.
+-- Not what an operator has amended or replayed. Not the first one, unless the key was idle before it (or new): the turn
+-- before may have failed on it, or somebody outside has begun it and let go.
 -- epoch: of the turn that reads; NULL: the first one is not to be merged.
 CREATE FUNCTION inturn._mergeable_commands(topic text, key text, applied_seq bigint, epoch bigint, max_commands integer)
 RETURNS TABLE (seq bigint, name text, payload jsonb, created_at timestamptz, fixed boolean)

@@ -1,5 +1,5 @@
--- Returns the number that the holder of a lease has to report next, by what its turn has planned to merge. Internal to advance
--- and fail. Takes no locks.
+-- Returns the number that the holder of a lease has to report next, by what its turn has planned to merge. Internal to
+-- advance and fail. Takes no locks.
 CREATE FUNCTION inturn._next_planned(topic text, key text, epoch bigint, applied_seq bigint) RETURNS bigint
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,5 +1,5 @@
--- Returns the last number after applied_seq up to which a turn has planned that all become nothing; applied_seq itself where the
--- next one does not. Internal to release and _next_planned. Takes no locks.
+-- Returns the last number after applied_seq up to which a turn has planned that all become nothing; applied_seq itself
+-- where the next one does not. Internal to release and _next_planned. Takes no locks.
 CREATE FUNCTION inturn._past_nothing(topic text, key text, epoch bigint, applied_seq bigint) RETURNS bigint
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,5 +1,5 @@
--- Plans the merges of a key that was claimed alone, and returns true; false when its commands could not be merged: that has been
--- recorded, and the lease has ended. Internal to the turns that are taken alone.
+-- Plans the merges of a key that was claimed alone, and returns true; false when its commands could not be merged: that
+-- has been recorded, and the lease has ended. Internal to the turns that are taken alone.
 --
 -- was: the key, as _hold_lease returned it. Locks and raises what _end_alone does.
 CREATE FUNCTION inturn._plan_alone(settings inturn.topic, was inturn.key_cursor, max_commands integer) RETURNS boolean

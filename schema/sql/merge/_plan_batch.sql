@@ -1,5 +1,5 @@
--- Plans the merges of keys that a batch has claimed; returns those whose commands could not be merged, after their failure has
--- been recorded: the batch has them no more. Internal to apply_batch.
+-- Plans the merges of keys that a batch has claimed; returns those whose commands could not be merged, after their
+-- failure has been recorded: the batch has them no more. Internal to apply_batch.
 --
 -- The arrays run in parallel. max_commands: of a key that is not tried again. Raises and locks what fail does.
 CREATE FUNCTION inturn._plan_batch(

@@ -1,4 +1,5 @@
--- Returns the last number of those with which a turn has planned to merge a number; itself when with none. Internal to _apply_alone.
+-- Returns the last number of those with which a turn has planned to merge a number; itself when with none. Internal to
+-- _apply_alone.
 -- Takes no locks.
 CREATE FUNCTION inturn._planned_end(topic text, key text, epoch bigint, seq bigint) RETURNS bigint
 LANGUAGE sql STABLE SECURITY DEFINER

@@ -1,8 +1,8 @@
--- Plans merges under the epoch of a turn; what was planned under it before, by a claim that came to nothing, is forgotten.
+-- Plans merges under the epoch of a turn; what a claim without a result planned under it before is deleted.
 -- Internal to _plan_merges.
 --
--- Runs as its owner: nobody writes here by himself. Raises IT030 when the key is neither claimed nor leased for the turn; and what
--- _held_seq does.
+-- Runs as its owner: nobody writes here directly. Raises IT030 when the key is neither claimed nor leased for the turn;
+-- and what _held_seq does.
 CREATE FUNCTION inturn._save_merges(topic text, key text, epoch bigint, entries inturn.merge_plan[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

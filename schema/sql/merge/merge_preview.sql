@@ -7,10 +7,10 @@ AS $$
 -- Says what the merge rules of a topic would make of the commands that are pending now, and changes nothing.
 --
 -- first, then, becomes: a rule that the topic does not have yet, to be tried beside those that it has.
--- A row a rule that would merge something: of how many keys, and how many numbers. The last row has no rule: of all keys,
--- how many commands are pending, how many are merged, and how many the handlers would get.
--- Turn by turn, as appliers would read them; keys that are held or retrying, of whose next command nobody knows what became,
--- and commands that are amended or replayed count as they are. Merge functions are not called.
+-- A row a rule that would merge something: of how many keys, and how many numbers. The last row has no rule: of all
+-- keys, how many commands are pending, how many are merged, and how many the handlers would get.
+-- Turn by turn, as appliers would read them; keys that are held or retrying, of whose next command nobody knows what
+-- became, and commands that are amended or replayed count as they are. Merge functions are not called.
 -- Reads all that is pending on the topic. Takes no locks. Raises IT001, IT014, and what _check_merge_rule raises.
 DECLARE
     settings inturn.topic;

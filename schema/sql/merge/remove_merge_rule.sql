@@ -3,7 +3,7 @@ RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Takes a merge rule away; returns the recorded action. What turns have read as merged by now stays merged.
+-- Removes a merge rule; returns the recorded action. What turns have read as merged by now stays merged.
 --
 -- Locks: the topic's row. Raises IT063 when there is no such rule, and what _lock_topic raises.
 DECLARE
@@ -22,4 +22,4 @@ BEGIN
         jsonb_build_object('first', first, 'then', "then", 'becomes', was), NULL);
 END
 $$;
-COMMENT ON FUNCTION inturn.remove_merge_rule IS 'Takes a merge rule away.';
+COMMENT ON FUNCTION inturn.remove_merge_rule IS 'Removes a merge rule.';

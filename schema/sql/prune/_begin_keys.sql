@@ -1,10 +1,11 @@
--- Lets new keys of a topic begin above every number and epoch that a forgotten one had; returns where they stand. Internal to the
--- appends.
+-- Lets new keys of a topic begin above every number and epoch that a forgotten one had; returns where they stand.
+-- Internal to the appends.
 --
--- A key that was forgotten cannot be told from a new one. So once a topic has forgotten any, all its new keys begin there: a
--- receiver that has accepted a number of the key takes the next one still, and nothing of an epoch of before.
--- The caller has just inserted the keys' rows in key_sequence: whatever has forgotten one of them has committed, and a statement of
--- after that sees what it has left. On a snapshot of before it would not: see _refuse_forgotten. Takes no further locks.
+-- A key that was forgotten cannot be told from a new one. So once a topic has forgotten any, all its new keys begin
+-- there: a receiver that has accepted a number of the key takes the next one still, and nothing of an epoch of before.
+-- The caller has just inserted the keys' rows in key_sequence: whatever has forgotten one of them has committed, and a
+-- statement of after that sees what it has left. On a snapshot of before it would not: see _refuse_forgotten. Takes no
+-- further locks.
 CREATE FUNCTION inturn._begin_keys(topic text, keys text[], OUT applied_seq bigint, OUT epoch bigint)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp

@@ -1,7 +1,8 @@
 -- Returns a topic that is to be pruned. Internal to prune_batch. Takes no locks.
 --
--- older_than: an operator's word, who has to be granted the topic; NULL: the topic's own retain, by whomever.
--- Raises IT001; IT014 when it is granted to other operators only; IT070 when neither the call nor the topic says how long to keep what was applied; IT031 outside READ COMMITTED.
+-- older_than: given by an operator, to whom the topic has to be granted; NULL: the topic's own retain, for anybody.
+-- Raises IT001; IT014 when it is granted to other operators only; IT070 when neither the call nor the topic says how
+-- long to keep what was applied; IT031 outside READ COMMITTED.
 CREATE FUNCTION inturn._check_prune(topic text, older_than interval) RETURNS inturn.topic
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,9 +1,12 @@
--- Cuts the histories of keys where _find_cuts says, and returns how many commands and turns went. Internal to prune_batch.
+-- Cuts the histories of keys where _find_cuts says, and returns how many commands and turns went. Internal to
+-- prune_batch.
 --
--- Rows are looked up key by key, and named by their place: joined to an array, a plan made while the tables were small walks over
--- the whole topic. kept_before: a command that has an idempotency key and is younger stays, before the beginning.
--- What an operator did goes with the number that it was about; a replay with the number that it got; what was about no number, or
--- is pending still, by its time. The caller holds the keys' rows in key_sequence. Locks nothing that anybody else locks.
+-- Rows are looked up key by key, and named by their place: joined to an array, a plan made while the tables were small
+-- walks over the whole topic. kept_before: a command that has an idempotency key and is younger stays, before the
+-- beginning.
+-- What an operator did goes with the number that it was about; a replay with the number that it got; what was about no
+-- number, or is pending still, by its time. The caller holds the keys' rows in key_sequence. Locks nothing that anybody
+-- else locks.
 CREATE FUNCTION inturn._cut_history(
     topic text, cuts inturn._cut[], done_before timestamptz, kept_before timestamptz, OUT commands bigint, OUT turns bigint
 )

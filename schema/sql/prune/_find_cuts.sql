@@ -1,12 +1,15 @@
--- Returns, of some keys, where each one's history is to be cut, and how; no row for a key of which nothing is to go. Internal to
--- prune_batch. Takes no locks.
+-- Returns, of some keys, where each one's history is to be cut, and how; no row for a key of which nothing is to go.
+-- Internal to prune_batch. Takes no locks.
 --
--- A history begins after a turn, its witness: the last one up to which all had ended by done_before. Numbers up to the witness's
--- applied_seq go, and the turns before it. It stays, for it says where the key stood: so a key's last turn never goes, nor a
--- pending command. A turn that a lease may still add to is no witness. Of a held or paused key nothing goes.
+-- A history begins after a turn, its witness: the last one up to which all had ended by done_before. Numbers up to the
+-- witness's applied_seq go, and the turns before it. It stays, for it says where the key stood: so a key's last turn
+-- never goes, nor a pending command. A turn to which a lease may still add cannot be the witness. Nothing is removed of
+-- a held or paused key.
 -- from_seq, from_epoch: where the history begins now; seq, epoch: where it shall, and the witness.
--- cost: how many rows go, about. Where it would be over max_rows the cut is an earlier one, and more says so; a turn goes whole.
--- kept_from, kept_to: of the commands that were kept for their idempotency keys, the ones from before kept_before go too.
+-- cost: how many rows go, about. Where it would be over max_rows the cut is an earlier one, and more says so; a turn
+-- goes whole.
+-- kept_from, kept_to: of the commands that were kept for their idempotency keys, the ones from before kept_before go
+-- too.
 -- forgettable: nothing of it is left but a last turn that ended before idle_before, and its callers do not number.
 -- Looks from where the history begins now: what a held snapshot keeps of what went before is not walked over.
 CREATE FUNCTION inturn._find_cuts(

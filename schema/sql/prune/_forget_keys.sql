@@ -1,10 +1,11 @@
--- Removes all that is left of idle keys, and remembers for the topic above which numbers and epochs they go on when they come back.
+-- Removes all that is left of idle keys, and remembers for the topic above which numbers and epochs they go on when
+-- they come back.
 -- Internal to prune_batch.
 --
--- cuts: of them, forgettable, and cut already. The caller holds the keys' rows in key_sequence, so nobody appends; whoever waits
--- for one finds no row, and makes a new one. They have no ticket, so no applier has them.
--- A key that an operator has acted upon since idle_before stays, and one that has a command after its last turn: left by a caller
--- whose hint no applier has looked at yet. Returns how many went.
+-- cuts: of them, forgettable, and cut already. The caller holds the keys' rows in key_sequence, so nobody appends;
+-- whoever waits for one finds no row, and makes a new one. They have no ticket, so no applier has them.
+-- A key that an operator has acted upon since idle_before stays, and one that has a command after its last turn: left
+-- by a caller whose hint no applier has looked at yet. Returns how many went.
 -- Locks, last of all: the topic's row in forgotten.
 CREATE FUNCTION inturn._forget_keys(topic text, cuts inturn._cut[], idle_before timestamptz) RETURNS bigint
 LANGUAGE plpgsql VOLATILE

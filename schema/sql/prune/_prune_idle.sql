@@ -1,8 +1,10 @@
--- Prunes one batch where it is due, and returns whether one was: what an applier does that has nothing else to do. Internal.
+-- Prunes one batch where it is due, and returns whether one was: an applier does it when it has nothing else to do.
+-- Internal.
 --
--- Only what the topics' own retain lets go. A pass over a topic's keys begins a twentieth of its retain after the one before
--- began, an hour at most and a second at least, and goes on where whoever was before came to.
--- Commit at once afterwards. Locks, without waiting, an advisory lock, so that one applier at a time prunes; what prune_batch locks.
+-- It removes only what the topics' own retain allows. A pass over a topic's keys begins a twentieth of its retain after
+-- the one before began, an hour at most and a second at least, and goes on where whoever was before came to.
+-- Commit at once afterwards. Locks, without waiting, an advisory lock, so that one applier at a time prunes; what
+-- prune_batch locks.
 -- Raises IT031 outside READ COMMITTED.
 CREATE FUNCTION inturn._prune_idle() RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER

@@ -1,8 +1,10 @@
--- Refuses the first append to a key on a snapshot, at REPEATABLE READ or SERIALIZABLE, of before the topic last forgot keys.
+-- Refuses the first append to a key on a snapshot, at REPEATABLE READ or SERIALIZABLE, of before the topic last forgot
+-- keys.
 -- Internal to _begin_keys.
 --
--- The key may have been made and forgotten since: then the snapshot shows neither, and an old mark. To insert the mark's row, or
--- to lock it, fails where it is newer than the snapshot. Both are undone at once: a prune never waits for this caller's commit.
+-- The key may have been made and forgotten since: then the snapshot shows neither, and an old mark. To insert the
+-- mark's row, or to lock it, fails where it is newer than the snapshot. Both are undone at once: a prune never waits
+-- for this caller's commit.
 -- Raises 40001: run the transaction again.
 CREATE FUNCTION inturn._refuse_forgotten(topic text) RETURNS void
 LANGUAGE plpgsql VOLATILE

@@ -5,10 +5,11 @@ CREATE PROCEDURE inturn.prune(
 LANGUAGE plpgsql
 -- It commits, so it cannot be pinned: all is qualified.
 AS $$
--- Removes what topics need not keep any more: once over all their keys, in small batches.
+-- Removes what topics no longer have to keep: goes once over all their keys, in small batches.
 --
--- topic: NULL for every one that has a retain; with older_than for every one. older_than: see prune_batch. max_seconds: stop after this long; the next call goes on
--- there. Returns how many commands, turns and whole keys went; done is false when the time was over first.
+-- topic: NULL for every one that has a retain; with older_than for every one. older_than: see prune_batch. max_seconds:
+-- stop after this long; the next call goes on there. Returns how many commands, turns and whole keys went; done is
+-- false when the time was over first.
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
 -- Any number may run at once. Locks and raises what prune_batch does, by whose rights it removes.
 DECLARE
@@ -49,4 +50,4 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON PROCEDURE inturn.prune IS 'Removes what topics need not keep any more, in small batches.';
+COMMENT ON PROCEDURE inturn.prune IS 'Removes what topics no longer have to keep, in small batches.';

@@ -7,15 +7,17 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
--- Removes a little of what a topic need not keep any more, from from_key on: one step of prune. Commit at once afterwards.
+-- Removes a part of what a topic no longer has to keep, from from_key on: one step of prune. Commit at once afterwards.
 --
 -- older_than: how long ago the turn of a command has to have ended; NULL: the topic's retain.
--- next_key: from where to go on; NULL: from_key and all keys after it were looked at. Of a paused topic nothing goes.
--- Looks at 200 keys at most, and removes less than twice max_rows rows, but a turn as a whole.
--- Locks, skipping locked ones: the rows in key_sequence of the keys of which something is to go; last of all the topic's rows in
--- forgotten and prune_pass, for which only other prunes wait. A caller of such a key waits for the commit, an applier does not.
--- A key that is locked is left for the next time. Raises IT001; IT014 for an older_than where the topic
--- is granted to other operators only; IT070 without a retention; IT031 outside READ COMMITTED.
+-- next_key: from where to go on; NULL: from_key and all keys after it were looked at. Nothing is removed of a paused
+-- topic.
+-- Looks at 200 keys at most, and removes less than twice max_rows rows, but always whole turns.
+-- Locks, skipping locked ones: the rows in key_sequence of the keys of which something is to go; last of all the
+-- topic's rows in forgotten and prune_pass, for which only other prunes wait. A caller of such a key waits for the
+-- commit, an applier does not.
+-- A key that is locked is left for the next time. Raises IT001; IT014 for an older_than where the topic is granted to
+-- other operators only; IT070 without a retention; IT031 outside READ COMMITTED.
 DECLARE
     settings constant inturn.topic := inturn._check_prune(topic, older_than);
     done_before constant timestamptz := clock_timestamp() - coalesce(older_than, settings.retain);
@@ -50,4 +52,4 @@ BEGIN
     PERFORM inturn._save_prune_pass(topic, from_key, next_key);
 END
 $$;
-COMMENT ON FUNCTION inturn.prune_batch IS 'Removes a little of what a topic need not keep any more: one step of prune.';
+COMMENT ON FUNCTION inturn.prune_batch IS 'Removes a part of what a topic no longer has to keep: one step of prune.';

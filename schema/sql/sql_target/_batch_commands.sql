@@ -1,8 +1,9 @@
--- Reads the next commands of the keys that a batch has claimed, one key after the other and, of each, in order. Internal to
--- apply_batch.
+-- Reads the next commands of the keys that a batch has claimed, one key after the other and, of each, in order.
+-- Internal to apply_batch.
 --
--- first_at, last_at: the first and the last ready_at of them, as claim returned them. The tickets are found as claim found them,
--- in one scan: by their keys they would be a probe each, a tenth of a drain. The collation keeps the planner from that.
+-- first_at, last_at: the first and the last ready_at of them, as claim returned them. The tickets are found as claim
+-- found them, in one scan: by their keys they would be a probe each, a tenth of a drain. The collation keeps the
+-- planner from that.
 -- Of a key that this transaction has not claimed, nothing is returned. Where callers number, only up to the first gap.
 -- At most 10,000 commands in all: they are collected, so the keys that would have more come next time.
 -- Takes no locks.

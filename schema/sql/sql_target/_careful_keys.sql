@@ -1,4 +1,5 @@
--- Returns how many keys of a topic an applier takes alone when it starts: 20, or what the session's inturn.careful_keys says.
+-- Returns how many keys of a topic an applier takes alone when it starts: 20, or what the session's inturn.careful_keys
+-- says.
 -- Internal to apply. Takes no locks.
 CREATE FUNCTION inturn._careful_keys() RETURNS integer
 LANGUAGE sql STABLE

@@ -1,8 +1,8 @@
--- Checks the deferred constraints on what was done so far in this transaction, and leaves them deferred. Internal to the
--- appliers, after each command of a turn that is taken alone.
+-- Checks the deferred constraints on what was done so far in this transaction, and leaves them deferred. Internal to
+-- the appliers, after each command of a turn that is taken alone.
 --
--- What they would say at COMMIT would be nobody's failure. The check is rolled back: so they are deferred again for
--- the next command, and are checked once more before the commit.
+-- An error at COMMIT would be no command's failure. The check is rolled back: so they are deferred again for the next
+-- command, and are checked once more before the commit.
 -- Locks what the constraints lock, until it returns. Raises what they raise.
 CREATE FUNCTION inturn._check_effects() RETURNS void
 LANGUAGE plpgsql VOLATILE

@@ -2,11 +2,12 @@ CREATE FUNCTION inturn._done_seq(target text, batch inturn.command[], last_seq b
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Returns up to which number a key is done, by what a SQL target for batches has answered: how many of its commands took effect,
--- the first ones. Internal to _batch_query.
+-- Returns up to which number a key is done, from the answer of a SQL target for batches: how many of its commands took
+-- effect, counted from the first. Internal to _batch_query.
 --
 -- last_seq: up to where the batch is all there is to do; where it has no commands, there was no answer to wait for.
--- Takes no locks. Raises IT012 when the answer is not from 1 to as many as there were: with 0 the key would never move on.
+-- Takes no locks. Raises IT012 when the answer is not from 1 to as many as there were: with 0 the key would never move
+-- on.
 DECLARE
     commands constant integer := cardinality(batch);
 BEGIN

@@ -1,8 +1,10 @@
--- Returns when a call of apply begins no further command, so that the session's statement_timeout cancels none that may take longer.
+-- Returns when a call of apply begins no further command, so that the session's statement_timeout cancels none that may
+-- take longer.
 -- Internal to apply. Takes no locks.
 --
--- That timeout is for the whole CALL, and the command that it cancels has failed. The call leaves as long before it as the longest
--- timeout of its topics, and a second, for a batch goes on so long; where one has none, at half of the time. A tenth of it is for work always.
+-- That timeout is for the whole CALL, and the command that it cancels has failed. The call leaves as long before it as
+-- the longest timeout of its topics, and a second, because a batch may go on that long; where one has none, at half of
+-- the time. At least a tenth of it is for work.
 CREATE FUNCTION inturn._leave_at(topics text[]) RETURNS timestamptz
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

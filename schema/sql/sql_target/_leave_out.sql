@@ -1,4 +1,5 @@
--- Says whether apply leaves a topic out because its target is refused, and warns of it. Internal to apply. Takes no locks.
+-- Says whether apply leaves a topic out because its target is refused, and warns of it. Internal to apply. Takes no
+-- locks.
 --
 -- left_out: the topics of which this call has warned before.
 CREATE FUNCTION inturn._leave_out(topic text, left_out text[]) RETURNS boolean

@@ -1,7 +1,8 @@
--- Returns where keys stand after a query of _target_query, and how many commands were called. Internal to apply_batch. Takes no locks.
+-- Returns where keys stand after a query of _target_query, and how many commands were called. Internal to apply_batch.
+-- Takes no locks.
 --
--- keys, applied_seqs: where they stood; called, seqs: what the query gave. commands is NULL when the clock was set back just then, and
--- a command in the middle was left out.
+-- keys, applied_seqs: where they stood; called, seqs: what the query gave. commands is NULL when the clock was set back
+-- just then, and a command in the middle was left out.
 CREATE FUNCTION inturn._reached(
     keys text[], applied_seqs bigint[], called text[], seqs bigint[], OUT done_seqs bigint[], OUT commands bigint
 )

@@ -1,11 +1,12 @@
--- Returns the next commands of a key in order, up to the first gap: what a SQL target for batches is called with, with the first
--- number and the one up to which that is all there is to do. Internal to _batch_query.
+-- Returns the next commands of a key in order, up to the first gap: what a SQL target for batches is called with, with
+-- the first number and the one up to which that is all there is to do. Internal to _batch_query.
 --
--- epoch: of its turn, or NULL; applied_seq: after which to read. Of a key that this transaction has not claimed, and that
--- is not leased for that turn, nothing is returned.
--- Their payloads have at most _max_claim_octets, but the first command comes however long it is. Read one by one, so that what
--- does not fit is not read.
--- merged: as the turn has planned it (see _plan_merges): of merged numbers the last one comes, as what they became, or none.
+-- epoch: of its turn, or NULL; applied_seq: after which to read. Of a key that this transaction has not claimed, and
+-- that is not leased for that turn, nothing is returned.
+-- Their payloads have at most _max_claim_octets, but the first command comes however long it is. Read one by one, so
+-- that what does not fit is not read.
+-- merged: as the turn has planned it (see _plan_merges): of merged numbers the last one comes, as what they became, or
+-- none.
 -- Takes no locks. Raises what _held_seq does.
 CREATE FUNCTION inturn._read_batch(
     topic text, key text, epoch bigint, applied_seq bigint, merged boolean, max_commands integer, attempt integer,

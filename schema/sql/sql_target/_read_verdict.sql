@@ -1,9 +1,10 @@
--- Returns what a command asks for that failed with this SQLSTATE and DETAIL: what fail takes as verdict and retry_after.
+-- Returns what a command asks for that failed with this SQLSTATE and DETAIL: what fail takes as verdict and
+-- retry_after.
 -- Internal to the appliers. Takes no locks.
 --
--- IT020: retry, after the interval in DETAIL if there is one; IT021: hold; IT022: skip; IT023: outage,
--- which counts as no attempt, after such an interval; any other: nothing, NULL.
--- problem: what is wrong with the DETAIL, which then counts as none.
+-- IT020: retry, after the interval in DETAIL if there is one; IT021: hold; IT022: skip; IT023: outage, which counts as
+-- no attempt, after such an interval; any other: nothing, NULL.
+-- problem: what is wrong with the DETAIL, which then is ignored.
 CREATE FUNCTION inturn._read_verdict(
     state text, detail text, OUT verdict text, OUT retry_after interval, OUT problem text
 )
@@ -16,7 +17,7 @@ BEGIN
         retry_after := nullif(trim(detail), '')::interval;
     END IF;
 EXCEPTION WHEN data_exception THEN
-    problem := 'That DETAIL is no interval: tried again after the usual wait.';
+    problem := 'That DETAIL is not an interval: the command is tried again after the usual wait.';
 END
 $$;
 COMMENT ON FUNCTION inturn._read_verdict IS 'Internal to the appliers: what a command asks for that failed with this SQLSTATE.';

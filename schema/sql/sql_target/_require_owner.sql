@@ -1,7 +1,9 @@
--- Refuses a function that belongs to somebody else than when it was set as what is to be called. Internal to the appliers.
+-- Refuses a function that belongs to somebody else than when it was set as what is to be called. Internal to the
+-- appliers.
 --
--- what: what names it. owner: who owned it then; NULL: nobody knows, so it was never set by a function of ours. to_do: how to set
--- it again. By name, so that a copy of the database on another server has the same owners. Takes no locks. Raises IT013.
+-- what: what names it. owner: who owned it then; NULL: nobody knows, so it was never set by a function of ours. to_do:
+-- how to set it again. By name, so that a copy of the database on another server has the same owners. Takes no locks.
+-- Raises IT013.
 CREATE FUNCTION inturn._require_owner(what text, function regprocedure, owner text, to_do text) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,7 +1,8 @@
--- Returns a topic, and refuses one whose target belongs to somebody else than when it was set. Internal to the appliers, who ask before
--- they claim a key of it: so no command is charged with that.
+-- Returns a topic, and refuses one whose target belongs to somebody else than when it was set. Internal to the
+-- appliers, who ask before they claim a key of it: so no command is charged with that.
 --
--- A target that is missing, or cannot be called, is not refused here: it fails the commands. Takes no locks. Raises IT013.
+-- A target that is missing, or cannot be called, is not refused here: it fails the commands. Takes no locks. Raises
+-- IT013.
 CREATE FUNCTION inturn._require_target(settings inturn.topic) RETURNS inturn.topic
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

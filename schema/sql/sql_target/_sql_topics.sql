@@ -1,4 +1,5 @@
--- Returns the topics that a call of apply serves: those that it names, or all that SQL can apply and the session may. Internal to apply. Takes no locks.
+-- Returns the topics that a call of apply serves: those that it names, or all that SQL can apply and the session may.
+-- Internal to apply. Takes no locks.
 --
 -- Raises what _sql_topic does.
 CREATE FUNCTION inturn._sql_topics(topics text[]) RETURNS text[]

@@ -1,10 +1,10 @@
 -- Returns the function that a SQL target names. Internal to _target_owner and _trusted_target. Takes no locks.
 --
--- A target is a plain function, VOLATILE, that returns no set. The planner may leave out the call of a STABLE one, one that
--- returns a set returns several rows for a command or none, and only functions are called. It takes one inturn.command; or,
--- where there is no such function, inturn.command[]: commands of one key (see _batch_query).
--- Raises IT012 when there is no such function, it is a session's own (pg_temp), it is another kind of routine, or one for batches that returns anything else
--- than void, integer or bigint.
+-- A target is a plain function, VOLATILE, that returns no set. The planner may leave out the call of a STABLE one, one
+-- that returns a set returns several rows for a command or none, and only functions are called. It takes one
+-- inturn.command; or, where there is no such function, inturn.command[]: commands of one key (see _batch_query).
+-- Raises IT012 when there is no such function, it is a session's own (pg_temp), it is another kind of routine, or one
+-- for batches that returns anything else than void, integer or bigint.
 CREATE FUNCTION inturn._target_function(topic text, target text) RETURNS regprocedure
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

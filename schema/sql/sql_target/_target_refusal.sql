@@ -1,4 +1,5 @@
--- Returns why the target of a topic is not called although it is there, see _require_target; NULL: it is. Internal to apply and why.
+-- Returns why the target of a topic is not called although it is there, see _require_target; NULL: it is. Internal to
+-- apply and why.
 -- Takes no locks.
 --
 -- Only looks up what the role that asks may look into: to others a function that they cannot see is missing.

@@ -1,4 +1,5 @@
--- Returns the function that a topic's SQL target names, as it is when it is called. Internal to the appliers. Takes no locks.
+-- Returns the function that a topic's SQL target names, as it is when it is called. Internal to the appliers. Takes no
+-- locks.
 --
 -- Raises what _target_function does; IT013 when it belongs to somebody else than when it was set.
 CREATE FUNCTION inturn._trusted_target(settings inturn.topic) RETURNS regprocedure

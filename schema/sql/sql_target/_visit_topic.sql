@@ -1,13 +1,15 @@
 -- Applies ready keys of one topic for a while, then lets the other topics have their turn. Internal to apply.
 --
--- Commits after every batch. since: where _begin_pass lets it begin; from there the clock hand follows the claims (see claim).
--- A visit lasts ten times as long as its first batch took, but at least 100 ms and at most a second: so long may a key wait
--- whose caller committed late, behind the hand. Keys share a transaction only while that stays short: as many as take
--- about 10 ms, so that a slow handler holds up its own key and no other. How long a key takes is what the quickest of the last
--- batches says: on a busy machine the others have waited for a processor. After a batch of
--- at least 100 ms it steps back for a moment: an operator who waits for the key gets it before it is claimed again.
--- careful: so many keys are still to be taken alone (see _claim_alone).
--- per_key: how many seconds a key takes, from the visit before; NULL: not known. found_any is set when there was a key to claim. Locks and raises what apply_batch does.
+-- Commits after every batch. since: where _begin_pass lets it begin; from there the clock hand follows the claims (see
+-- claim).
+-- A visit lasts ten times as long as its first batch took, but at least 100 ms and at most a second: so long may a key
+-- wait whose caller committed late, behind the hand. Keys share a transaction only while that stays short: as many as
+-- take about 10 ms, so that a slow handler holds up its own key and no other. How long a key takes is what the quickest
+-- of the last batches says: on a busy machine the others have waited for a processor. After a batch of at least 100 ms
+-- it steps back for a moment: an operator who waits for the key gets it before it is claimed again. careful: how many
+-- keys are still to be taken alone (see _claim_alone).
+-- per_key: how many seconds a key takes, from the visit before; NULL: not known. found_any is set when there was a key
+-- to claim. Locks and raises what apply_batch does.
 CREATE PROCEDURE inturn._visit_topic(
     topic text, since timestamptz, stop_at timestamptz, max_keys integer, applier text,
     INOUT commands bigint, INOUT failures bigint, INOUT found_any boolean, INOUT per_key double precision,

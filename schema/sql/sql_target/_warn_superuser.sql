@@ -1,4 +1,5 @@
--- Warns whoever applies as a superuser: whatever a target does, it does as a superuser. Internal to apply. Takes no locks.
+-- Warns an applier whose login is a superuser: whatever a target does, it does as a superuser. Internal to apply. Takes
+-- no locks.
 CREATE FUNCTION inturn._warn_superuser() RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -7,13 +7,15 @@ LANGUAGE plpgsql
 AS $$
 -- Applies the commands of topics with SQL targets until none is ready: the whole applier, for psql and pg_cron.
 --
--- topics: NULL for every topic with a SQL target that the session may apply. max_seconds: stop after this long even if some are ready;
--- stops before the session's statement_timeout too, see _leave_at.
+-- topics: NULL for every topic with a SQL target that the session may apply. max_seconds: stop after this long even if
+-- some are ready; stops before the session's statement_timeout too, see _leave_at.
 -- max_keys: the most keys that share a transaction; keep it under 64, since each that is tried again takes a
--- subtransaction, and more of them slow down every other session. Returns how many commands were applied and how many failed.
+-- subtransaction, and more of them slow down every other session. Returns how many commands were applied and how many
+-- failed.
 -- Announces itself at its start and every few seconds (see list_appliers).
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
--- Leaves a topic out, with a warning, whose target belongs to somebody else than when it was set. Any number may run at once. Locks and raises what apply_batch does.
+-- Leaves a topic out, with a warning, whose target belongs to somebody else than when it was set. Any number may run at
+-- once. Locks and raises what apply_batch does.
 DECLARE
     stop_at timestamp with time zone := coalesce(
         pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(
@@ -36,7 +38,7 @@ BEGIN
     -- Whatever the session's default; every batch chains its transaction to this one.
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-    -- Whoever was killed with a key in hand that did it has left that among the first: so many are taken alone.
+    -- A key that killed an applier is among the first ready ones: that many keys are taken alone.
     careful := pg_catalog.array_fill(inturn._careful_keys(), ARRAY[pg_catalog.cardinality(topics)]);
     WHILE found_any AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) stop_at LOOP
         found_any := false;

@@ -1,4 +1,4 @@
--- Who applies, as each applier says of itself every few seconds. Unlogged: after a crash they say it again.
+-- The appliers, as each announces itself every few seconds. Unlogged: after a crash they announce themselves again.
 CREATE UNLOGGED TABLE inturn.applier (
     applier text COLLATE "C" PRIMARY KEY,
     topics text[] NOT NULL,

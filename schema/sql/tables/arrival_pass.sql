@@ -1,6 +1,6 @@
--- What the last pass over a topic's intake saw: see _number_topic, which deletes the newest row and puts another one above it, so
--- that what a held snapshot keeps lies behind it. Unlogged: after a crash, and on a promoted standby, the next pass looks at
--- everything.
+-- What the last pass over a topic's intake saw: see _number_topic, which deletes the newest row and puts another one
+-- above it, so that what a held snapshot keeps lies behind it. Unlogged: after a crash, and on a promoted standby, the
+-- next pass looks at everything.
 CREATE UNLOGGED TABLE inturn.arrival_pass (
     topic text COLLATE "C" NOT NULL,
     pass bigint NOT NULL,

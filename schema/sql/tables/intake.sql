@@ -1,7 +1,8 @@
--- Commands of topics with numbering arrival that have no number yet: an applier moves them to command_log. Callers insert, and
--- take no lock on the key. No CHECKs: see command_log.
--- The id is taken when the append runs, from a sequence without cache: an append that began after another one's commit has the
--- higher id. xid finds what came to be seen since the last pass, without walking over what was moved before: see _number_topic.
+-- Commands of topics with numbering arrival that have no number yet: an applier moves them to command_log. Callers
+-- insert, and take no lock on the key. No CHECKs: see command_log.
+-- The id is taken when the append runs, from a sequence without cache: an append that began after another one's commit
+-- has the higher id. xid finds what came to be seen since the last pass, without walking over what was moved before:
+-- see _number_topic.
 CREATE TABLE inturn.intake (
     topic text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,

@@ -1,6 +1,6 @@
 -- The callers' side of a key: the row whose lock a caller holds to commit while it takes the next number.
--- Inserted once and only locked afterwards, so a hot key's row has no dead versions: but for a prune, which updates it, so that a
--- caller whose snapshot is older gets 40001 and no number of before. No CHECKs: see command_log.
+-- Inserted once and only locked afterwards, so a hot key's row has no dead versions. Only a prune updates it, so that a
+-- caller with an older snapshot gets 40001, and not a number from before. No CHECKs: see command_log.
 CREATE TABLE inturn.key_sequence (
     topic text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,

@@ -10,4 +10,4 @@ CREATE TABLE inturn.merge_rule (
 );
 COMMENT ON TABLE inturn.merge_rule IS 'What two pending commands become that follow each other, by their names.';
 COMMENT ON COLUMN inturn.merge_rule.becomes IS 'nothing; last: the later one alone; sql:SCHEMA.FUNCTION: the first one''s name with the payload that it returns.';
-COMMENT ON COLUMN inturn.merge_rule.function_owner IS 'Who owned the function when the rule was set: one of anybody else is not called.';
+COMMENT ON COLUMN inturn.merge_rule.function_owner IS 'The owner of the function when the rule was set: once it belongs to somebody else it is not called.';

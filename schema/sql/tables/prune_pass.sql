@@ -1,5 +1,5 @@
--- How far the last prune of a topic came, so that the next one goes on there: a row above the last one, so that what a held
--- snapshot keeps lies behind it. Unlogged: after a crash the next one begins with the first key.
+-- How far the last prune of a topic came, so that the next one goes on there: a row above the last one, so that what a
+-- held snapshot keeps lies behind it. Unlogged: after a crash the next one begins with the first key.
 CREATE UNLOGGED TABLE inturn.prune_pass (
     topic text COLLATE "C" NOT NULL,
     pass bigint NOT NULL,

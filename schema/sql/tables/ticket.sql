@@ -1,7 +1,8 @@
--- The appliers' side of a key that is not idle: where it stands, and when an applier should come by. A claim locks tickets.
--- A key has one ticket at most: only the append that finds the key's last turn drained inserts one, under the callers' lock,
--- with that turn's epoch; whoever replaces or deletes it has locked it. It is found by its epoch or by its time, never by
--- its key alone, so what earlier turns left in the indexes is not walked over. No CHECKs: see command_log.
+-- The appliers' side of a key that is not idle: where it stands, and when an applier should come by. A claim locks
+-- tickets.
+-- A key has one ticket at most: only the append that finds the key's last turn drained inserts one, under the callers'
+-- lock, with that turn's epoch; whoever replaces or deletes it has locked it. It is found by its epoch or by its time,
+-- never by its key alone, so what earlier turns left in the indexes is not walked over. No CHECKs: see command_log.
 CREATE TABLE inturn.ticket (
     topic text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
@@ -12,8 +13,8 @@ CREATE TABLE inturn.ticket (
     marked boolean NOT NULL DEFAULT false
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX ticket_ready ON inturn.ticket (topic, ready_at);
--- After the other one: where both seem to cost the same, as with few or old statistics, the planner takes the younger, and
--- ticket_ready would be walked over for a whole topic.
+-- After the other one: where both seem to cost the same, as with few or old statistics, the planner takes the younger,
+-- and ticket_ready would be walked over for a whole topic.
 ALTER TABLE inturn.ticket ADD CONSTRAINT ticket_pkey PRIMARY KEY (topic, key, epoch);
 COMMENT ON TABLE inturn.ticket IS 'The keys that are not idle: where each stands, and when it is ready.';
 COMMENT ON COLUMN inturn.ticket.epoch IS 'Counts the turns of the key, and the operators'' moves of its cursor; the fencing token.';

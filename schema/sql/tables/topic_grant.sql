@@ -1,4 +1,5 @@
--- To whom a topic is granted, beyond one of the three roles: a topic that is granted to nobody as `role` is open to that whole role.
+-- To whom a topic is granted, beyond one of the three roles: a topic that is granted to nobody as `role` is open to
+-- that whole role.
 CREATE TABLE inturn.topic_grant (
     topic text COLLATE "C" NOT NULL,
     role text COLLATE "C" NOT NULL

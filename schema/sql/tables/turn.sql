@@ -1,5 +1,5 @@
--- The history, and where an idle key stands: one entry a turn that applied or failed something, and one where a key went
--- idle in another way. Append-only, but for the turn of a lease, which grows while the lease lasts.
+-- The history, and where an idle key stands: one entry a turn that applied or failed something, and one where a key
+-- went idle in another way. Append-only, except for the turn of a lease, which grows while the lease lasts.
 -- No CHECKs: see command_log. verify finds what they would refuse.
 CREATE TABLE inturn.turn (
     topic text COLLATE "C" NOT NULL,

@@ -1,6 +1,6 @@
--- Keys that may have to be woken: left by callers at REPEATABLE READ and SERIALIZABLE, whose snapshots may be older than the
--- key's last turn, so that they cannot tell; and by callers who append to a key that waits for a number while its ticket is in
--- other hands. Appliers look at each under the callers' lock, and delete it.
+-- Keys that may have to be woken: left by callers at REPEATABLE READ and SERIALIZABLE, whose snapshots may be older
+-- than the key's last turn, so that they cannot tell; and by callers who append to a key that waits for a number while
+-- somebody else has its ticket in hand. Appliers look at each under the callers' lock, and delete it.
 CREATE TABLE inturn.wake_hint (
     topic text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,

@@ -1,7 +1,8 @@
--- Returns what is wrong with the address of an HTTP target, NULL when nothing is. Internal to _check_topic. Takes no locks.
+-- Returns what is wrong with the address of an HTTP target, NULL when nothing is. Internal to _check_topic. Takes no
+-- locks.
 --
--- An address is readable to every operator: secrets come from the applier's environment. {name} and {key} come from callers,
--- who may choose where in a path a command goes, but not to which host.
+-- An address is readable to every operator: secrets come from the applier's environment. {name} and {key} come from
+-- callers, who may choose where in a path a command goes, but not to which host.
 CREATE FUNCTION inturn._address_problem(target text) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
@@ -14,7 +15,7 @@ SELECT CASE
                     '|key|code)(=|&|$)')
         THEN 'its target holds a secret in its query, which would be readable here; secrets come from the applier''s environment'
     WHEN target ~ '[[:space:][:cntrl:]#\\]'
-        THEN 'its target holds a space, a backslash or a fragment (#), and is no address'
+        THEN 'its target holds a space, a backslash or a fragment (#), and is not an address'
     WHEN target !~ '^https?://([^][/?#:{}%]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?]|$)'
         THEN 'its target names no host; {name} and {key} may stand in its path only'
     WHEN target ~ '[?].*[{}]' OR regexp_replace(target, '\{(name|key)\}', '', 'g') ~ '[{}]'

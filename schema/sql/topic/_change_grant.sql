@@ -1,7 +1,8 @@
--- Locks a topic for a change of its grants, and refuses what cannot be granted. Internal to grant_topic and revoke_topic.
+-- Locks a topic for a change of its grants, and refuses what cannot be granted. Internal to grant_topic and
+-- revoke_topic.
 --
--- Returns whether the login has the grant. Locks: the topic's row. Raises IT011 for a role that is none of the three, and what
--- _lock_topic raises.
+-- Returns whether the login has the grant. Locks: the topic's row. Raises IT011 for a role that is none of the three,
+-- and what _lock_topic raises.
 CREATE FUNCTION inturn._change_grant(topic text, role text, login text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp

@@ -1,4 +1,4 @@
--- Refuses a topic whose settings are out of range. Internal to create_topic and set_topic. Takes no locks.
+-- Refuses settings of a topic that are out of range. Internal to create_topic and set_topic. Takes no locks.
 --
 -- Raises IT011 for the first setting that is, IT012 for a target that cannot be called.
 CREATE FUNCTION inturn._check_topic(topic inturn.topic) RETURNS void

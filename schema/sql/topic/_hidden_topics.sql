@@ -1,8 +1,8 @@
--- Returns the topics whose keys, payloads and errors whoever runs the session may not see: those that are granted to other operators
--- only. Internal to what operators read, and to the policies of the tables. Takes no locks.
+-- Returns the topics whose keys, payloads and errors whoever runs the session may not see: those that are granted to
+-- other operators only. Internal to what operators read, and to the policies of the tables. Takes no locks.
 --
--- Who that is: see _is_granted. Who owns the schema, and whoever has inturn_admin, sees all. Numbers of them, as in metrics, are no
--- secret, and neither are their names and settings.
+-- Who that is: see _is_granted. The schema's owner, and everybody with inturn_admin, sees all. Numbers of them, as in
+-- metrics, are no secret, and neither are their names and settings.
 CREATE FUNCTION inturn._hidden_topics() RETURNS text[]
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -1,11 +1,12 @@
 -- Says whether whoever runs the session may act as caller, applier or operator on a topic. Internal. Takes no locks.
 --
--- On a topic that nobody is granted as `role`, everybody who has the role may: what he may call, the grants of the functions say.
--- Otherwise who was granted it, who has the privileges of one that was (pg_has_role, USAGE), and who owns the schema; and as operator
--- who has inturn_admin, which says what code the topic runs anyway.
--- Who that is: the role that the session has SET, or else its login. It is not current_user: in a function that runs as its
--- owner, like this one and every function that asks, that is the owner, and PostgreSQL does not tell who called. So within a
--- user's own SECURITY DEFINER function, the session counts and not that function's owner.
+-- On a topic that nobody is granted as `role`, everybody who has the role may act: the grants of the functions say what
+-- he may call. Otherwise these may: the roles that were granted it, whoever has the privileges of one of them
+-- (pg_has_role, USAGE), the schema's owner; and, as operator, everybody with inturn_admin, who says what code the topic
+-- runs anyway.
+-- Who that is: the role that the session has SET, or else its login. It is not current_user: in a function that runs as
+-- its owner, like this one and every function that asks, that is the owner, and PostgreSQL does not tell who called. So
+-- within a user's own SECURITY DEFINER function, the session counts and not that function's owner.
 CREATE FUNCTION inturn._is_granted(topic text, role text) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -1,5 +1,5 @@
--- Returns the topics that the session may apply, as far as their appliers have to know them; timeout in seconds. Internal to the
--- appliers. Takes no locks.
+-- Returns the topics that the session may apply, as far as their appliers have to know them; timeout in seconds.
+-- Internal to the appliers. Takes no locks.
 --
 -- named: IT014 is raised when one of these is granted to other appliers only.
 CREATE FUNCTION inturn._list_topics(named text[])

@@ -12,12 +12,15 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 -- Creates a topic, and records who did. Returns true, or false when it is there already with the same settings.
 --
--- target: 'python'; 'sql:SCHEMA.FUNCTION', a function that takes one inturn.command, or inturn.command[]; or an address, 'http://...'.
--- numbering: 'assigned', in commit order; 'given': callers number the commands of each key from first_seq on; 'arrival': in the
--- order of arrival, without any lock on the key, by the appliers after the commit (see _number_topic).
--- A target but python is a deployer's to name. Who owns its function is recorded: one of anybody else is not called (IT013).
+-- target: 'python'; 'sql:SCHEMA.FUNCTION', a function that takes one inturn.command, or inturn.command[]; or an
+-- address, 'http://...'.
+-- numbering: 'assigned', in commit order; 'given': callers number the commands of each key from first_seq on;
+-- 'arrival': in the order of arrival, without any lock on the key, by the appliers after the commit (see
+-- _number_topic). Only a deployer may name a target other than python. The owner of its function is recorded: a
+-- function that belongs to somebody else by then is not called (IT013).
 -- Locks: none beyond the new row.
--- Raises 42501 for a target but python, unless who calls owns the schema or has inturn_admin; IT010 when the topic exists with other settings, and what _check_topic raises.
+-- Raises 42501 for a target other than python, unless the caller owns the schema or has inturn_admin; IT010 when the
+-- topic exists with other settings, and what _check_topic raises.
 DECLARE
     topic inturn.topic :=
         ROW(name, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, clock_timestamp(),

@@ -2,12 +2,12 @@ CREATE FUNCTION inturn.grant_topic(topic text, role text, login text, reason tex
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Lets a login act on a topic as caller, applier or operator, and from then on nobody of that role who is not granted it;
--- returns the recorded action.
+-- Lets a login act on a topic as caller, applier or operator. From then on only those of that role act on it to whom it
+-- is granted. Returns the recorded action.
 --
--- login: a role of the server; a group of logins counts for all who are in it. It needs the role inturn_caller, inturn_applier or
--- inturn_operator besides. A turn in a transaction goes on; a lease of somebody else
--- cannot be reported any more, and runs out. Who it is: see _is_granted.
+-- login: a role of the server; a group of logins counts for all who are in it. It needs the role inturn_caller,
+-- inturn_applier or inturn_operator besides. A turn in a transaction goes on; a lease of somebody else cannot be
+-- reported any more, and runs out. Who it is: see _is_granted.
 -- Locks: the topic's row.
 -- Raises IT011 for a role that does not exist, IT041 when it is granted already, and what _lock_topic raises.
 DECLARE

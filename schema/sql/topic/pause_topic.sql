@@ -3,11 +3,13 @@ RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Keeps all keys of a topic standing still, until a time or for good; returns the recorded action.
+-- Pauses all keys of a topic until a time, or for good; returns the recorded action.
 --
--- Turns in hand end as ever, no other begins. Appends go on; nothing is lost. Paused already, it takes the new until.
+-- Turns in hand end as usual, and no other begins. Appends go on; nothing is lost. If it is paused already, the new
+-- until replaces the old one.
 -- Locks: the topic's row.
--- Raises IT041 when it is paused until the same time, or until is past or after the year 9999; and what _lock_topic raises.
+-- Raises IT041 when it is paused until the same time, or until is past or after the year 9999; and what _lock_topic
+-- raises.
 DECLARE
     was constant inturn.topic := inturn._lock_topic(topic);
     paused constant boolean := was.paused_at IS NOT NULL AND clock_timestamp() < coalesce(was.paused_until, 'infinity');
@@ -24,4 +26,4 @@ BEGIN
     RETURN inturn._record_action(topic, '', NULL, 'pause', reason, to_jsonb(was), to_jsonb(settings));
 END
 $$;
-COMMENT ON FUNCTION inturn.pause_topic IS 'Keeps all keys of a topic standing still, until a time or for good.';
+COMMENT ON FUNCTION inturn.pause_topic IS 'Pauses all keys of a topic until a time, or for good.';

@@ -2,7 +2,7 @@ CREATE FUNCTION inturn.resume_topic(topic text, reason text DEFAULT NULL) RETURN
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Lets the keys of a paused topic go on where they stood; returns the recorded action.
+-- Resumes the keys of a paused topic where they stood; returns the recorded action.
 --
 -- Locks: the topic's row. Raises IT041 when it is not paused, and what _lock_topic raises.
 DECLARE
@@ -17,4 +17,4 @@ BEGIN
     RETURN inturn._record_action(topic, '', NULL, 'resume', reason, to_jsonb(was), to_jsonb(settings));
 END
 $$;
-COMMENT ON FUNCTION inturn.resume_topic IS 'Lets the keys of a paused topic go on where they stood.';
+COMMENT ON FUNCTION inturn.resume_topic IS 'Resumes the keys of a paused topic where they stood.';

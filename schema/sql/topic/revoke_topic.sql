@@ -2,7 +2,8 @@ CREATE FUNCTION inturn.revoke_topic(topic text, role text, login text, reason te
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Takes back what grant_topic gave; returns the recorded action, whose after says whether the topic is open to the whole role now.
+-- Takes back what grant_topic gave; returns the recorded action, whose after says whether the topic is open to the
+-- whole role now.
 --
 -- With the last grant of a role the topic is open again to everybody who has the role. What is in hand goes on.
 -- Locks: the topic's row. Raises IT011, IT041 when it is not granted, and what _lock_topic raises.

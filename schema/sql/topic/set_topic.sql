@@ -11,10 +11,12 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 -- Changes settings of a topic; returns the recorded action. Appliers that run follow within seconds.
 --
--- NULL leaves a setting as it is; a gap_timeout, timeout, max_pending, retain, retain_idempotency or forget_idle_after of 0 takes it away. Who numbers the commands is settled for ever.
--- target: a deployer's to name, and who owns its function is recorded anew: set the same one again where that has changed (IT013).
+-- NULL leaves a setting as it is; a gap_timeout, timeout, max_pending, retain, retain_idempotency or forget_idle_after
+-- of 0 takes it away. Who numbers the commands cannot be changed. target: only a deployer may name it, and the owner of
+-- its function is recorded anew: set the same one again where that has changed (IT013).
 -- Locks: the topic's row.
--- Raises 42501 for a target, unless who calls owns the schema or has inturn_admin; IT041 when nothing would change, what _check_topic raises, and what _lock_topic raises.
+-- Raises 42501 for a target, unless the caller owns the schema or has inturn_admin; IT041 when nothing would change,
+-- what _check_topic raises, and what _lock_topic raises.
 DECLARE
     was constant inturn.topic := inturn._lock_topic(topic);
     settings inturn.topic := was;

@@ -1,5 +1,5 @@
--- Deletes the marks of keys whose turns end well; of a turn that applied nothing, all but since when the key waits for a
--- missing number. Internal to finish.
+-- Deletes the marks of keys whose turns end well; of a turn that applied nothing, all but since when the key waits for
+-- a missing number. Internal to finish.
 --
 -- The arrays run in parallel. The caller has locked the keys' tickets.
 CREATE FUNCTION inturn._clear_marks(

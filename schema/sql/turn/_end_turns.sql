@@ -1,4 +1,5 @@
--- Records turns that applied what they took, and moves on the tickets of their keys, or deletes those of keys that go idle.
+-- Records turns that applied what they took, and moves on the tickets of their keys, or deletes those of keys that go
+-- idle.
 -- Internal to finish.
 --
 -- The tickets are named by their place (ctid), which their locks keep: joined to an array of keys, a plan made while

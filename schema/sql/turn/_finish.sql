@@ -26,17 +26,17 @@ BEGIN
         WHERE s.topic = _finish.topic AND s.key = t.key FOR UPDATE SKIP LOCKED LIMIT 1) s ON true;
 
     -- A statement of its own, whose snapshot is newer than the locks: in the statement above, a command that
-    -- was committed while it ran would be missed, and its key would sleep for good.
+    -- was committed while it ran would be missed, and its key would stay idle for good.
     SELECT array_agg(t.locked IS NOT NULL AND l.next IS NOT TRUE ORDER BY t.position),
            CASE WHEN given THEN array_agg((
                SELECT true FROM inturn.command_log l
                WHERE l.topic = _finish.topic AND l.key = t.key AND l.seq > t.applied_seq + 1 LIMIT 1) IS NOT NULL
                ORDER BY t.position) END,
            array_agg(c.ctid ORDER BY t.position), bool_or(c.marked),
-           -- What is reported as applied is there: else the next append would continue above it.
+           -- What is reported as applied is there: otherwise the next append would continue above it.
            bool_or(t.applied_seq >= t.from_seq AND l.there IS NOT TRUE OR t.applied_seq < t.from_seq - 1),
-           -- The keys for which somebody waits. After the claim, whose lock tells a later waiter to look again (see wait_state);
-           -- a key is looked up only where anybody waits in the topic.
+           -- The keys for which somebody waits. After the claim, whose lock tells a later waiter to look again (see
+           -- wait_state); a key is looked up only where anybody waits in the topic.
            array_agg(t.key) FILTER (WHERE t.applied_seq >= t.from_seq AND (
                SELECT true FROM inturn.waiter w WHERE w.topic = _finish.topic AND w.until > now() LIMIT 1) AND (
                SELECT true FROM inturn.waiter w WHERE w.topic = _finish.topic AND w.key = t.key AND w.until > now() LIMIT 1))

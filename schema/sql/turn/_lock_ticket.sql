@@ -1,4 +1,5 @@
--- Locks the ticket of a key once more, as a claim does; returns whether it is there and was free. Internal to the appliers.
+-- Locks the ticket of a key once more, as a claim does; returns whether it is there and was free. Internal to the
+-- appliers.
 --
 -- Raises IT014 when the topic is granted to other appliers only: what has locked a ticket counts as its claim.
 CREATE FUNCTION inturn._lock_ticket(topic text, key text, epoch bigint) RETURNS boolean

@@ -1,8 +1,9 @@
 -- Passes over the commands from_seq to to_seq of a key, an entry in skip each; returns the last. Internal to fail and
 -- the operators' functions.
 --
--- to_seq: NULL for all that are committed now, and the missing ones between them where callers number. They stay in the log. The caller holds the key's row in key_cursor and
--- moves its cursor; from_seq is its applied_seq + 1. Takes no other locks.
+-- to_seq: NULL for all that are committed now, and the missing ones between them where callers number. They stay in the
+-- log. The caller holds the key's row in key_cursor and moves its cursor; from_seq is its applied_seq + 1. Takes no
+-- other locks.
 CREATE FUNCTION inturn._pass_over(
     topic text, key text, from_seq bigint, to_seq bigint, epoch bigint, skipped_by text, reason text
 ) RETURNS bigint

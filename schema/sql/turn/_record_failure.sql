@@ -1,7 +1,9 @@
--- Records a failure of command failed_seq, and what becomes of the key; returns the outcome. Internal to fail and claim.
+-- Records a failure of command failed_seq, and what becomes of the key; returns the outcome. Internal to fail and
+-- claim.
 --
 -- was: the key, whose ticket the caller has locked. failures: how often the command has failed by now.
--- verdict, retry_after: see fail; merge: what cannot be merged. That, and a failure of what was merged, is never the last attempt:
+-- verdict, retry_after: see fail; merge: what cannot be merged. That, and a failure of what was merged, is never the
+-- last attempt:
 -- the commands have not been tried as they are.
 -- from_seq: where the turn began; of a lease it is in turn already.
 -- Takes no further locks.

@@ -1,5 +1,5 @@
--- Refuses what an applier reports of commands that are not there: it would move the key past numbers that are still to be
--- appended. Internal to fail and _end_turn_alone. Takes no locks.
+-- Refuses what an applier reports of commands that are not there: it would move the key past numbers that are still to
+-- be appended. Internal to fail and _end_turn_alone. Takes no locks.
 --
 -- Raises IT032 unless every command from from_seq to to_seq is in the log; to_seq is from_seq - 1 where there is none.
 CREATE FUNCTION inturn._require_commands(topic text, key text, from_seq bigint, to_seq bigint) RETURNS void

@@ -1,6 +1,6 @@
 -- Refuses a turn in a transaction whose statements do not each take a new snapshot. Internal to finish and fail.
 --
--- On one snapshot, finish would not see a command that was appended during the turn: its key would sleep for good.
+-- On one snapshot, finish would not see a command that was appended during the turn: its key would stay idle for good.
 -- Raises IT031. Takes no locks.
 CREATE FUNCTION inturn._require_read_committed() RETURNS void
 LANGUAGE plpgsql STABLE

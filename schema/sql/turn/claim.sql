@@ -8,15 +8,15 @@ SET enable_sort = off
 AS $$
 -- Claims ready keys of a topic, the longest ready first, and returns where each stands.
 --
--- since: claim only keys that became ready at this time or later. An applier passes the ready_at of its last
--- claim (the clock hand), so that it does not walk again over the index entries of the turns before, which stay
--- as long as any snapshot is held; _begin_pass says from where on to start again.
+-- since: claim only keys that became ready at this time or later. An applier passes the ready_at of its last claim (the
+-- clock hand), so that it does not walk again over the index entries of the turns before, which stay as long as any
+-- snapshot is held; _begin_pass says from where on to start again.
 -- lost: an applier was lost with the key in hand; appliers of inturn take it alone and by lease (see _claim_alone).
 -- epoch is the number of the turn that this claim starts. A paused topic has no key to claim.
 -- Locks the keys' tickets, skipping locked ones; held until the end of the transaction. Claim at its top level:
 -- finish and fail do not know a claim made under a savepoint.
 -- Raises IT014 when the topic is granted to other appliers only.
--- Every row is a key: rows of commands are never locked, so nothing slides past a locked head.
+-- Every row is a key: rows of commands are never locked, so no command gets ahead of a locked one of its key.
 DECLARE
     -- A variable, not a call in the query: a volatile function cannot bound an index scan, and the scan would
     -- run over every key that waits for its next attempt.

@@ -8,15 +8,16 @@ SET enable_seqscan = off
 AS $$
 -- Ends a turn whose command failed_seq failed: records what came before it as applied, and the error on the key.
 --
--- verdict: what the handler asked for: retry (after retry_after, else after the usual wait), hold, skip, or outage: it counts
--- as no attempt; NULL: nothing.
+-- verdict: what the handler asked for: retry (after retry_after, otherwise after the usual wait), hold, skip, or
+-- outage, which counts as no attempt; NULL: nothing.
 -- Without hold or skip, the key is ready again after a wait (see _backoff), until the command has failed max_attempts
 -- times; then the topic's on_exhausted decides: hold it, skip the command, or cancel-rest: skip all that is pending.
 -- failed_seq: the number that the handler had; of commands that were merged, the first one has failed with it.
--- Returns the outcome: retrying, held, skipped or cancelled. The key cannot go idle here, so its callers are not locked.
+-- Returns the outcome: retrying, held, skipped or cancelled. The key cannot go idle here, so its callers are not
+-- locked.
 -- Locks nothing: the claim has locked the key's ticket.
--- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED;
--- IT032 for commands that are not there.
+-- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ
+-- COMMITTED; IT032 for commands that are not there.
 DECLARE
     was inturn.key_cursor;
 BEGIN

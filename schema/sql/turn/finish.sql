@@ -9,14 +9,14 @@ AS $$
 -- The arrays run in parallel, an element a key claimed in this transaction. A turn that applied nothing has
 -- applied_seqs = from_seqs - 1: its key is ready again a little later, doubling up to 100 ms, since a caller's
 -- transaction is open on it; or it goes idle.
--- Locks the keys' rows in key_sequence, skipping those that a caller holds. From here to the commit the callers
--- of these keys wait: all handlers of a transaction run before it, and nothing after it.
+-- Locks the keys' rows in key_sequence, skipping those that a caller holds. From here to the commit the callers of
+-- these keys wait: all handlers of a transaction run before it, and nothing after it.
 -- Deferred constraints are checked first: from here on they are immediate in this transaction.
--- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ COMMITTED;
--- IT032 when applied_seqs names a command that is not there.
+-- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ
+-- COMMITTED; IT032 when applied_seqs names a command that is not there.
 BEGIN
     PERFORM inturn._require_read_committed();
-    -- What they find at COMMIT would be nobody's failure; and their locks come before those of the callers.
+    -- An error at COMMIT would be no command's failure; and their locks come before those of the callers.
     SET CONSTRAINTS ALL IMMEDIATE;
     PERFORM inturn._finish(topic, keys, epochs, from_seqs, applied_seqs, applier);
 END

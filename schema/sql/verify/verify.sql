@@ -11,29 +11,31 @@ SET jit = off
 SET work_mem = '32MB'
 AS $$
 -- Recomputes the promises from what is stored, for the keys of a topic from from_key to to_key (NULL: to the end), and
--- returns a row a violation: a stable code, where, what is wrong, and the rows that show it. A key alone: give it twice.
+-- returns a row a violation: a stable code, where, what is wrong, and the rows that show it. A key alone: give it
+-- twice.
 --
 -- One statement, so one snapshot, in which each key's rows fit together whoever is at work: run it at any time. Its
 -- cost is that of reading the keys; verify_slice says which keys are a piece of work. Takes no locks.
 -- It believes no constraint, in case one was dropped. What the rows must say, a key:
---   the log has 1, 2, 3, ... n; it stands, by its one ticket or by its last turn, at an applied_seq from 0 to n;
---   turns and skips cover 1 to applied_seq, each number once, under epochs from 1 to the key's, that rise with seq;
---   each skip belongs to a turn that skipped or cancelled, or to the operator's action under its epoch, and the other way
---   round; what operators replayed and amended is in the log; a key with something pending does not sleep, and one without a
---   ticket is woken by its next command.
--- Where callers number, the first is the topic's first_seq; beyond applied_seq the log may have holes, up to it only where
--- an operator filled the gap, or all that was pending was cancelled. A key waits if and only if it stands before a hole.
--- Where a key's history was pruned, or begins above forgotten ones, its row in key_sequence says so: its numbers begin at
--- history_seq, after the turn history_epoch, which is there and stood just before it. Nothing earlier is left, but commands from
--- kept_seq on that have an idempotency key.
--- What was merged together was done by one turn, all of it or nothing: its numbers are there, each planned alike, and the
--- turn came past the last of them; none of them was passed over too.
+--   the log has 1, 2, 3, ... n; it stands, by its one ticket or by its last turn, at an applied_seq from 0 to n;  
+-- turns and skips cover 1 to applied_seq, each number once, under epochs from 1 to the key's, that rise with seq;  
+-- each skip belongs to a turn that skipped or cancelled, or to the operator's action under its epoch, and the other way
+--   round; what operators replayed and amended is in the log; a key with something pending is not idle, and one without
+-- a   ticket is woken by its next command.
+-- Where callers number, the first is the topic's first_seq; beyond applied_seq the log may have holes, up to it only
+-- where an operator filled the gap, or all that was pending was cancelled. A key waits if and only if it stands before
+-- a hole.
+-- Where a key's history was pruned, or begins above forgotten ones, its row in key_sequence says so: its numbers begin
+-- at history_seq, after the turn history_epoch, which is there and stood just before it. Nothing earlier is left, but
+-- commands from kept_seq on that have an idempotency key.
+-- What was merged together was done by one turn, all of it or nothing: its numbers are there, each planned alike, and
+-- the turn came past the last of them; none of them was passed over too.
 -- What has arrived and has no number yet is what the next pass of an applier looks at (see _number_topic).
 -- A lease is whole, or there is none; no applier may claim the key while it runs, and one comes when it is over.
 -- Epochs may have holes: a lease takes one when it is claimed, and leaves no row when nothing came of it. Whether there
 -- ever was a lease nothing tells; a turn that is lost is still found by the numbers it applied.
--- Of times only the ends are compared: a turn's started_at is when its transaction began, and that may wait at the claim
--- until the turn before has ended. Clocks may step back, by a minute before it counts.
+-- Of times only the ends are compared: a turn's started_at is when its transaction began, and that may wait at the
+-- claim until the turn before has ended. Clocks may step back, by a minute before it counts.
 -- Raises IT014 when the topic is granted to other operators only.
 SELECT inturn._require_grant(of_topic, 'operator');
 -- bound: a value, not a condition with OR: it bounds the scans of the indexes.
@@ -90,8 +92,8 @@ passed AS MATERIALIZED (
           WHERE k.topic = of_topic AND k.key >= from_key COLLATE "C" AND k.key <= (SELECT b.last_key FROM bound b)) k
     GROUP BY k.key, k.epoch, k.by_operator, k.run
 ),
--- Everything that moved a key. kind: 0 a turn, 1 what it passed over, 2 what an operator passed over; 3 moved nothing: the
--- key went idle without a turn.
+-- Everything that moved a key. kind: 0 a turn, 1 what it passed over, 2 what an operator passed over; 3 moved nothing:
+-- the key went idle without a turn.
 move AS MATERIALIZED (
     SELECT t.key, t.epoch, CASE t.outcome WHEN 'idle' THEN 3 ELSE 0 END AS kind, t.from_seq AS lo, t.to_seq AS hi, t.outcome,
            t.error IS NULL AS well, t.started_at, t.finished_at AS ended_at
@@ -241,7 +243,7 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            '{ticket,turn}', ARRAY[k.turn_epoch], NULL, NULL
     FROM key k WHERE k.applied_seq < k.base OR k.applied_seq > k.last_seq
     UNION ALL
-    -- Of a pruned key, what its witness did before its history begins is no hole.
+    -- Of a pruned key, what its witness did before its history begins is not a hole.
     SELECT 'passed-unaccounted', k.key, greatest(c.reached, k.base) + 1,
            format('applied_seq is %s, yet no turn and no skip accounts for %s', k.applied_seq,
                   concat_ws(' to ', greatest(c.reached, k.base) + 1,

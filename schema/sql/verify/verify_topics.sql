@@ -5,8 +5,8 @@ SET enable_seqscan = off
 AS $$
 -- Returns the topics to verify: all that are there, and any that rows are left of although it is not. Takes no locks.
 --
--- Each step looks for the next name in the primary keys, so the number of rows does not matter. Topics that are granted to other
--- operators only are left out.
+-- Each step looks for the next name in the primary keys, so the number of rows does not matter. Topics that are granted
+-- to other operators only are left out.
 WITH RECURSIVE step (topic) AS (
     SELECT '' COLLATE "C"
     UNION ALL

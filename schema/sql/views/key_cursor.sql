@@ -1,5 +1,6 @@
 -- Where each key stands: its ticket and its marks; an idle key's last turn. A few probes of indexes a key.
--- A ticket never has a lower epoch than the key's last turn: older entries, which a snapshot may keep, are not walked over.
+-- A ticket never has a lower epoch than the key's last turn: older entries, which a snapshot may keep, are not walked
+-- over.
 CREATE VIEW inturn.key_cursor AS
 SELECT s.topic, s.key,
        coalesce(t.applied_seq, u.applied_seq, 0) AS applied_seq,

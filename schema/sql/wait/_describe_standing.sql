@@ -1,5 +1,5 @@
--- Says where a key stands, for somebody who waits for it: without payloads and errors, which are not everybody's. Internal to
--- wait_state. Takes no locks.
+-- Says where a key stands, for somebody who waits for it: without payloads and errors, which are not everybody's.
+-- Internal to wait_state. Takes no locks.
 --
 -- goal: up to where it was waited for; NULL: nobody knows yet. known: whether anything was ever committed on the key.
 CREATE FUNCTION inturn._describe_standing(

@@ -1,8 +1,10 @@
--- Returns up to which number somebody has to wait who has none; NULL while nobody can know. Internal to wait_state. Takes no locks.
+-- Returns up to which number a wait goes that names none; NULL while nobody can know. Internal to wait_state. Takes no
+-- locks.
 --
--- With an idempotency key it is the number of the command that has it, once that has one; without, that of the last command
--- committed on the key. Where numbers are given on arrival that may have none yet: mark is the last one that had arrived when the
--- wait began (0: none had), and as soon as everything up to it has a number, it is the last number there is then.
+-- With an idempotency key it is the number of the command that has it, once that has one; without, that of the last
+-- command committed on the key. Where numbers are given on arrival that may have none yet: mark is the last one that
+-- had arrived when the wait began (0: none had), and as soon as everything up to it has a number, it is the last number
+-- there is then.
 -- Raises IT040 when nothing was ever committed on the key.
 CREATE FUNCTION inturn._find_goal(topic text, key text, idempotency_key text, INOUT mark bigint, OUT goal bigint)
 LANGUAGE plpgsql STABLE
@@ -41,4 +43,4 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._find_goal IS 'Internal to wait_state: up to which number somebody has to wait who has none.';
+COMMENT ON FUNCTION inturn._find_goal IS 'Internal to wait_state: up to which number a wait goes that names none.';

@@ -1,7 +1,8 @@
--- Says whether a transaction has locked a row that was still running for the caller's snapshot. Internal to wait_state. Takes no
--- locks.
+-- Says whether a transaction has locked a row that was still running for the caller's snapshot. Internal to wait_state.
+-- Takes no locks.
 --
--- locker: the row's xmax, which shows every lock, whatever the snapshot; of a lock taken under a savepoint, while that runs.
+-- locker: the row's xmax, which shows every lock, whatever the snapshot; of a lock taken under a savepoint, while that
+-- runs.
 CREATE FUNCTION inturn._is_in_hand(locker xid) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,7 +1,8 @@
--- Wakes those who wait for these keys. Internal to whatever moves a key or holds it, which has looked whether somebody does.
+-- Wakes those who wait for these keys. Internal to whatever moves a key or holds it, which has looked whether somebody
+-- does.
 --
--- Not in a session with inturn.notify = off: a transaction that has notified cannot be prepared. It is a hint: who waits looks
--- again every ten seconds anyway. Takes no locks.
+-- Not in a session with inturn.notify = off: a transaction that has notified cannot be prepared. It is a hint: whoever
+-- waits looks again every ten seconds anyway. Takes no locks.
 CREATE FUNCTION inturn._notify_waiters(topic text, keys text[]) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp

@@ -1,7 +1,7 @@
 -- Refuses to wait in a transaction that cannot see what it waits for. Internal to wait. Takes no locks.
 --
--- What the transaction itself has appended is not applied before its commit; at REPEATABLE READ and SERIALIZABLE it sees nothing
--- of what is applied after its beginning. Raises IT031.
+-- What the transaction itself has appended is not applied before its commit; at REPEATABLE READ and SERIALIZABLE it
+-- sees nothing of what is applied after its beginning. Raises IT031.
 CREATE FUNCTION inturn._refuse_wait() RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,4 +1,5 @@
--- Returns the channel on which those who wait for a key listen: one for each key, so that nobody is woken for another one's.
+-- Returns the channel on which those who wait for a key listen: one for each key, so that nobody is woken for another
+-- one's.
 -- Internal. Takes no locks.
 CREATE FUNCTION inturn._wait_channel(topic text, key text) RETURNS text
 LANGUAGE sql IMMUTABLE

@@ -4,10 +4,11 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
--- Announces that somebody waits for a key, and returns the channel on which it is notified for the next 20 seconds, whenever the
--- key moves on or is held. Announce it again every 10 seconds.
+-- Announces that somebody waits for a key, and returns the channel on which it is notified for the next 20 seconds,
+-- whenever the key moves on or is held. Announce it again every 10 seconds.
 --
--- Commit, LISTEN, and only then look where the key stands: see wait_state. Everybody who waits for a key shares one announcement.
+-- Commit, LISTEN, and only then look where the key stands: see wait_state. Everybody who waits for a key shares one
+-- announcement.
 -- NULL: more is announced than there is room for; look again from time to time.
 -- Locks nothing but rows of waits that are over, skipping locked ones.
 -- Raises IT001 for an unknown topic, IT002 for a key that cannot be one, IT014 where the topic is granted to others.

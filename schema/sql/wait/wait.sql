@@ -5,17 +5,19 @@ CREATE FUNCTION inturn.wait(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Waits until a key has been applied, or passed over, up to a number; returns where it stands then, and whether command seq
--- itself was passed over: then it never took effect.
+-- Waits until a key has been applied, or passed over, up to a number; returns where it stands then, and whether command
+-- seq itself was passed over: then it never took effect.
 --
 -- seq: NULL for the command with that idempotency key; without one, for everything that is committed on the key now.
--- timeout: at most so long; NULL: for ever.
--- A function cannot LISTEN. So this one looks again after an eighth of the time that it has waited, 2 ms at least and a second at
--- most: a few probes of indexes. It adds so much to the wait, and costs nothing to anybody who moves the key. Its statement keeps
--- a snapshot meanwhile, as every statement does; the inturn package waits without one, and is notified.
+-- timeout: the longest wait; NULL: no limit.
+-- A function cannot LISTEN. So this one looks again after an eighth of the time that it has waited, 2 ms at least and a
+-- second at most: a few probes of indexes. The wait ends that much later, and it costs nothing to anybody who moves the
+-- key. Its statement keeps a snapshot meanwhile, as every statement does; the inturn package waits without one, and is
+-- notified.
 -- Takes no locks, and writes nothing: it works on a standby too.
--- Raises IT066 when the key is held, as soon as it is; IT065 when the time is over; IT031 in a transaction that has written, whose
--- commands cannot be applied before its commit, and outside READ COMMITTED; 22023 for a timeout below 0; and what wait_state does.
+-- Raises IT066 when the key is held, as soon as it is; IT065 when the time is over; IT031 in a transaction that has
+-- written, whose commands cannot be applied before its commit, and outside READ COMMITTED; 22023 for a timeout below 0;
+-- and what wait_state does.
 DECLARE
     began_at constant timestamptz := clock_timestamp();
     waited double precision := 0;

@@ -8,17 +8,19 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
--- Says whether a key has been applied up to a number, or what keeps it: one look, for clients that LISTEN meanwhile, as the
--- inturn package does. wait() does the whole.
+-- Says whether a key has been applied up to a number, or what keeps it: one look, for clients that LISTEN meanwhile, as
+-- the inturn package does. wait() does the whole.
 --
--- seq: up to where; NULL: up to the command with that idempotency key, or up to everything that is committed on the key now.
+-- seq: up to where; NULL: up to the command with that idempotency key, or up to everything that is committed on the key
+-- now.
 -- Both come back with what is known by then: give the next look the seq and the mark that the last one returned.
--- outcome: applied; pending; or held: the key stands still until an operator acts. skipped: command seq itself was passed over;
--- one that was merged, into nothing too, counts as applied: see the view merge.
+-- outcome: applied; pending; or held: the key stands still until an operator acts. skipped: command seq itself was
+-- passed over; one that was merged, into nothing too, counts as applied: see the view merge.
 -- state, since: of the key, as key_state has it, or topic paused. says: the same in words, where it is not applied.
--- in_hand: a transaction had the key in hand that may have looked for waiters before this wait was announced: look again soon,
--- until none has. Whoever takes the key in hand later sees the announcement, and notifies.
--- Takes no locks. Raises IT001, IT002, IT005, IT014; IT040 without a seq when nothing was ever committed; 22023 for a seq below 0.
+-- in_hand: a transaction had the key in hand that may have looked for waiters before this wait was announced: look
+-- again soon, until none has. Whoever takes the key in hand later sees the announcement, and notifies.
+-- Takes no locks. Raises IT001, IT002, IT005, IT014; IT040 without a seq when nothing was ever committed; 22023 for a
+-- seq below 0.
 DECLARE
     settings inturn.topic;
     c inturn.key_cursor;

@@ -1,4 +1,4 @@
--- Says who has a key by lease: the applier, and where it runs as far as it said so; NULL for a key that nobody has.
+-- Returns which applier has a key by lease, and where it runs, if it said so; NULL for a key without a lease.
 -- Internal. Takes no locks.
 CREATE FUNCTION inturn._describe_lease(c inturn.key_cursor) RETURNS text
 LANGUAGE sql VOLATILE

@@ -1,4 +1,5 @@
--- Explains a key whose next command is being appended by a transaction that is still open. Internal to why. Takes no locks.
+-- Explains a key whose next command is being appended by a transaction that is still open. Internal to why. Takes no
+-- locks.
 --
 -- sessions: from _session_facts, of which one is the caller. waiting: how many other callers wait for it.
 -- next_seq: NULL when it may be another command, of a key whose callers number.

@@ -1,4 +1,5 @@
--- Explains a key on which nothing that has a number is pending, and commands that have arrived have none yet. Internal to why.
+-- Explains a key on which nothing that has a number is pending, and commands that have arrived have none yet. Internal
+-- to why.
 -- No row: there are none. Takes no locks.
 CREATE FUNCTION inturn._explain_arrived(topic text, key text)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)

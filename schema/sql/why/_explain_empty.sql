@@ -1,5 +1,5 @@
--- Explains a key on which nothing committed is pending: a caller's transaction is open on it, commands that have arrived
--- have no number yet, or it is idle.
+-- Explains a key on which nothing committed is pending: a caller's transaction is open on it, commands that have
+-- arrived have no number yet, or it is idle.
 -- Internal to why. Locks what _explain_appending does, for a moment.
 --
 -- locked: its row in key_sequence is.

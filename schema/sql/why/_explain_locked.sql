@@ -16,7 +16,7 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
          WHEN h.first IS NULL THEN inturn._find_unseen()
          ELSE format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # %s', CASE jsonb_array_length(h.sessions) WHEN 1 THEN h.first->>'backend' ELSE 'BACKEND' END,
                      CASE WHEN h.applies THEN 'if it hangs: its turn is taken again' ELSE 'if it will never commit' END)
-              -- To end one session after the other helps nobody: the command would hang the next.
+              -- Ending one session after the other does not help: the command would hang the next one.
               || CASE WHEN h.applies AND NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = _explain_locked.topic AND t.timeout IS NOT NULL)
                       THEN E'\ninturn topic set TOPIC --timeout 30s  # so that a command that hangs fails instead' ELSE '' END END,
     jsonb_build_object('sessions', h.sessions, 'seq', next.seq)
@@ -26,7 +26,7 @@ FROM (
     FROM inturn._find_locker(_explain_locked.topic, _explain_locked.key) c CROSS JOIN LATERAL (
         SELECT inturn._session_facts(inturn._lock_holders(c.locker, c.relation))) s (sessions)) h
 WHERE NOT jsonb_path_exists(h.sessions, '$[*] ? (@.kind == "caller")')
-  -- Nobody is to be seen where whoever had it has let go of it meanwhile, as an applier does any moment.
+  -- Nobody can be seen where whoever had it has let it go meanwhile, as an applier may at any moment.
   AND (h.first IS NOT NULL OR (SELECT l.on_cursor FROM inturn._find_locks(_explain_locked.topic, _explain_locked.key) l))
 $$;
 COMMENT ON FUNCTION inturn._explain_locked IS 'Internal to why: explains a key that is locked by an applier or another session.';

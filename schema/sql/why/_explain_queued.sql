@@ -1,4 +1,4 @@
--- Explains a ready key that others are before. Internal to why. Takes no locks.
+-- Explains a ready key that is behind others. Internal to why. Takes no locks.
 --
 -- serving: the appliers that serve its topic, as list_appliers lists them. Counts up to 10,000 keys.
 CREATE FUNCTION inturn._explain_queued(c inturn.key_cursor, serving jsonb)
@@ -21,4 +21,4 @@ FROM (SELECT
     (SELECT count(*) FROM jsonb_array_elements(serving) s WHERE s->>'doing' = 'applying') AS busy,
     (SELECT s FROM jsonb_array_elements(serving) s WHERE s->>'doing' = 'applying' ORDER BY s->>'since' LIMIT 1) AS first) b
 $$;
-COMMENT ON FUNCTION inturn._explain_queued IS 'Internal to why: explains a ready key that others are before.';
+COMMENT ON FUNCTION inturn._explain_queued IS 'Internal to why: explains a ready key that is behind others.';

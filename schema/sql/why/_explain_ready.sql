@@ -1,5 +1,5 @@
--- Explains a key that has a next command and is not in anybody's hands: its target is refused or does not answer, it is tried again later,
--- no applier is there for it, or others are before it. Internal to why. Takes no locks.
+-- Explains a key that has a next command and that nobody has in hand: its target is refused or does not answer, it is
+-- tried again later, no applier is there for it, or it is behind others. Internal to why. Takes no locks.
 CREATE FUNCTION inturn._explain_ready(c inturn.key_cursor, t inturn.topic, next inturn.command_log)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE
@@ -52,4 +52,4 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._explain_ready IS 'Internal to why: explains a key that has a next command and is in nobody''s hands.';
+COMMENT ON FUNCTION inturn._explain_ready IS 'Internal to why: explains a key that has a next command and that nobody has in hand.';

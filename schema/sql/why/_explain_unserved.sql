@@ -1,8 +1,9 @@
--- Explains why nobody serves a topic: the schema does not fit its appliers, or there is none. Internal to why. Takes no locks.
+-- Explains why nobody serves a topic: the schema does not fit its appliers, or there is none. Internal to why. Takes no
+-- locks.
 --
 -- An applier is known by what it announces of itself, never guessed from a session that has announced nothing: sessions
 -- of an applier that serves other topics, or that do its work outside the database, look the same.
--- A crash empties the list of appliers: whom it does not have may only not have come back yet.
+-- A crash empties the list of appliers: an applier that it lacks may still be on its way back.
 CREATE FUNCTION inturn._explain_unserved(t inturn.topic)
 RETURNS TABLE (cause text, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE

@@ -1,4 +1,4 @@
--- Returns the command that helps to find whoever has locked a row and is not to be seen. Internal to why.
+-- Returns the command that helps to find whoever has locked a row and cannot be seen. Internal to why.
 -- Takes no locks.
 CREATE FUNCTION inturn._find_unseen() RETURNS text
 LANGUAGE sql STABLE
@@ -8,4 +8,4 @@ SELECT CASE WHEN EXISTS (SELECT FROM pg_prepared_xacts x WHERE x.database = curr
     THEN 'psql "$INTURN_DSN" -c "SELECT * FROM pg_prepared_xacts"'
     ELSE 'psql "$INTURN_DSN" -c "SELECT * FROM pg_stat_activity WHERE xact_start IS NOT NULL"' END
 $$;
-COMMENT ON FUNCTION inturn._find_unseen IS 'Internal to why: the command that helps to find whoever is not to be seen.';
+COMMENT ON FUNCTION inturn._find_unseen IS 'Internal to why: the command that helps to find whoever cannot be seen.';

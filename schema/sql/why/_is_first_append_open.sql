@@ -1,7 +1,7 @@
 -- Returns whether a transaction that is still open has appended the first command of a key. Internal.
 --
 -- Its row cannot be seen: to insert the same one is to wait for it, which is tried for a moment and undone.
--- Where that cannot be done (read-only), and for what is no key, returns false.
+-- Where that cannot be done (read-only), and for what cannot be a key, returns false.
 CREATE FUNCTION inturn._is_first_append_open(topic text, key text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp

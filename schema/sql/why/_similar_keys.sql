@@ -1,9 +1,10 @@
--- Returns keys that may be meant by one that is not there: the same in another topic; the same but for case, spaces or a
--- slip of the finger (first two characters exchanged or one too many, then one missing or wrong); one that begins with
--- it; its neighbours that begin as it does. Internal to why. Takes no locks.
+-- Suggests existing keys for a mistyped one: the same in another topic; the same except for case, spaces or a typing
+-- error (first two characters exchanged or one too many, then one missing or wrong); one that begins with it; its
+-- neighbours that begin as it does. Internal to why. Takes no locks.
 --
--- of_topic: NULL for all topics; those that are granted to other operators only are left out. Probes of the primary key for each topic, so this stays quick with millions of keys;
--- those for a missing or wrong character are thousands, and made in the topic that is named, or in all of up to twenty.
+-- of_topic: NULL for all topics; those that are granted to other operators only are left out. Probes of the primary key
+-- for each topic, so this stays quick with millions of keys; those for a missing or wrong character are thousands, and
+-- made in the topic that is named, or in all of up to twenty.
 CREATE FUNCTION inturn._similar_keys(of_topic text, wanted text, max_keys integer DEFAULT 5)
 RETURNS TABLE (topic text, key text)
 LANGUAGE sql STABLE
@@ -39,4 +40,4 @@ SELECT n.topic, n.key FROM (
 WHERE (n.topic, n.key) IS DISTINCT FROM (of_topic, wanted)
 ORDER BY n.rank, abs(length(n.key) - length(wanted)), n.key, n.topic LIMIT max_keys
 $$;
-COMMENT ON FUNCTION inturn._similar_keys IS 'Internal to why: keys that may be meant by one that is not there.';
+COMMENT ON FUNCTION inturn._similar_keys IS 'Internal to why: existing keys for a mistyped one.';

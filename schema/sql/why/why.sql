@@ -10,8 +10,8 @@ SET jit = off
 AS $$
 -- Says why a key does not move: the one cause, since when, and what to do next.
 --
--- of_topic: NULL for every topic that has the key, a row each; one row when none has. Topics that are granted to other operators
--- only are left out. cause: a stable code, see the docs.
+-- of_topic: NULL for every topic that has the key, a row each; one row when none has. Topics that are granted to other
+-- operators only are left out. cause: a stable code, see the docs.
 -- says: a sentence. to_do: the next commands to type, a line each; {key} and {topic} in it stand for the key and the
 -- topic, which whoever prints it puts in their place, once. details: the facts.
 -- Runs as its owner, so that an operator sees other users' sessions; the owner needs pg_monitor, or is a superuser.

@@ -400,9 +400,9 @@ def test_fill_gap_of_one_of_two_leaves_the_key_waiting_for_the_other(given: Data
 @pytest.mark.parametrize(
     ("seq", "reason", "sqlstate", "says"),
     [
-        (1, "no", REFUSED, "has command 1: it is no gap"),
+        (1, "no", REFUSED, "has command 1: it is not missing"),
         (3, "no", REFUSED, "waits for 2, not 3"),
-        (4, "no", REFUSED, "has command 4: it is no gap"),
+        (4, "no", REFUSED, "has command 4: it is not missing"),
         (2, "", NO_REASON, "was given no reason"),
     ],
 )
@@ -424,11 +424,11 @@ def test_fill_gap_waits_for_the_open_append_of_that_number(given: Database) -> N
     put(caller, "x", 2)
     busy = refusal(given, "SET lock_timeout = '20 ms'; SELECT inturn.fill_gap('given', 'x', 2, 'no')")
     assert busy.sqlstate == "IT042"
-    assert f"is in other hands: a session (backend {caller.pid}" in busy.message
+    assert f"is in hand: a session (backend {caller.pid}" in busy.message
     filling = operator.begin("SELECT inturn.fill_gap('given', 'x', 2, 'no')")
     assert blocked(given, operator, filling)
     caller.commit()
-    assert "has command 2: it is no gap" in str(filling.exception())
+    assert "has command 2: it is not missing" in str(filling.exception())
     operator.rollback()
     apply(given)
     assert effects(given) == [1, 2, 3]

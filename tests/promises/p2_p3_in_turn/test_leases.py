@@ -394,7 +394,7 @@ def test_an_operator_waits_for_the_lease_no_longer_than_told(orders: Database, a
     (lease,) = claim(orders, applier="shop:7")
     refused = refusal(orders, f"SET lock_timeout = '50 ms'; {action}")
     assert refused.sqlstate == BUSY
-    assert "is in other hands: leased by shop:7 until" in refused.message
+    assert "is in hand: leased by shop:7 until" in refused.message
     operator = orders.session()
     acting = operator.begin(action)
     asks = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"

@@ -210,7 +210,7 @@ def test_a_malformed_interval_is_said_and_the_usual_backoff_taken(witness: Datab
         assert error.splitlines() == [
             "busy",
             f"DETAIL: {detail}",
-            "That DETAIL is no interval: tried again after the usual wait.",
+            "That DETAIL is not an interval: the command is tried again after the usual wait.",
         ]
         wait = cursor(witness, "extract(epoch FROM ready_at - failed_at)::float8", key=topic)
         assert 0.4 <= wait <= 1.1

@@ -55,7 +55,7 @@ def test_a_key_in_other_hands_is_waited_for_no_longer_than_told_and_the_holder_i
     holder: Session = orders.session(application_name="night shift")
     holder.execute("SELECT FROM inturn.ticket WHERE key = 'x' FOR UPDATE")
     message = refuse(orders, BUSY, "SET lock_timeout = '20 ms'; " + ACTIONS[action].format(key="x"))
-    assert message.startswith("key 'x' of topic 'orders' is in other hands: night shift (backend ")
+    assert message.startswith("key 'x' of topic 'orders' is in hand: night shift (backend ")
     assert f"(backend {holder.pid} of" in message
     assert message.endswith("doing nothing in it")
 
