@@ -169,7 +169,7 @@ def find_key(
 
 
 def _place(done: Recorded) -> str:
-    topic = escape(done["topic"])
+    topic = done["topic"]
     return f"{topic} {shown(done['key'])}" if done["key"] else f"topic {topic}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from inturn.cli.terminal.key_text import shown
-from inturn.cli.terminal.output import Column, age, duration, echo, escape, first_line, print_table
+from inturn.cli.terminal.output import Column, age, duration, echo, first_line, print_table
 from inturn.cli.terminal.rows import Row
 
 #: How much of a payload stands in the table of commands.
@@ -22,13 +22,13 @@ def print_key(key: Row, *, errors: bool, payload: bool | None) -> None:
     """
     now = key["now"]
     paused = key["topic_paused_at"] and _lasts(key["topic_paused_until"], now)
-    echo(f"topic    {escape(key['topic'])}" + (f", {_paused(key, whole=True)}" if paused else ""))
+    echo(f"topic    {key['topic']}" + (f", {_paused(key, whole=True)}" if paused else ""))
     echo(f"key      {shown(key['key'])}")
     echo(f"state    {_state(key)}")
     if key["claimed_by"]:
         left = (key["lease_until"] - now).total_seconds()
         ends = f"for another {age(left)}" if left > 0 else f"ran out {age(-left)} ago"
-        echo(f"lease    {escape(key['claimed_by'])} for {_since(key['claimed_at'], now)}, {ends}")
+        echo(f"lease    {key['claimed_by']} for {_since(key['claimed_at'], now)}, {ends}")
     lag = f", {key['pending']} pending" if key["pending"] else ""
     if key["oldest_pending_at"]:
         lag += f", the {'first' if key['waiting_at'] else 'next'} for {_since(key['oldest_pending_at'], now)}"
@@ -71,10 +71,10 @@ def _state(key: Row) -> str:
 def _paused(key: Row, *, whole: bool) -> str:
     since, until = (key[("topic_" if whole else "") + name] for name in ("paused_at", "paused_until"))
     by = key["pauses"].get(whole)
-    text = f"paused for {_since(since, key['now'])}" + (f" by {escape(_who(by))}" if by else "")
+    text = f"paused for {_since(since, key['now'])}" + (f" by {_who(by)}" if by else "")
     if until is not None:
         text += f", until {until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    return text + (f": {escape(by['reason'])}" if by and by["reason"] else "")
+    return text + (f": {by['reason']}" if by and by["reason"] else "")
 
 
 def _lasts(until: datetime | None, now: datetime) -> bool:
@@ -150,13 +150,13 @@ def _print_payloads(commands: list[Row]) -> None:
     """Print payloads whole, a line each, with the first one of an amended command below it."""
     echo()
     for command in commands:
-        echo(f"{command['seq']} {escape(command['name'])} {escape(command['payload'])}")
+        echo(f"{command['seq']} {command['name']} {command['payload']}")
         if command["merged_name"]:
             taken = f"{command['merged_name']} {command['merged_payload']}"
-            echo(f"  as it was merged from {command['merged_from']}: {escape(taken)}")
+            echo(f"  as it was merged from {command['merged_from']}: {taken}")
         if command["amended"]:
             original = f"{command['original_name']} {command['original_payload']}"
-            echo(f"  before it was amended: {escape(original)}")
+            echo(f"  before it was amended: {original}")
 
 
 def _print_timeline(key: Row, *, errors: bool) -> None:

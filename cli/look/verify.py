@@ -19,7 +19,7 @@ from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.topics import require_topic, say_hidden_topics
 from inturn.cli.terminal.key_text import KEY, TOPIC, resolve, shown
-from inturn.cli.terminal.output import echo, echo_all, escape, first_line, json_option, print_json
+from inturn.cli.terminal.output import echo, echo_all, first_line, json_option, print_json
 from inturn.schema.privileges import wrong
 
 _COMMANDS_A_SLICE = 50_000
@@ -192,10 +192,10 @@ def _advance(bar: Progress, done: int) -> None:
 
 def _print(work: _Work, seconds: float) -> None:
     for violation in work.violations:
-        where = f"topic {escape(violation['topic'])}"
+        where = f"topic {violation['topic']}"
         if violation["key"]:
             where += f", key {shown(violation['key'])}"
-        echo(f"{violation['violation']}: {where}: {escape(violation['says'])}")
+        echo(f"{violation['violation']}: {where}: {violation['says']}")
         for row in violation["rows"]:
             echo(f"  {row['table']:<15} {_facts(row)}")
     if work.found > len(work.violations):
@@ -211,7 +211,7 @@ def _facts(row: dict[str, Any]) -> str:
 
 
 def _fact(value: object) -> str:
-    text = escape(first_line(str(value)))
+    text = first_line(str(value))
     return f'"{text}"' if " " in text else text
 
 

@@ -6,7 +6,7 @@ import click
 
 from inturn.cli import embedded as server
 from inturn.cli.errors import Failure
-from inturn.cli.terminal.output import echo, escape, json_option, print_json
+from inturn.cli.terminal.output import echo, json_option, print_json
 
 
 @click.group(
@@ -52,7 +52,7 @@ def status(*, as_json: bool) -> None:
     if as_json:
         print_json({"running": conninfo is not None, "dsn": conninfo, "data": str(folder)})
         return
-    echo(f"data     {escape(str(folder))}")
+    echo(f"data     {folder}")
     echo(f"running  {'no' if conninfo is None else conninfo}")
 
 

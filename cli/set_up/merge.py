@@ -10,7 +10,7 @@ from psycopg import Connection, sql
 from inturn.cli.database import Database, pass_database
 from inturn.cli.look.topics import require_topic
 from inturn.cli.terminal.key_text import TOPIC
-from inturn.cli.terminal.output import Column, echo, escape, json_option, print_json, print_table
+from inturn.cli.terminal.output import Column, echo, json_option, print_json, print_table
 from inturn.cli.terminal.rows import Row, fetch
 
 _RULES = """
@@ -65,11 +65,11 @@ def merge(
             _preview(connection, database.schema, {"topic": name, **rule}, as_json=as_json)
         elif remove:
             _call(connection, database.schema, "remove_merge_rule", [name, first, then, reason])
-            echo(f"topic {escape(name)}: the rule of {first} and then {then} is removed")
+            echo(f"topic {name}: the rule of {first} and then {then} is removed")
         elif becomes is not None:
             new = _call(connection, database.schema, "merge_rule", [name, first, then, becomes, reason])
             done = "from now on" if new else "as before"
-            echo(f"topic {escape(name)}: {first} and then {then} become {becomes}, {done}")
+            echo(f"topic {name}: {first} and then {then} become {becomes}, {done}")
         else:
             rules = fetch(
                 connection, sql.SQL(_RULES).format(sql.Identifier(database.schema)), {"topic": name}
@@ -102,8 +102,8 @@ def _print_rules(name: str, rules: list[Row], *, as_json: bool) -> None:
         print_table(columns, [[rule["first"], rule["then"], rule["becomes"]] for rule in rules])
     else:
         echo(
-            f"inturn: topic {escape(name)} merges nothing. "
-            f"Set a rule with: inturn topic merge {escape(name)} FIRST THEN BECOMES",
+            f"inturn: topic {name} merges nothing. "
+            f"Set a rule with: inturn topic merge {name} FIRST THEN BECOMES",
             err=True,
         )
 

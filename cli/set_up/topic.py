@@ -15,7 +15,7 @@ from inturn.cli.look.topics import require_topic
 from inturn.cli.set_up.merge import merge
 from inturn.cli.set_up.topic_grants import grant, granted, revoke
 from inturn.cli.terminal.key_text import TOPIC
-from inturn.cli.terminal.output import Column, echo, escape, json_option, print_json, print_table
+from inturn.cli.terminal.output import Column, echo, json_option, print_json, print_table
 from inturn.cli.terminal.rows import Row, fetch
 from inturn.cli.terminal.spans import check_interval
 
@@ -231,7 +231,7 @@ def show(database: Database, name: str, *, as_json: bool) -> None:
         logins = {role: of_role.split(", ") if of_role else [] for role, of_role in grants}
         print_json({**_in_seconds(row), "granted": logins})
         return
-    echo(f"topic    {escape(row['topic'])}")
+    echo(f"topic    {row['topic']}")
     echo(f"created  {row['created_at'].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC")
     if row["paused_at"]:
         until = row["paused_until"]

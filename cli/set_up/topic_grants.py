@@ -11,7 +11,6 @@ from psycopg import Connection, sql
 from inturn.cli.act.operator import Operator, Recorded, operator_options_with, reason_option
 from inturn.cli.database import Database, pass_database
 from inturn.cli.terminal.key_text import TOPIC
-from inturn.cli.terminal.output import escape
 from inturn.cli.terminal.rows import fetch
 
 _ROLES = ("caller", "applier", "operator")
@@ -99,9 +98,9 @@ def _change(
 def _changed(done: Recorded) -> str:
     after = done["after"]
     if done["action"] == "grant":
-        return f"granted to {escape(after['login'])} as {after['role']}"
+        return f"granted to {after['login']} as {after['role']}"
     left = f", and open to every {after['role']} now" if after["open"] else ""
-    return f"revoked from {escape(done['before']['login'])} as {after['role']}{left}"
+    return f"revoked from {done['before']['login']} as {after['role']}{left}"
 
 
 def granted(connection: Connection[Any], schema: str, topic: str) -> list[tuple[str, str]]:
