@@ -1,4 +1,7 @@
-"""The code is laid out in pieces that fit into a head: no long file, class or function, no crowded folder."""
+"""The code is laid out in pieces that fit into a head: no long file, class or function, no crowded folder.
+
+How long a SQL function may be: tests/schema/test_schema_revisions.py.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,9 @@ EXCEPTIONS = {
     "cli/run/apply.py:apply": 51,  # it hands nineteen options on
     "schema/errors.py": 380,  # one tree: a class for each SQLSTATE
 }
+TEST_LINES, COMMENT_COLUMNS = 500, 120
+#: The files of tests that are longer, and up to how many lines.
+LONG_TESTS = {"promises/all/test_model.py": 610, "sql/test_grants.py": 610}
 
 
 def test_everything_fits_or_is_a_named_exception() -> None:
@@ -28,6 +34,25 @@ def test_everything_fits_or_is_a_named_exception() -> None:
     }
     assert {name: size for name, size in too_large.items() if size > EXCEPTIONS.get(name, 0)} == {}
     assert [name for name in EXCEPTIONS if name not in too_large] == [], "no exceptions any more"
+
+
+def test_a_file_of_tests_is_about_one_subject_and_not_long() -> None:
+    sizes = {
+        str(path.relative_to(ROOT / "tests")): len(path.read_text("utf-8").splitlines())
+        for path in (ROOT / "tests").rglob("*.py")
+    }
+    too_long = {name: size for name, size in sizes.items() if size > TEST_LINES}
+    assert {name: size for name, size in too_long.items() if size > LONG_TESTS.get(name, 0)} == {}
+    assert [name for name in LONG_TESTS if name not in too_long] == [], "no exceptions any more"
+
+
+def test_a_comment_in_sql_fits_beside_another_window() -> None:
+    assert [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted((ROOT / "schema").rglob("*.sql"))
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if line.lstrip().startswith("--") and len(line) > COMMENT_COLUMNS
+    ] == []
 
 
 def _sizes(root: Path) -> dict[str, tuple[int, int]]:
