@@ -119,7 +119,7 @@ SERVICE = {
     "status 400": Fault("400", says=_says(answer(400))),
     "a redirect": Fault("302", says=_says(answer(302, location="http://127.0.0.1:1/"))),
     "the connection closed": Fault("", says=_says()),
-    "what is no HTTP": Fault("", says=_says(b"SSH-2.0-OpenSSH_9.2\r\n")),
+    "what is not HTTP": Fault("", says=_says(b"SSH-2.0-OpenSSH_9.2\r\n")),
     "half an answer": Fault("", says=_says(b"HTTP/1.1 200 OK\r\ncontent-len")),
     "no answer": Fault("timeout", says=_silence, settings=", timeout => '2 s'"),
     "nothing can be written of it": Fault("nothing can be written of bad", before=_REFUSES, state="put off"),
