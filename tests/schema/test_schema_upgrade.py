@@ -152,7 +152,7 @@ def test_every_key_goes_on_where_it_stood_there_and_back(filled: Database, relea
     ]
 
 
-def test_going_back_leaves_no_key_asleep(filled: Database, release: NextRelease) -> None:
+def test_going_back_leaves_no_key_idle_on_its_commands(filled: Database, release: NextRelease) -> None:
     release.upgrade(filled.dsn)
     filled.execute("SELECT inturn.skip('orders', 'held', 1, 'no'), inturn.append('orders', 'late', 'insert')")
     release.downgrade(filled.dsn, revision=HEAD)

@@ -301,7 +301,7 @@ def test_a_command_that_fails_ends_the_lease(
     assert refusal(orders, *lease.advance(2)).sqlstate == FENCED
 
 
-def test_release_finds_what_was_appended_meanwhile_and_leaves_nothing_asleep(orders: Database) -> None:
+def test_release_finds_what_was_appended_meanwhile_and_leaves_no_key_idle_on_it(orders: Database) -> None:
     put(orders, "x")
     (lease,) = claim(orders)
     put(orders, "x")

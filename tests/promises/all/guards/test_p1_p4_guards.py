@@ -258,7 +258,7 @@ def test_p1_p4_without_its_guard_the_scene_ends_badly(witness: Database, guard: 
 
 
 def test_p1_p4_the_stress_finds_a_finish_that_looks_on_one_snapshot(witness: Database) -> None:
-    """P4's stress on the broken finish: the oracle sees keys asleep on their commands."""
+    """P4's stress on the broken finish: the oracle sees keys idle on their commands."""
     replace_in(witness, "_finish", *ON_ONE_SNAPSHOT)
     oracle, crowd = Oracle(witness), Crowd(witness)
     with crowd.applying(2):

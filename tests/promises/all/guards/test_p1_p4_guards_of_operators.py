@@ -118,7 +118,7 @@ GUARDS = [
         "DID NOT RAISE",
     ),
     Guard(
-        "append leaves a key asleep that is paused for good",
+        "append leaves a key idle that is paused for good",
         "_wake_key",
         (
             (
