@@ -22,7 +22,8 @@ GRANT EXECUTE ON FUNCTION
 TO inturn_caller, inturn_operator;
 GRANT SELECT, INSERT ON inturn.outbox TO inturn_caller;
 
--- An applier has no right to any table: the steps of its protocol run as the schema's owner, and its targets run as itself.
+-- An applier has no right to any table: the steps of its protocol run as the schema's owner, and its targets run as
+-- itself.
 GRANT EXECUTE ON ROUTINE
     -- In one transaction.
     inturn.claim(text, timestamptz, integer),
@@ -64,7 +65,6 @@ GRANT EXECUTE ON ROUTINE
     inturn._plan_merges(inturn.topic, text, bigint, bigint, integer),
     inturn._plan_batch(inturn.topic, text[], bigint[], bigint[], integer[], integer, text),
     inturn._plan_alone(inturn.topic, inturn.key_cursor, integer),
-    inturn._planned_commands(text, text[], bigint[], bigint[], integer),
     inturn._planned_end(text, text, bigint, bigint),
     -- With a SQL target.
     inturn.apply(text[], double precision, integer, bigint, bigint),
@@ -73,8 +73,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.apply_batch(text, timestamptz, integer, text, boolean),
     inturn._apply_key(text, text, bigint, bigint, integer, integer, inturn.topic, text),
     inturn._apply_alone(text, text, bigint),
-    inturn._claimed_commands(text, text[], bigint[], bigint[], integer),
-    inturn._leased_commands(text, text[], bigint[], bigint[], integer),
+    inturn._turn_commands(text, text[], bigint[], bigint[], integer),
     inturn._sql_topic(text),
     inturn._sql_topics(text[]),
     inturn._careful_keys(),
@@ -87,7 +86,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._require_owner(text, regprocedure, text, text),
     inturn._leave_out(text, text[]),
     inturn._warn_superuser(),
-    inturn._batch_query(regprocedure, text),
+    inturn._batch_query(regprocedure, text, boolean),
     inturn._read_batch(text, text, bigint, bigint, boolean, integer, integer),
     inturn._done_seq(text, inturn.command[], bigint, bigint),
     inturn._reached(text[], bigint[], text[], bigint[]),
@@ -112,8 +111,8 @@ GRANT EXECUTE ON ROUTINE
     inturn._prune_idle()
 TO inturn_applier;
 
--- An operator reads all but the keys of topics that are granted to others, and creates topics and puts right by functions that run
--- as their owner and record who did it.
+-- An operator reads all but the keys of topics that are granted to others, and creates topics and puts right by
+-- functions that run as their owner and record who did it.
 GRANT SELECT ON ALL TABLES IN SCHEMA inturn TO inturn_operator;
 GRANT EXECUTE ON FUNCTION
     inturn.create_topic(text, text, integer, interval, interval, integer, integer, text,
@@ -164,7 +163,8 @@ GRANT EXECUTE ON ROUTINE
     inturn.prune(text, interval, double precision, bigint, bigint, bigint, boolean)
 TO inturn_operator;
 
--- Who deploys says what code appliers run, and sees what was said. Whoever lacks this role may name none: see _require_admin.
+-- Who deploys says what code appliers run, and sees what was said. Whoever lacks this role may name none: see
+-- _require_admin.
 GRANT SELECT ON inturn.topic, inturn.topic_grant, inturn.merge_rule TO inturn_admin;
 GRANT EXECUTE ON FUNCTION
     inturn.create_topic(text, text, integer, interval, interval, integer, integer, text,
@@ -182,8 +182,8 @@ GRANT EXECUTE ON FUNCTION
     inturn.merge_preview(text, text, text, text)
 TO inturn_admin;
 
--- Whoever reads a table that names keys sees those of topics that are open or granted to it as operator. Who owns the tables sees
--- all, and so does every function that runs as the owner: those that operators read by ask for themselves.
+-- Whoever reads a table that names keys sees those of topics that are open or granted to it as operator. Who owns the
+-- tables sees all, and so does every function that runs as the owner: those that operators read by ask for themselves.
 -- An array that is looked up once a statement, and not compared by an index: no plan changes for it.
 DO $$
 DECLARE
@@ -200,7 +200,8 @@ $$;
 -- What it says of a target that does not answer has a key and an error in it.
 ALTER TABLE inturn.applier ENABLE ROW LEVEL SECURITY;
 CREATE POLICY granted ON inturn.applier USING (NOT down ?| (SELECT inturn._hidden_topics()));
--- A view reads as its owner, unless it is told otherwise. PostgreSQL 14 cannot be told: there they have the condition themselves.
+-- A view reads as its owner, unless it is told otherwise. PostgreSQL 14 cannot be told: there they have the condition
+-- themselves.
 DO $$
 BEGIN
     IF current_setting('server_version_num')::integer >= 150000 THEN

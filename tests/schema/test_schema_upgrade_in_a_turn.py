@@ -66,7 +66,7 @@ def _apply_the_rest(database: Database, release: NextRelease) -> None:
         ("sql", False, "finish"),
         ("sql", True, "_end_alone"),
         ("sql", True, "_check_effects"),
-        ("sql", True, "_leased_commands"),
+        ("sql", True, "_turn_commands"),
     ],
 )
 def test_in_the_databases_transactions(
@@ -173,7 +173,7 @@ def test_while_a_service_answers(database: Database, tmp_path: Path) -> None:
         (0, "_check_effects", True),
         (1, "_end_alone", False),
         (1, "_check_effects", False),
-        (1, "_leased_commands", False),
+        (1, "_turn_commands", False),
     ],
 )
 def test_in_a_call_of_the_procedure(

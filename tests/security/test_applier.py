@@ -59,8 +59,8 @@ def test_it_reads_no_commands_but_of_what_it_has_claimed(
     applier: psycopg.Connection[Any], witness: Database
 ) -> None:
     batch = "SELECT key, seq FROM inturn._batch_commands('orders', '{a,b,c}', '-infinity', 'infinity', 9)"
-    claimed = "SELECT key, seq FROM inturn._claimed_commands('orders', '{a,b}', '{1,2}', '{0,0}', 9)"
-    leased = "SELECT key, seq FROM inturn._leased_commands('orders', '{a,b}', '{0,1}', '{0,0}', 9)"
+    claimed = "SELECT key, seq FROM inturn._turn_commands('orders', '{a,b}', '{1,2}', '{0,0}', 9)"
+    leased = "SELECT key, seq FROM inturn._turn_commands('orders', '{a,b}', '{0,1}', '{0,0}', 9)"
     for query, found in ((batch, [("a", 1), ("a", 2)]), (claimed, [("a", 1), ("a", 2)]), (leased, [])):
         assert applier.execute(query).fetchall() == found
     applier.rollback()

@@ -78,11 +78,11 @@ def test_what_is_on_the_short_list_is_wholly_qualified(database: Database) -> No
 
 @pytest.mark.parametrize("result", ["one", "void", "bigint"])
 @pytest.mark.parametrize(
-    "source",
-    ["_batch_commands", "_claimed_commands", "_leased_commands", "_planned_commands"],
+    ("source", "merges"),
+    [("_batch_commands", False), ("_turn_commands", False), ("_turn_commands", True)],
 )
 def test_the_query_that_calls_a_target_is_wholly_qualified(
-    witness: Database, source: str, result: str
+    witness: Database, source: str, result: str, *, merges: bool
 ) -> None:
     if result != "one":
         body = "SELECT" if result == "void" else "SELECT 1"
@@ -91,7 +91,8 @@ def test_the_query_that_calls_a_target_is_wholly_qualified(
         )
     target = "app.apply_order" if result == "one" else "app.batch"
     witness.execute(
-        "UPDATE inturn.topic SET (target, target_owner) = ROW (%s, current_user)", [f"sql:{target}"]
+        "UPDATE inturn.topic SET (target, target_owner, merges) = ROW (%s, current_user, %s)",
+        [f"sql:{target}", merges],
     )
     query = witness.value("SELECT inturn._target_query(t, %s) FROM inturn.topic t", [source])
     assert f"{target}(" in query

@@ -107,6 +107,23 @@ def test_what_comes_when_not_all_fits(
         assert next(iter(_claim(applier, topic))) == min(sizes.keys() - expected.keys())
 
 
+def test_what_merging_made_too_long_for_a_claim_is_not_left_leased(database: Database) -> None:
+    """A lease of which nothing is returned would run out, and cost the key a loss."""
+    database.execute("""
+        CREATE FUNCTION public.both(inturn.command, inturn.command) RETURNS jsonb LANGUAGE sql AS
+            $$SELECT to_jsonb(repeat('x', 88))$$;
+        SELECT inturn.create_topic('outside'), inturn.merge_rule('outside', 'x', 'x', 'sql:public.both');
+    """)
+    _put(database, "outside", "a", 50)
+    _put(database, "outside", "b", 10, 10)
+    applier = database.connect(user=APPLIER)
+    applier.execute("SET inturn.max_claim_octets = 100")
+    assert _claim(applier, "outside") == {"a": [(1, 50)]}
+    assert state(database, "b")[:3] == ("ready", 0, 0)
+    # Somebody has had the first one in hand: it is not merged any more.
+    assert _claim(applier, "outside") == {"b": [(1, 10), (2, 10)]}
+
+
 def test_a_claim_goes_on_after_the_hand_to_the_keys_that_did_not_fit(database: Database, topic: str) -> None:
     """Through a worker: in turn, each once, and no key has an empty turn or an attempt."""
     done: list[tuple[str, int]] = []

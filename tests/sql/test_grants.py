@@ -215,14 +215,13 @@ APPLIER_STEPS = {
         "_end_turn_alone",
         "_lose_alone",
         "_batch_commands",
-        "_claimed_commands",
-        "_leased_commands",
+        "_turn_commands",
     ),
     *("_begin_pass", "_begin_saved_pass", "_spread_out", "_announce_applier"),
     *("_sql_topic", "_sql_topics", "_leave_at", "_list_topics", "_arrival_topics"),
     *("_has_others", "_count_held"),
     *("_read_batch", "_check_lease", "_lease_claimed", "_settings_of", "_prune_idle"),
-    *("_commands_to_merge", "_merge_rules", "_save_merges", "_planned_commands", "_planned_end"),
+    *("_commands_to_merge", "_merge_rules", "_save_merges", "_planned_end"),
     "_merge_owner",
 }
 #: What it may call and runs as itself: what calls a target, and what only computes.

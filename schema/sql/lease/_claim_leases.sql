@@ -1,7 +1,9 @@
--- Claims ready keys of some topics by lease, for claim(text[], integer, interval, text), which says what that means. Internal.
+-- Claims ready keys of some topics by lease, for claim(text[], integer, interval, text), which says what that means.
+-- Internal.
 --
 -- one_by_one: a key that itself makes that fail is put off (see _try_lease), at the price of a subtransaction a key.
--- Runs as the applier: so do the functions that merge, between the lease and the reading. Locks and raises what claim does.
+-- Runs as the applier: so do the functions that merge, between the lease and the reading. Locks and raises what claim
+-- does.
 CREATE FUNCTION inturn._claim_leases(topics text[], max_keys integer, lease interval, applier text, one_by_one boolean)
 RETURNS TABLE (
     topic text, key text, epoch bigint, attempt integer, lease_until timestamptz,
@@ -38,38 +40,38 @@ BEGIN
             CONTINUE WHEN (begun.leased).key IS NULL;
             topic := served.name; key := claimed.key; epoch := claimed.epoch;
             attempt := (begun.leased).attempts + 1; lease_until := (begun.leased).lease_until;
-            gone_seq := NULL;
+            seq := NULL; gone_seq := NULL;
             IF settings.merges THEN
                 problem := inturn._plan_merges(settings, claimed.key, claimed.applied_seq, claimed.epoch, begun.max_commands);
                 IF problem IS NOT NULL THEN
                     PERFORM inturn.fail(served.name, claimed.key, claimed.epoch, claimed.applied_seq + 1, problem, '{"verdict": "merge"}');
                     CONTINUE;
                 END IF;
-                SELECT CASE WHEN bool_and(l.name IS NULL) THEN max(l.seq) END INTO gone_seq FROM inturn._planned_commands(
-                    served.name, ARRAY[claimed.key], ARRAY[claimed.epoch], ARRAY[claimed.applied_seq], begun.max_commands) l;
-                IF gone_seq IS NOT NULL THEN
-                    -- Nothing is left to do on it.
-                    PERFORM inturn._end_alone(served.name, claimed.key, claimed.epoch, gone_seq);
-                    CONTINUE;
-                END IF;
             END IF;
             FOR command IN
-                SELECT l.seq, l.name, l.payload, l.created_at FROM inturn._leased_commands(
+                SELECT l.seq, l.name, l.payload, l.created_at FROM inturn._turn_commands(
                     served.name, ARRAY[claimed.key], ARRAY[claimed.epoch], ARRAY[claimed.applied_seq], begun.max_commands) l
-                WHERE NOT settings.merges
-                UNION ALL
-                SELECT l.seq, l.name, l.payload, l.created_at FROM inturn._planned_commands(
-                    served.name, ARRAY[claimed.key], ARRAY[claimed.epoch], ARRAY[claimed.applied_seq], begun.max_commands) l
-                WHERE settings.merges AND l.name IS NOT NULL
             LOOP
+                IF command.name IS NULL THEN
+                    -- Merged into nothing: it is done when the turn ends beyond it.
+                    gone_seq := command.seq;
+                    CONTINUE;
+                END IF;
                 size := octet_length(command.payload::text);
                 IF octets > 0 AND octets + size > max_octets THEN
+                    -- Merged, it is longer than what _lease_claimed has looked at: nobody would know of the lease.
+                    PERFORM inturn._end_alone(served.name, claimed.key, claimed.epoch, coalesce(gone_seq, claimed.applied_seq))
+                    WHERE seq IS NULL;
                     RETURN;
                 END IF;
                 octets := octets + size;
                 seq := command.seq; name := command.name; payload := command.payload; created_at := command.created_at;
                 RETURN NEXT;
             END LOOP;
+            IF seq IS NULL AND gone_seq IS NOT NULL THEN
+                -- Nothing is left to do on it.
+                PERFORM inturn._end_alone(served.name, claimed.key, claimed.epoch, gone_seq);
+            END IF;
         END LOOP;
     END LOOP;
 END

@@ -1,7 +1,7 @@
 -- Plans how the next commands of a claimed key are merged; returns NULL, or what went wrong: then nothing is planned.
 -- Internal to the claims, which call it for every key of a topic that has merge rules, or had.
 --
--- max_commands: 1 for a key that is tried again: nothing is merged. Read the commands by _planned_commands afterwards.
+-- max_commands: 1 for a key that is tried again: nothing is merged. Read the commands by _turn_commands afterwards.
 -- The caller holds the key's ticket. Raises nothing of the user's functions: see _call_merge.
 CREATE FUNCTION inturn._plan_merges(
     settings inturn.topic, key text, applied_seq bigint, epoch bigint, max_commands integer

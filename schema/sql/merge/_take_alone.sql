@@ -1,5 +1,5 @@
--- Locks a key that was claimed alone, and returns its next commands as they are to be taken, with how far it stands and which
--- attempt this is. Internal to the appliers for handlers.
+-- Locks a key that was claimed alone, and returns its next commands as they are to be taken, with how far it stands and
+-- which attempt this is. Internal to the appliers for handlers.
 --
 -- Without a command there is one row without a seq. No row: what it has could not be merged, and the lease has ended.
 -- All payloads together have at most _max_claim_octets, but the first command comes however long it is.
@@ -21,14 +21,9 @@ BEGIN
     RETURN QUERY
     SELECT was.applied_seq, was.attempts + 1, l.seq, l.name, l.payload, l.created_at
     FROM (SELECT 1) one LEFT JOIN LATERAL (
-        SELECT n.*, row_number() OVER o AS place, sum(octet_length(n.payload::text)) OVER o AS octets
-        FROM (
-            SELECT p.seq, p.name, p.payload, p.created_at FROM inturn._leased_commands(
-                was.topic, ARRAY[was.key], ARRAY[was.epoch], ARRAY[was.applied_seq], most) p WHERE NOT settings.merges
-            UNION ALL
-            SELECT p.seq, p.name, p.payload, p.created_at FROM inturn._planned_commands(
-                was.topic, ARRAY[was.key], ARRAY[was.epoch], ARRAY[was.applied_seq], most) p WHERE settings.merges
-        ) n WINDOW o AS (ORDER BY n.seq)) l
+        SELECT n.seq, n.name, n.payload, n.created_at, row_number() OVER o AS place, sum(octet_length(n.payload::text)) OVER o AS octets
+        FROM inturn._turn_commands(was.topic, ARRAY[was.key], ARRAY[was.epoch], ARRAY[was.applied_seq], most) n
+        WINDOW o AS (ORDER BY n.seq)) l
     ON l.place = 1 OR coalesce(l.octets, 0) <= inturn._max_claim_octets()
     ORDER BY l.seq;
 END

@@ -1,11 +1,11 @@
 -- Applies the next commands of a key that was claimed alone (see _claim_alone), with a SQL target, and ends the turn.
 -- Internal to the appliers.
 --
--- Each command under a savepoint of its own; the first that fails ends the turn, and what came before it stays. A cancelled
--- query fails the command in hand too: cancellation is what it says, for the caller to end after the commit.
+-- Each command under a savepoint of its own; the first that fails ends the turn, and what came before it stays. A
+-- cancelled query fails the command in hand too: cancellation is what it says, for the caller to end after the commit.
 -- Begins no further command once it has lasted a second. failures: 0 too when the command only asked to be skipped.
--- Locks what the target and _end_alone lock. Raises what they raise: then nothing was changed. So it does where a part of the
--- schema is gone because an upgrade has committed meanwhile.
+-- Locks what the target and _end_alone lock. Raises what they raise: then nothing was changed. So it does where a part
+-- of the schema is gone because an upgrade has committed meanwhile.
 CREATE FUNCTION inturn._apply_alone(
     topic text, key text, epoch bigint,
     OUT commands bigint, OUT failures integer, OUT skipped bigint, OUT cancellation text
@@ -22,7 +22,6 @@ DECLARE
     done_seq bigint := was.applied_seq;
     number bigint;
     next_seq bigint;
-    source constant pg_catalog.text := CASE WHEN settings.merges THEN '_planned_commands' ELSE '_leased_commands' END;
     message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text; state pg_catalog.text;
     asked pg_catalog.record;
     error pg_catalog.text;
@@ -42,7 +41,7 @@ BEGIN
         END IF;
         BEGIN
             EXECUTE pg_catalog.format('SELECT commands FROM (%s) AS q (keys, seqs, commands)',
-                                      inturn._target_query(settings, source))
+                                      inturn._target_query(settings, '_turn_commands'))
             INTO number USING topic, ARRAY[key], ARRAY[epoch], ARRAY[done_seq], (next_seq OPERATOR(pg_catalog.-) done_seq)::integer,
                               was.attempts OPERATOR(pg_catalog.+) 1, timestamp with time zone 'infinity';
             EXIT WHEN number OPERATOR(pg_catalog.=) 0;

@@ -2,13 +2,13 @@
 -- Internal to apply_batch: for a key that is being tried again, or whose commands failed together.
 --
 -- When command n fails, all of this turn is rolled back and the commands before n run again: their effects stay.
--- What it asks for is in its SQLSTATE (see _read_verdict). Begins no further command once it has lasted a second, except
--- those that run again.
+-- What it asks for is in its SQLSTATE (see _read_verdict). Begins no further command once it has lasted a second,
+-- except those that run again.
 -- done_seq: the last applied one. outcome: the one after it failed, and fail has ended the turn, with this outcome;
 -- NULL: none failed. failures: 1 then, 0 when it only asked to be skipped. skipped: how many fail has passed over.
--- Locks and raises what fail does. A cancelled query (statement_timeout) and a terminated session end the
--- transaction; they are not failures of the command. Nor is that a part of the schema is gone because an upgrade has
--- committed meanwhile: that is raised.
+-- Locks and raises what fail does. A cancelled query (statement_timeout) and a terminated session end the transaction;
+-- they are not failures of the command. Nor is that a part of the schema is gone because an upgrade has committed
+-- meanwhile: that is raised.
 CREATE FUNCTION inturn._apply_key(
     topic text, key text, epoch bigint, applied_seq bigint, attempt integer, max_commands integer,
     settings inturn.topic, applier text,
@@ -32,7 +32,7 @@ BEGIN
             done_seq := applied_seq;
             WHILE done_seq OPERATOR(pg_catalog.<) stop_seq LOOP
                 EXECUTE pg_catalog.format('SELECT commands FROM (%s) AS q (keys, seqs, commands)',
-                                          inturn._target_query(settings, '_claimed_commands'))
+                                          inturn._target_query(settings, '_turn_commands'))
                 INTO commands USING topic, ARRAY[key], ARRAY[epoch], ARRAY[done_seq], 1, attempt, timestamp with time zone 'infinity';
                 EXIT WHEN commands OPERATOR(pg_catalog.=) 0;
                 PERFORM inturn._check_effects();

@@ -1,11 +1,12 @@
--- Returns the query that calls a SQL target for batches, once for each of some keys. Internal to _target_query, which says
--- what its parameters are and what it gives: a row's worth for each number that is done.
+-- Returns the query that calls a SQL target for batches, once for each of some keys. Internal to _target_query, which
+-- says what its parameters are and what it gives: a row's worth for each number that is done.
 --
--- source: as there. _read_batch reads for all of them; where source is _batch_commands, it finds the keys by themselves.
--- Key after key, in their order. OFFSET 0 keeps each call where it stands: below the look at its answer, above the reading of
--- its commands; no call is made for a key without any, or once the time is over. Where source is _planned_commands, a key of
--- which all became nothing moves on without a call. All of it is qualified. Takes no locks.
-CREATE FUNCTION inturn._batch_query(target regprocedure, source text) RETURNS text
+-- source: as there. _read_batch reads for all of them; where source is _batch_commands, it finds the keys by
+-- themselves.
+-- Key after key, in their order. OFFSET 0 keeps each call where it stands: below the look at its answer, above the
+-- reading of its commands; no call is made for a key without any, or once the time is over. Where the topic merges, a
+-- key of which all became nothing moves on without a call. All of it is qualified. Takes no locks.
+CREATE FUNCTION inturn._batch_query(target regprocedure, source text, merges boolean) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -25,7 +26,7 @@ $query$, target,
         THEN 'CASE WHEN pg_catalog.num_nulls(c.answer) OPERATOR(pg_catalog.>=) 0 THEN pg_catalog.cardinality(c.batch) END'
         ELSE 'c.answer' END,
     target::oid::regproc,
-    CASE WHEN source = '_batch_commands' THEN 'NULL, 0' ELSE 't.epoch, t.seq' END || format(', %L', source = '_planned_commands'),
+    CASE WHEN source = '_batch_commands' THEN 'NULL, 0' ELSE 't.epoch, t.seq' END || format(', %L', merges),
     CASE WHEN source = '_batch_commands' THEN 'pg_catalog.unnest($2) t (key)'
          ELSE 'ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4)) t (key, epoch, seq)' END)
 FROM pg_proc p WHERE p.oid = target::oid

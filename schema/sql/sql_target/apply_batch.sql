@@ -9,18 +9,20 @@ AS $$
 -- Claims up to max_keys ready keys of a topic with a SQL target, applies their next commands, and ends the turns.
 -- The caller commits at once afterwards: finish has locked the keys against their callers.
 --
--- Begins no further command once it has lasted a second, so that who waits for a key (see _lock_cursor) waits for the
--- command in hand; keys that it has not begun stay ready as they were.
--- failures: commands that failed; skipped: commands that were passed over, because they asked for it or attempts ran out.
+-- Begins no further command once it has lasted a second, so that whoever waits for a key (see _lock_cursor) waits only
+-- for the command in hand; keys that it has not begun stay ready as they were.
+-- failures: commands that failed; skipped: commands that were passed over, because they asked for it or attempts ran
+-- out.
 -- target_time: how long the target was at work.
 -- since: as in claim; pass the returned hand to the next call. keys = 0: none was ready, there is no hand.
 -- redo: a command failed while several keys shared the transaction. Nothing was changed; commit, then call with
 -- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
--- take_lost: false, lost: an applier was lost with one of the keys in hand (see claim). Nothing was changed, as with redo.
+-- take_lost: false, lost: an applier was lost with one of the keys in hand (see claim). Nothing was changed, as with
+-- redo.
 -- Locks: tickets (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
--- Raises IT001, IT012 for a topic without a SQL target, IT013 where the target belongs to somebody else than when it was set
--- (then nothing was claimed), and what claim, finish and fail raise. A target that is not
--- there fails the commands, as one that raises does: the other topics go on.
+-- Raises IT001, IT012 for a topic without a SQL target, IT013 where the target belongs to somebody else than when it
+-- was set (then nothing was claimed), and what claim, finish and fail raise. A target that is not there fails the
+-- commands, as one that raises does: the other topics go on.
 DECLARE
     settings inturn.topic;
     claimed pg_catalog.record;
@@ -79,7 +81,7 @@ BEGIN
     END IF;
     BEGIN
         IF settings.merges THEN
-            EXECUTE inturn._target_query(settings, '_planned_commands') INTO called, done_seqs, commands
+            EXECUTE inturn._target_query(settings, '_turn_commands') INTO called, done_seqs, commands
             USING topic, fresh.keys, fresh.epochs, fresh.applied_seqs, settings.batch_commands, 1, leave_at;
         ELSE
             EXECUTE inturn._target_query(settings, '_batch_commands') INTO called, done_seqs, commands
