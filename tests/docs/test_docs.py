@@ -30,6 +30,7 @@ from click.testing import CliRunner
 from psycopg.conninfo import make_conninfo
 from support.database import Database, until
 from support.place import DOCS, ROOT
+from support.sentences import broken, pages
 from support.server import Server
 
 import inturn.applier
@@ -298,6 +299,11 @@ def test_every_page_is_in_the_index() -> None:
     }
     pages = {page for page in PAGES if page.parent != ROOT and page != indexes[0]}
     assert pages - linked == set()
+
+
+def test_a_page_has_one_sentence_a_line() -> None:
+    """So that a change of a sentence is a change of a line: `python -m support.sentences` breaks them."""
+    assert [page for page in pages() if broken(page.read_text()) != page.read_text()] == []
 
 
 def test_named_tests_exist() -> None:
