@@ -61,3 +61,34 @@ def test_p5_without_its_form_a_look_at_sleeping_appliers_reads_their_table(witne
         seen = "SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'listener'"
         # 18 turns one form into the other by itself.
         assert connection.execute(seen).fetchone() == (int(witness.server.version < 18),)
+
+
+def _walked_by_a_lease(database: Database, turns: int) -> int:
+    """Return how many entries of tickets' index a lease reads, after so many turns beside a held snapshot."""
+    database.execute("SELECT inturn.create_topic('outside')")
+    report = database.session()
+    report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    report.execute("SELECT count(*) FROM inturn.ticket")
+    for number in range(1, turns + 2):
+        database.execute("SELECT inturn.append('outside', 'a', 'x')")
+        database.execute("SELECT * FROM inturn.claim('{outside}'::text[], 1, '1 hour', 'me')")
+        if number <= turns:
+            database.execute("SELECT inturn.advance('outside', 'a', %s, %s)", [number, number])
+            database.execute("SELECT inturn.release('outside', 'a', %s)", [number])
+    counter = "SELECT pg_stat_get_xact_tuples_returned('inturn.ticket_pkey'::regclass)"
+    read = f"SELECT seq FROM inturn._turn_commands('outside', '{{a}}', '{{{turns + 1}}}', '{{{turns}}}', 9)"
+    with database.connect(autocommit=False) as connection:
+        walked = [connection.execute(query).fetchall()[0][0] for query in (counter, read, counter)]
+    report.rollback()
+    before, seq, after = walked
+    assert seq == turns + 1
+    return int(after - before)
+
+
+def test_p5_a_lease_reads_nothing_that_earlier_turns_of_its_key_have_left(witness: Database) -> None:
+    assert _walked_by_a_lease(witness, 100) <= 3
+
+
+def test_p5_a_lease_would_read_it_if_the_ticket_were_not_found_by_its_epoch(witness: Database) -> None:
+    replace_in(witness, "_held_keys", (r"\n\s+AND c\.epoch OPERATOR\(pg_catalog\.>=\)[^\n]*", ""))
+    assert _walked_by_a_lease(witness, 100) > 100
