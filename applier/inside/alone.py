@@ -10,14 +10,14 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from inturn.applier import calls
 from inturn.applier.command import ClaimedCommand
-from inturn.applier.failure import describe, encodable
+from inturn.applier.failure import describe, encodable, on_one_line
 from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.session import SessionChanged, session_of
 from inturn.applier.stop import Stop
@@ -47,13 +47,17 @@ class Alone:
 
 
 class TurnLost(Exception):
-    """The connection broke while a key was in hand alone; `record` says so on the next one."""
+    """The connection broke while a key was in hand alone; `record` says so on the next one.
+
+    Attributes:
+        closed: it did not break: a handler has closed it.
+    """
 
     def __init__(self, alone: Alone, error: BaseException, *, closed: bool, server: str) -> None:
         super().__init__(alone, error)
         self.alone = alone
         self.error = error
-        self._closed = closed
+        self.closed = closed
         self._server = server
 
     def record(self, connection: psycopg.Connection[Any]) -> None:
@@ -65,9 +69,9 @@ class TurnLost(Exception):
         state = getattr(self.error, "sqlstate", None)
         restarted = server_of(connection) != self._server
         error: str | None = describe(self.error)
-        if not self._closed and (state in _OF_THE_SERVER or restarted):
+        if not self.closed and (state in _OF_THE_SERVER or restarted):
             error = None
-        outcome = _lose(connection, self.alone, error, is_clear=self._closed or state in _OF_THE_COMMAND)
+        outcome = _lose(connection, self.alone, error, is_clear=self.closed or state in _OF_THE_COMMAND)
         if error is not None:
             _log(self.alone, f"the connection was lost with the command in hand ({outcome})", error)
 
@@ -75,6 +79,18 @@ class TurnLost(Exception):
 def is_transient(error: BaseException) -> bool:
     """Return whether a statement was lost against another transaction, as by a deadlock."""
     return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith("40")
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether an error says by its kind that the connection was lost."""
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+
+
+def raise_lost(error: BaseException) -> NoReturn:
+    """Raise that the connection was lost with which an error came, whatever a handler made of it."""
+    if is_lost(error):
+        raise error
+    raise psycopg.OperationalError(f"the connection is gone: {on_one_line(error)}") from error
 
 
 def server_of(connection: psycopg.Connection[Any]) -> str:

@@ -7,6 +7,7 @@ import weakref
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from inturn.applier import calls
@@ -74,6 +75,7 @@ class Session:
         _ = self._cursor.adapters
         connection.cursor_factory = WatchedCursor
         self._attributes = {name: getattr(connection, name) for name in _ATTRIBUTES}
+        self._modes = {name: getattr(connection, name) for name in _MODES}
         self.changed = False
         self.worn = False
         self.spent = False
@@ -92,9 +94,22 @@ class Session:
             self.call(calls.session.limit(seconds))
 
     def restore(self, connection: psycopg.Connection[Any]) -> None:
-        """Restore what a handler has set on the connection object, whether it succeeded or not."""
+        """Restore what a handler has set on the connection object, whether it succeeded or not.
+
+        If it has ended the claim's transaction, and set how the next ones begin, whatever it has begun since
+        is rolled back.
+
+        Raises:
+            psycopg.Error: the connection is lost.
+        """
         for name, value in self._attributes.items():
             if getattr(connection, name) is not value:
+                setattr(connection, name, value)
+        modes = {name: value for name, value in self._modes.items() if getattr(connection, name) != value}
+        if modes and not connection.closed:
+            if connection.info.transaction_status is not TransactionStatus.IDLE:
+                self._cursor.execute("ROLLBACK", prepare=False)
+            for name, value in modes.items():
                 setattr(connection, name, value)
 
     def put_back(self, connection: psycopg.Connection[Any]) -> None:
@@ -136,6 +151,8 @@ class Session:
 
 
 _ATTRIBUTES = ("row_factory", "cursor_factory", "prepare_threshold", "server_cursor_factory")
+#: How transactions begin. The driver lets nobody change that while one is open.
+_MODES = ("autocommit", "isolation_level", "read_only", "deferrable")
 _sessions: weakref.WeakKeyDictionary[psycopg.Connection[Any], Session] = weakref.WeakKeyDictionary()
 
 

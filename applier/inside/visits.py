@@ -12,7 +12,7 @@ import psycopg
 
 from inturn.applier import pacing
 from inturn.applier.failure import on_one_line
-from inturn.applier.inside.alone import is_transient
+from inturn.applier.inside.alone import is_transient, raise_lost
 from inturn.applier.inside.batch import Batch, Target
 from inturn.applier.inside.session import SessionChanged, session_of
 from inturn.applier.inside.sleep import Sleep
@@ -142,23 +142,17 @@ class Visits:
             return self._probe(connection, target, hand)
         careful = self._careful.get(topic, self._careful_at_first)
         if careful > 0:
-            try:
-                batch = target.apply_alone(connection, hand)
-            except psycopg.Error as error:
-                if not is_transient(error):
-                    raise
-                return Batch(keys=1, redo=True, lost=True)
-            if batch.keys:
-                self._careful[topic] = careful - 1
-            return batch
+            return self._make_alone(connection, target, hand, careful)
         try:
             batch = target.apply_batch(connection, hand, max_keys)
         except (SessionChanged, SchemaMismatch):
             raise
         except BaseException as error:
             refused = getattr(error, "sqlstate", None) in {TargetRefused.sqlstate, OwnerChanged.sqlstate}
-            if connection.closed or self._stop.expired or refused:
+            if self._stop.expired or refused:
                 raise
+            if connection.closed:
+                raise_lost(error)
             check_after(error, connection, target.schema)
             # Nobody can tell which of the keys it was: alone, it is found out and charged.
             log.warning(
@@ -168,6 +162,20 @@ class Visits:
             return Batch(keys=max_keys, redo=True, lost=True)
         if batch.lost:
             self._careful[topic] = batch.keys
+        return batch
+
+    def _make_alone(
+        self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str, careful: int
+    ) -> Batch:
+        """Apply one key alone, of so many that are still to be."""
+        try:
+            batch = target.apply_alone(connection, hand)
+        except psycopg.Error as error:
+            if not is_transient(error):
+                raise
+            return Batch(keys=1, redo=True, lost=True)
+        if batch.keys:
+            self._careful[target.topic] = careful - 1
         return batch
 
     def _probe(self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str) -> Batch:

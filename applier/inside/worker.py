@@ -10,7 +10,7 @@ import psycopg
 
 from inturn.applier import pacing
 from inturn.applier.failure import on_one_line
-from inturn.applier.inside.alone import TurnLost
+from inturn.applier.inside.alone import TurnLost, is_lost
 from inturn.applier.inside.batch import Target
 from inturn.applier.inside.hand import Hand
 from inturn.applier.inside.passes import Passes
@@ -115,15 +115,15 @@ class Worker:
             if self.abandoned:
                 return False
             self._lost = lost
-            if isinstance(lost.error, psycopg.Error):
-                return self._after_lost(lost.error)
+            if isinstance(lost.error, psycopg.Error) and not lost.closed:
+                return self._after_lost(lost.error, lost=True)
             log.warning("the connection was closed by a handler", extra={"key": lost.alone.key})
             return not self._stop.requested
         except SessionChanged as error:
             log.info("a new connection: %s", error)
             return True
         except psycopg.Error as error:
-            return self._after_lost(error)
+            return self._after_lost(error, lost=is_lost(error))
         except InturnError as error:
             self.error = error
         return False
@@ -136,12 +136,11 @@ class Worker:
             check_after(error, connection, self._schema)
             raise
 
-    def _after_lost(self, error: psycopg.Error) -> bool:
+    def _after_lost(self, error: psycopg.Error, *, lost: bool) -> bool:
         """Wait after the database was lost, or refused; return whether to go on."""
         if self._stop.requested or self.abandoned:
             return False
         self._visits.be_careful()
-        lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
         self._failed_in_a_row += 1
         if self._drain and (not lost or self._failed_in_a_row > pacing.DRAIN_RECONNECTS):
             self.error = error

@@ -70,6 +70,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.apply(text[], double precision, integer, bigint, bigint),
     inturn._visit_topic(text, timestamptz, timestamptz, integer, text, bigint, bigint, boolean, double precision, integer),
     inturn._visit_alone(text, timestamptz, text, bigint, bigint, integer),
+    inturn._keep_settings(text[]),
     inturn.apply_batch(text, timestamptz, integer, text, boolean),
     inturn._apply_key(text, text, bigint, bigint, integer, integer, inturn.topic, text),
     inturn._apply_alone(text, text, bigint),

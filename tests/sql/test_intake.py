@@ -104,20 +104,20 @@ def test_status_counts_what_has_no_number_and_checks_it(posts: Database) -> None
     posts.execute("DELETE FROM inturn.applier")
     assert run_inturn(posts.dsn, "status", "--check")[:2] == (0, "")
     arrive(posts, "x", "b")
-    posts.execute("UPDATE inturn.intake SET created_at = now() - interval '2 minutes 5 seconds'")
+    posts.execute("UPDATE inturn.intake SET created_at = now() - interval '2 hours 5 minutes'")
     assert (
-        "\ntopic posts: 1 command that arrived 2m ago has no number yet\n"
+        "\ntopic posts: 1 command that arrived 2h ago has no number yet\n"
         in run_inturn(posts.dsn, "status")[1]
     )
     code, out, _ = run_inturn(posts.dsn, "status", "--check", "--older-than", "1m")
     assert code == 9
     assert out.splitlines() == [
-        "topic posts: 1 command that arrived 2m ago has no number yet, and no applier of it is alive",
-        "topic posts: a command has been pending for 2m, longer than 1m",
+        "topic posts: 1 command that arrived 2h ago has no number yet, and no applier of it is alive",
+        "topic posts: a command has been pending for 2h, longer than 1m",
     ]
     arrive(posts, "y", "c")
     out = run_inturn(posts.dsn, "status")[1]
-    assert "topic posts: 2 commands that arrived have no number yet, the first for 2m\n" in out
+    assert "topic posts: 2 commands that arrived have no number yet, the first for 2h\n" in out
     document = json.loads(run_inturn(posts.dsn, "status", "--topic", "posts", "--json")[1])
     assert document["topics"][0]["arrived"] == 2
     posts.execute("SELECT inturn.pause_topic('posts')")

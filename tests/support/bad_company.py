@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
 
 from inturn.applier import Applier, Command
 from support.database import Database
@@ -125,6 +127,38 @@ def _raises(error: BaseException) -> _Effect:
     return effect
 
 
+def _closes_and_raises(connection: psycopg.Connection[Any], _: Command) -> None:
+    connection.close()
+    raise ValueError("and raises")
+
+
+def _commits_and_sets(mode: str, value: object) -> _Effect:
+    """Return what sets how the next transactions begin, which the driver allows between two of them."""
+
+    def effect(connection: psycopg.Connection[Any], _: Command) -> None:
+        connection.execute("COMMIT")
+        setattr(connection, mode, value)
+        connection.execute("SELECT")
+
+    return effect
+
+
+def _sets_isolation_level(connection: psycopg.Connection[Any], _: Command) -> None:
+    connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+
+
+def _in_sqlalchemys_session(connection: psycopg.Connection[Any], _: Command) -> None:
+    with Session(create_engine("postgresql+psycopg://", creator=lambda: connection)) as session:
+        session.execute(text("INSERT INTO bad.single VALUES (2)"))
+        session.commit()
+
+
+def _in_sqlalchemys_autocommit(connection: psycopg.Connection[Any], _: Command) -> None:
+    engine = create_engine("postgresql+psycopg://", creator=lambda: connection, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connected:
+        connected.execute(text("INSERT INTO bad.single VALUES (2)"))
+
+
 def _rolls_back_and_raises(connection: psycopg.Connection[Any], _: Command) -> None:
     connection.execute("ROLLBACK")
     raise ValueError("and raises")
@@ -147,6 +181,10 @@ SHARED = {
     "a deferred foreign key": _both("INSERT INTO bad.child VALUES (7)", "child_parent_fkey"),
     "a deferred unique constraint": _both("INSERT INTO bad.single VALUES (1)", "single_n_key"),
     "a trigger that raises at COMMIT": _both("INSERT INTO bad.late VALUES (1)", "refused at the commit"),
+    "SET TRANSACTION READ ONLY": _both("SET TRANSACTION READ ONLY", "read-only"),
+    "SET TRANSACTION ISOLATION LEVEL": _both(
+        "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", "must be called before any query"
+    ),
     "its own cancel": Fault(
         "canceling statement",
         _runs("SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(60)"),
@@ -193,10 +231,20 @@ IN_PYTHON = {
     "a number that Python cannot read": Fault("digits", payload='{"n": 1e5000}'),
     "a payload nested too deep": Fault("RecursionError", payload=NESTED),
     "close": Fault("closed", lambda connection, _: connection.close()),
+    "close and an exception": Fault("and raises", _closes_and_raises),
     "COMMIT": Fault("", _runs("COMMIT"), alone=True),
     "ROLLBACK": Fault("ended the transaction", _runs("ROLLBACK")),
     "ROLLBACK and an exception": Fault("ended the transaction", _rolls_back_and_raises),
     "COMMIT and BEGIN": Fault("", _runs("COMMIT; BEGIN"), alone=True),
+    "COMMIT and another isolation_level": Fault(
+        "", _commits_and_sets("isolation_level", psycopg.IsolationLevel.SERIALIZABLE), alone=True
+    ),
+    "COMMIT and read_only": Fault("", _commits_and_sets("read_only", True), alone=True),
+    "COMMIT and deferrable": Fault("", _commits_and_sets("deferrable", True), alone=True),
+    "COMMIT and no autocommit": Fault("", _commits_and_sets("autocommit", False), alone=True),
+    "another isolation_level": Fault("can't change 'isolation_level'", _sets_isolation_level),
+    "SQLAlchemy's Session over the connection": Fault("rollback", _in_sqlalchemys_session),
+    "SQLAlchemy's AUTOCOMMIT over the connection": Fault("can't change", _in_sqlalchemys_autocommit),
     "inturn's own rows changed": Fault(
         "fenced off",
         _runs("DELETE FROM inturn.ticket WHERE key = 'bad'"),
@@ -298,18 +346,3 @@ def innocent_and_charged(database: Database) -> list[tuple[Any, ...]]:
         " UNION ALL SELECT topic, key, 0, error FROM inturn.turn"
         " WHERE key <> 'bad' AND outcome NOT IN ('applied', 'idle', 'lost')"
     )
-
-
-def die(connection: psycopg.Connection[Any], command: Command) -> None:
-    """The handler of the process that dies."""
-    connection.execute(
-        "INSERT INTO bad.witness (topic, key, seq) VALUES (%s, %s, %s)",
-        (command.topic, command.key, command.seq),
-    )
-    if command.key == "bad":
-        os.kill(os.getpid(), 9)
-
-
-applier_that_dies = Applier()
-for _topic in ("bad", "other"):
-    applier_that_dies.handler(_topic)(die)

@@ -3,11 +3,16 @@
 --
 -- An error at COMMIT would be no command's failure. The check is rolled back: so they are deferred again for the next
 -- command, and are checked once more before the commit.
--- Locks what the constraints lock, until it returns. Raises what they raise.
+-- A command that has made the transaction read-only is found too: the next one would fail in its place, or finish.
+-- Locks what the constraints lock, until it returns. Raises what they raise, and 25006.
 CREATE FUNCTION inturn._check_effects() RETURNS void
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
+    IF pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on' THEN
+        RAISE read_only_sql_transaction USING MESSAGE = 'the command made the transaction read-only',
+            HINT = 'What becomes of it is recorded in the same transaction: remove its SET TRANSACTION READ ONLY.';
+    END IF;
     SET CONSTRAINTS ALL IMMEDIATE;
     RAISE EXCEPTION USING ERRCODE = 'IT999';
 EXCEPTION WHEN SQLSTATE 'IT999' THEN

@@ -19,6 +19,7 @@ DECLARE
     blameless boolean;
     revision constant pg_catalog.text := inturn._revision();
     upgraded boolean;
+    settings constant pg_catalog.text[] := inturn._keep_settings(NULL);
 BEGIN
     SELECT * INTO claimed FROM inturn._claim_alone(topic, hand, applier);
     COMMIT AND CHAIN;
@@ -33,6 +34,7 @@ BEGIN
         GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT, state = RETURNED_SQLSTATE;
     END;
     COMMIT AND CHAIN;
+    PERFORM inturn._keep_settings(settings);
     IF state IS NOT NULL THEN
         -- The turn itself could not be ended. Lost against another transaction, the key is let go as it was.
         upgraded := pg_catalog.starts_with(state, '42') AND inturn._revision() OPERATOR(pg_catalog.<>) revision;

@@ -1,6 +1,6 @@
 -- Applies ready keys of one topic for a while, then lets the other topics have their turn. Internal to apply.
 --
--- Commits after every batch. since: where _begin_pass lets it begin; from there the clock hand follows the claims (see
+-- Commits after every batch, and puts back what its targets have set in the session. since: where _begin_pass lets it begin; from there the clock hand follows the claims (see
 -- claim).
 -- A visit lasts ten times as long as its first batch took, but at least 100 ms and at most a second: so long may a key
 -- wait whose caller committed late, behind the hand. Keys share a transaction only while that stays short: as many as
@@ -27,6 +27,7 @@ DECLARE
     started_at timestamp with time zone;
     took interval;
     batch pg_catalog.record;
+    settings constant pg_catalog.text[] := inturn._keep_settings(NULL);
 BEGIN
     WHILE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) leave_at LOOP
         started_at := pg_catalog.clock_timestamp();
@@ -38,6 +39,7 @@ BEGIN
         END IF;
         SELECT * INTO batch FROM inturn.apply_batch(topic, hand, CASE WHEN alone OPERATOR(pg_catalog.>) 0 THEN 1 ELSE width END, applier, false);
         COMMIT AND CHAIN;
+        PERFORM inturn._keep_settings(settings);
         EXIT WHEN batch.keys OPERATOR(pg_catalog.=) 0;
         IF batch.lost THEN
             careful := batch.keys;

@@ -93,6 +93,8 @@ BEGIN
         END IF;
         IF claimed.any_failed THEN
             PERFORM inturn._check_effects(); -- those that are tried again come after, each for itself
+        ELSIF pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on' THEN
+            RAISE read_only_sql_transaction; -- one by one, _check_effects says by which command
         ELSE
             SET CONSTRAINTS ALL IMMEDIATE;
         END IF;

@@ -20,6 +20,7 @@ DECLARE
     outcome text;
     passed_seq bigint;
     cursor inturn.key_cursor := was;
+    failed_at constant timestamptz := clock_timestamp();
 BEGIN
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = was.topic;
     IF verdict <> 'outage' IS NOT FALSE AND EXISTS (
@@ -44,12 +45,12 @@ BEGIN
     cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL; cursor.waiting_at := NULL;
     cursor.attempts := CASE WHEN passed_seq IS NULL THEN failures ELSE 0 END;
     cursor.last_error := CASE WHEN passed_seq IS NULL THEN left(error, 8000) END;
-    cursor.failed_at := CASE WHEN passed_seq IS NULL THEN clock_timestamp() END;
-    cursor.held_at := CASE outcome WHEN 'held' THEN clock_timestamp() END;
+    cursor.failed_at := CASE WHEN passed_seq IS NULL THEN failed_at END;
+    cursor.held_at := CASE outcome WHEN 'held' THEN failed_at END;
     IF outcome = 'held' OR inturn.key_state(was) <> 'paused' THEN
         cursor.paused_at := NULL; cursor.paused_until := NULL;
     END IF;
-    cursor.ready_at := inturn._next_ready_at(cursor, clock_timestamp() + CASE
+    cursor.ready_at := inturn._next_ready_at(cursor, failed_at + CASE
         WHEN outcome <> 'retrying' THEN '0'
         WHEN retry_after IS NULL THEN inturn._backoff(settings, greatest(failures, 1))
         ELSE least(greatest(retry_after, '0'), '1 year') END);

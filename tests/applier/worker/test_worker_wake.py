@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import statistics
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,6 +23,7 @@ from support.shop import (
 
 from inturn.applier import pacing
 from inturn.applier.inside.sleep import Sleep
+from inturn.applier.stop import Bell
 
 
 def _asleep(database: Database) -> bool:
@@ -156,33 +154,32 @@ def test_a_sleep_is_announced_at_most_once_a_second(database: Database) -> None:
     assert late or first == again
 
 
-def test_a_key_that_turns_ready_between_the_look_and_the_announcement_is_found_at_once(
+def test_a_key_that_turns_ready_between_the_look_and_the_announcement_is_found_before_the_sleep(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It notifies nobody, and is ready before the sleep is announced: only a second look finds it."""
     open_shop(database)
-    keys = [f"k{number}" for number in range(3)]
-    sleeps = itertools.count(1)
-    appended_at: dict[str, float] = {}
-    announce = Sleep.announce
+    keys: list[str] = []
+    slept_over: list[str] = []
+    announce, wait = Sleep.announce, Bell.wait
 
     def append_first(sleep: Sleep, connection: psycopg.Connection[Any], topics: Sequence[str]) -> None:
-        key = f"k{len(appended_at)}"
-        # Not at every sleep: the first after some work is cut short by the worker's own ring.
-        if key in keys and next(sleeps) % 3 == 0:
+        if len(keys) < 3:
             database.execute("DELETE FROM inturn.listener")
-            append(database, key, "insert")
-            appended_at[key] = time.time()
+            keys.append(f"k{len(keys)}")
+            append(database, keys[-1], "insert")
         announce(sleep, connection, topics)
 
+    def look_first(bell: Bell, seconds: float) -> frozenset[str] | None:
+        slept_over.extend(key for key in keys if not applied(database, key))
+        return wait(bell, min(seconds, 0.01))
+
     monkeypatch.setattr(Sleep, "announce", append_first)
-    monkeypatch.setattr(pacing, "FIRST_POLL_SECONDS", 2.0)
-    monkeypatch.setattr(pacing, "LAST_POLL_SECONDS", 2.0)
-    with at_work(database):
-        applied_at = {key: wait_applied(database, key) for key in keys}
-    waits = [applied_at[key] - appended_at[key] for key in keys]
-    # By polling it would be two seconds.
-    assert statistics.median(waits) < 1.5, waits
+    monkeypatch.setattr(Bell, "wait", look_first)
+    monkeypatch.setattr(pacing, "ANNOUNCED_SECONDS", 0.0)  # every sleep is announced anew
+    with at_work(database, workers=1):
+        until(lambda: len(keys) == 3 and all(applied(database, key) for key in keys), "all of them")
+    assert slept_over == []
 
 
 def test_a_key_that_waits_for_its_retry_is_tried_when_it_is_due_not_when_polled(

@@ -12,11 +12,12 @@ from support import roles, shop
 from support.b_server import B, Post, say_ok
 from support.database import Database, until
 from support.proxy import Proxy
+from support.ways import HALF_OPEN
 
 from inturn.applier import Applier
 
-#: Each is a topic of that name, and a way of applying; CALL and lease clients have connections of their own.
-WAYS = ("sql", "inside", "plain", "coroutine", "http")
+#: Each is a topic of that name, and a way of applying.
+WAYS = tuple(HALF_OPEN.values())
 _APPLIERS = """
     SELECT pid FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'inturn apply'"""

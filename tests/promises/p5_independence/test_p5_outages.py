@@ -8,6 +8,7 @@ import pytest
 from support import shop
 from support.database import Database, until
 from support.process import run_inturn
+from support.ways import OUTAGES
 
 from inturn.applier import Applier, Outage
 
@@ -66,7 +67,7 @@ def _handlers(database: Database, service: Service, *, outside: bool) -> Applier
     return applier
 
 
-@pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
+@pytest.mark.parametrize("outside", OUTAGES.values(), ids=OUTAGES)
 def test_p5_an_outage_of_what_handlers_need_holds_no_key(outage: Database, *, outside: bool) -> None:
     service = Service()
     with shop.at_work(outage, _handlers(outage, service, outside=outside), workers=2):
@@ -80,7 +81,7 @@ def test_p5_an_outage_of_what_handlers_need_holds_no_key(outage: Database, *, ou
     assert outage.value("SELECT count(*) FROM inturn.turn WHERE outcome = 'held'") == 0
 
 
-@pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
+@pytest.mark.parametrize("outside", OUTAGES.values(), ids=OUTAGES)
 def test_p5_an_outage_is_told_by_why_status_and_keys(
     outage: Database, monkeypatch: pytest.MonkeyPatch, *, outside: bool
 ) -> None:

@@ -7,10 +7,16 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.adapt import Loader
-from psycopg.rows import dict_row
-from support import shop
+from support import roles, shop
+from support.bad_company import innocent_and_charged
 from support.database import Database, until
+from support.left_behind import (
+    AT_ONCE,
+    BY_A_NEW_CONNECTION,
+    BY_THE_NEXT_CLAIM,
+    IN_SQL,
+    read_nonsense,
+)
 
 from inturn.applier import Applier
 
@@ -21,50 +27,12 @@ pytestmark = pytest.mark.needs_session(
 _LOOK = """
     SELECT current_setting('search_path'), current_user::text, current_setting('DateStyle'),
            current_setting('statement_timeout'), current_setting('lock_timeout'), current_setting('TimeZone'),
+           current_setting('transaction_isolation'), current_setting('transaction_read_only'),
+           current_setting('default_transaction_isolation'), current_setting('default_transaction_read_only'),
            pg_my_temp_schema() <> 0, (SELECT count(*) FROM pg_listening_channels()),
            (SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'),
            (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())
 """
-
-
-class _Nonsense(Loader):
-    def load(self, data: Any) -> Any:
-        raise ValueError("cannot be read")
-
-
-def _runs(statement: str) -> Callable[[psycopg.Connection[Any]], object]:
-    return lambda connection: connection.execute(statement)
-
-
-def _use_dicts(connection: psycopg.Connection[Any]) -> None:
-    connection.row_factory = dict_row
-
-
-def _read_nonsense(connection: psycopg.Connection[Any]) -> None:
-    for type_ in ("int8", "text", "timestamptz"):
-        connection.adapters.register_loader(type_, _Nonsense)
-
-
-#: What is put back before the very next command.
-AT_ONCE = {
-    "row_factory": _use_dicts,
-    "search_path": _runs("SET search_path = nowhere"),
-    "search_path of the transaction": _runs("SET LOCAL search_path = nowhere"),
-    "role": _runs("SET ROLE inturn_applier"),
-    "role of the transaction": _runs("SET LOCAL ROLE inturn_applier"),
-    "DateStyle": _runs("SET DateStyle = German"),
-    "statement_timeout": _runs("SET statement_timeout = '1 ms'"),
-    "TimeZone": _runs("SET TIME ZONE 'Asia/Tokyo'"),
-}
-#: What is found out by the next claim.
-BY_THE_NEXT_CLAIM = {"search_path by a function": _runs("SELECT set_config('search_path', 'nowhere', false)")}
-#: What costs the connection.
-BY_A_NEW_CONNECTION = {
-    "a temporary table": _runs("CREATE TEMP TABLE ticket (n integer)"),
-    "an advisory lock": _runs("SELECT pg_advisory_lock(1)"),
-    "LISTEN": _runs("LISTEN mine"),
-    "a prepared statement": _runs("PREPARE mine AS SELECT 1"),
-}
 
 
 def _look(connection: psycopg.Connection[Any]) -> tuple[Any, ...]:
@@ -122,7 +90,7 @@ def test_p5_what_cannot_be_put_back_costs_the_connection(database: Database, wha
 def test_p5_loaders_that_a_handler_registers_are_not_those_of_inturn(database: Database) -> None:
     shop.open_shop(database)
     applier = Applier()
-    applier.handler(shop.TOPIC)(lambda connection, _: _read_nonsense(connection))
+    applier.handler(shop.TOPIC)(lambda connection, _: read_nonsense(connection))
     with shop.at_work(database, applier):
         for key in ("a", "b", "c"):
             shop.append(database, key, "insert", "insert")
@@ -164,3 +132,34 @@ def test_p5_what_is_gone_with_the_transaction_costs_no_connection(database: Data
         shop.append_keys(database, 20)
         until(lambda: not database.value("SELECT count(*) FROM inturn.ticket"), "all applied")
     assert len(backends) == 1
+
+
+@pytest.mark.parametrize("by", ["CALL", "CALL, at first", "inturn apply"])
+@pytest.mark.parametrize("what", IN_SQL)
+def test_p5_what_a_sql_target_changes_is_charged_to_no_other_key(
+    database: Database, what: str, by: str
+) -> None:
+    """Of the others each writes by the database's search_path, and waits a little for a lock."""
+    database.execute(f"ALTER DATABASE {database.name} SET search_path = app, public")
+    shop.open_shop(database, target="sql")
+    database.execute(f"""
+        CREATE FUNCTION app.leave(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO witness (key, seq, name) VALUES (command.key, command.seq, command.name);
+            IF command.name = 'leave' THEN
+                {IN_SQL[what]};
+            END IF;
+        END $$;
+        SELECT inturn.set_topic('shop', target => 'sql:app.leave')""")
+    shop.append(database, "bad", "leave")
+    shop.append_keys(database, 30)
+    if by == "inturn apply":
+        shop.apply_all(database, Applier())
+    else:
+        with database.connect(user=roles.APPLIER) as session:
+            session.execute(f"SET inturn.careful_keys = {20 if by.endswith('first') else 0}")
+            before = session.execute(_LOOK).fetchone()
+            session.execute("CALL inturn.apply()")
+            assert session.execute(_LOOK).fetchone() == before
+    assert innocent_and_charged(database) == []
+    shop.assert_once_and_in_turn(database)

@@ -13,6 +13,7 @@ import pytest
 from support import shop
 from support.bad_company import HEALTHY, OTHERS, innocent_and_charged
 from support.database import Database, until
+from support.ways import TOO_LONG_IN_PYTHON, TOO_LONG_OUTSIDE
 
 from inturn.applier import Applier
 from inturn.applier.inside.hand import TooManyAbandoned
@@ -59,7 +60,7 @@ def _write(connection: Any, command: Any) -> None:
     connection.execute("INSERT INTO bad.witness VALUES (%s, %s)", (command.topic, command.key))
 
 
-@pytest.mark.parametrize("kind", ["a statement", "many statements", "no statement"])
+@pytest.mark.parametrize("kind", TOO_LONG_IN_PYTHON)
 @pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
 def test_p5_a_python_handler_that_takes_too_long(
     slow: Database, kind: str, monkeypatch: pytest.MonkeyPatch, *, steady: bool
@@ -156,7 +157,7 @@ def test_p5_under_call_nobody_is_charged_because_the_call_was_long(
     assert slow.value("SELECT count(*) FROM bad.witness") == 80
 
 
-@pytest.mark.parametrize("kind", ["plain", "async"])
+@pytest.mark.parametrize("kind", TOO_LONG_OUTSIDE.values())
 def test_p5_a_handler_outside_that_takes_too_long(slow: Database, kind: str) -> None:
     _open(slow)
     applier = Applier()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -12,8 +11,6 @@ import pytest
 from support import bad_company, roles, shop
 from support.bad_company import IN_PYTHON, IN_SQL, innocent_and_charged, is_healed, kinds_here, prepare
 from support.database import Database, until
-from support.place import DOCS
-from support.process import run_apply
 
 from inturn.applier import Applier, Fleet
 from inturn.applier.process.totals import WorkerEnded
@@ -107,33 +104,6 @@ def _is_charged(database: Database, fault: bad_company.Fault) -> bool:
     return bool(database.value("SELECT held_at FROM inturn.key_cursor WHERE key = 'bad'"))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_p5_a_command_that_kills_its_process_is_held_and_the_others_go_on(
-    database: Database, workers: int
-) -> None:
-    """A supervisor starts it again and again: it is not the one key for ever that it dies of."""
-    prepare(database, bad_company.Fault(""), target="python")
-    starts = 0
-    while not database.value("SELECT held_at FROM inturn.key_cursor WHERE key = 'bad'"):
-        starts += 1
-        assert starts < 12, "died of it again and again"
-        until(
-            lambda: database.value(
-                "SELECT ready_at <= clock_timestamp() OR held_at IS NOT NULL"
-                " FROM inturn.key_cursor WHERE key = 'bad'"
-            ),
-            "the end of its lease",
-        )
-        run_apply(
-            database.dsn, "--drain", "--workers", str(workers), app="support.bad_company:applier_that_dies"
-        )
-    run_apply(database.dsn, "--drain", app="support.bad_company:applier_that_dies")
-    assert is_healed(database)
-    assert innocent_and_charged(database) == []
-    assert "the lease of" in database.value("SELECT last_error FROM inturn.key_cursor WHERE key = 'bad'")
-    assert database.value("SELECT count(*) FROM bad.witness WHERE key = 'bad'") == 0
-
-
 def _other_lock(database: Database) -> psycopg.Connection[tuple[object, ...]]:
     """Hold the lock that the fault with a lock_timeout waits for, in no transaction that may time out."""
     connection = psycopg.connect(database.server.dsn(database.name), autocommit=True)
@@ -181,14 +151,6 @@ def test_p5_a_key_that_was_lost_is_taken_by_lease_among_a_crowd(database: Databa
         until(lambda: database.execute("SELECT FROM bad.witness WHERE key = 'bad'"), "the lost one")
     holders = dict(database.execute("SELECT key, claimed_by FROM bad.holder"))
     assert holders["bad"] not in {None, "elsewhere:1:1"}
-
-
-def test_the_page_of_failures_has_every_kind_and_no_other() -> None:
-    page = (DOCS / "explanation" / "failures.md").read_text()
-    for title, kinds in (("In a handler in Python", IN_PYTHON), ("In a SQL target", IN_SQL)):
-        section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
-        shown = re.findall(r"^\| (.+?) \|", section, re.MULTILINE)
-        assert set(shown) - {"kind", "---"} == set(kinds)
 
 
 def test_a_worker_that_ends_unasked_is_an_error_whatever_ended_it(
@@ -260,3 +222,30 @@ def test_p5_a_deferred_constraint_is_charged_however_long_its_turn_took(
         until(lambda: database.value("SELECT held_at FROM inturn.key_cursor"), "held")
     assert shop.applied(database, "a") == []
     assert "child_parent_fkey" in database.value("SELECT last_error FROM inturn.key_cursor")
+
+
+@pytest.mark.parametrize(
+    "how", ["SET TRANSACTION READ ONLY", "SELECT set_config('transaction_read_only', 'on', true)"]
+)
+@pytest.mark.parametrize("then", ["insert", "look"])
+@pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
+def test_p5_a_transaction_made_read_only_is_charged_to_the_command_that_did_it(
+    database: Database, how: str, then: str, *, steady: bool
+) -> None:
+    """And not to the next one of its turn, which writes, nor to what records a turn that writes no more."""
+    shop.open_shop(database, settings="max_attempts => 1")
+    applier = Applier()
+
+    @applier.handler(shop.TOPIC)
+    def apply(connection: psycopg.Connection[Any], command: Any) -> None:
+        if command.name != "look":
+            shop.write_witness(connection, command)
+        if command.name == "close":
+            connection.execute(how)  # type: ignore[arg-type]
+
+    shop.append(database, "a", "insert", "close", then, then)
+    with shop.at_work(database, applier, steady=steady):
+        until(lambda: database.value("SELECT held_at FROM inturn.key_cursor"), "held")
+    assert shop.applied(database, "a") == [1]
+    assert database.value("SELECT applied_seq FROM inturn.key_cursor") == 1
+    assert "read-only" in database.value("SELECT last_error FROM inturn.key_cursor")

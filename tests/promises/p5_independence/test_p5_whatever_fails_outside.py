@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from support import bad_company, shop
@@ -26,7 +24,6 @@ from support.bad_outside import (
     work_by_lease,
 )
 from support.database import Database, until
-from support.place import DOCS
 from support.refusal import refusal
 
 from inturn.applier import Applier
@@ -119,16 +116,3 @@ def test_p5_what_is_no_keys_fault_puts_no_key_off(database: Database, state: str
     assert database.execute("SELECT key FROM inturn.ticket WHERE empty_turns > 0") == []
     database.execute("DROP TRIGGER refuse_mark ON inturn.key_mark")
     assert len(database.execute(claim)) == database.value("SELECT count(*) FROM inturn.command_log")
-
-
-def test_the_page_of_failures_has_every_kind_outside_and_no_other() -> None:
-    page = (DOCS / "explanation" / "failures.md").read_text()
-    kinds: dict[str, dict[str, Any]] = {
-        "In a handler outside the database": {**PLAIN, **COROUTINE},
-        "In a service over HTTP": SERVICE,
-        "In a lease client": LEASE_CLIENT,
-    }
-    for title, those in kinds.items():
-        section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
-        shown = re.findall(r"^\| (.+?) \|", section, re.MULTILINE)
-        assert set(shown) - {"kind", "---"} == set(those)

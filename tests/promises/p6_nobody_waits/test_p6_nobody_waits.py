@@ -32,14 +32,17 @@ from inturn.applier.inside.python_target import PythonTarget
 from inturn.applier.inside.sql_target import SqlTarget
 from inturn.applier.stop import Stop
 
+#: What a test keeps locked it keeps for longer; what an applier locks for its commit, or the server for an
+#: extension of a table, is over before, however slow the machine is.
+_RAISES = "-c lock_timeout=2s"
 _APPEND = "SELECT inturn.append('shop', %s, %s)"
 _TARGETS = pytest.mark.parametrize("target", ["sql", "python"])
 Target = Literal["sql", "python"]
 
 
 def _caller(database: Database) -> Session:
-    """Return a session that raises rather than wait for a lock."""
-    return database.session(options="-c lock_timeout=1ms")
+    """Return a session that raises rather than wait for a lock that another session keeps."""
+    return database.session(options=_RAISES)
 
 
 @pytest.fixture(params=["CALL", "worker"])
@@ -53,8 +56,7 @@ def _drain(database: Database) -> None:
     if database.value("SELECT target FROM inturn.topic WHERE name = %s", [TOPIC]) == "python":
         apply_all(database)
     else:
-        # Raises if it has to wait for a lock.
-        connection = database.connect(options="-c lock_timeout=1ms")
+        connection = database.connect(options=_RAISES)
         connection.execute("CALL inturn.apply()")
 
 

@@ -1,0 +1,53 @@
+"""After a loss of the database, the first connection that is made again ends the wait of all others."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from support import shop
+from support.database import Database, until
+
+from inturn.applier import Applier, pacing
+from inturn.applier.process.recovery import Recovery
+from inturn.applier.stop import Stop
+
+#: Whoever is not woken waits for so long.
+_LONG = 3600.0
+
+
+def test_whoever_is_connected_again_wakes_all_who_wait() -> None:
+    recovery, stop = Recovery(), Stop()
+    waiting = [threading.Thread(target=recovery.wait, args=(_LONG, stop), daemon=True) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    until(lambda: len(recovery._condition._waiters) == 3, "all to wait")  # type: ignore[attr-defined]
+    recovery.succeeded()
+    for thread in waiting:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in waiting)
+
+
+def test_a_worker_outside_goes_on_once_one_inside_is_connected_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself it would wait for an hour."""
+    shop.open_shop(database)
+    database.execute("SELECT inturn.create_topic('outside')")
+    applier, done = Applier(), threading.Event()
+    applier.handler(shop.TOPIC)(shop.write_witness)
+    applier.handler("outside", outside=True)(lambda _: done.set())
+    monkeypatch.setattr(pacing, "reconnect_seconds", lambda _: _LONG)
+    # Whoever works inside does not wait at all.
+    monkeypatch.setattr(Recovery, "wait", lambda _recovery, _seconds, _stop: None)
+    with shop.at_work(database, applier, workers=1) as fleet:
+        shop.append(database, "a", "insert")
+        shop.wait_applied(database, "a")
+        database.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE application_name = 'inturn apply' AND datname = current_database()"
+        )
+        database.execute("SELECT inturn.append('outside', 'b', 'do')")
+        until(lambda: fleet._recovery.times, "the worker inside to say that it is connected")
+        # Again and again: it may have been said before the other one began to wait.
+        until(lambda: fleet._recovery.succeeded() or done.is_set(), "the command outside")  # type: ignore[func-returns-value]

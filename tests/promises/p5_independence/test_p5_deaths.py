@@ -1,0 +1,67 @@
+"""P5: one command that kills the process of its applier costs the others nothing, and is held."""
+
+from __future__ import annotations
+
+import pytest
+from support import bad_outside, deaths
+from support.bad_company import HEALTHY, OTHERS, innocent_and_charged
+from support.database import Database, until
+from support.process import inturn_apply
+
+#: Nothing that was lost with a process is still leased; the bad key is held, or may be tried.
+_MAY_BE_TRIED = """
+    SELECT bool_and(key <> 'bad' OR held_at IS NOT NULL OR ready_at <= clock_timestamp())
+       AND bool_and(lease_until IS NULL OR lease_until <= clock_timestamp())
+    FROM inturn.key_cursor"""
+
+
+def _is_over(database: Database) -> bool:
+    held = database.value("SELECT held_at IS NOT NULL FROM inturn.key_cursor WHERE key = 'bad'")
+    return held and bad_outside.is_healed(database)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    "way",
+    # By lease each death is followed by the rest of a lease.
+    [
+        pytest.param(way, marks=[] if way == "a handler in Python" else pytest.mark.slow)
+        for way in deaths.WAYS
+    ],
+)
+def test_p5_a_command_that_kills_its_process_is_held_and_the_others_go_on(
+    database: Database, way: str, workers: int
+) -> None:
+    """A supervisor starts it again and again: it is not the one key for ever that it dies of."""
+    with deaths.company(database, way) as run:
+        starts = 0
+        while not _is_over(database):
+            starts += 1
+            assert starts < 12, "died of it again and again"
+            run("--workers", str(workers))
+            until(lambda: database.value(_MAY_BE_TRIED), "the end of the leases")
+    assert innocent_and_charged(database) == []
+    assert "the lease of" in database.value("SELECT last_error FROM inturn.key_cursor WHERE key = 'bad'")
+    ((cause, says),) = database.execute("SELECT cause, says FROM inturn.why('bad', 'bad')")
+    assert cause == "held"
+    assert "the lease of" in says
+    if database.value("SELECT to_regclass('bad.witness') IS NOT NULL"):
+        assert database.value("SELECT count(*) FROM bad.witness WHERE key = 'bad'") == 0
+        assert database.value("SELECT count(*) FROM bad.witness") == HEALTHY + OTHERS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", deaths.BUSY)
+def test_p5_a_command_that_keeps_its_interpreter_busy_charges_nobody_else(
+    database: Database, way: str
+) -> None:
+    """The leases of all that its process has in hand run out, and another process may take their keys."""
+    bad_outside.prepare(database, bad_outside.Fault(""), lease=deaths.LEASE)
+    app = f"support.deaths:{deaths.BUSY[way]}"
+    with inturn_apply(database.dsn, app=app) as one, inturn_apply(database.dsn, app=app) as other:
+        until(lambda: bad_outside.is_healed(database), "the healthy keys", 100)
+        over = "SELECT held_at IS NOT NULL OR applied_seq = 1 FROM inturn.key_cursor WHERE key = 'bad'"
+        until(lambda: database.value(over), "the bad one", 100)
+        assert one.running
+        assert other.running
+    assert innocent_and_charged(database) == []

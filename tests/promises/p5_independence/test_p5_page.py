@@ -1,0 +1,41 @@
+"""P5: docs/explanation/failures.md and the tests of failures are one matrix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from support import bad_company, bad_outside, deaths, left_behind, ways
+from support.place import DOCS
+
+#: Of each section with a table of kinds, the kinds that tests force.
+KINDS: dict[str, Iterable[str]] = {
+    "In a handler in Python": bad_company.IN_PYTHON,
+    "In a SQL target": bad_company.IN_SQL,
+    "In a handler outside the database": {**bad_outside.PLAIN, **bad_outside.COROUTINE},
+    "In a service over HTTP": bad_outside.SERVICE,
+    "In a lease client": bad_outside.LEASE_CLIENT,
+    "In the session of a handler in Python": {
+        **left_behind.AT_ONCE,
+        **left_behind.BY_THE_NEXT_CLAIM,
+        **left_behind.BY_A_NEW_CONNECTION,
+    },
+    "In the session of a SQL target": left_behind.IN_SQL,
+    "A process dies": deaths.WAYS,
+    "An interpreter is kept busy": deaths.BUSY,
+    "Something that commands need is down": ways.OUTAGES,
+    "It takes too long": [*ways.TOO_LONG_IN_PYTHON, *ways.TOO_LONG_OUTSIDE],
+    "A half-open connection": ways.HALF_OPEN,
+}
+
+
+def test_the_page_of_failures_has_every_kind_and_no_other() -> None:
+    page = (DOCS / "explanation" / "failures.md").read_text()
+    shown = {}
+    for section in page.split("\n## ")[1:]:
+        title, _, text = section.partition("\n")
+        if "\n| kind |" in text:
+            kinds = re.findall(r"^\| (.+?) \|", text.partition("\n| kind |")[2], re.MULTILINE)
+            assert len(kinds) == len(set(kinds)), title
+            shown[title] = set(kinds)
+    assert shown == {title: set(kinds) for title, kinds in KINDS.items()}

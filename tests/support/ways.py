@@ -1,0 +1,22 @@
+"""Ways of applying in which failures are forced, in the words of docs/explanation/failures.md."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+#: Each with the topic that is applied so. CALL and lease clients have connections of their own.
+HALF_OPEN = {
+    "a SQL target": "sql",
+    "a handler in Python": "inside",
+    "a handler outside": "plain",
+    "a coroutine outside": "coroutine",
+    "a post to a service": "http",
+}
+#: What a handler in Python is at while its time runs out, and which handlers outside take too long.
+TOO_LONG_IN_PYTHON = ("a statement", "many statements", "no statement")
+TOO_LONG_OUTSIDE: dict[str, Literal["plain", "async"]] = {
+    "a handler outside": "plain",
+    "a coroutine outside": "async",
+}
+#: Whether they are outside the database.
+OUTAGES = {"a handler in Python": False, "a handler outside": True}
