@@ -15,7 +15,7 @@ import psycopg
 from inturn.applier import Applier, Command
 from support import bad_company, bad_outside
 from support.b_server import B, Post, say_ok
-from support.database import Database
+from support.database import Database, until
 from support.process import inturn_apply
 
 #: Ways of applying, each with the name of its handlers here; a service has none.
@@ -81,7 +81,7 @@ for _topic in ("bad", "other"):
 
 @contextmanager
 def company(database: Database, way: str) -> Iterator[Callable[..., None]]:
-    """Make the topics for a way of applying; give what runs a process until it has drained them, or died."""
+    """Make the topics for a way of applying; give what runs a process until it has died, or all is over."""
     running: list[int] = []
     handlers = WAYS[way]
     app = None if handlers is None else f"support.deaths:{handlers}"
@@ -95,11 +95,11 @@ def company(database: Database, way: str) -> Iterator[Callable[..., None]]:
         os.kill(running[0], signal.SIGKILL)
         return False
 
-    def run(*args: str) -> None:
+    def run(is_over: Callable[[], bool], *args: str) -> None:
         running.clear()
-        with inturn_apply(database.dsn, "--drain", *args, app=app) as process:
+        with inturn_apply(database.dsn, *args, app=app) as process:
             running.append(process.pid)
-            process.exit_code()
+            until(lambda: not process.running or is_over(), "its death, or the end", 100)
 
     with B(kill) as b:
         if handlers in {"inside", "batches"}:

@@ -241,7 +241,7 @@ def test_p5_a_transaction_made_read_only_is_charged_to_the_command_that_did_it(
         if command.name != "look":
             shop.write_witness(connection, command)
         if command.name == "close":
-            connection.execute(how)  # type: ignore[arg-type]
+            connection.execute(how)
 
     shop.append(database, "a", "insert", "close", then, then)
     with shop.at_work(database, applier, steady=steady):
