@@ -643,7 +643,7 @@ def _claim(model: Machine) -> None:
         "wake_in_append",
         "hint_in_append_on_snapshot",
         "look_in_finish",
-        "look_in_settle_key",
+        "look_in_requeue",
         "epoch_in_move_past",
         "lease_end_in_begin_lease",
     ],
