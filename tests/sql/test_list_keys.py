@@ -149,7 +149,7 @@ def test_each_state_is_read_from_its_own_index(
         plan = explain(connection, f"EXECUTE list ('shop', NULL, NULL, NULL, {limit}, NULL)")
     scans = [step for step in nodes(plan) if step.get("Relation Name") in _OURS]
     assert scans[0]["Index Name"] == _INDEXES[state]
-    assert "topic =" in scans[0]["Index Cond"]
+    assert ("(topic)::text =" if state == "ready" else "topic =") in scans[0]["Index Cond"]
     # All else is looked up for each key that it finds.
     for scan in scans[1:]:
         assert scan["Index Name"].endswith("_pkey")

@@ -76,7 +76,7 @@ BEGIN
                min(f.ready_at) FILTER (WHERE f.ready_at > until)
         INTO pass.found, pass.hands, pass.starts, pass.due
         FROM (SELECT t.topic, (SELECT c.ready_at FROM inturn.ticket c
-                               WHERE c.topic = t.topic AND c.ready_at <= until + interval '1 s'
+                               WHERE c.topic COLLATE "POSIX" = t.topic AND c.ready_at <= until + interval '1 s'
                                  AND c.ready_at >= coalesce(h.hand, CASE WHEN walks THEN since ELSE known.seen_to END)
                                ORDER BY c.ready_at LIMIT 1) AS ready_at
               FROM unnest(topics) t (topic)

@@ -21,7 +21,7 @@ BEGIN
         RETURN since;
     END IF;
     RETURN coalesce((SELECT t.ready_at FROM inturn.ticket t
-                     WHERE t.topic = _spread_out.topic AND t.ready_at >= since AND t.ready_at <= now
+                     WHERE t.topic COLLATE "POSIX" = _spread_out.topic AND t.ready_at >= since AND t.ready_at <= now
                      ORDER BY t.ready_at OFFSET floor(random() * (others + 1))::integer * max_keys LIMIT 1), since);
 END
 $$;

@@ -53,7 +53,7 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT c.* FROM unnest(p.topics) t (name) CROSS JOIN LATERAL (
         SELECT c.topic, c.key, c.applied_seq, c.xmax AS locker FROM inturn.ticket c
-        WHERE c.topic = t.name ORDER BY c.ready_at LIMIT 200) c
+        WHERE c.topic COLLATE "POSIX" = t.name ORDER BY c.ready_at LIMIT 200) c
     WHERE c.locker = claim.xid LIMIT 1) turn ON claim.xid IS NOT NULL
 LEFT JOIN lease h ON h.claimed_by = p.applier
 CROSS JOIN hidden

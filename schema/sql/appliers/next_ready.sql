@@ -11,7 +11,7 @@ AS $$
 BEGIN
     RETURN (SELECT nullif(min(c.ready_at), 'infinity') FROM unnest(topics) t (topic) CROSS JOIN LATERAL (
         SELECT c.ready_at FROM inturn.ticket c
-        WHERE c.topic = t.topic AND c.ready_at > since ORDER BY c.ready_at LIMIT 1) c);
+        WHERE c.topic COLLATE "POSIX" = t.topic AND c.ready_at > since ORDER BY c.ready_at LIMIT 1) c);
 END
 $$;
 COMMENT ON FUNCTION inturn.next_ready IS 'When the next key of these topics becomes ready; NULL when none is due.';

@@ -33,7 +33,7 @@ BEGIN
     SELECT count(*), count(*) FILTER (WHERE NOT c.marked), min(c.ready_at) FILTER (WHERE c.ready_at <= statement_timestamp())
     INTO found_tickets, queued, ready_since
     FROM (SELECT c.marked, c.ready_at FROM inturn.ticket c
-          WHERE c.topic = _count_topic.topic AND c.ready_at < 'infinity' ORDER BY c.ready_at LIMIT most + 1) c;
+          WHERE c.topic COLLATE "POSIX" = _count_topic.topic AND c.ready_at < 'infinity' ORDER BY c.ready_at LIMIT most + 1) c;
     exact := found_marks <= most AND found_tickets <= most;
     ready := ready + queued;
     keys := held + retrying + paused + leased + waiting + ready;

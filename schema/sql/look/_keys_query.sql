@@ -43,13 +43,14 @@ $query$,
             i.topic, i.key, i.applied_seq, nullif(i.ready_at, 'infinity'), i.epoch, coalesce(m.attempts, 0), i.empty_turns,
             m.last_error, m.failed_at, m.held_at, m.paused_at, m.paused_until, m.waiting_at,
             m.claimed_by, m.claimed_at, m.lease_until, coalesce(m.lost, 0))::inturn.key_cursor AS cursor) c
-        WHERE f.topic = t.name AND %s$source$,
+        WHERE f.topic%s = t.name AND %s$source$,
         CASE state WHEN 'ready' THEN 'inturn.ticket f CROSS JOIN LATERAL (SELECT f.*) i LEFT JOIN LATERAL (
             SELECT m.* FROM inturn.key_mark m
             WHERE f.marked AND m.topic = f.topic AND m.key = f.key AND m.epoch = f.epoch LIMIT 1) m ON true'
         ELSE 'inturn.key_mark f CROSS JOIN LATERAL (SELECT f.*) m CROSS JOIN LATERAL (
             SELECT i.* FROM inturn.ticket i
             WHERE i.topic = f.topic AND i.key = f.key AND i.epoch = f.epoch AND i.marked LIMIT 1) i' END,
+        CASE state WHEN 'ready' THEN ' COLLATE "POSIX"' END,
         CASE state WHEN 'held' THEN 'f.held_at IS NOT NULL'
                    WHEN 'waiting' THEN 'f.waiting_at IS NOT NULL'
                    WHEN 'retrying' THEN 'f.attempts > 0 AND f.held_at IS NULL'

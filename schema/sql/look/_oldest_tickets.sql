@@ -17,7 +17,7 @@ WITH marked AS (
     (SELECT m.topic, m.key, m.epoch FROM inturn.key_mark m
      WHERE m.topic = _oldest_tickets.topic AND m.paused_at IS NOT NULL ORDER BY m.paused_at LIMIT most)
 )
-(SELECT c.* FROM inturn.ticket c WHERE c.topic = _oldest_tickets.topic AND c.ready_at < 'infinity' ORDER BY c.ready_at LIMIT most)
+(SELECT c.* FROM inturn.ticket c WHERE c.topic COLLATE "POSIX" = _oldest_tickets.topic AND c.ready_at < 'infinity' ORDER BY c.ready_at LIMIT most)
 UNION
 SELECT c.* FROM marked m CROSS JOIN LATERAL (
     SELECT c.* FROM inturn.ticket c WHERE c.topic = m.topic AND c.key = m.key AND c.epoch = m.epoch LIMIT 1) c

@@ -23,14 +23,14 @@ BEGIN
         SELECT l.key, l.seq, l.name, l.payload, l.created_at
         FROM inturn.ticket c
         CROSS JOIN LATERAL inturn._next_commands(c.topic, c.key, c.applied_seq, max_commands) l
-        WHERE c.topic = _batch_commands.topic AND c.ready_at >= first_at AND c.ready_at <= last_at
+        WHERE c.topic COLLATE "POSIX" = _batch_commands.topic AND c.ready_at >= first_at AND c.ready_at <= last_at
           AND c.xmax = pg_current_xact_id()::xid AND c.key COLLATE "default" = ANY (keys)
         LIMIT 10000;
     ELSE
         RETURN QUERY
         SELECT c.key, l.seq, l.name, l.payload, l.created_at
         FROM (SELECT c.key, c.applied_seq FROM inturn.ticket c
-              WHERE c.topic = _batch_commands.topic AND c.ready_at >= first_at AND c.ready_at <= last_at
+              WHERE c.topic COLLATE "POSIX" = _batch_commands.topic AND c.ready_at >= first_at AND c.ready_at <= last_at
                 AND c.xmax = pg_current_xact_id()::xid AND c.key COLLATE "default" = ANY (keys)
               ORDER BY c.ready_at) c
         CROSS JOIN LATERAL (

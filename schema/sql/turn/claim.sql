@@ -35,7 +35,7 @@ BEGIN
                SELECT m.claimed_by IS NOT NULL OR m.lost > 0 FROM inturn.key_mark m
                WHERE m.topic = t.topic AND m.key = t.key AND m.epoch = t.epoch) IS TRUE
     FROM inturn.ticket t
-    WHERE t.topic = claim.topic AND t.ready_at >= since AND t.ready_at <= now
+    WHERE t.topic COLLATE "POSIX" = claim.topic AND t.ready_at >= since AND t.ready_at <= now
       AND NOT EXISTS (SELECT FROM inturn.topic p
                       WHERE p.name = claim.topic AND p.paused_at IS NOT NULL AND now < coalesce(p.paused_until, 'infinity'))
     ORDER BY t.ready_at LIMIT CASE WHEN max_keys < 0 THEN 0 ELSE max_keys END

@@ -15,7 +15,7 @@ SELECT 'queued',
     E'inturn status\ninturn apply --workers N  # more appliers, if these are too few',
     jsonb_build_object('ahead', b.ahead, 'appliers', serving)
 FROM (SELECT
-    (SELECT count(*) FROM (SELECT FROM inturn.ticket k WHERE k.topic = c.topic AND k.ready_at < c.ready_at
+    (SELECT count(*) FROM (SELECT FROM inturn.ticket k WHERE k.topic COLLATE "POSIX" = c.topic AND k.ready_at < c.ready_at
                            ORDER BY k.ready_at LIMIT 10001) k) AS ahead,
     jsonb_array_length(serving) AS appliers,
     (SELECT count(*) FROM jsonb_array_elements(serving) s WHERE s->>'doing' = 'applying') AS busy,

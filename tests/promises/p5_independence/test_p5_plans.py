@@ -1,4 +1,4 @@
-"""No step of the protocol reads a whole table, however small that is today."""
+"""No step of the protocol reads a whole table, however small, nor what others left in an index."""
 
 from __future__ import annotations
 
@@ -92,3 +92,57 @@ def test_p5_a_lease_reads_nothing_that_earlier_turns_of_its_key_have_left(witnes
 def test_p5_a_lease_would_read_it_if_the_ticket_were_not_found_by_its_epoch(witness: Database) -> None:
     replace_in(witness, "_held_keys", (r"\n\s+AND c\.epoch OPERATOR\(pg_catalog\.>=\)[^\n]*", ""))
     assert _walked_by_a_lease(witness, 100) > 100
+
+
+#: What is done to a key that is named, in order, beside dead tickets of other keys of its topic.
+KEY_STEPS = (
+    "SELECT key FROM inturn.claim('{orders}'::text[], 1, '1 hour', 'me')",
+    "SELECT inturn.renew('orders', 'a', 1)",
+    "SELECT inturn.advance('orders', 'a', 1, 1)",
+    "SELECT * FROM inturn._record_progress('{orders}', '{a}', '{1}', '{2}', '{false}')",
+    "SELECT inturn.pause('orders', 'a', 'test')",
+    "SELECT inturn.resume('orders', 'a', 'test')",
+    "SELECT inturn.release('orders', 'a', 1)",
+    "SELECT key FROM inturn.claim('{orders}'::text[], 1, '1 hour', 'me')",
+    "SELECT inturn.fail('orders', 'a', 2, 3, 'test')",
+    "SELECT inturn.retry('orders', 'a')",
+    "SELECT inturn.cancel_rest('orders', 'a', 'test')",
+    "SELECT inturn.append('orders', 'a', 'insert')",
+    "SELECT FROM inturn.why('orders', 'a')",
+    "SELECT inturn.wait_state('orders', 'a', 5)",
+)
+#: So many dead entries of the topic there are, and so many a step may read.
+_DEAD, _FEW = 2000, 50
+
+
+@pytest.mark.parametrize("analyzed", [True, False])
+def test_p5_no_step_walks_over_what_other_keys_left_in_the_index_of_ready_tickets(
+    witness: Database, analyzed: bool
+) -> None:
+    """With the statistics of a few tickets, the smaller index seems the cheaper one to find a key by."""
+    for topic in ("orders", "second", "third"):
+        if topic != "orders":
+            witness.execute(f"SELECT inturn.create_topic('{topic}', 'python')")
+        witness.execute(f"SELECT inturn.append('{topic}', 'a', 'insert') FROM generate_series(1, 4)")
+    witness.execute("SELECT FROM inturn.claim('{orders}'::text[], 0, '1 hour', 'me')")
+    report = witness.session()
+    report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    report.execute("SELECT FROM inturn.topic")
+    witness.execute(
+        "INSERT INTO inturn.ticket SELECT 'orders', 'k' || n, 0, 0, clock_timestamp() + '1 hour'"
+        " FROM generate_series(1, %s) n",
+        [_DEAD],
+    )
+    witness.execute("DELETE FROM inturn.ticket WHERE key <> 'a'")
+    if analyzed:
+        witness.execute("ANALYZE")
+    read = {}
+    for number, step in enumerate(KEY_STEPS):
+        with witness.connect(autocommit=False) as connection:
+            connection.execute(step)
+            ((entries,),) = connection.execute(
+                "SELECT pg_stat_get_xact_tuples_returned('inturn.ticket_ready'::regclass)"
+            )
+            if entries > _FEW:
+                read[number, step] = entries
+    assert read == {}
