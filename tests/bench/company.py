@@ -20,8 +20,10 @@ from bench.section import Section, ratio
 from inturn.applier import Applier
 
 _WORKERS = 2
-#: About so long an undisturbed run takes, in seconds; its first is for finding out how many keys that are.
-_SECONDS, _FIRST_KEYS = 4.0, 400
+#: So many healthy keys there are, in both topics.
+_KEYS = 100
+#: About so long an undisturbed run takes, in seconds; the first ones find out how deep the keys are for that.
+_SECONDS, _FIRST_COMMANDS = 4.0, 5
 #: How often the end of a run is looked for, by the interpreter in which handlers run too.
 _LOOK_SECONDS = 0.05
 #: The bad command is tried again after this, as often as the run lasts.
@@ -53,6 +55,7 @@ def measure(ground: Ground) -> Section:
         notes=[
             "Healthy keys' commands a second, to those of runs without a failure, just before and after.",
             "The healthy keys are of the bad key's topic and of another.",
+            f"{_KEYS} healthy keys, a command a turn: so the bad key's turn comes whenever its wait is over.",
             f"{_WORKERS} workers; the bad key is tried again after {_BACKOFF}, as long as the run lasts.",
         ],
     )
@@ -68,44 +71,55 @@ def measure(ground: Ground) -> Section:
 def _ratios(ground: Ground, way: Way, empty: Database) -> dict[str, float]:
     """Return by kind of failure what the healthy keys have of their rate."""
     found = {}
-    keys = _FIRST_KEYS
-    if not ground.quick:
-        keys = max(int(_run(ground, way, empty, way.healthy, keys) * _SECONDS), keys)
-    before = _run(ground, way, empty, way.healthy, keys)
+    commands = _commands(ground, way, empty)
+    before = _run(ground, way, empty, way.healthy, commands)
     for kind, fault in way.faults.items():
-        beside = _run(ground, way, empty, fault, keys)
-        after = _run(ground, way, empty, way.healthy, keys)
+        beside = _run(ground, way, empty, fault, commands)
+        after = _run(ground, way, empty, way.healthy, commands)
         found[kind] = beside / statistics.mean([before, after])
         ground.say(f"{way.name}, {kind}: {beside:,.0f}/s, ratio {found[kind]:.2f}")
         before = after
     return found
 
 
-def _run(ground: Ground, way: Way, empty: Database, fault: Any, keys: int) -> float:
+def _commands(ground: Ground, way: Way, empty: Database) -> int:
+    """Return how deep each key is for an undisturbed run of some seconds, most of which is no start."""
+    commands = _FIRST_COMMANDS
+    if not ground.quick:
+        # A run that is much shorter says too little of a rate.
+        for _ in range(3):
+            longer = int(_run(ground, way, empty, way.healthy, commands) * _SECONDS) // _KEYS
+            if longer < commands * 1.5:
+                break
+            commands = longer
+    return commands
+
+
+def _run(ground: Ground, way: Way, empty: Database, fault: Any, commands: int) -> float:
     """Return how many commands a second the healthy keys have applied, in a copy of the empty database."""
     with ground.copy(empty) as database:
         way.prepare(database, fault)
         database.execute(
-            "SELECT inturn.set_topic(name, max_attempts => 10000, backoff_base => %s, backoff_cap => %s)"
-            " FROM inturn.topic WHERE name IN ('bad', 'other')",
+            "SELECT inturn.set_topic(name, max_attempts => 10000, backoff_base => %s, backoff_cap => %s,"
+            " batch_commands => 1) FROM inturn.topic WHERE name IN ('bad', 'other')",
             [_BACKOFF, _BACKOFF],
         )
         for topic, share in (("bad", 3), ("other", 1)):
             database.execute(
-                "SELECT inturn.append_many(%s, array_agg('h' || n), array_agg('insert'::text))"
-                " FROM generate_series(1, %s) n",
-                [topic, keys * share // 4],
+                "SELECT inturn.append_many(%s, array_agg('h' || k), array_agg('insert'::text))"
+                " FROM generate_series(1, %s) c, generate_series(1, %s) k",
+                [topic, commands, _KEYS * share // 4],
             )
         database.execute("VACUUM (ANALYZE)")
-        left = "SELECT count(*) FROM inturn.ticket WHERE key <> 'bad'"
-        count = database.value(left)
+        done = "SELECT sum(applied_seq)::bigint FROM inturn.key_cursor WHERE key <> 'bad'"
+        wanted = database.value("SELECT count(*) FROM inturn.command_log WHERE key <> 'bad'")
         with way.at_work(database, fault):
             # From when it is at work: a start takes as long with and without.
-            until(lambda: database.value(left) < count, "the first key")
-            started_at, there = time.monotonic(), database.value(left)
-            while database.value(left):
+            until(lambda: database.value(done) > 0, "the first key")
+            started_at, begun = time.monotonic(), database.value(done)
+            while database.value(done) < wanted:
                 time.sleep(_LOOK_SECONDS)
-            return float(there / (time.monotonic() - started_at))
+            return float((wanted - begun) / (time.monotonic() - started_at))
 
 
 def _python(database: Database, fault: bad_company.Fault) -> None:
@@ -169,10 +183,10 @@ def _by_handlers(
 @contextmanager
 def _by_http(database: Database, fault: bad_outside.Fault) -> Iterator[None]:
     with B(bad_outside.service(fault, bad_outside.Seen())) as b:
-        database.execute(
-            "SELECT inturn.set_topic(name, target => %s) FROM inturn.topic WHERE name IN ('bad', 'other')",
-            [f"http://127.0.0.1:{b.port}/"],
-        )
+        for topic in ("bad", "other"):
+            database.execute(
+                "SELECT inturn.set_topic(%s, target => %s)", [topic, f"http://127.0.0.1:{b.port}/"]
+            )
         with shop.at_work(database, Applier()):
             yield
 
