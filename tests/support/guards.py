@@ -37,8 +37,8 @@ SETTLE_LOOK = (r"SELECT NOT EXISTS \([^;]*?\) INTO missing", "SELECT true INTO m
 #: The check moves into the statement that locks, and so on that statement's snapshot.
 ON_ONE_SNAPSHOT = (
     (
-        r"WHERE s\.topic = _finish\.topic AND s\.key = t\.key(?= AND app|\s+FOR UPDATE)",
-        """WHERE s.topic = _finish.topic AND s.key = t.key AND NOT EXISTS (
+        r"WHERE s\.topic = _finish\.topic AND s\.key >= t\.key AND s\.key <= t\.key(?= AND app|\s+ORDER BY)",
+        """WHERE s.topic = _finish.topic AND s.key >= t.key AND s.key <= t.key AND NOT EXISTS (
             SELECT FROM inturn.command_log l JOIN unnest(keys, applied_seqs) a (key, seq) ON a.key = l.key
             WHERE l.topic = _finish.topic AND l.key = s.key AND l.seq = a.seq + 1)""",
     ),

@@ -29,7 +29,8 @@ BEGIN
     -- Again where the row went while it was waited for: a prune has forgotten the key.
     LOOP
         SELECT t.numbering, t.max_pending, t.callers_granted, CASE WHEN t.numbering = 'assigned' THEN
-                   (SELECT true FROM inturn.key_sequence s WHERE s.topic = append.topic AND s.key = append.key FOR UPDATE) END
+                   (SELECT true FROM inturn.key_sequence s WHERE s.topic = append.topic AND s.key >= append.key AND s.key <= append.key
+                    ORDER BY s.key DESC LIMIT 1 FOR UPDATE) END
         INTO numbering, max_pending, callers_granted, locked FROM inturn.topic t WHERE t.name = append.topic;
         IF callers_granted THEN
             PERFORM inturn._require_grant(topic, 'caller');

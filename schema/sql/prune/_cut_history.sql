@@ -20,6 +20,15 @@ SET jit = off
 AS $$
 DECLARE
     cut inturn._cut;
+    first_key constant text := (SELECT min(c.key) FROM unnest(cuts) c);
+    last_key constant text := (SELECT max(c.key) FROM unnest(cuts) c);
+    -- Hardly a topic has any of these, and a statement a key costs more than all the rest.
+    any_skip constant boolean := EXISTS (
+        SELECT FROM inturn.skip k WHERE k.topic = _cut_history.topic AND k.key BETWEEN first_key AND last_key);
+    any_plan constant boolean := EXISTS (
+        SELECT FROM inturn.merge_plan m WHERE m.topic = _cut_history.topic AND m.key BETWEEN first_key AND last_key);
+    any_action constant boolean := EXISTS (
+        SELECT FROM inturn.operator_action a WHERE a.topic = _cut_history.topic AND a.key BETWEEN first_key AND last_key);
 BEGIN
     DELETE FROM inturn.command_log d WHERE d.ctid = ANY (ARRAY(
         SELECT l.tid FROM unnest(cuts) c CROSS JOIN LATERAL (
@@ -36,20 +45,27 @@ BEGIN
             WHERE u.topic = _cut_history.topic AND u.key = c.key AND u.epoch >= c.from_epoch AND u.epoch < c.epoch OFFSET 0) u));
     GET DIAGNOSTICS turns = ROW_COUNT;
     FOREACH cut IN ARRAY cuts LOOP
-        DELETE FROM inturn.skip k
-        WHERE k.topic = _cut_history.topic AND k.key = cut.key AND k.seq >= cut.from_seq AND k.seq < cut.seq;
-        DELETE FROM inturn.merge_plan m
-        WHERE m.topic = _cut_history.topic AND m.key = cut.key AND m.seq < cut.seq;
-        DELETE FROM inturn.operator_action a
-        WHERE a.topic = _cut_history.topic AND a.key = cut.key AND CASE
-            WHEN a.action = 'replay' THEN (a.after ->> 'seq')::bigint < cut.seq
-            WHEN a.action IN ('skip', 'cancel-rest', 'fill-gap', 'amend') THEN a.seq < cut.seq
-            ELSE a.acted_at < done_before END;
+        IF any_skip THEN
+            DELETE FROM inturn.skip k
+            WHERE k.topic = _cut_history.topic AND k.key = cut.key AND k.seq >= cut.from_seq AND k.seq < cut.seq;
+        END IF;
+        IF any_plan THEN
+            DELETE FROM inturn.merge_plan m
+            WHERE m.topic = _cut_history.topic AND m.key = cut.key AND m.seq < cut.seq;
+        END IF;
+        IF any_action THEN
+            DELETE FROM inturn.operator_action a
+            WHERE a.topic = _cut_history.topic AND a.key = cut.key AND CASE
+                WHEN a.action = 'replay' THEN (a.after ->> 'seq')::bigint < cut.seq
+                WHEN a.action IN ('skip', 'cancel-rest', 'fill-gap', 'amend') THEN a.seq < cut.seq
+                ELSE a.acted_at < done_before END;
+        END IF;
         UPDATE inturn.key_sequence s SET history_seq = cut.seq, history_epoch = cut.epoch, kept_seq = (
             SELECT l.seq FROM inturn.command_log l
             WHERE l.topic = s.topic AND l.key = s.key AND l.seq < cut.seq
               AND l.seq >= coalesce(cut.kept_to + 1, cut.kept_from, cut.from_seq) ORDER BY l.seq LIMIT 1)
-        WHERE s.topic = _cut_history.topic AND s.key = cut.key;
+        WHERE s.ctid = (SELECT n.ctid FROM inturn.key_sequence n
+                        WHERE n.topic = _cut_history.topic AND n.key >= cut.key AND n.key <= cut.key ORDER BY n.key DESC LIMIT 1);
     END LOOP;
 END
 $$;

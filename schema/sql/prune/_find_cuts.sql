@@ -29,8 +29,16 @@ SELECT * FROM (
            (settings.numbering <> 'given' AND t.epoch IS NULL AND c.epoch = u.epoch AND u.drained AND s.kept_seq IS NULL
             AND u.finished_at < idle_before) IS TRUE AS forgettable
     FROM unnest(keys) k (key)
-    CROSS JOIN LATERAL (SELECT s.* FROM inturn.key_sequence s WHERE s.topic = settings.name AND s.key = k.key LIMIT 1) s
-    CROSS JOIN LATERAL (SELECT coalesce(s.history_seq, settings.first_seq) AS seq, coalesce(s.history_epoch, 0) AS epoch) f
+    CROSS JOIN LATERAL (SELECT s.* FROM inturn.key_sequence s WHERE s.topic = settings.name AND s.key >= k.key AND s.key <= k.key
+                        ORDER BY s.key DESC LIMIT 1) s
+    -- Most keys have nothing that is due, which the first turn tells that stays.
+    CROSS JOIN LATERAL (
+        SELECT coalesce(s.history_seq, settings.first_seq) AS seq, coalesce(s.history_epoch, 0) AS epoch
+        WHERE idle_before IS NOT NULL OR s.kept_seq IS NOT NULL OR (
+            SELECT w.finished_at FROM inturn.turn w
+            WHERE w.topic = settings.name AND w.key = k.key AND w.epoch >= coalesce(s.history_epoch, 0)
+              AND CASE WHEN w.epoch = s.history_epoch THEN w.applied_seq >= s.history_seq ELSE true END
+            ORDER BY w.epoch LIMIT 1) < done_before OFFSET 0) f
     CROSS JOIN LATERAL (
         SELECT u.epoch, u.drained, u.finished_at FROM inturn.turn u
         WHERE u.topic = settings.name AND u.key = k.key ORDER BY u.epoch DESC LIMIT 1) u

@@ -39,8 +39,9 @@ BEGIN
                count(*) FILTER (WHERE c.more) OVER v - c.more::integer AS stops
         FROM inturn._find_cuts(settings, keys, done_before, kept_before, idle_before, most) c WINDOW v AS (ORDER BY c.key)) c
     WHERE c.before < most AND c.stops = 0;
-    keys := ARRAY(SELECT s.key FROM inturn.key_sequence s
-                  WHERE s.topic = prune_batch.topic AND s.key = ANY (chosen.keys) ORDER BY s.key FOR UPDATE SKIP LOCKED);
+    keys := ARRAY(SELECT s.key FROM unnest(chosen.keys) k (key) CROSS JOIN LATERAL (
+                      SELECT s.key FROM inturn.key_sequence s WHERE s.topic = prune_batch.topic AND s.key >= k.key AND s.key <= k.key
+                      ORDER BY s.key DESC LIMIT 1 FOR UPDATE SKIP LOCKED) s);
     -- A statement of its own, whose snapshot is newer than the locks.
     cuts := ARRAY(SELECT c FROM inturn._find_cuts(settings, keys, done_before, kept_before, idle_before, most) c);
     SELECT c.commands, c.turns INTO commands, turns FROM inturn._cut_history(topic, cuts, done_before, kept_before) c;

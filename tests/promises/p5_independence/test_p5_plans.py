@@ -146,3 +146,49 @@ def test_p5_no_step_walks_over_what_other_keys_left_in_the_index_of_ready_ticket
             if entries > _FEW:
                 read[number, step] = entries
     assert read == {}
+
+
+#: What looks up a key in key_sequence, and how many of its entries it may read there.
+_LOOKS = (
+    ("SELECT inturn.append('orders', 'a', 'insert')", 1),
+    ("SELECT FROM inturn.apply_batch('orders', '-infinity', 1, 'me')", 1),
+    (
+        (
+            "SELECT FROM inturn._cut_history('orders',"
+            " ARRAY[ROW('a', 1, 0, 2, 1, 1, false, NULL, NULL, false)::inturn._cut], now(), now())"
+        ),
+        1,
+    ),
+)
+
+
+@pytest.mark.parametrize("analyzed", [True, False])
+def test_p5_no_step_walks_over_the_versions_that_prunes_leave_of_a_key(
+    witness: Database, analyzed: bool
+) -> None:
+    """A held snapshot keeps one for each prune that took something of the key."""
+    witness.execute("SELECT inturn.append('orders', 'a', 'insert')")
+    report = witness.session()
+    report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    report.execute("SELECT FROM inturn.topic")
+    witness.execute("""DO $$ BEGIN
+        FOR i IN 1 .. 3000 LOOP
+            UPDATE inturn.key_sequence SET kept_seq = NULL;
+        END LOOP;
+    END $$""")
+    if analyzed:
+        witness.execute("ANALYZE")
+    read = {}
+    with witness.connect(autocommit=False) as connection:
+        connection.execute("SET enable_seqscan = off")
+        connection.execute("SET enable_bitmapscan = off")
+        before = 0
+        plain = "SELECT FROM inturn.key_sequence WHERE topic = 'orders' AND key = 'a'"
+        for step in (plain, *(look for look, _ in _LOOKS)):
+            connection.execute(step)
+            ((now,),) = connection.execute(
+                "SELECT pg_stat_get_xact_tuples_returned('inturn.key_sequence_pkey'::regclass)"
+            )
+            read[step], before = now - before, now
+    assert read.pop(plain) > 10, "the versions are not there: this proves nothing"
+    assert {step: found for step, found in read.items() if found > dict(_LOOKS)[step]} == {}
