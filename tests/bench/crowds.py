@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from support import shop
 from support.database import Database
 
 from bench.ground import Ground, at_work, fill, row_writer
@@ -44,6 +45,7 @@ def measure(ground: Ground) -> Section:
         notes=[
             "CALL: backends at CALL inturn.apply(). Workers: of one `inturn apply`, here in this process.",
             "Each command writes a row; 1 or 100 commands a key. Connections are opened and warmed first.",
+            "All are as once they have run for a while: none takes its first keys of a topic alone.",
             f"A drain ends when nothing is left, or after {limit:g} seconds.",
         ],
     )
@@ -114,7 +116,7 @@ def _by_fleet(
 ) -> float:
     # Paused until all are warm.
     database.execute("SELECT inturn.pause_topic(%s)", [topic])
-    with at_work(database, applier, topics=[topic, warm], workers=count) as fleet:
+    with shop.steady_workers(), at_work(database, applier, topics=[topic, warm], workers=count) as fleet:
         for number in range(3):
             wanted = fleet.totals.commands + _warm_up(database, warm, f"{number}-", 20 * count)
             while fleet.totals.commands < wanted:

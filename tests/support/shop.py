@@ -213,7 +213,7 @@ def handlers_of(database: Database) -> Applier | None:
 
 
 @contextmanager
-def _steady() -> Iterator[None]:
+def steady_workers() -> Iterator[None]:
     """Make workers as they are once they have run for a while: see STARTS_CAREFULLY."""
     visits.STARTS_CAREFULLY = False
     try:
@@ -227,7 +227,7 @@ def apply_all(
 ) -> Outcome:
     """Drain with a fleet of this process; return its outcome."""
     fleet = Fleet(dsn or database.applier_dsn, handlers or handlers_of(database), drain=True, **options)
-    with _steady():
+    with steady_workers():
         fleet.start()
     assert fleet.wait(60)
     outcome = fleet.end(0)
@@ -247,7 +247,7 @@ def at_work(
 ) -> Iterator[Fleet]:
     """Run a fleet of this process as a daemon while the block runs; steady: as if it had run for a while."""
     fleet = Fleet(dsn or database.applier_dsn, handlers or handlers_of(database), **options)
-    with _steady() if steady else nullcontext():
+    with steady_workers() if steady else nullcontext():
         fleet.start()
     try:
         yield fleet
