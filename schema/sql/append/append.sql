@@ -50,12 +50,11 @@ BEGIN
             EXIT WHEN locked;
             -- No row yet: this is the key's first command, unless another caller's has just committed.
             new_seq := inturn._append_first(topic, key, name, payload, idempotency_key);
-            EXIT WHEN new_seq IS NOT NULL;
+            IF new_seq IS NOT NULL THEN
+                RETURN new_seq;
+            END IF;
         END CASE;
     END LOOP;
-    IF new_seq IS NOT NULL THEN
-        RETURN new_seq;
-    END IF;
 
     -- From here on statements see every earlier append to the key: its caller has committed or is gone.
     IF idempotency_key IS NOT NULL THEN

@@ -1,7 +1,7 @@
 -- Applies ready keys of one topic for a while, then lets the other topics have their turn. Internal to apply.
 --
--- Commits after every batch, and puts back what its targets have set in the session. since: where _begin_pass lets it begin; from there the clock hand follows the claims (see
--- claim).
+-- Commits after every batch, and puts back what its targets have set in the session. since: where _begin_pass lets it
+-- begin; from there the clock hand follows the claims (see claim).
 -- A visit lasts ten times as long as its first batch took, but at least 100 ms and at most a second: so long may a key
 -- wait whose caller committed late, behind the hand. Keys share a transaction only while that stays short: as many as
 -- take about 10 ms, so that a slow handler holds up its own key and no other. How long a key takes is what the quickest

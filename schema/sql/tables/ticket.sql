@@ -13,8 +13,9 @@ CREATE TABLE inturn.ticket (
     marked boolean NOT NULL DEFAULT false,
     PRIMARY KEY (topic, key, epoch)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
--- Of another collation, which orders just the same: so it serves only who asks for it, with topic COLLATE "POSIX". Where few keys
--- are awake it is the smaller index, and the planner would find a key by it, over all that the topic's turns have left there.
+-- Of another collation, which orders just the same: so it serves only queries that ask for it, with topic COLLATE
+-- "POSIX". Where few keys are awake it is the smaller index: the planner would find a key by it, over all that the
+-- topic's turns have left there.
 CREATE INDEX ticket_ready ON inturn.ticket (topic COLLATE "POSIX", ready_at);
 COMMENT ON TABLE inturn.ticket IS 'The keys that are not idle: where each stands, and when it is ready.';
 COMMENT ON COLUMN inturn.ticket.epoch IS 'Counts the turns of the key, and the operators'' moves of its cursor; the fencing token.';

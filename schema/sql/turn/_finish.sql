@@ -23,8 +23,7 @@ BEGIN
     SELECT array_agg(s.locked ORDER BY t.position) INTO locked
     FROM unnest(keys) WITH ORDINALITY t (key, position) LEFT JOIN LATERAL (
         SELECT true AS locked FROM inturn.key_sequence s
-        WHERE s.topic = _finish.topic AND s.key >= t.key AND s.key <= t.key
-        ORDER BY s.key DESC LIMIT 1 FOR UPDATE SKIP LOCKED) s ON true;
+        WHERE s.topic = _finish.topic AND s.key >= t.key AND s.key <= t.key ORDER BY s.key DESC LIMIT 1 FOR UPDATE SKIP LOCKED) s ON true;
 
     -- A statement of its own, whose snapshot is newer than the locks: in the statement above, a command that
     -- was committed while it ran would be missed, and its key would stay idle for good.
