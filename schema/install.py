@@ -12,7 +12,7 @@ import psycopg
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from inturn.schema import locks, privileges, removal, strangers
+from inturn.schema import locks, owners, privileges, removal, strangers
 from inturn.schema.connection import connect
 from inturn.schema.errors import SchemaInUse, SchemaMismatch, SchemaNameRefused, TransactionNeeded
 from inturn.schema.privileges import Report
@@ -36,7 +36,8 @@ def upgrade(
     Args:
         dsn: libpq connection string; what it leaves out comes from the PG* variables.
         schema: the schema's name; the roles are named after it.
-        report: is told of each privilege or role that was not as it must be in a schema that was there.
+        report: is told of each privilege, role or recorded owner that was not as it must be in a schema that
+            was there.
 
     Returns:
         The revision before (None: not installed) and the one now.
@@ -140,6 +141,7 @@ def _upgrade(connection: Connection, schema: str, report: Report | None) -> tupl
         up = partial(walk.up, _runner(connection), schema=schema, installed=before, head=HEAD)
         locks.try_until_free(connection, schema, up)
     privileges.set_right(_asker(connection), _runner(connection), schema, report if before else None)
+    owners.record_anew(_asker(connection), schema, report if before else None)
     return before, HEAD
 
 

@@ -26,13 +26,15 @@ class ClaimedAlone(NamedTuple):
 
 
 def claim_alone(schema: str, topic: str, since: datetime | str, applier_id: str) -> Call[ClaimedAlone | None]:
+    """Return the call that claims a key alone, unless the topic is refused: see _require_target."""
     return Call(
         statement(
             "SELECT key, epoch, ready_at, pg_catalog.pg_postmaster_start_time()::pg_catalog.text, {settings}"
-            " FROM {schema}._claim_alone(%s, %s, %s)",
+            " FROM {schema}._require_target({schema}._settings_of(%s)) t"
+            " CROSS JOIN {schema}._claim_alone(%s, %s, %s) c",
             schema,
         ),
-        (topic, since, applier_id),
+        (topic, topic, since, applier_id),
         first_as(ClaimedAlone),
     )
 

@@ -37,10 +37,9 @@ def apply_batch(
     )
 
 
-def require_target(schema: str, topic: str) -> Call[None]:
-    return Call(
-        statement("SELECT {schema}._require_target({schema}._sql_topic(%s))", schema), (topic,), nothing
-    )
+def require_sql_topic(schema: str, topic: str) -> Call[None]:
+    """Return the call that is refused (IT012) when the topic has no SQL target any more."""
+    return Call(statement("SELECT {schema}._sql_topic(%s)", schema), (topic,), nothing)
 
 
 class AppliedAlone(NamedTuple):

@@ -52,7 +52,7 @@ class Rounds:
         self._stop = stop
         self._bell = bell
         self._ended = ended
-        # Topics that are left out because their target belongs to somebody else than when it was set.
+        # Topics that are left out because their target, or what merges their commands, changed hands.
         self._refused: dict[str, InturnError] = {}
 
     def serve(self, connection: psycopg.Connection[Any]) -> None:

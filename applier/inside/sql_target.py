@@ -53,8 +53,8 @@ class SqlTarget:
 
     def apply_alone(self, connection: psycopg.Connection[Any], since: datetime | str) -> Batch:
         """Claim one ready key by a short lease and take its turn; see take_alone."""
-        # Before the claim, so that no key is charged with a target that is refused.
-        session_of(connection).call(calls.sql_target.require_target(self.schema, self.topic))
+        # Before the claim, so that no key is charged with a target that is another kind by now.
+        session_of(connection).call(calls.sql_target.require_sql_topic(self.schema, self.topic))
         return take_alone(self, connection, since)
 
     def turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:

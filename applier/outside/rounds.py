@@ -20,7 +20,7 @@ from inturn.applier.outside.lanes import Lane, Lanes, Work
 from inturn.applier.outside.leases import Leases
 from inturn.applier.outside.link import SharedConnection
 from inturn.applier.stop import LoopBell, Stop
-from inturn.schema.errors import UnknownTopic
+from inturn.schema.errors import InturnError, OwnerChanged, UnknownTopic, from_database
 
 log = logging.getLogger("inturn.applier")
 
@@ -69,6 +69,8 @@ class OutsideRounds:
         # Whether the bell was rung, and it has not looked since.
         self._heard = False
         self._tallies = tallies
+        # Topics that are left out because what merges their commands belongs to somebody else now.
+        self._refused: dict[str, InturnError] = {}
 
     async def serve_on(self) -> None:
         """Serve, again after a while when the database refused."""
@@ -102,6 +104,8 @@ class OutsideRounds:
             open_lanes = [lane for lane in self._lanes if lane.room and not self._lanes.laden]
             due = None
             if self._drain and await self._is_drained():
+                for refusal in self._refused.values():
+                    raise refusal
                 return
             if open_lanes:
                 topics = [lane.topic for lane in open_lanes]
@@ -161,11 +165,15 @@ class OutsideRounds:
                     )
                 )
             except psycopg.DatabaseError as error:
+                if error.sqlstate == OwnerChanged.sqlstate:
+                    self._leave_out(lane, error)
+                    continue
                 if error.sqlstate != UnknownTopic.sqlstate:
                     raise
                 self._lanes.ask_again()
                 lane.served = False
                 continue
+            self._refused.pop(lane.topic, None)
             # A short claim does not mean that nothing is left: a key may have had nothing to apply, or was
             # held at last. Only an empty one does.
             lane.look = bool(leases)
@@ -177,6 +185,15 @@ class OutsideRounds:
                 work.task = asyncio.create_task(self._take(lane, work))
             found = found or bool(leases)
         return found
+
+    def _leave_out(self, lane: Lane, error: psycopg.DatabaseError) -> None:
+        """Leave a topic out that is refused: nothing was claimed. It is asked again when others are."""
+        refusal = from_database(error, topic=lane.topic)
+        assert refusal is not None  # noqa: S101 - for mypy: OwnerChanged
+        if lane.topic not in self._refused:
+            log.warning("left out: %s", refusal, extra={"topic": lane.topic})
+        self._refused[lane.topic] = refusal
+        lane.look = False
 
     async def _is_drained(self) -> bool:
         """Return whether nothing is ready, nothing in flight, and nobody at work who may append more.

@@ -10,6 +10,7 @@ from inturn.cli.doctor.finding import Facts, Finding
 from inturn.cli.errors import explain
 from inturn.cli.terminal.key_text import shown
 from inturn.cli.terminal.output import age
+from inturn.schema.errors import OwnerChanged
 
 #: After how many seconds a ready key makes it an error that nobody serves its topic: cron may come by every
 #: minute.
@@ -41,6 +42,14 @@ def appliers(facts: Facts) -> Iterator[Finding]:
 
 
 def targets(facts: Facts) -> Iterator[Finding]:
+    for row in facts.rows("SELECT name FROM {schema}.topic t WHERE t.merges ORDER BY name"):
+        try:
+            facts.rows(
+                "SELECT {schema}._require_merges(t)::text AS one FROM {schema}.topic t WHERE t.name = %s",
+                row["name"],
+            )
+        except psycopg.Error as error:
+            yield _refused(error)
     for row in facts.rows("SELECT name FROM {schema}.topic WHERE target LIKE 'sql:%%' ORDER BY name"):
         try:
             found = facts.rows(
@@ -52,8 +61,7 @@ def targets(facts: Facts) -> Iterator[Finding]:
                 row["name"],
             )
         except psycopg.Error as error:
-            says = explain(error)[0].partition(". ")[0]
-            yield Finding("error", says, "Create it, or look at what it does now, and set the topic's target")
+            yield _refused(error)
             continue
         if not found[0]["granted"]:
             function = found[0]["function"]
@@ -63,6 +71,13 @@ def targets(facts: Facts) -> Iterator[Finding]:
                 "Grant it, unless the appliers' logins have it otherwise",
                 (f"GRANT EXECUTE ON FUNCTION {function} TO {facts.schema}_applier",),
             )
+
+
+def _refused(error: psycopg.Error) -> Finding:
+    says, _, remedy = explain(error)[0].partition(". ")
+    if error.sqlstate != OwnerChanged.sqlstate:
+        remedy = "Create it, or look at what it does now, and set the topic's target"
+    return Finding("error", says, remedy)
 
 
 def _known(facts: Facts, topic: str) -> bool:

@@ -31,6 +31,7 @@ _CHANGES = {
     "ALTER ROLE": "powers taken away from roles",
     "REVOKE": "privileges taken away that nobody should have so",
     "GRANT": "privileges granted that roles lacked",
+    "SELECT": "targets and merge functions called again, whose owners were recorded on another server",
 }
 
 

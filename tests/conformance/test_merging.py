@@ -10,6 +10,9 @@ from support import merging, shop
 from support.database import Database, until
 from support.subjects import KINDS, TOPIC, Subject, open_topic
 
+from inturn.applier import Fleet
+from inturn.schema.errors import OwnerChanged
+
 RULES = (
     ("insert", "update", "sql:app.combine"),
     ("update", "update", "last"),
@@ -88,4 +91,29 @@ def test_what_cannot_be_merged_is_charged_to_its_key_and_taken_as_it_stands(
     assert [(key, outcome) for key, outcome, _ in failed] == [("a", "retrying")]
     assert "commands 1 and 2 could not be merged by sql:app." in failed[0][2]
     assert merging.merges(database, "a") == []
+    assert merging.violations(database) == []
+
+
+@pytest.mark.parametrize("steady", [True, False], ids=["together", "alone"])
+def test_a_function_that_changed_hands_leaves_the_topic_out_and_charges_nobody(
+    database: Database, subject: Subject, steady: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inturn.applier.inside.visits.STARTS_CAREFULLY", not steady)
+    merging.append(database, "one", "insert", "update")
+    other = f"other_{database.name}"
+    database.administer(f"CREATE ROLE {other}")
+    database.administer(
+        f"ALTER FUNCTION app.combine(inturn.command, inturn.command) OWNER TO {other};"
+        f" GRANT USAGE ON SCHEMA app TO {other}"
+    )
+    fleet = Fleet(database.applier_dsn, subject.handlers, drain=True)
+    fleet.start()
+    assert fleet.wait(60)
+    assert isinstance(fleet.end(1).error, OwnerChanged)
+    assert subject.effects(database, "one") == []
+    assert database.execute("SELECT applied_seq, attempts, epoch FROM inturn.key_cursor") == [(0, 0, 0)]
+    database.execute("SELECT inturn.merge_rule(%s, %s, %s, %s)", [TOPIC, *RULES[0]])
+    with shop.at_work(database, subject.handlers, steady=steady):
+        until(lambda: _applied(database), "all of it")
+    assert subject.effects(database, "one") == [2]
     assert merging.violations(database) == []

@@ -48,6 +48,8 @@ def switched(blue: Database, green: Database) -> None:
         patience=120,
     )
     green.administer("DROP SUBSCRIPTION moving")
+    # Who owns targets is recorded as blue's roles.
+    assert run_inturn(green.dsn, "upgrade")[0] == 0
     # A sequence of the service's own, which nobody copies either.
     green.execute("SELECT setval('app.witness_id_seq', max(id)) FROM app.witness")
 

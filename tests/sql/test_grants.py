@@ -222,7 +222,7 @@ APPLIER_STEPS = {
     *("_has_others", "_count_held"),
     *("_read_batch", "_check_lease", "_lease_claimed", "_settings_of", "_prune_idle"),
     *("_commands_to_merge", "_merge_rules", "_save_merges", "_planned_end"),
-    "_merge_owner",
+    "_merge_functions",
 }
 #: What it may call and runs as itself: what calls a target, and what only computes.
 APPLIER_OWN = {
@@ -236,6 +236,9 @@ APPLIER_OWN = {
         "_require_target",
         "_target_refusal",
         "_require_owner",
+        "_require_merges",
+        "_role_id",
+        "_trusted_merge",
         "_leave_out",
         "_warn_superuser",
     ),

@@ -157,7 +157,8 @@ def test_one_that_is_no_target_is_refused_and_fails_the_commands_of_a_topic_that
         assert problem in said.message
         assert hint in said.hint
     database.execute(
-        "UPDATE inturn.topic SET target = 'sql:app.many', target_owner = current_user, max_attempts = 1"
+        "UPDATE inturn.topic SET target = 'sql:app.many', target_owner = current_user,"
+        " target_owner_id = inturn._role_id(current_user::regrole), max_attempts = 1"
     )
     _append(database, "a", "insert", "insert")
     assert database.execute("CALL inturn.apply()") == [(0, 1)]

@@ -59,7 +59,8 @@ def test_create_topic_and_set_topic_refuse_it(database: Database, kind: str) -> 
 def test_a_topic_that_has_it_fails_its_commands(database: Database, kind: str) -> None:
     """Not by create_topic: the target was another function then, or the database's inturn an older one."""
     database.execute(
-        "UPDATE inturn.topic SET target = 'sql:app.f', target_owner = current_user, max_attempts = 1"
+        "UPDATE inturn.topic SET target = 'sql:app.f', target_owner = current_user,"
+        " target_owner_id = inturn._role_id(current_user::regrole), max_attempts = 1"
     )
     database.execute("SELECT inturn.append('plain', 'a', 'insert')")
     assert database.execute("CALL inturn.apply()") == [(0, 1)]

@@ -29,6 +29,10 @@ BEGIN
     LOOP
         EXIT WHEN taken >= max_keys;
         settings := inturn._settings_of(served.name);
+        IF settings.merges THEN
+            CONTINUE WHEN cardinality(topics) > 1 AND inturn._leave_out(settings, '{}');
+            PERFORM inturn._require_merges(settings);
+        END IF;
         FOR claimed IN SELECT * FROM inturn.claim(served.name, served.hand, max_keys - taken) LOOP
             SELECT * INTO begun FROM inturn._lease_claimed(
                 served.name, claimed.key, claimed.epoch, lease, applier, one_by_one,

@@ -20,9 +20,11 @@ AS $$
 -- Where the topic has merge rules, of commands that were merged only the last one comes, with what they became: a key's
 -- numbers may jump then, and advance takes them so.
 -- A key that itself makes its claim fail is put off (see _put_off): the others are claimed.
+-- A topic whose commands a function merges that belongs to somebody else than when its rule was set is left out, with a warning;
+-- where it is the only one, IT013 is raised.
 -- Runs as the applier; what claims, leases and reads, each for itself, as the schema's owner.
--- Locks the keys' tickets, skipping locked ones; what _begin_saved_pass locks. Raises IT001, IT031 outside READ
--- COMMITTED, 22004 without topics, 22023 for a max_keys or a lease that cannot be.
+-- Locks the keys' tickets, skipping locked ones; what _begin_saved_pass locks. Raises IT001, IT031 outside READ COMMITTED,
+-- 22004 without topics, 22023 for a max_keys or a lease that cannot be, and IT013: see above. Then nothing was claimed.
 #variable_conflict use_variable
 DECLARE
     who constant text := coalesce(applier, 'sql:' || pg_backend_pid());
@@ -42,8 +44,8 @@ BEGIN
     BEGIN
         RETURN QUERY SELECT * FROM inturn._claim_leases(topics, max_keys, lease, who, false);
     EXCEPTION WHEN OTHERS THEN
-        IF SQLSTATE LIKE '40%' OR SQLSTATE IN ('53100', '55P03') THEN
-            RAISE; -- no key's fault: see _try_lease
+        IF SQLSTATE LIKE '40%' OR SQLSTATE IN ('53100', '55P03', 'IT013') THEN
+            RAISE; -- no key's fault: see _try_lease, _require_merges
         END IF;
         -- None of its rows has been returned: a function in FROM returns them all or none.
         RETURN QUERY SELECT * FROM inturn._claim_leases(topics, max_keys, lease, who, true);

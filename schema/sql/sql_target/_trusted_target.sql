@@ -10,7 +10,7 @@ DECLARE
     resolved constant regprocedure := inturn._target_function(settings.name, settings.target);
 BEGIN
     PERFORM inturn._require_owner(format('the target of topic %L', settings.name), resolved, settings.target_owner,
-        format('SELECT inturn.set_topic(%L, target => %L).', settings.name, settings.target));
+        settings.target_owner_id, format('SELECT inturn.set_topic(%L, target => %L).', settings.name, settings.target));
     RETURN resolved;
 END
 $$;

@@ -14,8 +14,7 @@ AS $$
 -- failed.
 -- Announces itself at its start and every few seconds (see list_appliers).
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
--- Leaves a topic out, with a warning, whose target belongs to somebody else than when it was set. Any number may run at
--- once. Locks and raises what apply_batch does.
+-- Leaves a topic out, with a warning, whose target, or a function that merges its commands, belongs to somebody else than when it was set. Any number may run at once. Locks and raises what apply_batch does.
 DECLARE
     stop_at timestamp with time zone := coalesce(
         pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(
@@ -45,7 +44,7 @@ BEGIN
         pass := inturn._begin_saved_pass(topics, pass);
         COMMIT AND CHAIN;
         FOR served IN 1 .. pg_catalog.cardinality(pass.found) LOOP
-            IF inturn._leave_out(pass.found[served], left_out) THEN
+            IF inturn._leave_out(inturn._sql_topic(pass.found[served]), left_out) THEN
                 left_out := pg_catalog.array_append(left_out, pass.found[served]);
                 CONTINUE;
             END IF;

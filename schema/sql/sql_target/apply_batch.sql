@@ -20,11 +20,12 @@ AS $$
 -- take_lost: false, lost: an applier was lost with one of the keys in hand (see claim). Nothing was changed, as with
 -- redo.
 -- Locks: tickets (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
--- Raises IT001, IT012 for a topic without a SQL target, IT013 where the target belongs to somebody else than when it
--- was set (then nothing was claimed), and what claim, finish and fail raise. A target that is not there fails the
--- commands, as one that raises does: the other topics go on.
+-- Raises IT001, IT012 for a topic without a SQL target, IT013 where the target of ready keys, or a function that merges their commands,
+-- belongs to somebody else than when it was set (then nothing was claimed), and what claim, finish and fail raise. A target that is not
+-- there fails the commands, as one that raises does: the other topics go on.
 DECLARE
-    settings inturn.topic;
+    settings constant inturn.topic := inturn._sql_topic(topic);
+    target pg_catalog.regprocedure;
     claimed pg_catalog.record;
     fresh pg_catalog.record;
     began_at timestamp with time zone; leave_at timestamp with time zone; cut boolean;
@@ -34,8 +35,6 @@ DECLARE
     failed_keys pg_catalog.text[] := '{}';
 BEGIN
     keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0'; lost := false;
-    settings := inturn._require_target(inturn._sql_topic(topic));
-
     SELECT pg_catalog.array_agg(c.key) AS keys, pg_catalog.array_agg(c.applied_seq) AS applied_seqs,
            pg_catalog.array_agg(c.epoch) AS epochs, pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1) AS from_seqs,
            pg_catalog.array_agg(c.attempts) AS attempts, pg_catalog.max(c.attempts) OPERATOR(pg_catalog.>) 0 AS any_failed,
@@ -44,6 +43,7 @@ BEGIN
     IF claimed.keys IS NULL THEN
         RETURN;
     END IF;
+    target := inturn._require_target(settings); -- once, as late as may be; refused, the claim goes too
     keys := pg_catalog.cardinality(claimed.keys);
     hand := claimed.ready_at;
     IF claimed.lost AND NOT take_lost THEN
@@ -81,10 +81,10 @@ BEGIN
     END IF;
     BEGIN
         IF settings.merges THEN
-            EXECUTE inturn._target_query(settings, '_turn_commands') INTO called, done_seqs, commands
+            EXECUTE inturn._target_query(settings, '_turn_commands', target) INTO called, done_seqs, commands
             USING topic, fresh.keys, fresh.epochs, fresh.applied_seqs, settings.batch_commands, 1, leave_at;
         ELSE
-            EXECUTE inturn._target_query(settings, '_batch_commands') INTO called, done_seqs, commands
+            EXECUTE inturn._target_query(settings, '_batch_commands', target) INTO called, done_seqs, commands
             USING topic, fresh.keys, claimed.first_at, claimed.ready_at, settings.batch_commands, 1, leave_at;
         END IF;
         SELECT * INTO done_seqs, commands FROM inturn._reached(fresh.keys, fresh.applied_seqs, called, done_seqs);

@@ -44,7 +44,8 @@ CREATE TABLE inturn.topic (
         CHECK (retain_idempotency >= '0'),
     forget_idle_after interval
         CHECK (forget_idle_after >= retain),
-    target_owner text
+    target_owner text,
+    target_owner_id text
 );
 -- For every pass of an applier: mostly there is none.
 CREATE INDEX topic_arrival ON inturn.topic (name) WHERE numbering = 'arrival';
@@ -71,3 +72,4 @@ COMMENT ON COLUMN inturn.topic.retain IS 'How long after its turn a command is k
 COMMENT ON COLUMN inturn.topic.retain_idempotency IS 'How long at least a command with an idempotency key is kept after its append; NULL: as long as any other.';
 COMMENT ON COLUMN inturn.topic.forget_idle_after IS 'A key that has been idle for this long is removed; NULL: never.';
 COMMENT ON COLUMN inturn.topic.target_owner IS 'The owner of the function of a SQL target when it was set: once it belongs to somebody else it is not called.';
+COMMENT ON COLUMN inturn.topic.target_owner_id IS 'Which role that is, whatever it is named by now: its server''s identifier and its oid.';

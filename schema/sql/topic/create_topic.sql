@@ -25,21 +25,21 @@ DECLARE
     topic inturn.topic :=
         ROW(name, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, clock_timestamp(),
             on_exhausted, NULL, NULL, numbering, first_seq, max_ahead, gap_timeout, lease, max_in_flight, timeout, max_pending, false, false,
-            retain, retain_idempotency, forget_idle_after, NULL);
+            retain, retain_idempotency, forget_idle_after, NULL, NULL);
 BEGIN
     IF target <> 'python' THEN
         PERFORM inturn._require_admin(name, 'a target but python');
     END IF;
     PERFORM inturn._check_topic(topic);
-    topic.target_owner := inturn._target_owner(name, target);
+    SELECT o.owner, o.owner_id INTO topic.target_owner, topic.target_owner_id FROM inturn._target_owner(name, target) o;
     INSERT INTO inturn.topic SELECT topic.* ON CONFLICT DO NOTHING;
     IF FOUND THEN
         PERFORM inturn._record_action(name, '', NULL, 'create', NULL, NULL, to_jsonb(topic));
         RETURN true;
     END IF;
     PERFORM FROM inturn.topic t WHERE t.name = topic.name
-        AND to_jsonb(t) - '{created_at,paused_at,paused_until,callers_granted,merges,target_owner}'::text[]
-            = to_jsonb(topic) - '{created_at,paused_at,paused_until,callers_granted,merges,target_owner}'::text[];
+        AND to_jsonb(t) - '{created_at,paused_at,paused_until,callers_granted,merges,target_owner,target_owner_id}'::text[]
+            = to_jsonb(topic) - '{created_at,paused_at,paused_until,callers_granted,merges,target_owner,target_owner_id}'::text[];
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'IT010',
             MESSAGE = format('topic %L exists already, with other settings', name),

@@ -12,7 +12,7 @@ DECLARE
     last constant text := CASE WHEN c.attempts > 0 THEN '. ' || failed ELSE '' END || CASE WHEN c.claimed_by IS NULL THEN '' ELSE
         format('. The lease of %s ran out at %s: the claim that takes the key counts that as a failed attempt, unless it is heard of before',
                inturn._describe_lease(c), to_char(c.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END;
-    refused constant text := inturn._target_refusal(t);
+    refused constant record := inturn._target_refusal(t);
     serving jsonb;
     down jsonb;
 BEGIN
@@ -20,9 +20,9 @@ BEGIN
         RETURN QUERY SELECT 'broken', next.created_at, format('It is idle although command %s is pending, which should never be: '
             'please report it', inturn._name_command(next)), 'inturn verify --topic {topic} --key {key}', jsonb_build_object('seq', next.seq);
         RETURN;
-    ELSIF refused IS NOT NULL THEN
-        RETURN QUERY SELECT 'target_refused', c.ready_at, upper(left(refused, 1)) || substr(refused, 2) || last,
-            format('inturn topic set {topic} --target %s  # by a deployer, who has looked at what it does now', t.target),
+    ELSIF refused.says IS NOT NULL THEN
+        RETURN QUERY SELECT 'target_refused', c.ready_at, upper(left(refused.says, 1)) || substr(refused.says, 2) || last,
+            refused.to_do,
             jsonb_build_object('target', t.target, 'owner', t.target_owner);
         RETURN;
     END IF;
