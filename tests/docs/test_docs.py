@@ -3,6 +3,7 @@
 A line above a block of code says what is done with it:
 
     <!-- run -->            console: its commands print what is shown; sql, python: it runs without error
+    <!-- run: LOGIN -->     sql: the same, as app, worker or ops, rather than who owns the database
     <!-- run until -->      console: the same, asked again until it prints that
     <!-- file: NAME -->     it is what this file holds from here on
     <!-- not run: WHY -->   nothing
@@ -10,8 +11,8 @@ A line above a block of code says what is done with it:
 
 All blocks of a page share one shell in a folder of their own, and a database `shop`. What a page takes for
 granted is in a comment at its top: `<!-- prepare`, shell commands, `-->`. INTURN_DSN names the login that
-owns the database, which is no superuser; in a page that says so each command of inturn has a login of its
-own, as docs/how-to/give-each-process-a-login.md has it.
+owns the database, which is no superuser; in the how-to pages each command of inturn has a login of its own,
+as docs/how-to/give-each-process-a-login.md has it: a page that takes more rights than it says fails.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from click.testing import CliRunner
 from psycopg.conninfo import make_conninfo
 from support.database import Database, until
 from support.place import DOCS, ROOT
+from support.roles import DEPLOYER, OWNER
 from support.sentences import broken, pages
 from support.server import Server
+from support.statements import login_of
 
 import inturn.applier
 import inturn.outbox
@@ -39,12 +42,13 @@ from inturn.cli.exit_codes import ExitCode
 from inturn.cli.main import cli
 from inturn.schema.errors import BY_SQLSTATE
 from inturn.schema.receiver import receiver_roles_script
-from inturn.schema.source import roles_script
+from inturn.schema.source import roles_script, statements
 
 PAGES = sorted(
     [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")), *DOCS.rglob("*.md")]
 )
 REFERENCE = ROOT / "docs" / "reference"
+HOW_TO = DOCS / "how-to"
 
 _BLOCK = re.compile(
     r"^(?:<!-- (?P<verb>run until|run|file|not run|help)(?:: (?P<what>[^\n]+?))? -->\n\n?)?"
@@ -76,20 +80,24 @@ class Block:
     language: str
     text: str
     line: int
+    #: What the page takes for granted from there on.
+    prepare: tuple[str, ...]
 
 
 def _blocks(page: Path) -> list[Block]:
-    text = page.read_text()
-    return [
-        Block(
+    text, end, blocks = page.read_text(), 0, []
+    for found in _BLOCK.finditer(text):
+        block = Block(
             found["verb"] or "",
             found["what"] or "",
             found["language"],
             found["text"],
             text.count("\n", 0, found.start("language")) + 1,
+            tuple(_PREPARE.findall(text, end, found.start())),
         )
-        for found in _BLOCK.finditer(text)
-    ]
+        blocks.append(block)
+        end = found.end()
+    return blocks
 
 
 def _dialogue(text: str) -> Iterator[tuple[str, str]]:
@@ -171,6 +179,8 @@ class Shell:
 def shop(server: Server) -> Iterator[Database]:
     """The database that the pages call shop, without the schema, and the logins that a DBA made for it."""
     database = Database(server, "shop")
+    there = "SELECT rolname::text FROM pg_roles"
+    before = database.execute(there)
     database.execute(roles_script())
     database.execute(receiver_roles_script())
     for name, role in LOGINS.items():
@@ -178,7 +188,11 @@ def shop(server: Server) -> Iterator[Database]:
             database.administer(f"CREATE ROLE {name} LOGIN {role}")
     database.administer(_DEPLOYER)
     yield database
+    made = [name for (name,) in database.execute(there) if (name,) not in before and name not in LOGINS]
     database.drop()
+    with server.connect() as admin:
+        for name in made:  # by the page
+            admin.execute(f"DROP ROLE {name}")
 
 
 @pytest.fixture
@@ -210,7 +224,7 @@ _DEPLOYER = """
 
 def _own_logins() -> str:
     """Return what the pages have in their shell that link to it."""
-    (block,) = (b for b in _blocks(DOCS / "how-to" / "give-each-process-a-login.md") if b.what == "logins.sh")
+    (block,) = (b for b in _blocks(HOW_TO / "give-each-process-a-login.md") if b.what == "logins.sh")
     return block.text
 
 
@@ -227,13 +241,12 @@ def _runs(page: Path) -> bool:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [p for p in PAGES if _runs(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_commands_print_what_the_page_shows(page: Path, shell: Shell, tmp_path: Path) -> None:
-    own = "give-each-process-a-login.md#in-the-other-pages" in page.read_text()
-    shell.run(_own_logins() if own else "export APP_DSN=$INTURN_DSN WORKER_DSN=$INTURN_DSN")
-    for commands in _PREPARE.findall(page.read_text()):
-        printed, status = shell.run(commands)
-        assert status == 0, printed
+    shell.run(_own_logins() if page.parent == HOW_TO else "export APP_DSN=$INTURN_DSN WORKER_DSN=$INTURN_DSN")
     for block in _blocks(page):
         where = f"{page.relative_to(ROOT)}:{block.line}"
+        for commands in block.prepare:
+            printed, status = shell.run(commands)
+            assert status == 0, f"{where}:\n{printed}"
         if block.verb == "file":
             (tmp_path / block.what).write_text(block.text)
         elif block.verb in {"run", "run until"} and block.language == "console":
@@ -241,13 +254,26 @@ def test_commands_print_what_the_page_shows(page: Path, shell: Shell, tmp_path: 
                 _check(shell, command, shown, where, again=block.verb == "run until")
         elif block.verb == "run":
             program = {
-                "sql": 'psql -qX -v ON_ERROR_STOP=1 "$INTURN_DSN"',
+                "sql": f'psql -qX -v ON_ERROR_STOP=1 "${block.what.upper() or "INTURN"}_DSN"',
                 "python": "python",
                 "sh": "bash -eu",
             }
             (tmp_path / "block").write_text(block.text)
             printed, status = shell.run(f"{program[block.language]} < block")
             assert status == 0, f"{where}:\n{printed}"
+
+
+@pytest.mark.parametrize("page", sorted(HOW_TO.glob("*.md")), ids=lambda p: p.name)
+def test_a_how_to_has_its_deployer_do_nothing_that_is_a_roles(page: Path) -> None:
+    """Whatever it shows of SQL and psql: commands of inturn have their logins by what the pages share."""
+    shown: list[str] = []
+    for block in _blocks(page):
+        if block.language == "sql" and block.verb == "run" and not block.what:
+            shown += statements(block.text)
+        elif block.language == "console" and block.verb in {"run", "run until"}:
+            commands = [command for command, _ in _dialogue(block.text)]
+            shown += [each for each in commands if re.search(r'\bpsql\b.*"\$INTURN_DSN(?! user=)', each)]
+    assert {each: login_of(each) for each in shown if login_of(each) not in {OWNER, DEPLOYER}} == {}
 
 
 def _check(shell: Shell, command: str, shown: str, where: str, *, again: bool) -> None:
@@ -426,7 +452,7 @@ def test_settings_reference_has_every_setting_and_its_default(database: Database
         "SELECT column_name::text, trim(both '''' FROM split_part(column_default, '::', 1))"
         " FROM information_schema.columns WHERE table_schema = 'inturn' AND table_name = 'topic'"
         " AND column_name NOT IN ('name', 'created_at', 'paused_at', 'paused_until', 'callers_granted',"
-        " 'merges', 'target_owner')"
+        " 'merges', 'target_owner', 'target_owner_id')"
     )
     text = (REFERENCE / "settings.md").read_text()
     shown = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", text, re.MULTILINE)
