@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from support.database import Database, until
 from support.process import run_apply
+from support.roles import OWNER
 from support.shop import (
     TOPIC,
     append,
@@ -178,7 +179,7 @@ def test_a_batch_that_fails_late_still_moves_its_key_on(
     monkeypatch.setattr("inturn.applier.inside.python.narrowing.SLOW_SECONDS", 0.1)
     open_shop(database, settings="max_attempts => 1")
     append(database, "a", "insert", "insert", "insert", "bad", "insert")
-    connection = database.connect()
+    connection = database.connect(user=OWNER)
 
     def say(commands: list[Command]) -> None:
         connection.execute("SELECT pg_sleep(0.2)")

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from standardwebhooks import Webhook
 from support.database import Database
+from support.roles import OWNER
 
 from inturn.applier import headers as names
 from inturn.applier.receiver import Received, receive
@@ -241,7 +242,7 @@ def twice(receiver: Database, seq: int, connection: Any, commit: Callable[[], No
 
 def test_accept_on_psycopg_whatever_its_rows(receiver: Database) -> None:
     for seq, rows in enumerate((tuple_row, dict_row, scalar_row), 1):
-        connection = receiver.connect(autocommit=False, row_factory=rows)
+        connection = receiver.connect(autocommit=False, row_factory=rows, user=OWNER)
         twice(receiver, 2 * seq, connection, connection.commit)
         if rows is not scalar_row:
             twice(receiver, 2 * seq + 1, connection.cursor(), connection.commit)
@@ -278,7 +279,7 @@ def test_accept_async(receiver: Database) -> None:
 
 
 def test_accept_outside_a_transaction_is_refused_before_anything_is_accepted(receiver: Database) -> None:
-    connection = receiver.connect(autocommit=True)
+    connection = receiver.connect(autocommit=True, user=OWNER)
     engine = create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(receiver.dsn), poolclass=NullPool
     )
@@ -314,7 +315,7 @@ def test_accept_async_outside_a_transaction_is_refused(receiver: Database) -> No
 
 def test_accept_in_another_schema(receiver: Database) -> None:
     upgrade_receiver(receiver.dsn, schema="elsewhere")
-    with receiver.connect(autocommit=False) as connection:
+    with receiver.connect(autocommit=False, user=OWNER) as connection:
         assert numbered(1).accept(connection, schema="elsewhere")
     assert receiver.execute("SELECT seq FROM elsewhere.accepted") == [(1,)]
     assert receiver.execute("SELECT 1 FROM inturn.accepted") == []
@@ -322,7 +323,7 @@ def test_accept_in_another_schema(receiver: Database) -> None:
 
 def test_what_the_database_says_comes_in_the_drivers_words(empty_database: Database) -> None:
     with pytest.raises(psycopg.errors.InvalidSchemaName):
-        numbered(1).accept(empty_database.connect(autocommit=False))
+        numbered(1).accept(empty_database.connect(autocommit=False, user=OWNER))
 
 
 def test_the_payload_is_made_anew(receiver: Database) -> None:

@@ -12,7 +12,7 @@ import pytest
 from support.database import Database, until
 from support.oracle import Oracle
 from support.race import replace_in
-from support.roles import APPLIER
+from support.roles import APPLIER, OWNER
 
 from inturn.applier import Applier, Batch, Command, Fleet
 from inturn.applier.inside.batch import OLDEST, Target
@@ -69,7 +69,7 @@ def fleet_of(database: Database, target: Target) -> Fleet:
 @contextmanager
 def long_turn(database: Database, key: str = "x") -> Iterator[None]:
     """Keep the command `hang` of a key waiting until its turn has lasted over a second."""
-    with database.connect(autocommit=False) as gate:
+    with database.connect(autocommit=False, user=OWNER) as gate:
         gate.execute("SELECT FROM app.gate WHERE key = %s FOR UPDATE", [key])
         yield
         until(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from support.roles import OWNER
 
 from bench.ground import Ground
 from bench.planting import plant
@@ -59,7 +60,7 @@ def measure(ground: Ground) -> Section:
         for case in cases:
             database = stack.enter_context(ground.database())
             plant(database, "python", **case.rows)
-            connections[case.name] = database.connect(autocommit=False)
+            connections[case.name] = database.connect(autocommit=False, user=OWNER)
         for claim in _CLAIMS:
             found = _figures(connections, claim, rounds)
             for case in cases:

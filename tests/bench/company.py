@@ -14,6 +14,7 @@ import psycopg
 from support import bad_company, bad_outside, shop
 from support.b_server import B
 from support.database import Database, until
+from support.roles import OWNER
 
 from bench.ground import Ground
 from bench.section import Section, ratio
@@ -207,7 +208,7 @@ def _threads(work: Callable[[threading.Event], None]) -> Iterator[None]:
 @contextmanager
 def _other_lock(database: Database) -> Iterator[None]:
     """Hold the lock that the fault with a lock_timeout waits for."""
-    with database.connect() as connection:
+    with database.connect(user=OWNER) as connection:
         connection.execute("SELECT pg_advisory_lock(77)")
         yield
 

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from support.database import Database
+from support.roles import OWNER
 
 from bench.ground import Ground, fill
 from bench.section import Section, ratio
@@ -85,7 +86,7 @@ def _section(ground: Ground, count: int, samples: dict[str, list[_Cost]]) -> Sec
 def _cost(database: Database, statement: str, keys: Sequence[str]) -> _Cost:
     """Run a statement for each key, in transactions of their own on a new connection."""
     # There was no checkpoint since the database was made, after which whole pages would go into the WAL.
-    with database.connect() as connection:
+    with database.connect(user=OWNER) as connection:
         query = sql.SQL(statement)
         _run(connection, query, keys[:_WARMING])
         wal, cpu = _wal_at(connection), cpu_of(connection)

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 from support.database import Database
+from support.roles import OWNER
 
 from inturn.applier import Applier, Command, Fleet
 from inturn.outbox import append
@@ -111,7 +112,7 @@ def claim_milliseconds(database: Database, waiting: int) -> float:
         [waiting],
     )
     times = []
-    connection = database.connect(autocommit=False)
+    connection = database.connect(autocommit=False, user=OWNER)
     for _ in range(300):
         started_at = time.monotonic()
         connection.execute("SELECT * FROM inturn.claim('claim')").fetchall()
@@ -123,7 +124,7 @@ def claim_milliseconds(database: Database, waiting: int) -> float:
 def drain_under_snapshot(database: Database, seconds: float) -> tuple[float, float]:
     """Return the keys a second at the start and at the end of a drain while a snapshot is held."""
     append_commands(database, "orders", 400_000, 400_000, "snapshot")
-    holder = database.connect(autocommit=False)
+    holder = database.connect(autocommit=False, user=OWNER)
     holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     holder.execute("SELECT txid_current(), count(*) FROM inturn.topic")
     rates = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import psycopg
 from support.database import Database
+from support.roles import OWNER
 
 #: Of every kind of key but the deep one: the key, and a command.
 _KEYS = """
@@ -48,7 +49,7 @@ _ROWS = {"ready": _KEYS + _READY, "idle": _KEYS + _IDLE, "held": _KEYS + _HELD, 
 def plant(database: Database, topic: str, **counts: int) -> None:
     """Plant ready, idle or held keys, so many of each, or one deep key with so many commands."""
     # Its cursors put parameters in themselves: a server takes one statement at a time with parameters.
-    with database.connect(cursor_factory=psycopg.ClientCursor) as connection:
+    with database.connect(cursor_factory=psycopg.ClientCursor, user=OWNER) as connection:
         for kind, count in counts.items():
             connection.execute(_ROWS[kind], {"topic": topic, "kind": kind, "count": count})
     database.execute("VACUUM (ANALYZE)")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from support.database import Database
+from support.roles import OWNER
 
 from bench.callers import append_script, at_call
 from bench.ground import Ground
@@ -97,7 +98,7 @@ def _pruning(database: Database, pause: float) -> Iterator[None]:
     over = threading.Event()
 
     def prune() -> None:
-        with database.connect() as connection:
+        with database.connect(user=OWNER) as connection:
             while not over.wait(pause):
                 connection.execute("CALL inturn.prune()")
 

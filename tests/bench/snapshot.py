@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from support.roles import OWNER
+
 from bench import plot
 from bench.callers import Callers, append_script, at_call
 from bench.ground import Ground
@@ -101,7 +103,7 @@ def _run(
             script, clients = append_script(kind.topic, load.keys), load.clients(len(kinds))
             callers.append(stack.enter_context(at_call(database, script, clients=clients, seconds=longest)))
         time.sleep(_WARMING)
-        holder = database.connect(autocommit=not hold)
+        holder = database.connect(autocommit=not hold, user=OWNER)
         if hold:
             holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         holder.execute("SELECT count(*) FROM inturn.topic")

@@ -14,6 +14,7 @@ from datetime import timedelta
 
 from psycopg import sql
 from support.database import Database
+from support.roles import OWNER
 
 from bench.cost import cpu_of
 from bench.ground import Ground
@@ -108,7 +109,7 @@ def _live(ground: Ground, scale: float, a_day: int, keys: int, parked: int) -> _
 
 def _work(database: Database, a_day: int, keys: int, oldest: timedelta | None) -> int:
     """Do a day's work, and prune what is older; return the nanoseconds of the backend."""
-    with database.connect() as connection:
+    with database.connect(user=OWNER) as connection:
         connection.execute(
             "SELECT count(inturn.append('orders', 'k' || (1 + random() * (%s - 1))::integer, 'insert',"
             " '{\"amount\": 1}')) FROM generate_series(1, %s)",
@@ -130,7 +131,7 @@ def _look(database: Database, name: str, table: _Table, scale: float, *, counts:
         table.sizes.append(_size(database, name))
     if dead <= _THRESHOLD + scale * live:
         return
-    with database.connect() as connection:
+    with database.connect(user=OWNER) as connection:
         before = cpu_of(connection)
         connection.execute(sql.SQL("VACUUM {}").format(sql.Identifier("inturn", name)))
         if counts:

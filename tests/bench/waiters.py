@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 from psycopg import sql
 from support.database import Database
+from support.roles import OWNER
 
 from bench.cost import cpu_of
 from bench.ground import Ground, fill
@@ -51,9 +52,9 @@ def _drain(database: Database, waits: int, listening: int) -> int:
     database.execute("UPDATE inturn.waiter SET until = now() + interval '1 hour'")
     with ExitStack() as stack:
         for number in range(listening):
-            waiter = stack.enter_context(database.connect())
+            waiter = stack.enter_context(database.connect(user=OWNER))
             row = waiter.execute("SELECT inturn._wait_channel('orders', %s)", [f"waited{number}"]).fetchone()
             waiter.execute(sql.SQL("LISTEN {}").format(sql.Identifier(row[0] if row else "")))
-        applier = stack.enter_context(database.connect())
+        applier = stack.enter_context(database.connect(user=OWNER))
         applier.execute("CALL inturn.apply()")
         return cpu_of(applier)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from support.database import Database, set_revision, until
-from support.roles import OPERATOR, members, with_login
+from support.roles import OPERATOR, OWNER, members, with_login
 from support.terminal import EVIL, on_terminal
 
 INTURN = Path(sys.executable).parent / "inturn"
@@ -291,7 +291,7 @@ def test_dsn_wins_over_the_environment_and_may_follow_the_command(
 
 
 def test_libpqs_own_variables_name_the_database(database: Database) -> None:
-    info = database.connect().info
+    info = database.connect(user=OWNER).info
     variables = {
         "PGHOST": info.host,
         "PGPORT": str(info.port),

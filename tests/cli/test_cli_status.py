@@ -10,7 +10,7 @@ import pytest
 from support.database import Database
 from support.plans import explain, nodes
 from support.process import inturn_apply, run_inturn
-from support.roles import APPLIER
+from support.roles import APPLIER, OWNER
 from support.shop import append, gate_shut, open_shop, wait_at_gate
 from support.terminal import Terminal
 
@@ -123,7 +123,7 @@ def test_the_recent_turns_are_found_without_reading_the_old_ones(database: Datab
     recent = source[source.index("SELECT r.topic") : source.index("GROUP BY")] + "GROUP BY r.topic"
     if analyzed:
         database.execute("ANALYZE inturn.turn")
-    with database.connect(autocommit=False) as connection:
+    with database.connect(autocommit=False, user=OWNER) as connection:
         connection.execute("SET enable_seqscan = off")
         plan = explain(connection, recent.replace("recent", "interval '5 min'"))
     assert "turn_finished" in [step.get("Index Name") for step in nodes(plan)]

@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from support.database import Database, until
 from support.logins import login
 from support.place import DOCS
-from support.roles import APPLIER
+from support.roles import APPLIER, OWNER
 from support.server import DEBIAN_BINARIES, Server
 
 PAGE = (DOCS / "how-to" / "run-from-cron.md").read_text()
@@ -161,7 +161,7 @@ def test_what_was_done_is_a_line_in_the_log_and_no_mail(crontab: Crontab) -> Non
 
 def test_overlapping_runs_share_the_keys_and_need_no_flock(crontab: Crontab) -> None:
     crontab.append("x", "insert", "wait", "insert")
-    with crontab.database.connect() as gate:
+    with crontab.database.connect(user=OWNER) as gate:
         gate.execute("SELECT pg_advisory_lock(4242)")
         first = crontab.start()
         until(

@@ -169,7 +169,7 @@ def test_a_role_that_is_missing_or_has_powers_is_found_and_repaired(database: Da
     upgrade(database.dsn, schema="mighty")
     database.administer("DROP OWNED BY mighty_caller; DROP ROLE mighty_caller")
     database.administer("ALTER ROLE mighty_applier BYPASSRLS")
-    facts = Facts(database.connect(), "mighty", 300)
+    facts = Facts(database.connect(user=OWNER), "mighty", 300)
     findings = [*roles(facts)]
     assert [(finding.level, finding.sql) for finding in findings] == [
         ("error", ("CREATE ROLE mighty_caller",)),

@@ -15,7 +15,7 @@ import pytest
 from support.database import Database, until
 from support.place import DOCS
 from support.receiving import SCHEMA, free_port, receiving
-from support.roles import APPLIER
+from support.roles import APPLIER, OWNER
 
 from inturn.schema.receiver import upgrade_receiver
 
@@ -86,7 +86,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def start(sender: Database, service: tuple[Database, str], tmp_path: Path) -> Iterator[Start]:
     """Start an applier; at the end it is killed, with its children."""
     path = f"{sender.server.binaries}{os.pathsep}{os.environ['PATH']}"
-    info = sender.connect().info
+    info = sender.connect(user=OWNER).info
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN"))}
     environment |= {"PATH": path, "INTURN_DSN": sender.applier_dsn, "WORKER_DSN": sender.applier_dsn}
     environment |= {"SERVICE": service[1], "RENEW_MS": "300"}

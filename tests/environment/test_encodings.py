@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from support.database import Database
 from support.process import run_inturn
-from support.roles import THEIR_APP
+from support.roles import OWNER, THEIR_APP
 from support.server import Server
 
 from inturn.outbox import NewCommand, append, append_many
@@ -76,7 +76,7 @@ def test_every_command_works_in_another_encoding(encoded: Database) -> None:
     encoded.execute(_APP)
     encoded.execute(THEIR_APP)
     _every_command(encoded.dsn, "schlüssel")
-    with encoded.connect() as connection:
+    with encoded.connect(user=OWNER) as connection:
         found = connection.execute("SELECT count(*) FROM app.effect WHERE payload ~ 'gr.+n'").fetchone()
     assert found == (2,)
     encoded.execute("DROP SCHEMA app CASCADE")
@@ -112,7 +112,7 @@ def test_every_command_works_where_all_identifiers_are_quoted(empty_database: Da
     empty_database.execute(f"ALTER DATABASE {empty_database.name} SET quote_all_identifiers = on")
     dsn = empty_database.dsn
     assert run_inturn(dsn, "upgrade")[0] == 0
-    with empty_database.connect() as caller:  # a session that has it on, as those of services have
+    with empty_database.connect(user=OWNER) as caller:  # a session that has it on, as those of services have
         assert caller.execute("SHOW quote_all_identifiers").fetchone() == ("on",)
         caller.execute(_APP.encode())
         caller.execute(THEIR_APP.encode())

@@ -12,7 +12,7 @@ from support.dump import dump
 from support.logins import login
 from support.moved import check_goes_on, check_verified, fill
 from support.process import run_inturn
-from support.roles import THEIR_APP, members
+from support.roles import OWNER, THEIR_APP, members
 from support.server import Server
 
 from inturn.schema.install import upgrade
@@ -91,7 +91,7 @@ def test_a_copy_of_the_schema_alone_is_upgraded(
     witness: Database, restored: Database, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     copy(witness, restored, "plain", tmp_path, "--schema-only", *more)
-    assert installed_version(restored.connect()) == HEAD
+    assert installed_version(restored.connect(user=OWNER)) == HEAD
     assert upgrade(restored.dsn) == (HEAD, HEAD)
     if "--no-comments" not in more:
         assert sorted(dump(restored).splitlines()) == sorted(dump(witness).splitlines())

@@ -9,7 +9,7 @@ import pytest
 from support.database import Database, until
 from support.moved import CopiedServer, check_verified, database_on
 from support.own_server import own_database
-from support.roles import OPERATOR
+from support.roles import APPLIER, OPERATOR
 from support.server import Server
 
 from inturn.schema.receiver import upgrade_receiver
@@ -61,7 +61,7 @@ def deliver(sender: Database, receiver: Database) -> None:
         "SELECT key, applied_seq, epoch, seq, name FROM inturn.claim_commands('calls', '-infinity', 50)"
         " WHERE seq IS NOT NULL ORDER BY key, seq"
     )
-    with sender.connect(autocommit=False) as connection:
+    with sender.connect(autocommit=False, user=APPLIER) as connection:
         done: dict[str, tuple[int, int, int]] = {}
         for key, applied, epoch, seq, name in connection.execute(claim).fetchall():
             receiver.execute(

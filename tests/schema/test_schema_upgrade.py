@@ -17,7 +17,7 @@ from support.database import Database, set_revision, until
 from support.dump import dump
 from support.next_release import MARK, NEXT, NextRelease
 from support.process import inturn_apply, run_inturn
-from support.roles import APPLIER, CALLER
+from support.roles import APPLIER, CALLER, OWNER
 
 from inturn.schema.errors import SchemaMismatch
 from inturn.schema.install import downgrade, upgrade, upgrade_script
@@ -61,7 +61,7 @@ def run_script(database: Database, script: str) -> None:
 def test_an_upgrade_brings_all_that_the_revision_holds(database: Database, release: NextRelease) -> None:
     assert release.upgrade(database.dsn) == (HEAD, NEXT)
     assert release.upgrade(database.dsn) == (NEXT, NEXT)
-    release.check_version(database.connect())
+    release.check_version(database.connect(user=OWNER))
     database.execute("SELECT inturn.create_topic('orders'), inturn.shelve('orders', 'top')")
     assert database.execute("SELECT name, shelf FROM inturn.topic") == [("orders", "top")]
     assert MARK in database.value("SELECT prosrc FROM pg_proc WHERE oid = 'inturn.append'::regproc")
@@ -78,7 +78,7 @@ def test_going_back_leaves_the_earlier_release_and_nothing_of_the_later_one(
     release.downgrade(database.dsn, revision=HEAD)
     assert dump(database) == before
     assert upgrade(database.dsn) == (HEAD, HEAD)
-    check_version(database.connect())
+    check_version(database.connect(user=OWNER))
     assert release.upgrade(database.dsn) == (HEAD, NEXT)
     assert dump(database) == after
 
@@ -102,7 +102,7 @@ def test_an_upgrade_that_fails_leaves_what_was(database: Database, release: Next
     with pytest.raises((psycopg.Error, sqlalchemy.exc.DBAPIError), match='"shelf" already exists'):
         release.upgrade(database.dsn)
     assert dump(database) == before
-    check_version(database.connect())
+    check_version(database.connect(user=OWNER))
     database.execute("DROP TABLE inturn.shelf")
     assert release.upgrade(database.dsn) == (HEAD, NEXT)
 
@@ -217,10 +217,10 @@ def test_a_running_applier_of_the_release_before_ends_and_the_next_one_goes_on(
 
 def test_an_older_database_is_refused_until_it_is_upgraded(database: Database, release: NextRelease) -> None:
     with pytest.raises(SchemaMismatch, match=f"revision {HEAD}, older than the {NEXT}") as refused:
-        release.check_version(database.connect())
+        release.check_version(database.connect(user=OWNER))
     assert refused.value.hint == "Upgrade it with: inturn upgrade"
     release.upgrade(database.dsn)
-    release.check_version(database.connect())
+    release.check_version(database.connect(user=OWNER))
 
 
 def newer_database(database: Database, release: NextRelease, revision: str) -> Database:
@@ -239,7 +239,7 @@ def test_a_newer_database_is_refused_and_left_alone(
     newer = newer_database(database, release, revision)
     before = dump(newer)
     refused_by: list[Callable[[], object]] = [
-        partial(check_version, newer.connect()),
+        partial(check_version, newer.connect(user=OWNER)),
         partial(upgrade, newer.dsn),
         partial(upgrade_script, from_revision=revision),
         partial(downgrade, newer.dsn),
@@ -250,7 +250,7 @@ def test_a_newer_database_is_refused_and_left_alone(
             refuse()
         assert "pip install --upgrade inturn" in refused.value.hint
     assert dump(newer) == before
-    assert installed_version(newer.connect()) == revision
+    assert installed_version(newer.connect(user=OWNER)) == revision
 
 
 @pytest.mark.parametrize("command", ["upgrade", "upgrade --sql", "downgrade", "keys", "apply --drain"])

@@ -19,6 +19,7 @@ from support.database import Database, until
 from support.dump import dump
 from support.next_release import NEXT, NextRelease
 from support.process import InturnProcess, inturn_apply, run_inturn
+from support.roles import OWNER
 from support.shop import TOPIC, applied, assert_once_and_in_turn, open_shop
 
 from inturn.applier import Applier, Command, Fleet
@@ -164,7 +165,7 @@ def test_an_applier_started_after_a_compatible_upgrade_serves_it_and_is_seen_to(
 ) -> None:
     open_shop(database)
     compatible.upgrade(database.dsn)
-    check_version(database.connect())
+    check_version(database.connect(user=OWNER))
     _, said, _ = run_inturn(database.dsn, "doctor")
     assert f"warning revision: schema inturn is at revision {NEXT}, newer than this inturn's {HEAD}" in said
     assert "privilege" not in said.replace("its doctor examines privileges", "")
@@ -290,9 +291,9 @@ def test_its_script_does_not_queue_for_long_either(database: Database, compatibl
     holder = database.session()
     holder.execute("SELECT FROM inturn.topic")
     with pytest.raises(psycopg.errors.LockNotAvailable):
-        database.connect().execute(script.encode())
+        database.connect(user=OWNER).execute(script.encode())
     holder.rollback()
-    database.connect().execute(script.encode())
+    database.connect(user=OWNER).execute(script.encode())
     assert upgrade(database.dsn) == (NEXT, NEXT)
 
 

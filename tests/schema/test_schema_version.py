@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 from support.database import Database, set_revision
+from support.roles import CALLER, OWNER
 
 from inturn.schema import HEAD, check_version
 from inturn.schema.errors import SchemaMismatch
@@ -12,7 +13,7 @@ from inturn.schema.version import check_after, installed_version
 
 
 def test_its_own_revision_is_served(database: Database) -> None:
-    connection = database.connect()
+    connection = database.connect(user=CALLER)
     assert installed_version(connection) == HEAD
     check_version(connection)
 
@@ -21,7 +22,7 @@ def test_without_an_installation_it_names_the_database_and_the_remedy(
     empty_database: Database,
 ) -> None:
     with pytest.raises(SchemaMismatch) as refused:
-        check_version(empty_database.connect())
+        check_version(empty_database.connect(user=OWNER))
     assert str(refused.value) == (
         f"schema inturn is not installed in database {empty_database.name}. Install it with: inturn upgrade"
     )
@@ -39,7 +40,7 @@ def test_another_revision_is_named_with_the_remedy(
 ) -> None:
     set_revision(database, revision)
     with pytest.raises(SchemaMismatch) as refused:
-        check_version(database.connect())
+        check_version(database.connect(user=CALLER))
     line = str(refused.value)
     assert f"schema inturn is at revision {revision}, {said} the {HEAD}" in line
     assert line.endswith(remedy)
@@ -48,12 +49,12 @@ def test_another_revision_is_named_with_the_remedy(
 
 def test_it_looks_at_the_schema_it_was_told(database: Database) -> None:
     with pytest.raises(SchemaMismatch, match="schema elsewhere is not installed"):
-        check_version(database.connect(), "elsewhere")
+        check_version(database.connect(user=OWNER), "elsewhere")
 
 
 def test_a_name_is_never_read_as_sql(database: Database) -> None:
-    assert installed_version(database.connect(), 'x" (; DROP SCHEMA inturn CASCADE; --') is None
-    assert installed_version(database.connect()) == HEAD
+    assert installed_version(database.connect(user=OWNER), 'x" (; DROP SCHEMA inturn CASCADE; --') is None
+    assert installed_version(database.connect(user=CALLER)) == HEAD
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_a_name_is_never_read_as_sql(database: Database) -> None:
 def test_that_a_part_is_missing_is_put_down_to_an_upgrade_only_where_there_was_one(
     database: Database, statement: str
 ) -> None:
-    connection = database.connect()
+    connection = database.connect(user=OWNER)
     with pytest.raises(psycopg.Error) as refused:
         connection.execute(statement.encode())
     check_after(refused.value, connection)
@@ -83,7 +84,7 @@ def test_that_a_part_is_missing_is_put_down_to_an_upgrade_only_where_there_was_o
 
 def test_no_other_error_is_put_down_to_an_upgrade(database: Database) -> None:
     set_revision(database, "9999")
-    connection = database.connect(autocommit=False)
+    connection = database.connect(autocommit=False, user=OWNER)
     with pytest.raises(psycopg.errors.DivisionByZero) as refused:
         connection.execute("SELECT 1 / 0")
     connection.rollback()

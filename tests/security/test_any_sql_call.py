@@ -25,6 +25,7 @@ from support.hostile import (
     unbroken,
 )
 from support.logins import connect_as
+from support.roles import CALLER, OWNER
 
 EXAMPLES = 20
 _FUNCTIONS = """
@@ -102,7 +103,7 @@ def _wrong(error: psycopg.Error, name: str) -> str | None:
 @pytest.mark.parametrize("role", ["caller", "applier", "operator", "admin", "owner"])
 def test_any_call_is_done_or_refused_by_name(witness: Database, role: str) -> None:
     database = shop(witness)
-    session = database.connect() if role == "owner" else connect_as(database, f"inturn_{role}")
+    session = database.connect(user=OWNER) if role == "owner" else connect_as(database, f"inturn_{role}")
     session.execute("SET client_min_messages = error")
     functions = [
         row
@@ -149,7 +150,7 @@ def _attack_one(
 
 def test_an_error_that_is_not_raised_by_us_is_found(witness: Database) -> None:
     """The test above can fail: a body to which something happens, and none of ours says so."""
-    session = witness.connect()
+    session = witness.connect(user=CALLER)
     for body, what in (("1 / 0", "22012"), ("'x'::integer", "22P02"), ("nowhere.f()", "3F000")):
         witness.execute(f"""
             CREATE OR REPLACE FUNCTION app.f() RETURNS void LANGUAGE plpgsql AS

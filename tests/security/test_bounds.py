@@ -6,6 +6,7 @@ import psycopg
 import pytest
 from support.database import Database
 from support.refusal import refusal
+from support.roles import OWNER
 
 FUNCTIONS = (
     "create_topic",
@@ -111,7 +112,7 @@ _GO_ON = (
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_an_extreme_value_is_refused_by_name_or_all_goes_on_with_it(shop: Database, function: str) -> None:
-    connection = shop.connect(autocommit=False)
+    connection = shop.connect(autocommit=False, user=OWNER)
     calls = [call for call in _calls(shop) if f"inturn.{function}(" in call]
     assert calls
     for call in calls:
@@ -180,7 +181,7 @@ _NEED_A_REASON = (
 
 @pytest.mark.parametrize("call", _NEED_A_REASON)
 def test_a_reason_of_which_nothing_can_be_seen_is_none(shop: Database, call: str) -> None:
-    connection = shop.connect()
+    connection = shop.connect(user=OWNER)
     for reason in ("", None, *BLANK, "".join(BLANK)):
         assert refusal(connection, f"SELECT inturn.{call}", [reason]).sqlstate == "IT043", repr(reason)
     assert shop.execute("SELECT FROM inturn.operator_action WHERE action <> 'create'") == []

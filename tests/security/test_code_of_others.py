@@ -319,7 +319,9 @@ def test_one_whose_owner_was_never_recorded_is_not_called(orders: Database) -> N
 def test_the_error_is_of_the_one_tree(orders: Database) -> None:
     orders.execute("UPDATE inturn.topic SET target_owner = NULL")
     with pytest.raises(psycopg.Error) as raised:
-        orders.connect().execute("SELECT * FROM inturn.apply_batch('orders', '-infinity', 10, 'me')")
+        orders.connect(user=APPLIER).execute(
+            "SELECT * FROM inturn.apply_batch('orders', '-infinity', 10, 'me')"
+        )
     assert isinstance(from_database(raised.value), OwnerChanged)
 
 

@@ -136,6 +136,11 @@ def test_a_superuser_that_nobody_named_is_found(database: Database) -> None:
     assert database.server.strange_logins() == []
 
 
+def test_a_connection_says_whose_login_it_is(database: Database) -> None:
+    with pytest.raises(TypeError, match="user"):
+        database.connect()  # type: ignore[call-arg]
+
+
 def test_who_names_a_superuser_is_listed_with_what_for() -> None:
     named = {str(path.relative_to(TESTS)) for path in _files() if _NAMED.search(path.read_text("utf-8"))}
     assert named == set(BY_NAME)

@@ -11,6 +11,7 @@ import pytest
 from support.database import Database
 from support.planted import names_in_bodies, plant, times_called
 from support.process import run_inturn
+from support.roles import OWNER
 
 from inturn.applier import Applier, Command, Fleet
 
@@ -235,7 +236,7 @@ def use_handlers(dsn: str) -> None:
 
 
 def applied(database: Database) -> set[tuple[str, str]]:
-    with database.connect(options="-c search_path=pg_catalog") as session:
+    with database.connect(options="-c search_path=pg_catalog", user=OWNER) as session:
         return {
             (str(topic), str(key))
             for topic, key in session.execute(

@@ -8,6 +8,7 @@ from support.database import Database
 from support.logins import connect_as
 from support.race import replace_in
 from support.refusal import refusal
+from support.roles import OWNER
 
 ROLES = ("inturn_caller", "inturn_applier", "inturn_operator", "inturn_admin")
 #: what is done to a topic, in this order, and how it is recorded
@@ -98,7 +99,7 @@ def test_actions_on_one_key_that_come_at_once_are_numbered_one_after_the_other(d
 def test_on_a_snapshot_that_does_not_show_the_last_action_it_is_refused(database: Database) -> None:
     database.execute("SELECT inturn.create_topic('orders')")
     record = "SELECT id FROM inturn._record_action('orders', 'k', 1, 'note', 'because', NULL, NULL)"
-    with database.connect(autocommit=False) as late:
+    with database.connect(autocommit=False, user=OWNER) as late:
         late.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         late.execute("SELECT FROM inturn.schema_version")
         database.execute(record)

@@ -11,6 +11,7 @@ from support.logins import connect_as, login
 from support.process import run_inturn
 from support.race import replace_in
 from support.refusal import refusal
+from support.roles import OWNER
 
 from inturn.outbox import append
 
@@ -251,7 +252,7 @@ def test_with_the_last_grant_the_topic_is_open_again(two: Database) -> None:
 
 def test_grants_are_recorded_and_refused_where_they_make_no_sense(two: Database) -> None:
     shop = _user(two, "caller", "shop")
-    admin = two.connect()
+    admin = two.connect(user=OWNER)
     _grant(two, "orders", "caller", shop)
     assert refusal(admin, GRANT, ["orders", "caller", shop.info.user]).sqlstate == "IT041"
     assert refusal(admin, GRANT, ["orders", "caller", "nobody there"]).sqlstate == "IT011"

@@ -13,6 +13,7 @@ from support.logins import connect_as, login
 from support.process import run_inturn
 from support.race import replace_in
 from support.refusal import refusal
+from support.roles import OWNER
 
 from inturn.schema.source import grants_script
 
@@ -93,7 +94,7 @@ def test_every_relation_is_on_one_of_the_lists(theirs: Database) -> None:
 
 def test_no_relation_shows_an_operator_what_is_others(theirs: Database) -> None:
     operator = connect_as(theirs, "inturn_operator")
-    assert _marked(theirs.connect(), PLANTED | PLAIN) == PLANTED  # whose owner sees it all
+    assert _marked(theirs.connect(user=OWNER), PLANTED | PLAIN) == PLANTED  # whose owner sees it all
     assert _marked(operator, PLANTED | PLAIN) == set()
     for name in PLANTED - {"applier", "prune_pass", "waiter", "wake_hint", "intake", "skip"}:
         own = f"SELECT count(*) FROM inturn.{name} WHERE topic IN ('own', 'open')"
@@ -165,14 +166,14 @@ def test_whoever_it_is_granted_to_and_whoever_deploys_sees_it(theirs: Database, 
     granted = connect_as(theirs, "inturn_operator")
     theirs.execute("SELECT inturn.grant_topic('theirs', 'operator', %s)", [granted.info.user])
     deployer = connect_as(theirs, "inturn_operator", "inturn_admin")
-    for session in (granted, deployer, theirs.connect()):
+    for session in (granted, deployer, theirs.connect(user=OWNER)):
         session.execute(f"SELECT * FROM {function}")
         assert _marked(session, PLANTED) == PLANTED
     assert MARK in str(granted.execute("SELECT t::text FROM inturn.list_keys() t").fetchall())
 
 
 def test_an_applier_at_work_on_theirs_is_listed_without_its_key(theirs: Database) -> None:
-    operator, owner = connect_as(theirs, "inturn_operator"), theirs.connect()
+    operator, owner = connect_as(theirs, "inturn_operator"), theirs.connect(user=OWNER)
     theirs.execute("SELECT inturn.append('theirs', 'Geheim-new', 'insert')")
     worker = theirs.session()
     worker.execute(

@@ -191,7 +191,7 @@ def test_who_was_not_seen_for_a_day_is_forgotten_and_nobody_waits_for_that(datab
 
 def test_many_appliers_announce_themselves_at_once(database: Database) -> None:
     def announce(number: int) -> None:
-        with database.connect() as connection:
+        with database.connect(user=OWNER) as connection:
             for _ in range(30):
                 connection.execute(SAY, [f"w{number}"])
                 connection.execute(

@@ -12,6 +12,7 @@ from support.database import Database
 from support.logins import connect_as
 from support.plans import cost, explain
 from support.process import run_inturn
+from support.roles import OWNER
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_a_pass_looks_at_what_is_new_however_long_a_snapshot_is_held(posts: Data
     long = posts.session()
     long.execute("SELECT inturn.append('posts', 'long', 'a') FROM generate_series(1, 5000)")
     look = "SELECT inturn._number_topic('posts', 10000)"
-    looker = posts.connect()
+    looker = posts.connect(user=OWNER)
     explain(looker, look)  # it reads what it knows of the catalog
     costs = []
     for _ in range(10):
@@ -177,7 +178,7 @@ def test_a_pass_over_topics_that_do_not_number_on_arrival_costs_nothing(witness:
         "SELECT inturn.create_topic('t' || n, numbering => 'assigned') FROM generate_series(1, 300) n"
     )
     look = "SELECT inturn._number_arrivals(ARRAY(SELECT name FROM inturn.topic OFFSET 0))"
-    with witness.connect() as connection:
+    with witness.connect(user=OWNER) as connection:
         explain(connection, look)
         without = cost(connection, "SELECT ARRAY(SELECT name FROM inturn.topic OFFSET 0)")
         assert cost(connection, look) - without <= 3

@@ -13,7 +13,7 @@ import pytest
 from support.database import Database, come_first
 from support.plans import buffers, cost, explain, nodes
 from support.refusal import refusal
-from support.roles import APPLIER
+from support.roles import APPLIER, OPERATOR, OWNER
 from support.server import Server
 
 STATES = ("held", "waiting", "retrying", "paused", "leased", "ready", "idle")
@@ -104,7 +104,7 @@ def _believing(database: Database, statistics: str) -> Iterator[psycopg.Connecti
                 "UPDATE pg_class SET relpages = %s, reltuples = %s WHERE oid = %s::regclass",
                 (*believed, f"inturn.{table}"),
             )
-    with database.connect(autocommit=False) as connection:
+    with database.connect(autocommit=False, user=OWNER) as connection:
         yield connection
         connection.rollback()
 
@@ -211,11 +211,11 @@ def _warnings(connection: psycopg.Connection[Any], query: str) -> tuple[list[Any
 
 
 def test_what_is_sorted_among_the_first_only_says_so(mostly_ready: Database, mostly_idle: Database) -> None:
-    connection = mostly_ready.connect()
+    connection = mostly_ready.connect(user=OWNER)
     for sort, says in (("age", True), ("lag", True), ("attempts", False)):
         query = f"SELECT * FROM inturn.list_keys(sort_by => '{sort}', max_keys => 5)"
         assert bool(_warnings(connection, query)[1]) == says, sort
-        assert _warnings(mostly_idle.connect(), query)[1] == [], sort
+        assert _warnings(mostly_idle.connect(user=OWNER), query)[1] == [], sort
     # Lags over 32 are sorted exactly, however many keys there are.
     rows, said = _warnings(connection, "SELECT key FROM inturn.list_keys(sort_by => 'lag', max_keys => 1)")
     assert (rows, said) == ([("deep1",)], [])
@@ -230,7 +230,7 @@ def test_a_million_keys_are_listed_within_a_second_or_some_where_each_is_looked_
         database = _crowd(server, template, "list_million", **dict.fromkeys(STATES[:5], 1000) | crowd)
         try:
             database.execute("VACUUM")
-            connection = database.connect()
+            connection = database.connect(user=OWNER)
             slow = {}
             for arguments in (
                 "",
@@ -305,7 +305,7 @@ def test_states_are_chosen_one_or_several(orders: Database) -> None:
 
 
 def test_the_old_columns_stand_first_in_their_order(orders: Database) -> None:
-    cursor = orders.connect().execute("SELECT * FROM inturn.list_keys(NULL, 'held', 50)")
+    cursor = orders.connect(user=OPERATOR).execute("SELECT * FROM inturn.list_keys(NULL, 'held', 50)")
     assert cursor.description is not None
     assert [column.name for column in cursor.description] == [
         *("topic", "key", "state", "applied_seq", "last_seq", "pending", "oldest_pending_at", "attempts"),

@@ -8,6 +8,7 @@ import pytest
 from support.database import Database
 from support.race import replace_in
 from support.refusal import refusal
+from support.roles import APPLIER
 
 _TARGET = """
     CREATE SCHEMA app;
@@ -190,7 +191,7 @@ def test_a_batch_is_bounded_in_octets_and_a_longer_command_comes_alone(database:
     _create(database)
     for size in (300, 300, 300, 2000, 100, 100):
         database.execute("SELECT inturn.append('orders', 'a', 'x', %s::jsonb)", [f'"{"x" * (size - 2)}"'])
-    with database.connect() as session:
+    with database.connect(user=APPLIER) as session:
         session.execute("SET inturn.max_claim_octets = 700")
         session.execute("CALL inturn.apply()")
     assert _called(database) == [("a", [1, 2]), ("a", [3]), ("a", [4]), ("a", [5, 6])]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.database import Database
 from support.refusal import refusal
+from support.roles import DEPLOYER
 
 
 def topics(database: Database) -> list[tuple[Any, ...]]:
@@ -92,7 +93,7 @@ OUT_OF_RANGE = [
 
 
 def test_a_setting_out_of_range_is_refused_in_words_of_ours(database: Database) -> None:
-    connection = database.connect()
+    connection = database.connect(user=DEPLOYER)
     for arguments, setting in OUT_OF_RANGE:
         said = refusal(connection, f"SELECT inturn.create_topic({arguments})")
         assert said.sqlstate == "IT011", arguments
@@ -104,7 +105,7 @@ def test_a_setting_out_of_range_is_refused_in_words_of_ours(database: Database) 
 
 
 def test_a_setting_that_is_null_is_called_null(database: Database) -> None:
-    connection = database.connect()
+    connection = database.connect(user=DEPLOYER)
     for arguments, _ in OUT_OF_RANGE:
         said = refusal(connection, f"SELECT inturn.create_topic({arguments})")
         assert ("NULL" in said.message) == ("NULL" in arguments), said
@@ -148,7 +149,7 @@ def test_a_target_that_cannot_be_called_is_refused_by_name(witness: Database, ta
 
 
 def test_a_target_that_is_no_name_is_refused_and_never_run(witness: Database) -> None:
-    connection = witness.connect()
+    connection = witness.connect(user=DEPLOYER)
     for target in (
         "sql:app.apply_order(inturn.command",
         "sql:app.apply_order; DROP",

@@ -8,6 +8,7 @@ from support.arrivals import arrive, number
 from support.database import Database, until
 from support.logins import connect_as
 from support.refusal import Refusal, refusal
+from support.roles import CALLER, OWNER
 
 APPEND = "SELECT inturn.append('orders', %s, %s)"
 APPLY = "CALL inturn.apply()"
@@ -139,14 +140,14 @@ def test_a_timeout_may_be_as_long_as_an_interval(witness: Database, timeout: str
 
 @pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_a_transaction_that_could_never_see_the_end_is_refused(witness: Database, isolation: str) -> None:
-    session = witness.connect(autocommit=False)
+    session = witness.connect(autocommit=False, user=CALLER)
     session.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
     assert refusal(session, "SELECT inturn.wait('orders', 'a', 1)").sqlstate == "IT031"
 
 
 @pytest.mark.parametrize("savepoint", ["", "SAVEPOINT s"])
 def test_a_transaction_does_not_wait_for_what_it_appended_itself(witness: Database, savepoint: str) -> None:
-    session = witness.connect(autocommit=False)
+    session = witness.connect(autocommit=False, user=CALLER)
     if savepoint:
         session.execute(savepoint)
     session.execute(APPEND, ["a", "insert"])
@@ -169,7 +170,7 @@ def test_a_transaction_that_only_read_may_wait(witness: Database) -> None:
 def test_it_writes_nothing_so_that_it_works_on_a_standby(witness: Database) -> None:
     _append(witness, "a", "insert")
     witness.execute(APPLY)
-    session = witness.connect()
+    session = witness.connect(user=CALLER)
     session.execute("SET default_transaction_read_only = on")
     assert session.execute("SELECT * FROM inturn.wait('orders', 'a', 1)").fetchall() == [(1, False)]
 
@@ -256,7 +257,7 @@ def test_all_who_wait_for_a_key_share_an_announcement_and_a_channel(witness: Dat
 def test_what_dead_sessions_announced_is_deleted_by_others(witness: Database) -> None:
     witness.execute("SELECT count(inturn.announce_wait('orders', 'a' || n)) FROM generate_series(1, 50) n")
     witness.execute("UPDATE inturn.waiter SET until = clock_timestamp() - interval '1 s' WHERE id <= 40")
-    blocker = witness.connect(autocommit=False)
+    blocker = witness.connect(autocommit=False, user=OWNER)
     blocker.execute("SELECT FROM inturn.waiter WHERE id = 7 FOR UPDATE")
     witness.execute("SELECT count(inturn.announce_wait('orders', 'b' || n)) FROM generate_series(1, 50) n")
     assert witness.execute("SELECT id FROM inturn.waiter WHERE until < now()") == [(7,)]

@@ -163,15 +163,18 @@ class Database:
         self._settings: list[tuple[str, Sequence[Any] | None]] = []
 
     def connect(
-        self, *, autocommit: bool = True, pooled: bool = False, **parameters: Any
+        self, *, user: str, autocommit: bool = True, pooled: bool = False, **parameters: Any
     ) -> psycopg.Connection[Any]:
-        """Return a new connection; pooled: through the run's pooler, where it has one that takes it."""
+        """Return a new connection of a login, which is named: the owner's too, where a test is the installer.
+
+        pooled: through the run's pooler, where it has one that takes it.
+        """
         dsn = self.dsn if pooled else self.server.dsn(self.name)
         if pooled and self.goes_through_pooler(parameters):
             parameters.setdefault("prepare_threshold", None)
         elif self.server.pooler is not None:
             dsn = self.server.dsn(self.name)
-        connection = psycopg.connect(dsn, autocommit=autocommit, **parameters)
+        connection = psycopg.connect(dsn, autocommit=autocommit, user=user, **parameters)
         self._connections.append(connection)
         return connection
 

@@ -9,12 +9,13 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from support.database import Database
+from support.roles import OWNER
 
 
 def login(database: Database, *roles: str) -> str:
     """Create a login with these roles, named for the test's database, and return its DSN."""
     name = "_".join([database.name, *(role.rpartition("_")[2] for role in roles)])
-    owner = database.connect()
+    owner = database.connect(user=OWNER)
     owner.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
     for role in roles:
         owner.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(name)))
@@ -23,4 +24,4 @@ def login(database: Database, *roles: str) -> str:
 
 def connect_as(database: Database, *roles: str) -> psycopg.Connection[Any]:
     """Return a connection, in autocommit, of a new login with these roles."""
-    return database.connect(user=conninfo_to_dict(login(database, *roles))["user"])
+    return database.connect(user=str(conninfo_to_dict(login(database, *roles))["user"]))

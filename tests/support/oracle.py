@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from support.database import Database, until
+from support.roles import OWNER
 
 #: Adds to `witness` what proves who came after whom. The snapshot in which an effect (or a receipt)
 #: was written sees the one before it as committed, or both are of one transaction: so the one
@@ -175,7 +176,9 @@ class Oracle:
         self._database = database
         # Without statistics the planner takes the crowd for a handful. Before 18, what is off costs so much
         # that the statement would be compiled.
-        self._connection = database.connect(options="-c enable_nestloop=off -c work_mem=64MB -c jit=off")
+        self._connection = database.connect(
+            options="-c enable_nestloop=off -c work_mem=64MB -c jit=off", user=OWNER
+        )
 
     def violations(self, keys: str = "%") -> list[tuple[object, ...]]:
         """Return what is broken in one snapshot, for keys LIKE a pattern."""

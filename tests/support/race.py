@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 
 from support.database import Database, Session, until
+from support.roles import OWNER
 
 APPEND = "SELECT inturn.append('orders', %s, 'insert')"
 
@@ -124,7 +125,7 @@ def replace_in(database: Database, function: str, *edits: tuple[str, str]) -> No
 @contextmanager
 def gate_shut(database: Database) -> Iterator[None]:
     """Keep app.gate_pass() waiting while the block runs."""
-    with database.connect() as keeper:
+    with database.connect(user=OWNER) as keeper:
         keeper.execute("SELECT pg_advisory_lock(4242)")
         yield
 

@@ -1,6 +1,7 @@
 """The logins of a test's server: the installer's, one for each role, and none of them a superuser.
 
-A test connects as the installer, and what it starts as the role that the process has in production: see
+What a test runs itself runs as the role whose it is, or as the installer: see `statements.login_of`; a
+connection of its own names its login. What it starts has the role that the process has in production: see
 `as_role`. Whoever needs a superuser says so: `Server.connect` and `Database.administer` for the tests' own
 administrator, `Database.as_superuser` for a process of inturn.
 """

@@ -9,7 +9,7 @@ from psycopg import sql
 from inturn.outbox.one_wait import CanListen, Fetch, Listen, OneWait, Sleep, Step
 from support.database import Database
 from support.race import Turn, append
-from support.roles import APPLIER
+from support.roles import APPLIER, CALLER
 
 
 class Ear:
@@ -17,7 +17,7 @@ class Ear:
 
     def __init__(self, database: Database, key: str, topic: str = "orders") -> None:
         self._database = database
-        self.connection = database.connect()
+        self.connection = database.connect(user=CALLER)
         self.channel: str = database.value("SELECT inturn.announce_wait(%s, %s)", [topic, key])
         self.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self.channel)))
 
@@ -34,7 +34,7 @@ class Waiter:
     """A wait whose steps are taken one by one, up to where it would sleep."""
 
     def __init__(self, database: Database, key: str, seq: int | None) -> None:
-        self.connection = database.connect()
+        self.connection = database.connect(user=CALLER)
         self._steps = OneWait("orders", key, seq, None, None, "inturn").steps()
         self._answer: Any = None
 

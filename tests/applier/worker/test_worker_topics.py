@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from support.database import Database
 from support.process import run_apply
+from support.roles import APPLIER
 from support.shop import TOPIC, append, applied, open_shop
 
 from inturn.applier.inside.sleep import ANNOUNCED_BY_NAME
@@ -123,7 +124,7 @@ def test_a_sleeping_worker_of_many_topics_announces_itself_by_one_row(database: 
     statements_a_sleep(database, topics, [])
     rows = database.execute("SELECT topic FROM inturn.listener ORDER BY topic")
     assert rows == [(topic,) for topic in (sorted(topics) if count < ANNOUNCED_BY_NAME else [""])]
-    listener = database.connect()
+    listener = database.connect(user=APPLIER)
     listener.execute('LISTEN "inturn.ready"')
     append(database, "order-1", "insert")
     (heard,) = listener.notifies(timeout=30, stop_after=1)

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from support.database import Database, until
+from support.roles import APPLIER
 from support.shop import (
     TOPIC,
     append,
@@ -78,7 +79,7 @@ def test_a_worker_whose_listener_was_terminated_goes_on_by_polling(database: Dat
 def ear(database: Database) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
     """A session that listens beside the workers."""
     open_shop(database)
-    connection = database.connect()
+    connection = database.connect(user=APPLIER)
     connection.execute('LISTEN "inturn.ready"')
     yield connection
     connection.close()

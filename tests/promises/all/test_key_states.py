@@ -20,6 +20,7 @@ from support.key_situations import GAPS, SITUATIONS
 from support.oracle import Oracle
 from support.place import DOCS, OPERATOR_ACTIONS
 from support.refusal import refusal
+from support.roles import OWNER
 
 PAGE = DOCS / "explanation" / "key-states.md"
 #: In a cell: nothing changes. An event that cannot come about has no cell.
@@ -70,7 +71,7 @@ def _refused_here(event: str, numbering: str) -> str | None:
 
 def _sessions(database: Database) -> tuple[Connection, Connection]:
     """Those of whoever acts, and of a caller beside it."""
-    return database.connect(autocommit=False), database.connect(autocommit=False)
+    return database.connect(autocommit=False, user=OWNER), database.connect(autocommit=False, user=OWNER)
 
 
 def _let_happen(key: Key, event: str) -> tuple[str, set[str]]:

@@ -19,6 +19,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from support.database import Database, Session, until
 from support.process import InturnProcess, inturn_apply
+from support.roles import CALLER
 from support.shop import append, applied, gate_shut, open_shop, wait_at_gate
 
 FOUND = 7
@@ -68,7 +69,7 @@ def load(database: Database) -> Iterator[None]:
     over = threading.Event()
 
     def call(number: int) -> None:
-        connection = database.connect()
+        connection = database.connect(user=CALLER)
         for turn in range(100_000):
             if over.wait(0.02):
                 return

@@ -12,6 +12,7 @@ from support import operator_scenes
 from support.crowd import Crowd, together
 from support.database import Database, until
 from support.oracle import Oracle
+from support.roles import OWNER
 
 #: One transaction a command: callers of several keys take them in order.
 _POISON = """
@@ -65,7 +66,7 @@ def test_p3_prefix_with_operators_in_a_crowd(witness: Database) -> None:
     ]
 
     def operate() -> None:
-        with witness.connect(options="-c lock_timeout=50ms") as connection:
+        with witness.connect(options="-c lock_timeout=50ms", user=OWNER) as connection:
             while not over.is_set():
                 for action in actions:
                     with suppress(psycopg.DatabaseError):

@@ -10,6 +10,7 @@ from support.crowd import Crowd, together
 from support.database import Database, Session, until
 from support.oracle import Oracle
 from support.race import append, blocked, kill, replace_in, unblocked
+from support.roles import OPERATOR
 
 BATCH = "SELECT * FROM inturn.prune_batch('orders', older_than => '0')"
 _NO_FORGETTING = (r"forgotten := inturn\._forget_keys\(.*?\);", "forgotten := 0;")
@@ -252,7 +253,7 @@ def test_two_prunes_at_once_and_one_that_is_killed_do_no_harm(orders: Database) 
 
 
 def _prune_all(database: Database) -> None:
-    with database.connect() as connection:
+    with database.connect(user=OPERATOR) as connection:
         connection.execute("CALL inturn.prune('orders')")
 
 
@@ -264,7 +265,7 @@ def test_a_crowd_beside_prunes_that_forget_keeps_every_promise(witness: Database
     over = threading.Event()
 
     def prune() -> None:
-        with witness.connect() as connection:
+        with witness.connect(user=OPERATOR) as connection:
             while not over.is_set():
                 connection.execute("CALL inturn.prune('orders')")
 

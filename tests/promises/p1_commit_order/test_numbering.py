@@ -11,6 +11,7 @@ import pytest
 from support.database import Database, until
 from support.race import blocked, unblocked
 from support.refusal import refusal
+from support.roles import CALLER, OWNER
 
 MISMATCH, BELOW, TAKEN, PASSED, AHEAD = "IT007", "IT050", "IT051", "IT052", "IT053"
 REFUSED, NO_REASON = "IT041", "IT043"
@@ -293,12 +294,12 @@ def test_many_machines_in_any_order_with_repeats_under_appliers(given: Database)
     ]
 
     def call(share: list[tuple[str, int]]) -> None:
-        connection = given.connect()
+        connection = given.connect(user=CALLER)
         for key, seq in share:
             connection.execute("SELECT inturn.append('given', %s, 'insert', seq => %s)", [key, seq])
 
     def work() -> None:
-        connection = given.connect()
+        connection = given.connect(user=OWNER)
         while (
             not calls_done()
             or connection.execute("SELECT FROM inturn.key_cursor WHERE ready_at IS NOT NULL").rowcount

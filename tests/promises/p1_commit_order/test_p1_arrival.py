@@ -121,7 +121,7 @@ def test_p1_arrival_a_key_that_was_drained_is_woken(posts: Database) -> None:
 
 
 def test_p4_arrival_an_append_wakes_an_applier_that_sleeps(posts: Database) -> None:
-    sleeper = posts.connect()
+    sleeper = posts.connect(user=roles.APPLIER)
     sleeper.execute('LISTEN "inturn.ready"')
     sleeper.execute("SELECT inturn.announce_sleep('{posts}')")
     arrive(posts, "x", "a")
@@ -182,7 +182,8 @@ def test_p1_arrival_many_at_once_by_function_view_and_copy(posts: Database) -> N
         "INSERT INTO inturn.outbox (topic, key, name, payload) VALUES ('posts', 'x', 'd', '{}') RETURNING seq"
     )
     assert returned == [(None,)]
-    with posts.connect().cursor().copy("COPY inturn.outbox (topic, key, name, payload) FROM STDIN") as copy:
+    caller = posts.connect(user=roles.CALLER)
+    with caller.cursor().copy("COPY inturn.outbox (topic, key, name, payload) FROM STDIN") as copy:
         copy.write_row(("posts", "x", "e", "{}"))
     assert number(posts) == 5
     assert (numbered(posts, "x"), numbered(posts, "y")) == (["b", "d", "e"], ["a", "c"])
@@ -208,7 +209,7 @@ class _Done:
 
 
 def _call(posts: Database, who: int, done: list[_Done]) -> None:
-    connection = posts.connect()
+    connection = posts.connect(user=roles.CALLER)
     for n in range(100):
         key, name = "xyz"[n % 3], f"{who} {n}"
         began = time.monotonic_ns()

@@ -12,6 +12,7 @@ from support.crowd import Crowd, together
 from support.database import Database, Session
 from support.oracle import Oracle
 from support.race import APPEND, append, unblocked
+from support.roles import OWNER
 
 #: What a key may have behind it when callers meet on it, with its last seq.
 STATES = {"new": 0, "pending": 2, "drained": 2}
@@ -326,7 +327,7 @@ def test_p1_commit_order_of_a_crowd_at_higher_isolation(
     level = psycopg.IsolationLevel[isolation.replace(" ", "_")]
 
     def caller() -> None:
-        with witness.connect() as connection:
+        with witness.connect(user=OWNER) as connection:
             connection.isolation_level = level
             committed = tries = 0
             while committed < 40:

@@ -15,7 +15,7 @@ from support.crowd import Crowd, together
 from support.database import Database, until
 from support.oracle import Oracle
 from support.race import Turn, append, unblocked
-from support.roles import APPLIER
+from support.roles import APPLIER, OWNER
 
 from inturn.applier import Applier, Command, Fleet
 from inturn.applier.inside.batch import OLDEST, Target
@@ -331,7 +331,7 @@ def test_p3_prefix_with_poison_among_a_crowd(witness: Database, oracle: Oracle, 
     witness.execute("UPDATE inturn.topic SET max_attempts = 3, backoff_base = '1 ms'")
 
     def poison() -> None:
-        with witness.connect() as connection:
+        with witness.connect(user=OWNER) as connection:
             for n in range(6):
                 connection.execute("SELECT app.append('orders', %s, 'fail')", [f"p{n}"])
 

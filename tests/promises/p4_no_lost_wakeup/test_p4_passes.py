@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 from support.database import Database, Session, until
 from support.race import append, replace_in, unblocked
+from support.roles import APPLIER
 
 from inturn.applier.inside.passes import Passes
 
@@ -22,7 +23,7 @@ class Round:
     """An applier that goes round: passes, and what it claims where they say."""
 
     def __init__(self, database: Database) -> None:
-        self._connection = database.connect()
+        self._connection = database.connect(user=APPLIER)
         self._passes = Passes("inturn")
         self._passes.serve(self._connection, ["orders"])
 

@@ -10,6 +10,7 @@ from support import wait_scenes
 from support.database import Database, until
 from support.plans import buffers, explain
 from support.race import Turn, append, replace_in
+from support.roles import CALLER
 from support.wait_scenes import Ear, Waiter
 
 from inturn.outbox import Waited, wait
@@ -87,7 +88,7 @@ def test_p4_a_wait_that_began_beside_a_finish_ends_with_its_commit(witness: Data
     turn.effects(applier, 1)
     applier.execute(*turn.finish(1))
     found: list[Waited] = []
-    connection = witness.connect()
+    connection = witness.connect(user=CALLER)
     thread = threading.Thread(target=lambda: found.append(wait(connection, "orders", "a", 1, timeout=None)))
     thread.start()
     until(lambda: witness.value("SELECT count(*) FROM inturn.waiter"), "the wait announced")

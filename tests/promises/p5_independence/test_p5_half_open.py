@@ -39,7 +39,7 @@ class _Hands:
         return self._held == {"inside", "plain", "coroutine", "http"}
 
     def _write(self, topic: str, key: str) -> None:
-        with self._database.connect() as connection:
+        with self._database.connect(user=roles.APPLIER) as connection:
             connection.execute("INSERT INTO app.done VALUES (%s, %s) ON CONFLICT DO NOTHING", (topic, key))
 
     def _hold(self, topic: str, key: str) -> None:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from support.database import Database, until
 from support.plans import buffers, explain, nodes, query_of_claim
-from support.roles import APPLIER
+from support.roles import APPLIER, OWNER
 from support.server import Server
 from support.shop import (
     append,
@@ -112,7 +112,7 @@ def _believe(database: Database, statistics: tuple[int, float] | None) -> None:
 @contextmanager
 def _undone(database: Database) -> Iterator[psycopg.Connection[Any]]:
     """A connection in a transaction that is rolled back: the database is shared by many tests."""
-    connection = database.connect(autocommit=False)
+    connection = database.connect(autocommit=False, user=OWNER)
     try:
         yield connection
     finally:
@@ -249,7 +249,7 @@ def test_with_a_snapshot_held_open_the_hand_keeps_every_claim_short(
     walked = until(lambda: (n := _walked(database) - before) >= turns and n, "the applier's statistics")
     assert count_applied(database) == turns
 
-    connection = database.connect(autocommit=False)
+    connection = database.connect(autocommit=False, user=OWNER)
     connection.execute("SELECT inturn.append('shop', 'live', 'insert')")
     hand = "(SELECT ready_at FROM inturn.key_cursor WHERE key = 'live')"
     # What the turns have left behind stays as long as the snapshot, or this test proves nothing.

@@ -8,6 +8,7 @@ import pytest
 from support import shop
 from support.database import Database, until
 from support.process import run_inturn
+from support.roles import APPLIER
 from support.ways import OUTAGES
 
 from inturn.applier import Applier, Outage
@@ -57,7 +58,9 @@ def _handlers(database: Database, service: Service, *, outside: bool) -> Applier
     def beyond(command: Any) -> None:
         if command.topic == "needs":
             service.ask()
-        database.connect().execute("INSERT INTO app.done VALUES (%s, %s)", (command.topic, command.key))
+        database.connect(user=APPLIER).execute(
+            "INSERT INTO app.done VALUES (%s, %s)", (command.topic, command.key)
+        )
 
     for topic in ("needs", "other"):
         if outside:

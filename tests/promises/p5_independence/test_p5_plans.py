@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from support.database import Database
 from support.race import replace_in
+from support.roles import OWNER
 
 #: In order: each finds what those before it have left.
 STEPS = (
@@ -32,7 +33,7 @@ def test_p5_no_step_reads_a_whole_table(witness: Database, analyzed: bool) -> No
     )
     if analyzed:
         witness.execute("ANALYZE")
-    with witness.connect(autocommit=False) as connection:
+    with witness.connect(autocommit=False, user=OWNER) as connection:
         read = {}
         for step in STEPS:
             connection.execute(step)
@@ -56,7 +57,7 @@ def test_p5_without_its_form_a_look_at_sleeping_appliers_reads_their_table(witne
             "(l.topic = _wake_key.topic OR l.topic = '')",
         ),
     )
-    with witness.connect(autocommit=False) as connection:
+    with witness.connect(autocommit=False, user=OWNER) as connection:
         connection.execute(STEPS[0])
         seen = "SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'listener'"
         # 18 turns one form into the other by itself.

@@ -13,6 +13,7 @@ import pytest
 from support import shop
 from support.bad_company import HEALTHY, OTHERS, innocent_and_charged
 from support.database import Database, until
+from support.roles import APPLIER
 from support.ways import TOO_LONG_IN_PYTHON, TOO_LONG_OUTSIDE
 
 from inturn.applier import Applier
@@ -121,7 +122,7 @@ def test_p5_under_call_a_sql_target_that_takes_too_long(slow: Database) -> None:
     slow.execute("SELECT inturn.set_topic(name, max_attempts => 1) FROM inturn.topic")
 
     def call() -> bool:
-        with suppress(psycopg.errors.QueryCanceled), slow.connect() as session:
+        with suppress(psycopg.errors.QueryCanceled), slow.connect(user=APPLIER) as session:
             session.execute("SET statement_timeout = '8 s'")
             session.execute("SET inturn.careful_keys = 20")  # the default
             session.execute("CALL inturn.apply()")
@@ -145,7 +146,7 @@ def test_p5_under_call_nobody_is_charged_because_the_call_was_long(
         " FROM generate_series(1, 80) n"
     )
     calls = 0
-    with slow.connect() as session:
+    with slow.connect(user=APPLIER) as session:
         # Less than all of it takes.
         session.execute("SET statement_timeout = '10 s'")
         session.execute("SET inturn.careful_keys = 20")
@@ -165,7 +166,7 @@ def test_p5_a_handler_outside_that_takes_too_long(slow: Database, kind: str) -> 
     def plain(command: Any) -> None:
         if command.key == "bad":
             _RELEASE.wait(60)
-        with slow.connect() as connection:
+        with slow.connect(user=APPLIER) as connection:
             connection.execute(
                 "INSERT INTO bad.witness VALUES (%s, %s) ON CONFLICT DO NOTHING", (command.topic, command.key)
             )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 from support.database import Database, Session, until
-from support.roles import APPLIER
+from support.roles import APPLIER, OWNER
 from support.shop import (
     TOPIC,
     append,
@@ -56,7 +56,7 @@ def _drain(database: Database) -> None:
     if database.value("SELECT target FROM inturn.topic WHERE name = %s", [TOPIC]) == "python":
         apply_all(database)
     else:
-        connection = database.connect(options=_RAISES)
+        connection = database.connect(options=_RAISES, user=APPLIER)
         connection.execute("CALL inturn.apply()")
 
 
@@ -270,7 +270,7 @@ def test_an_empty_turn_waits_longer_each_time_up_to_a_tenth_of_a_second(database
     caller.execute(_APPEND, ["a", "insert"])
     database.execute("CALL inturn.apply()")
     waits = []
-    connection = database.connect(autocommit=True)
+    connection = database.connect(autocommit=True, user=OWNER)
     for _ in range(12):
         connection.execute("UPDATE inturn.key_cursor SET ready_at = '-infinity'")
         connection.execute("SELECT inturn.apply_batch('shop', '-infinity', 1, 'test')")

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from support.database import Database
 from support.refusal import refusal
-from support.roles import CALLER
+from support.roles import CALLER, OWNER
 
 APPEND = "SELECT inturn.append(%s, %s, %s, %s::jsonb, %s)"
 LEVELS = list(psycopg.IsolationLevel)
@@ -112,7 +112,7 @@ REFUSED: list[tuple[tuple[str | None, ...], str, str, str]] = [
 
 
 def test_what_is_refused_is_named_with_a_remedy_and_leaves_nothing(orders: Database) -> None:
-    connection = orders.connect()
+    connection = orders.connect(user=CALLER)
     for arguments, sqlstate, says, hints in REFUSED:
         said = refusal(connection, APPEND, arguments)
         assert said.sqlstate == sqlstate, said
@@ -466,7 +466,7 @@ def test_it_works_for_every_row_of_a_query(orders: Database) -> None:
     ],
 )
 def test_a_setting_of_the_callers_session_changes_nothing(orders: Database, setting: str) -> None:
-    admin = orders.connect()
+    admin = orders.connect(user=OWNER)
     with orders.connect(user=CALLER) as caller:
         caller.execute(f"SET {setting}")
         for seq in (1, 2, 3):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.database import Database
-from support.roles import CALLER
+from support.roles import CALLER, OWNER
 
 TABLES = ("topic", "command_log", "key_sequence", "turn", "ticket", "listener")
 ROWS = 100_000
@@ -63,7 +63,7 @@ def test_plans_made_on_small_tables_stay_on_indexes_when_the_tables_are_large(
     orders.execute("ANALYZE")
     append_everywhere("warm", 9)
     fill(orders)
-    for connection in (caller, orders.connect()):
+    for connection in (caller, orders.connect(user=OWNER)):
         connection.execute("SELECT pg_stat_force_next_flush()")
         connection.execute("SELECT")
     orders.execute("SELECT pg_stat_force_next_flush()")

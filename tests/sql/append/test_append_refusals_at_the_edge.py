@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.database import Database
 from support.refusal import refusal
+from support.roles import CALLER, OWNER
 
 from inturn.outbox import NewCommand, append, append_many
 from inturn.schema.errors import PayloadRefused
@@ -50,7 +51,7 @@ def test_an_object_or_array_that_was_encoded_twice_is_refused_by_every_way_to_ap
     orders: Database, text: str
 ) -> None:
     payload = json.dumps(text)
-    append(orders.connect(), "orders", "known", "x")
+    append(orders.connect(user=CALLER), "orders", "known", "x")
     for statement in (
         "SELECT inturn.append('orders', 'new', 'x', %s::jsonb)",
         "SELECT inturn.append('orders', 'known', 'x', %s::jsonb)",
@@ -63,26 +64,26 @@ def test_an_object_or_array_that_was_encoded_twice_is_refused_by_every_way_to_ap
         assert "encoded twice" in said.message
         assert "json.dumps" in said.hint
     with pytest.raises(PayloadRefused, match="encoded twice"):
-        append(orders.connect(), "orders", "known", "x", text)
+        append(orders.connect(user=CALLER), "orders", "known", "x", text)
     with pytest.raises(PayloadRefused, match="encoded twice"):
-        append_many(orders.connect(), "orders", [NewCommand("known", "x", text)])
+        append_many(orders.connect(user=CALLER), "orders", [NewCommand("known", "x", text)])
     assert orders.value("SELECT count(*) FROM inturn.command_log") == 1
 
 
 @pytest.mark.parametrize("text", _ONCE)
 def test_any_other_string_is_a_payload(orders: Database, text: str) -> None:
-    append(orders.connect(), "orders", "a", "x", text)
+    append(orders.connect(user=CALLER), "orders", "a", "x", text)
     assert orders.value("SELECT payload FROM inturn.command_log") == text
 
 
 @pytest.mark.parametrize("payload", [None, 0, True, [], ["{}"], {"text": '{"a": 1}'}])
 def test_no_other_payload_is_looked_into(orders: Database, payload: Any) -> None:
-    append(orders.connect(), "orders", "a", "x", payload)
+    append(orders.connect(user=CALLER), "orders", "a", "x", payload)
     assert orders.value("SELECT payload FROM inturn.command_log") == ({} if payload is None else payload)
 
 
 def test_an_amendment_is_refused_as_an_append_is(orders: Database) -> None:
-    append(orders.connect(), "orders", "a", "x")
+    append(orders.connect(user=CALLER), "orders", "a", "x")
     statement = "SELECT inturn.amend('orders', 'a', 1, 'a test', payload => %s::jsonb)"
     assert refusal(orders, statement, [json.dumps("{}")]).sqlstate == "IT003"
 
@@ -101,7 +102,7 @@ _INSERTS = {
 
 @pytest.mark.parametrize("insert", _INSERTS)
 def test_the_view_refuses_what_its_trigger_would_not_see(orders: Database, insert: str) -> None:
-    connection = orders.connect()
+    connection = orders.connect(user=OWNER)
     connection.execute("SET session_replication_role = replica")
     said = refusal(connection, _INSERTS[insert])
     assert said.sqlstate == "23514"
@@ -110,7 +111,7 @@ def test_the_view_refuses_what_its_trigger_would_not_see(orders: Database, inser
 
 @pytest.mark.parametrize("prepare", [True, False])
 def test_the_view_refuses_prepared_inserts_and_copy_too(orders: Database, prepare: bool) -> None:
-    connection = orders.connect()
+    connection = orders.connect(user=OWNER)
     insert = "INSERT INTO inturn.outbox (topic, key, name) VALUES (%s, %s, %s) RETURNING topic, seq"
     taken = connection.execute(insert, ["orders", "a", "x"], prepare=prepare)
     assert taken.fetchall() == [("orders", 1)]

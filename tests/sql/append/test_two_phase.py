@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from support.database import Database, until
 from support.own_server import own_database
-from support.roles import CALLER
+from support.roles import APPLIER, CALLER
 from support.server import Server
 from support.shop import TOPIC, append, applied, at_work, open_shop
 
@@ -107,7 +107,7 @@ def test_appliers_find_what_was_prepared_without_a_wake_up(asleep: Database, way
     ],
 )
 def test_no_value_of_the_setting_hurts_an_append(asleep: Database, value: str, notifies: bool) -> None:
-    with asleep.connect() as listener, asleep.connect(user=CALLER) as caller:
+    with asleep.connect(user=APPLIER) as listener, asleep.connect(user=CALLER) as caller:
         listener.execute('LISTEN "inturn.ready"')
         caller.execute("SELECT set_config('inturn.notify', %s, false)", [value])
         caller.execute("SELECT inturn.append('shop', 'idle', 'insert')")

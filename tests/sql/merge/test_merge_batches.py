@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from support import merging, shop
 from support.database import Database
+from support.roles import APPLIER
 
 from inturn.applier import Applier, Command
 
@@ -101,7 +102,7 @@ def test_where_all_became_nothing_the_key_moves_on_without_a_call(database: Data
 def test_a_batch_that_is_cut_for_its_length_ends_with_what_became_nothing(database: Database) -> None:
     _open(database, "sql:app.all")
     merging.append(database, "a", "note", "insert", "delete", "set", "set", "note")
-    session = database.connect()
+    session = database.connect(user=APPLIER)
     session.execute("SET inturn.max_claim_octets = 3")
     session.execute("CALL inturn.apply()")
     # A payload has two octets. The first turn ends before 5, into which 4 was merged.

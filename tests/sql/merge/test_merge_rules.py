@@ -9,6 +9,7 @@ import pytest
 from support.database import Database
 from support.logins import connect_as
 from support.merging import append, calls, merges, open_orders, state
+from support.roles import OWNER
 
 from inturn.schema.errors import (
     BY_SQLSTATE,
@@ -82,7 +83,7 @@ def test_a_function_that_cannot_merge_two_commands_is_refused(
 
 def test_a_function_of_a_session_of_its_own_is_refused(database: Database) -> None:
     open_orders(database, rules=())
-    with database.connect() as connection:
+    with database.connect(user=OWNER) as connection:
         connection.execute(
             "CREATE FUNCTION pg_temp.f(a inturn.command, b inturn.command) RETURNS jsonb"
             " LANGUAGE sql AS $$ SELECT a.payload $$"
