@@ -11,7 +11,7 @@ import pytest
 from support.database import Database
 from support.planted import names_in_bodies, plant, times_called
 from support.process import run_inturn
-from support.roles import OWNER
+from support.roles import LOGIN_OF, OWNER
 
 from inturn.applier import Applier, Command, Fleet
 
@@ -116,6 +116,8 @@ def test_what_is_planted_in_public_is_never_called(witness: Database) -> None:
         CREATE FUNCTION app.apply_batch(inturn.command[]) RETURNS bigint LANGUAGE sql
             SET search_path = pg_catalog AS 'SELECT cardinality($1)::bigint';
         SELECT inturn.create_topic('batches', 'sql:app.apply_batch');
+        CREATE FUNCTION app.combine(inturn.command, inturn.command) RETURNS jsonb LANGUAGE sql
+            SET search_path = pg_catalog AS 'SELECT $1.payload || $2.payload';
     """)
     called, operators = names_in_bodies(witness)
     assert {"cardinality", "format", "unnest", "octet_length"} <= called
@@ -146,7 +148,16 @@ def test_a_planted_one_would_be_called(database: Database) -> None:
     assert times_called(database) == 3
 
 
+def test_every_command_is_run_beside_what_is_planted() -> None:
+    run = {command for line in COMMANDS for command in (line[0], " ".join(line[:2]))}
+    without_the_database = {"embedded start", "embedded status", "embedded stop", "completion"}
+    in_a_database_of_its_own = {"demo"}
+    assert set(LOGIN_OF) - run == without_the_database | in_a_database_of_its_own
+
+
 COMMANDS: list[tuple[str, ...]] = [
+    ("topic", "merge", "batches", "insert", "insert", "last"),
+    ("topic", "merge", "batches", "insert", "change", "sql:app.combine"),
     ("append", "orders", "a", "insert", "{}"),
     ("append", "orders", "b", "fail", "{}"),
     ("append", "orders", "c", "insert", "{}", "--idempotency-key", "once"),
@@ -154,6 +165,9 @@ COMMANDS: list[tuple[str, ...]] = [
     ("append", "numbered", "n", "insert", "{}", "--seq", "3"),
     ("append", "posts", "p", "insert", "{}"),
     ("append", "batches", "t", "insert", "{}"),
+    ("append", "batches", "t", "insert", "{}"),
+    ("append", "batches", "t", "change", "{}"),
+    ("topic", "merge", "batches", "insert", "delete", "nothing", "--dry-run"),
     (
         "apply",
         "--drain",
@@ -192,8 +206,14 @@ COMMANDS: list[tuple[str, ...]] = [
     ("topic", "set", "more", "--max-attempts", "3", "--reason", "r"),
     ("pause", "--topic", "more", "--reason", "r"),
     ("resume", "--topic", "more", "--reason", "r"),
+    ("topic", "merge", "batches"),
+    ("topic", "merge", "batches", "insert", "insert", "--remove"),
+    ("topic", "list"),
+    ("topic", "show", "orders"),
+    ("prune", "--topic", "orders", "--older-than", "1ms"),
     ("verify",),
     ("upgrade",),
+    ("downgrade",),  # refused, as functions take commands
 ]
 
 #: Beside what the commands run: what a client of another language calls, and a session of the database.
