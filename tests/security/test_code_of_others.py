@@ -310,14 +310,14 @@ def test_the_command_line_says_why(orders: Database) -> None:
 
 
 def test_one_whose_owner_was_never_recorded_is_not_called(orders: Database) -> None:
-    orders.execute("UPDATE inturn.topic SET target_owner = NULL")
+    orders.execute("UPDATE inturn.topic SET target_owner_id = NULL")
     said = refusal(orders, "SELECT * FROM inturn.apply_batch('orders', '-infinity', 10, 'me')")
     assert said.sqlstate == OWNER_CHANGED
     assert said.message.endswith("to whom it belonged when it was set is not known")
 
 
 def test_the_error_is_of_the_one_tree(orders: Database) -> None:
-    orders.execute("UPDATE inturn.topic SET target_owner = NULL")
+    orders.execute("UPDATE inturn.topic SET target_owner_id = NULL")
     with pytest.raises(psycopg.Error) as raised:
         orders.connect(user=APPLIER).execute(
             "SELECT * FROM inturn.apply_batch('orders', '-infinity', 10, 'me')"
