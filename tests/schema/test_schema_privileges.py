@@ -125,7 +125,7 @@ def test_what_was_granted_on_by_such_an_option_goes_with_it(database: Database) 
     before = lines(database)
     database.execute("GRANT SELECT (payload) ON inturn.command_log TO inturn_operator WITH GRANT OPTION")
     database.execute("GRANT DELETE ON inturn.turn TO inturn_operator WITH GRANT OPTION")
-    database.execute("""
+    database.administer("""
         SET ROLE inturn_operator;
         GRANT SELECT (payload) ON inturn.command_log TO inturn_caller;
         GRANT DELETE ON inturn.turn TO PUBLIC;

@@ -187,7 +187,7 @@ def _alter_owner(database: Database, name: str) -> None:
 
 def _create_anew(database: Database, name: str) -> None:
     database.execute("DROP FUNCTION app.apply_order")
-    database.execute(f"""
+    database.administer(f"""
         SET ROLE {name};
         CREATE FUNCTION app.apply_order(command inturn.command) RETURNS void LANGUAGE sql AS 'SELECT';
         RESET ROLE;
@@ -199,7 +199,7 @@ def _plant_before_one_for_batches(database: Database, name: str) -> None:
     database.execute("DROP FUNCTION app.apply_order")
     database.execute("CREATE FUNCTION app.apply_order(c inturn.command[]) RETURNS void LANGUAGE sql AS ''")
     database.execute("SELECT inturn.set_topic('orders', max_attempts => 7)")
-    database.execute(f"""
+    database.administer(f"""
         SET ROLE {name};
         CREATE FUNCTION app.apply_order(command inturn.command) RETURNS void LANGUAGE sql AS 'SELECT';
         RESET ROLE;

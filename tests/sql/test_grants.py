@@ -491,7 +491,7 @@ def test_a_login_without_a_role_does_not_even_see_the_functions(orders: Database
 
 def test_what_a_caller_puts_in_its_own_schemas_captures_nothing(orders: Database) -> None:
     with connect_as(orders, "inturn_caller") as caller:
-        orders.execute(f"CREATE SCHEMA trap AUTHORIZATION {caller.info.user}")
+        orders.administer(f"CREATE SCHEMA trap AUTHORIZATION {caller.info.user}")
         caller.execute("CREATE TEMP TABLE captured (what text)")
         for schema in ("pg_temp", "trap"):
             caller.execute(trap_in(schema))
