@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.database import Database
-from support.roles import DEPLOYER
+from support.roles import OWNER
 
 from inturn.cli.terminal.key_text import escaped, resolve, shown, unescaped
 
@@ -22,7 +22,7 @@ KEYS = st.lists(ODD | st.characters(exclude_characters="\0", exclude_categories=
 
 @pytest.fixture
 def connection(database: Database) -> psycopg.Connection[Any]:
-    connection = database.connect(user=DEPLOYER)
+    connection = database.connect(user=OWNER)
     connection.execute("SELECT inturn.create_topic('orders'), inturn.create_topic('bills')")
     return connection
 
