@@ -91,7 +91,9 @@ def test_the_query_that_calls_a_target_is_wholly_qualified(
             f"CREATE FUNCTION app.batch(inturn.command[]) RETURNS {result} LANGUAGE sql AS '{body}'"
         )
     target = "app.apply_order" if result == "one" else "app.batch"
-    witness.execute("UPDATE inturn.topic SET (target, merges) = ROW (%s, %s)", [f"sql:{target}", merges])  # of the same owner
+    witness.execute(
+        "UPDATE inturn.topic SET (target, merges) = ROW (%s, %s)", [f"sql:{target}", merges]
+    )  # of the same owner
     query = witness.value("SELECT inturn._target_query(t, %s) FROM inturn.topic t", [source])
     assert f"{target}(" in query
     assert unqualified(query) == []

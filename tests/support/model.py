@@ -21,7 +21,7 @@ from support.database import Database, Session, until
 from support.lease_scenes import Lease, claim
 from support.oracle import Oracle
 from support.race import blocked, kill
-from support.roles import OPERATOR
+from support.roles import OPERATOR, OWNER
 
 _TARGET = """
     ALTER TABLE app.witness ADD n bigint;
@@ -226,7 +226,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: not self.turn_open)
     @rule(max_keys=st.integers(1, 2))
     def kill_applier_in_its_first_handler(self, max_keys: int) -> None:
-        with self.database.connect() as gate:
+        with self.database.connect(user=OWNER) as gate:
             gate.execute("SELECT pg_advisory_lock(4242)")
             running = self._apply(max_keys)
             if blocked(self.database, self.applier, running):
@@ -556,4 +556,4 @@ def prepare(database: Database) -> None:
     database.execute(_TARGET)
     Machine.database, Machine.oracle = database, Oracle(database)
     Machine.operator = database.connect(user=OPERATOR, options="-c lock_timeout=20ms")
-    Machine.clock = database.connect(options="-c lock_timeout=20ms")
+    Machine.clock = database.connect(user=OWNER, options="-c lock_timeout=20ms")

@@ -264,7 +264,7 @@ def test_a_pause_goes_before_a_gap_and_says_that_one_is_there(gap: Database) -> 
 def test_where_nothing_may_be_written_a_gap_is_explained_too(gap: Database) -> None:
     caller = caller_of(gap)
     give(caller, 2)
-    reader = gap.connect(options="-c default_transaction_read_only=on")
+    reader = gap.connect(user=OWNER, options="-c default_transaction_read_only=on")
     rows = reader.execute("SELECT cause, says FROM inturn.why('given', 'a')").fetchall()
     assert [cause for cause, _ in rows] == ["waiting"]
     assert "open transaction" in rows[0][1]

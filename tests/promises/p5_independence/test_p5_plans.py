@@ -78,7 +78,7 @@ def _walked_by_a_lease(database: Database, turns: int) -> int:
             database.execute("SELECT inturn.release('outside', 'a', %s)", [number])
     counter = "SELECT pg_stat_get_xact_tuples_returned('inturn.ticket_pkey'::regclass)"
     read = f"SELECT seq FROM inturn._turn_commands('outside', '{{a}}', '{{{turns + 1}}}', '{{{turns}}}', 9)"
-    with database.connect(autocommit=False) as connection:
+    with database.connect(user=OWNER, autocommit=False) as connection:
         walked = [connection.execute(query).fetchall()[0][0] for query in (counter, read, counter)]
     report.rollback()
     before, seq, after = walked
@@ -139,7 +139,7 @@ def test_p5_no_step_walks_over_what_other_keys_left_in_the_index_of_ready_ticket
         witness.execute("ANALYZE")
     read = {}
     for number, step in enumerate(KEY_STEPS):
-        with witness.connect(autocommit=False) as connection:
+        with witness.connect(user=OWNER, autocommit=False) as connection:
             connection.execute(step)
             ((entries,),) = connection.execute(
                 "SELECT pg_stat_get_xact_tuples_returned('inturn.ticket_ready'::regclass)"
@@ -180,7 +180,7 @@ def test_p5_no_step_walks_over_the_versions_that_prunes_leave_of_a_key(
     if analyzed:
         witness.execute("ANALYZE")
     read = {}
-    with witness.connect(autocommit=False) as connection:
+    with witness.connect(user=OWNER, autocommit=False) as connection:
         connection.execute("SET enable_seqscan = off")
         connection.execute("SET enable_bitmapscan = off")
         before = 0

@@ -17,6 +17,7 @@ from support.operating import (
 )
 from support.race import blocked
 from support.refusal import refusal
+from support.roles import OWNER
 
 # Retry.
 
@@ -47,7 +48,7 @@ def test_retry_takes_a_retrying_key_before_its_time(orders: Database) -> None:
 
 def test_retry_wakes_a_sleeping_applier(orders: Database) -> None:
     hold(orders)
-    listener = orders.connect()
+    listener = orders.connect(user=OWNER)
     listener.execute('LISTEN "inturn.ready"')
     orders.execute("SELECT inturn.announce_sleep('{orders}')")
     orders.execute("SELECT inturn.retry('orders', 'x')")

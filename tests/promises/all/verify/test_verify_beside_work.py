@@ -11,12 +11,13 @@ from psycopg import errors
 from support.crowd import Crowd
 from support.database import Database
 from support.oracle import Oracle
+from support.roles import OWNER
 from support.verifying import verified
 
 
 def leaser(database: Database, seed: int) -> Callable[[], None]:
     """An applier by lease that fails, forgets its leases, and comes late."""
-    connection, dice = database.connect(), random.Random(seed)
+    connection, dice = database.connect(user=OWNER), random.Random(seed)
 
     def work() -> None:
         rows = connection.execute(
@@ -41,7 +42,7 @@ def leaser(database: Database, seed: int) -> Callable[[], None]:
 
 def filler(database: Database) -> Callable[[], None]:
     """An operator who fills whatever gap there is."""
-    connection = database.connect(options="-c lock_timeout=100ms")
+    connection = database.connect(user=OWNER, options="-c lock_timeout=100ms")
 
     def fill() -> None:
         for action in ("fill_gap(topic, key, applied_seq + 1, 'test')", "retry(topic, key)"):
@@ -56,7 +57,7 @@ def filler(database: Database) -> Callable[[], None]:
 
 def call_in_any_order(database: Database, seed: int) -> None:
     """Append two thirds of the numbers 1 to 60 of five keys."""
-    connection = database.connect()
+    connection = database.connect(user=OWNER)
     numbers = [(key, seq) for key in "abcde" for seq in range(1, 61)]
     for key, seq in random.Random(seed).sample(numbers, len(numbers) * 2 // 3):
         try:
@@ -132,7 +133,7 @@ def repeating(work: Callable[[], object]) -> Iterator[None]:
 
 def operator(database: Database) -> Callable[[], None]:
     """An operator who does something to some key, whether it makes sense or not."""
-    connection = database.connect(options="-c lock_timeout=1s")
+    connection = database.connect(user=OWNER, options="-c lock_timeout=1s")
     turn = iter(range(10**9))
 
     def act() -> None:

@@ -8,6 +8,7 @@ from support.logins import login
 from support.plans import cost
 from support.process import run_inturn
 from support.refusal import refusal
+from support.roles import OWNER
 from support.verifying import LOAD, OF_A, verified
 
 
@@ -101,7 +102,7 @@ def test_a_slice_reads_its_own_keys_only_whatever_the_statistics_say(
                 "UPDATE pg_class SET relpages = %s, reltuples = %s WHERE oid = %s::regclass",
                 [*statistics, f"inturn.{table}"],
             )
-    connection = history.connect()
+    connection = history.connect(user=OWNER)
     # The slice with all that operators did: nothing of it may be looked for in the whole topic.
     read = cost(connection, "SELECT * FROM inturn.verify('orders', 'a', 'e')")
     read += cost(connection, "SELECT * FROM inturn.verify_slice('orders', 'a', 16)")
