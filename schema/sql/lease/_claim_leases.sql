@@ -23,6 +23,7 @@ DECLARE
     octets bigint := 0; size integer; command record; settings inturn.topic; problem text; gone_seq bigint;
 BEGIN
     pass := inturn._begin_saved_pass(topics);
+    <<all_topics>>
     FOR served IN
         SELECT t.name, p.hand FROM unnest(topics) WITH ORDINALITY t (name, position)
         JOIN unnest(pass.found, pass.starts) p (topic, hand) ON p.topic = t.name ORDER BY t.position
@@ -37,20 +38,17 @@ BEGIN
             SELECT * INTO begun FROM inturn._lease_claimed(
                 served.name, claimed.key, claimed.epoch, lease, applier, one_by_one,
                 CASE WHEN octets > 0 THEN max_octets - octets END);
-            IF NOT begun.fits THEN
-                RETURN;
-            END IF;
+            EXIT all_topics WHEN NOT begun.fits;
             taken := taken + 1;
             CONTINUE WHEN (begun.leased).key IS NULL;
             topic := served.name; key := claimed.key; epoch := claimed.epoch;
             attempt := (begun.leased).attempts + 1; lease_until := (begun.leased).lease_until;
             seq := NULL; gone_seq := NULL;
-            IF settings.merges THEN
-                problem := inturn._plan_merges(settings, claimed.key, claimed.applied_seq, claimed.epoch, begun.max_commands);
-                IF problem IS NOT NULL THEN
-                    PERFORM inturn.fail(served.name, claimed.key, claimed.epoch, claimed.applied_seq + 1, problem, '{"verdict": "merge"}');
-                    CONTINUE;
-                END IF;
+            problem := CASE WHEN settings.merges THEN
+                inturn._plan_merges(settings, claimed.key, claimed.applied_seq, claimed.epoch, begun.max_commands) END;
+            IF problem IS NOT NULL THEN
+                PERFORM inturn.fail(served.name, claimed.key, claimed.epoch, claimed.applied_seq + 1, problem, '{"verdict": "merge"}');
+                CONTINUE;
             END IF;
             FOR command IN
                 SELECT l.seq, l.name, l.payload, l.created_at FROM inturn._turn_commands(
@@ -72,10 +70,8 @@ BEGIN
                 seq := command.seq; name := command.name; payload := command.payload; created_at := command.created_at;
                 RETURN NEXT;
             END LOOP;
-            IF seq IS NULL AND gone_seq IS NOT NULL THEN
-                -- Nothing is left to do on it.
-                PERFORM inturn._end_alone(served.name, claimed.key, claimed.epoch, gone_seq);
-            END IF;
+            -- Nothing is left to do on a key whose commands were all merged into nothing.
+            PERFORM inturn._end_alone(served.name, claimed.key, claimed.epoch, gone_seq) WHERE seq IS NULL AND gone_seq IS NOT NULL;
         END LOOP;
     END LOOP;
 END

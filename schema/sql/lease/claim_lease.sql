@@ -20,11 +20,12 @@ AS $$
 -- Where the topic has merge rules, of commands that were merged only the last one comes, with what they became: a key's
 -- numbers may jump then, and advance takes them so.
 -- A key that itself makes its claim fail is put off (see _put_off): the others are claimed.
--- A topic whose commands a function merges that belongs to somebody else than when its rule was set is left out, with a warning;
--- where it is the only one, IT013 is raised.
+-- A topic whose commands a function merges that belongs to somebody else than when its rule was set is left out, with a
+-- warning; where it is the only one, IT013 is raised.
 -- Runs as the applier; what claims, leases and reads, each for itself, as the schema's owner.
--- Locks the keys' tickets, skipping locked ones; what _begin_saved_pass locks. Raises IT001, IT031 outside READ COMMITTED,
--- 22004 without topics, 22023 for a max_keys or a lease that cannot be, and IT013: see above. Then nothing was claimed.
+-- Locks the keys' tickets, skipping locked ones; what _begin_saved_pass locks. Raises IT001, IT031 outside READ
+-- COMMITTED, 22004 without topics, 22023 for a max_keys or a lease that cannot be, and IT013: see above. Then nothing
+-- was claimed.
 #variable_conflict use_variable
 DECLARE
     who constant text := coalesce(applier, 'sql:' || pg_backend_pid());

@@ -3,8 +3,8 @@
 -- It runs with the rights of who applies, as a target does, and with its own search_path. It may read but not write
 -- (25006):
 -- it is called again when the turn is, so that an effect of its own would be nobody's command.
--- One that belongs to somebody else than when the rule was set is not called (IT013): the appliers have asked before they claimed,
--- see _require_merges, so that is its failure only where it has changed hands in between.
+-- One that belongs to somebody else than when the rule was set is not called (IT013): the appliers have asked before
+-- they claimed, see _require_merges, so that is its failure only where it has changed hands in between.
 -- A cancelled query (statement_timeout) is its failure: so one that hangs is charged to the key, and the claim goes on.
 -- Takes no locks of its own, and none of the function's outlasts it. Raises nothing.
 CREATE FUNCTION inturn._call_merge(

@@ -1,5 +1,5 @@
--- Returns the merge rules of a topic that call a function, with who owned it when each was set. Internal to _require_merges and
--- _trusted_merge. Takes no locks.
+-- Returns the merge rules of a topic that call a function, with who owned it when each was set. Internal to
+-- _require_merges and _trusted_merge. Takes no locks.
 CREATE FUNCTION inturn._merge_functions(topic text)
 RETURNS TABLE (first_name text, then_name text, becomes text, owner text, owner_id text)
 LANGUAGE sql STABLE SECURITY DEFINER

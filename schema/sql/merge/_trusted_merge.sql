@@ -1,5 +1,5 @@
--- Returns the function that a merge rule names, as it is when it is called. Internal to _call_merge and _require_merges.
--- Takes no locks.
+-- Returns the function that a merge rule names, as it is when it is called. Internal to _call_merge and
+-- _require_merges. Takes no locks.
 --
 -- Raises what _merge_function does; IT013 when it belongs to somebody else than when the rule was set.
 CREATE FUNCTION inturn._trusted_merge(topic text, first text, "then" text) RETURNS regprocedure

@@ -5,12 +5,13 @@ AS $$
 -- Merges, from now on, two pending commands of a key that follow each other and have these names, first and then;
 -- returns true, or false when this rule is there already.
 --
--- becomes: 'nothing': neither takes effect. 'last': the later one alone does. 'sql:SCHEMA.FUNCTION': the function takes both
--- as inturn.command and returns the payload, jsonb; it takes effect under the first one's name and the later one's number.
--- Turns that begin from now on do it, of what they read: see _plan_merges. What a turn has read already stays as it was read.
--- A function is a deployer's to name. Who owns it is recorded: once it belongs to anybody else the topic is refused (IT013), until
--- the same rule is set again.
--- Locks: the topic's row. Raises 42501 for a function, unless who calls owns the schema or has inturn_admin; IT062 when the pair has another rule, and what _check_merge_rule and _lock_topic raise.
+-- becomes: 'nothing': neither takes effect. 'last': the later one alone does. 'sql:SCHEMA.FUNCTION': the function takes
+-- both as inturn.command and returns the payload, jsonb; it takes effect under the first one's name and the later one's
+-- number. Turns that begin from now on do it, of what they read: see _plan_merges. What a turn has read already stays
+-- as it was read. A function is a deployer's to name. Who owns it is recorded: once it belongs to anybody else the
+-- topic is refused (IT013), until the same rule is set again.
+-- Locks: the topic's row. Raises 42501 for a function, unless who calls owns the schema or has inturn_admin; IT062 when
+-- the pair has another rule, and what _check_merge_rule and _lock_topic raise.
 DECLARE
     was inturn.merge_rule;
     owner text; owner_id text;

@@ -1,10 +1,10 @@
--- Records anew who owns the functions that targets and merge rules name, where that is the role that was recorded. Returns, for each
--- that was refused until now, the statement that would do the same. Internal to inturn upgrade.
+-- Records anew who owns the functions that targets and merge rules name, where that is the role that was recorded.
+-- Returns, for each that was refused until now, the statement that would do the same. Internal to inturn upgrade.
 --
--- It is that role where it was renamed; and, in a copy on another server, where a role of the same name owns the function: who
--- restores has made the roles, and says by an upgrade that they are whose they were. Where another role owns it, or one that was made
--- again on the same server, the record stays, and the topic is refused until a deployer has set it again.
--- Only who owns the schema may call it. Locks the rows that it changes.
+-- It is that role where it was renamed; and, in a copy on another server, where a role of the same name owns the
+-- function: who restores has made the roles, and says by an upgrade that they are whose they were. Where another role
+-- owns it, or one that was made again on the same server, the record stays, and the topic is refused until a deployer
+-- has set it again. Only who owns the schema may call it. Locks the rows that it changes.
 CREATE FUNCTION inturn._record_owners() RETURNS SETOF text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp

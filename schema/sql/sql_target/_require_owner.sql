@@ -1,11 +1,11 @@
 -- Refuses a function that belongs to somebody else than when it was set as what is to be called. Internal to the
 -- appliers.
 --
--- what: what names it. owner, owner_id: who owned it then, by name and by _role_id; NULL: nobody knows, so it was never set by a
--- function of ours. to_do: how to set it again.
--- It is the same role when the id is, whatever its name is now; and when name and oid are: pg_upgrade keeps both, and makes another
--- server. A role of the same name that was made again is another one. In a copy on another server nobody can tell, until inturn upgrade
--- has recorded it there, see _record_owners. Takes no locks. Raises IT013.
+-- what: what names it. owner, owner_id: who owned it then, by name and by _role_id; NULL: nobody knows, so it was never
+-- set by a function of ours. to_do: how to set it again.
+-- It is the same role when the id is, whatever its name is now; and when name and oid are: pg_upgrade keeps both, and
+-- makes another server. A role of the same name that was made again is another one. In a copy on another server nobody
+-- can tell, until inturn upgrade has recorded it there, see _record_owners. Takes no locks. Raises IT013.
 CREATE FUNCTION inturn._require_owner(what text, function regprocedure, owner text, owner_id text, to_do text) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,9 +1,9 @@
--- Returns the function that a topic's SQL target names, and refuses a topic of which that, or a function that merges its commands,
--- belongs to somebody else than when it was set. Internal to the appliers, who ask before they claim a key of it, or in the
--- transaction of the claim, which goes with the refusal: so no command is charged with that.
+-- Returns the function that a topic's SQL target names, and refuses a topic of which that, or a function that merges
+-- its commands, belongs to somebody else than when it was set. Internal to the appliers, who ask before they claim a
+-- key of it, or in the transaction of the claim, which goes with the refusal: so no command is charged with that.
 --
--- NULL: the target is no SQL function; or it is missing, or cannot be called: that is not refused here, it fails the commands.
--- Takes no locks. Raises IT013.
+-- NULL: the target is no SQL function; or it is missing, or cannot be called: that is not refused here, it fails the
+-- commands. Takes no locks. Raises IT013.
 CREATE FUNCTION inturn._require_target(settings inturn.topic) RETURNS regprocedure
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

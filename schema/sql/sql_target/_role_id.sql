@@ -1,9 +1,9 @@
--- Returns which role an oid is, in any database: its server's identifier and the oid. Renaming the role does not change it; a role
--- that is made again under the same name has another one.
+-- Returns which role an oid is, in any database: its server's identifier and the oid. Renaming the role does not change
+-- it; a role that is made again under the same name has another one.
 -- Internal to whatever records who owns a function, and to _require_owner. Takes no locks.
 --
--- A standby, and a server that is recovered from its files, have the identifier of their origin. A managed server may not tell its own:
--- then there is none before the slash.
+-- A standby, and a server that is recovered from its files, have the identifier of their origin. A managed server may
+-- not tell its own: then there is none before the slash.
 CREATE FUNCTION inturn._role_id(role oid) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,5 +1,5 @@
--- Returns who owns the function that a SQL target names, by name and by _role_id; NULL: the target is no SQL function. Internal to
--- create_topic and set_topic, which record it. Takes no locks.
+-- Returns who owns the function that a SQL target names, by name and by _role_id; NULL: the target is no SQL function.
+-- Internal to create_topic and set_topic, which record it. Takes no locks.
 --
 -- Raises what _target_function does.
 CREATE FUNCTION inturn._target_owner(topic text, target text, OUT owner text, OUT owner_id text)

@@ -5,13 +5,14 @@
 -- command is begun.
 -- It gives one row: of each command that was called, its key and its seq (see _reached), and how many there
 -- were.
--- It runs with the session's search_path, which is the target's: all of it is qualified. The target is called for one key's
--- commands after the other's, in the order in which they were read. OFFSET 0 keeps the call below the aggregates. Its results
--- are counted, and the count is looked at: the planner leaves out no call, whatever the function is declared. It is planned anew
--- for every batch, so it is short. A function for batches has a query of its own: see _batch_query.
--- Where the topic merges, the target is called for the last one of merged numbers, or for none; and all of them are
--- counted.
--- target: what _require_target has returned a moment ago; NULL: it is looked up now. Takes no locks. Raises what _trusted_target does.
+-- It runs with the session's search_path, which is the target's: all of it is qualified. The target is called for one
+-- key's commands after the other's, in the order in which they were read. OFFSET 0 keeps the call below the aggregates.
+-- Its results are counted, and the count is looked at: the planner leaves out no call, whatever the function is
+-- declared. It is planned anew for every batch, so it is short. A function for batches has a query of its own: see
+-- _batch_query. Where the topic merges, the target is called for the last one of merged numbers, or for none; and all
+-- of them are counted.
+-- target: what _require_target has returned a moment ago; NULL: it is looked up now. Takes no locks. Raises what
+-- _trusted_target does.
 CREATE FUNCTION inturn._target_query(settings inturn.topic, source text, target regprocedure DEFAULT NULL) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,5 +1,5 @@
--- Says why a topic is refused although its target is there, see _require_target, and what to do then, as why does; NULL: it is not.
--- Internal to apply, the claims by lease and why. Takes no locks.
+-- Says why a topic is refused although its target is there, see _require_target, and what to do then, as why does;
+-- NULL: it is not. Internal to apply, the claims by lease and why. Takes no locks.
 --
 -- Only looks up what the role that asks may look into: to others a function that they cannot see is missing.
 CREATE FUNCTION inturn._target_refusal(settings inturn.topic, OUT says text, OUT to_do text)

@@ -1,9 +1,10 @@
 -- Takes the next ready key of a topic alone (see _claim_alone), and applies its commands. Internal to apply.
 --
 -- hand: where to claim from, and then where the claimed key was; NULL: none was ready, and careful is 0.
--- Commits twice or more. Raises what _require_target does, before the claim; 57014 after the second commit when the query was cancelled: the command in hand has failed.
--- An upgrade may have committed meanwhile, so that what this session began has parts no more: the key is let go as it was,
--- and that is raised, as it is in a transaction that takes many keys.
+-- Commits twice or more. Raises what _require_target does, before the claim; 57014 after the second commit when the
+-- query was cancelled: the command in hand has failed. An upgrade may have committed meanwhile, so that what this
+-- session began has parts no more: the key is let go as it was, and that is raised, as it is in a transaction that
+-- takes many keys.
 CREATE PROCEDURE inturn._visit_alone(
     topic text, INOUT hand timestamptz, applier text,
     INOUT commands bigint, INOUT failures bigint, INOUT careful integer

@@ -20,9 +20,9 @@ AS $$
 -- take_lost: false, lost: an applier was lost with one of the keys in hand (see claim). Nothing was changed, as with
 -- redo.
 -- Locks: tickets (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
--- Raises IT001, IT012 for a topic without a SQL target, IT013 where the target of ready keys, or a function that merges their commands,
--- belongs to somebody else than when it was set (then nothing was claimed), and what claim, finish and fail raise. A target that is not
--- there fails the commands, as one that raises does: the other topics go on.
+-- Raises IT001, IT012 for a topic without a SQL target, IT013 where the target of ready keys, or a function that merges
+-- their commands, belongs to somebody else than when it was set (then nothing was claimed), and what claim, finish and
+-- fail raise. A target that is not there fails the commands, as one that raises does: the other topics go on.
 DECLARE
     settings constant inturn.topic := inturn._sql_topic(topic);
     target pg_catalog.regprocedure;
@@ -44,8 +44,7 @@ BEGIN
         RETURN;
     END IF;
     target := inturn._require_target(settings); -- once, as late as may be; refused, the claim goes too
-    keys := pg_catalog.cardinality(claimed.keys);
-    hand := claimed.ready_at;
+    keys := pg_catalog.cardinality(claimed.keys); hand := claimed.ready_at;
     IF claimed.lost AND NOT take_lost THEN
         redo := true; lost := true;
         RETURN;
@@ -59,8 +58,7 @@ BEGIN
                pg_catalog.array_agg(c.epoch) AS epochs, pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1) AS from_seqs,
                pg_catalog.array_agg(c.attempts) AS attempts, pg_catalog.max(c.attempts) OPERATOR(pg_catalog.>) 0 AS any_failed,
                claimed.first_at AS first_at, claimed.ready_at AS ready_at
-        INTO claimed
-        FROM ROWS FROM (pg_catalog.unnest(claimed.keys), pg_catalog.unnest(claimed.applied_seqs), pg_catalog.unnest(claimed.epochs),
+        INTO claimed FROM ROWS FROM (pg_catalog.unnest(claimed.keys), pg_catalog.unnest(claimed.applied_seqs), pg_catalog.unnest(claimed.epochs),
                         pg_catalog.unnest(claimed.attempts)) c (key, applied_seq, epoch, attempts)
         WHERE c.key OPERATOR(pg_catalog.<>) ALL (failed_keys);
         redo := coalesce(pg_catalog.current_setting('inturn.merge_cancelled', true) OPERATOR(pg_catalog.=) 'on', false);
@@ -74,8 +72,7 @@ BEGIN
     IF claimed.any_failed THEN
         SELECT pg_catalog.array_agg(c.key) AS keys, pg_catalog.array_agg(c.applied_seq) AS applied_seqs,
                pg_catalog.array_agg(c.epoch) AS epochs
-        INTO fresh
-        FROM ROWS FROM (pg_catalog.unnest(claimed.keys), pg_catalog.unnest(claimed.applied_seqs),
+        INTO fresh FROM ROWS FROM (pg_catalog.unnest(claimed.keys), pg_catalog.unnest(claimed.applied_seqs),
                         pg_catalog.unnest(claimed.attempts), pg_catalog.unnest(claimed.epochs)) c (key, applied_seq, attempts, epoch)
         WHERE c.attempts OPERATOR(pg_catalog.=) 0;
     END IF;

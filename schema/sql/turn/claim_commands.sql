@@ -12,11 +12,12 @@ AS $$
 -- A key with nothing to apply comes as one row without a seq; it has to be finished too.
 -- All payloads together have at most _max_claim_octets, but the first command comes however long it is. From where they
 -- would have more, a key comes with fewer commands, or not at all: it stays ready, and is locked as the others are.
--- Where the topic has merge rules, of commands that were merged only the last one comes, with what they became; those that
--- became nothing come as a row with a seq and no name, and are done by passing there: finish with that seq. What cannot be
--- merged is a failure of its key, which does not come (see _plan_merges).
--- Runs as the applier, as the functions that merge do; what claims and what reads, each for itself, as the schema's owner. Locks and raises what
--- claim does; IT013 where a function that merges belongs to somebody else than when its rule was set: then nothing was claimed.
+-- Where the topic has merge rules, of commands that were merged only the last one comes, with what they became; those
+-- that became nothing come as a row with a seq and no name, and are done by passing there: finish with that seq. What
+-- cannot be merged is a failure of its key, which does not come (see _plan_merges).
+-- Runs as the applier, as the functions that merge do; what claims and what reads, each for itself, as the schema's
+-- owner. Locks and raises what claim does; IT013 where a function that merges belongs to somebody else than when its
+-- rule was set: then nothing was claimed.
 DECLARE
     max_octets constant bigint := inturn._max_claim_octets();
     octets bigint := 0;
