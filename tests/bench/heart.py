@@ -1,5 +1,5 @@
 """How the storage holds: crowds, snapshots, topics, backlog, fairness, latency, cost, waiters, company,
-retention, vacuum.
+retention, vacuum, rights.
 
 An hour and a half.
 
@@ -31,6 +31,7 @@ from bench import (
     kinds,
     latency,
     retention,
+    rights,
     snapshot,
     topics,
     vacuum,
@@ -52,6 +53,7 @@ _NAMES = (
     "company",
     "retention",
     "vacuum",
+    "rights",
 )
 
 
@@ -121,6 +123,7 @@ def _measures(options: argparse.Namespace, ground: Ground) -> dict[str, Callable
         "company": partial(company.measure, ground),
         "retention": partial(retention.measure, ground, options.held),
         "vacuum": partial(vacuum.measure, ground),
+        "rights": partial(rights.measure, ground),
     }
     return {name: measure for name, measure in measures.items() if name in options.only}
 
