@@ -126,7 +126,7 @@ def test_p5_a_key_that_was_lost_is_taken_by_lease_among_a_crowd(database: Databa
             SELECT bad.hold(command.topic, command.key) $$;
     """)
     if target == "sql":
-        database.connect(user=roles.OPERATOR).execute(
+        database.connect(user=roles.OWNER).execute(
             "SELECT inturn.set_topic(name, target => 'sql:bad.look') FROM inturn.topic"
         )
     applier = Applier()
