@@ -153,6 +153,35 @@ def next_ready(schema: str, topics: list[str], since: datetime | str) -> Call[fl
     )
 
 
+class Suspects(NamedTuple):
+    """Of the keys that an applier was lost with, those that were put off; see _next_suspect.
+
+    Attributes:
+        looked_at: to be given to the next call.
+        due: seconds to when one is ready; None: none is.
+    """
+
+    looked_at: str
+    due: float | None
+
+
+def next_suspect(schema: str, topics: Sequence[str], since: str | None) -> Call[Suspects]:
+    """Return the call that says whether a drain has to go on for a key that was put off.
+
+    since: what was looked at before the last claim that found nothing; None: nothing was.
+    """
+    return Call(
+        statement(
+            "SELECT looked_at::pg_catalog.text,"
+            " extract(epoch FROM due OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp())::double precision"
+            " FROM {schema}._next_suspect(%s::pg_catalog.text[], %s)",
+            schema,
+        ),
+        (list(topics), since),
+        one_as(Suspects),
+    )
+
+
 def listen(schema: str) -> sql.Composed:
     """Return the statement after which the session is notified."""
     return sql.SQL("LISTEN {}").format(sql.Identifier(f"{schema}.ready"))

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 
 from inturn.applier import calls
+from inturn.applier.calls.appliers import Suspects
 from inturn.applier.inside.batch import OLDEST
 from inturn.applier.inside.session import session_of
 
@@ -57,6 +58,16 @@ class Passes:
         self._hands = dict(zip(found, hands, strict=True))
         self.due = None if due is None else max(float(due), 0.0)
         return list(found)
+
+    def next_suspect(
+        self, connection: psycopg.Connection[Any], topics: Sequence[str], since: str | None
+    ) -> Suspects:
+        """Return when the next key is ready that was put off, as an applier was lost with it.
+
+        Raises:
+            psycopg.Error: the connection or the database failed.
+        """
+        return session_of(connection).call(calls.appliers.next_suspect(self._schema, topics, since))
 
     def prune(self, connection: psycopg.Connection[Any]) -> bool:
         """Prune a batch, if that is asked for and due; return whether it was.

@@ -54,6 +54,8 @@ class Rounds:
         self._ended = ended
         # Topics that are left out because their target, or what merges their commands, changed hands.
         self._refused: dict[str, InturnError] = {}
+        # When a drain last asked for keys that were put off, by the database's clock.
+        self._suspects_at: str | None = None
 
     def serve(self, connection: psycopg.Connection[Any]) -> None:
         """Apply what is ready and sleep, until the worker is to end; with drain until nothing is ready.
@@ -77,12 +79,10 @@ class Rounds:
             if self._passes.prune(connection):
                 rung = frozenset()
                 continue
-            if self._drain and not self._visits.left_out:
-                self._end_drain()
-                return
             if self._drain:
-                self._wait_for_probe()
-                continue
+                if self._drains_on(connection):
+                    continue
+                return
             if not self._sleep.announced:
                 self._sleep.announce(connection, list(self._targets))
                 # Looks once more: a key that became ready before the announcement notified nobody.
@@ -94,6 +94,32 @@ class Rounds:
             # Whoever notifies in vain does not make it look more often afterwards.
             if not rung:
                 poll_seconds = pacing.next_poll(poll_seconds) if heard is None else pacing.FIRST_POLL_SECONDS
+
+    def _drains_on(self, connection: psycopg.Connection[Any]) -> bool:
+        """Return whether a drain that found nothing is to look again; it has waited for that.
+
+        Raises:
+            OwnerChanged, TargetDown: it ends, and a topic was not drained.
+        """
+        if self._waits_for_suspect(connection):
+            return True
+        if self._visits.left_out:
+            self._wait_for_probe()
+            return True
+        self._end_drain()
+        return False
+
+    def _waits_for_suspect(self, connection: psycopg.Connection[Any]) -> bool:
+        """Wait for a key that was put off, as an applier was lost with it; return whether to look again."""
+        served = self._targets.keys() - self._visits.left_out - self._refused.keys()
+        if not served:
+            return False
+        since = self._suspects_at
+        self._suspects_at, due = self._passes.next_suspect(connection, sorted(served), since)
+        if due is not None:
+            self._stop.wait(due)
+        # Only a claim after a first look tells those that are ready from those in somebody else's hands.
+        return since is None or due is not None
 
     def _end_drain(self) -> None:
         """Raise OwnerChanged when a topic was left out, and so not drained."""

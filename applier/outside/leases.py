@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import psycopg
 
 from inturn.applier import calls
+from inturn.applier.calls.appliers import Suspects
 from inturn.applier.calls.lease import LeaseOutcome, Progress
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.failure import encodable
@@ -167,3 +168,7 @@ class Leases:
     ) -> float | None:
         """Return how long until the next key of these topics is ready; None when none is due."""
         return await calls.appliers.next_ready(self._schema, topics, since).on_async(connection)
+
+    async def next_suspect(self, connection: Connection, topics: list[str], since: str | None) -> Suspects:
+        """Return when the next key is ready that was put off, as an applier was lost with it."""
+        return await calls.appliers.next_suspect(self._schema, topics, since).on_async(connection)

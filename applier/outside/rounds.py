@@ -68,6 +68,8 @@ class OutsideRounds:
         self._check_helpers = check_helpers
         # Whether the bell was rung, and it has not looked since.
         self._heard = False
+        # When a drain last asked for keys that were put off, by the database's clock.
+        self._suspects_at: str | None = None
         self._tallies = tallies
         # Topics that are left out because what merges their commands belongs to somebody else now.
         self._refused: dict[str, InturnError] = {}
@@ -103,10 +105,15 @@ class OutsideRounds:
                 continue
             open_lanes = [lane for lane in self._lanes if lane.room and not self._lanes.laden]
             due = None
-            if self._drain and await self._is_drained():
-                for refusal in self._refused.values():
-                    raise refusal
-                return
+            if self._drain and self._is_at_rest():
+                suspect_due = await self._seconds_to_suspect()
+                if suspect_due is None:
+                    await self._check_down()
+                    for refusal in self._refused.values():
+                        raise refusal
+                    return
+                await self._sleep(suspect_due, None)
+                continue
             if open_lanes:
                 topics = [lane.topic for lane in open_lanes]
                 looked_at = await self._link.run(
@@ -195,23 +202,36 @@ class OutsideRounds:
         self._refused[lane.topic] = refusal
         lane.look = False
 
-    async def _is_drained(self) -> bool:
-        """Return whether nothing is ready, nothing in flight, and nobody at work who may append more.
-
-        Raises:
-            TargetDown: only topics are left whose service does not answer.
-        """
-        lanes = list(self._lanes)
-        if (
+    def _is_at_rest(self) -> bool:
+        """Return whether nothing is ready, nothing in flight, and nobody at work who may append more."""
+        return not (
             self._lanes.works()
             or self._others_run()
             or any(
                 (lane.look and lane.room) or (lane.breaker.open and not lane.room and not lane.breaker.probed)
-                for lane in lanes
+                for lane in self._lanes
             )
-        ):
-            return False
-        down = [lane.topic for lane in lanes if lane.breaker.open and not lane.room]
+        )
+
+    async def _seconds_to_suspect(self) -> float | None:
+        """Return how long until a drain has to look again, for a key that was put off; None: it need not."""
+        topics = [lane.topic for lane in self._lanes if lane.room]
+        if not topics:
+            return None
+        since = self._suspects_at
+        self._suspects_at, due = await self._link.run(
+            functools.partial(self._leases.next_suspect, topics=topics, since=since)
+        )
+        # Only a claim after a first look tells those that are ready from those in somebody else's hands.
+        return 0.0 if since is None else due
+
+    async def _check_down(self) -> None:
+        """Check that a drain leaves nothing that is ready.
+
+        Raises:
+            TargetDown: only topics are left whose service does not answer.
+        """
+        down = [lane.topic for lane in self._lanes if lane.breaker.open and not lane.room]
         if down:
             left = functools.partial(self._leases.seconds_to_next_ready, topics=down, since=_LONG_AGO)
             if await self._link.run(left) == 0:
@@ -220,4 +240,3 @@ class OutsideRounds:
                     hint="Its keys stay as they are; see inturn keys --retrying",
                     topic=down[0],
                 )
-        return True

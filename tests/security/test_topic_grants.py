@@ -180,6 +180,7 @@ def test_inturn_apply_serves_those_that_its_login_may(two: Database) -> None:
 
 
 _BEGIN = "SELECT inturn._begin_pass('{orders}', NULL)"
+_SUSPECT = "SELECT inturn._next_suspect('{orders}', NULL)"
 ACTIONS = (
     "pause('orders', 'x', 'because')",
     "skip('orders', 'x', 1, 'because')",
@@ -310,6 +311,7 @@ def test_the_command_line_grants_shows_and_revokes(two: Database) -> None:
             CLAIMS[0],
         ),
         ("_begin_pass", ("PERFORM inturn._require_grant[^;]*;", ""), "applier", _BEGIN),
+        ("_next_suspect", ("PERFORM inturn._require_grant[^;]*;", ""), "applier", _SUSPECT),
     ],
 )
 def test_without_the_guard_anybody_would(
