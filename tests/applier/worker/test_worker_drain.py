@@ -70,7 +70,7 @@ def test_one_drain_applies_every_suspect(database: Database, way: str) -> None:
     [
         "UPDATE inturn.key_mark SET attempts = 1",
         "UPDATE inturn.key_mark SET lost = 0",
-        "UPDATE inturn.key_mark SET claimed_by = 'host:2:1', lease_until = now() + interval '50 ms'",
+        "UPDATE inturn.key_mark SET claimed_by = 'host:2:1', lease_until = now() + interval '1 hour'",
         "UPDATE inturn.key_mark SET held_at = now()",
         "UPDATE inturn.key_mark SET paused_at = now()",
         "UPDATE inturn.key_mark SET waiting_at = now()",
@@ -187,3 +187,10 @@ def test_a_drain_does_not_wait_for_the_next_attempts_of_a_suspect(database: Data
         raise ValueError
 
     assert 0 < apply_all(database, handlers).failures < 1000
+
+
+def test_a_key_whose_lease_has_run_out_is_a_suspect_before_anybody_says_so(database: Database) -> None:
+    """A claim alone puts it off as it is."""
+    open_topic(database, "python")
+    _die_with(database, 1)
+    assert database.value(NEXT)
