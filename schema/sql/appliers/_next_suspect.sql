@@ -2,8 +2,9 @@
 -- (see _begin_lease, _claim_alone); due: NULL: none is, within the 100 ms for which they are put off.
 -- Internal to the appliers: a drain goes on until such keys are applied. Takes no locks.
 --
--- A key that has failed is left out: it waits for its next attempt. So is one by whose lease somebody is at work (one that has
--- run out makes a suspect: _claim_alone puts that off as it is), one that is held, paused or waiting, and a paused topic.
+-- A key that has failed is left out: it waits for its next attempt. So is one by whose lease somebody is at work (one
+-- that has run out makes a suspect: _claim_alone puts that off as it is), one that is held, paused or waiting, and a
+-- paused topic.
 -- since: what was looked_at before the last claim that found nothing: what was ready then is in somebody else's hands.
 -- NULL: from now on; then the caller claims and asks once more. looked_at: to be given to the next call.
 -- Raises IT014 for a topic that is granted to other appliers only.
