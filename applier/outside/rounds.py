@@ -7,14 +7,13 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 
 from inturn.applier import pacing
-from inturn.applier.breaker import TargetDown
 from inturn.applier.metrics.tallies import CLAIMS, Tallies
+from inturn.applier.outside.drain_end import DrainEnd
 from inturn.applier.outside.effect import in_thread
 from inturn.applier.outside.lanes import Lane, Lanes, Work
 from inturn.applier.outside.leases import Leases
@@ -30,7 +29,6 @@ CLAIM_KEYS = 50
 REFUSED_SECONDS = 1.0
 #: How often a stop is looked for.
 CHECK_STOP_SECONDS = 0.25
-_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class OutsideRounds:
@@ -62,14 +60,13 @@ class OutsideRounds:
         self._link = link
         self._take = take
         self._drain = drain
+        self._end = DrainEnd(lanes, leases, link)
         self._stop = stop
         self._bell = bell
         self._others_run = others_run
         self._check_helpers = check_helpers
         # Whether the bell was rung, and it has not looked since.
         self._heard = False
-        # When a drain last asked for keys that were put off, by the database's clock.
-        self._suspects_at: str | None = None
         self._tallies = tallies
         # Topics that are left out because what merges their commands belongs to somebody else now.
         self._refused: dict[str, InturnError] = {}
@@ -106,13 +103,8 @@ class OutsideRounds:
             open_lanes = [lane for lane in self._lanes if lane.room and not self._lanes.laden]
             due = None
             if self._drain and self._is_at_rest():
-                suspect_due = await self._seconds_to_suspect()
-                if suspect_due is None:
-                    await self._check_down()
-                    for refusal in self._refused.values():
-                        raise refusal
+                if await self._has_ended():
                     return
-                await self._sleep(suspect_due, None)
                 continue
             if open_lanes:
                 topics = [lane.topic for lane in open_lanes]
@@ -130,6 +122,22 @@ class OutsideRounds:
             # Whoever notifies in vain does not make it look more often afterwards.
             if not self._heard:
                 poll_seconds = pacing.FIRST_POLL_SECONDS if woken else pacing.next_poll(poll_seconds)
+
+    async def _has_ended(self) -> bool:
+        """Return whether a drain that is at rest has ended; wait for a key that was put off, if there is one.
+
+        Raises:
+            TargetDown: only topics are left whose service does not answer.
+            OwnerChanged: a topic was left out.
+        """
+        due = await self._end.seconds_to_suspect()
+        if due is not None:
+            await self._sleep(due, None)
+            return False
+        await self._end.check_down()
+        for refusal in self._refused.values():
+            raise refusal
+        return True
 
     async def _sleep(self, poll_seconds: float, due: float | None) -> bool:
         """Sleep until keys may be ready; return whether that was heard, rather than polled."""
@@ -212,31 +220,3 @@ class OutsideRounds:
                 for lane in self._lanes
             )
         )
-
-    async def _seconds_to_suspect(self) -> float | None:
-        """Return how long until a drain has to look again, for a key that was put off; None: it need not."""
-        topics = [lane.topic for lane in self._lanes if lane.room]
-        if not topics:
-            return None
-        since = self._suspects_at
-        self._suspects_at, due = await self._link.run(
-            functools.partial(self._leases.next_suspect, topics=topics, since=since)
-        )
-        # Only a claim after a first look tells those that are ready from those in somebody else's hands.
-        return 0.0 if since is None else due
-
-    async def _check_down(self) -> None:
-        """Check that a drain leaves nothing that is ready.
-
-        Raises:
-            TargetDown: only topics are left whose service does not answer.
-        """
-        down = [lane.topic for lane in self._lanes if lane.breaker.open and not lane.room]
-        if down:
-            left = functools.partial(self._leases.seconds_to_next_ready, topics=down, since=_LONG_AGO)
-            if await self._link.run(left) == 0:
-                raise TargetDown(
-                    f"topic {down[0]!r} was not drained: its target does not answer",
-                    hint="Its keys stay as they are; see inturn keys --retrying",
-                    topic=down[0],
-                )

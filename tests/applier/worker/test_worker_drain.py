@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from support.b_server import TOPIC, B, apply_all, is_applied, open_topic, put, put_keys
 from support.database import Database
+from support.roles import OWNER
 
 from inturn.applier import Applier, Command, Fleet
 from inturn.applier.breaker import TargetDown
@@ -107,7 +108,7 @@ def test_a_look_for_suspects_reads_nothing_of_held_keys_and_of_dead_tickets(data
     report.execute("SELECT count(*) FROM inturn.ticket")
     database.execute("UPDATE inturn.key_cursor SET held_at = now(), ready_at = NULL")
     looked_at = database.value("SELECT clock_timestamp()")
-    connection = database.connect(autocommit=False)
+    connection = database.connect(user=OWNER, autocommit=False)
     counters = (
         "SELECT pg_stat_get_xact_tuples_returned('inturn.ticket_ready'::regclass)"
         " + pg_stat_get_xact_tuples_returned('inturn.key_mark_pkey'::regclass)"

@@ -26,6 +26,8 @@ def test_retry_makes_a_held_key_ready_with_all_its_attempts(orders: Database) ->
     orders.execute("UPDATE inturn.topic SET max_attempts = 3")
     put(orders, "x", "fail")
     until(lambda: applied(orders) and state(orders, "x")[0] == "held", "held")
+    # A call that takes longer than the backoff would try again.
+    orders.execute("UPDATE inturn.topic SET backoff_base = '1 hour', backoff_cap = '1 hour'")
     orders.execute("SELECT inturn.retry('orders', 'x', 'the card is back')")
     assert state(orders, "x") == ("ready", 0)
     assert orders.value("SELECT attempts FROM inturn.key_cursor") == 0
