@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -65,6 +66,36 @@ def test_a_caller_that_waits_for_a_forgetting_that_is_undone_finds_its_key(order
     assert running.result() == [(3,)]
     caller.commit()
     assert orders.value("SELECT count(*) FROM inturn.forgotten") == 0
+    _check(orders)
+
+
+@pytest.mark.parametrize("end", [Session.commit, Session.rollback])
+def test_callers_that_wait_for_a_cut_lock_the_version_of_the_row_that_it_leaves(
+    orders: Database, end: Callable[[Session], None]
+) -> None:
+    """Beside a held snapshot each prune leaves one more version: they are looked up from the newest on."""
+    orders.execute("UPDATE inturn.topic SET forget_idle_after = NULL")
+    report = _isolated(orders)
+    for _ in range(5):
+        orders.execute("SELECT inturn.append('orders', 'a', 'insert')")
+        orders.execute("CALL inturn.apply()")
+        assert orders.execute(BATCH)[0][1] > 0
+    orders.execute("SELECT inturn.append('orders', 'a', 'insert')")
+    orders.execute("CALL inturn.apply()")
+    prune, first, second = orders.session(), orders.session(), orders.session()
+    assert prune.execute(BATCH)[0][1] == 1
+    waiting = first.begin("SELECT inturn.append('orders', 'a', 'insert')")
+    assert first.wait_blocked() == [prune.pid]
+    end(prune)
+    assert waiting.result() == [(9,)]
+    behind = second.begin("SELECT inturn.append('orders', 'a', 'insert')")
+    assert second.wait_blocked() == [first.pid]
+    first.commit()
+    assert behind.result() == [(10,)]
+    second.commit()
+    report.rollback()
+    orders.execute("CALL inturn.apply()")
+    assert [seq for (seq,) in orders.execute("SELECT seq FROM app.witness ORDER BY id")] == list(range(1, 11))
     _check(orders)
 
 
