@@ -58,6 +58,23 @@ CALLS = (
 )
 
 
+@pytest.mark.parametrize("of_a_group", [False, True])
+def test_whoever_is_granted_a_topic_itself_is_known_by_one_probe(two: Database, of_a_group: bool) -> None:
+    """What an append pays for grants: only what a role has through another one takes the long way."""
+    shop = _user(two, "caller", "shop")
+    if of_a_group:
+        two.execute(f"CREATE ROLE group_{two.name} IN ROLE inturn_caller")
+        two.execute(f"GRANT group_{two.name} TO {shop.info.user}")
+    two.execute(GRANT, ["orders", "caller", f"group_{two.name}" if of_a_group else shop.info.user])
+    two.administer(f"ALTER DATABASE {two.name} SET track_functions = 'all'")
+    with two.connect(user=shop.info.user, autocommit=False) as session:
+        session.execute(APPEND, ["orders"])
+        called = "SELECT funcname FROM pg_stat_xact_user_functions WHERE schemaname = 'inturn'"
+        names = {name for (name,) in session.execute(called)}
+    assert "append" in names
+    assert ("_is_granted" in names) == of_a_group
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_a_caller_appends_to_its_own_topic_and_to_no_other(two: Database, call: str) -> None:
     shop, pay = _user(two, "caller", "shop"), _user(two, "caller", "pay")
