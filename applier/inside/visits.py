@@ -167,7 +167,7 @@ class Visits:
     def _make_alone(
         self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str, careful: int
     ) -> Batch:
-        """Apply one key alone, of so many that are still to be."""
+        """Apply the next key alone. careful: how many keys of the topic are still to be taken so."""
         try:
             batch = target.apply_alone(connection, hand)
         except psycopg.Error as error:
