@@ -33,7 +33,9 @@ SELECT inturn.append('arrival', 'one', 'insert', '{"amount": 1}');
 SLOW_COMMIT = "-c commit_delay=2000 -c commit_siblings=0"
 
 
-def command(database: Database, file: str, *, clients: int, seconds: int, protocol: str) -> list[str]:
+def command(
+    database: Database, file: str, *, clients: int, seconds: int, protocol: str, dsn: str = ""
+) -> list[str]:
     """Return the command line that runs a script."""
     return [
         str(database.server.binaries / "pgbench"),
@@ -43,18 +45,26 @@ def command(database: Database, file: str, *, clients: int, seconds: int, protoc
         f"--client={clients}",
         f"--jobs={min(clients, os.cpu_count() or 1)}",
         f"--time={seconds}",
-        database.dsn,
+        dsn or database.dsn,
     ]
 
 
 def rate(
-    database: Database, script: str, *, clients: int, seconds: int, protocol: str, options: str = ""
+    database: Database,
+    script: str,
+    *,
+    clients: int,
+    seconds: int,
+    protocol: str,
+    options: str = "",
+    dsn: str = "",
 ) -> float:
     """Run a script for some seconds and return its transactions a second.
 
     Args:
         database, script, clients, seconds, protocol: what runs, and how.
         options: settings of the sessions, as in PGOPTIONS.
+        dsn: where another login than the owner's connects.
 
     Raises:
         RuntimeError: pgbench failed, or a transaction did.
@@ -63,7 +73,7 @@ def rate(
         file.write(script)
         file.flush()
         done = subprocess.run(
-            command(database, file.name, clients=clients, seconds=seconds, protocol=protocol),
+            command(database, file.name, clients=clients, seconds=seconds, protocol=protocol, dsn=dsn),
             capture_output=True,
             text=True,
             check=False,

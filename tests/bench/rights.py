@@ -8,10 +8,12 @@ import time
 from support.database import Database
 from support.roles import APPLIER, CALLER, OWNER
 
+from bench import pgbench
 from bench.ground import Ground, fill
 from bench.section import Section, rate, ratio
 
 _ROUNDS = 9
+_CLIENTS = 16
 #: As if there were no roles: every function runs with the rights of whoever calls it.
 _WITHOUT_ROLES = """
 DO $$
@@ -30,12 +32,13 @@ END $$
 def measure(ground: Ground) -> Section:
     section = Section(
         "What the roles cost",
-        ["work, by one session", "with, /s", "without, /s", "with / without", "least", "most"],
+        ["work", "with, /s", "without, /s", "with / without", "least", "most"],
         notes=[
             "Drain: one-command keys by `CALL inturn.apply()`.",
             "With: by the applier's login, which has no right on a table.",
             "Without: by the owner, and every function has the rights of who calls it.",
-            "Append: to new keys of a topic that is granted to that login, and of one that is open.",
+            "Append: to new keys of a topic that is granted to the caller's login, and of one that is open.",
+            f"{_CLIENTS} clients: each append is a transaction, by pgbench with prepared statements.",
             f"Medians of {_ROUNDS} pairs, one after the other; least and most: of the pairs' ratios.",
         ],
     )
@@ -45,7 +48,7 @@ def measure(ground: Ground) -> Section:
             (_drain(ground, filled, roles=True), _drain(ground, filled, roles=False))
             for _ in range(ground.size(_ROUNDS, 1))
         ]
-        section.rows.append(_row("drain", pairs))
+        section.rows.append(_row("drain by one session", pairs))
     with ground.database() as database:
         database.execute("SELECT inturn.create_topic(name) FROM (VALUES ('granted'), ('open')) t (name)")
         database.execute("SELECT inturn.grant_topic('granted', 'caller', %s)", [CALLER])
@@ -59,7 +62,13 @@ def measure(ground: Ground) -> Section:
             )
             for number in range(ground.size(_ROUNDS, 1))
         ]
-        section.rows.append(_row("append", pairs))
+        section.rows.append(_row("append, all by one statement", pairs))
+        seconds = ground.size(5, 1)
+        pairs = [
+            (_append_committed(database, "granted", seconds), _append_committed(database, "open", seconds))
+            for _ in range(ground.size(_ROUNDS, 1))
+        ]
+        section.rows.append(_row(f"append, {_CLIENTS} clients", pairs))
     return section
 
 
@@ -100,3 +109,11 @@ def _append(database: Database, topic: str, prefix: str, commands: int) -> float
             [topic, prefix, commands],
         )
         return commands / (time.monotonic() - started_at)
+
+
+def _append_committed(database: Database, topic: str, seconds: int) -> float:
+    """Return how many transactions a second callers commit, each with one append to a new key."""
+    script = pgbench.NEW_KEYS.replace("orders", topic)
+    return pgbench.rate(
+        database, script, clients=_CLIENTS, seconds=seconds, protocol="prepared", dsn=database.caller_dsn
+    )

@@ -20,7 +20,7 @@ AS $$
 -- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
 -- would repeat, and a key that went idle meanwhile would not be woken.
 DECLARE
-    numbering text; max_pending bigint; callers_granted boolean; locked boolean; -- scalars: a record costs more
+    numbering text; max_pending bigint; to_others boolean; locked boolean; -- scalars: a record costs more
     last_turn record; new_seq bigint;
 BEGIN
     IF seq IS NOT NULL THEN
@@ -28,11 +28,14 @@ BEGIN
     END IF;
     -- Again where the row went while it was waited for: a prune has forgotten the key.
     LOOP
-        SELECT t.numbering, t.max_pending, t.callers_granted, CASE WHEN t.numbering = 'assigned' THEN
+        SELECT t.numbering, t.max_pending, CASE WHEN t.callers_granted THEN
+                   NOT EXISTS (SELECT FROM inturn.topic_grant g WHERE g.topic = append.topic AND g.role = 'caller'
+                               AND g.login = coalesce(nullif(current_setting('role'), 'none'), session_user)) END,
+               CASE WHEN t.numbering = 'assigned' THEN
                    (SELECT true FROM inturn.key_sequence s WHERE s.topic = append.topic AND s.key >= append.key AND s.key <= append.key
                     ORDER BY s.key DESC LIMIT 1 FOR UPDATE) END
-        INTO numbering, max_pending, callers_granted, locked FROM inturn.topic t WHERE t.name = append.topic;
-        IF callers_granted THEN
+        INTO numbering, max_pending, to_others, locked FROM inturn.topic t WHERE t.name = append.topic;
+        IF to_others THEN
             PERFORM inturn._require_grant(topic, 'caller');
         END IF;
         -- Every topic takes 1024 bytes of payload; only for more is its limit looked up.
