@@ -28,20 +28,17 @@ BEGIN
     END IF;
     -- Again where the row went while it was waited for: a prune has forgotten the key.
     LOOP
-        SELECT t.numbering, t.max_pending, CASE WHEN t.callers_granted THEN
-                   NOT EXISTS (SELECT FROM inturn.topic_grant g WHERE g.topic = append.topic AND g.role = 'caller'
-                               AND g.login = coalesce(nullif(current_setting('role'), 'none'), session_user)) END,
-               CASE WHEN t.numbering = 'assigned' THEN
-                   (SELECT true FROM inturn.key_sequence s WHERE s.topic = append.topic AND s.key >= append.key AND s.key <= append.key
-                    ORDER BY s.key DESC LIMIT 1 FOR UPDATE) END
+        SELECT t.numbering, t.max_pending, CASE WHEN t.callers_granted THEN NOT EXISTS (SELECT FROM inturn.topic_grant g
+                   WHERE g.topic = append.topic AND g.role = 'caller' AND g.login = coalesce(nullif(current_setting('role'), 'none'), session_user)) END,
+               CASE WHEN t.numbering = 'assigned' THEN (SELECT true FROM inturn.key_sequence s
+                   WHERE s.topic = append.topic AND s.key >= append.key AND s.key <= append.key ORDER BY s.key DESC LIMIT 1 FOR UPDATE) END
         INTO numbering, max_pending, to_others, locked FROM inturn.topic t WHERE t.name = append.topic;
         IF to_others THEN
             PERFORM inturn._require_grant(topic, 'caller');
         END IF;
         -- Every topic takes 1024 bytes of payload; only for more is its limit looked up.
-        IF numbering IS NULL OR octet_length(key) BETWEEN 1 AND 512 IS NOT TRUE
-            OR octet_length(name) BETWEEN 1 AND 128 IS NOT TRUE OR octet_length(payload::text) > 1024
-            OR jsonb_typeof(payload) = 'string' OR idempotency_key IS NOT NULL THEN
+        IF numbering IS NULL OR octet_length(key) BETWEEN 1 AND 512 IS NOT TRUE OR octet_length(name) BETWEEN 1 AND 128 IS NOT TRUE
+            OR octet_length(payload::text) > 1024 OR jsonb_typeof(payload) = 'string' OR idempotency_key IS NOT NULL THEN
             PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
         END IF;
         CASE numbering

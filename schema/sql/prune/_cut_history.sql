@@ -1,9 +1,7 @@
 -- Cuts the histories of keys where _find_cuts says, and returns how many commands and turns went. Internal to
 -- prune_batch.
 --
--- Rows are looked up key by key, and named by their place: joined to an array, a plan made while the tables were small
--- walks over the whole topic. kept_before: a command that has an idempotency key and is younger stays, before the
--- beginning.
+-- kept_before: a command that has an idempotency key and is younger stays, before the beginning.
 -- What an operator did goes with the number that it was about; a replay with the number that it got; what was about no
 -- number, or is pending still, by its time. The caller holds the keys' rows in key_sequence. Locks nothing that anybody
 -- else locks.
@@ -30,20 +28,8 @@ DECLARE
     any_action constant boolean := EXISTS (
         SELECT FROM inturn.operator_action a WHERE a.topic = _cut_history.topic AND a.key BETWEEN first_key AND last_key);
 BEGIN
-    DELETE FROM inturn.command_log d WHERE d.ctid = ANY (ARRAY(
-        SELECT l.tid FROM unnest(cuts) c CROSS JOIN LATERAL (
-            (SELECT l.ctid AS tid FROM inturn.command_log l
-             WHERE l.topic = _cut_history.topic AND l.key = c.key AND l.seq >= c.from_seq AND l.seq < c.seq
-               AND (l.idempotency_key IS NULL OR l.created_at < kept_before) OFFSET 0)
-            UNION ALL
-            (SELECT l.ctid FROM inturn.command_log l
-             WHERE l.topic = _cut_history.topic AND l.key = c.key AND l.seq >= c.kept_from AND l.seq <= c.kept_to OFFSET 0)) l));
-    GET DIAGNOSTICS commands = ROW_COUNT;
-    DELETE FROM inturn.turn d WHERE d.ctid = ANY (ARRAY(
-        SELECT u.tid FROM unnest(cuts) c CROSS JOIN LATERAL (
-            SELECT u.ctid AS tid FROM inturn.turn u
-            WHERE u.topic = _cut_history.topic AND u.key = c.key AND u.epoch >= c.from_epoch AND u.epoch < c.epoch OFFSET 0) u));
-    GET DIAGNOSTICS turns = ROW_COUNT;
+    commands := inturn._cut_commands(topic, cuts, kept_before);
+    turns := inturn._cut_turns(topic, cuts);
     FOREACH cut IN ARRAY cuts LOOP
         IF any_skip THEN
             DELETE FROM inturn.skip k

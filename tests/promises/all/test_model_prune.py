@@ -377,7 +377,7 @@ def _come_back_after_being_forgotten(model: Machine) -> None:
         ),
         ("_begin_keys", r"IF NOT FOUND THEN", "IF true THEN", _come_back_after_being_forgotten),
         ("prune_batch", r" FOR UPDATE SKIP LOCKED", "", _prune_beside_a_caller),
-        ("_cut_history", r"AND u\.epoch < c\.epoch", "AND u.epoch <= c.epoch", _prune),
+        ("_cut_turns", r"AND u\.epoch < c\.epoch", "AND u.epoch <= c.epoch", _prune),
     ],
     ids=[
         "a_turn_that_may_grow_is_no_witness",

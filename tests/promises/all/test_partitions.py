@@ -1,0 +1,48 @@
+"""The log and the history, partitioned by the hash of the key: a place is one of a partition there."""
+
+from __future__ import annotations
+
+import pytest
+from support import partitioned
+from support.database import Database
+from support.race import replace_in
+
+_PRUNE = "SELECT commands, turns FROM inturn.prune_batch('orders', older_than => '0')"
+_APPEND = "SELECT count(inturn.append('orders', 'k' || k, 'insert')) FROM generate_series(1, 40) k"
+
+
+@pytest.fixture
+def orders(empty_database: Database) -> Database:
+    """40 keys with three commands each, of which two are applied, and a target that counts."""
+    partitioned.install(empty_database, 4)
+    empty_database.execute("""
+        CREATE SCHEMA app;
+        CREATE TABLE app.witness (id bigserial, key text, seq bigint);
+        CREATE FUNCTION app.apply(command inturn.command) RETURNS void LANGUAGE sql AS
+            'INSERT INTO app.witness (key, seq) VALUES (command.key, command.seq)';
+        SELECT inturn.create_topic('orders', 'sql:app.apply');
+    """)
+    for _ in range(2):
+        empty_database.execute(_APPEND)
+        empty_database.execute("CALL inturn.apply()")
+    empty_database.execute(_APPEND)
+    assert len(empty_database.execute("SELECT DISTINCT tableoid FROM inturn.command_log")) == 4
+    return empty_database
+
+
+def test_a_prune_takes_nothing_that_is_pending(orders: Database) -> None:
+    assert orders.execute(_PRUNE) == [(80, 40)]
+    assert orders.value("SELECT count(*) FROM inturn.command_log WHERE seq = 3") == 40
+    assert orders.execute("SELECT * FROM inturn.verify('orders')") == []
+    orders.execute("CALL inturn.apply()")
+    order = "SELECT array_agg(seq ORDER BY id) FROM app.witness GROUP BY key"
+    assert {tuple(seqs) for (seqs,) in orders.execute(order)} == {(1, 2, 3)}
+
+
+@pytest.mark.parametrize(("table", "function"), [("command_log", "_cut_commands"), ("turn", "_cut_turns")])
+def test_by_the_place_alone_it_would(orders: Database, table: str, function: str) -> None:
+    """What has the same place in another partition would go as well."""
+    delete = f"DELETE FROM inturn.{table} d WHERE "
+    replace_in(orders, function, (rf"{delete}d\.tableoid = place\.of AND ", delete))
+    commands, turns = orders.execute(_PRUNE)[0]
+    assert (commands, turns) != (80, 40)
