@@ -132,7 +132,7 @@ class Breaker:
             if not self.open:
                 self._opened_at = time.monotonic()
                 log.warning(
-                    "does not answer, for %d keys in a row: one key at a time is tried until it does",
+                    "target does not answer: %d keys in a row failed. One key at a time is tried from now on",
                     len(self._failed),
                     extra={"topic": self._topic},
                 )

@@ -101,7 +101,7 @@ class Received:
             return json.loads(self.body)
         except (ValueError, RecursionError) as error:
             raise BodyRefused(
-                f"the body is no JSON: {error}", topic=self.topic, key=self.key, seq=self.seq
+                f"the body is not JSON: {error}", topic=self.topic, key=self.key, seq=self.seq
             ) from None
 
     def accept(self, connection: AnyConnection, *, schema: str = DEFAULT_SCHEMA) -> bool:

@@ -14,7 +14,7 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure, explain
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.key_text import KEY, TOPIC, shown
-from inturn.cli.terminal.output import echo, json_option, print_json
+from inturn.cli.terminal.output import echo, first_line, json_option, print_json
 from inturn.cli.terminal.seconds import Seconds
 from inturn.outbox.one_wait import OneWait, Waited
 from inturn.outbox.waiting import run
@@ -63,8 +63,9 @@ def wait(
     committed on the key now is waited for. A command that an operator skips counts:
     the line says so.
 
-    A held key is not waited for: it stands still until somebody acts. While the
-    database is away, the command tries to connect again until the time is over.
+    A wait for a held key ends at once, because the key stands still until somebody
+    acts. While the database is away, the command tries to connect again until the time
+    is over.
     """
     if seq is not None and idempotency_key is not None:
         raise click.UsageError("Give SEQ or --idempotency-key, not both.")
@@ -145,7 +146,7 @@ def _report_problem(database: Database, problem: NotApplied, *, as_json: bool) -
         print_json({**place, "outcome": outcome, **stands, "skipped": False, "error": because})
     else:
         hint = f"Find out more by: inturn why {shown(str(problem.key))} --topic {shown(str(problem.topic))}"
-        parts = (problem.message, because and f"It failed with: {because.rstrip('.')}", hint)
+        parts = (problem.message, because and f"It failed with: {first_line(because).rstrip('.')}", hint)
         line = ". ".join(" ".join(part.split()) for part in parts if part)
         echo(f"inturn: {line}", err=True)
     return ExitCode.HELD if held else ExitCode.TIMED_OUT

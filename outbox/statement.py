@@ -178,7 +178,7 @@ def _checked(topic: str, command: NewCommand) -> dict[str, str | None]:
         payload = "{}" if command.payload is None else json.dumps(command.payload, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise PayloadRefused(
-            f"payload of command {command.name!r} for key {command.key!r} is no JSON: {error}",
+            f"payload of command {command.name!r} for key {command.key!r} is not JSON: {error}",
             hint="NaN, infinity, circular and very deep values cannot be stored, nor what"
             " json.dumps does not know",
             topic=topic,

@@ -56,7 +56,7 @@ class KeyRefused(CommandRefused):
 
 
 class PayloadRefused(CommandRefused):
-    """The payload is over the topic's limit, or no JSON that PostgreSQL can store."""
+    """The payload is over the topic's limit, or not JSON that PostgreSQL can store."""
 
     sqlstate = "IT003"
 
@@ -122,7 +122,7 @@ class SeqTooFarAhead(CommandRefused):
 
 
 class SeqPruned(CommandRefused):
-    """A given seq is done, and its command was pruned: nothing tells whether it was this one."""
+    """A given seq is done, and its command was pruned: whether it was this one can no longer be told."""
 
     sqlstate = "IT071"
 
@@ -327,7 +327,7 @@ class HeaderRefused(RequestRefused):
 
 
 class BodyRefused(RequestRefused):
-    """The body is no JSON."""
+    """The body is not JSON."""
 
 
 class SecretRefused(InturnError):

@@ -45,7 +45,7 @@ FAMILIES = (
         "gauge",
         "topics",
         _TOPIC,
-        "Commands of pending ones that have no number yet.",
+        "Pending commands that have no number yet.",
     ),
     Family(
         "inturn_oldest_pending_age_seconds",

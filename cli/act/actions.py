@@ -88,7 +88,7 @@ ACTIONS = (
         help="""
         Try a held or retrying key's failed command again, now.
 
-        It has all its attempts before it again. Mend the cause first.
+        The command then has all its attempts again. Repair the cause first.
         """,
         example="""
         inturn retry order-42
@@ -104,12 +104,12 @@ ACTIONS = (
         Pass over a key's next command, for good.
 
         It stays in the log, marked as skipped, and never takes effect; the commands
-        after it do. To have it after all: inturn replay.
+        after it do. To have it take effect after all: inturn replay.
         """,
         example="""
         inturn skip order-42 --seq 17 --reason 'a test order, ticket 99'
         """,
-        parameters=(_seq_option("Which command you take to be the next one."),),
+        parameters=(_seq_option("The number of the command that you expect to be next."),),
         reason_required=True,
         says=lambda done: f"{_change(done)}; command {done['seq']} is passed over",
     ),
@@ -119,13 +119,13 @@ ACTIONS = (
         help="""
         Pass over a number that a key waits for, for good: it will not be appended.
 
-        The commands after it are applied. Should it be appended late after all, that
-        is refused. Only where callers number; one number at a time.
+        The commands after it are applied, and a late append of the number is refused.
+        Only in topics whose callers number; one number at a time.
         """,
         example="""
         inturn fill-gap order-42 --seq 17 --reason 'lost at A, ticket 99'
         """,
-        parameters=(_seq_option("Which number you take to be the missing one."),),
+        parameters=(_seq_option("The number that you expect to be missing."),),
         reason_required=True,
         says=lambda done: f"{_change(done)}; missing command {done['seq']} is passed over",
     ),
@@ -136,8 +136,8 @@ ACTIONS = (
         help="""
         Append an applied or skipped command again, with a new number at the end.
 
-        Its old place stays as it is. Once for every SEQ: replay the new one to do it
-        once more.
+        The old number stays as it is. Each SEQ can be replayed once; to do it once
+        more, replay the new number.
         """,
         example="""
         inturn replay order-42 17 --reason 'skipped by mistake'
@@ -150,10 +150,10 @@ ACTIONS = (
         "pause",
         "Pause a key or a topic.",
         help="""
-        Keep a key standing still; without KEY, the whole topic that --topic names.
+        Pause a key; without KEY, the whole topic that --topic names.
 
-        The command in hand is finished. Appends go on, and nothing is lost: inturn
-        resume picks up in order.
+        The current command is finished first. Appends go on, and nothing is lost:
+        inturn resume continues in order.
         """,
         example="""
         inturn pause order-42 --reason 'looking into ticket 99'

@@ -107,8 +107,8 @@ def _edited(payload: str) -> str:
             json.loads(text)
         except ValueError as error:
             if not sys.stdin.isatty():
-                raise Failure(f"what the editor left is no JSON: {error}", code=ExitCode.USAGE) from None
-            click.confirm(f"This is no JSON: {error}. Edit it again?", default=True, abort=True, err=True)
+                raise Failure(f"what the editor left is not JSON: {error}", code=ExitCode.USAGE) from None
+            click.confirm(f"This is not JSON: {error}. Edit it again?", default=True, abort=True, err=True)
         else:
             return text
 

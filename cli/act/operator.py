@@ -86,15 +86,18 @@ class Operator:
             echo(f"{dry}{_place(done)}: {say(done)}")
 
 
-def operator_options_with(wait: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def operator_options_with(wait: str, what: str = "key") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return what gives a command the options of every action; it gets them as `operator`.
 
     Args:
-        wait: what the option is called that says how long to wait for whoever has the key in hand.
+        wait: what the option is called that says how long to wait for whoever has it in hand.
+        what: the action is on.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        @click.option("--as", "acting_as", metavar="WHO", help="Whom you act for; it is recorded beside you.")
+        @click.option(
+            "--as", "acting_as", metavar="WHO", help="Whom you act for; recorded beside your login."
+        )
         @click.option("--dry-run", is_flag=True, help="Say what it would do, and change nothing.")
         @click.option(
             wait,
@@ -103,7 +106,7 @@ def operator_options_with(wait: str) -> Callable[[Callable[..., Any]], Callable[
             metavar="SECONDS",
             default=5.0,
             show_default=True,
-            help="How long to wait for whoever has the key in hand.",
+            help=f"How long to wait for whoever has the {what} in hand.",
         )
         @json_option
         @functools.wraps(command)

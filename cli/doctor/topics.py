@@ -36,8 +36,9 @@ def appliers(facts: Facts) -> Iterator[Finding]:
         elif not _known(facts, row["name"]):
             yield Finding(
                 "warning",
-                f"no applier of topic {topic} was seen for a day",
-                f"Start one: inturn apply --topic {topic}; or remove what is not used",
+                f"no applier has served topic {topic} in the last day",
+                f"Start one: inturn apply --topic {topic}; or, if the topic is not in use:"
+                f" inturn pause --topic {topic}",
             )
 
 

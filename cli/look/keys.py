@@ -73,7 +73,7 @@ class _Listing:
 
     @property
     def remarks(self) -> list[str]:
-        more = [f"there are more than {self.limit}; see them with --limit"]
+        more = [f"there are more than {self.limit}; --limit N lists more"]
         return [f"inturn: {text}" for text in self.warnings + more * (len(self.found) > self.limit)]
 
 

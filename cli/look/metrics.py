@@ -38,7 +38,7 @@ Example:
 def metrics(database: Database, /, *, keys: int, as_format: str) -> None:
     """Print metrics: keys by state and what is pending by topic, tables, snapshots.
 
-    What appliers count, such as how long handlers take, they serve themselves: see
+    Appliers serve what they count themselves, such as how long handlers take: see
     inturn apply --metrics-port. Needs inturn_operator; without --keys, inturn_applier
     is enough.
     """

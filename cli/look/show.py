@@ -39,7 +39,7 @@ Example:
     "--payload/--no-payload",
     "payload",
     default=None,
-    help="Print payloads whole, or not at all; else their beginning.",
+    help="Print payloads whole, or not at all; otherwise their beginning.",
 )
 @json_option
 @pass_database
@@ -66,7 +66,10 @@ def show(
         say_hidden_topics(connection, database.schema, topic)
     if not found:
         where = f"in topic '{topic}'" if topic is not None else "in any topic"
-        raise Failure(f"there is no key {shown(key)} {where}", hint="List keys with: inturn keys")
+        raise Failure(
+            f"there is no key {shown(key)} {where}",
+            hint=f"List keys with: inturn keys; or ask: inturn why {shown(key)}",
+        )
     if as_json:
         print_json([_document(each, payloads=payload is not False) for each in found])
         return

@@ -151,7 +151,7 @@ def _problems(found: _Status, older_than: str | None) -> Iterator[Row]:
                 "problem": "no_applier",
                 "says": f"{of_keys} ready or retrying, and no applier of it is alive",
             }
-        elif topic["arrived"] and topic["paused_at"] is None and topic["topic"] not in serving:
+        elif _only_arrived(topic) and topic["paused_at"] is None and topic["topic"] not in serving:
             yield {
                 "topic": topic["topic"],
                 "problem": "no_applier",
@@ -186,9 +186,13 @@ def down_topics(appliers: list[Row]) -> dict[str, Row]:
 def _says_down(report: Row, now: datetime) -> str:
     since = age((now - datetime.fromisoformat(report["since"])).total_seconds())
     return (
-        f"its target does not answer, for {since}; the key tried last was {shown(report['key'])}: "
+        f"its target has not answered for {since}; the key tried last was {shown(report['key'])}: "
         f"{first_line(report['error'])}"
     )
+
+
+def _only_arrived(topic: Row) -> bool:
+    return bool(topic["arrived"]) and not topic["ready"] + topic["retrying"]
 
 
 def _says_arrived(topic: Row, now: datetime) -> str:
@@ -208,24 +212,22 @@ _RARE = ("waiting", "leased")
 
 
 def _lines(found: _Status) -> list[str]:
-    down = down_topics(found.appliers)
+    # Where no applier is alive at all, the list of appliers says so.
+    problems = list(_problems(found, None)) if any(each["alive"] for each in found.appliers) else []
+    unserved = {problem["topic"] for problem in problems if problem["problem"] == "no_applier"}
     return [
-        *_topic_lines(found.topics, found.now),
-        *(
-            f"topic {shown(topic['topic'])}: {_says_down(down[topic['topic']], found.now)}"
-            for topic in found.topics
-            if topic["topic"] in down
-        ),
+        *_topic_lines(found.topics, unserved, found.now),
+        *(f"topic {shown(problem['topic'])}: {problem['says']}" for problem in problems),
         "",
         *_applier_lines(found.appliers, found.now),
     ]
 
 
-def _topic_lines(topics: list[Row], now: datetime) -> Iterator[str]:
+def _topic_lines(topics: list[Row], unserved: set[str], now: datetime) -> Iterator[str]:
     states = [state for state in _STATES if state not in _RARE or any(topic[state] for topic in topics)]
     yield from table_lines(
         [
-            Column("topic", cut="middle"),
+            Column("topic", cut="middle", whole=True),
             *(Column(name, right=True) for name in states),
             *(Column(name, right=True) for name in ("pending", "oldest", "rate", "failed")),
         ],
@@ -233,12 +235,11 @@ def _topic_lines(topics: list[Row], now: datetime) -> Iterator[str]:
     )
     for topic in topics:
         if topic["paused_at"] is not None:
-            until = "until an operator resumes it"
-            if topic["paused_until"] is not None:
-                until = f"for {age((topic['paused_until'] - now).total_seconds())} more"
+            left = topic["paused_until"] and age((topic["paused_until"] - now).total_seconds())
+            until = f"for another {left}" if left else "until an operator resumes it"
             since = age((now - topic["paused_at"]).total_seconds())
-            yield f"topic {shown(topic['topic'])} is paused since {since}, {until}"
-        if topic["arrived"]:
+            yield f"topic {shown(topic['topic'])}: paused for {since}, {until}"
+        if topic["arrived"] and not (topic["topic"] in unserved and _only_arrived(topic)):
             yield f"topic {shown(topic['topic'])}: {_says_arrived(topic, now)}"
 
 

@@ -199,7 +199,7 @@ def _print(work: _Work, seconds: float) -> None:
         for row in violation["rows"]:
             echo(f"  {row['table']:<15} {_facts(row)}")
     if work.found > len(work.violations):
-        echo(f"... and {work.found - len(work.violations):,} more: see them with --limit")
+        echo(f"... and {work.found - len(work.violations):,} more; --limit N lists them")
     counted = ", ".join(_count(getattr(work, name), name[:-1]) for name in _COUNTED)
     result = _count(work.found, "violation") if work.found else "no violation"
     echo(f"verified {counted} in {seconds:.1f} s: {result}")

@@ -43,9 +43,7 @@ Example:
   inturn upgrade --receiver-only"""
 )
 @click.option("--sql", "as_script", is_flag=True, help="Print the SQL instead of running it.")
-@click.option(
-    "--roles", is_flag=True, help="Print the SQL that makes the roles, for a login that may make some."
-)
+@click.option("--roles", is_flag=True, help="Print the SQL that creates the roles, for a DBA to run.")
 @click.option(
     "--receiver-only", is_flag=True, help="Only the function accept, for a service that receives commands."
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
 import click
 from psycopg import Connection, sql
@@ -14,6 +14,7 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.look.topics import require_topic
 from inturn.cli.set_up.merge import merge
 from inturn.cli.set_up.topic_grants import grant, granted, revoke
+from inturn.cli.set_up.topic_settings import FIXED, INTERVALS, NO_VALUE, NONE_BY_0, SETTINGS
 from inturn.cli.terminal.key_text import TOPIC
 from inturn.cli.terminal.output import Column, echo, json_option, print_json, print_table
 from inturn.cli.terminal.rows import Row, fetch
@@ -36,50 +37,12 @@ topic.add_command(grant)
 topic.add_command(revoke)
 topic.add_command(merge)
 
-_TARGET = "What applies its commands: python, sql:SCHEMA.FUNCTION, or an http(s):// URL to post them to."
-_Settings: TypeAlias = "tuple[tuple[str, str, Any, str, str], ...]"
-#: Settled when the topic is created.
-_FOR_EVER: _Settings = (
-    (
-        "--numbering",
-        "WHO",
-        click.Choice(["assigned", "given", "arrival"]),
-        "Who numbers commands: append (assigned), the callers (given), or appliers later (arrival).",
-        "assigned",
-    ),
-    ("--first-seq", "N", int, "The first number of every key, where callers number.", "1"),
-)
-_SETTINGS: _Settings = (
-    ("--target", "TARGET", str, _TARGET, "python"),
-    ("--max-attempts", "N", int, "How many attempts a command gets.", "5"),
-    ("--backoff-base", "INTERVAL", str, "The wait before the second attempt; then it doubles.", "1 second"),
-    ("--backoff-cap", "INTERVAL", str, "The longest wait.", "5 minutes"),
-    ("--max-payload-bytes", "N", int, "The largest payload.", "1048576"),
-    ("--batch-commands", "N", int, "The most commands of a key in one turn.", "100"),
-    (
-        "--on-exhausted",
-        "WHAT",
-        click.Choice(["hold", "skip", "cancel-rest"]),
-        "When attempts run out: hold the key, skip the command, or skip everything pending on the key.",
-        "hold",
-    ),
-    ("--max-ahead", "N", int, "How far ahead of the last applied one a given number may be.", "10000"),
-    ("--gap-timeout", "INTERVAL", str, "Hold a key that waits this long for a number; 0: never.", "never"),
-    ("--lease", "INTERVAL", str, "How long an applier has a key outside without renewing.", "30 seconds"),
-    ("--timeout", "INTERVAL", str, "A command that takes longer fails; 0: no limit.", "never"),
-    ("--max-in-flight", "N", int, "How many keys an applier process works on outside at a time.", "100"),
-    ("--max-pending", "N", int, "The most commands that a key may have pending; 0: no limit.", "unlimited"),
-    ("--retain", "INTERVAL", str, "Prune what was applied at least this long ago; 0: keep it.", "never"),
-    ("--retain-idempotency", "INTERVAL", str, "The same with an idempotency key; 0: no longer.", "as retain"),
-    ("--forget-idle-after", "INTERVAL", str, "Prune whole keys that were idle this long; 0: never.", "never"),
-)
-
 
 def _settings(*, defaults: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that gives a command an option for every setting of a topic."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        settings = (*_SETTINGS, *_FOR_EVER) if defaults else _SETTINGS
+        settings = (*SETTINGS, *FIXED) if defaults else SETTINGS
         for option, metavar, kind, text, default in reversed(settings):
             shown = f"{text}  [default: {default}]" if defaults else text
             name = None if isinstance(kind, click.Choice) else metavar
@@ -106,7 +69,7 @@ def create(database: Database, /, name: str, **settings: str | int | None) -> No
     database: over HTTP, or in a handler with outside=True.
     """
     given = {"name": name, **{key: value for key, value in settings.items() if value is not None}}
-    for name_of_none in (*_NONE_BY_0, "max_pending"):
+    for name_of_none in (*NONE_BY_0, "max_pending"):
         if given.get(name_of_none) in ("0", 0):
             del given[name_of_none]
     arguments = sql.SQL(", ").join(
@@ -129,7 +92,7 @@ Example:
 @click.argument("name", type=TOPIC)
 @_settings(defaults=False)
 @reason_option(required=False)
-@operator_options_with("--wait")
+@operator_options_with("--wait", "topic")
 @pass_database
 def set_topic(
     database: Database, /, name: str, *, reason: str | None, operator: Operator, **settings: str | int | None
@@ -153,8 +116,15 @@ def set_topic(
 
 def _changed(done: Recorded) -> str:
     before, after = done["before"], done["after"]
-    changes = [f"{key} {before[key]} -> {after[key]}" for key in after if before[key] != after[key]]
-    return ", ".join(changes)
+
+    def said(key: str, value: object) -> object:
+        return NO_VALUE.get(key) if value is None else value
+
+    return ", ".join(
+        f"{key} {said(key, before[key])} -> {said(key, after[key])}"
+        for key in after
+        if before[key] != after[key]
+    )
 
 
 _QUERY = """
@@ -189,7 +159,7 @@ def list_topics(database: Database, *, as_json: bool) -> None:
     if as_json:
         print_json([_in_seconds(row) for row in topics])
     elif topics:
-        given = any(row["numbering"] == "given" for row in topics)
+        numbers = any(row["numbering"] != "assigned" for row in topics)
         paused = any(row["paused_at"] for row in topics)
         print_table(
             [
@@ -198,13 +168,13 @@ def list_topics(database: Database, *, as_json: bool) -> None:
                 Column("attempts", right=True),
                 Column("then"),
                 Column("backoff"),
-                *([Column("numbers")] if given else []),
+                *([Column("numbers")] if numbers else []),
                 *([Column("state")] if paused else []),
             ],
             [
                 [
                     *_row(row),
-                    *([row["numbering"]] if given else []),
+                    *([row["numbering"]] if numbers else []),
                     *(["paused" if row["paused_at"] else ""] if paused else []),
                 ]
                 for row in topics
@@ -238,7 +208,7 @@ def show(database: Database, name: str, *, as_json: bool) -> None:
         ends = f"until {until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if until else "until it is resumed"
         echo(f"paused   since {row['paused_at'].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {ends}")
     echo()
-    settings = [option.removeprefix("--") for option, *_ in (*_SETTINGS, *_FOR_EVER)]
+    settings = [option.removeprefix("--") for option, *_ in (*SETTINGS, *FIXED)]
     print_table(
         [Column("setting"), Column("value", cut="middle", whole=True)],
         [[setting, _value(row, setting.replace("-", "_"))] for setting in settings],
@@ -253,18 +223,14 @@ def show(database: Database, name: str, *, as_json: bool) -> None:
 
 def _value(row: Row, name: str) -> str:
     value = row[name]
-    if name in _INTERVALS:
-        return "never" if value is None else _span(value)
-    return "unlimited" if value is None else str(value)
-
-
-_NONE_BY_0 = ("gap_timeout", "timeout", "retain", "retain_idempotency", "forget_idle_after")
-_INTERVALS = ("backoff_base", "backoff_cap", "lease", *_NONE_BY_0)
+    if value is None:
+        return NO_VALUE[name]
+    return _span(value) if name in INTERVALS else str(value)
 
 
 def _in_seconds(topic: Row) -> Row:
     return {
-        f"{key}_seconds" if key in _INTERVALS else key: (
+        f"{key}_seconds" if key in INTERVALS else key: (
             value.total_seconds() if isinstance(value, timedelta) else value
         )
         for key, value in topic.items()
@@ -283,7 +249,7 @@ def _row(topic: Row) -> list[str]:
 
 def _check_intervals(connection: Connection[Any], settings: dict[str, Any]) -> None:
     """Make sure that the database can read every interval; whoever mistyped one of several learns which."""
-    for name in _INTERVALS:
+    for name in INTERVALS:
         if name in settings:
             check_interval(connection, f"--{name.replace('_', '-')}", settings[name])
 

@@ -38,7 +38,7 @@ Example:
 @click.argument("name", type=TOPIC)
 @_logins("Let it act as")
 @reason_option(required=False)
-@operator_options_with("--wait")
+@operator_options_with("--wait", "topic")
 @pass_database
 def grant(database: Database, /, name: str, *, reason: str | None, operator: Operator, **logins: Any) -> None:
     """Let logins act on a topic, and nobody else of their role.
@@ -57,7 +57,7 @@ Example:
 @click.argument("name", type=TOPIC)
 @_logins("Let it no longer act as")
 @reason_option(required=False)
-@operator_options_with("--wait")
+@operator_options_with("--wait", "topic")
 @pass_database
 def revoke(
     database: Database, /, name: str, *, reason: str | None, operator: Operator, **logins: Any

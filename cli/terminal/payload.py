@@ -27,7 +27,7 @@ def storable(topic: str, key: str) -> Iterator[None]:
     """Say what PostgreSQL has against a payload that the block gives it.
 
     Raises:
-        PayloadRefused: it is no JSON that can be stored.
+        PayloadRefused: it is not JSON that can be stored.
     """
     try:
         yield
@@ -36,7 +36,7 @@ def storable(topic: str, key: str) -> Iterator[None]:
             raise  # of the last nothing tells which part of the command it is about
         why = error.diag.message_detail or error.diag.message_primary or str(error)
         raise PayloadRefused(
-            f"the payload is no JSON that PostgreSQL can store: {why}",
+            f"the payload is not JSON that PostgreSQL can store: {why}",
             hint="""In a shell it takes quotes: '{"amount": 3}'""" if error.sqlstate == _NO_JSON else "",
             topic=topic,
             key=key,

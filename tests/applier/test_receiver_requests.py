@@ -214,7 +214,7 @@ def test_the_errors_are_of_one_tree() -> None:
     for kind in (SignatureRefused, HeaderMissing, HeaderRefused, BodyRefused):
         assert issubclass(kind, RequestRefused)
     assert issubclass(RequestRefused, InturnError)
-    with pytest.raises(BodyRefused, match="no JSON"):
+    with pytest.raises(BodyRefused, match="not JSON"):
         _ = Received("orders", "x", 1, 1, "insert", 1, b"{").payload
 
 

@@ -196,7 +196,7 @@ def test_what_makes_no_sense_is_refused_in_a_line_that_names_the_thing(orders: D
     assert "Give a KEY, or --all" in refused(orders, "retry", code=USAGE)
     assert "Give a KEY, or --topic" in refused(orders, "pause", code=USAGE)
     assert "Give a setting to change" in refused(orders, "topic", "set", "orders", code=USAGE)
-    assert "payload is no JSON" in refused(orders, "amend", "x", "2", "--payload", "{", "--reason", "r")
+    assert "payload is not JSON" in refused(orders, "amend", "x", "2", "--payload", "{", "--reason", "r")
     assert "permission denied" in refused(orders, "--dsn", orders.caller_dsn, "retry", "x")
     assert "read-only transaction" in refused(
         orders, "retry", "x", PGOPTIONS="-c default_transaction_read_only=on"
@@ -297,7 +297,7 @@ def test_amend_edits_the_payload_in_the_users_editor(orders: Database, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("line", "says"), [(":", "was not changed in the editor"), ('echo oops > "$1"', "is no JSON")]
+    ("line", "says"), [(":", "was not changed in the editor"), ('echo oops > "$1"', "is not JSON")]
 )
 def test_an_edit_that_is_none_or_no_json_changes_nothing(
     orders: Database, tmp_path: Path, line: str, says: str

@@ -165,13 +165,14 @@ def test_a_topic_whose_callers_number_and_that_works_outside(database: Database)
     assert [topic[name] for name in given] == ["given", 0, 5, 600, 60, 7]
     assert inturn(database.dsn, "topic", "list").stdout.split()[-1] == "given"
     shown = dict(
-        line.split() for line in inturn(database.dsn, "topic", "show", "events").stdout.splitlines()[4:]
+        line.split(maxsplit=1)
+        for line in inturn(database.dsn, "topic", "show", "events").stdout.splitlines()[4:]
     )
     wanted = {"first-seq": "0", "max-ahead": "5", "gap-timeout": "10m", "lease": "1m", "max-in-flight": "7"}
     assert shown.items() >= wanted.items()
     assert inturn(
         database.dsn, "topic", "set", "events", "--gap-timeout", "0", "--max-ahead", "6"
-    ).stdout == ("topic events: max_ahead 5 -> 6, gap_timeout 00:10:00 -> None\n")
+    ).stdout == ("topic events: max_ahead 5 -> 6, gap_timeout 00:10:00 -> never\n")
     assert read(database.dsn, "topic", "list")[0]["gap_timeout_seconds"] is None
     inturn(database.dsn, "topic", "set", "events", "--numbering", "assigned", code=2)
 

@@ -190,7 +190,7 @@ def test_what_was_sorted_among_the_first_only_is_said(orders: Database) -> None:
     _, _, err = run_inturn(orders.dsn, "keys", "--sort", "age", "--limit", "3")
     assert err.splitlines() == [
         "inturn: more than 20000 keys of a state: sorted among the worst 20000 of each",
-        "inturn: there are more than 3; see them with --limit",
+        "inturn: there are more than 3; --limit N lists more",
     ]
 
 

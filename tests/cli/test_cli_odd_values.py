@@ -43,7 +43,7 @@ def test_a_pause_without_an_end_stops_no_command(witness: Database) -> None:
             assert "paused" in printed(witness, *command)
             document = json.loads(printed(witness, *command, "--json"))
             assert '"paused_until": null' in json.dumps(document)
-        assert "paused it for good" in printed(witness, "why", key)
+        assert "paused it until it is resumed" in printed(witness, "why", key)
         printed(witness, "why", key, "--json")
     assert "until it is resumed" in printed(witness, "topic", "show", "orders")
     printed(witness, "verify")

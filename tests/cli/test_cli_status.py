@@ -78,9 +78,23 @@ def test_the_table_says_it_all(orders: Database) -> None:
     assert bills.split() == ["bills", "0"]
     assert of_orders.split()[:5] == ["orders", "1", "1", "2", "5"]
     assert of_orders.split()[-2:] == ["0.01/s", "1"]
-    assert re.fullmatch(r"topic bills is paused since \d+s, for 2h more", paused)
+    assert re.fullmatch(r"topic bills: paused for \d+s, for another 2h", paused)
     assert "no applier is alive" in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_topics_that_nobody_serves_beside_one_that_is_served_are_said(orders: Database) -> None:
+    """Where no applier is alive at all, one line says so; where some are, each topic without one does."""
+    orders.execute("SELECT inturn.create_topic('posts', numbering => 'arrival')")
+    orders.execute("SELECT inturn.append('posts', 'x', 'insert'), inturn.append('bills', 'x', 'insert')")
+    with orders.connect(user=APPLIER) as applier:
+        applier.execute("SELECT inturn.announce_applier('node:7', '{orders}', 'b1', 1, '0001')")
+        out = run_inturn(orders.dsn, "status")[1]
+    said = [line for line in out.splitlines() if line.startswith("topic ")][1:]
+    assert said[0] == "topic bills: 1 key is ready or retrying, and no applier of it is alive"
+    arrived = r"topic posts: 1 command that arrived \ds ago has no number yet, and no applier of it is alive"
+    assert re.fullmatch(arrived, said[1])
+    assert len(said) == 2, "nothing is said twice"
 
 
 def test_an_applier_at_work_is_shown_with_its_key_and_gone_afterwards(database: Database) -> None:

@@ -48,6 +48,8 @@ def test_an_operator_reads_why_a_key_is_held_and_a_caller_does_not(orders: Datab
     assert err.startswith("inturn: key 'x' of topic 'orders' is not applied up to 2: it is at 1 and held,")
     assert "refused x" in err
     assert err.endswith("Find out more by: inturn why x --topic orders\n")
+    orders.execute("UPDATE inturn.key_mark SET last_error = last_error || E'\\nTraceback'")
+    assert "Traceback" not in run_inturn(orders.dsn, "wait", "x", "2")[2], "the first line is enough"
     caller = login(orders, "inturn_caller")
     code, out, err = run_inturn(caller, "wait", "x", "2", "--topic", "orders")
     assert (code, out) == (HELD, "")

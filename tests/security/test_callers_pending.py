@@ -107,7 +107,7 @@ def test_it_is_set_shown_and_taken_away_at_the_command_line(database: Database) 
     assert (code != 0, "has 2 commands pending" in err) == (True, True)
     assert run_inturn(database.dsn, "topic", "set", "orders", "--max-pending", "0")[0] == 0
     assert run_inturn(database.dsn, "append", "orders", "x", "c")[0] == 0
-    assert "unlimited" in run_inturn(database.dsn, "topic", "show", "orders")[1]
+    assert "no limit" in run_inturn(database.dsn, "topic", "show", "orders")[1]
 
 
 @pytest.mark.parametrize("setting", ["max_pending => 0", "max_pending => 1000000001", "max_pending => -1"])

@@ -4,7 +4,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
--- Pauses a key until a time, or for good; returns the recorded action.
+-- Pauses a key until a time, or until it is resumed; returns the recorded action.
 --
 -- Waits for the turn in hand (see _lock_cursor). Appends go on; nothing is lost. If it is paused already, the new until
 -- replaces the old one.
@@ -17,7 +17,7 @@ DECLARE
     paused constant boolean := inturn.key_state(was) = 'paused';
     cursor inturn.key_cursor := was;
 BEGIN
-    until := nullif(until, 'infinity'); -- for good is NULL, everywhere
+    until := nullif(until, 'infinity'); -- no end is NULL, everywhere
     IF was.held_at IS NOT NULL THEN
         PERFORM inturn._refuse_action(topic, key, 'is held: it stands still already', 'Leave it held for as long as it takes.');
     END IF;
@@ -33,4 +33,4 @@ BEGIN
     RETURN inturn._record_action(topic, key, NULL, 'pause', reason, inturn._key_facts(was), inturn._key_facts(cursor));
 END
 $$;
-COMMENT ON FUNCTION inturn.pause IS 'Pauses a key until a time, or for good.';
+COMMENT ON FUNCTION inturn.pause IS 'Pauses a key until a time, or until it is resumed.';

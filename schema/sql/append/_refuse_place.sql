@@ -14,7 +14,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'IT071',
             MESSAGE = format('seq %s of key %L of topic %L is done and was pruned: its history begins at %s',
                              seq, key, settings.name, history_seq),
-            HINT = 'Whether it was this command nothing tells any more. A repeat that comes so late need not be appended; '
+            HINT = 'Whether it was this command can no longer be told. A repeat that comes so late need not be appended; '
                    'keep commands longer with the topic''s retain.';
     ELSIF seq <= applied_seq THEN
         RAISE EXCEPTION USING ERRCODE = 'IT052',

@@ -3,7 +3,7 @@ RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Pauses all keys of a topic until a time, or for good; returns the recorded action.
+-- Pauses all keys of a topic until a time, or until it is resumed; returns the recorded action.
 --
 -- Turns in hand end as usual, and no other begins. Appends go on; nothing is lost. If it is paused already, the new
 -- until replaces the old one.
@@ -15,7 +15,7 @@ DECLARE
     paused constant boolean := was.paused_at IS NOT NULL AND clock_timestamp() < coalesce(was.paused_until, 'infinity');
     settings inturn.topic;
 BEGIN
-    until := nullif(until, 'infinity'); -- for good is NULL, everywhere
+    until := nullif(until, 'infinity'); -- no end is NULL, everywhere
     PERFORM inturn._refuse_until(topic, '', until);
     IF paused AND was.paused_until IS NOT DISTINCT FROM until THEN
         PERFORM inturn._refuse_action(topic, '', 'is paused already', 'Resume it, or give another time.');
@@ -26,4 +26,4 @@ BEGIN
     RETURN inturn._record_action(topic, '', NULL, 'pause', reason, to_jsonb(was), to_jsonb(settings));
 END
 $$;
-COMMENT ON FUNCTION inturn.pause_topic IS 'Pauses all keys of a topic until a time, or for good.';
+COMMENT ON FUNCTION inturn.pause_topic IS 'Pauses all keys of a topic until a time, or until it is resumed.';

@@ -38,7 +38,8 @@ BEGIN
                     ELSE 'It waited for %s, which nobody appended, for longer than the topic''s gap_timeout, %3$s. %2$s' END,
                missing, there, t.gap_timeout)
         || CASE WHEN c.held_at IS NULL AND c.waiting_at + t.gap_timeout > clock_timestamp()
-                THEN to_char((c.waiting_at + t.gap_timeout) AT TIME ZONE 'UTC', '. "It is held at" YYYY-MM-DD HH24:MI:SS "UTC if that does not come"')
+                THEN format('. It will be held at %s if command %s does not come',
+                            to_char((c.waiting_at + t.gap_timeout) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), seq)
                 ELSE '' END
         -- One of those that wait behind it may have the missing number.
         || coalesce('. Callers have to wait for an open transaction of another command: '

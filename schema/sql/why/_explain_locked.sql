@@ -8,7 +8,7 @@ LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'since')::timestamptz,
-    CASE WHEN h.applies THEN format(coalesce('Command ' || inturn._name_command(next) || ', or one after it, is being applied by %s',
+    CASE WHEN h.applies THEN format(coalesce('Command ' || inturn._name_command(next) || ', one after it, or another key of the same transaction is being applied by %s',
                                              'It is in the hands of %s'), h.who)
                              || coalesce('. It waits for ' || (h.first->>'waits_for'), '')
          ELSE 'No applier gets at it, because its ticket is locked by ' || h.who END,
@@ -18,7 +18,7 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
                      CASE WHEN h.applies THEN 'if it hangs: its turn is taken again' ELSE 'if it will never commit' END)
               -- Ending one session after the other does not help: the command would hang the next one.
               || CASE WHEN h.applies AND NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = _explain_locked.topic AND t.timeout IS NOT NULL)
-                      THEN E'\ninturn topic set TOPIC --timeout 30s  # so that a command that hangs fails instead' ELSE '' END END,
+                      THEN E'\ninturn topic set {topic} --timeout 30s  # so that a command that hangs fails instead' ELSE '' END END,
     jsonb_build_object('sessions', h.sessions, 'seq', next.seq)
 FROM (
     SELECT s.sessions, s.sessions->0 AS first, s.sessions->0->>'kind' = 'applier' AS applies,

@@ -31,7 +31,7 @@ BEGIN
         CASE WHEN whole THEN t.paused_at ELSE c.paused_at END,
         format('%s paused %s %s%s%s', coalesce(action.acting_as, action.os_user, action.db_user, 'Somebody'),
                CASE WHEN whole THEN 'its whole topic' ELSE 'it' END,
-               coalesce('until ' || to_char(last AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'for good'),
+               coalesce('until ' || to_char(last AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'until it is resumed'),
                coalesce(': ' || inturn._shorten(action.reason, 200), '. No reason was given'),
                CASE WHEN c.lease_until > clock_timestamp()
                     THEN format('. %s has it by lease until %s, for the command in hand', inturn._describe_lease(c),

@@ -102,8 +102,8 @@ def test_p5_an_outage_is_told_by_why_status_and_keys(
         assert tried.startswith("k")
         code, out, _ = run_inturn(outage.dsn, "status", "--check")
         assert code == 9
-        assert out.startswith("topic needs: its target does not answer, for ")
-        assert "does not answer" in run_inturn(outage.dsn, "status")[1]
+        assert out.startswith("topic needs: its target has not answered for ")
+        assert "has not answered" in run_inturn(outage.dsn, "status")[1]
         listed = run_inturn(outage.dsn, "keys", "--topic", "needs")[1]
         assert "target down" in listed
         assert "now" not in listed

@@ -55,7 +55,7 @@ def test_the_command_prints_so_many_and_counts_all(history: Database) -> None:
     code, out, _ = run_inturn(history.dsn, "verify", "--limit", "2")
     assert code == 8
     assert out.count("numbering-mixed: ") == 2
-    assert "... and 3 more: see them with --limit" in out
+    assert "... and 3 more; --limit N lists them" in out
     assert out.endswith(": 5 violations\n")
 
 
