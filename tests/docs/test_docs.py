@@ -17,6 +17,7 @@ as docs/how-to/give-each-process-a-login.md has it: a page that takes more right
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -37,7 +38,9 @@ from support.server import Server
 from support.statements import login_of
 
 import inturn.applier
+import inturn.applier.receiver
 import inturn.outbox
+import inturn.schema.install
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.main import cli
 from inturn.schema.errors import BY_SQLSTATE
@@ -469,6 +472,25 @@ def test_python_reference_has_every_public_name() -> None:
     for module in (inturn.outbox, inturn.applier):
         for name in module.__all__:
             assert f"`{name}" in text, f"{module.__name__}.{name}"
+
+
+def test_python_reference_has_the_signatures_that_there_are() -> None:
+    text = (REFERENCE / "python.md").read_text()
+    calls = re.findall(r"`(?:inturn\.[a-z.]+\.)?(\w+)(?:\.(\w+))?(\([^`]*\))`", text)
+    #: Shown as they are written, in several forms.
+    decorators = {"handler", "batch_handler"}
+    compared = set()
+    for module in (inturn.outbox, inturn.applier, inturn.applier.receiver, inturn.schema.install):
+        for name, method, shown in calls:
+            if not hasattr(module, name) or method in decorators:
+                continue
+            named = getattr(module, name)
+            real = inspect.signature(getattr(named, method) if method else named)
+            parameters = [p.replace(annotation=p.empty) for p in real.parameters.values() if p.name != "self"]
+            plain = str(real.replace(parameters=parameters, return_annotation=real.empty))
+            assert shown.replace('"', "'") == plain, f"{name} {method}"
+            compared.add(name)
+    assert {"append", "wait", "Fleet", "receive", "upgrade_on"} <= compared
 
 
 def test_the_promises_name_every_violation_that_verify_knows() -> None:
