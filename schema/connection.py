@@ -151,6 +151,12 @@ def pins(backend_pid: int, *, for_handlers: bool) -> sql.Composed:
     ).format(sql.SQL(", ").join(everywhere), backend_pid, sql.SQL(", ").join(directly))
 
 
+def pinned_for_handlers() -> tuple[list[str], list[str]]:
+    """Return the names and the values that `pins` sets directly where handlers run."""
+    pinned = _PINNED | _PINNED_DIRECTLY
+    return [*pinned], [*pinned.values()]
+
+
 @cache
 def _known() -> frozenset[str]:
     """Return the parameters that this libpq knows."""

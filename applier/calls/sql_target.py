@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from inturn.applier.calls.call import Call, nothing, one_as, statement
+from inturn.applier.calls.call import Call, nothing, statement
 
 
 class Applied(NamedTuple):
-    """What a batch did, as Batch has it, and the session's settings after it."""
+    """What a batch did, as Batch has it."""
 
     keys: int
     commands: int
@@ -19,21 +19,27 @@ class Applied(NamedTuple):
     skipped: int
     target_seconds: float
     lost: bool
-    settings: str
+
+
+#: Names and what they are set to, in parallel: see _reset_settings.
+Settings: TypeAlias = tuple[list[str] | None, list[str] | None]
 
 
 def apply_batch(
-    schema: str, topic: str, since: datetime | str, max_keys: int, applier_id: str
+    schema: str, topic: str, since: datetime | str, max_keys: int, applier_id: str, settings: Settings
 ) -> Call[Applied]:
+    """Return the call that applies a batch; where one was applied, the session's settings are put back."""
     return Call(
         statement(
             "SELECT keys, commands, failures, redo, hand, skipped,"
-            " extract(epoch FROM target_time)::double precision, lost, {settings}"
+            " extract(epoch FROM target_time)::double precision, lost,"
+            # An expression of what is returned: it comes after the call in FROM.
+            " CASE WHEN keys OPERATOR(pg_catalog.>) 0 THEN {schema}._reset_settings(%s, %s) END"
             " FROM {schema}.apply_batch(%s, %s, %s, %s, false)",
             schema,
         ),
-        (topic, since, max_keys, applier_id),
-        one_as(Applied),
+        (*settings, topic, since, max_keys, applier_id),
+        lambda rows: Applied(*rows[0][:-1]),
     )
 
 
@@ -43,19 +49,21 @@ def require_sql_topic(schema: str, topic: str) -> Call[None]:
 
 
 class AppliedAlone(NamedTuple):
-    """What the turn of a key that was claimed alone did, and the session's settings after it."""
+    """What the turn of a key that was claimed alone did."""
 
     commands: int
     failures: int
     skipped: int
-    settings: str
 
 
-def apply_alone(schema: str, topic: str, key: str, epoch: int) -> Call[AppliedAlone]:
+def apply_alone(schema: str, topic: str, key: str, epoch: int, settings: Settings) -> Call[AppliedAlone]:
+    """Return the call that takes a turn alone; the session's settings are put back."""
     return Call(
         statement(
-            "SELECT commands, failures, skipped, {settings} FROM {schema}._apply_alone(%s, %s, %s)", schema
+            "SELECT commands, failures, skipped, {schema}._reset_settings(%s, %s)"
+            " FROM {schema}._apply_alone(%s, %s, %s)",
+            schema,
         ),
-        (topic, key, epoch),
-        one_as(AppliedAlone),
+        (*settings, topic, key, epoch),
+        lambda rows: AppliedAlone(*rows[0][:-1]),
     )

@@ -12,6 +12,7 @@ from psycopg.rows import tuple_row
 
 from inturn.applier import calls
 from inturn.applier.calls.call import Call
+from inturn.schema.connection import pinned_for_handlers
 from inturn.schema.errors import InturnError
 from inturn.schema.pooling import is_pooled
 
@@ -23,6 +24,8 @@ _CHANGES_SETTINGS = frozenset({"SET", "RESET"})
 _LEAVES_BEHIND = frozenset({"LISTEN", "PREPARE", "DECLARE CURSOR"})
 #: Of those that take away what the driver relies on.
 _TAKES_AWAY = frozenset({"LOAD", "DISCARD ALL", "DISCARD", "DEALLOCATE", "DEALLOCATE ALL"})
+#: What changes settings and has another tag has this in its text.
+_SETTING = re.compile(r"\bset_config\s*\(", re.IGNORECASE)
 #: What takes a session's lock, or makes a table that outlasts the transaction, has this in its text.
 _LEAVING = re.compile(
     r"\bpg_(try_)?advisory_lock|\btemp(orary)?\b(?!.*\bon\s+commit\s+drop\b)", re.IGNORECASE | re.DOTALL
@@ -50,9 +53,9 @@ class WatchedCursor(psycopg.Cursor[Any]):
         if session is None:
             return
         tag = self.statusmessage or ""
-        if tag in _CHANGES_SETTINGS:
+        if tag in _CHANGES_SETTINGS or _SETTING.search(str(query)):
             session.changed = True
-        elif tag in _TAKES_AWAY:
+        if tag in _TAKES_AWAY:
             session.worn = session.spent = True
         elif tag in _LEAVES_BEHIND or _LEAVING.search(str(query)):
             session.worn = True
@@ -65,7 +68,8 @@ class Session:
         changed: a statement has changed settings since they were last put back.
         worn: something may be left that only a new connection gets rid of: see is_fit.
         spent: that is certain.
-        settings: what they were at the beginning.
+        settings: what they were at the beginning, those on which handlers depend most.
+        pinned: what inturn has set then; nothing through a pooler, where the session is others' too.
     """
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
@@ -81,7 +85,10 @@ class Session:
         self.spent = False
         self.settings = self.call(calls.session.settings())
         self._seconds: float | None = None
+        # Composed once: that takes longer than to run it.
+        self._put_back: dict[float | None, bytes] = {}
         self._is_pooled = is_pooled(connection)
+        self.pinned: calls.sql_target.Settings = (None, None) if self._is_pooled else pinned_for_handlers()
 
     def call(self, call: Call[_T]) -> _T:
         """Run a statement of inturn; see Call."""
@@ -121,8 +128,10 @@ class Session:
         if self.changed:
             self.changed = False
             # One round trip, which the driver must not prepare: it is several statements.
-            statements = calls.session.put_back(connection.info.backend_pid, self._seconds)
-            self._cursor.execute(statements, prepare=False)
+            if self._seconds not in self._put_back:
+                statements = calls.session.put_back(connection.info.backend_pid, self._seconds)
+                self._put_back[self._seconds] = statements.as_bytes(connection)
+            self._cursor.execute(self._put_back[self._seconds], prepare=False)
 
     def is_fit(self) -> bool:
         """Return whether the session can be used for further commands, between two transactions.

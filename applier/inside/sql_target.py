@@ -13,7 +13,7 @@ from inturn.applier import calls
 from inturn.applier.breaker import Breaker
 from inturn.applier.inside.alone import Alone, take_alone
 from inturn.applier.inside.batch import Batch
-from inturn.applier.inside.session import SessionChanged, session_of
+from inturn.applier.inside.session import session_of
 from inturn.applier.stop import Stop
 
 #: As in apply_batch and _apply_alone: after how many seconds they begin no further command.
@@ -38,18 +38,19 @@ class SqlTarget:
     def apply_batch(self, connection: psycopg.Connection[Any], since: datetime | str, max_keys: int) -> Batch:
         """Claim ready keys, apply their commands, end their turns, all in one transaction."""
         session = session_of(connection)
-        call = calls.sql_target.apply_batch(self.schema, self.topic, since, max_keys, self.applier_id)
+        call = calls.sql_target.apply_batch(
+            self.schema, self.topic, since, max_keys, self.applier_id, session.pinned
+        )
         with connection.transaction():
             session.limit(self._limit)
             done = session.call(call)
             if self.stop.expired:
                 raise _Cut
-        self._look(connection, done.settings)
         if not done.keys:
             return Batch()
         # How many of several turns found nothing, the database does not say.
         nothing = not done.redo and not done.commands + done.failures + done.skipped
-        return Batch(*done[:-1], empty=done.keys if nothing else 0)
+        return Batch(*done, empty=done.keys if nothing else 0)
 
     def apply_alone(self, connection: psycopg.Connection[Any], since: datetime | str) -> Batch:
         """Claim one ready key by a short lease and take its turn; see take_alone."""
@@ -59,14 +60,14 @@ class SqlTarget:
 
     def turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
         """Apply the commands of a key that was claimed alone; see AloneTarget."""
-        call = calls.sql_target.apply_alone(self.schema, self.topic, alone.key, alone.epoch)
+        session = session_of(connection)
+        call = calls.sql_target.apply_alone(self.schema, self.topic, alone.key, alone.epoch, session.pinned)
         started_at = time.monotonic()
         with connection.transaction():
-            session_of(connection).limit(self._limit)
-            commands, failures, skipped, settings = session_of(connection).call(call)
+            session.limit(self._limit)
+            commands, failures, skipped = session.call(call)
             if self.stop.expired:
                 raise _Cut
-        self._look(connection, settings)
         return Batch(
             keys=1,
             commands=commands,
@@ -81,10 +82,3 @@ class SqlTarget:
     def _limit(self) -> float | None:
         """How long a statement of many commands may take: none of them is begun after a second."""
         return None if self.timeout is None else self.timeout + LONGEST_TURN_SECONDS
-
-    def _look(self, connection: psycopg.Connection[Any], settings: str) -> None:
-        """Note that the target has left the session changed: the next batch is on another one."""
-        try:
-            session_of(connection).check(settings)
-        except SessionChanged:
-            return

@@ -20,7 +20,7 @@ PINNED = "search_path=pg_catalog, pg_temp"
 #: to reach.
 TO_TARGETS = {
     *("apply", "_visit_topic", "_visit_alone", "apply_batch", "_apply_key", "_apply_alone"),
-    *("_check_effects", "finish", "_end_alone", "_keep_settings"),
+    *("_check_effects", "finish", "_end_alone", "_keep_settings", "_reset_settings"),
     # It commits, as apply does.
     "prune",
 }

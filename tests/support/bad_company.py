@@ -260,7 +260,12 @@ IN_PYTHON = {
     "a coroutine": Fault("did not run", lambda _connection, _command: _async_body()),
     "a generator": Fault("did not run", lambda _connection, _command: _generator_body()),
 }
-IN_SQL = {name: fault for name, fault in SHARED.items() if fault.sql is not None}
+IN_SQL = {
+    **{name: fault for name, fault in SHARED.items() if fault.sql is not None},
+    # Which may record a turn, so that nothing else would tell.
+    "SET ROLE": Fault("left the role set to inturn_applier", sql="SET ROLE inturn_applier;"),
+    "SET LOCAL ROLE": Fault("left the role set to inturn_applier", sql="SET LOCAL ROLE inturn_applier;"),
+}
 
 
 def _wait(seconds: float) -> None:

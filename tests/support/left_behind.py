@@ -35,6 +35,9 @@ AT_ONCE = {
     "search_path of the transaction": _runs("SET LOCAL search_path = nowhere"),
     "role": _runs("SET ROLE inturn_applier"),
     "role of the transaction": _runs("SET LOCAL ROLE inturn_applier"),
+    "a custom setting": _runs("SELECT set_config('app.tenant', 'one', false)"),
+    "a custom setting of the transaction": _runs("SELECT set_config('app.tenant', 'one', true)"),
+    "search_path by set_config": _runs("SELECT set_config('search_path', 'nowhere', false)"),
     "DateStyle": _runs("SET DateStyle = German"),
     "statement_timeout": _runs("SET statement_timeout = '1 ms'"),
     "TimeZone": _runs("SET TIME ZONE 'Asia/Tokyo'"),
@@ -45,7 +48,9 @@ AT_ONCE = {
     ),
 }
 #: What is found out by the next claim.
-BY_THE_NEXT_CLAIM = {"search_path by a function": _runs("SELECT set_config('search_path', 'nowhere', false)")}
+BY_THE_NEXT_CLAIM = {
+    "search_path by a function": _runs("DO $$ BEGIN EXECUTE 'SET search_path = nowhere'; END $$")
+}
 #: What costs the connection.
 BY_A_NEW_CONNECTION = {
     "a temporary table": _runs("CREATE TEMP TABLE ticket (n integer)"),
@@ -60,6 +65,8 @@ IN_SQL = {
     "DateStyle": "SET DateStyle = German",
     "TimeZone": "SET TIME ZONE 'Asia/Tokyo'",
     "lock_timeout": "SET lock_timeout = '1 ms'",
+    "statement_timeout": "SET statement_timeout = '1 ms'",
+    "row_security": "SET row_security = off",
     "default_transaction_isolation": "SET default_transaction_isolation = 'serializable'",
     "default_transaction_read_only": "SET default_transaction_read_only = on",
     "the session's characteristics": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",

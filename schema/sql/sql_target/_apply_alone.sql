@@ -26,6 +26,7 @@ DECLARE
     asked pg_catalog.record;
     error pg_catalog.text;
     revision constant pg_catalog.text := inturn._revision();
+    me constant pg_catalog.name := current_user;
 BEGIN
     failures := 0; skipped := 0; cancellation := NULL;
     asked := inturn._read_verdict(NULL, NULL);
@@ -45,6 +46,10 @@ BEGIN
             INTO number USING topic, ARRAY[key], ARRAY[epoch], ARRAY[done_seq], (next_seq OPERATOR(pg_catalog.-) done_seq)::integer,
                               was.attempts OPERATOR(pg_catalog.+) 1, timestamp with time zone 'infinity';
             EXIT WHEN number OPERATOR(pg_catalog.=) 0;
+            IF current_user OPERATOR(pg_catalog.<>) me THEN
+                RAISE invalid_role_specification USING MESSAGE = pg_catalog.format('the command left the role set to %I', current_user),
+                    HINT = 'The next one would run as it. Let it RESET ROLE, or set the role in the SET clause of its function.';
+            END IF;
             PERFORM inturn._check_effects();
         EXCEPTION WHEN query_canceled OR assert_failure OR OTHERS THEN
             IF pg_catalog.starts_with(SQLSTATE, '42') AND inturn._revision() OPERATOR(pg_catalog.<>) revision THEN

@@ -25,6 +25,7 @@ DECLARE
     error pg_catalog.text;
     asked pg_catalog.record;
     revision constant pg_catalog.text := inturn._revision();
+    me constant pg_catalog.name := current_user;
 BEGIN
     failures := 0; skipped := 0;
     LOOP
@@ -35,6 +36,10 @@ BEGIN
                                           inturn._target_query(settings, '_turn_commands'))
                 INTO commands USING topic, ARRAY[key], ARRAY[epoch], ARRAY[done_seq], 1, attempt, timestamp with time zone 'infinity';
                 EXIT WHEN commands OPERATOR(pg_catalog.=) 0;
+                IF current_user OPERATOR(pg_catalog.<>) me THEN
+                    RAISE invalid_role_specification USING MESSAGE = pg_catalog.format('the command left the role set to %I', current_user),
+                        HINT = 'The next one would run as it. Let it RESET ROLE, or set the role in the SET clause of its function.';
+                END IF;
                 PERFORM inturn._check_effects();
                 done_seq := done_seq OPERATOR(pg_catalog.+) 1;
                 EXIT WHEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) leave_at;

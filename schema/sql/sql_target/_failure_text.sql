@@ -11,6 +11,7 @@ SELECT concat_ws(
     'DETAIL: ' || nullif(detail, ''), 'HINT: ' || nullif(hint, ''), problem,
     -- Of the frames, those of the target.
     CASE WHEN NOT is_asked THEN 'CONTEXT: ' || nullif(
-        regexp_replace(context, E'\\n?SQL statement "(SELECT commands|SET CONSTRAINTS ALL IMMEDIATE).*$', ''), '') END)
+        regexp_replace(context, E'\\n?(SQL statement "(SELECT commands|SET CONSTRAINTS ALL IMMEDIATE)'
+                                '|PL/pgSQL function inturn._(apply_key|apply_alone|check_effects)\\().*$', ''), '') END)
 $$;
 COMMENT ON FUNCTION inturn._failure_text IS 'Internal to the appliers: a failure of a SQL target as text for people.';

@@ -1,27 +1,40 @@
 -- Puts back those settings of the session that a SQL target has changed for longer than its transaction; returns them.
--- Internal to apply, between two of its transactions. inturn apply takes another connection instead.
+-- Internal to apply, between two of its transactions. inturn apply has a connection of its own, and resets it.
 --
--- was: what this has returned before; NULL: nothing is put back. They are those on which targets depend most, and that
--- everybody may set.
--- Takes no locks.
+-- was: what this has returned before, the names and then what they were; NULL: nothing is put back. They are all that
+-- the session could set when it was asked first. Nothing lists the custom ones (a.b) that were only ever SET: those
+-- stay as a target leaves them.
+-- Takes no locks. Raises that a setting cannot be put back: what set it had more rights than who applies.
 CREATE FUNCTION inturn._keep_settings(was text[]) RETURNS text[]
 LANGUAGE plpgsql VOLATILE
 -- Not pinned, for the search_path is one of them: all is qualified.
 AS $$
 DECLARE
-    names constant pg_catalog.text[] := ARRAY[
-        'role', 'search_path', 'DateStyle', 'IntervalStyle', 'TimeZone', 'lock_timeout', 'synchronous_commit',
-        'default_transaction_isolation', 'default_transaction_read_only', 'idle_in_transaction_session_timeout'];
-    are pg_catalog.text[];
+    names constant pg_catalog.text[] := coalesce(was[1 : pg_catalog.cardinality(was) OPERATOR(pg_catalog./) 2], ARRAY(
+        SELECT s.name FROM pg_catalog.pg_settings s
+        WHERE s.context OPERATOR(pg_catalog.=) ANY (ARRAY['user', 'superuser'])
+          AND s.name OPERATOR(pg_catalog.<>) ALL (ARRAY['transaction_isolation', 'transaction_read_only', 'transaction_deferrable'])
+        UNION ALL SELECT 'role'));
+    are constant pg_catalog.text[] := names OPERATOR(pg_catalog.||) ARRAY(SELECT pg_catalog.current_setting(n) FROM pg_catalog.unnest(names) n);
+    changed pg_catalog.record;
 BEGIN
-    SELECT pg_catalog.array_agg(pg_catalog.current_setting(n.name) ORDER BY n.place) INTO are
-    FROM pg_catalog.unnest(names) WITH ORDINALITY n (name, place);
     IF was IS NULL OR was OPERATOR(pg_catalog.=) are THEN
         RETURN are;
     END IF;
-    PERFORM pg_catalog.set_config(n.name, was[n.place], false)
-    FROM pg_catalog.unnest(names) WITH ORDINALITY n (name, place)
-    WHERE was[n.place] OPERATOR(pg_catalog.<>) are[n.place];
+    FOR changed IN
+        SELECT n.name, was[pg_catalog.cardinality(names) OPERATOR(pg_catalog.+) n.place] AS value
+        FROM pg_catalog.unnest(names) WITH ORDINALITY n (name, place)
+        WHERE was[pg_catalog.cardinality(names) OPERATOR(pg_catalog.+) n.place]
+              OPERATOR(pg_catalog.<>) are[pg_catalog.cardinality(names) OPERATOR(pg_catalog.+) n.place]
+    LOOP
+        BEGIN
+            PERFORM pg_catalog.set_config(changed.name, changed.value, false);
+        EXCEPTION WHEN OTHERS THEN
+            RAISE USING ERRCODE = SQLSTATE,
+                MESSAGE = pg_catalog.format('a command has left %s changed, which cannot be put back: %s', changed.name, SQLERRM),
+                HINT = 'What was applied is committed. CALL inturn.apply() in a new session, and let targets set it in the SET clause of a function.';
+        END;
+    END LOOP;
     RETURN was;
 END
 $$;

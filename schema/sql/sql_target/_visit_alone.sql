@@ -1,12 +1,13 @@
 -- Takes the next ready key of a topic alone (see _claim_alone), and applies its commands. Internal to apply.
 --
--- hand: where to claim from, and then where the claimed key was; NULL: none was ready, and careful is 0.
+-- hand: where to claim from, and then where the claimed key was; NULL: none was ready, and careful is 0. settings: of
+-- the session, as _keep_settings has them.
 -- Commits twice or more. Raises what _require_target does, before the claim; 57014 after the second commit when the
 -- query was cancelled: the command in hand has failed. An upgrade may have committed meanwhile, so that what this
 -- session began has parts no more: the key is let go as it was, and that is raised, as it is in a transaction that
 -- takes many keys.
 CREATE PROCEDURE inturn._visit_alone(
-    topic text, INOUT hand timestamptz, applier text,
+    topic text, INOUT hand timestamptz, applier text, settings text[],
     INOUT commands bigint, INOUT failures bigint, INOUT careful integer
 )
 LANGUAGE plpgsql
@@ -19,7 +20,6 @@ DECLARE
     blameless boolean;
     revision constant pg_catalog.text := inturn._revision();
     upgraded boolean;
-    settings constant pg_catalog.text[] := inturn._keep_settings(NULL);
 BEGIN
     SELECT * INTO claimed FROM inturn._require_target(inturn._sql_topic(topic)) t CROSS JOIN inturn._claim_alone(topic, hand, applier) c;
     COMMIT AND CHAIN;

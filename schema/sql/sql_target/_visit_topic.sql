@@ -1,7 +1,7 @@
 -- Applies ready keys of one topic for a while, then lets the other topics have their turn. Internal to apply.
 --
--- Commits after every batch, and puts back what its targets have set in the session. since: where _begin_pass lets it
--- begin; from there the clock hand follows the claims (see claim).
+-- Commits after every batch, and puts back what its targets have set in the session: settings, see _keep_settings.
+-- since: where _begin_pass lets it begin; from there the clock hand follows the claims (see claim).
 -- A visit lasts ten times as long as its first batch took, but at least 100 ms and at most a second: so long may a key
 -- wait whose caller committed late, behind the hand. Keys share a transaction only while that stays short: as many as
 -- take about 10 ms, so that a slow handler holds up its own key and no other. How long a key takes is what the quickest
@@ -11,7 +11,7 @@
 -- per_key: how many seconds a key takes, from the visit before; NULL: not known. found_any is set when there was a key
 -- to claim. Locks and raises what apply_batch does.
 CREATE PROCEDURE inturn._visit_topic(
-    topic text, since timestamptz, stop_at timestamptz, max_keys integer, applier text,
+    topic text, since timestamptz, stop_at timestamptz, max_keys integer, applier text, settings text[],
     INOUT commands bigint, INOUT failures bigint, INOUT found_any boolean, INOUT per_key double precision,
     INOUT careful integer
 )
@@ -27,12 +27,11 @@ DECLARE
     started_at timestamp with time zone;
     took interval;
     batch pg_catalog.record;
-    settings constant pg_catalog.text[] := inturn._keep_settings(NULL);
 BEGIN
     WHILE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) leave_at LOOP
         started_at := pg_catalog.clock_timestamp();
         IF careful OPERATOR(pg_catalog.>) 0 THEN
-            CALL inturn._visit_alone(topic, hand, applier, commands, failures, careful);
+            CALL inturn._visit_alone(topic, hand, applier, settings, commands, failures, careful);
             EXIT WHEN hand IS NULL;
             found_any := true;
             CONTINUE;

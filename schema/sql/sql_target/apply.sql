@@ -29,6 +29,7 @@ DECLARE
     left_careful integer;
     left_out pg_catalog.text[] := '{}'; -- topics whose target is refused
     place integer;
+    settings constant pg_catalog.text[] := inturn._keep_settings(NULL);
     announced_at timestamp with time zone := '-infinity';
 BEGIN
     commands := 0; failures := 0;
@@ -58,7 +59,7 @@ BEGIN
             place := pg_catalog.array_position(topics, pass.found[served]);
             per_key := seconds[place];
             left_careful := careful[place];
-            CALL inturn._visit_topic(pass.found[served], pass.starts[served], stop_at, max_keys, applier,
+            CALL inturn._visit_topic(pass.found[served], pass.starts[served], stop_at, max_keys, applier, settings,
                                     commands, failures, found_any, per_key, left_careful);
             seconds[place] := per_key;
             careful[place] := left_careful;

@@ -25,7 +25,7 @@ AS $$
 -- fail raise. A target that is not there fails the commands, as one that raises does: the other topics go on.
 DECLARE
     settings constant inturn.topic := inturn._sql_topic(topic);
-    target pg_catalog.regprocedure;
+    target pg_catalog.regprocedure; me constant pg_catalog.name := current_user;
     claimed pg_catalog.record;
     fresh pg_catalog.record;
     began_at timestamp with time zone; leave_at timestamp with time zone; cut boolean;
@@ -88,10 +88,10 @@ BEGIN
         IF commands IS NULL THEN
             RAISE internal_error USING MESSAGE = 'the clock was set back during a turn';
         END IF;
-        IF claimed.any_failed THEN
+        IF current_user OPERATOR(pg_catalog.<>) me OR pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on' THEN
+            RAISE read_only_sql_transaction; -- one by one, _apply_key says what, and by which command
+        ELSIF claimed.any_failed THEN
             PERFORM inturn._check_effects(); -- those that are tried again come after, each for itself
-        ELSIF pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on' THEN
-            RAISE read_only_sql_transaction; -- one by one, _check_effects says by which command
         ELSE
             SET CONSTRAINTS ALL IMMEDIATE;
         END IF;

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from support import roles, shop
 from support.bad_company import innocent_and_charged
-from support.database import Database, until
+from support.database import PATIENCE, Database, until
 from support.left_behind import (
     AT_ONCE,
     BY_A_NEW_CONNECTION,
@@ -17,8 +17,9 @@ from support.left_behind import (
     IN_SQL,
     read_nonsense,
 )
+from support.refusal import refusal
 
-from inturn.applier import Applier
+from inturn.applier import Applier, Fleet
 
 pytestmark = pytest.mark.needs_session(
     "a pooler gives each transaction another session, with what its other clients have left there"
@@ -29,6 +30,7 @@ _LOOK = """
            current_setting('statement_timeout'), current_setting('lock_timeout'), current_setting('TimeZone'),
            current_setting('transaction_isolation'), current_setting('transaction_read_only'),
            current_setting('default_transaction_isolation'), current_setting('default_transaction_read_only'),
+           current_setting('row_security'), coalesce(current_setting('app.tenant', true), ''),
            pg_my_temp_schema() <> 0, (SELECT count(*) FROM pg_listening_channels()),
            (SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'),
            (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())
@@ -163,3 +165,65 @@ def test_p5_what_a_sql_target_changes_is_charged_to_no_other_key(
             assert session.execute(_LOOK).fetchone() == before
     assert innocent_and_charged(database) == []
     shop.assert_once_and_in_turn(database)
+
+
+@pytest.mark.parametrize("by", ["CALL", "CALL, at first", "inturn apply"])
+def test_p5_no_setting_that_a_sql_target_leaves_is_there_in_the_next_transaction(
+    database: Database, by: str
+) -> None:
+    """Of any kind; a custom one, which nothing lists, only where the session is the applier's own."""
+    shop.open_shop(database, target="sql")
+    database.execute("""
+        CREATE TABLE app.met (key text, setting text);
+        CREATE FUNCTION app.leave(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO app.met SELECT command.key, s.name || ' = ' || s.setting FROM pg_settings s
+            WHERE s.setting IS DISTINCT FROM s.reset_val AND s.context = 'user' AND s.name !~ '^transaction_';
+            INSERT INTO app.met SELECT command.key, 'tenant' WHERE current_setting('app.tenant', true) <> '';
+            IF command.name = 'leave' THEN
+                SET work_mem = '64 kB'; SET bytea_output = 'escape'; SET idle_session_timeout = '1 min';
+                SET statement_timeout = '1 min'; SET row_security = off; SET enable_indexscan = off;
+                PERFORM set_config('application_name', E'it''s\nmine', false);
+                PERFORM set_config('app.tenant', 'one', false);
+            END IF;
+        END $$;
+        SELECT inturn.set_topic('shop', target => 'sql:app.leave')""")
+    shop.append(database, "k1", "look")
+    for n in range(2, 8):
+        shop.append(database, f"k{n}", "leave")
+    if by == "inturn apply":
+        applying = Fleet(database.applier_dsn, topics=[shop.TOPIC], max_keys=1, drain=True)
+        applying.start()
+        applying.wait(PATIENCE)
+        assert applying.end(0).commands == 7
+    else:
+        with database.connect(user=roles.APPLIER) as session:
+            session.execute(f"SET inturn.careful_keys = {20 if by.endswith('first') else 0}")
+            session.execute("SET work_mem = '8 MB'")
+            session.execute("CALL inturn.apply(max_keys => 1)")
+            assert session.execute("SHOW work_mem").fetchone() == ("8MB",)
+    met: dict[str, list[str]] = {key: [] for (key,) in database.execute("SELECT key FROM inturn.turn")}
+    for key, setting in database.execute("SELECT * FROM app.met WHERE setting <> 'tenant' ORDER BY 1, 2"):
+        met[key].append(setting)
+    assert len(met) == 7
+    assert set(map(tuple, met.values())) == {tuple(met["k1"])}
+    if by == "inturn apply":
+        assert database.value("SELECT count(*) FROM app.met WHERE setting = 'tenant'") == 0
+
+
+def test_p5_call_ends_where_a_setting_cannot_be_put_back(database: Database) -> None:
+    """As where a superuser's function has set it. What was applied is committed, and no key is charged."""
+    shop.open_shop(database, target="sql")
+    database.administer("""
+        CREATE FUNCTION app.leave(command inturn.command) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $$
+        BEGIN
+            INSERT INTO app.witness (key, seq, name) VALUES (command.key, command.seq, command.name);
+            SET session_replication_role = replica;
+        END $$;
+        GRANT EXECUTE ON FUNCTION app.leave TO PUBLIC""")
+    database.execute("SELECT inturn.set_topic('shop', target => 'sql:app.leave')")
+    shop.append_keys(database, 2)
+    said = refusal(database, "CALL inturn.apply(max_keys => 1)")
+    assert "session_replication_role" in said.message
+    assert "in a new session" in said.hint
+    assert database.execute("SELECT outcome FROM inturn.turn") == [("applied",)]
