@@ -3,7 +3,8 @@
 --
 -- kept_before: a command that has an idempotency key and is younger stays, before the beginning.
 -- What an operator did goes with the number that it was about; a replay with the number that it got; what was about no
--- number, or is pending still, by its time. The caller holds the keys' rows in key_sequence. Locks nothing that anybody
+-- number, or is pending still, by its time. What was amended is known as long as its command is kept: a repeat is
+-- compared with what the caller gave. The caller holds the keys' rows in key_sequence. Locks nothing that anybody
 -- else locks.
 CREATE FUNCTION inturn._cut_history(
     topic text, cuts inturn._cut[], done_before timestamptz, kept_before timestamptz, OUT commands bigint, OUT turns bigint
@@ -43,7 +44,9 @@ BEGIN
             DELETE FROM inturn.operator_action a
             WHERE a.topic = _cut_history.topic AND a.key = cut.key AND CASE
                 WHEN a.action = 'replay' THEN (a.after ->> 'seq')::bigint < cut.seq
-                WHEN a.action IN ('skip', 'cancel-rest', 'fill-gap', 'amend') THEN a.seq < cut.seq
+                WHEN a.action = 'amend' THEN a.seq < cut.seq AND (
+                    SELECT true FROM inturn.command_log l WHERE l.topic = a.topic AND l.key = a.key AND l.seq = a.seq) IS NULL
+                WHEN a.action IN ('skip', 'cancel-rest', 'fill-gap') THEN a.seq < cut.seq
                 ELSE a.acted_at < done_before END;
         END IF;
         UPDATE inturn.key_sequence s SET history_seq = cut.seq, history_epoch = cut.epoch, kept_seq = (

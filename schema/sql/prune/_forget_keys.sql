@@ -4,8 +4,9 @@
 --
 -- cuts: of them, forgettable, and cut already. The caller holds the keys' rows in key_sequence, so nobody appends;
 -- whoever waits for one finds no row, and makes a new one. They have no ticket, so no applier has them.
--- A key that an operator has acted upon since idle_before stays, and one that has a command after its last turn: left
--- by a caller whose hint no applier has looked at yet. Returns how many went.
+-- A key that an operator has acted upon since idle_before stays, and one that has a command still: after its last
+-- turn, left by a caller whose hint no applier has looked at yet; or before, kept just now for its idempotency key, as
+-- where a clock was set back. Returns how many went.
 -- Locks, last of all: the topic's row in forgotten.
 CREATE FUNCTION inturn._forget_keys(topic text, cuts inturn._cut[], idle_before timestamptz) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
@@ -17,7 +18,7 @@ DECLARE
     cut inturn._cut;
     gone constant text[] := ARRAY(
         SELECT c.key FROM unnest(cuts) c
-        WHERE NOT EXISTS (SELECT FROM inturn.command_log l WHERE l.topic = _forget_keys.topic AND l.key = c.key AND l.seq >= c.seq)
+        WHERE NOT EXISTS (SELECT FROM inturn.command_log l WHERE l.topic = _forget_keys.topic AND l.key = c.key AND l.seq >= c.from_seq)
           AND NOT EXISTS (SELECT FROM inturn.operator_action a
                           WHERE a.topic = _forget_keys.topic AND a.key = c.key AND a.acted_at >= idle_before));
 BEGIN

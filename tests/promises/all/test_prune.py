@@ -219,6 +219,44 @@ def test_an_idempotency_key_lives_as_long_as_the_topic_says(witness: Database) -
     assert violations(witness) == set()
 
 
+def test_a_kept_command_that_was_amended_may_be_repeated_as_its_caller_gave_it(witness: Database) -> None:
+    witness.execute("SELECT inturn.set_topic('orders', retain => '1 day', retain_idempotency => '30 days')")
+    once = "SELECT inturn.append('orders', 'a', 'insert', '{\"n\": 1}', 'x')"
+    assert witness.value(once) == 1
+    witness.execute("SELECT inturn.amend('orders', 'a', 1, 'wrong', payload => '{\"n\": 2}')")
+    append(witness, "a", "insert")
+    _apply(witness)
+    _age(witness, "2 days")
+    assert prune(witness, older_than=None)[0] == 1
+    assert witness.value(once) == 1
+    assert violations(witness) == set()
+    witness.execute("SELECT inturn.set_topic('orders', retain_idempotency => '0')")
+    assert prune(witness)[0] == 1
+    assert witness.value("SELECT count(*) FROM inturn.operator_action WHERE action = 'amend'") == 0
+    assert violations(witness) == set()
+
+
+def test_a_key_is_not_forgotten_while_a_command_of_it_is_kept(witness: Database) -> None:
+    """Though it has been idle for longer: its command may have been appended by a clock that was ahead."""
+    witness.execute(
+        "SELECT inturn.set_topic('orders', retain => '1 day', retain_idempotency => '2 days',"
+        " forget_idle_after => '2 days')"
+    )
+    once = "SELECT inturn.append('orders', 'a', 'insert', idempotency_key => 'x')"
+    assert witness.value(once) == 1
+    _apply(witness)
+    _age(witness, "3 days")
+    witness.execute("UPDATE inturn.command_log SET created_at = now() - interval '1 hour'")
+    assert prune(witness, older_than=None)[2] == 0
+    assert witness.value(once) == 1
+    assert violations(witness) == set()
+    witness.execute("UPDATE inturn.command_log SET created_at = now() - interval '3 days'")
+    prune(witness, older_than=None)
+    prune(witness, older_than=None)
+    assert witness.value("SELECT count(*) FROM inturn.key_sequence") == 0
+    assert witness.value("SELECT count(*) FROM inturn.command_log") == 0
+
+
 def test_a_replayed_command_is_replayed_once_and_a_pruned_one_not_at_all(witness: Database) -> None:
     append(witness, "a", "insert", "insert")
     _apply(witness)
