@@ -38,7 +38,7 @@ BEGIN
            -- The keys for which somebody waits. After the claim, whose lock tells a later waiter to look again (see
            -- wait_state); a key is looked up only where anybody waits in the topic.
            array_agg(t.key) FILTER (WHERE t.applied_seq >= t.from_seq AND (
-               SELECT true FROM inturn.waiter w WHERE w.topic = _finish.topic AND w.until > now() LIMIT 1) AND (
+               SELECT true FROM inturn.waiter w WHERE w.topic COLLATE "POSIX" = _finish.topic AND w.until > now() LIMIT 1) AND (
                SELECT true FROM inturn.waiter w WHERE w.topic = _finish.topic AND w.key = t.key AND w.until > now() LIMIT 1))
     INTO drained, gaps, tickets, marked, missing, waited
     FROM unnest(keys, epochs, from_seqs, applied_seqs, locked) WITH ORDINALITY

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from support.database import Database
+from support.plans import buffers, explain
 from support.race import replace_in
-from support.roles import OWNER
+from support.roles import APPLIER, OWNER
 
 #: In order: each finds what those before it have left.
 STEPS = (
@@ -193,3 +194,18 @@ def test_p5_no_step_walks_over_the_versions_that_prunes_leave_of_a_key(
             read[step], before = now - before, now
     assert read.pop(plain) > 10, "the versions are not there: this proves nothing"
     assert {step: found for step, found in read.items() if found > dict(_LOOKS)[step]} == {}
+
+
+def test_p5_a_turn_does_not_walk_over_those_who_have_waited_for_other_keys(witness: Database) -> None:
+    """Planned while few waited, the other index seems as good to find out whether anybody waits at all."""
+    witness.execute("SELECT inturn.append('orders', 'a', 'insert') FROM generate_series(1, 900)")
+    waits = "INSERT INTO inturn.waiter (topic, key, until) SELECT 'orders', 'k' || n, now() + %s::interval"
+    witness.execute(f"{waits} FROM generate_series(1, 20) n", ["1 hour"])
+    witness.execute("ANALYZE inturn.waiter")
+    turn = "SELECT FROM inturn.apply_batch('orders', '-infinity', 1, 'me')"
+    with witness.connect(user=APPLIER) as connection:
+        for _ in range(6):  # planned once and for all by then
+            connection.execute(turn)
+        witness.execute("DELETE FROM inturn.waiter")
+        witness.execute(f"{waits} FROM generate_series(1, 10000) n", ["-1 hour"])
+        assert buffers(explain(connection, turn)) < 700
