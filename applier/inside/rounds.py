@@ -15,6 +15,7 @@ from inturn.applier.inside.batch import Target
 from inturn.applier.inside.passes import Passes
 from inturn.applier.inside.sleep import Sleep
 from inturn.applier.inside.visits import Visit, Visits
+from inturn.applier.process.suspects import SuspectLooks
 from inturn.applier.stop import Bell, Stop
 from inturn.schema.errors import InturnError, OwnerChanged, TargetRefused, from_database
 
@@ -54,8 +55,7 @@ class Rounds:
         self._ended = ended
         # Topics that are left out because their target, or what merges their commands, changed hands.
         self._refused: dict[str, InturnError] = {}
-        # When a drain last asked for keys that were put off, by the database's clock.
-        self._suspects_at: str | None = None
+        self._suspects = SuspectLooks()
 
     def serve(self, connection: psycopg.Connection[Any]) -> None:
         """Apply what is ready and sleep, until the worker is to end; with drain until nothing is ready.
@@ -114,12 +114,11 @@ class Rounds:
         served = self._targets.keys() - self._visits.left_out - self._refused.keys()
         if not served:
             return False
-        since = self._suspects_at
-        self._suspects_at, due = self._passes.next_suspect(connection, sorted(served), since)
-        if due is not None:
-            self._stop.wait(due)
-        # Only a claim after a first look tells those that are ready from those in somebody else's hands.
-        return since is None or due is not None
+        look = self._passes.next_suspect(connection, sorted(served), self._suspects.since)
+        seconds = self._suspects.seconds_to_claim(look)
+        if seconds is not None:
+            self._stop.wait(seconds)
+        return seconds is not None
 
     def _end_drain(self) -> None:
         """Raise OwnerChanged when a topic was left out, and so not drained."""

@@ -9,6 +9,7 @@ from inturn.applier.breaker import TargetDown
 from inturn.applier.outside.lanes import Lanes
 from inturn.applier.outside.leases import Leases
 from inturn.applier.outside.link import SharedConnection
+from inturn.applier.process.suspects import SuspectLooks
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -20,20 +21,15 @@ class DrainEnd:
         self._lanes = lanes
         self._leases = leases
         self._link = link
-        # When it last asked for keys that were put off, by the database's clock.
-        self._suspects_at: str | None = None
+        self._suspects = SuspectLooks()
 
     async def seconds_to_suspect(self) -> float | None:
         """Return how long until the worker looks again, for a key that was put off; None: it need not."""
         topics = [lane.topic for lane in self._lanes if lane.room]
         if not topics:
             return None
-        since = self._suspects_at
-        self._suspects_at, due = await self._link.run(
-            functools.partial(self._leases.next_suspect, topics=topics, since=since)
-        )
-        # Only a claim after a first look tells those that are ready from those in somebody else's hands.
-        return 0.0 if since is None else due
+        look = functools.partial(self._leases.next_suspect, topics=topics, since=self._suspects.since)
+        return self._suspects.seconds_to_claim(await self._link.run(look))
 
     async def check_down(self) -> None:
         """Check that the drain leaves nothing that is ready.
