@@ -237,7 +237,7 @@ APPLIER_OWN = {
         "_target_refusal",
         "_require_owner",
         "_require_merges",
-        "_role_id",
+        *("_role_id", "_server_id"),
         "_trusted_merge",
         "_leave_out",
         "_warn_superuser",

@@ -49,6 +49,19 @@ def test_p1_arrival_what_an_applier_appends_after_its_pass_is_not_lost(posts: Da
     assert numbered(posts, "x") == ["a", "b", "c0", "d0", "c1", "d1"]
 
 
+def test_p1_arrival_a_server_that_does_not_tell_which_it_is_numbers_all_the_same(posts: Database) -> None:
+    """As managed ones may: what a pass has seen could be another server's, so each looks at everything."""
+    posts.administer("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+    open_still = posts.session()
+    arrive(open_still, "x", "a")
+    arrive(posts, "x", "b")
+    assert number(posts) == 1
+    open_still.commit()
+    arrive(posts, "x", "c")
+    assert [number(posts), number(posts)] == [2, 0]
+    assert numbered(posts, "x") == ["b", "a", "c"]
+
+
 def test_p1_arrival_one_pass_runs_at_a_time_and_nobody_waits_for_it(posts: Database) -> None:
     arrive(posts, "x", "a")
     number(posts)
