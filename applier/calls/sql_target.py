@@ -21,7 +21,7 @@ class Applied(NamedTuple):
     lost: bool
 
 
-#: Names and what they are set to, in parallel: see _reset_settings.
+#: Names and what they are set to, in parallel: see _reset_session.
 Settings: TypeAlias = tuple[list[str] | None, list[str] | None]
 
 
@@ -34,7 +34,7 @@ def apply_batch(
             "SELECT keys, commands, failures, redo, hand, skipped,"
             " extract(epoch FROM target_time)::double precision, lost,"
             # An expression of what is returned: it comes after the call in FROM.
-            " CASE WHEN keys OPERATOR(pg_catalog.>) 0 THEN {schema}._reset_settings(%s, %s) END"
+            " CASE WHEN keys OPERATOR(pg_catalog.>) 0 THEN {schema}._reset_session(%s, %s) END"
             " FROM {schema}.apply_batch(%s, %s, %s, %s, false)",
             schema,
         ),
@@ -60,7 +60,7 @@ def apply_alone(schema: str, topic: str, key: str, epoch: int, settings: Setting
     """Return the call that takes a turn alone; the session's settings are put back."""
     return Call(
         statement(
-            "SELECT commands, failures, skipped, {schema}._reset_settings(%s, %s)"
+            "SELECT commands, failures, skipped, {schema}._reset_session(%s, %s)"
             " FROM {schema}._apply_alone(%s, %s, %s)",
             schema,
         ),

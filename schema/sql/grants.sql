@@ -73,7 +73,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._visit_topic(text, timestamptz, timestamptz, integer, text, text[], bigint, bigint, boolean, double precision, integer),
     inturn._visit_alone(text, timestamptz, text, text[], bigint, bigint, integer),
     inturn._keep_settings(text[]),
-    inturn._reset_settings(text[], text[]),
+    inturn._reset_session(text[], text[]),
     inturn.apply_batch(text, timestamptz, integer, text, boolean),
     inturn._apply_key(text, text, bigint, bigint, integer, integer, inturn.topic, text),
     inturn._apply_alone(text, text, bigint),

@@ -20,7 +20,7 @@ PINNED = "search_path=pg_catalog, pg_temp"
 #: to reach.
 TO_TARGETS = {
     *("apply", "_visit_topic", "_visit_alone", "apply_batch", "_apply_key", "_apply_alone"),
-    *("_check_effects", "finish", "_end_alone", "_keep_settings", "_reset_settings"),
+    *("_check_effects", "finish", "_end_alone", "_keep_settings", "_reset_session"),
     # It commits, as apply does.
     "prune",
 }
@@ -33,7 +33,7 @@ INLINED = {
 }
 _UNREAD = re.compile(
     r"--[^\n]*|'(?:[^']|'')*'"  # comments and texts
-    r"|OPERATOR\(pg_catalog\.[^)]*\)|:=|=>|::|\.\.|\.\*|\(\*\)|SELECT \*"
+    r"|OPERATOR\(pg_catalog\.[^)]*\)|:=|=>|::|\.\.|\.\*|\(\*\)|SELECT \*|UNLISTEN \*"
     r"|\b(?:ERRCODE|MESSAGE|DETAIL|HINT) =|\w+ = (?:MESSAGE_TEXT|PG_EXCEPTION_\w+|RETURNED_SQLSTATE)\b"
     r"|CREATE FUNCTION.*?AS \$\$"
 )

@@ -228,7 +228,7 @@ APPLIER_STEPS = {
 APPLIER_OWN = {
     *("_visit_topic", "_visit_alone", "_apply_key", "_apply_alone", "_check_effects", "_end_alone"),
     *("_require_read_committed", "_read_verdict", "_failure_text", "_careful_keys", "_revision"),
-    *("_keep_settings", "_reset_settings"),
+    *("_keep_settings", "_reset_session"),
     *("_claim_leases", "_take_alone", "_max_claim_octets"),
     *("_plan_batch", "_plan_alone", "_plan_merges", "_fold_merges", "_call_merge", "_merge_function"),
     *(

@@ -211,6 +211,30 @@ def test_p5_no_setting_that_a_sql_target_leaves_is_there_in_the_next_transaction
         assert database.value("SELECT count(*) FROM app.met WHERE setting = 'tenant'") == 0
 
 
+def test_p5_nothing_else_that_a_sql_target_leaves_is_in_the_session_of_inturn_apply(
+    database: Database,
+) -> None:
+    """The second would fail by the table, and somebody else would wait for the lock."""
+    shop.open_shop(database, target="sql")
+    database.execute("""
+        CREATE FUNCTION app.leave(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+            CREATE TEMP TABLE scratch (n integer);
+            ASSERT (SELECT count(*) = 0 FROM pg_listening_channels());
+            ASSERT (SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid());
+            PERFORM pg_advisory_lock(77);
+            LISTEN mine;
+            INSERT INTO app.witness (key, seq, name) VALUES (command.key, command.seq, command.name);
+        END $$;
+        SELECT inturn.set_topic('shop', target => 'sql:app.leave')""")
+    shop.append_keys(database, 5)
+    applying = Fleet(database.applier_dsn, topics=[shop.TOPIC], max_keys=1, drain=True)
+    applying.start()
+    applying.wait(PATIENCE)
+    done = applying.end(0)
+    assert (done.commands, done.failures) == (5, 0)
+
+
 def test_p5_call_ends_where_a_setting_cannot_be_put_back(database: Database) -> None:
     """As where a superuser's function has set it. What was applied is committed, and no key is charged."""
     shop.open_shop(database, target="sql")
