@@ -10,8 +10,10 @@ DECLARE
                                    c.attempts, t.max_attempts, inturn._shorten(c.last_error, 200));
     -- What else is to be said of a key that is ready: of its last attempt.
     last constant text := CASE WHEN c.attempts > 0 THEN '. ' || failed ELSE '' END || CASE WHEN c.claimed_by IS NULL THEN '' ELSE
-        format('. The lease of %s ran out at %s: the claim that takes the key counts that as a failed attempt, unless it is heard of before',
-               inturn._describe_lease(c), to_char(c.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) END;
+        format('. The lease of %s ran out at %s: the claim that takes the key %s, unless it is heard of before', inturn._describe_lease(c),
+               to_char(c.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'),
+               -- See _lose_lease.
+               CASE WHEN c.lost > 0 THEN 'counts that as a failed attempt' ELSE 'takes it alone, and counts no attempt' END) END;
     refused constant record := inturn._target_refusal(t);
     serving jsonb;
     down jsonb;

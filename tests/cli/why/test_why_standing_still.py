@@ -144,16 +144,20 @@ def test_an_applier_that_never_announced_itself_is_known_by_its_leases(leased: D
 
 
 def test_a_lease_that_ran_out_is_said(leased: Database) -> None:
-    leased.execute(
-        "UPDATE inturn.key_cursor SET lease_until = clock_timestamp(), ready_at = clock_timestamp()"
-    )
+    """And what comes of it: the first loss is a suspicion, the next one a failed attempt."""
+    run_out = "UPDATE inturn.key_cursor SET lease_until = clock_timestamp(), ready_at = clock_timestamp()"
+    leased.execute(run_out)
     answer, _ = explained(leased, "a", "no_applier")
     assert "The lease of node:7 ran out at" in answer["says"]
+    assert "takes it alone, and counts no attempt" in answer["says"]
     leased.execute(
         "SELECT * FROM inturn.claim(topics => '{orders}', max_keys => 1, lease => NULL, applier => 'node:8')"
     )
     answer, _ = explained(leased, "a", "leased")
     assert (answer["details"]["applier"], answer["details"]["attempt"]) == ("node:8", 1)
+    leased.execute(run_out)
+    answer, _ = explained(leased, "a", "no_applier")
+    assert "counts that as a failed attempt" in answer["says"]
 
 
 def test_a_pause_goes_before_the_lease_and_says_that_the_command_in_hand_is_finished(
