@@ -37,6 +37,10 @@ BEGIN
     SELECT l.seq INTO goal FROM inturn.command_log l
     WHERE l.topic = _find_goal.topic AND l.key = _find_goal.key ORDER BY l.seq DESC LIMIT 1;
     IF goal IS NULL THEN
+        -- What was applied may have been pruned.
+        SELECT c.applied_seq INTO goal FROM inturn.key_cursor c WHERE c.topic = _find_goal.topic AND c.key = _find_goal.key;
+    END IF;
+    IF goal IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT040',
             MESSAGE = format('key %L of topic %L has no commands: nothing was ever committed on it', key, topic),
             HINT = 'Commit first, or say up to which seq to wait.';

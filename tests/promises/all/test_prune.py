@@ -236,6 +236,16 @@ def test_a_kept_command_that_was_amended_may_be_repeated_as_its_caller_gave_it(w
     assert violations(witness) == set()
 
 
+def test_who_waits_for_a_key_whose_commands_were_all_pruned_is_told_that_it_is_applied(
+    witness: Database,
+) -> None:
+    append(witness, "a", "insert", "insert")
+    _apply(witness)
+    assert prune(witness)[0] == 2
+    assert witness.execute("SELECT * FROM inturn.wait('orders', 'a', timeout => '0')") == [(2, False)]
+    assert refusal(witness, "SELECT inturn.wait('orders', 'b', timeout => '0')").sqlstate == "IT040"
+
+
 def test_a_key_is_not_forgotten_while_a_command_of_it_is_kept(witness: Database) -> None:
     """Though it has been idle for longer: its command may have been appended by a clock that was ahead."""
     witness.execute(
