@@ -8,6 +8,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
+-- For few keys one of their own would always seem cheaper, and be planned anew for each turn.
+SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     given constant boolean := EXISTS (SELECT FROM inturn.topic t WHERE t.name = _finish.topic AND t.numbering = 'given');

@@ -5,6 +5,8 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off
+-- One for this LIMIT and these times would always seem cheaper, and be planned anew for each claim.
+SET plan_cache_mode = force_generic_plan
 AS $$
 -- Claims ready keys of a topic, the longest ready first, and returns where each stands.
 --

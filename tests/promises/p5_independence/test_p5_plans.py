@@ -209,3 +209,38 @@ def test_p5_a_turn_does_not_walk_over_those_who_have_waited_for_other_keys(witne
         witness.execute("DELETE FROM inturn.waiter")
         witness.execute(f"{waits} FROM generate_series(1, 10000) n", ["-1 hour"])
         assert buffers(explain(connection, turn)) < 700
+
+
+#: What an applier does with one key.
+_OF_ONE_KEY = (
+    "SELECT * FROM inturn.claim('orders')",
+    (
+        "SELECT inturn.finish('orders', array_agg(c.key), array_agg(c.epoch), array_agg(c.applied_seq + 1),"
+        " array_agg(c.applied_seq + 1), 'me') FROM inturn.claim('orders') c"
+    ),
+)
+
+
+def _reads(database: Database, step: str, plans: str) -> int:
+    """Return how many blocks a step reads in a session that has done it often, planning included."""
+    with database.connect(user=OWNER, autocommit=False) as connection:
+        connection.execute(f"SET SESSION plan_cache_mode = {plans}")
+        connection.commit()
+        read = []
+        for _ in range(10):
+            read.append(buffers(explain(connection, step)))
+            connection.rollback()
+        # From the sixth on, the server may keep the plan.
+        return min(read[6:])
+
+
+@pytest.mark.parametrize("step", _OF_ONE_KEY)
+def test_p5_nothing_is_planned_anew_for_each_key_however_many_are_ready(witness: Database, step: str) -> None:
+    """A plan for one key of so many, at this time, would always seem cheaper than one for any number."""
+    witness.execute("SELECT inturn.append('orders', 'a', 'insert')")
+    witness.execute(
+        "INSERT INTO inturn.ticket SELECT 'orders', 'k' || n, 0, 0, clock_timestamp()"
+        " FROM generate_series(1, 20000) n"
+    )
+    witness.execute("ANALYZE")
+    assert _reads(witness, step, "auto") == _reads(witness, step, "force_generic_plan")
