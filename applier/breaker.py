@@ -7,7 +7,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 
 import psycopg
 
@@ -141,10 +141,10 @@ class Breaker:
 
 
 def reports(
-    breakers: Mapping[str, Breaker], topics: Collection[str], info: psycopg.ConnectionInfo
+    breakers: Mapping[str, Breaker], topics: Iterable[str], info: psycopg.ConnectionInfo
 ) -> dict[str, object]:
     """Return what is to be announced of those of the topics whose breaker is open."""
-    found = {topic: breaker.report() for topic, breaker in breakers.items() if topic in topics}
+    found = {topic: breakers[topic].report() for topic in topics if topic in breakers}
     return {
         topic: report | {"error": encodable(str(report["error"]), info)}
         for topic, report in found.items()
