@@ -43,6 +43,8 @@ class Batch:
         lost: as redo, and they have to be taken by apply_alone: an applier was lost with one of them in hand.
         empty: how many turns found nothing to apply.
         handled: the calls of handlers; None where the database made them.
+        left: how many more keys were claimed and left as they were, each for a transaction of its own; `hand`
+            is where the first of them is.
     """
 
     keys: int = 0
@@ -55,6 +57,7 @@ class Batch:
     lost: bool = False
     empty: int = 0
     handled: Collection[Handled] | None = None
+    left: int = 0
 
 
 class Target(Protocol):

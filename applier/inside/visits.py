@@ -109,7 +109,7 @@ class Visits:
             if batch.redo:
                 alone = 0 if batch.lost else batch.keys
                 continue
-            alone = max(alone - 1, 0)
+            alone = max(alone - 1, batch.left)
             hand = batch.hand
             self._totals.count(batch)
             self._check_session(connection, topic, batch)

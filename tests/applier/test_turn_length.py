@@ -132,15 +132,16 @@ def test_keys_of_a_long_batch_that_were_not_begun_stay_ready_as_they_were(
     witness: Database, oracle: Oracle, target: Target
 ) -> None:
     append(witness, "x", "insert", "hang", "insert")
-    append(witness, "y", "insert")
+    append(witness, "y", *["insert"] * 4)
     before = witness.execute("SELECT c::text FROM inturn.key_cursor c WHERE key = 'y'")
     batch = one_batch(witness, target, "x")
-    assert (batch.keys, batch.commands, batch.failures) == (2, 2, 0)
+    # Of those that a handler was called for, and left; a SQL target does not tell.
+    assert (batch.keys + batch.left, batch.commands, batch.failures) == (2, 2, 0)
     assert witness.execute("SELECT c::text FROM inturn.key_cursor c WHERE key = 'y'") == before
     assert (effects(witness), effects(witness, "y")) == ([1, 2], [])
-    batch = target.apply_batch(witness.connect(user=APPLIER), OLDEST, 10)
-    assert (batch.keys, batch.commands) == (2, 2)
-    assert oracle.check_drained() == 4
+    taken = [target.apply_batch(witness.connect(user=APPLIER), OLDEST, 10) for _ in range(2)]
+    assert sum(batch.commands for batch in taken) == 5
+    assert oracle.check_drained() == 7
 
 
 def test_a_key_that_is_being_tried_again_keeps_its_attempts_when_it_is_not_begun(

@@ -53,6 +53,8 @@ class Turn:
     outcome: str = "applied"
     skipped: int = 0
     is_alone: bool = False
+    #: It was not begun, so that it does not hold up the other turns of its transaction.
+    left: bool = False
     #: The last call of each command's handler, by the command's number.
     handled: dict[int, Handled] = field(default_factory=dict)
     #: Up to where commands after the last of `orders` were merged into nothing.

@@ -1,0 +1,127 @@
+"""A key with much to do does not hold up the commit of others that a worker took up with it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg
+import pytest
+from support import shop
+from support.database import Database
+from support.roles import APPLIER
+
+from inturn.applier import Applier, Batch, Command
+from inturn.applier.inside import python_target
+from inturn.applier.inside.batch import OLDEST
+from inturn.applier.inside.python import handler_calls
+from inturn.applier.inside.python_target import PythonTarget
+from inturn.applier.inside.visits import Visits
+from inturn.applier.metrics.tallies import Tallies
+from inturn.applier.process.totals import Totals
+from inturn.applier.stop import Bell, Stop
+
+
+class _Clock:
+    """By which every command takes a millisecond, however long it takes."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def target(database: Database, monkeypatch: pytest.MonkeyPatch) -> PythonTarget:
+    shop.open_shop(database)
+    clock, applier = _Clock(), Applier()
+    for module in (python_target, handler_calls):
+        monkeypatch.setattr(module, "time", clock)
+
+    @applier.handler(shop.TOPIC)
+    def handle(connection: psycopg.Connection[Any], command: Command) -> None:
+        shop.write_witness(connection, command)
+        clock.now += 0.001
+
+    return PythonTarget(shop.TOPIC, applier, Stop(), "inturn", "test")
+
+
+def _worker(database: Database) -> psycopg.Connection[Any]:
+    connection = database.connect(user=APPLIER)
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+    return connection
+
+
+def _keys(database: Database) -> list[str]:
+    """Return the keys in the order of their effects, each once for those that follow each other."""
+    rows = database.execute(
+        "SELECT key FROM (SELECT id, key, lag(key) OVER (ORDER BY id) AS last FROM app.witness) w"
+        " WHERE key IS DISTINCT FROM last ORDER BY id"
+    )
+    return [key for (key,) in rows]
+
+
+def test_a_deep_key_is_left_for_a_transaction_of_its_own(database: Database, target: PythonTarget) -> None:
+    shop.append(database, "deep", *["insert"] * 100)
+    for key in ("a", "b"):
+        shop.append(database, key, "insert")
+    before = database.execute("SELECT c::text, ready_at FROM inturn.key_cursor c WHERE key = 'deep'")
+    batch = target.apply_batch(_worker(database), OLDEST, 50)
+    assert (batch.keys, batch.commands, batch.left) == (2, 2, 1)
+    assert _keys(database) == ["a", "b"]
+    assert database.execute("SELECT c::text, ready_at FROM inturn.key_cursor c WHERE key = 'deep'") == before
+    assert batch.hand == before[0][1], "the next claim would begin behind it"
+    batch = target.apply_batch(_worker(database), batch.hand, 1)
+    assert (batch.keys, batch.commands, batch.left) == (1, 100, 0)
+
+
+def test_keys_that_fit_into_the_time_of_a_batch_share_it(database: Database, target: PythonTarget) -> None:
+    """Ten commands of a millisecond each, whoever has them."""
+    shop.append(database, "two", "insert", "insert")
+    for number in range(7):
+        shop.append(database, f"k{number}", "insert")
+    batch = target.apply_batch(_worker(database), OLDEST, 50)
+    assert (batch.keys, batch.commands, batch.left) == (8, 9, 0)
+
+
+def test_of_deep_keys_alone_each_has_a_transaction(database: Database, target: PythonTarget) -> None:
+    for key in ("a", "b", "c"):
+        shop.append(database, key, *["insert"] * 20)
+    batch = target.apply_batch(_worker(database), OLDEST, 50)
+    assert (batch.keys, batch.commands, batch.left) == (1, 20, 2)
+
+
+def test_a_worker_takes_what_it_left_before_anything_else(
+    database: Database, target: PythonTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise others that are appended meanwhile would have it left again and again."""
+    shop.append(database, "deep", *["insert"] * 100)
+    shop.append(database, "a", "insert")
+    widths: list[int] = []
+    apply_batch = PythonTarget.apply_batch
+
+    def recorded(self: PythonTarget, connection: psycopg.Connection[Any], since: Any, width: int) -> Batch:
+        widths.append(width)
+        batch = apply_batch(self, connection, since, width)
+        if len(widths) == 1:
+            shop.append(database, "b", "insert")
+        return batch
+
+    monkeypatch.setattr(PythonTarget, "apply_batch", recorded)
+    with shop.steady_workers():
+        visits = Visits(
+            max_keys=50,
+            stop=target.stop,
+            bell=Bell(1),
+            sleep=SimpleNamespace(),  # type: ignore[arg-type]
+            totals=Totals(),
+            tallies=Tallies(),
+            found=lambda: None,
+        )
+    visits._seconds_per_key[shop.TOPIC] = 0.0
+    assert visits.visit(_worker(database), target, OLDEST).emptied
+    assert _keys(database) == ["a", "deep", "b"]
+    assert widths[:2] == [50, 1]
