@@ -54,7 +54,7 @@ def skip_beside_an_open_append(database: Database, oracle: Oracle) -> None:
 def append_between_snapshot_and_lock_of_skip(database: Database, oracle: Oracle) -> None:
     """P4: a command that is committed while _requeue locks, after that statement took its snapshot."""
     put_gate(database)
-    replace_in(database, "_requeue", ("FOR UPDATE", "AND app.gate_pass() FOR UPDATE"))
+    replace_in(database, "_requeue", (r"(?<=s\.key <= was\.key)", " AND app.gate_pass()"))
     hold(database, "x")
     operator = database.session()
     with gate_shut(database):
@@ -234,8 +234,8 @@ def claim_beside_the_pause_of_a_key_that_was_woken(database: Database, oracle: O
     append(database, "x")
     drain(database, oracle)
     gate = (
-        r"c\.key = _lock_cursor\.key;(?=\s+EXIT WHEN beside)",
-        "c.key = _lock_cursor.key AND app.gate_pass();",
+        r"_lock_cursor\.key\) c;(?=\s+EXIT WHEN beside)",
+        "_lock_cursor.key) c WHERE app.gate_pass();",
     )
     replace_in(database, "_lock_cursor", gate)
     caller, operator, applier = database.session(), database.session(), database.session()

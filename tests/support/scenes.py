@@ -398,8 +398,8 @@ def turn_ends_beside_a_look_at_its_key(database: Database, oracle: Oracle) -> No
 
 #: The gate is passed between the look at where the key stands and the look at its ticket.
 _GATE_IN_LOOK = (
-    r"c\.key = _look_at_key\.key;(?=\s+-- Of a later)",
-    "c.key = _look_at_key.key AND app.gate_pass();",
+    r"_look_at_key\.key\) c;(?=\s+-- Of a later)",
+    "_look_at_key.key) c WHERE app.gate_pass();",
 )
 
 

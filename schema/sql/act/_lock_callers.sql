@@ -7,9 +7,11 @@ CREATE FUNCTION inturn._lock_callers(topic text, key text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_bitmapscan = off
 AS $$
 BEGIN
-    PERFORM FROM inturn.key_sequence s WHERE s.topic = _lock_callers.topic AND s.key = _lock_callers.key FOR UPDATE;
+    PERFORM FROM inturn.key_sequence s WHERE s.topic = _lock_callers.topic AND s.key >= _lock_callers.key AND s.key <= _lock_callers.key
+    ORDER BY s.key DESC LIMIT 1 FOR UPDATE;
 EXCEPTION WHEN lock_not_available THEN
     RAISE EXCEPTION USING ERRCODE = 'IT042',
         MESSAGE = format('key %L of topic %L is being appended to: %s', key, topic, coalesce((

@@ -20,19 +20,20 @@ BEGIN
     PERFORM inturn._require_grant(topic, 'operator');
     LOOP
         BEGIN
-            SELECT * INTO cursor FROM inturn.key_cursor c WHERE c.topic = _lock_cursor.topic AND c.key = _lock_cursor.key;
+            SELECT * INTO cursor FROM inturn._find_cursor(_lock_cursor.topic, _lock_cursor.key) c;
             EXIT WHEN NOT FOUND;
             -- Without an upper bound on the epoch: whoever waits here for a turn to end gets the ticket as the turn
             -- leaves it.
             PERFORM FROM inturn.ticket t WHERE t.topic = cursor.topic AND t.key = cursor.key AND t.epoch >= cursor.epoch FOR UPDATE;
             IF NOT FOUND THEN
-                PERFORM FROM inturn.key_sequence s WHERE s.topic = cursor.topic AND s.key = cursor.key FOR UPDATE;
+                PERFORM FROM inturn.key_sequence s WHERE s.topic = cursor.topic AND s.key >= cursor.key AND s.key <= cursor.key
+                ORDER BY s.key DESC LIMIT 1 FOR UPDATE;
                 IF EXISTS (SELECT FROM inturn.ticket t
                            WHERE t.topic = cursor.topic AND t.key = cursor.key AND t.epoch >= cursor.epoch) THEN
                     RAISE EXCEPTION USING ERRCODE = 'IT999'; -- it was woken meanwhile: gives the lock back to its callers
                 END IF;
             END IF;
-            SELECT * INTO cursor FROM inturn.key_cursor c WHERE c.topic = _lock_cursor.topic AND c.key = _lock_cursor.key;
+            SELECT * INTO cursor FROM inturn._find_cursor(_lock_cursor.topic, _lock_cursor.key) c;
             EXIT WHEN beside_lease OR (cursor.lease_until > clock_timestamp()) IS NOT TRUE;
             RAISE EXCEPTION USING ERRCODE = 'IT042'; -- gives the lock back: the applier needs it to go on
         EXCEPTION

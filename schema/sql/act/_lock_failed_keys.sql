@@ -10,6 +10,7 @@ RETURNS SETOF inturn.key_cursor
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_bitmapscan = off
 AS $$
 DECLARE
     states constant text[] := string_to_array(coalesce(of_state, 'held,retrying'), ',');
@@ -29,7 +30,7 @@ BEGIN
         WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch FOR UPDATE SKIP LOCKED;
         CONTINUE WHEN NOT FOUND;
         -- The list was made before the lock was taken.
-        SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = was.topic AND c.key = was.key;
+        SELECT * INTO was FROM inturn._find_cursor(was.topic, was.key) c;
         IF inturn.key_state(was) = ANY (states)
             AND (of_error IS NULL OR inturn._first_line(was.last_error) LIKE of_error) THEN
             RETURN NEXT was;

@@ -4,6 +4,7 @@ CREATE FUNCTION inturn._refuse_busy(topic text, key text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_bitmapscan = off
 AS $$
 DECLARE
     holder text;
@@ -14,7 +15,7 @@ BEGIN
         CASE WHEN c.lease_until > clock_timestamp()
              THEN format('leased by %s until %s', c.claimed_by, to_char(c.lease_until AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"')) END,
         'nobody any more') INTO holder
-    FROM inturn.key_cursor c WHERE c.topic = _refuse_busy.topic AND c.key = _refuse_busy.key;
+    FROM inturn._find_cursor(_refuse_busy.topic, _refuse_busy.key) c;
     RAISE EXCEPTION USING ERRCODE = 'IT042',
         MESSAGE = format('key %L of topic %L is in hand: %s', key, topic, holder),
         HINT = format('Nothing was changed. Waited for %s; try again%s.', current_setting('lock_timeout'),

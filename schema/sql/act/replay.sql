@@ -2,6 +2,7 @@ CREATE FUNCTION inturn.replay(topic text, key text, seq bigint, reason text) RET
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_bitmapscan = off
 AS $$
 -- Appends a skipped or applied command again, at the end of its key; returns the recorded action, whose after has the
 -- new seq. Its old place stays as it is.
@@ -24,8 +25,9 @@ BEGIN
             'Have the caller append the command again, under its next number.');
     END IF;
     -- The lock under which the number is taken; it orders two operators too.
-    PERFORM FROM inturn.key_sequence s WHERE s.topic = replay.topic AND s.key = replay.key FOR UPDATE;
-    SELECT c.applied_seq INTO applied FROM inturn.key_cursor c WHERE c.topic = replay.topic AND c.key = replay.key;
+    PERFORM FROM inturn.key_sequence s WHERE s.topic = replay.topic AND s.key >= replay.key AND s.key <= replay.key
+    ORDER BY s.key DESC LIMIT 1 FOR UPDATE;
+    SELECT c.applied_seq INTO applied FROM inturn._find_cursor(replay.topic, replay.key) c;
     SELECT * INTO command FROM inturn.command_log l
     WHERE l.topic = replay.topic AND l.key = replay.key AND l.seq = replay.seq;
     SELECT l.seq INTO replayed FROM inturn.command_log l

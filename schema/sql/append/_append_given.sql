@@ -14,6 +14,7 @@ CREATE FUNCTION inturn._append_given(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_bitmapscan = off
 AS $$
 DECLARE
     settings inturn.topic;
@@ -27,7 +28,8 @@ BEGIN
     PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
     PERFORM inturn._refuse_number(settings, key, seq, idempotency_key);
     LOOP
-        PERFORM FROM inturn.key_sequence s WHERE s.topic = _append_given.topic AND s.key = _append_given.key FOR UPDATE;
+        PERFORM FROM inturn.key_sequence s WHERE s.topic = _append_given.topic AND s.key >= _append_given.key AND s.key <= _append_given.key
+        ORDER BY s.key DESC LIMIT 1 FOR UPDATE;
         EXIT WHEN FOUND;
         INSERT INTO inturn.key_sequence (topic, key, given) VALUES (_append_given.topic, _append_given.key, true)
         ON CONFLICT DO NOTHING;
@@ -39,7 +41,7 @@ BEGIN
         END IF;
     END LOOP;
 
-    SELECT c.applied_seq INTO applied FROM inturn.key_cursor c WHERE c.topic = _append_given.topic AND c.key = _append_given.key;
+    SELECT c.applied_seq INTO applied FROM inturn._find_cursor(_append_given.topic, _append_given.key) c;
     IF inturn._is_there(topic, key, seq, name, payload) THEN
         RETURN seq;
     ELSIF seq <= applied OR seq > applied + settings.max_ahead THEN

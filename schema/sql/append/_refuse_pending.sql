@@ -17,8 +17,7 @@ BEGIN
     IF max_pending IS NULL THEN
         RETURN;
     END IF;
-    applied := coalesce((SELECT c.applied_seq FROM inturn.key_cursor c
-                         WHERE c.topic = _refuse_pending.topic AND c.key = _refuse_pending.key), 0);
+    applied := coalesce((SELECT c.applied_seq FROM inturn._find_cursor(_refuse_pending.topic, _refuse_pending.key) c), 0);
     IF last_seq IS NULL THEN
         last_seq := 1 + coalesce((SELECT l.seq FROM inturn.command_log l
                                   WHERE l.topic = _refuse_pending.topic AND l.key = _refuse_pending.key AND l.seq > applied

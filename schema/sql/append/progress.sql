@@ -16,7 +16,7 @@ BEGIN
         PERFORM inturn._refuse_topic(topic);
     END IF;
     PERFORM inturn._require_grant(topic, 'caller');
-    SELECT * INTO cursor FROM inturn.key_cursor c WHERE c.topic = progress.topic AND c.key = progress.key;
+    SELECT * INTO cursor FROM inturn._find_cursor(progress.topic, progress.key) c;
     IF FOUND THEN
         applied_seq := cursor.applied_seq;
         state := inturn.key_state(cursor);

@@ -27,7 +27,8 @@ BEGIN
     LOOP
         taken := taken + 1;
         looked := false;
-        PERFORM FROM inturn.key_sequence s WHERE s.topic = hint.topic AND s.key = hint.key FOR UPDATE SKIP LOCKED;
+        PERFORM FROM inturn.key_sequence s WHERE s.topic = hint.topic AND s.key >= hint.key AND s.key <= hint.key
+        ORDER BY s.key DESC LIMIT 1 FOR UPDATE SKIP LOCKED;
         IF FOUND THEN
             looked := inturn._look_at_key(hint.topic, hint.key);
         ELSE

@@ -16,7 +16,7 @@ DECLARE
     was inturn.key_cursor;
     cursor inturn.key_cursor;
 BEGIN
-    SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = _look_at_key.topic AND c.key = _look_at_key.key;
+    SELECT * INTO was FROM inturn._find_cursor(_look_at_key.topic, _look_at_key.key) c;
     -- Of a later epoch: an applier may have ended a turn between the two statements.
     IF NOT EXISTS (SELECT FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch >= was.epoch) THEN
         IF EXISTS (SELECT FROM inturn.command_log l WHERE l.topic = was.topic AND l.key = was.key AND l.seq = was.applied_seq + 1) THEN
@@ -37,7 +37,7 @@ BEGIN
         RETURN false;
     END IF;
     -- An operator may have moved it meanwhile.
-    SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = _look_at_key.topic AND c.key = _look_at_key.key;
+    SELECT * INTO was FROM inturn._find_cursor(_look_at_key.topic, _look_at_key.key) c;
     IF was.waiting_at IS NULL THEN
         RETURN true;
     END IF;

@@ -17,7 +17,8 @@ DECLARE
     missing boolean;
     drained boolean;
 BEGIN
-    PERFORM FROM inturn.key_sequence s WHERE s.topic = was.topic AND s.key = was.key FOR UPDATE SKIP LOCKED;
+    PERFORM FROM inturn.key_sequence s WHERE s.topic = was.topic AND s.key >= was.key AND s.key <= was.key
+    ORDER BY s.key DESC LIMIT 1 FOR UPDATE SKIP LOCKED;
     locked := FOUND;
     -- A statement of its own, whose snapshot is newer than the lock: see finish.
     SELECT NOT EXISTS (SELECT FROM inturn.command_log l
@@ -27,7 +28,7 @@ BEGIN
         cursor := inturn._find_gap(cursor);
         IF cursor.waiting_at IS NULL AND inturn.key_state(cursor) <> 'paused' THEN
             PERFORM inturn._make_idle(was, cursor);
-            SELECT * INTO cursor FROM inturn.key_cursor c WHERE c.topic = was.topic AND c.key = was.key;
+            SELECT * INTO cursor FROM inturn._find_cursor(was.topic, was.key) c;
             RETURN cursor;
         ELSIF cursor.waiting_at IS NULL THEN
             cursor.ready_at := inturn._next_ready_at(cursor, NULL);

@@ -13,13 +13,14 @@ CREATE FUNCTION inturn._begin_lease(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_bitmapscan = off
 AS $$
 DECLARE
     was inturn.key_cursor;
     leased inturn.key_cursor;
     until constant timestamptz := inturn._lease_end(settings, lease);
 BEGIN
-    SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = settings.name AND c.key = _begin_lease.key;
+    SELECT * INTO was FROM inturn._find_cursor(settings.name, _begin_lease.key) c;
     leased := was;
     leased.claimed_by := NULL; leased.claimed_at := NULL; leased.lease_until := NULL;
     leased.paused_at := NULL; leased.paused_until := NULL;
@@ -33,7 +34,7 @@ BEGIN
         IF inturn._lose_lease(was, NULL) <> 'lost' THEN
             RETURN NULL;
         END IF;
-        SELECT * INTO was FROM inturn.key_cursor c WHERE c.topic = settings.name AND c.key = _begin_lease.key;
+        SELECT * INTO was FROM inturn._find_cursor(settings.name, _begin_lease.key) c;
         leased := was;
     END IF;
     IF was.lost > 0 THEN

@@ -22,8 +22,8 @@ BEGIN
     PERFORM FROM inturn.ticket t
     WHERE t.topic = _hold_lease.topic AND t.key = _hold_lease.key AND t.epoch = _hold_lease.epoch FOR UPDATE;
     IF FOUND THEN
-        SELECT * INTO held FROM inturn.key_cursor c
-        WHERE c.topic = _hold_lease.topic AND c.key = _hold_lease.key AND c.claimed_by IS NOT NULL;
+        SELECT * INTO held FROM inturn._find_cursor(_hold_lease.topic, _hold_lease.key) c
+        WHERE c.claimed_by IS NOT NULL;
     END IF;
     IF held.key IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT030',

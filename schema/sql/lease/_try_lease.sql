@@ -9,6 +9,7 @@ CREATE FUNCTION inturn._try_lease(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_bitmapscan = off
 AS $$
 DECLARE
     problem text;
@@ -19,8 +20,7 @@ EXCEPTION WHEN OTHERS THEN
         RAISE;
     END IF;
     GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
-    PERFORM inturn._put_off(c, 'it could not be claimed: ' || problem) FROM inturn.key_cursor c
-    WHERE c.topic = settings.name AND c.key = _try_lease.key;
+    PERFORM inturn._put_off(c, 'it could not be claimed: ' || problem) FROM inturn._find_cursor(settings.name, _try_lease.key) c;
     RETURN NULL;
 END
 $$;

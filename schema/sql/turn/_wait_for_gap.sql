@@ -5,8 +5,8 @@ CREATE FUNCTION inturn._wait_for_gap(topic text, key text) RETURNS void
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_bitmapscan = off
 AS $$
-SELECT inturn._save_key(c, inturn._find_gap(c)) FROM inturn.key_cursor c
-WHERE c.topic = _wait_for_gap.topic AND c.key = _wait_for_gap.key
+SELECT inturn._save_key(c, inturn._find_gap(c)) FROM inturn._find_cursor(_wait_for_gap.topic, _wait_for_gap.key) c
 $$;
 COMMENT ON FUNCTION inturn._wait_for_gap IS 'Internal to finish: marks that a key waits for a missing number.';

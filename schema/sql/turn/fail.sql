@@ -5,6 +5,7 @@ CREATE FUNCTION inturn.fail(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_bitmapscan = off
 AS $$
 -- Ends a turn whose command failed_seq failed: records what came before it as applied, and the error on the key.
 --
@@ -22,7 +23,7 @@ DECLARE
     was inturn.key_cursor;
 BEGIN
     PERFORM inturn._require_read_committed();
-    SELECT c.* INTO was FROM inturn.ticket t JOIN inturn.key_cursor c ON c.topic = t.topic AND c.key = t.key AND c.epoch = t.epoch
+    SELECT c.* INTO was FROM inturn.ticket t JOIN inturn._find_cursor(fail.topic, fail.key) c ON c.epoch = t.epoch
     WHERE t.topic = fail.topic AND t.key = fail.key AND t.xmax = pg_current_xact_id()::xid
       AND t.epoch = greatest(fail.epoch, 0) - 1 AND t.applied_seq = greatest(from_seq, 0) - 1;
     IF NOT FOUND THEN

@@ -33,7 +33,7 @@ BEGIN
         SELECT g.goal, g.mark INTO seq, mark FROM inturn._find_goal(topic, key, idempotency_key, mark) g;
     END IF;
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = wait_state.topic;
-    SELECT * INTO c FROM inturn.key_cursor k WHERE k.topic = wait_state.topic AND k.key = wait_state.key;
+    SELECT * INTO c FROM inturn._find_cursor(wait_state.topic, wait_state.key) k;
     applied_seq := coalesce(c.applied_seq, settings.first_seq - 1);
     skipped := coalesce((SELECT true FROM inturn.skip s
                          WHERE s.topic = wait_state.topic AND s.key = wait_state.key AND s.seq = wait_state.seq), false);

@@ -164,35 +164,42 @@ _LOOKS = (
 )
 
 
+def _leave_versions(database: Database, *, analyzed: bool) -> None:
+    """Leave of every key what many prunes leave beside a snapshot, which is held to the end."""
+    report = database.session()
+    report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    report.execute("SELECT FROM inturn.topic")
+    database.execute("""DO $$ BEGIN
+        FOR i IN 1 .. 3000 LOOP
+            UPDATE inturn.key_sequence SET kept_seq = NULL;
+        END LOOP;
+    END $$""")
+    if analyzed:
+        database.execute("ANALYZE")
+
+
+_ENTRIES = "SELECT pg_stat_get_xact_tuples_returned('inturn.key_sequence_pkey'::regclass)"
+#: Reads every version; a step that does is nowhere near this few.
+_PLAIN, _FEW_ENTRIES = "SELECT FROM inturn.key_sequence WHERE topic = 'orders' AND key = 'a'", 5
+
+
 @pytest.mark.parametrize("analyzed", [True, False])
 def test_p5_no_step_walks_over_the_versions_that_prunes_leave_of_a_key(
     witness: Database, analyzed: bool
 ) -> None:
     """A held snapshot keeps one for each prune that took something of the key."""
     witness.execute("SELECT inturn.append('orders', 'a', 'insert')")
-    report = witness.session()
-    report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-    report.execute("SELECT FROM inturn.topic")
-    witness.execute("""DO $$ BEGIN
-        FOR i IN 1 .. 3000 LOOP
-            UPDATE inturn.key_sequence SET kept_seq = NULL;
-        END LOOP;
-    END $$""")
-    if analyzed:
-        witness.execute("ANALYZE")
+    _leave_versions(witness, analyzed=analyzed)
     read = {}
     with witness.connect(user=OWNER, autocommit=False) as connection:
         connection.execute("SET enable_seqscan = off")
         connection.execute("SET enable_bitmapscan = off")
         before = 0
-        plain = "SELECT FROM inturn.key_sequence WHERE topic = 'orders' AND key = 'a'"
-        for step in (plain, *(look for look, _ in _LOOKS)):
+        for step in (_PLAIN, *(look for look, _ in _LOOKS)):
             connection.execute(step)
-            ((now,),) = connection.execute(
-                "SELECT pg_stat_get_xact_tuples_returned('inturn.key_sequence_pkey'::regclass)"
-            )
+            ((now,),) = connection.execute(_ENTRIES)
             read[step], before = now - before, now
-    assert read.pop(plain) > 10, "the versions are not there: this proves nothing"
+    assert read.pop(_PLAIN) > 10, "the versions are not there: this proves nothing"
     assert {step: found for step, found in read.items() if found > dict(_LOOKS)[step]} == {}
 
 
@@ -209,6 +216,44 @@ def test_p5_a_turn_does_not_walk_over_those_who_have_waited_for_other_keys(witne
         witness.execute("DELETE FROM inturn.waiter")
         witness.execute(f"{waits} FROM generate_series(1, 10000) n", ["-1 hour"])
         assert buffers(explain(connection, turn)) < 700
+
+
+#: Besides: what callers that number do, what numbers, and what looks at a key for a caller that could not.
+_MORE_STEPS = (
+    "SELECT inturn.append('given', 'a', 'insert', seq => 1)",
+    "SELECT inturn.append('given', 'a', 'insert', seq => 3)",
+    "SELECT inturn._number_arrivals('{arrival}')",
+    "INSERT INTO inturn.wake_hint (topic, key, left_at) VALUES ('orders', 'a', now())",
+    "SELECT inturn._take_hints('{orders}')",
+    "SELECT inturn.replay('orders', 'a', 1, 'test')",
+    "SELECT inturn.progress('orders', 'a')",
+    "SELECT inturn._claim_alone('orders', '-infinity', 'me')",
+)
+
+
+@pytest.mark.parametrize("analyzed", [True, False])
+def test_p5_nothing_that_is_done_to_a_key_walks_over_its_versions(witness: Database, analyzed: bool) -> None:
+    """Leases, operators, retries, hints and numbering; what only looks at keys, as why does, may."""
+    witness.execute(
+        "SELECT inturn.create_topic('given', 'python', numbering => 'given'),"
+        " inturn.create_topic('arrival', 'python', numbering => 'arrival')"
+    )
+    witness.execute("SELECT inturn.append('orders', 'a', 'insert') FROM generate_series(1, 4)")
+    witness.execute("SELECT inturn.append('given', 'a', 'insert', seq => 2)")
+    witness.execute("SELECT inturn.append('arrival', 'a', 'insert')")
+    witness.execute("SELECT inturn._number_arrivals('{arrival}')")
+    _leave_versions(witness, analyzed=analyzed)
+    witness.execute("SELECT inturn.append('arrival', 'a', 'insert')")
+    read = {}
+    for number, step in enumerate((_PLAIN, *KEY_STEPS, *_MORE_STEPS)):
+        with witness.connect(user=OWNER, autocommit=False) as connection:
+            connection.execute("SET enable_seqscan = off" if step == _PLAIN else "SELECT")
+            connection.execute(step)
+            ((entries,),) = connection.execute(_ENTRIES)
+            if entries > _FEW_ENTRIES and "inturn.why" not in step:
+                read[number, step] = entries
+    assert read.pop((0, _PLAIN)) > 10, "the versions are not there: this proves nothing"
+    assert read == {}
 
 
 #: What an applier does with one key.

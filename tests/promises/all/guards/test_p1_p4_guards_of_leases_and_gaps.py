@@ -29,7 +29,7 @@ GUARDS = [
     Guard(
         "a lease that was ended does not count",
         "_hold_lease",
-        ((r" AND c\.claimed_by IS NOT NULL", ""),),
+        ((r"\s+WHERE c\.claimed_by IS NOT NULL", ""),),
         lease_scenes.late_after_its_release,
         "'23502' == 'IT030'",
     ),

@@ -32,8 +32,8 @@ GUARDS = [
         "_requeue",
         (
             (
-                r"AND s\.key = was\.key(?= AND app|\s+FOR UPDATE)",
-                """AND s.key = was.key AND NOT EXISTS (
+                r"AND s\.key <= was\.key(?= AND app|\s+ORDER BY)",
+                """AND s.key <= was.key AND NOT EXISTS (
                     SELECT FROM inturn.command_log l
                     WHERE l.topic = s.topic AND l.key = s.key AND l.seq = cursor.applied_seq + 1)""",
             ),
@@ -92,7 +92,7 @@ GUARDS = [
     Guard(
         "an operator on an idle key waits for its callers",
         "_lock_cursor",
-        ((r"(?<=s\.key = cursor\.key) FOR UPDATE", ""),),
+        ((r"(?<=ORDER BY s\.key DESC LIMIT 1) FOR UPDATE", ""),),
         operator_scenes.pause_of_an_idle_key_beside_its_open_append,
         "UniqueViolation",
     ),
