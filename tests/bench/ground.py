@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
+from support import partitioned
 from support.database import Database, until
 from support.server import Server
 
@@ -42,11 +43,18 @@ class Ground:
         return quick if self.quick else full
 
     @contextmanager
-    def database(self) -> Iterator[Database]:
-        """Make a database with inturn and the application of measures.PREPARE; drop it in the end."""
+    def database(self, partitions: int = 1) -> Iterator[Database]:
+        """Make a database with inturn and the application of measures.PREPARE; drop it in the end.
+
+        Args:
+            partitions: of the log and the history.
+        """
         database = Database(self.server, f"bench_{next(self._numbers)}")
         try:
-            database.install()
+            if partitions > 1:
+                partitioned.install(database, partitions)
+            else:
+                database.install()
             database.execute(measures.PREPARE)
             yield database
         finally:

@@ -1,5 +1,5 @@
 """How the storage holds: crowds, snapshots, topics, backlog, fairness, latency, cost, waiters, company,
-retention, vacuum, rights.
+retention, vacuum, rights, partitions.
 
 An hour and a half.
 
@@ -30,6 +30,7 @@ from bench import (
     fairness,
     kinds,
     latency,
+    partitions,
     retention,
     rights,
     snapshot,
@@ -54,6 +55,7 @@ _NAMES = (
     "retention",
     "vacuum",
     "rights",
+    "partitions",
 )
 
 
@@ -124,6 +126,7 @@ def _measures(options: argparse.Namespace, ground: Ground) -> dict[str, Callable
         "retention": partial(retention.measure, ground, options.held),
         "vacuum": partial(vacuum.measure, ground),
         "rights": partial(rights.measure, ground),
+        "partitions": partial(partitions.measure, ground),
     }
     return {name: measure for name, measure in measures.items() if name in options.only}
 
