@@ -15,7 +15,8 @@ AS $$
 -- Announces itself at its start and every few seconds (see list_appliers).
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
 -- Leaves a topic out, with a warning, whose target, or a function that merges its commands, belongs to somebody else
--- than when it was set. Any number may run at once. Locks and raises what apply_batch does.
+-- than when it was set. Puts the session's settings back after every batch, see _keep_settings; ends where it cannot.
+-- Any number may run at once. Locks and raises what apply_batch does.
 DECLARE
     stop_at timestamp with time zone := coalesce(
         pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(
