@@ -53,7 +53,7 @@ SELECT * FROM (
         FROM (SELECT w.epoch, w.applied_seq, row_number() OVER v AS turns, row_number() OVER v + w.applied_seq - f.seq AS cost,
                      bool_and(w.finished_at < done_before) OVER v AS ended
               FROM (SELECT w.epoch, w.applied_seq, w.finished_at FROM inturn.turn w
-                    WHERE w.topic = settings.name AND w.key = k.key AND w.epoch >= f.epoch ORDER BY w.epoch LIMIT max_rows + 2) w
+                    WHERE w.topic = settings.name AND w.key = k.key AND w.epoch >= f.epoch ORDER BY w.epoch LIMIT max_rows::bigint + 2) w
               WINDOW v AS (ORDER BY w.epoch)) c
         WHERE c.ended AND NOT (c.epoch = u.epoch AND m.claimed_by IS NOT NULL)
         -- The last one within the bounds; without any, the first one beyond them; without any, nothing goes.

@@ -392,6 +392,13 @@ def test_what_cannot_be_pruned_says_why(witness: Database) -> None:
         operator.execute("CALL inturn.prune('orders', older_than => '1 s')")
 
 
+def test_a_batch_may_be_as_large_as_a_number_is(witness: Database) -> None:
+    append(witness, "a", "insert", "insert")
+    _apply(witness)
+    batch = "SELECT commands FROM inturn.prune_batch('orders', older_than => '0', max_rows => 2147483647)"
+    assert witness.value(batch) == 2
+
+
 def test_a_deep_key_goes_bit_by_bit_and_every_batch_is_bounded(witness: Database) -> None:
     witness.execute("SELECT inturn.set_topic('orders', batch_commands => 10)")
     witness.execute(
