@@ -22,7 +22,7 @@ BEGIN
     END IF;
     RETURN coalesce((SELECT t.ready_at FROM inturn.ticket t
                      WHERE t.topic COLLATE "POSIX" = _spread_out.topic AND t.ready_at >= since AND t.ready_at <= now
-                     ORDER BY t.ready_at OFFSET floor(random() * (others + 1))::integer * max_keys LIMIT 1), since);
+                     ORDER BY t.ready_at OFFSET floor(random() * (others + 1))::bigint * greatest(max_keys, 0) LIMIT 1), since);
 END
 $$;
 COMMENT ON FUNCTION inturn._spread_out IS 'Internal to the appliers: where an applier begins in a topic, so that many do not claim in the same place.';

@@ -44,3 +44,12 @@ def test_p5_in_a_crowd_a_short_queue_is_begun_at_its_oldest_key(witness: Databas
         append(witness, f"k{number}")
     crowd(witness, 3)
     assert places(witness, 50) == {0}
+
+
+def test_p5_in_a_crowd_any_number_of_keys_may_be_asked_for(witness: Database) -> None:
+    """It is multiplied by how many are at work, so that only a crowd would refuse it."""
+    for number in range(4):
+        append(witness, f"k{number}")
+    crowd(witness, 3)
+    assert places(witness, 2147483647) == {0}
+    assert places(witness, -1) == {0}
