@@ -10,9 +10,7 @@ CREATE UNLOGGED TABLE inturn.waiter (
     key text COLLATE "C" NOT NULL,
     until timestamptz NOT NULL
 );
--- Of another collation, as ticket_ready: while few waited when the statistics were made, the other index seems as good
--- to find anybody of a topic, and is walked over all that have waited.
-CREATE INDEX waiter_topic ON inturn.waiter (topic COLLATE "POSIX", until);
+CREATE INDEX waiter_topic ON inturn.waiter (topic, until);
 CREATE INDEX waiter_key ON inturn.waiter (topic, key, until);
 COMMENT ON TABLE inturn.waiter IS 'The keys for which somebody waits.';
 COMMENT ON COLUMN inturn.waiter.id IS 'Every hundredth one deletes what is over.';
