@@ -141,7 +141,8 @@ class OutsideRounds:
 
     async def _sleep(self, poll_seconds: float, due: float | None) -> bool:
         """Sleep until keys may be ready; return whether that was heard, rather than polled."""
-        probes = [lane.breaker.seconds_to_probe() for lane in self._lanes if not lane.in_flight]
+        # 0: one is due, and no key was ready for it just now: that is polled for, as any key.
+        probes = [lane.breaker.seconds_to_probe() or None for lane in self._lanes if not lane.in_flight]
         ends = [poll_seconds, due, *probes]
         end_at = time.monotonic() + min(seconds for seconds in ends if seconds is not None)
         while not self._stop.requested:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from support.roles import APPLIER
 from support.ways import OUTAGES
 
 from inturn.applier import Applier, Outage
+from inturn.applier.outside.leases import Leases
 
 KEYS = 40
 
@@ -110,6 +112,28 @@ def test_p5_an_outage_is_told_by_why_status_and_keys(
         service.down = False
         until(lambda: not outage.value("SELECT bool_or(down ? 'needs') FROM inturn.applier"), "answers again")
         assert run_inturn(outage.dsn, "status", "--check")[0] == 0
+
+
+def test_p5_an_outage_that_has_held_every_key_costs_no_more_than_idle_topics(
+    outage: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a probe is due and no key is ready for it, an applier outside sleeps as it does otherwise."""
+    claims: list[str] = []
+    claim = Leases.claim
+
+    async def counted(self: Leases, connection: Any, topic: str, *args: Any, **options: Any) -> Any:
+        claims.append(topic)
+        return await claim(self, connection, topic, *args, **options)
+
+    monkeypatch.setattr(Leases, "claim", counted)
+    outage.execute("UPDATE inturn.topic SET max_attempts = 1 WHERE name = 'needs'")
+    with shop.at_work(outage, _handlers(outage, Service(), outside=True), workers=1, topics=["needs"]):
+        held = "SELECT count(*) FROM inturn.key_mark WHERE held_at IS NOT NULL"
+        until(lambda: outage.value(held) == KEYS, "all are held, by a probe each", 60)
+        began, before = time.monotonic(), len(claims)
+        until(lambda: time.monotonic() - began > 2, "two seconds")
+    # Ever less often, up to once a second, by two claims a look; it was thousands.
+    assert len(claims) - before < 40
 
 
 def test_p5_failures_of_one_key_open_no_breaker(database: Database) -> None:
