@@ -17,7 +17,6 @@ as docs/how-to/give-each-process-a-login.md has it: a page that takes more right
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import subprocess
@@ -37,10 +36,6 @@ from support.sentences import broken, pages
 from support.server import Server
 from support.statements import login_of
 
-import inturn.applier
-import inturn.applier.receiver
-import inturn.outbox
-import inturn.schema.install
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.main import cli
 from inturn.schema.errors import BY_SQLSTATE
@@ -465,32 +460,6 @@ def test_settings_reference_has_every_setting_and_its_default(database: Database
     assert dict(shown) == {
         name: times.get(default, default) if default else without[name] for name, default in real
     }
-
-
-def test_python_reference_has_every_public_name() -> None:
-    text = (REFERENCE / "python.md").read_text()
-    for module in (inturn.outbox, inturn.applier):
-        for name in module.__all__:
-            assert f"`{name}" in text, f"{module.__name__}.{name}"
-
-
-def test_python_reference_has_the_signatures_that_there_are() -> None:
-    text = (REFERENCE / "python.md").read_text()
-    calls = re.findall(r"`(?:inturn\.[a-z.]+\.)?(\w+)(?:\.(\w+))?(\([^`]*\))`", text)
-    #: Shown as they are written, in several forms.
-    decorators = {"handler", "batch_handler"}
-    compared = set()
-    for module in (inturn.outbox, inturn.applier, inturn.applier.receiver, inturn.schema.install):
-        for name, method, shown in calls:
-            if not hasattr(module, name) or method in decorators:
-                continue
-            named = getattr(module, name)
-            real = inspect.signature(getattr(named, method) if method else named)
-            parameters = [p.replace(annotation=p.empty) for p in real.parameters.values() if p.name != "self"]
-            plain = str(real.replace(parameters=parameters, return_annotation=real.empty))
-            assert shown.replace('"', "'") == plain, f"{name} {method}"
-            compared.add(name)
-    assert {"append", "wait", "Fleet", "receive", "upgrade_on"} <= compared
 
 
 def test_the_promises_name_every_violation_that_verify_knows() -> None:
