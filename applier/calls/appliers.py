@@ -131,6 +131,15 @@ def begin_pass(schema: str, topics: Sequence[str], last: str | None) -> Call[Pas
     )
 
 
+def spread_out(schema: str, topic: str, since: str, max_keys: int) -> Call[str]:
+    """Return the call that says where a worker among many begins in a topic; see _spread_out."""
+    return Call(
+        statement("SELECT {schema}._spread_out(%s, %s, %s)::pg_catalog.text", schema),
+        (topic, since, max_keys),
+        value,
+    )
+
+
 def announce_sleep(schema: str, topics: list[str]) -> Call[datetime]:
     """Return the call that has appends notify this process for a while; it says the database's time."""
     return Call(

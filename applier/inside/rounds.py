@@ -55,6 +55,8 @@ class Rounds:
         self._ended = ended
         # Topics that are left out because their target, or what merges their commands, changed hands.
         self._refused: dict[str, InturnError] = {}
+        # Topics that had more ready keys than the last visit took.
+        self._more: set[str] = set()
         self._suspects = SuspectLooks()
 
     def serve(self, connection: psycopg.Connection[Any]) -> None:
@@ -156,8 +158,11 @@ class Rounds:
         return False
 
     def _visit(self, connection: psycopg.Connection[Any], topic: str) -> Visit:
+        hand = self._passes.hand(topic)
         try:
-            visit = self._visits.visit(connection, self._targets[topic], self._passes.hand(topic))
+            if topic in self._more:
+                hand = self._passes.hand_among_many(connection, topic, self._visits.max_keys)
+            visit = self._visits.visit(connection, self._targets[topic], hand)
         except psycopg.DatabaseError as error:
             if error.sqlstate == OwnerChanged.sqlstate:
                 return self._leave_out(topic, error)
@@ -167,6 +172,7 @@ class Rounds:
             self._chosen_at = -pacing.CHOOSE_SECONDS
             return Visit(found=True, emptied=False)
         self._refused.pop(topic, None)
+        (self._more.discard if visit.emptied else self._more.add)(topic)
         return visit
 
     def _leave_out(self, topic: str, error: psycopg.DatabaseError) -> Visit:

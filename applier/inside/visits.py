@@ -60,7 +60,7 @@ class Visits:
         """
         # What a key of a topic takes, by the quickest of the last batches.
         self._seconds_per_key: dict[str, float] = {}
-        self._max_keys = max_keys
+        self.max_keys = max_keys
         self._stop = stop
         self._bell = bell
         self._sleep = sleep
@@ -89,7 +89,7 @@ class Visits:
         topic = target.topic
         leave_at: float | None = None
         per_key = self._seconds_per_key.get(topic, pacing.NEVER)
-        max_keys, alone = pacing.fitting_keys(per_key, self._max_keys), 0
+        max_keys, alone = pacing.fitting_keys(per_key, self.max_keys), 0
         while not self._stop.requested and (leave_at is None or time.monotonic() < leave_at):
             started_at = time.monotonic()
             careful = self._careful.get(topic, self._careful_at_first)
@@ -117,7 +117,7 @@ class Visits:
                 continue
             per_key = min(per_key * 2, batch.target_seconds / batch.keys)
             self._seconds_per_key[topic] = per_key
-            max_keys = min(pacing.fitting_keys(per_key, self._max_keys), max_keys * 2)
+            max_keys = min(pacing.fitting_keys(per_key, self.max_keys), max_keys * 2)
         return Visit(found=leave_at is not None, emptied=False)
 
     def _check_session(self, connection: psycopg.Connection[Any], topic: str, batch: Batch) -> None:

@@ -2,8 +2,11 @@
 -- tickets on from there. Internal to the appliers. Takes no locks.
 --
 -- since: where its pass may begin. Each claim steps over all tickets that others have locked, which costs more than to
--- apply one: with thirty appliers at work, most of what they do. So each begins somewhere in as many tickets as they
--- hold together, and at since when there are fewer. The next visit begins elsewhere: no key waits for long.
+-- apply one: with thirty appliers at work, most of what they do. So each begins somewhere in four times as many tickets
+-- as they hold together, or in all of them when there are fewer. The next visit begins elsewhere: no key waits for
+-- long.
+-- How many tickets lie ahead is estimated by the times of the first ones, and a place among them is found by its time:
+-- whoever counted them would read them all.
 CREATE FUNCTION inturn._spread_out(topic text, since timestamptz, max_keys integer) RETURNS timestamptz
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -16,13 +19,24 @@ DECLARE
     -- Only claims lock rows of this table without changing them, except for an operator now and then.
     others constant bigint := (SELECT count(*) FROM pg_locks l WHERE l.relation = 'inturn.ticket'::regclass
                                AND l.mode = 'RowShareLock' AND l.granted AND l.pid <> pg_backend_pid());
+    first_at timestamptz;
+    ahead interval;
+    place timestamptz;
 BEGIN
     IF others < 2 THEN
         RETURN since;
     END IF;
-    RETURN coalesce((SELECT t.ready_at FROM inturn.ticket t
-                     WHERE t.topic COLLATE "POSIX" = _spread_out.topic AND t.ready_at >= since AND t.ready_at <= now
-                     ORDER BY t.ready_at OFFSET floor(random() * (others + 1))::bigint * greatest(max_keys, 0) LIMIT 1), since);
+    SELECT min(t.ready_at), (max(t.ready_at) - min(t.ready_at)) / greatest(count(*) - 1, 1) * (least(greatest(max_keys, 0), 1000) * 4 * (others + 1)) * random()
+    INTO first_at, ahead FROM (
+        SELECT t.ready_at FROM inturn.ticket t
+        WHERE t.topic COLLATE "POSIX" = _spread_out.topic AND t.ready_at >= since AND t.ready_at <= now ORDER BY t.ready_at LIMIT 50) t;
+    FOR attempt IN 1 .. 6 LOOP
+        SELECT t.ready_at INTO place FROM inturn.ticket t
+        WHERE t.topic COLLATE "POSIX" = _spread_out.topic AND t.ready_at >= first_at + ahead AND t.ready_at <= now ORDER BY t.ready_at LIMIT 1;
+        EXIT WHEN FOUND;
+        ahead := ahead / 2; -- the queue is shorter
+    END LOOP;
+    RETURN coalesce(place, since);
 END
 $$;
 COMMENT ON FUNCTION inturn._spread_out IS 'Internal to the appliers: where an applier begins in a topic, so that many do not claim in the same place.';
