@@ -18,13 +18,15 @@ DECLARE
     claimed record;
     leased inturn.key_cursor;
 BEGIN
-    PERFORM inturn._lock_process(applier);
+    PERFORM inturn._lock_process(applier, shared => true);
     SELECT * INTO claimed FROM inturn.claim(topic, since, 1) c;
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    -- A lost key and other keys are never in hand at the same time in one process.
-    IF inturn._has_leases(applier, NOT claimed.lost) THEN
+    -- A lost key and other keys are never in hand at the same time in one process. Whoever else claims at this moment
+    -- has not committed yet.
+    IF (CASE WHEN claimed.lost THEN NOT pg_try_advisory_xact_lock(inturn._process_lock(applier)) ELSE false END)
+        OR inturn._has_leases(applier, NOT claimed.lost) THEN
         IF claimed.lost THEN
             UPDATE inturn.ticket t SET ready_at = clock_timestamp() + interval '50 ms'
             WHERE t.topic = _claim_alone.topic AND t.key = claimed.key AND t.epoch = claimed.epoch - 1;

@@ -1,11 +1,21 @@
--- Keeps the process of an applier from beginning two keys at once that were lost (see _lose_lease). Internal to the
--- claims by lease, which ask _has_leases in a later statement: what it has begun before is committed then.
+-- Keeps the process of an applier from having a key that was lost (see _lose_lease) in hand beside any other. Internal
+-- to the claims by lease, which ask _has_leases in a later statement: what it has begun before is committed then.
 --
+-- shared: as others of the process may hold it too, that claim keys of which none was lost. Who holds it so and finds
+-- a lost key tries for it alone, without waiting, and leaves the key otherwise (see _claim_alone).
 -- Locks, to the end of the transaction: an advisory lock of the process. Who holds it waits for no other lock.
-CREATE FUNCTION inturn._lock_process(applier text) RETURNS void
-LANGUAGE sql VOLATILE
+CREATE FUNCTION inturn._lock_process(applier text, shared boolean DEFAULT false) RETURNS void
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-SELECT pg_advisory_xact_lock(hashtextextended('inturn process ' || inturn._process_of(applier), 0))
+DECLARE
+    process constant bigint := inturn._process_lock(applier);
+BEGIN
+    IF shared THEN
+        PERFORM pg_advisory_xact_lock_shared(process);
+    ELSE
+        PERFORM pg_advisory_xact_lock(process);
+    END IF;
+END
 $$;
-COMMENT ON FUNCTION inturn._lock_process IS 'Internal to the claims by lease: keeps a process from beginning two lost keys at once.';
+COMMENT ON FUNCTION inturn._lock_process IS 'Internal to the claims by lease: keeps a process from having a lost key in hand beside others.';

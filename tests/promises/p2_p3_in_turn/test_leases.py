@@ -231,6 +231,31 @@ def test_two_workers_of_a_process_never_begin_two_lost_keys_at_once(orders: Data
     waiting.result()
 
 
+_TAKE = "SELECT key, epoch IS NOT NULL FROM inturn._claim_alone('orders', '-infinity', %s)"
+
+
+def test_workers_of_a_process_begin_keys_at_once_of_which_none_was_lost(orders: Database) -> None:
+    """At its start each takes twenty alone: a crowd would wait for all their commits, one after the other."""
+    for key in ("a", "b"):
+        put(orders, key)
+    one, two = orders.session(), orders.session()
+    assert one.execute(_TAKE, ["host:1:1"]) == [("a", True)]
+    two.execute("SET LOCAL lock_timeout = '10 s'")  # it waits for nothing
+    assert two.execute(_TAKE, ["host:1:2"]) == [("b", True)]
+
+
+def test_a_lost_key_is_not_begun_beside_one_whose_claim_is_not_committed_yet(orders: Database) -> None:
+    put(orders, "lost")
+    assert orders.execute(_TAKE, ["host:1:1"]) == [("lost", True)]
+    expire(orders)
+    put(orders, "fresh")
+    orders.execute("UPDATE inturn.ticket SET ready_at = now() - interval '1 hour' WHERE key = 'fresh'")
+    one, two = orders.session(), orders.session()
+    assert one.execute(_TAKE, ["host:2:1"]) == [("fresh", True)]
+    two.execute("SET LOCAL lock_timeout = '10 s'")  # nor does this
+    assert two.execute(_TAKE, ["host:2:2"]) == [("lost", False)], "put off: its process has another key"
+
+
 def test_a_key_of_which_nothing_can_be_recorded_is_put_off_ever_longer(orders: Database) -> None:
     put(orders, "x")
     orders.execute("""
