@@ -21,16 +21,19 @@ from support.statements import is_setting, login_of
 PATIENCE = 60.0
 #: The most that one asking uses up of it: while the test itself stands still, so may everything else.
 _MOST_OF_IT = 0.1
+#: How long it waits before it asks again, in seconds: at first, and by how much longer each time, up to what.
+_PAUSE, _LONGER, _LONGEST_PAUSE = 0.002, 1.2, 0.1
 
 
 def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
     """Ask until the condition holds and return what it gave; the asking is not the synchronisation."""
-    left = patience
+    left, pause = patience, _PAUSE
     while left > 0:
         asked_at = time.monotonic()
         if found := condition():
             return found
-        time.sleep(0.002)
+        time.sleep(pause)
+        pause = min(pause * _LONGER, _LONGEST_PAUSE)
         left -= min(time.monotonic() - asked_at, _MOST_OF_IT)
     raise AssertionError(f"did not come within {patience:.0f} s: {what}")
 
@@ -151,10 +154,9 @@ class Database:
         self.server = server
         self.name = name
         if create:
-            with server.connect() as admin:
-                # A third of what the default takes: the write-ahead log is not written, block by block.
-                of = f" TEMPLATE {template} STRATEGY file_copy" if template else ""
-                admin.execute(f"CREATE DATABASE {name} OWNER {roles.OWNER}{of}")
+            # A third of what the default takes: the write-ahead log is not written, block by block.
+            of = f" TEMPLATE {template} STRATEGY file_copy" if template else ""
+            server.administer(f"CREATE DATABASE {name} OWNER {roles.OWNER}{of}")
         self.dsn = server.pooler.dsn(name) if server.pooler else server.dsn(name)
         self._connections: list[psycopg.Connection[Any]] = []
         self._sessions: list[Session] = []
@@ -271,8 +273,7 @@ class Database:
 
     def drop(self) -> None:
         self.close()
-        with self.server.connect() as admin:
-            admin.execute(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
+        self.server.administer(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
 
 
 def set_revision(database: Database, revision: str) -> None:

@@ -79,6 +79,7 @@ class Server:
     strange: ClassVar[list[str]] = []
     running: ClassVar[set[Server]] = set()
     _read_to = 0
+    _admin: psycopg.Connection[tuple[object, ...]] | None = None
 
     def __init__(
         self,
@@ -137,6 +138,12 @@ class Server:
         dsn = self.dsn(dbname, user="postgres", application_name=roles.ADMINISTRATOR)
         return psycopg.connect(dsn, autocommit=True)
 
+    def administer(self, statement: str) -> None:
+        """Run a statement as that administrator, on a connection that is kept until the server stops."""
+        if self._admin is None:
+            self._admin = self.connect()
+        self._admin.execute(statement)
+
     def start(self) -> None:
         """Start it; a new one gets the logins of the tests."""
         self._control("-w", "-l", str(self.directory / "log"), "start")
@@ -177,6 +184,9 @@ class Server:
 
     def stop(self, mode: str = "fast") -> None:
         """Stop it: smart, fast, or immediate, which is a crash."""
+        if self._admin is not None:
+            self._admin.close()
+            self._admin = None
         self._control("-w", "-m", mode, "stop")
 
     def remove(self) -> None:
