@@ -8,12 +8,12 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.database import Database
+from support.forked import folder_of_inturn
 from support.process import run_inturn
 from support.race import blocked
 from support.roles import OPERATOR
@@ -149,7 +149,7 @@ def test_a_key_is_taken_as_it_is_printed(orders: Database) -> None:
     hold(orders, EVIL)
     listed = json.loads(
         subprocess.run(
-            ["bash", "-c", f"{Path(sys.executable).with_name('inturn')} keys --held --json"],
+            ["bash", "-c", f"{folder_of_inturn()}/inturn keys --held --json"],
             capture_output=True,
             check=True,
             env={**os.environ, "INTURN_DSN": orders.operator_dsn},
@@ -162,7 +162,7 @@ def test_a_key_is_taken_as_it_is_printed(orders: Database) -> None:
         .rpartition(": held")[0]
     )
     again = subprocess.run(
-        ["bash", "-c", f"{Path(sys.executable).with_name('inturn')} retry {printed}"],
+        ["bash", "-c", f"{folder_of_inturn()}/inturn retry {printed}"],
         capture_output=True,
         check=False,
         text=True,
@@ -234,7 +234,7 @@ def on_terminal(database: Database, answer: bytes, *args: str) -> subprocess.Com
     os.write(here, answer)
     try:
         return subprocess.run(
-            [Path(sys.executable).with_name("inturn"), *args],
+            [folder_of_inturn() / "inturn", *args],
             stdin=there,
             capture_output=True,
             check=False,
@@ -313,7 +313,7 @@ def test_an_edit_that_is_none_or_no_json_changes_nothing(
 def test_an_edit_does_not_overwrite_what_another_operator_amended_meanwhile(
     orders: Database, tmp_path: Path
 ) -> None:
-    inturn = Path(sys.executable).with_name("inturn")
+    inturn = folder_of_inturn() / "inturn"
     meanwhile = editor(
         tmp_path,
         f"{inturn} amend x 2 --payload '{{\"amount\": 5}}' --reason first --as ann >/dev/null",

@@ -7,18 +7,17 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
+from support.asked import INSTALLED
 from support.database import Database, set_revision, until
+from support.forked import folder_of_inturn
 from support.roles import OPERATOR, OWNER, members, with_login
 from support.terminal import EVIL, on_terminal
 
-INTURN = Path(sys.executable).parent / "inturn"
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN_", "COLUMNS"))}
 # No test here may end up in the embedded database of whoever runs it.
 ENVIRONMENT["INTURN_EMBEDDED_DATA"] = "/dev/null/postgres"
@@ -38,7 +37,7 @@ def inturn(
     """Run it and check its exit code, and that it fails in one line."""
     dsn, *words = with_login(dsn or "", *args)
     run = subprocess.run(
-        [INTURN, *words],
+        [folder_of_inturn() / "inturn", *words],
         input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
         check=False,
@@ -311,7 +310,7 @@ def test_sessions_are_called_inturn_unless_the_dsn_says_otherwise(witness: Datab
         session = witness.session()
         session.execute("SELECT inturn.append('orders', 'k', 'insert')")
         process = subprocess.Popen(
-            [INTURN, "append", "orders", "k", "n"], stdout=subprocess.DEVNULL, env=_environment(dsn)
+            [INSTALLED, "append", "orders", "k", "n"], stdout=subprocess.DEVNULL, env=_environment(dsn)
         )
         until(partial(witness.value, called, [name, witness.name]), f"a session called {name}")
         session.commit()
@@ -374,7 +373,7 @@ def test_a_connection_lost_in_the_middle_is_one_line(witness: Database) -> None:
     session = witness.session()
     session.execute("SELECT inturn.append('orders', 'k', 'insert')")
     process = subprocess.Popen(
-        [INTURN, "append", "orders", "k", "insert"],
+        [INSTALLED, "append", "orders", "k", "insert"],
         stderr=subprocess.PIPE,
         text=True,
         env=_environment(witness.caller_dsn),
@@ -393,7 +392,7 @@ def test_ctrl_c_is_no_traceback(witness: Database) -> None:
     session = witness.session()
     session.execute("SELECT inturn.append('orders', 'k', 'insert')")
     process = subprocess.Popen(
-        [INTURN, "append", "orders", "k", "insert"],
+        [INSTALLED, "append", "orders", "k", "insert"],
         stderr=subprocess.PIPE,
         text=True,
         env=_environment(witness.caller_dsn),

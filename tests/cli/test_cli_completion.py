@@ -7,23 +7,21 @@ import pty
 import re
 import select
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from support.database import Database
+from support.forked import folder_of_inturn
 from support.process import run_inturn
 from support.roles import OPERATOR, as_role
 
-BIN = Path(sys.executable).parent
 KEYS = ["order-42", "order:7", "tenant:eu:1", "eq=1", "evil\x1b[2J\u202e", "it's a\\b", "50%_x", "Grüße 1"]
 
 
 def _environment(dsn: str | None) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN_"))}
     return kept | {
-        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PATH": f"{folder_of_inturn()}:{os.environ['PATH']}",
         "INTURN_EMBEDDED_DATA": "/dev/null/postgres",
         "LC_ALL": "C.UTF-8",
         "PS1": "$ ",

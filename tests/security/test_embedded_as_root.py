@@ -6,15 +6,13 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # it ships no types
 import pytest
-
-INTURN = Path(sys.executable).parent / "inturn"
+from support.forked import folder_of_inturn
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="NOT TESTED: the embedded server as root"
@@ -33,7 +31,7 @@ class Place:
     ) -> subprocess.CompletedProcess[str]:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN_", "XDG_"))}
         return subprocess.run(
-            [INTURN, "embedded", *args],
+            [folder_of_inturn() / "inturn", "embedded", *args],
             capture_output=True,
             text=True,
             check=False,
@@ -56,6 +54,24 @@ def place() -> Iterator[Place]:
     yield place
     place.run("stop")
     shutil.rmtree(top)
+
+
+@pytest.fixture(scope="module")
+def stopped() -> Iterator[Path]:
+    """The data of a server that was started and stopped."""
+    place = Place(Path(tempfile.mkdtemp(prefix="inturn-root-made-")))
+    place.top.chmod(0o711)
+    place.run("start")
+    place.run("stop")
+    yield place.data
+    shutil.rmtree(place.top)
+
+
+@pytest.fixture
+def used(place: Place, stopped: Path) -> Place:
+    """A place with data as after a start and a stop."""
+    subprocess.run(["cp", "-a", stopped, place.data], check=True)
+    return place
 
 
 def mode(path: Path) -> int:
@@ -85,12 +101,10 @@ def test_no_folder_above_the_data_is_opened(place: Place) -> None:
     assert mode(place.top) == 0o711
 
 
-def test_a_folder_of_the_data_that_was_open_is_closed(place: Place) -> None:
-    place.run("start")
-    place.run("stop")
-    place.data.chmod(0o750)
-    assert place.run("start").returncode == 0
-    assert mode(place.data) == 0o700
+def test_a_folder_of_the_data_that_was_open_is_closed(used: Place) -> None:
+    used.data.chmod(0o750)
+    assert used.run("start").returncode == 0
+    assert mode(used.data) == 0o700
 
 
 def test_a_link_in_the_place_of_the_data_is_not_followed(place: Place) -> None:
@@ -104,20 +118,18 @@ def test_a_link_in_the_place_of_the_data_is_not_followed(place: Place) -> None:
 @pytest.mark.parametrize(
     "name", ["PG_VERSION", "postmaster.pid", "log", ".handle_pids.json", ".s.PGSQL.5432"]
 )
-def test_a_link_in_the_folder_is_neither_read_nor_written(place: Place, name: str) -> None:
-    place.run("start")
-    place.run("stop")
-    secret = place.top / "secret"
+def test_a_link_in_the_folder_is_neither_read_nor_written(used: Place, name: str) -> None:
+    secret = used.top / "secret"
     secret.write_text("root:s3cret:FATAL:\n" * 8)
     secret.chmod(0o600)
-    (place.data / name).unlink(missing_ok=True)
-    (place.data / name).symlink_to(secret)
+    (used.data / name).unlink(missing_ok=True)
+    (used.data / name).symlink_to(secret)
     for command in ("start", "stop", "status"):
-        done = place.run(command)
+        done = used.run(command)
         assert "s3cret" not in done.stdout + done.stderr
-    assert f"{name} in it is a link" in place.refused("start")
+    assert f"{name} in it is a link" in used.refused("start")
     assert secret.read_text() == "root:s3cret:FATAL:\n" * 8
-    (place.data / name).unlink()
+    (used.data / name).unlink()
 
 
 @pytest.mark.parametrize("where", ["another's", "everybody's", "sticky"])
@@ -147,13 +159,13 @@ def test_a_folder_of_something_else_is_not_given_away(place: Place) -> None:
     assert place.data.stat().st_uid == 0
 
 
-def test_a_process_that_is_not_the_server_s_is_not_signalled(place: Place) -> None:
-    place.run("start")
-    pid_file = place.data / "postmaster.pid"
+def test_a_process_that_is_not_the_server_s_is_not_signalled(used: Place) -> None:
+    used.run("start")
+    pid_file = used.data / "postmaster.pid"
     written = pid_file.read_text()
     with subprocess.Popen(["sleep", "600"]) as mine:
         pid_file.write_text(written.replace(written.split("\n", 1)[0], str(mine.pid), 1))
-        assert "not pgserver's" in place.refused("stop")
+        assert "not pgserver's" in used.refused("stop")
         assert mine.poll() is None
         mine.kill()
     pid_file.write_text(written)

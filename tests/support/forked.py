@@ -2,7 +2,7 @@
 
 Importing is most of what a short command costs, and the tests run thousands. So one process has imported
 everything, and forks for each command. A process that it has forked is a real one: it has its own
-descriptors, environment, signals and end.
+descriptors, environment, signals and end. What a shell starts asks it by a program: see `support.asked`.
 """
 
 from __future__ import annotations
@@ -12,32 +12,52 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from inturn.cli.main import COMMANDS, main
+from support.asked import Door, become, write_program
 from support.place import TESTS
 
-#: What commands import only when they need it.
-_LATER = ("alembic.command", "httpx2", "prometheus_client", "rich.table", "rich.text", "inturn.cli.run.child")
+#: What commands import only when they need it, and what the modules of `support` need that are run.
+_LATER = (
+    *("alembic.command", "httpx2", "prometheus_client", "rich.table", "rich.text", "inturn.cli.run.child"),
+    *("inturn.applier.receiver", "pytest", "socketserver", "standardwebhooks", "wsgiref.simple_server"),
+    *("support.database", "support.race"),
+)
 
 
 class Forked:
     """A process that was forked for a command line; the same to its users as a `subprocess.Popen`.
 
     It stays a zombie until somebody waits for it: so its number is never another's.
+
+    Args:
+        args: the command line after `inturn`, or after the module.
+        environment: its variables.
+        descriptors: its standard streams.
+        module: what is run in place of `inturn`, as by `python -m`.
     """
 
-    def __init__(self, args: list[str], environment: Mapping[str, str], descriptors: list[int]) -> None:
+    def __init__(
+        self, args: list[str], environment: Mapping[str, str], descriptors: list[int], module: str = ""
+    ) -> None:
         self._pool = _pool()
-        request = {"args": args, "environment": dict(environment), "directory": str(Path.cwd())}
+        request = {
+            "args": args,
+            "environment": dict(environment),
+            "directory": str(Path.cwd()),
+            "module": module,
+        }
         self.pid = self._pool.ask(request, descriptors)
         self._end = os.pidfd_open(self.pid)  # readable when it has ended
         self._code: int | None = None
@@ -78,14 +98,20 @@ class _Pool:
 
     def __init__(self) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "support.forked", str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": str(TESTS)},
-        )
-        theirs.close()
+        self._folder = tempfile.TemporaryDirectory(prefix="inturn-asked-")
+        self.folder = Path(self._folder.name)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door, theirs:
+            door.bind(str(self.folder / "door"))
+            door.listen()
+            given = [theirs.fileno(), door.fileno()]
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "support.forked", *map(str, given)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=given,
+                env={**os.environ, "PYTHONPATH": str(TESTS)},
+            )
+        write_program(self.folder, str(self.folder / "door"))
         atexit.register(self._close)
 
     def ask(self, request: Mapping[str, object], descriptors: list[int] | None = None) -> int:
@@ -95,6 +121,7 @@ class _Pool:
     def _close(self) -> None:
         self._ours.close()
         self._process.wait()
+        self._folder.cleanup()
 
 
 @cache
@@ -102,35 +129,39 @@ def _pool() -> _Pool:
     return _Pool()
 
 
-def _serve(asked: socket.socket) -> None:
-    """Fork for each request; return in the child, ready to run the command."""
+def folder_of_inturn() -> Path:
+    """Return the folder of an `inturn` that does what the installed one does, without its imports."""
+    return _pool().folder
+
+
+def _serve(asked: socket.socket, door: Door) -> str:
+    """Fork for each request; return in the child, ready to run the command, or the module returned."""
     while True:
-        message, descriptors, _, _ = socket.recv_fds(asked, 1_000_000, 3)
-        if not message:
-            os._exit(0)
-        request = json.loads(message)
-        if "wait" in request:
-            asked.send(str(os.waitpid(request["wait"], 0)[1]).encode())
-            continue
-        pid = os.fork()
-        if pid == 0:
-            asked.close()
-            _become(request, descriptors)
-            return
-        for descriptor in descriptors:
-            os.close(descriptor)
-        asked.send(str(pid).encode())
+        for ready in select.select([asked, *door.all()], [], [])[0]:
+            child = _answer(asked, door) if ready is asked else door.answer(ready)
+            if child is not None:
+                asked.close()
+                door.close()
+                become(*child, str(TESTS))
+                return str(child[0].get("module", ""))
 
 
-def _become(request: dict[str, object], descriptors: list[int]) -> None:
-    for number, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, number)
+def _answer(asked: socket.socket, door: Door) -> tuple[dict[str, Any], list[int]] | None:
+    message, descriptors, _, _ = socket.recv_fds(asked, 1_000_000, 3)
+    if not message:
+        door.kill()
+        os._exit(0)
+    request = json.loads(message)
+    if "wait" in request:
+        asked.send(str(os.waitpid(request["wait"], 0)[1]).encode())
+        return None
+    pid = os.fork()
+    if pid == 0:
+        return request, descriptors
+    for descriptor in descriptors:
         os.close(descriptor)
-    os.chdir(str(request["directory"]))
-    os.environ.clear()
-    os.environ.update(request["environment"])  # type: ignore[call-overload]
-    sys.argv = [str(Path(sys.executable).with_name("inturn")), *request["args"]]  # type: ignore[misc]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    asked.send(str(pid).encode())
+    return None
 
 
 def _run() -> NoReturn:
@@ -141,9 +172,36 @@ def _run() -> NoReturn:
         importlib.import_module(name)
     gc.freeze()  # else each child, at its end, looks through all of it once more, and copies it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest
-    _serve(socket.socket(fileno=int(sys.argv[1])))
-    sys.exit(main())
+    asked, door = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    module = _serve(asked, Door(door))
+    try:
+        if module:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            sys.exit(0)
+        main()
+    except SystemExit as end:
+        _END.append(end.code)
+        raise
+
+
+#: The exit code of the command, once it has ended.
+_END: list[object] = []
+
+
+def _end_at_once() -> None:
+    """End here, without taking apart what was imported: it would all be copied, page by page.
+
+    It is called after whatever else is to be done at the end, once all threads have ended.
+    """
+    if len(_END) == 1 and isinstance(_END[0], int):
+        try:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+        except (OSError, ValueError):
+            return  # Python has something to say of that
+        os._exit(_END[0])
 
 
 if __name__ == "__main__":
+    atexit.register(_end_at_once)  # the first one is called last
     _run()

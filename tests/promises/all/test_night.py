@@ -8,16 +8,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 from support.database import Database, Session, until
+from support.forked import folder_of_inturn
 from support.process import InturnProcess, inturn_apply
 from support.roles import CALLER
 from support.shop import append, applied, gate_shut, open_shop, wait_at_gate
@@ -30,10 +29,10 @@ class Operator:
 
     def __init__(self, database: Database) -> None:
         known = conninfo_to_dict(database.operator_dsn)
-        binaries = f"{Path(sys.executable).parent}{os.pathsep}{database.server.binaries}"
+        binaries = f"{folder_of_inturn()}{os.pathsep}{database.server.binaries}"
         self._environment = {
             "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
-            "HOME": os.environ.get("HOME", "/root"),
+            **{name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL") if name in os.environ},
             "INTURN_DSN": database.operator_dsn,
             **{
                 f"PG{name.upper().replace('DBNAME', 'DATABASE')}": str(value) for name, value in known.items()
@@ -71,7 +70,7 @@ def load(database: Database) -> Iterator[None]:
     def call(number: int) -> None:
         connection = database.connect(user=CALLER)
         for turn in range(100_000):
-            if over.wait(0.02):
+            if over.wait(0.1):
                 return
             for topic in ("shop", "bills"):
                 connection.execute(
