@@ -38,6 +38,7 @@ def _waiting(
     other.execute("SELECT inturn.append('orders', 'k', 'insert')")
     process = subprocess.Popen(
         ["bash", "-c", line],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -115,8 +116,13 @@ def test_a_signal_reaches_it(inturn: Path, database: Database) -> None:
 def test_what_a_shell_has_ignored_for_it_is_ignored(inturn: Path, database: Database) -> None:
     """As SIGINT is of a job in the background of a script."""
     database.execute("SELECT inturn.create_topic('orders')")
-    with _waiting(inturn, database, '"$inturn" append orders k n & kill -INT $!; wait $!') as process:
-        assert process.poll() is None
+    line = '"$inturn" append orders k n & read; kill -INT $!; echo sent; wait $!'
+    with _waiting(inturn, database, line) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "sent\n"
     assert process.returncode == 0
 
 

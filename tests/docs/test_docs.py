@@ -30,6 +30,7 @@ import pytest
 from click.testing import CliRunner
 from psycopg.conninfo import make_conninfo
 from support.database import Database, until
+from support.forked import folder_of_inturn
 from support.place import DOCS, ROOT
 from support.roles import DEPLOYER, OWNER
 from support.sentences import broken, pages
@@ -134,7 +135,9 @@ class Shell:
     def __init__(self, folder: Path, dsn: str, binaries: Path) -> None:
         ours, theirs = os.openpty()
         self._output = os.fdopen(ours, "rb", buffering=0)
-        path = f"{Path(sys.executable).parent}{os.pathsep}{binaries}{os.pathsep}{os.environ['PATH']}"
+        path = os.pathsep.join(
+            [str(folder_of_inturn()), str(Path(sys.executable).parent), str(binaries), os.environ["PATH"]]
+        )
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN", "PYTHON"))}
         self._process = subprocess.Popen(
             ["bash", "--noprofile", "--norc"],
