@@ -104,7 +104,7 @@ def test_compose_commands_run_as_written(services: dict[str, Any], own: Server, 
             dsn = make_conninfo(
                 superuser, user=conninfo_to_dict(service["environment"]["INTURN_DSN"])["user"]
             )
-        environment = {**os.environ, "INTURN_DSN": dsn, "LOGIN_PASSWORD": "it's secret"}
+        environment = {**os.environ, "INTURN_DSN": dsn, "LOGIN_PASSWORD": "it's secret", "PIP_COMPILE": "0"}
         if name == "logins":
             known = conninfo_to_dict(superuser)
             environment |= {f"PG{name.upper()}": str(known[name]) for name in ("host", "port", "user")}
