@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from support.database import Database, come_first
-from support.plans import buffers, cost, explain, nodes
+from support.plans import believe, buffers, cost, explain, nodes
 from support.refusal import refusal
 from support.roles import APPLIER, OPERATOR, OWNER
 from support.server import Server
@@ -95,15 +95,7 @@ def mostly_idle(server: Server, template: str) -> Iterator[Database]:
 
 @contextmanager
 def _believing(database: Database, statistics: str) -> Iterator[psycopg.Connection[Any]]:
-    believed = _STATISTICS[statistics]
-    for table in _OURS:
-        if believed is None:
-            database.execute(f"ANALYZE inturn.{table}")
-        else:
-            database.administer(
-                "UPDATE pg_class SET relpages = %s, reltuples = %s WHERE oid = %s::regclass",
-                (*believed, f"inturn.{table}"),
-            )
+    believe(database, _OURS, _STATISTICS[statistics])
     with database.connect(autocommit=False, user=OWNER) as connection:
         yield connection
         connection.rollback()

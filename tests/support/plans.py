@@ -8,6 +8,8 @@ from typing import Any
 
 import psycopg
 
+from support.database import Database
+
 Plan = dict[str, Any]
 
 
@@ -17,6 +19,16 @@ def explain(connection: psycopg.Connection[Any], query: str, parameters: Sequenc
     assert row is not None
     plan: Plan = row[0][0]["Plan"]
     return plan
+
+
+def believe(database: Database, tables: Sequence[str], statistics: tuple[int, float] | None) -> None:
+    """Have the planner believe so many pages and rows of tables of inturn; None: what there are."""
+    names = [f"inturn.{table}" for table in tables]
+    if statistics is None:
+        database.execute(f"ANALYZE {', '.join(names)}")
+    else:
+        update = "UPDATE pg_class SET relpages = %s, reltuples = %s WHERE oid = ANY (%s::text[]::regclass[])"
+        database.administer(update, (*statistics, names))
 
 
 def buffers(plan: Plan) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import psycopg
 import pytest
 from support.database import Database, until
-from support.plans import buffers, explain, nodes, query_of_claim
+from support.plans import believe, buffers, explain, nodes, query_of_claim
 from support.roles import APPLIER, OWNER
 from support.server import Server
 from support.shop import (
@@ -99,14 +99,7 @@ def crowded(server: Server, template: str) -> Iterator[Database]:
 
 def _believe(database: Database, statistics: tuple[int, float] | None) -> None:
     """Give our tables such statistics, for the tests that follow too, which do not rely on any."""
-    for table in _OURS:
-        if statistics is None:
-            database.execute(f"ANALYZE inturn.{table}")
-        else:
-            database.administer(
-                "UPDATE pg_class SET relpages = %s, reltuples = %s WHERE oid = %s::regclass",
-                (*statistics, f"inturn.{table}"),
-            )
+    believe(database, _OURS, statistics)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.database import Database
 from support.logins import login
-from support.plans import cost
+from support.plans import believe, cost
 from support.process import run_inturn
 from support.refusal import refusal
 from support.roles import OWNER
@@ -94,14 +94,8 @@ def test_a_slice_reads_its_own_keys_only_whatever_the_statistics_say(
 ) -> None:
     for prefix in ("Before-", "order-"):
         history.execute(LOAD, [prefix, 10_000, 2])
-    for table in ("command_log", "key_sequence", "ticket", "key_mark", "turn", "skip", "operator_action"):
-        if statistics is None:
-            history.execute(f"ANALYZE inturn.{table}")
-        else:
-            history.administer(
-                "UPDATE pg_class SET relpages = %s, reltuples = %s WHERE oid = %s::regclass",
-                [*statistics, f"inturn.{table}"],
-            )
+    tables = ("command_log", "key_sequence", "ticket", "key_mark", "turn", "skip", "operator_action")
+    believe(history, tables, statistics)
     connection = history.connect(user=OWNER)
     # The slice with all that operators did: nothing of it may be looked for in the whole topic.
     read = cost(connection, "SELECT * FROM inturn.verify('orders', 'a', 'e')")
