@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from sqlalchemy import create_engine, text
-from sqlalchemy.orm import Session
 
 from inturn.applier import Applier, Command
 from support.database import Database
@@ -148,12 +146,17 @@ def _sets_isolation_level(connection: psycopg.Connection[Any], _: Command) -> No
 
 
 def _in_sqlalchemys_session(connection: psycopg.Connection[Any], _: Command) -> None:
+    from sqlalchemy import create_engine, text  # not for the processes that import this module
+    from sqlalchemy.orm import Session
+
     with Session(create_engine("postgresql+psycopg://", creator=lambda: connection)) as session:
         session.execute(text("INSERT INTO bad.single VALUES (2)"))
         session.commit()
 
 
 def _in_sqlalchemys_autocommit(connection: psycopg.Connection[Any], _: Command) -> None:
+    from sqlalchemy import create_engine, text
+
     engine = create_engine("postgresql+psycopg://", creator=lambda: connection, isolation_level="AUTOCOMMIT")
     with engine.connect() as connected:
         connected.execute(text("INSERT INTO bad.single VALUES (2)"))

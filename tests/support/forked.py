@@ -31,7 +31,7 @@ from support.place import TESTS
 #: What commands import only when they need it, and what the modules of `support` need that are run.
 _LATER = (
     *("alembic.command", "httpx2", "prometheus_client", "rich.table", "rich.text", "inturn.cli.run.child"),
-    *("inturn.applier.receiver", "pytest", "socketserver", "standardwebhooks", "wsgiref.simple_server"),
+    *("inturn.applier.receiver", "socketserver", "standardwebhooks", "wsgiref.simple_server"),
     *("support.database", "support.race"),
 )
 

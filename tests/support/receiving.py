@@ -5,9 +5,9 @@ Any number listen on one port; the kernel deals the connections out.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,6 +21,8 @@ import psycopg
 from inturn.applier import headers
 from inturn.applier.receiver import receive
 from inturn.schema.errors import RequestRefused, SignatureRefused
+from support.forked import Forked
+from support.place import TESTS
 from support.roles import RECEIVER, as_role
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -99,14 +101,14 @@ class Process:
     """A module of support as a process, which says when it is ready; leaving its block kills it."""
 
     def __init__(self, module: str, *args: str) -> None:
-        self._popen = subprocess.Popen(
-            [sys.executable, "-m", module, *args],
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._popen.stdout is not None
-        assert self._popen.stdout.readline() == "ready\n"
+        ours, theirs = os.pipe()
+        self._output = os.fdopen(ours)
+        with Path(os.devnull).open() as nothing:
+            streams = [nothing.fileno(), theirs, 2]
+            environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+            self._popen = Forked([*args], environment, streams, module=module)
+        os.close(theirs)
+        assert self._output.readline() == "ready\n"
 
     @property
     def pid(self) -> int:
@@ -133,8 +135,7 @@ class Process:
         traceback: TracebackType | None,
     ) -> None:
         self.kill()
-        assert self._popen.stdout is not None
-        self._popen.stdout.close()
+        self._output.close()
 
 
 def receiving(dsn: str, port: int, *, guarded: bool = True, signed: bool = True) -> Process:

@@ -6,15 +6,17 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import psycopg
-import pytest
 
 from inturn.applier import Applier, Command, Fleet, Outcome, pacing
 from inturn.applier.inside import visits
 from support.database import Database, Session, until
 from support.race import replace_in
+
+if TYPE_CHECKING:  # an applier's process imports this module
+    import pytest
 
 TOPIC = "shop"
 GATE = 4242
