@@ -115,10 +115,12 @@ class Breaker:
     def failed(self, key: str, error: str = "", *, probe: bool) -> bool:
         """Learn that a command of a key failed; return whether that counts as an attempt of it.
 
-        What was under way when the breaker opened does not: the command was not at fault.
+        While it is open nothing does, and no probe either: the command is not at fault. A key that always
+        fails so does not keep it open: the next probe is of another key, as this one goes behind the others.
         """
         with self._lock:
-            if self.open and not probe:
+            was_open = self.open
+            if was_open and not probe:
                 return False
             self._failed.add(key)
             self._last = key, error.partition("\n")[0][:_ERROR_CHARACTERS]
@@ -137,7 +139,7 @@ class Breaker:
                     extra={"topic": self._topic},
                 )
             self.open = True
-            return True
+            return not was_open
 
 
 def reports(

@@ -13,6 +13,7 @@ from support.roles import APPLIER
 from support.ways import OUTAGES
 
 from inturn.applier import Applier, Outage
+from inturn.applier.breaker import OPENING_FAILURES
 from inturn.applier.outside.leases import Leases
 
 KEYS = 40
@@ -87,6 +88,20 @@ def test_p5_an_outage_of_what_handlers_need_holds_no_key(outage: Database, *, ou
 
 
 @pytest.mark.parametrize("outside", OUTAGES.values(), ids=OUTAGES)
+def test_p5_only_what_opens_a_breaker_counts_as_an_attempt_however_long_it_is_open(
+    outage: Database, *, outside: bool
+) -> None:
+    outage.execute("UPDATE inturn.topic SET max_attempts = 1 WHERE name = 'needs'")
+    service = Service()
+    with shop.at_work(outage, _handlers(outage, service, outside=outside), workers=2, topics=["needs"]):
+        # Before it opened, each key may have been tried once.
+        until(lambda: service.asked >= KEYS + 3, "three probes", 60)
+        held = "SELECT count(*) FROM inturn.key_mark WHERE held_at IS NOT NULL"
+        until(lambda: outage.value(held) >= OPENING_FAILURES, "what opened it is recorded")
+        assert outage.value(held) == OPENING_FAILURES
+
+
+@pytest.mark.parametrize("outside", OUTAGES.values(), ids=OUTAGES)
 def test_p5_an_outage_is_told_by_why_status_and_keys(
     outage: Database, monkeypatch: pytest.MonkeyPatch, *, outside: bool
 ) -> None:
@@ -127,9 +142,13 @@ def test_p5_an_outage_that_has_held_every_key_costs_no_more_than_idle_topics(
 
     monkeypatch.setattr(Leases, "claim", counted)
     outage.execute("UPDATE inturn.topic SET max_attempts = 1 WHERE name = 'needs'")
+    outage.execute(
+        "SELECT inturn.pause('needs', 'k' || n) FROM generate_series(%s::integer, %s) n",
+        [OPENING_FAILURES + 1, KEYS],
+    )
     with shop.at_work(outage, _handlers(outage, Service(), outside=True), workers=1, topics=["needs"]):
         held = "SELECT count(*) FROM inturn.key_mark WHERE held_at IS NOT NULL"
-        until(lambda: outage.value(held) == KEYS, "all are held, by a probe each", 60)
+        until(lambda: outage.value(held) == OPENING_FAILURES, "all that were not paused are held", 60)
         began, before = time.monotonic(), len(claims)
         until(lambda: time.monotonic() - began > 2, "two seconds")
     # Ever less often, up to once a second, by two claims a look; it was thousands.

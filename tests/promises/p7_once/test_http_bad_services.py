@@ -215,8 +215,11 @@ def test_a_name_that_does_not_resolve_is_tried_again_and_keeps_no_other_topic(
     assert {post.headers["inturn-topic"] for post in b.log} == {TOPIC}
 
 
-def test_a_dead_service_is_probed_and_costs_the_others_and_the_keys_nothing(database: Database, b: B) -> None:
-    """Only what opened the breaker, and the probes, count as attempts."""
+def test_a_dead_service_is_probed_and_costs_the_others_and_the_keys_nothing(
+    database: Database, b: B, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what opened the breaker counts as attempts, and no probe does."""
+    monkeypatch.setattr("inturn.applier.pacing.CHOOSE_SECONDS", 0.1)
     open_topic(database, b.url)
     dead = B()
     with dead:
@@ -226,16 +229,21 @@ def test_a_dead_service_is_probed_and_costs_the_others_and_the_keys_nothing(data
     )
     database.execute("SELECT count(inturn.append('dead', 'd' || i, 'one')) FROM generate_series(1, 100) i")
     attempts = "SELECT coalesce(sum(attempts), 0) FROM inturn.key_cursor WHERE topic = 'dead'"
+    tried = (
+        "SELECT EXISTS (SELECT FROM inturn.key_cursor k, inturn.applier a"
+        " WHERE k.topic = 'dead' AND k.key = a.down -> 'dead' ->> 'key' AND k.attempts = 0)"
+    )
     with at_work(database):
-        until(lambda: database.value(attempts) >= OPENING_FAILURES + 1, "a probe")
+        until(lambda: database.value("SELECT bool_or(down ? 'dead') FROM inturn.applier"), "the breaker open")
+        opened = database.value(attempts)
+        assert OPENING_FAILURES <= opened < 50
         put_keys(database, 50)
         until(
             lambda: database.value("SELECT count(*) = 50 FROM inturn.turn WHERE topic = 'posts'"),
             "the others",
         )
-        # One of its 100 keys at a time, after a pause each.
-        assert database.value(attempts) < 50
-        assert database.value("SELECT count(*) FROM inturn.key_cursor WHERE held_at IS NOT NULL") == 0
+        until(lambda: database.value(tried), "a probe of a key that had not failed yet", 60)
+        assert database.value(attempts) == opened
         with B(port=dead.port) as back:
             wait_applied(database, 60)
     assert_in_turn(database, [*b.log, *back.log])
