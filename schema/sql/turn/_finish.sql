@@ -38,8 +38,8 @@ BEGIN
            -- What is reported as applied is there: otherwise the next append would continue above it.
            bool_or(t.applied_seq >= t.from_seq AND l.there IS NOT TRUE OR t.applied_seq < t.from_seq - 1),
            -- The keys for which somebody waits. After the claim, whose lock tells a later waiter to look again (see
-           -- wait_state); a key is looked up only where anybody waits in the topic: in the order of that index, or a plan
-           -- of when few waited takes the keys' and walks over all who have.
+           -- wait_state); a key is looked up only where anybody waits in the topic: in the order of that index, or a
+           -- plan of when few waited takes the keys' and walks over all who have.
            array_agg(t.key) FILTER (WHERE t.applied_seq >= t.from_seq AND (
                SELECT true FROM inturn.waiter w WHERE w.topic = _finish.topic AND w.until > now() ORDER BY w.until DESC LIMIT 1) AND (
                SELECT true FROM inturn.waiter w WHERE w.topic = _finish.topic AND w.key = t.key AND w.until > now() LIMIT 1))
