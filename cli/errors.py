@@ -7,7 +7,6 @@ import re
 import click
 import psycopg
 
-from inturn.applier.inside.hand import TooManyAbandoned
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.output import escape
 from inturn.schema.errors import (
@@ -84,7 +83,12 @@ def explain(error: BaseException) -> tuple[str, ExitCode]:
     return escape(line), code
 
 
-_CODES = {SchemaMismatch: ExitCode.SCHEMA, TooManyAbandoned: ExitCode.STUCK}
+def _code(error: InturnError) -> ExitCode:
+    # Whatever runs no applier starts without it: it is a sixth of what would be imported.
+    from inturn.applier.inside.hand import TooManyAbandoned
+
+    codes = {SchemaMismatch: ExitCode.SCHEMA, TooManyAbandoned: ExitCode.STUCK}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.ERROR)
 
 
 def _parts(error: BaseException) -> tuple[str, str, ExitCode]:
@@ -94,8 +98,7 @@ def _parts(error: BaseException) -> tuple[str, str, ExitCode]:
         case click.ClickException():
             parts = _click_parts(error)
         case InturnError():
-            code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), ExitCode.ERROR)
-            parts = error.message, error.hint, code
+            parts = error.message, error.hint, _code(error)
         case psycopg.Error():
             parts = _database_parts(error)
         case UnicodeError():
