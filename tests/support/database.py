@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from inturn.schema.source import revision_sql
 from support import roles
-from support.server import Server
 from support.statements import is_setting, login_of
+
+if TYPE_CHECKING:  # an applier's process imports this module
+    from support.server import Server
 
 #: How long a condition that has to come may take, in seconds; only a broken test waits it out.
 PATIENCE = 60.0

@@ -20,7 +20,7 @@ from inturn.schema.receiver import upgrade_receiver
 
 Member: TypeAlias = "Process | InturnProcess"
 
-KEYS, COMMANDS = 12, 20
+KEYS, COMMANDS = 12, 12
 
 
 @pytest.fixture
