@@ -29,6 +29,9 @@ from inturn.schema.errors import Fenced
 #: in hand, not for everything pending.
 LONGEST_TURN_SECONDS = 1.0
 
+#: A turn of more commands may be left for a transaction of its own.
+_SHORT_TURN = 10
+
 
 @dataclass(frozen=True, slots=True)
 class PythonTarget:
@@ -136,15 +139,18 @@ class PythonTarget:
     def _apply_together(
         self, connection: psycopg.Connection[Any], turns: list[Turn], leave_at: float
     ) -> None:
-        """Apply turns of several keys, the shortest first; leave those that would hold up their commit.
+        """Apply turns of several keys, the long ones last; leave those that would hold up the others' commit.
 
-        Those are taken in transactions of their own afterwards. How long one takes, the shorter ones tell.
+        Those are taken in transactions of their own afterwards. How long one takes, the others tell.
+        A short one is never left: on a busy machine each would seem to take long, and a commit each makes it
+        busier.
         """
         started_at, commands = time.monotonic(), 0
-        for turn in sorted(turns, key=lambda turn: len(turn.orders)):
+        for turn in sorted(turns, key=lambda turn: len(turn.orders) > _SHORT_TURN):
             seconds = time.monotonic() - started_at
-            if commands and seconds + len(turn.orders) * seconds / commands > pacing.BATCH_SECONDS:
-                turn.left = True
+            if commands and len(turn.orders) > _SHORT_TURN:
+                turn.left = seconds + len(turn.orders) * seconds / commands > pacing.BATCH_SECONDS
+            if turn.left:
                 continue
             self._calls.run(connection, turn, turn.orders, leave_at)
             commands += len(turn.orders)

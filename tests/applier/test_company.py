@@ -87,6 +87,16 @@ def test_keys_that_fit_into_the_time_of_a_batch_share_it(database: Database, tar
     assert (batch.keys, batch.commands, batch.left) == (8, 9, 0)
 
 
+def test_keys_with_few_commands_share_it_however_slow_the_machine_is(
+    database: Database, target: PythonTarget
+) -> None:
+    """A commit each would make a busy machine busier."""
+    for number in range(20):
+        shop.append(database, f"k{number}", *["insert"] * 10)
+    batch = target.apply_batch(_worker(database), OLDEST, 50)
+    assert (batch.keys, batch.commands, batch.left) == (20, 200, 0)
+
+
 def test_of_deep_keys_alone_each_has_a_transaction(database: Database, target: PythonTarget) -> None:
     for key in ("a", "b", "c"):
         shop.append(database, key, *["insert"] * 20)
