@@ -20,19 +20,21 @@ DECLARE
     others constant bigint := (SELECT count(*) FROM pg_locks l WHERE l.relation = 'inturn.ticket'::regclass
                                AND l.mode = 'RowShareLock' AND l.granted AND l.pid <> pg_backend_pid());
     first_at timestamptz;
-    ahead interval;
+    ahead double precision;
     place timestamptz;
 BEGIN
     IF others < 2 THEN
         RETURN since;
     END IF;
-    SELECT min(t.ready_at), (max(t.ready_at) - min(t.ready_at)) / greatest(count(*) - 1, 1) * (least(greatest(max_keys, 0), 1000) * 4 * (others + 1)) * random()
+    -- In seconds, and not beyond now: there is no end to what the first times may lie apart.
+    SELECT min(t.ready_at), random() * least(extract(epoch FROM now - min(t.ready_at))::double precision,
+               extract(epoch FROM max(t.ready_at) - min(t.ready_at)) / greatest(count(*) - 1, 1) * greatest(max_keys, 0) * 4 * (others + 1))
     INTO first_at, ahead FROM (
         SELECT t.ready_at FROM inturn.ticket t
         WHERE t.topic COLLATE "POSIX" = _spread_out.topic AND t.ready_at >= since AND t.ready_at <= now ORDER BY t.ready_at LIMIT 50) t;
     FOR attempt IN 1 .. 6 LOOP
         SELECT t.ready_at INTO place FROM inturn.ticket t
-        WHERE t.topic COLLATE "POSIX" = _spread_out.topic AND t.ready_at >= first_at + ahead AND t.ready_at <= now ORDER BY t.ready_at LIMIT 1;
+        WHERE t.topic COLLATE "POSIX" = _spread_out.topic AND t.ready_at >= first_at + make_interval(secs => ahead) AND t.ready_at <= now ORDER BY t.ready_at LIMIT 1;
         EXIT WHEN FOUND;
         ahead := ahead / 2; -- the queue is shorter
     END LOOP;

@@ -75,6 +75,18 @@ def test_p5_in_a_crowd_any_number_of_keys_may_be_asked_for(witness: Database) ->
     assert places(witness, -1) == {0}
 
 
+def test_p5_in_a_crowd_a_key_that_has_waited_for_ages_puts_nobody_beyond_the_others(
+    witness: Database,
+) -> None:
+    """By the times of the first ones, the next would be ready in a million years."""
+    for number in range(5):
+        append(witness, f"k{number}")
+    _space_out(witness)
+    witness.execute("UPDATE inturn.ticket SET ready_at = '4000-01-01 BC' WHERE key = 'k0'")
+    crowd(witness, 2)
+    assert places(witness, 1000) <= set(range(5))
+
+
 def test_p5_in_a_crowd_nobody_counts_the_tickets_to_find_where_it_begins(witness: Database) -> None:
     """With thirty appliers that was hundreds of entries a visit, for as many keys applied."""
     witness.execute(
