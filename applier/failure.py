@@ -9,9 +9,8 @@ from types import TracebackType
 import psycopg
 
 from inturn.applier.command import ClaimedCommand
+from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.verdict import Requested, Verdict, asked
-
-log = logging.getLogger("inturn.applier")
 
 #: The most characters of an error that are kept; the database cuts at the same length.
 MAX_ERROR_CHARACTERS = 8000
@@ -84,7 +83,7 @@ def encodable(text: str, info: psycopg.ConnectionInfo) -> str:
 
 
 def log_failure(order: ClaimedCommand, error: str, asks: Requested, outcome: str, *, by: str = "") -> None:
-    """Log the failure of a command, and what becomes of it.
+    """Log the failure of a command, and what becomes of it; of many equal ones, how many there are.
 
     Args:
         error: its first line is logged.
@@ -105,12 +104,11 @@ def log_failure(order: ClaimedCommand, error: str, asks: Requested, outcome: str
         what = f"key held{by}"
     elif asks.sqlstate and not asks.outage and outcome == "retrying":
         what, level = f"command put off{by}", logging.INFO
-    log.log(
+    FAILURES.log(
         level,
-        "%s: %s",
         what,
-        error.partition("\n")[0][:300],
-        extra={
+        error,
+        {
             "topic": order.topic,
             "key": order.key,
             "seq": order.seq,

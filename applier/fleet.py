@@ -24,6 +24,7 @@ from inturn.applier.outside.worker import OutsideWorker
 from inturn.applier.process.chooser import Chooser
 from inturn.applier.process.connections import Connections, warn_superuser
 from inturn.applier.process.crew import Crew
+from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.process.listener import Listener
 from inturn.applier.process.recovery import Recovery
 from inturn.applier.process.totals import Totals
@@ -188,6 +189,7 @@ class Fleet:
             self.stop.expire()
             self._crew.cancel()
             self.wait(_CANCEL_SECONDS)
+        FAILURES.say(everything=True)
         totals = self.totals
         return Outcome(
             keys=totals.keys,

@@ -17,12 +17,11 @@ from inturn.applier.inside.batch import Batch, Target
 from inturn.applier.inside.session import SessionChanged, session_of
 from inturn.applier.inside.sleep import Sleep
 from inturn.applier.metrics.tallies import Tallies
+from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import Bell, Stop
 from inturn.schema.errors import OwnerChanged, SchemaMismatch, TargetRefused
 from inturn.schema.version import check_after
-
-log = logging.getLogger("inturn.applier")
 
 #: How many keys of a topic a worker takes alone after its start, and after a connection was lost.
 CAREFUL_KEYS = 20
@@ -155,9 +154,8 @@ class Visits:
                 raise_lost(error)
             check_after(error, connection, target.schema)
             # Nobody can tell which of the keys it was: alone, it is found out and charged.
-            log.warning(
-                "a batch failed, its keys are taken alone: %s", on_one_line(error), extra={"topic": topic}
-            )
+            what = "a batch failed, its keys are taken alone"
+            FAILURES.log(logging.WARNING, what, on_one_line(error), {"topic": topic})
             self._careful[topic] = max_keys + CAREFUL_KEYS
             return Batch(keys=max_keys, redo=True, lost=True)
         if batch.lost:

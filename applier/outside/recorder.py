@@ -9,11 +9,12 @@ import logging
 import psycopg
 
 from inturn.applier.calls.lease import LeaseOutcome
+from inturn.applier.failure import on_one_line
+from inturn.applier.outside.lanes import place
 from inturn.applier.outside.leases import Leases, LeaseStep
 from inturn.applier.outside.link import SharedConnection
+from inturn.applier.process.failure_log import FAILURES
 from inturn.schema.errors import SchemaMismatch
-
-log = logging.getLogger("inturn.applier")
 
 #: The most steps of a transaction: it stays far below a second.
 MAX_STEPS = 200
@@ -64,7 +65,7 @@ class Recorder:
                 for one in taken:
                     await self._write([one])
                 return
-            log.error("progress of key %r was refused: %s", steps[0].lease.key, error)  # noqa: TRY400
+            FAILURES.log(logging.ERROR, "progress was refused", on_one_line(error), place(steps[0].lease))
             if not taken[0][1].done():
                 taken[0][1].set_exception(error)
             return

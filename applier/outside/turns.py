@@ -21,6 +21,7 @@ from inturn.applier.outside.lanes import Lane, Work, place
 from inturn.applier.outside.leases import Lease, Leases, LeaseStep
 from inturn.applier.outside.link import SharedConnection
 from inturn.applier.outside.recorder import Recorder
+from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import LoopBell, Stop
 from inturn.schema.errors import Fenced, SchemaMismatch
@@ -110,7 +111,7 @@ class OutsideTurns:
     async def _not_recorded(self, lease: Lease, error: psycopg.Error) -> None:
         """Say that the database refused something of a key, so that its lease need not run out first."""
         reason = " ".join(str(error).split())
-        log.warning("not recorded: %s", reason, extra=place(lease))
+        FAILURES.log(logging.WARNING, "not recorded", reason, place(lease))
         if error.sqlstate is None:
             return  # the database is gone
         try:
@@ -120,7 +121,7 @@ class OutsideTurns:
             outcome = await self._link.run(lose, patient=True)
         except psycopg.Error:
             return  # the lease runs out
-        log.warning("%s", outcome, extra=place(lease))
+        FAILURES.log(logging.WARNING, outcome, reason, place(lease))
 
     async def _give_back(self, lease: Lease, error: SchemaMismatch) -> None:
         """Let a key go that an upgrade found in hand: it is not charged, and its command is repeated."""
