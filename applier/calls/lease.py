@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple, TypeAlias
 
-from inturn.applier.calls.call import Call, all_as, first_as, statement, value
+from inturn.applier.calls.call import Call, all_as, first_as, nothing, statement, value
 from inturn.applier.verdict import Requested
 
 LeaseOutcome: TypeAlias = Literal["kept", "let go", "fenced"]
@@ -36,6 +36,13 @@ def claim_alone(schema: str, topic: str, since: datetime | str, applier_id: str)
         ),
         (topic, topic, since, applier_id),
         first_as(ClaimedAlone),
+    )
+
+
+def lock_lease(schema: str, topic: str, key: str, epoch: int) -> Call[None]:
+    """Return the call that locks a key that was claimed alone, to the end of the transaction."""
+    return Call(
+        statement("SELECT FROM {schema}._hold_lease(%s, %s, %s)", schema), (topic, key, epoch), nothing
     )
 
 
@@ -100,6 +107,13 @@ def lose_alone(
         statement("SELECT {schema}._lose_alone(%s, %s, %s, %s, %s)", schema),
         (topic, key, epoch, error, is_clear),
         value,
+    )
+
+
+def blame_alone(schema: str, topic: str, key: str, epoch: int, error: str) -> Call[None]:
+    """Return the call that notes that a turn has failed while it goes on."""
+    return Call(
+        statement("SELECT {schema}._blame_alone(%s, %s, %s, %s)", schema), (topic, key, epoch, error), nothing
     )
 
 

@@ -66,9 +66,16 @@ def superuser() -> Call[str | None]:
     )
 
 
-def bound() -> sql.Composed:
-    """Return the statement after which nothing in the session takes longer than 10 s."""
-    return statement("SET statement_timeout = '10 s'")
+def bound() -> Call[None]:
+    """Return the call that bounds statements of the transaction: to 10 s, and a wait for a lock to 1 s."""
+    return Call(
+        statement(
+            "SELECT pg_catalog.set_config('statement_timeout', '10 s', true),"
+            " pg_catalog.set_config('lock_timeout', '1 s', true)"
+        ),
+        (),
+        nothing,
+    )
 
 
 def is_idle(backend_pid: int) -> Call[bool]:

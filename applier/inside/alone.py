@@ -9,22 +9,22 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NoReturn, Protocol
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from inturn.applier import calls
+from inturn.applier.calls.call import Call
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.failure import describe, encodable, on_one_line
 from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.session import SessionChanged, session_of
+from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.stop import Stop
-from inturn.schema.errors import SchemaMismatch
+from inturn.schema.errors import Fenced, SchemaMismatch
 from inturn.schema.version import check_after
-
-log = logging.getLogger("inturn.applier")
 
 #: A session that ends with one of these has ended because of what was done in it:
 #: idle_in_transaction_session_timeout, transaction_timeout.
@@ -76,6 +76,29 @@ class TurnLost(Exception):
             _log(self.alone, f"the connection was lost with the command in hand ({outcome})", error)
 
 
+class NotHeld(Exception):
+    """A key that was claimed alone could not be locked for its turn: nothing of it was begun."""
+
+
+def hold(connection: psycopg.Connection[Any], alone: Alone) -> None:
+    """Lock a key that was claimed alone, to the end of the transaction, before any limit is set.
+
+    Raises:
+        NotHeld: another claim was quicker, or the session's timeouts have ended the wait for somebody else.
+    """
+    try:
+        session_of(connection).call(calls.lease.lock_lease(alone.schema, alone.topic, alone.key, alone.epoch))
+    except psycopg.Error as error:
+        if error.sqlstate == Fenced.sqlstate or is_cut(error):
+            raise NotHeld from error
+        raise
+
+
+def is_cut(error: BaseException) -> bool:
+    """Return whether a statement was cut off while it waited: statement_timeout, a cancel, lock_timeout."""
+    return isinstance(error, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable)
+
+
 def is_transient(error: BaseException) -> bool:
     """Return whether a statement was lost against another transaction, as by a deadlock."""
     return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith("40")
@@ -114,7 +137,10 @@ class AloneTarget(Protocol):
     def stop(self) -> Stop: ...
 
     def turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
-        """Apply its commands and end the turn, in a transaction. Whatever it raises is charged to the key."""
+        """Apply its commands and end the turn, in a transaction.
+
+        Whatever it raises is charged to the key, but NotHeld.
+        """
         ...
 
 
@@ -152,6 +178,9 @@ def _take(
     except SessionChanged:
         _lose(connection, alone, None, is_clear=False)
         raise
+    except NotHeld:
+        # Whoever has it locked may have it for long: nothing is said, and the lease runs out.
+        return Batch(keys=1, hand=alone.ready_at)
     except BaseException as error:
         if connection.closed:
             # psycopg tells a lost one: that is broken too.
@@ -181,16 +210,49 @@ def _end_if_upgraded(error: BaseException, connection: psycopg.Connection[Any], 
         raise
 
 
-def lose_overdue(connection: psycopg.Connection[Any], schema: str, order: ClaimedCommand, error: str) -> None:
-    """Charge a command whose turn was taken alone, and whose session was ended because of it.
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """What a command is charged with that was taken alone, and whose session is ended because of it.
 
-    Nothing is changed when it was not alone.
-
-    Raises:
-        psycopg.Error: the connection or the database failed.
+    It is noted first: once the session has ended, another claim may be quicker than `charge`. No statement
+    here waits for long, as every other handler has to be watched.
     """
-    now = datetime.now(UTC)
-    _lose(connection, Alone(schema, order.topic, order.key, order.epoch, now), error, is_clear=True)
+
+    schema: str
+    order: ClaimedCommand
+    timeout: float
+
+    @property
+    def error(self) -> str:
+        return f"the command took longer than its topic's timeout of {self.timeout:g} s, and goes on"
+
+    def note(self, connection: psycopg.Connection[Any]) -> None:
+        """Note it, while the session goes on; whoever finds the key charges it.
+
+        Raises:
+            psycopg.Error: the connection or the database failed.
+        """
+        order = self.order
+        call = calls.lease.blame_alone(self.schema, order.topic, order.key, order.epoch, self.error)
+        self._run(connection, call)
+
+    def charge(self, connection: psycopg.Connection[Any]) -> None:
+        """Charge it at once, if nobody else was quicker and nobody has the key locked.
+
+        Raises:
+            psycopg.Error: the connection or the database failed.
+        """
+        order = self.order
+        call = calls.lease.lose_alone(
+            self.schema, order.topic, order.key, order.epoch, self.error, is_clear=True
+        )
+        self._run(connection, call)
+
+    def _run(self, connection: psycopg.Connection[Any], call: Call[Any]) -> None:
+        # In a transaction: through a pooler a setting of the session would stay behind for others.
+        with connection.transaction():
+            calls.session.bound().on(connection)
+            call.on(connection)
 
 
 def _lose(connection: psycopg.Connection[Any], alone: Alone, error: str | None, *, is_clear: bool) -> str:
@@ -203,15 +265,14 @@ def _lose(connection: psycopg.Connection[Any], alone: Alone, error: str | None, 
         try:
             return session_of(connection).call(call)
         except psycopg.Error as lost:
-            if not is_transient(lost) or attempt == _LOSE_ATTEMPTS - 1:
-                raise
-    return ""
+            if attempt < _LOSE_ATTEMPTS - 1 and (is_transient(lost) or is_cut(lost)):
+                continue
+            if is_cut(lost):
+                break  # somebody else has it locked: the lease runs out, and the key is a suspect
+            raise
+    return "not recorded"
 
 
 def _log(alone: Alone, what: str, error: str) -> None:
-    log.warning(
-        "%s: %s",
-        what,
-        error.partition("\n")[0][:300],
-        extra={"topic": alone.topic, "key": alone.key, "epoch": alone.epoch},
-    )
+    extra = {"topic": alone.topic, "key": alone.key, "epoch": alone.epoch}
+    FAILURES.log(logging.WARNING, what, error, extra)

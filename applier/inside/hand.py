@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -62,6 +62,15 @@ class Hand:
         finally:
             with self._lock:
                 self._order = None
+
+    def interrupt(self, cancel: Callable[[], None]) -> None:
+        """Call `cancel` if the command is late; until it returns, the worker does not let go of the command.
+
+        So a cancel meets no other statement than the command's.
+        """
+        with self._lock:
+            if self._order is not None and time.monotonic() >= self._end_at:
+                cancel()
 
     def overdue(self, by: float) -> Overdue | None:
         """Return the command that is late by that many seconds; None: none is."""

@@ -13,7 +13,7 @@ from inturn.applier import pacing
 from inturn.applier.breaker import Breaker
 from inturn.applier.failure import log_failure
 from inturn.applier.handlers import Applier
-from inturn.applier.inside.alone import Alone, take_alone
+from inturn.applier.inside.alone import Alone, hold, take_alone
 from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.hand import Hand
 from inturn.applier.inside.python.handler_calls import HandlerCalls, Violated
@@ -97,7 +97,8 @@ class PythonTarget:
         """Apply the commands of a key that was claimed alone; see AloneTarget."""
         started_at = time.monotonic()
         with connection.transaction():
-            session_of(connection).limit(self.timeout)
+            hold(connection, alone)
+            session_of(connection).limit(self.timeout)  # what merges commands may hang as a handler may
             turn = self._records.hold(connection, alone)
             if turn is None:
                 return Batch(keys=1, failures=1, hand=alone.ready_at)

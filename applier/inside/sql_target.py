@@ -11,7 +11,7 @@ import psycopg
 
 from inturn.applier import calls
 from inturn.applier.breaker import Breaker
-from inturn.applier.inside.alone import Alone, take_alone
+from inturn.applier.inside.alone import Alone, hold, take_alone
 from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.session import session_of
 from inturn.applier.stop import Stop
@@ -64,6 +64,7 @@ class SqlTarget:
         call = calls.sql_target.apply_alone(self.schema, self.topic, alone.key, alone.epoch, session.pinned)
         started_at = time.monotonic()
         with connection.transaction():
+            hold(connection, alone)
             session.limit(self._limit)
             commands, failures, skipped = session.call(call)
             if self.stop.expired:

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import psycopg
 
 from inturn.applier import calls
-from inturn.applier.inside.alone import lose_overdue
+from inturn.applier.failure import on_one_line
+from inturn.applier.inside.alone import Blame
 from inturn.applier.inside.hand import Hand, Overdue
+from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.stop import Stop
-from inturn.schema.pooling import is_pooled
 
 log = logging.getLogger("inturn.applier")
 
@@ -65,6 +66,7 @@ class Watchdog:
     def run(self) -> None:
         """Watch until stopped."""
         while not self._stop.wait(_LOOK_SECONDS):
+            FAILURES.say()
             for worker in self._workers():
                 try:
                     self._look(worker)
@@ -75,8 +77,8 @@ class Watchdog:
         late = worker.hand.overdue(GIVE_UP_SECONDS)
         if late is not None:
             self._give_up(worker, late)
-        elif worker.hand.overdue(0.0) is not None:
-            worker.cancel()
+        else:
+            worker.hand.interrupt(worker.cancel)
 
     def _give_up(self, worker: Watched, late: Overdue) -> None:
         """End the session of a worker whose handler does not return, charge its command, and replace it."""
@@ -85,19 +87,16 @@ class Watchdog:
         extra = {"topic": order.topic, "key": order.key, "seq": order.seq, "attempt": order.attempt}
         log.warning("a handler that does not return was given up", extra=extra)
         try:
-            worker.hang_up()
             with self._connect() as connection:
-                # A wait for a ticket here would keep every other handler from being watched.
-                if not is_pooled(connection):  # it would stay behind in a session that others use
-                    connection.execute(calls.session.bound())
-                # Its tickets are free once its session is over.
-                calls.session.terminate(worker.backend_pid, _TERMINATE_MILLISECONDS).on(connection)
                 # Where keys shared its transaction, the next worker finds it out: it takes them alone.
-                if late.is_alone:
-                    error = (
-                        f"the command took longer than its topic's timeout of {late.timeout:g} s, and goes on"
-                    )
-                    lose_overdue(connection, self._schema, order, error)
+                blame = Blame(self._schema, order, late.timeout) if late.is_alone else None
+                if blame:
+                    blame.note(connection)
+                # Its tickets are free once its session is over.
+                worker.hang_up()
+                calls.session.terminate(worker.backend_pid, _TERMINATE_MILLISECONDS).on(connection)
+                if blame:
+                    blame.charge(connection)
         except psycopg.Error as error:
-            log.warning("could not charge it: %s", error, extra=extra)
+            log.warning("could not charge it: %s", on_one_line(error), extra=extra)
         self._replace()

@@ -53,6 +53,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._end_alone(text, text, bigint, bigint, text, text, interval),
     inturn._end_turn_alone(text, text, bigint, bigint, text, text, interval),
     inturn._lose_alone(text, text, bigint, text, boolean),
+    inturn._blame_alone(text, text, bigint, text),
     -- Where the topic has merge rules; what merges runs as the applier.
     inturn._settings_of(text),
     inturn._merge_rules(text),

@@ -214,6 +214,7 @@ APPLIER_STEPS = {
         "_claim_alone",
         "_end_turn_alone",
         "_lose_alone",
+        "_blame_alone",
         "_batch_commands",
         "_turn_commands",
     ),

@@ -4,7 +4,8 @@
 -- The first loss is suspicion: other keys were in hand too, and any of them may have been the cause. So it counts as no
 -- attempt, and the key is taken alone from now on (see _begin_lease). A loss while it was alone is a failed attempt of
 -- its next command.
--- error: what is known of the cause; NULL: nothing but that the lease ran out. The caller has locked the key's ticket.
+-- error: what is known of the cause; NULL: nothing but that the lease ran out. What was noted during the lease counts
+-- more, and is a failed attempt (see _blame_alone). The caller has locked the key's ticket.
 CREATE FUNCTION inturn._lose_lease(was inturn.key_cursor, error text) RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -16,7 +17,11 @@ DECLARE
         to_char(was.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')));
     cursor inturn.key_cursor := was;
 BEGIN
-    IF was.lost > 0 THEN
+    IF was.failed_at > was.claimed_at THEN
+        cursor.lost := 0; -- it is known what the command did
+        RETURN inturn._record_failure(cursor, was.epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1, was.last_error,
+                                      was.claimed_by, was.claimed_at, NULL, NULL);
+    ELSIF was.lost > 0 THEN
         RETURN inturn._record_failure(was, was.epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1, reason,
                                       was.claimed_by, was.claimed_at, NULL, NULL);
     END IF;

@@ -17,6 +17,7 @@ DECLARE
     claimed pg_catalog.record;
     turn pg_catalog.record;
     problem pg_catalog.text; state pg_catalog.text;
+    held boolean := false;
     blameless boolean;
     revision constant pg_catalog.text := inturn._revision();
     upgraded boolean;
@@ -29,13 +30,17 @@ BEGIN
         RETURN;
     END IF;
     BEGIN
+        PERFORM inturn._hold_lease(topic, claimed.key, claimed.epoch);
+        held := true;
         SELECT * INTO turn FROM inturn._apply_alone(topic, claimed.key, claimed.epoch);
     EXCEPTION WHEN OTHERS THEN
         GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT, state = RETURNED_SQLSTATE;
     END;
     COMMIT AND CHAIN;
     PERFORM inturn._keep_settings(settings);
-    IF state IS NOT NULL THEN
+    IF NOT held AND state OPERATOR(pg_catalog.=) ANY ('{55P03,IT030}') THEN
+        RETURN; -- somebody else has it locked, or claimed: the lease runs out
+    ELSIF state IS NOT NULL THEN
         -- The turn itself could not be ended. Lost against another transaction, the key is let go as it was.
         upgraded := pg_catalog.starts_with(state, '42') AND inturn._revision() OPERATOR(pg_catalog.<>) revision;
         blameless := upgraded OR pg_catalog.starts_with(state, '40');

@@ -91,6 +91,30 @@ def test_p5_a_python_handler_that_takes_too_long(
         assert all(worker.error is None for worker in fleet._crew.workers)
 
 
+def test_p5_a_python_handler_that_takes_too_long_is_charged_though_its_charge_is_cut_off(
+    slow: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker has taken the key before it could be charged: on a busy machine, again and again."""
+    monkeypatch.setattr("inturn.applier.inside.watchdog.GIVE_UP_SECONDS", 0.3)
+
+    def cut_off(*_: object) -> None:
+        raise psycopg.errors.QueryCanceled
+
+    monkeypatch.setattr("inturn.applier.inside.alone.Blame.charge", cut_off)
+    _open(slow)
+    applier = Applier()
+
+    def apply(connection: Any, command: Any) -> None:
+        _write(connection, command)
+        if command.key == "bad":
+            _RELEASE.wait(60)
+
+    for topic in ("bad", "other"):
+        applier.handler(topic)(apply)
+    with shop.at_work(slow, applier, workers=2, steady=False):
+        _assert_charged(slow)
+
+
 @pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
 def test_p5_a_sql_target_that_takes_too_long(slow: Database, *, steady: bool) -> None:
     slow.execute("""
