@@ -174,19 +174,21 @@ class Suspects(NamedTuple):
     due: float | None
 
 
-def next_suspect(schema: str, topics: Sequence[str], since: str | None) -> Call[Suspects]:
+def next_suspect(schema: str, topics: Sequence[str], since: str | None, began_at: str) -> Call[Suspects]:
     """Return the call that says whether a drain has to go on for a key that was put off.
 
-    since: what was looked at before the last claim that found nothing; None: nothing was.
+    Args:
+        since: what was looked at before the last claim that found nothing; None: nothing was.
+        began_at: when the drain began.
     """
     return Call(
         statement(
             "SELECT looked_at::pg_catalog.text,"
             " extract(epoch FROM due OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp())::double precision"
-            " FROM {schema}._next_suspect(%s::pg_catalog.text[], %s)",
+            " FROM {schema}._next_suspect(%s::pg_catalog.text[], %s, %s)",
             schema,
         ),
-        (list(topics), since),
+        (list(topics), since, began_at),
         one_as(Suspects),
     )
 

@@ -54,6 +54,11 @@ def server() -> Call[str]:
     return Call(statement("SELECT pg_catalog.pg_postmaster_start_time()::pg_catalog.text"), (), value)
 
 
+def clock() -> Call[str]:
+    """Return the call that says what the database's clock says."""
+    return Call(statement("SELECT pg_catalog.clock_timestamp()::pg_catalog.text"), (), value)
+
+
 def superuser() -> Call[str | None]:
     """Return the call that says as which superuser the session works; None: as none."""
     return Call(

@@ -60,14 +60,16 @@ class Passes:
         return list(found)
 
     def next_suspect(
-        self, connection: psycopg.Connection[Any], topics: Sequence[str], since: str | None
+        self, connection: psycopg.Connection[Any], topics: Sequence[str], since: str | None, began_at: str
     ) -> Suspects:
         """Return when the next key is ready that was put off, as an applier was lost with it.
+
+        since, began_at: see calls.appliers.next_suspect.
 
         Raises:
             psycopg.Error: the connection or the database failed.
         """
-        return session_of(connection).call(calls.appliers.next_suspect(self._schema, topics, since))
+        return session_of(connection).call(calls.appliers.next_suspect(self._schema, topics, since, began_at))
 
     def prune(self, connection: psycopg.Connection[Any]) -> bool:
         """Prune a batch, if that is asked for and due; return whether it was.

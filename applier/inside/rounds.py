@@ -9,10 +9,11 @@ from typing import Any
 
 import psycopg
 
-from inturn.applier import pacing
+from inturn.applier import calls, pacing
 from inturn.applier.breaker import TargetDown
 from inturn.applier.inside.batch import Target
 from inturn.applier.inside.passes import Passes
+from inturn.applier.inside.session import session_of
 from inturn.applier.inside.sleep import Sleep
 from inturn.applier.inside.visits import Visit, Visits
 from inturn.applier.process.suspects import SuspectLooks
@@ -114,9 +115,11 @@ class Rounds:
     def _waits_for_suspect(self, connection: psycopg.Connection[Any]) -> bool:
         """Wait for a key that was put off, as an applier was lost with it; return whether to look again."""
         served = self._targets.keys() - self._visits.left_out - self._refused.keys()
-        if not served:
+        if not served or self._suspects.began_at is None:
             return False
-        look = self._passes.next_suspect(connection, sorted(served), self._suspects.since)
+        look = self._passes.next_suspect(
+            connection, sorted(served), self._suspects.since, self._suspects.began_at
+        )
         seconds = self._suspects.seconds_to_claim(look)
         if seconds is not None:
             self._stop.wait(seconds)
@@ -128,6 +131,8 @@ class Rounds:
             raise refusal
 
     def _choose_when_due(self, connection: psycopg.Connection[Any]) -> None:
+        if self._drain and self._suspects.began_at is None:
+            self._suspects.began_at = session_of(connection).call(calls.session.clock())
         if time.monotonic() - self._chosen_at > pacing.CHOOSE_SECONDS:
             self._targets = {target.topic: target for target in self._choose(connection)}
             self._passes.serve(connection, list(self._targets))

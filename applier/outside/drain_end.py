@@ -23,12 +23,22 @@ class DrainEnd:
         self._link = link
         self._suspects = SuspectLooks()
 
+    async def begin(self) -> None:
+        """Note when the drain begins, once."""
+        if self._suspects.began_at is None:
+            self._suspects.began_at = await self._link.run(self._leases.clock)
+
     async def seconds_to_suspect(self) -> float | None:
         """Return how long until the worker looks again, for a key that was put off; None: it need not."""
         topics = [lane.topic for lane in self._lanes if lane.room]
-        if not topics:
+        if not topics or self._suspects.began_at is None:
             return None
-        look = functools.partial(self._leases.next_suspect, topics=topics, since=self._suspects.since)
+        look = functools.partial(
+            self._leases.next_suspect,
+            topics=topics,
+            since=self._suspects.since,
+            began_at=self._suspects.began_at,
+        )
         return self._suspects.seconds_to_claim(await self._link.run(look))
 
     async def check_down(self) -> None:

@@ -169,6 +169,12 @@ class Leases:
         """Return how long until the next key of these topics is ready; None when none is due."""
         return await calls.appliers.next_ready(self._schema, topics, since).on_async(connection)
 
-    async def next_suspect(self, connection: Connection, topics: list[str], since: str | None) -> Suspects:
+    async def clock(self, connection: Connection) -> str:
+        """Return what the database's clock says."""
+        return await calls.session.clock().on_async(connection)
+
+    async def next_suspect(
+        self, connection: Connection, topics: list[str], since: str | None, began_at: str
+    ) -> Suspects:
         """Return when the next key is ready that was put off, as an applier was lost with it."""
-        return await calls.appliers.next_suspect(self._schema, topics, since).on_async(connection)
+        return await calls.appliers.next_suspect(self._schema, topics, since, began_at).on_async(connection)

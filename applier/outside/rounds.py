@@ -73,6 +73,8 @@ class OutsideRounds:
 
     async def serve_on(self) -> None:
         """Serve, again after a while when the database refused."""
+        if self._drain:
+            await self._end.begin()
         while not self._stop.requested:
             try:
                 return await self._serve()

@@ -9,10 +9,12 @@ class SuspectLooks:
     """Of one worker, which looks where it found nothing ready: see the SQL function _next_suspect.
 
     Attributes:
-        since: when it looked last, by the database's clock; given to the next look.
+        began_at: when the drain began, by the database's clock; None: it has not.
+        since: when it looked last, by the same clock; given to the next look.
     """
 
     def __init__(self) -> None:
+        self.began_at: str | None = None
         self.since: str | None = None
 
     def seconds_to_claim(self, found: Suspects) -> float | None:

@@ -114,7 +114,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._list_topics(text[]),
     inturn._arrival_topics(text[]),
     inturn._has_others(text, text),
-    inturn._next_suspect(text[], timestamptz),
+    inturn._next_suspect(text[], timestamptz, timestamptz),
     inturn._count_held(text[]),
     inturn._prune_idle()
 TO inturn_applier;

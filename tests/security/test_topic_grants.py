@@ -198,7 +198,7 @@ def test_inturn_apply_serves_those_that_its_login_may(two: Database) -> None:
 
 
 _BEGIN = "SELECT inturn._begin_pass('{orders}', NULL)"
-_SUSPECT = "SELECT inturn._next_suspect('{orders}', NULL)"
+_SUSPECT = "SELECT inturn._next_suspect('{orders}', NULL, now())"
 ACTIONS = (
     "pause('orders', 'x', 'because')",
     "skip('orders', 'x', 1, 'because')",

@@ -2,14 +2,15 @@
 -- (see _begin_lease, _claim_alone); due: NULL: none is, within the 100 ms for which they are put off.
 -- Internal to the appliers: a drain goes on until such keys are applied. Takes no locks.
 --
--- A key that has failed is left out: it waits for its next attempt. So is one by whose lease somebody is at work (one
--- that has run out makes a suspect: _claim_alone puts that off as it is), one that is held, paused or waiting, and a
--- paused topic.
+-- A key that has failed since the drain began is left out: its next attempt is for the next run. So is one by whose
+-- lease somebody is at work (one that has run out makes a suspect: _claim_alone puts that off as it is), one that is
+-- held, paused or waiting, and a paused topic. began_at: when the drain began. A loss is no failure, unless it counted
+-- as an attempt.
 -- since: what was looked_at before the last claim that found nothing: what was ready then is in somebody else's hands.
 -- NULL: from now on; then the caller claims and asks once more. looked_at: to be given to the next call.
 -- Raises IT014 for a topic that is granted to other appliers only.
 CREATE FUNCTION inturn._next_suspect(
-    topics text[], since timestamptz, OUT looked_at timestamptz, OUT due timestamptz
+    topics text[], since timestamptz, began_at timestamptz, OUT looked_at timestamptz, OUT due timestamptz
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -28,7 +29,10 @@ BEGIN
         WHERE c.topic COLLATE "POSIX" = t.topic
           AND c.ready_at > coalesce(since, now) AND c.ready_at <= now + interval '100 ms' AND c.marked
           AND (SELECT CASE WHEN m.claimed_by IS NULL THEN m.lost > 0 ELSE m.lease_until <= now END
-                  AND m.attempts = 0 AND num_nonnulls(m.held_at, m.paused_at, m.waiting_at) = 0
+                  AND (m.attempts = 0 OR m.failed_at < began_at OR EXISTS (
+                      SELECT FROM inturn.turn u
+                      WHERE u.topic = m.topic AND u.key = m.key AND u.epoch = m.epoch AND u.outcome = 'lost'))
+                  AND num_nonnulls(m.held_at, m.paused_at, m.waiting_at) = 0
                FROM inturn.key_mark m WHERE m.topic = c.topic AND m.key = c.key AND m.epoch = c.epoch)
           AND (SELECT p.paused_at IS NULL OR p.paused_until <= now FROM inturn.topic p WHERE p.name = t.topic)
         ORDER BY c.ready_at LIMIT 1) s;
