@@ -178,11 +178,7 @@ class Fleet:
         return self._crew.wait(seconds)
 
     def end(self, grace: float) -> Outcome:
-        """End the workers: after the command in hand, or by cancelling it when the grace is over.
-
-        Args:
-            grace: seconds that the commands in hand may still take.
-        """
+        """End the workers: after the commands in hand, which are cancelled after `grace` seconds."""
         self.request_stop()
         cut = not self.wait(grace)
         if cut:

@@ -20,7 +20,8 @@ NEXT = "SELECT due IS NOT NULL FROM inturn._next_suspect(ARRAY['posts'], '-infin
 #: What has become of keys before the drain, by what they are.
 BEFORE = {
     "fresh": "SELECT",
-    "had failed, then lost": "UPDATE inturn.key_mark SET attempts = 1, failed_at = now()",
+    "had failed, then lost": "UPDATE inturn.key_mark SET attempts = 1,"
+    " failed_at = claimed_at - interval '1 s'",
     "lost alone, and due": "UPDATE inturn.key_mark SET attempts = 1, failed_at = now(), lost = 1,"
     " claimed_by = NULL, claimed_at = NULL, lease_until = NULL",
 }
