@@ -207,7 +207,7 @@ class Fleet:
         with self._connections.connect() as connection:
             return calls.appliers.pending_commands(self._schema, self.topics).on(connection)
 
-    def _add_worker(self, number: int) -> None:
+    def _add_worker(self, number: int, *, careful: bool = True) -> None:
         hand = Hand()
         worker = Worker(
             self._connections.connect,
@@ -221,17 +221,18 @@ class Fleet:
             recovery=self._recovery,
             tallies=self.tallies,
             prune=self._prune,
+            careful=careful,
         )
         self._crew.add(worker, f"inturn-worker-{number}")
 
-    def _replace(self) -> None:
+    def _replace(self, careful: bool) -> None:
         """Start a worker in the place of one that was given up; too many of them end the process."""
         given_up = self._crew.given_up
         if given_up >= MOST_ABANDONED:
             self._error = TooManyAbandoned(given_up)
             self.request_stop()
         elif not self.stop.requested:
-            self._add_worker(len(self._crew.workers) + 2)
+            self._add_worker(len(self._crew.workers) + 2, careful=careful)
 
     def _serve_no_more(self) -> None:
         if not self._drain:

@@ -104,6 +104,11 @@ def count_skipped(schema: str, topic: str, key: str, seq: int, epoch: int) -> Ca
     )
 
 
+def keep_alone(schema: str, topic: str, key: str, epoch: int) -> Call[None]:
+    """Return the call that has a key taken alone whose failure was just recorded."""
+    return Call(statement("SELECT {schema}._keep_alone(%s, %s, %s)", schema), (topic, key, epoch), nothing)
+
+
 def lock_ticket(schema: str, topic: str, key: str, epoch: int) -> Call[bool]:
     """Return the call that locks a key's ticket once more; it says whether it is there and free."""
     return Call(

@@ -40,7 +40,7 @@ class Batch:
         hand: when the last claimed key had become ready: where the next claim starts.
         skipped: how many commands were passed over.
         target_seconds: how long the handlers or the SQL target were at work.
-        lost: as redo, and they have to be taken by apply_alone: an applier was lost with one of them in hand.
+        lost: as redo: an applier was lost with one of them, which apply_alone has to take, from `hand` on.
         empty: how many turns found nothing to apply.
         handled: the calls of handlers; None where the database made them.
         left: how many more keys were claimed and left as they were, each for a transaction of its own; `hand`

@@ -74,7 +74,7 @@ class PythonTarget:
                 seconds = time.monotonic() - started_at
                 self._records.end(connection, turns)
         except Lost as lost:
-            return Batch(keys=lost.keys, redo=True, lost=True)
+            return Batch(keys=lost.keys, redo=True, lost=True, hand=lost.ready_at)
         except Redo:
             return Batch(keys=len(turns), redo=True)
         except psycopg.DatabaseError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class Visits:
         totals: Totals,
         tallies: Tallies,
         found: Callable[[], None],
+        careful: bool,
     ) -> None:
         """Make them.
 
@@ -56,6 +58,7 @@ class Visits:
             max_keys: the most keys that share a transaction.
             totals, tallies: what was done is added to them.
             found: called when keys were claimed.
+            careful: take the first keys of every topic alone.
         """
         # What a key of a topic takes, by the quickest of the last batches.
         self._seconds_per_key: dict[str, float] = {}
@@ -69,7 +72,7 @@ class Visits:
         # Of each topic, how many keys are still to be taken alone; of one that is not here: as at first.
         # A key that cost an applier its connection is among the first ready ones.
         self._careful: dict[str, int] = {}
-        self._careful_at_first = CAREFUL_KEYS if STARTS_CAREFULLY else 0
+        self._careful_at_first = CAREFUL_KEYS if careful and STARTS_CAREFULLY else 0
         #: Topics with ready keys that the last pass left, because their breaker is open.
         self.left_out: set[str] = set()
 
@@ -141,7 +144,7 @@ class Visits:
             return self._probe(connection, target, hand)
         careful = self._careful.get(topic, self._careful_at_first)
         if careful > 0:
-            return self._make_alone(connection, target, hand, careful)
+            return self._make_alone(connection, target, hand)
         try:
             batch = target.apply_batch(connection, hand, max_keys)
         except (SessionChanged, SchemaMismatch):
@@ -159,20 +162,20 @@ class Visits:
             self._careful[topic] = max_keys + CAREFUL_KEYS
             return Batch(keys=max_keys, redo=True, lost=True)
         if batch.lost:
-            self._careful[topic] = batch.keys
+            # The others go on together; the hand stays where it was, before them.
+            return dataclasses.replace(self._make_alone(connection, target, batch.hand), hand=hand)
         return batch
 
-    def _make_alone(
-        self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str, careful: int
-    ) -> Batch:
-        """Apply the next key alone. careful: how many keys of the topic are still to be taken so."""
+    def _make_alone(self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str) -> Batch:
+        """Apply the next key alone."""
         try:
             batch = target.apply_alone(connection, hand)
         except psycopg.Error as error:
             if not is_transient(error):
                 raise
             return Batch(keys=1, redo=True, lost=True)
-        if batch.keys:
+        careful = self._careful.get(target.topic, self._careful_at_first)
+        if batch.keys and careful > 0:
             self._careful[target.topic] = careful - 1
         return batch
 

@@ -45,7 +45,7 @@ class Watchdog:
         self,
         connect: Callable[[], psycopg.Connection[Any]],
         workers: Callable[[], Sequence[Watched]],
-        replace: Callable[[], None],
+        replace: Callable[[bool], None],
         *,
         schema: str,
         stop: Stop,
@@ -55,7 +55,8 @@ class Watchdog:
         Args:
             connect: gives a connection in autocommit.
             workers: gives those that are at work.
-            replace: starts another worker in the place of one that was given up.
+            replace: starts another worker in the place of one that was given up; told whether it has to be
+                careful, as any of several keys may have been at fault.
         """
         self._connect = connect
         self._workers = workers
@@ -99,4 +100,4 @@ class Watchdog:
                     blame.charge(connection)
         except psycopg.Error as error:
             log.warning("could not charge it: %s", on_one_line(error), extra=extra)
-        self._replace()
+        self._replace(not late.is_alone)

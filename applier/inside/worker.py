@@ -42,6 +42,7 @@ class Worker:
         max_keys: the most keys that share a transaction.
         drain: stop when nothing is ready, rather than wait for more.
         prune: when nothing is ready, remove what topics need not keep any more.
+        careful: take the first keys of every topic alone.
         stop, bell: shared with the other workers of the process.
         hand: what its targets hold their commands in.
         recovery, tallies: shared with the other workers of the process, too.
@@ -61,6 +62,7 @@ class Worker:
         recovery: Recovery | None = None,
         tallies: Tallies | None = None,
         prune: bool = False,
+        careful: bool = True,
     ) -> None:
         self._connect, self._schema = connect, schema
         self._drain, self._stop = drain, stop
@@ -83,6 +85,7 @@ class Worker:
             totals=self.totals,
             tallies=tallies,
             found=self._found,
+            careful=careful,
         )
         self._rounds = Rounds(
             choose, passes, self._visits, sleep, drain=drain, stop=stop, bell=bell, ended=self._ended
@@ -116,7 +119,8 @@ class Worker:
                 return False
             self._lost = lost
             if isinstance(lost.error, psycopg.Error) and not lost.closed:
-                return self._after_lost(lost.error, lost=True)
+                # It was alone: no other key is suspected.
+                return self._after_lost(lost.error, lost=True, careful=False)
             log.warning("the connection was closed by a handler", extra={"key": lost.alone.key})
             return not self._stop.requested
         except SessionChanged as error:
@@ -136,11 +140,15 @@ class Worker:
             check_after(error, connection, self._schema)
             raise
 
-    def _after_lost(self, error: psycopg.Error, *, lost: bool) -> bool:
-        """Wait after the database was lost, or refused; return whether to go on."""
+    def _after_lost(self, error: psycopg.Error, *, lost: bool, careful: bool = True) -> bool:
+        """Wait after the database was lost, or refused; return whether to go on.
+
+        careful: any of several keys may have been the cause.
+        """
         if self._stop.requested or self.abandoned:
             return False
-        self._visits.be_careful()
+        if careful:
+            self._visits.be_careful()
         self._failed_in_a_row += 1
         if self._drain and (not lost or self._failed_in_a_row > pacing.DRAIN_RECONNECTS):
             self.error = error

@@ -209,7 +209,7 @@ def test_the_roles_are_siblings_that_cannot_log_in(database: Database) -> None:
 
 #: What an applier may call beside its protocol: steps of it, each fenced by the claim or the epoch.
 APPLIER_STEPS = {
-    *("_finish", "_count_skipped", "_lock_ticket", "_hold_lease", "_record_progress"),
+    *("_finish", "_count_skipped", "_lock_ticket", "_keep_alone", "_hold_lease", "_record_progress"),
     *(
         "_claim_alone",
         "_end_turn_alone",
@@ -219,6 +219,7 @@ APPLIER_STEPS = {
         "_turn_commands",
     ),
     *("_begin_pass", "_begin_saved_pass", "_spread_out", "_announce_applier"),
+    *("_careful_keys", "_end_applier"),
     *("_sql_topic", "_sql_topics", "_leave_at", "_list_topics", "_arrival_topics"),
     *("_has_others", "_count_held", "_next_suspect"),
     *("_read_batch", "_check_lease", "_lease_claimed", "_settings_of", "_prune_idle"),
@@ -228,7 +229,7 @@ APPLIER_STEPS = {
 #: What it may call and runs as itself: what calls a target, and what only computes.
 APPLIER_OWN = {
     *("_visit_topic", "_visit_alone", "_apply_key", "_apply_alone", "_check_effects", "_end_alone"),
-    *("_require_read_committed", "_read_verdict", "_failure_text", "_careful_keys", "_revision"),
+    *("_require_read_committed", "_read_verdict", "_failure_text", "_revision"),
     *("_keep_settings", "_reset_session"),
     *("_claim_leases", "_take_alone", "_max_claim_octets"),
     *("_plan_batch", "_plan_alone", "_plan_merges", "_fold_merges", "_call_merge", "_merge_function"),

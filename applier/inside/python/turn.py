@@ -25,11 +25,15 @@ class CommandFailed(Exception):
 
 
 class Lost(Exception):
-    """An applier was lost with one of the keys that were claimed: they have to be taken alone."""
+    """An applier was lost with one of the keys that were claimed: it has to be taken alone.
 
-    def __init__(self, keys: int) -> None:
-        super().__init__(keys)
+    ready_at: when that became ready.
+    """
+
+    def __init__(self, keys: int, ready_at: datetime) -> None:
+        super().__init__(keys, ready_at)
         self.keys = keys
+        self.ready_at = ready_at
 
 
 class Redo(Exception):

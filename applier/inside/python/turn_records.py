@@ -43,7 +43,7 @@ class TurnRecords:
         turns: dict[str, Turn] = {}
         for key, applied_seq, epoch, attempt, ready_at, seq, name, payload, created_at, lost, _ in rows:
             if lost:
-                raise Lost(len({row.key for row in rows}))
+                raise Lost(len({row.key for row in rows}), ready_at)
             turn = turns.get(key)
             if turn is None:
                 turn = turns[key] = Turn(key, applied_seq, epoch, attempt, ready_at, done_seq=applied_seq)
@@ -117,6 +117,9 @@ class TurnRecords:
             # If it is gone, the next applier meets the same handler.
             if claimed:
                 self._fail(connection, turn, turn.failed)
+                session_of(connection).call(
+                    calls.turn.keep_alone(self.schema, self.topic, turn.key, turn.epoch)
+                )
 
     def _fail(self, connection: psycopg.Connection[Any], turn: Turn, failed: ClaimedCommand) -> None:
         error = encodable(turn.error, connection.info)

@@ -23,7 +23,7 @@ BEGIN
     ON CONFLICT (applier) DO UPDATE SET
         topics = EXCLUDED.topics, host = EXCLUDED.host, pid = EXCLUDED.pid, backend_pid = EXCLUDED.backend_pid,
         backend_start = EXCLUDED.backend_start, revision = EXCLUDED.revision, pooled = EXCLUDED.pooled,
-        seen_at = EXCLUDED.seen_at, down = EXCLUDED.down, abandoned = EXCLUDED.abandoned,
+        seen_at = EXCLUDED.seen_at, down = EXCLUDED.down, abandoned = EXCLUDED.abandoned, ended = false,
         -- The same name a while later, in a container that was started again, is another applier.
         started_at = CASE WHEN a.backend_start = EXCLUDED.backend_start OR a.seen_at > EXCLUDED.seen_at - interval '15 seconds'
                           THEN a.started_at ELSE EXCLUDED.started_at END;

@@ -2,7 +2,8 @@
 -- returns the outcome. Internal to the appliers, which say it in a transaction of its own.
 --
 -- error: what it was rolled back with; NULL: by no fault of the command, so that the key is let go as it was. is_clear:
--- only the command can be the cause, so it counts as an attempt; otherwise see _lose_lease.
+-- only the command can be the cause, so it counts as an attempt; otherwise see _lose_lease. Its key is taken alone again,
+-- as what it does to its transaction or session it would do to others in a batch.
 -- No row is changed when the lease is gone: whoever has the key now has found out. When the failure of this key cannot
 -- be recorded, the key is put off (see _put_off).
 -- Locks the key's ticket, and what release locks.
@@ -13,6 +14,7 @@ SET enable_seqscan = off
 AS $$
 DECLARE
     was inturn.key_cursor;
+    outcome text;
     problem text;
 BEGIN
     was := inturn._hold_lease(topic, key, epoch);
@@ -21,7 +23,10 @@ BEGIN
             PERFORM inturn.release(topic, key, epoch);
             RETURN 'released';
         ELSIF is_clear THEN
-            RETURN inturn._end_turn_alone(topic, key, epoch, was.applied_seq, error);
+            outcome := inturn._end_turn_alone(topic, key, epoch, was.applied_seq, error);
+            UPDATE inturn.key_mark m SET lost = 1
+            WHERE m.topic = _lose_alone.topic AND m.key = _lose_alone.key AND m.epoch = _lose_alone.epoch AND m.attempts > 0;
+            RETURN outcome;
         END IF;
         RETURN inturn._lose_lease(was, error);
     EXCEPTION WHEN OTHERS THEN

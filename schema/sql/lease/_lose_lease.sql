@@ -18,7 +18,7 @@ DECLARE
     cursor inturn.key_cursor := was;
 BEGIN
     IF was.failed_at > was.claimed_at THEN
-        cursor.lost := 0; -- it is known what the command did
+        cursor.lost := 1; -- to be taken alone again
         RETURN inturn._record_failure(cursor, was.epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1, was.last_error,
                                       was.claimed_by, was.claimed_at, NULL, NULL);
     ELSIF was.lost > 0 THEN

@@ -1,7 +1,7 @@
 -- Postpones a key for whose commands nothing can be recorded, because inturn's own statements fail on it. Internal.
 --
--- It counts nothing, as that might fail too; the wait doubles from a second up to five minutes. It keeps the error if
--- it can.
+-- It counts no attempt, as that might fail too; the wait doubles from a second up to five minutes. It keeps the error if
+-- it can, and the key is taken alone from then on, so that it makes no batch fail.
 -- The caller has locked the key's ticket.
 CREATE FUNCTION inturn._put_off(was inturn.key_cursor, error text) RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -16,7 +16,8 @@ BEGIN
         empty_turns = t.empty_turns + 1
     WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch;
     UPDATE inturn.key_mark m SET
-        claimed_by = NULL, claimed_at = NULL, lease_until = NULL, last_error = left(error, 8000), failed_at = now
+        claimed_by = NULL, claimed_at = NULL, lease_until = NULL, last_error = left(error, 8000), failed_at = now,
+        lost = greatest(m.lost, 1)
     WHERE m.topic = was.topic AND m.key = was.key AND m.epoch = was.epoch;
 EXCEPTION WHEN OTHERS THEN
     UPDATE inturn.ticket t SET ready_at = now + interval '1 minute'

@@ -6,13 +6,14 @@
 -- except those that run again.
 -- done_seq: the last applied one. outcome: the one after it failed, and fail has ended the turn, with this outcome;
 -- NULL: none failed. failures: 1 then, 0 when it only asked to be skipped. skipped: how many fail has passed over.
--- Locks and raises what fail does. A cancelled query (statement_timeout) and a terminated session end the transaction;
--- they are not failures of the command. Nor is that a part of the schema is gone because an upgrade has committed
--- meanwhile: that is raised.
+-- cancellation: what a cancelled query says (statement_timeout): the command in hand has failed by it, and no timeout is
+-- in force any more.
+-- Locks and raises what fail does. A terminated session ends the transaction, which is no failure of the command. Nor is
+-- that a part of the schema is gone because an upgrade has committed meanwhile: that is raised.
 CREATE FUNCTION inturn._apply_key(
     topic text, key text, epoch bigint, applied_seq bigint, attempt integer, max_commands integer,
     settings inturn.topic, applier text,
-    OUT done_seq bigint, OUT outcome text, OUT failures integer, OUT skipped bigint
+    OUT done_seq bigint, OUT outcome text, OUT failures integer, OUT skipped bigint, OUT cancellation text
 )
 LANGUAGE plpgsql VOLATILE
 -- Neither pinned nor with other settings, which would reach into the target: all is qualified.
@@ -45,12 +46,13 @@ BEGIN
                 EXIT WHEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) leave_at;
             END LOOP;
             EXIT;
-        EXCEPTION WHEN assert_failure OR OTHERS THEN
+        EXCEPTION WHEN query_canceled OR assert_failure OR OTHERS THEN
             IF pg_catalog.starts_with(SQLSTATE, '42') AND inturn._revision() OPERATOR(pg_catalog.<>) revision THEN
                 RAISE;
             END IF;
             GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL,
                 hint = PG_EXCEPTION_HINT, context = PG_EXCEPTION_CONTEXT;
+            cancellation := CASE WHEN SQLSTATE OPERATOR(pg_catalog.=) '57014' THEN message ELSE cancellation END;
             asked := inturn._read_verdict(SQLSTATE, detail);
             error := inturn._failure_text(SQLSTATE, message, detail, hint, context, asked.verdict IS NOT NULL, asked.problem);
             -- Only what came before the failed command runs again; it shrinks every time round, so this ends.
@@ -58,6 +60,7 @@ BEGIN
             leave_at := 'infinity';
         END;
     END LOOP;
+    PERFORM pg_catalog.set_config('inturn.cancelled', cancellation, true) WHERE cancellation IS NOT NULL;
     IF error IS NOT NULL THEN
         outcome := inturn.fail(topic, key, epoch, applied_seq OPERATOR(pg_catalog.+) 1, done_seq OPERATOR(pg_catalog.+) 1, error, applier,
                                asked.verdict, asked.retry_after);

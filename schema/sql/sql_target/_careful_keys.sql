@@ -1,10 +1,37 @@
--- Returns how many keys of a topic an applier takes alone when it starts: 20, or what the session's inturn.careful_keys
--- says.
--- Internal to apply. Takes no locks.
-CREATE FUNCTION inturn._careful_keys() RETURNS integer
-LANGUAGE sql STABLE
+-- Returns how many keys of each topic a call of apply takes alone at first: 20, or what the session's
+-- inturn.careful_keys says, where an applier may have ended because of one of them; otherwise 0. Internal to apply.
+--
+-- So it is where one that served the topic is gone and has not said its end (see _end_applier), unless it has left a
+-- lease: that is of the key that it took alone. This notes each such end, so that the next call is not careful for it
+-- again. So it is too where no applier of the topic is known: after a crash of the server none is.
+-- applier: the caller; what this session has called before is gone.
+-- Locks: the rows of those that are gone, skipping locked ones.
+CREATE FUNCTION inturn._careful_keys(topics text[], applier text) RETURNS integer[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-SELECT coalesce(nullif(current_setting('inturn.careful_keys', true), '')::integer, 20)
+#variable_conflict use_column
+DECLARE
+    most constant integer := coalesce(nullif(current_setting('inturn.careful_keys', true), '')::integer, 20);
+    known constant text[] := (SELECT coalesce(array_agg(DISTINCT t.name), '{}') FROM inturn.applier a, unnest(a.topics) t (name));
+    suspected text[];
+BEGIN
+    WITH gone AS (
+        SELECT a.applier, a.topics FROM inturn.applier a
+        LEFT JOIN pg_stat_activity s ON s.pid = a.backend_pid AND coalesce(s.backend_start, a.backend_start) = a.backend_start
+        WHERE NOT a.ended
+          AND (a.applier = _careful_keys.applier OR NOT inturn._is_alive(a, s.pid, s.state, s.query_start))
+        FOR UPDATE OF a SKIP LOCKED
+    ),
+    noted AS (
+        UPDATE inturn.applier a SET ended = true FROM gone g WHERE a.applier = g.applier
+    )
+    SELECT coalesce(array_agg(DISTINCT t.name), '{}') INTO suspected FROM gone g, unnest(g.topics) t (name)
+    WHERE NOT EXISTS (
+        SELECT FROM unnest(g.topics) l (topic) JOIN inturn.key_mark m ON m.topic = l.topic
+        WHERE m.lease_until IS NOT NULL AND m.claimed_by = g.applier);
+    RETURN ARRAY(SELECT CASE WHEN t.name = ANY (suspected) OR t.name <> ALL (known) THEN most ELSE 0 END
+                 FROM unnest(topics) WITH ORDINALITY t (name, place) ORDER BY t.place);
+END
 $$;
-COMMENT ON FUNCTION inturn._careful_keys IS 'Internal to apply: how many keys of a topic are taken alone at first.';
+COMMENT ON FUNCTION inturn._careful_keys IS 'Internal to apply: how many keys of each topic are taken alone at first.';

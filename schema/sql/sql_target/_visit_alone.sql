@@ -55,6 +55,8 @@ BEGIN
     commands := commands OPERATOR(pg_catalog.+) turn.commands;
     failures := failures OPERATOR(pg_catalog.+) turn.failures;
     IF turn.cancellation IS NOT NULL THEN
+        PERFORM inturn._end_applier(applier);
+        COMMIT AND CHAIN;
         RAISE query_canceled USING MESSAGE = turn.cancellation,
             DETAIL = pg_catalog.format('The next command of key %L of topic %L has failed by it, and is tried again later.', claimed.key, topic);
     END IF;

@@ -23,6 +23,8 @@ DECLARE
     hand timestamp with time zone := inturn._spread_out(topic, since, max_keys);
     width integer := coalesce(least(greatest(0.010 OPERATOR(pg_catalog./) per_key, 1), max_keys), 1);
     alone integer := 0;
+    lost_at timestamp with time zone;
+    cancellation pg_catalog.text;
     first boolean := true;
     started_at timestamp with time zone;
     took interval;
@@ -33,16 +35,25 @@ BEGIN
         IF careful OPERATOR(pg_catalog.>) 0 THEN
             CALL inturn._visit_alone(topic, hand, applier, settings, commands, failures, careful);
             EXIT WHEN hand IS NULL;
-            found_any := true;
-            CONTINUE;
+            found_any := true; CONTINUE;
         END IF;
         SELECT * INTO batch FROM inturn.apply_batch(topic, hand, CASE WHEN alone OPERATOR(pg_catalog.>) 0 THEN 1 ELSE width END, applier, false);
+        cancellation := nullif(pg_catalog.current_setting('inturn.cancelled', true), '');
         COMMIT AND CHAIN;
         PERFORM inturn._keep_settings(settings);
         EXIT WHEN batch.keys OPERATOR(pg_catalog.=) 0;
+        IF cancellation IS NOT NULL THEN
+            PERFORM inturn._end_applier(applier);
+            COMMIT AND CHAIN;
+            RAISE query_canceled USING MESSAGE = cancellation,
+                DETAIL = pg_catalog.format('The next command of a key of topic %L has failed by it, and is tried again later.', topic);
+        END IF;
         IF batch.lost THEN
-            careful := batch.keys;
-            CONTINUE;
+            lost_at := batch.hand;
+            CALL inturn._visit_alone(topic, lost_at, applier, commands, failures, alone);
+            alone := 0;
+            EXIT WHEN lost_at IS NULL;
+            found_any := true; CONTINUE;
         END IF;
         took := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) started_at;
         IF took OPERATOR(pg_catalog.>=) interval '100 ms' THEN

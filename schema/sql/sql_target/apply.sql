@@ -12,7 +12,8 @@ AS $$
 -- max_keys: the most keys that share a transaction; keep it under 64, since each that is tried again takes a
 -- subtransaction, and more of them slow down every other session. Returns how many commands were applied and how many
 -- failed.
--- Announces itself at its start and every few seconds (see list_appliers).
+-- Announces itself at its start and every few seconds (see list_appliers). Where another call has died, or was ended by
+-- an error, takes the first keys alone (see _careful_keys): the one that it died of is among them.
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
 -- Leaves a topic out, with a warning, whose target, or a function that merges its commands, belongs to somebody else
 -- than when it was set. Puts the session's settings back after every batch, see _keep_settings; ends where it cannot.
@@ -40,8 +41,6 @@ BEGIN
     -- Whatever the session's default; every batch chains its transaction to this one.
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-    -- A key that killed an applier is among the first ready ones: that many keys are taken alone.
-    careful := pg_catalog.array_fill(inturn._careful_keys(), ARRAY[pg_catalog.cardinality(topics)]);
     WHILE found_any AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) stop_at LOOP
         found_any := false;
         pass := inturn._begin_saved_pass(topics, pass);
@@ -51,6 +50,7 @@ BEGIN
                 left_out := pg_catalog.array_append(left_out, pass.found[served]);
                 CONTINUE;
             END IF;
+            careful := coalesce(careful, inturn._careful_keys(topics, applier));
             IF announced_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '5 seconds') THEN
                 PERFORM inturn.announce_applier(applier, topics, 'database session', NULL,
                                                 (SELECT v.version_num FROM inturn.schema_version v));
@@ -66,6 +66,7 @@ BEGIN
             careful[place] := left_careful;
         END LOOP;
     END LOOP;
+    PERFORM inturn._end_applier(applier);
 END
 $$;
 COMMENT ON PROCEDURE inturn.apply IS 'Applies the commands of topics with SQL targets until none is ready.';

@@ -17,8 +17,10 @@ AS $$
 -- since: as in claim; pass the returned hand to the next call. keys = 0: none was ready, there is no hand.
 -- redo: a command failed while several keys shared the transaction. Nothing was changed; commit, then call with
 -- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
--- take_lost: false, lost: an applier was lost with one of the keys in hand (see claim). Nothing was changed, as with
--- redo.
+-- take_lost: false, lost: an applier was lost with one of the keys in hand (see claim), the first of which became ready at
+-- hand. Nothing was changed, as with redo.
+-- A cancelled query, if it meets a command that is being tried again, has that command fail, and the batch begins no
+-- further one: inturn.cancelled has what it says, to the end of the transaction. Otherwise it is raised.
 -- Locks: tickets (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
 -- Raises IT001, IT012 for a topic without a SQL target, IT013 where the target of ready keys, or a function that merges
 -- their commands, belongs to somebody else than when it was set (then nothing was claimed), and what claim, finish and
@@ -38,7 +40,7 @@ BEGIN
     SELECT pg_catalog.array_agg(c.key) AS keys, pg_catalog.array_agg(c.applied_seq) AS applied_seqs,
            pg_catalog.array_agg(c.epoch) AS epochs, pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1) AS from_seqs,
            pg_catalog.array_agg(c.attempts) AS attempts, pg_catalog.max(c.attempts) OPERATOR(pg_catalog.>) 0 AS any_failed,
-           pg_catalog.min(c.ready_at) AS first_at, pg_catalog.max(c.ready_at) AS ready_at, pg_catalog.bool_or(c.lost) AS lost
+           pg_catalog.min(c.ready_at) AS first_at, pg_catalog.max(c.ready_at) AS ready_at, pg_catalog.bool_or(c.lost) AS lost, pg_catalog.min(c.ready_at) FILTER (WHERE c.lost) AS lost_at
     INTO claimed FROM inturn.claim(topic, since, max_keys) c;
     IF claimed.keys IS NULL THEN
         RETURN;
@@ -46,7 +48,7 @@ BEGIN
     target := inturn._require_target(settings); -- once, as late as may be; refused, the claim goes too
     keys := pg_catalog.cardinality(claimed.keys); hand := claimed.ready_at;
     IF claimed.lost AND NOT take_lost THEN
-        redo := true; lost := true;
+        redo := true; lost := true; hand := claimed.lost_at;
         RETURN;
     END IF;
 
@@ -97,11 +99,9 @@ BEGIN
         END IF;
     EXCEPTION WHEN assert_failure OR OTHERS THEN
         IF pg_catalog.cardinality(fresh.keys) OPERATOR(pg_catalog.>) 1 THEN
-            redo := true;
-            RETURN;
+            redo := true; RETURN;
         END IF;
-        step_by_step := true;
-        commands := 0; done_seqs := NULL;
+        step_by_step := true; commands := 0; done_seqs := NULL;
         PERFORM inturn._save_merges(topic, fresh.keys[1], fresh.epochs[1], NULL) WHERE settings.merges;
     END;
     -- Or as many as are read at a time.
@@ -129,6 +129,8 @@ BEGIN
             done_keys := pg_catalog.array_append(done_keys, claimed.keys[i]);
             done_seqs := pg_catalog.array_append(done_seqs, turn.done_seq);
         END IF;
+        cut := cut OR turn.cancellation IS NOT NULL;
+        EXIT WHEN turn.cancellation IS NOT NULL;
     END LOOP;
 
     cut := cut OR pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) leave_at;

@@ -11,7 +11,8 @@ CREATE UNLOGGED TABLE inturn.applier (
     seen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     pooled boolean NOT NULL DEFAULT false,
     down jsonb NOT NULL DEFAULT '{}',
-    abandoned integer NOT NULL DEFAULT 0
+    abandoned integer NOT NULL DEFAULT 0,
+    ended boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE inturn.applier IS 'Who applies what, as each applier said of itself when it was last seen.';
 COMMENT ON COLUMN inturn.applier.applier IS 'The applier, as in turn.';
@@ -21,3 +22,4 @@ COMMENT ON COLUMN inturn.applier.revision IS 'The revision of the schema that it
 COMMENT ON COLUMN inturn.applier.pooled IS 'It goes through a pooler: the session may be another one by now.';
 COMMENT ON COLUMN inturn.applier.down IS 'The topics whose breaker is open in its process: topic to since, key (the last one tried) and error.';
 COMMENT ON COLUMN inturn.applier.abandoned IS 'How many threads its process has left behind, because a handler did not return.';
+COMMENT ON COLUMN inturn.applier.ended IS 'It has said its end, or the next call of apply has noted that it is gone.';

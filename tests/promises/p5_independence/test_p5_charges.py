@@ -165,7 +165,7 @@ def test_p5_who_takes_too_long_is_charged_by_whoever_finds_its_key(database: Dat
     database.execute("DELETE FROM inturn.saved_pass")
     assert database.value(_CLAIM_ALONE, ["host:2:1"]) is None
     marks = "SELECT attempts, lost, last_error, claimed_by FROM inturn.key_mark"
-    assert database.execute(marks) == [(1, 0, "too long", None)]
+    assert database.execute(marks) == [(1, 1, "too long", None)]
     assert database.execute("SELECT outcome, error, applier FROM inturn.turn") == [
         ("retrying", "too long", "host:1:1")
     ]

@@ -1,0 +1,192 @@
+"""P5: who is careful, and for how long: keys are taken alone where one of them may have ended an applier."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from support import roles
+from support.database import Database, until
+from support.race import kill
+
+from inturn.applier import Applier, Fleet
+
+_APPLIED = "SELECT count(*) FROM app.witness WHERE key <> 'bad'"
+_BAD = "SELECT attempts, lost FROM inturn.key_cursor WHERE key = 'bad'"
+
+
+@pytest.fixture
+def topic(database: Database) -> Database:
+    """Topic t, whose target writes a witness, and goes wrong as a command is named."""
+    database.execute("""
+        CREATE SCHEMA app; GRANT USAGE ON SCHEMA app TO PUBLIC;
+        CREATE TABLE app.witness (key text, seq bigint); GRANT INSERT ON app.witness TO PUBLIC;
+        CREATE FUNCTION app.apply(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO app.witness VALUES (command.key, command.seq);
+            CASE command.name
+                WHEN 'cancel' THEN PERFORM pg_cancel_backend(pg_backend_pid()), pg_sleep(60);
+                WHEN 'hang' THEN PERFORM pg_sleep(600);
+                WHEN 'fail' THEN RAISE EXCEPTION 'refused';
+                ELSE NULL;
+            END CASE;
+        END $$;
+        SELECT inturn.create_topic('t', 'sql:app.apply', backoff_base => '1 hour', backoff_cap => '1 hour',
+                                   max_attempts => 100);
+    """)
+    return database
+
+
+def _append(database: Database, key: str, name: str = "do") -> None:
+    database.execute("SELECT inturn.append('t', %s, %s)", [key, name])
+
+
+def _call(database: Database, *, settings: str = "") -> None:
+    with database.connect(user=roles.APPLIER) as session:
+        session.execute(f"SET inturn.careful_keys = 20; {settings}")
+        session.execute("CALL inturn.apply()")
+
+
+def _careful(database: Database, *topics: str, applier: str = "sql:1") -> list[int]:
+    """Return how many keys a call would take alone at first; it notes what it finds, as a call does."""
+    with database.connect(user=roles.APPLIER) as session:
+        session.execute("SET inturn.careful_keys = 20")
+        row = session.execute("SELECT inturn._careful_keys(%s, %s)", (list(topics), applier)).fetchone()
+    assert row is not None
+    return list(row[0])
+
+
+def _retry(database: Database) -> None:
+    """Make the bad key's next attempt due."""
+    database.execute("UPDATE inturn.key_cursor SET ready_at = now() WHERE key = 'bad'")
+
+
+def test_p5_a_call_is_careful_where_nobody_is_known(topic: Database) -> None:
+    """As after a crash of the server, which empties the registry."""
+    assert _careful(topic, "t", "other") == [20, 20]
+    _append(topic, "k")
+    _call(topic)
+    assert _careful(topic, "t", "other") == [0, 20]
+    topic.execute("DELETE FROM inturn.applier")
+    assert _careful(topic, "t") == [20]
+
+
+def test_p5_a_call_is_careful_once_after_one_that_has_died(topic: Database) -> None:
+    _append(topic, "k")
+    _call(topic)
+    _append(topic, "bad", "hang")
+    dying = topic.session(user=roles.APPLIER, autocommit=True)
+    running = dying.begin("CALL inturn.apply()")
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
+    until(lambda: topic.value(sleeping, [dying.pid]), "its command hangs")
+    assert _careful(topic, "t") == [0], "it is alive"
+    kill(topic, dying, running)
+    assert _careful(topic, "t") == [20]
+    assert _careful(topic, "t") == [0], "that was noted"
+
+
+def test_p5_a_call_is_careful_after_one_of_its_session_that_an_error_has_ended(topic: Database) -> None:
+    _append(topic, "k")
+    _call(topic)
+    _append(topic, "bad", "cancel")
+    with topic.connect(user=roles.APPLIER) as session:
+        name = f"sql:{session.info.backend_pid}"
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            session.execute("CALL inturn.apply()")
+        assert _careful(topic, "t", applier=name) == [20]
+
+
+def test_p5_a_call_is_not_careful_after_one_that_has_charged_a_cancel(topic: Database) -> None:
+    _append(topic, "bad", "cancel")
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        _call(topic)  # nobody is known: it takes the key alone
+    assert topic.execute(_BAD) == [(1, 0)]
+    assert _careful(topic, "t") == [0]
+    _retry(topic)
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        _call(topic)  # together with others, had there been some
+    assert topic.execute(_BAD) == [(2, 0)]
+    assert _careful(topic, "t") == [0]
+
+
+def test_p5_a_call_is_not_careful_after_one_that_died_of_a_key_that_it_took_alone(topic: Database) -> None:
+    """Its lease says which."""
+    _append(topic, "bad", "hang")
+    dying = topic.session(user=roles.APPLIER, autocommit=True)
+    dying.execute("SET inturn.careful_keys = 20")
+    running = dying.begin("CALL inturn.apply()")
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
+    until(lambda: topic.value(sleeping, [dying.pid]), "its command hangs")
+    kill(topic, dying, running)
+    assert _careful(topic, "t") == [0]
+
+
+@pytest.mark.parametrize("ended_by", ["itself", "an operator", "a statement_timeout"])
+def test_p5_a_cancel_in_a_batch_is_charged_to_the_command_that_is_tried_again(
+    topic: Database, ended_by: str
+) -> None:
+    """The others of its batch took effect or were not begun, and the CALL has ended."""
+    _append(topic, "k")
+    _call(topic)
+    _append(topic, "bad", "fail")
+    _call(topic)
+    assert topic.execute(_BAD) == [(1, 0)]
+    topic.execute("UPDATE inturn.command_log SET name = %s WHERE key = 'bad'", [
+        "cancel" if ended_by == "itself" else "hang"
+    ])  # fmt: skip
+    _retry(topic)
+    for number in range(5):
+        _append(topic, f"k{number}")
+    timeout = "SET statement_timeout = '2 s'" if ended_by == "a statement_timeout" else "SELECT"
+    calling = topic.session(user=roles.APPLIER, autocommit=True)
+    calling.execute(timeout)
+    running = calling.begin("CALL inturn.apply()")
+    if ended_by == "an operator":
+        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
+        until(lambda: topic.value(sleeping, [calling.pid]), "the command hangs")
+        topic.execute("SELECT pg_cancel_backend(%s)", [calling.pid])
+    assert isinstance(running.exception(60), psycopg.errors.QueryCanceled)
+    assert topic.execute(_BAD) == [(2, 0)]
+    _call(topic)
+    assert topic.value(_APPLIED) == 6
+    assert topic.execute("SELECT key FROM inturn.turn WHERE outcome <> 'applied' AND key <> 'bad'") == []
+
+
+def test_p5_a_batch_begins_nothing_after_a_cancel(topic: Database) -> None:
+    """A timeout is over then: a further command could hang for ever."""
+    for key, name in (("bad", "fail"), ("later", "fail")):
+        _append(topic, key, name)
+    _call(topic)
+    topic.execute("UPDATE inturn.command_log SET name = 'cancel' WHERE key = 'bad'")
+    topic.execute("UPDATE inturn.key_cursor SET ready_at = now() - interval '1 s' WHERE key = 'bad'")
+    topic.execute("UPDATE inturn.key_cursor SET ready_at = now() WHERE key = 'later'")
+    _append(topic, "fresh")
+    topic.execute("DELETE FROM inturn.saved_pass")
+    before = topic.execute("SELECT * FROM inturn.key_cursor WHERE key = 'later'")
+    found = topic.execute(
+        "SELECT keys, commands, failures FROM inturn.apply_batch('t', '-infinity', 9, 'me')"
+    )
+    assert found == [(3, 1, 1)]
+    assert topic.execute(_BAD) == [(2, 0)]
+    assert topic.execute("SELECT * FROM inturn.key_cursor WHERE key = 'later'") == before
+
+
+def test_p5_a_worker_that_lost_its_connection_with_one_key_alone_suspects_no_other(
+    topic: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key that it had alone is known; the next ones are taken together."""
+    topic.execute("SELECT inturn.create_topic('p', 'python')")
+    topic.execute("SELECT inturn.append('p', 'bad', 'end')")
+    careful: list[None] = []
+    monkeypatch.setattr("inturn.applier.inside.visits.Visits.be_careful", lambda _: careful.append(None))
+    applier = Applier()
+
+    @applier.handler("p")
+    def end(connection: psycopg.Connection[tuple[object, ...]], _: object) -> None:
+        connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    fleet = Fleet(topic.applier_dsn, applier, topics=["p"])  # just started: it takes the key alone
+    fleet.start()
+    lost = "SELECT lost FROM inturn.key_cursor WHERE topic = 'p'"
+    until(lambda: topic.value(lost), "the loss is recorded")
+    fleet.end(10)
+    assert careful == []
