@@ -1,0 +1,146 @@
+"""Healthy work in rounds, an attempt of a bad key in each: what it took, counted without a clock."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+import psycopg
+
+from support import roles
+from support.database import Database, until
+
+#: So many healthy keys there are in each topic; each gets a command in each round.
+KEYS = {"bad": 60, "other": 20}
+#: Rounds that are counted, and before them those in which the failure is new.
+ROUNDS, NEW = 3, 2
+WORKERS = 2
+
+_WATCHED = """
+    CREATE SEQUENCE bad.calls; CREATE SEQUENCE bad.alone;
+    SELECT nextval('bad.calls'), nextval('bad.alone');
+    GRANT USAGE ON SCHEMA bad TO PUBLIC; GRANT USAGE ON SEQUENCE bad.calls, bad.alone TO PUBLIC;
+    CREATE FUNCTION bad.count_up() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM nextval(TG_ARGV[0]::regclass);
+        RETURN NEW;
+    END $$;
+    -- What is rolled back is counted too.
+    CREATE TRIGGER count_alone BEFORE INSERT ON inturn.key_mark FOR EACH ROW
+        WHEN (NEW.claimed_by IS NOT NULL AND NEW.key <> 'bad') EXECUTE FUNCTION bad.count_up('bad.alone');
+"""
+_CALLED = """
+    CREATE TRIGGER count_calls BEFORE INSERT ON bad.witness FOR EACH ROW
+        WHEN (NEW.key <> 'bad') EXECUTE FUNCTION bad.count_up('bad.calls');
+"""
+_COUNTS = """
+    SELECT (SELECT last_value FROM bad.calls), (SELECT last_value FROM bad.alone),
+           (SELECT count(*) FROM inturn.turn WHERE key <> 'bad')
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """What so many healthy commands took: calls of their target, claims by lease, and turns."""
+
+    commands: int
+    calls: int
+    leases: int
+    turns: int
+
+
+def watch(database: Database) -> None:
+    """Count from now on; the topics are there."""
+    database.execute(_WATCHED)
+    if database.value("SELECT to_regclass('bad.witness')"):
+        database.execute(_CALLED)
+    database.execute(
+        "SELECT inturn.set_topic(name, max_attempts => 10000, backoff_base => '1 hour',"
+        " backoff_cap => '1 hour') FROM inturn.topic"
+    )
+
+
+def run(database: Database) -> Took:
+    """Go through the rounds, beside whoever applies; the first ones are not counted."""
+    for _ in range(NEW):
+        _round(database)
+    before = database.execute(_COUNTS)[0]
+    for _ in range(ROUNDS):
+        _round(database)
+    calls, leases, turns = (
+        after - was for after, was in zip(database.execute(_COUNTS)[0], before, strict=True)
+    )
+    return Took(ROUNDS * sum(KEYS.values()), calls, leases, turns)
+
+
+def _round(database: Database) -> None:
+    tried = _tries(database)
+    for topic, keys in KEYS.items():
+        database.execute(
+            "SELECT inturn.append_many(%s, array_agg('k' || n), array_agg('insert'::text))"
+            " FROM generate_series(1, %s) n",
+            [topic, keys],
+        )
+    # Where the bad key's commands take effect, each round needs one of its own.
+    database.execute("SELECT inturn.append('bad', 'bad', 'insert')")
+    # Its wait is over, or the lease of who was lost with it. Not by the door: appliers are at work on it.
+    database.execute("""
+        UPDATE inturn.ticket SET ready_at = now() WHERE key = 'bad' AND ready_at < 'infinity';
+        UPDATE inturn.key_mark SET lease_until = now() WHERE key = 'bad' AND lease_until IS NOT NULL;
+    """)
+    pending = "SELECT count(*) FROM inturn.ticket WHERE key <> 'bad'"
+    try:
+        until(lambda: not database.value(pending), "the healthy keys")
+        until(lambda: _tries(database) != tried, "an attempt of the bad one")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {_standing(database)}") from None
+
+
+def _standing(database: Database) -> object:
+    """Return some of the keys that stand still, and what the others are at."""
+    keys = database.execute(
+        "SELECT key, applied_seq, ready_at - now(), attempts, lost, left(last_error, 100), claimed_by,"
+        " lease_until - now() FROM inturn.key_cursor c JOIN inturn.ticket t USING (topic, key, epoch)"
+        " ORDER BY key = 'bad' DESC LIMIT 5"
+    )
+    sessions = database.execute(
+        "SELECT pid, state, wait_event, now() - query_start, left(query, 150), pg_blocking_pids(pid)"
+        " FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    return keys, sessions
+
+
+def _tries(database: Database) -> object:
+    return database.execute(
+        "SELECT (SELECT count(*) FROM inturn.turn WHERE key = 'bad'),"
+        " (SELECT empty_turns FROM inturn.ticket WHERE key = 'bad')"
+    )
+
+
+@contextmanager
+def beside(work: Callable[[threading.Event], object], threads: int) -> Iterator[None]:
+    """Have so many threads work until they are told, at the end of the block."""
+    over = threading.Event()
+    working = [threading.Thread(target=work, args=(over,)) for _ in range(threads)]
+    with ExitStack() as stack:
+        for thread in working:
+            thread.start()
+            stack.callback(thread.join)
+        stack.callback(over.set)
+        yield
+
+
+def called(database: Database) -> AbstractContextManager[None]:
+    """Call apply again and again, on another connection after each error, while the block runs."""
+
+    def call(over: threading.Event) -> None:
+        while not over.is_set():
+            with suppress(psycopg.DatabaseError), database.connect(user=roles.APPLIER) as session:
+                session.execute("SET inturn.careful_keys = 20")  # the default
+                while not over.is_set():
+                    session.execute("CALL inturn.apply()")
+                    session.execute("SELECT pg_sleep(0.01)")
+
+    return beside(call, WORKERS)
