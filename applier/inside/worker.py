@@ -68,12 +68,10 @@ class Worker:
         self._drain, self._stop = drain, stop
         self._connection: psycopg.Connection[Any] | None = None
         self._failed_in_a_row = 0
-        # The turn in which the last connection broke, until that is recorded.
-        self._lost: TurnLost | None = None
+        self._lost: TurnLost | None = None  # in which the last connection broke, until it is recorded
         self.hand, self._recovery = hand or Hand(), recovery or Recovery()
         #: It was given up: a handler does not return. If it does after all, the worker ends.
-        self.abandoned = False
-        self.totals = Totals()
+        self.abandoned, self.totals = False, Totals()
         #: Why the worker ended before it should have; None while it runs and after a good end.
         self.error: Exception | None = None
         sleep, passes, tallies = Sleep(schema), Passes(schema, prune=prune), tallies or Tallies()

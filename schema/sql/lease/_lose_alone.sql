@@ -2,8 +2,8 @@
 -- returns the outcome. Internal to the appliers, which say it in a transaction of its own.
 --
 -- error: what it was rolled back with; NULL: by no fault of the command, so that the key is let go as it was. is_clear:
--- only the command can be the cause, so it counts as an attempt; otherwise see _lose_lease. Its key is taken alone again,
--- as what it does to its transaction or session it would do to others in a batch.
+-- only the command can be the cause, so it counts as an attempt; otherwise see _lose_lease. Its key is taken alone
+-- again, as what it does to its transaction or session it would do to others in a batch.
 -- No row is changed when the lease is gone: whoever has the key now has found out. When the failure of this key cannot
 -- be recorded, the key is put off (see _put_off).
 -- Locks the key's ticket, and what release locks.

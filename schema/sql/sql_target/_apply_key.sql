@@ -6,10 +6,10 @@
 -- except those that run again.
 -- done_seq: the last applied one. outcome: the one after it failed, and fail has ended the turn, with this outcome;
 -- NULL: none failed. failures: 1 then, 0 when it only asked to be skipped. skipped: how many fail has passed over.
--- cancellation: what a cancelled query says (statement_timeout): the command in hand has failed by it, and no timeout is
--- in force any more.
--- Locks and raises what fail does. A terminated session ends the transaction, which is no failure of the command. Nor is
--- that a part of the schema is gone because an upgrade has committed meanwhile: that is raised.
+-- cancellation: what a cancelled query says (statement_timeout): the command in hand has failed by it, and no timeout
+-- is in force any more.
+-- Locks and raises what fail does. A terminated session ends the transaction, which is no failure of the command. Nor
+-- is that a part of the schema is gone because an upgrade has committed meanwhile: that is raised.
 CREATE FUNCTION inturn._apply_key(
     topic text, key text, epoch bigint, applied_seq bigint, attempt integer, max_commands integer,
     settings inturn.topic, applier text,

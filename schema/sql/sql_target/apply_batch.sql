@@ -17,8 +17,8 @@ AS $$
 -- since: as in claim; pass the returned hand to the next call. keys = 0: none was ready, there is no hand.
 -- redo: a command failed while several keys shared the transaction. Nothing was changed; commit, then call with
 -- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
--- take_lost: false, lost: an applier was lost with one of the keys in hand (see claim), the first of which became ready at
--- hand. Nothing was changed, as with redo.
+-- take_lost: false, lost: an applier was lost with one of the keys in hand (see claim), the first of which became ready
+-- at hand. Nothing was changed, as with redo.
 -- A cancelled query, if it meets a command that is being tried again, has that command fail, and the batch begins no
 -- further one: inturn.cancelled has what it says, to the end of the transaction. Otherwise it is raised.
 -- Locks: tickets (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
