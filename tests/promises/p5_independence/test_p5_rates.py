@@ -17,6 +17,7 @@ from support import bad_company, bad_outside, left_behind, rounds, shop
 from support.b_server import B
 from support.bad_company import IN_PYTHON, IN_SQL, Fault, innocent_and_charged, kinds_here
 from support.database import Database
+from support.race import replace_in
 from support.roles import OWNER
 from support.rounds import Took
 from support.ways import TOO_LONG_IN_PYTHON
@@ -163,3 +164,14 @@ def _at_work(
         )
     handlers = {"plain": bad_outside.plain, "coroutine": bad_outside.coroutine}
     return shop.at_work(database, handlers[way](fault, seen) if way in handlers else Applier())
+
+
+@pytest.mark.slow
+def test_p5_without_its_guard_others_are_taken_alone_for_a_cancelled_command(database: Database) -> None:
+    """A cancel that is not charged where it is met fails the batch, and all of its keys are suspected."""
+    bad_company.prepare(database, IN_SQL["its own cancel"], target="sql")
+    replace_in(database, "_apply_key", ("query_canceled OR ", ""))
+    rounds.watch(database)
+    with shop.at_work(database, Applier(), workers=rounds.WORKERS):
+        took = rounds.run(database)
+    assert took.leases > MOST_ALONE * took.commands
