@@ -30,7 +30,7 @@ from inturn.cli.terminal.rows import Row, clock, fetch
 from inturn.cli.terminal.spans import refuse_interval
 from inturn.cli.terminal.watch import watch_lines, watch_option
 
-_STATES = ("held", "waiting", "retrying", "paused", "leased", "ready", "idle")
+_STATES = ("held", "waiting", "retrying", "paused", "leased", "ready", "arrived", "idle")
 _KEYS = """
 SELECT topic, key, state, applied_seq, last_seq, pending, oldest_pending_at, attempts, ready_at, held_at,
        last_error, paused_at, paused_until, topic_paused, waiting_at, claimed_by, lease_until,
@@ -90,6 +90,7 @@ Example:
 @click.option("--paused", is_flag=True, help="Keys that an operator has paused.")
 @click.option("--leased", is_flag=True, help="Keys that an applier works on by lease.")
 @click.option("--ready", is_flag=True, help="Keys that have commands to apply.")
+@click.option("--arrived", is_flag=True, help="Keys whose commands have no number yet.")
 @click.option("--idle", is_flag=True, help="Keys with nothing pending.")
 @click.option("--state", type=click.Choice(_STATES), hidden=True)
 @click.option(
@@ -202,9 +203,8 @@ def _list(connection: Connection[Any], schema: str, wanted: _Wanted) -> _Listing
         found = fetch(
             connection,
             sql.SQL(_KEYS).format(sql.Identifier(schema)),
-            (topics_down(connection, schema),
-             wanted.topic, wanted.state, wanted.limit + 1, wanted.like, wanted.older_than, wanted.lagging,
-             wanted.sort, wanted.error),
+            (topics_down(connection, schema), wanted.topic, wanted.state, wanted.limit + 1, wanted.like,
+             wanted.older_than, wanted.lagging, wanted.sort, wanted.error),
         )  # fmt: skip
     except psycopg.DataError as error:
         raise refuse_interval(error, "--older-than", wanted.older_than) from None

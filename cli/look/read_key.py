@@ -9,20 +9,25 @@ from psycopg import Connection, sql
 
 from inturn.cli.terminal.rows import Row, fetch
 
-# The key's rows are found by their primary keys, topic by topic.
+# The key's rows are found by their primary keys, topic by topic; what has arrived is looked for in the whole
+# intake of a topic.
 _KEYS = """
-SELECT c.topic, c.key, {schema}.key_state(c) AS state,
-       c.applied_seq, l.last_seq, coalesce(g.first_at, o.created_at) AS oldest_pending_at,
-       CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END AS pending,
-       c.epoch, c.attempts, t.max_attempts, c.ready_at, c.failed_at, c.held_at, c.last_error,
+SELECT t.name AS topic, %(key)s::text AS key,
+       CASE WHEN h.key IS NULL THEN 'arrived' ELSE {schema}.key_state(c) END AS state,
+       coalesce(c.applied_seq, 0) AS applied_seq, coalesce(l.last_seq, 0) AS last_seq,
+       coalesce(g.first_at, o.created_at) AS oldest_pending_at,
+       coalesce(CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END, 0)
+           AS pending,
+       coalesce(c.epoch, 0) AS epoch, coalesce(c.attempts, 0) AS attempts, t.max_attempts,
+       c.ready_at, c.failed_at, c.held_at, c.last_error,
        c.paused_at, c.paused_until, t.paused_at AS topic_paused_at, t.paused_until AS topic_paused_until,
        greatest(t.first_seq, h.history_seq) AS first_seq, h.history_seq,
        c.waiting_at, c.waiting_at + t.gap_timeout AS held_from,
        c.claimed_by, c.claimed_at, c.lease_until, a.arrived, a.arrived_at,
        clock_timestamp() AS now
 FROM {schema}.topic t
-JOIN {schema}.key_cursor c ON c.topic = t.name
-JOIN {schema}.key_sequence h ON h.topic = c.topic AND h.key = c.key
+LEFT JOIN {schema}.key_cursor c ON c.topic = t.name AND c.key = %(key)s
+LEFT JOIN {schema}.key_sequence h ON h.topic = t.name AND h.key = %(key)s
 CROSS JOIN LATERAL (
     SELECT greatest(c.applied_seq, (SELECT max(l.seq) FROM {schema}.command_log l
                                     WHERE l.topic = c.topic AND l.key = c.key)) AS last_seq) l
@@ -32,9 +37,9 @@ CROSS JOIN LATERAL (
     WHERE t.numbering = 'given' AND l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq) g
 CROSS JOIN LATERAL (
     SELECT count(*) AS arrived, min(i.created_at) AS arrived_at FROM {schema}.intake i
-    WHERE t.numbering = 'arrival' AND i.topic = c.topic AND i.key = c.key) a
-WHERE c.key = %(key)s AND (%(topic)s::text IS NULL OR t.name = %(topic)s)
-ORDER BY c.topic
+    WHERE t.numbering = 'arrival' AND i.topic = t.name AND i.key = %(key)s) a
+WHERE (h.key IS NOT NULL OR a.arrived > 0) AND (%(topic)s::text IS NULL OR t.name = %(topic)s)
+ORDER BY t.name
 """
 
 # most: the most characters of a payload; payloads are large, and not everybody may see them on a screen.

@@ -60,8 +60,11 @@ def resolve(connection: Connection[Any], schema: str, text: str, topic: str | No
     if printed is None or printed == text:
         return text
     exists = sql.SQL(
-        "SELECT EXISTS (SELECT FROM {schema}.topic t, {schema}.key_sequence c WHERE c.topic = t.name"
-        " AND c.key = %(key)s AND (%(topic)s::text IS NULL OR t.name = %(topic)s))"
+        "SELECT EXISTS (SELECT FROM {schema}.topic t"
+        " WHERE (%(topic)s::text IS NULL OR t.name = %(topic)s) AND ("
+        "EXISTS (SELECT FROM {schema}.key_sequence c WHERE c.topic = t.name AND c.key = %(key)s)"
+        " OR t.numbering = 'arrival'"
+        " AND EXISTS (SELECT FROM {schema}.intake i WHERE i.topic = t.name AND i.key = %(key)s)))"
     ).format(schema=sql.Identifier(schema))
     try:
         found = connection.execute(exists, {"key": printed, "topic": topic}).fetchone()

@@ -12,7 +12,9 @@ from support.database import Database
 from support.logins import connect_as
 from support.plans import cost, explain
 from support.process import run_inturn
-from support.roles import OWNER
+from support.roles import DEPLOYER, OPERATOR, OWNER
+
+from inturn.cli.terminal.key_text import escaped
 
 
 @pytest.fixture
@@ -124,6 +126,73 @@ def test_status_counts_what_has_no_number_and_checks_it(posts: Database) -> None
     posts.execute("SELECT inturn.pause_topic('posts')")
     assert "no applier" not in run_inturn(posts.dsn, "status", "--check")[1]
     assert posts.value("SELECT inturn.pending_commands('{posts}')") == 2
+
+
+_LISTED = "SELECT key, state, applied_seq, last_seq, pending FROM inturn.list_keys({})"
+
+
+def test_keys_lists_what_has_no_number_yet_before_the_idle_ones(posts: Database) -> None:
+    appended(posts, "known", "a")
+    posts.execute("CALL inturn.apply()")
+    for key in ("x", "y", "y", "known"):
+        arrive(posts, key, "a")
+    posts.execute("SELECT inturn.append('orders', 'ready', 'a')")
+    posts.execute("UPDATE inturn.intake SET created_at = now() - interval '2 h' WHERE key = 'y'")
+    x, y = ("x", "arrived", 0, 0, 1), ("y", "arrived", 0, 0, 2)
+    ready, known = ("ready", "ready", 0, 1, 1), ("known", "idle", 1, 1, 0)
+    assert posts.execute(_LISTED.format("")) == [ready, y, x, known]
+    for arguments, found in (
+        ("of_state => 'arrived'", [y, x]),
+        ("'posts', 'idle,arrived'", [y, x, known]),
+        ("'orders', 'arrived'", []),
+        ("max_keys => 2", [ready, y]),
+        ("of_like => 'x%'", [x]),
+        ("'posts', older_than => '1 h'", [y]),
+        ("'posts', min_lag => 2", [y]),
+        ("'posts', of_error => '%'", []),
+        ("'posts', 'arrived', sort_by => 'lag'", [y, x]),
+        ("'posts', 'arrived', sort_by => 'age', max_keys => 1", [y]),
+        ("'posts', 'arrived', sort_by => 'attempts'", [y, x]),
+    ):
+        assert posts.execute(_LISTED.format(arguments)) == found, arguments
+    arrive(posts, "deep", "a")
+    posts.execute("SELECT inturn.append('posts', 'deep', 'a') FROM generate_series(1, 39)")
+    assert posts.execute(_LISTED.format("min_lag => 33, sort_by => 'lag'")) == [("deep", "arrived", 0, 0, 40)]
+    waits = "SELECT now() - oldest_pending_at > interval '1 h' FROM inturn.list_keys(of_like => 'y')"
+    assert posts.value(waits)
+    number(posts)
+    assert posts.execute(_LISTED.format("of_state => 'arrived'")) == []
+
+
+def test_keys_leaves_out_what_has_arrived_in_topics_of_others(posts: Database) -> None:
+    arrive(posts, "x", "a")
+    posts.execute("SELECT inturn.grant_topic('posts', 'operator', %s)", [DEPLOYER])
+    with posts.connect(user=OPERATOR) as operator:
+        assert operator.execute("SELECT key FROM inturn.list_keys()").fetchall() == []
+
+
+def test_the_command_line_knows_a_key_that_has_no_number_yet(posts: Database) -> None:
+    for key in ("x", "new\nline"):
+        arrive(posts, key, "a")
+    posts.execute("UPDATE inturn.intake SET created_at = now() - interval '2 h'")
+    out = run_inturn(posts.dsn, "keys", "--arrived", "--like", "x")[1]
+    assert [line.split() for line in out.splitlines()] == [
+        ["topic", "key", "state", "applied", "lag", "age"],
+        ["posts", "x", "arrived", "0/0", "1", "2h"],
+    ]
+    assert run_inturn(posts.dsn, "keys", "--arrived", "--older-than", "1h", "--check")[0] == 7
+    assert run_inturn(posts.dsn, "show", "x")[1].splitlines() == [
+        "topic    posts",
+        "key      x",
+        "state    arrived",
+        "applied  0 of 0",
+        "arrived  1 command has no number yet, the first for 2h",
+    ]
+    (document,) = json.loads(run_inturn(posts.dsn, "show", "x", "--topic", "posts", "--json")[1])
+    assert (document["state"], document["arrived"], document["commands"]) == ("arrived", 1, [])
+    # As it is printed, it is typed.
+    (listed,) = json.loads(run_inturn(posts.dsn, "keys", "--like", "new%", "--json")[1])
+    assert run_inturn(posts.dsn, "show", escaped(listed["key"]))[0] == 0
 
 
 def test_verify_finds_what_no_pass_will_look_at(posts: Database) -> None:

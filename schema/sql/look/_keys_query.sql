@@ -1,6 +1,6 @@
 -- Returns the query by which list_keys reads the keys of one state, from that state's own index. Internal to list_keys.
 --
--- state: one of key_state's. order_by: what comes before the state's own order, with a comma at its end.
+-- state: one of key_state's, or arrived. order_by: what comes before the state's own order, with a comma at its end.
 -- hidden: the topics to leave out. deep: only keys on which more than 32 commands are pending, all of them, whatever
 -- $5.
 -- $1 topic, $2 pattern of the key, $3 least number pending, $4 appended by then at the latest, $6 pattern of the
@@ -12,8 +12,9 @@ RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-SELECT format($query$
-SELECT c.*, CASE c.state WHEN 'held' THEN c.held_at WHEN 'paused' THEN c.paused_at WHEN 'waiting' THEN c.waiting_at
+SELECT CASE state WHEN 'arrived' THEN inturn._arrived_query(deep, hidden) ELSE format($query$
+SELECT c.*, NULL::bigint AS arrived, NULL::timestamptz AS arrived_at,
+       CASE c.state WHEN 'held' THEN c.held_at WHEN 'paused' THEN c.paused_at WHEN 'waiting' THEN c.waiting_at
                          WHEN 'leased' THEN c.lease_until ELSE c.ready_at END AS at
 FROM inturn.topic t CROSS JOIN LATERAL (
     SELECT c.* FROM (%s AND ($2 IS NULL OR f.key LIKE $2) ORDER BY %s) c
@@ -61,7 +62,7 @@ $query$,
         WHEN 'held' THEN 'f.held_at' WHEN 'waiting' THEN 'f.waiting_at' WHEN 'paused' THEN 'f.paused_at'
         WHEN 'leased' THEN 'f.lease_until' WHEN 'idle' THEN 'f.key' ELSE 'f.ready_at' END,
     state, n.least, n.least, n.least,
-    CASE WHEN NOT deep THEN 'LIMIT $5' END, hidden)
+    CASE WHEN NOT deep THEN 'LIMIT $5' END, hidden) END
 FROM (SELECT CASE WHEN deep THEN 'greatest($3, 33)' ELSE '$3' END) n (least)
 $$;
 COMMENT ON FUNCTION inturn._keys_query IS 'Internal to list_keys: the query that reads the keys of one state.';

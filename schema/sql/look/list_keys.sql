@@ -18,14 +18,16 @@ SET enable_sort = off
 SET jit = off
 AS $$
 -- Lists keys and where they stand, the worst first: held, waiting (the longest first), retrying (the next attempt
--- soonest first), paused, leased (the lease that ends soonest first), ready (the longest first), idle. Takes no locks.
+-- soonest first), paused, leased (the lease that ends soonest first), ready and arrived (the longest
+-- first), idle. Takes no locks.
 --
 -- of_topic, of_state: NULL for all; several states are separated by commas. of_like: a LIKE pattern that the key
 -- matches.
 -- older_than: the next command was appended at least this long ago. min_lag: at least this many commands are pending.
 -- of_error: a LIKE pattern that the first line of its error matches, see list_errors.
 -- sort_by: lag, age (of the next command) or attempts, the greatest first.
--- state: see key_state; what its topic does, topic_paused says. pending counts commands that are committed and not
+-- state: see key_state; or arrived: no command of the key has a number yet, and pending counts those in the intake.
+-- What its topic does, topic_paused says. pending counts commands that are committed and not
 -- applied; oldest_pending_at is when the next one was appended; last_error is of its latest attempt. Where callers
 -- number, the next one may be missing: pending counts what is there, and oldest_pending_at is the first that came of
 -- it.
@@ -41,7 +43,7 @@ AS $$
 -- Topics that are granted to other operators only are left out. Raises IT044 for a state or sort_by that does not
 -- exist, and IT014 for a topic that is granted to other operators only.
 DECLARE
-    ranks constant text[] := '{held,waiting,retrying,paused,leased,ready,idle}';
+    ranks constant text[] := '{held,waiting,retrying,paused,leased,ready,arrived,idle}';
     hidden constant text[] := inturn._hidden_topics();
     deep_lag constant bigint := 32;
     states text[] := coalesce(string_to_array(of_state, ','), ranks);
@@ -51,8 +53,8 @@ DECLARE
     parts text[] := '{}'; part text; deep text[];
     details constant text := $query$
         SELECT c.topic, c.key, c.state, c.applied_seq, l.last_seq,
-               CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END,
-               coalesce(g.first_at, o.created_at), c.attempts, c.ready_at, c.held_at, c.last_error, c.paused_at, c.paused_until,
+               coalesce(c.arrived, CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END),
+               coalesce(c.arrived_at, g.first_at, o.created_at), c.attempts, c.ready_at, c.held_at, c.last_error, c.paused_at, c.paused_until,
                t.paused_at IS NOT NULL AND statement_timestamp() < coalesce(t.paused_until, 'infinity'),
                c.waiting_at, c.claimed_by, c.lease_until
         FROM (%s) c
@@ -71,7 +73,7 @@ BEGIN
     most := greatest(max_keys, 20000);
     IF NOT states <@ ranks OR states = '{}' THEN
         RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('there is no state %L', of_state),
-            HINT = 'Give one of held, waiting, retrying, paused, leased, ready, idle, or several with commas between them.';
+            HINT = 'Give one of held, waiting, retrying, paused, leased, ready, arrived, idle, or several with commas between them.';
     ELSIF sort_by NOT IN ('lag', 'age', 'attempts') THEN
         RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('keys cannot be sorted by %L', sort_by),
             HINT = 'Give lag, age or attempts.';
@@ -104,7 +106,7 @@ BEGIN
         parts := deep;
     ELSIF sort_by = 'attempts' THEN
         most := max_keys;
-        parts := ARRAY(SELECT inturn._keys_query(s, CASE WHEN s IN ('ready', 'idle') THEN '' ELSE 'f.attempts DESC,' END, hidden => hidden)
+        parts := ARRAY(SELECT inturn._keys_query(s, CASE WHEN s IN ('ready', 'arrived', 'idle') THEN '' ELSE 'f.attempts DESC,' END, hidden => hidden)
                        FROM unnest(states) s);
     ELSE
         FOREACH state IN ARRAY states LOOP
@@ -125,8 +127,8 @@ BEGIN
     FOR topic, key, state, applied_seq, last_seq, pending, oldest_pending_at, attempts, ready_at, held_at, last_error,
         paused_at, paused_until, topic_paused, waiting_at, claimed_by, lease_until
     IN EXECUTE format(details, '(' || array_to_string(parts, CASE WHEN bounded THEN ') UNION (' ELSE ') UNION ALL (' END) || ')',
-                      CASE sort_by WHEN 'lag' THEN 'CASE t.numbering WHEN ''given'' THEN g.pending ELSE l.last_seq - c.applied_seq END DESC,'
-                                   WHEN 'age' THEN 'coalesce(g.first_at, o.created_at),'
+                      CASE sort_by WHEN 'lag' THEN 'coalesce(c.arrived, CASE t.numbering WHEN ''given'' THEN g.pending ELSE l.last_seq - c.applied_seq END) DESC,'
+                                   WHEN 'age' THEN 'coalesce(c.arrived_at, g.first_at, o.created_at),'
                                    WHEN 'attempts' THEN 'c.attempts DESC,' END)
     USING of_topic, of_like, min_lag, appended_by, most, of_error, ranks, max_keys
     LOOP
