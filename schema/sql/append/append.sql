@@ -20,40 +20,44 @@ AS $$
 -- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
 -- would repeat, and a key that went idle meanwhile would not be woken.
 DECLARE
-    numbering text; max_pending bigint; to_others boolean; locked boolean; -- scalars: a record costs more
-    last_turn record; new_seq bigint;
+    plain boolean; fresh boolean; numbering text; max_pending bigint; callers_granted boolean; locked boolean;
+    applied bigint; last_epoch bigint; drained boolean; new_seq bigint; -- scalars: a record costs more
 BEGIN
-    IF seq IS NOT NULL THEN
-        RETURN inturn._append_given(topic, key, seq, name, payload, idempotency_key);
-    END IF;
     -- Again where the row went while it was waited for: a prune has forgotten the key.
     LOOP
-        SELECT t.numbering, t.max_pending, CASE WHEN t.callers_granted THEN NOT EXISTS (SELECT FROM inturn.topic_grant g
-                   WHERE g.topic = append.topic AND g.role = 'caller' AND g.login = coalesce(nullif(current_setting('role'), 'none'), session_user)) END,
-               CASE WHEN t.numbering = 'assigned' THEN (SELECT true FROM inturn.key_sequence s
-                   WHERE s.topic = append.topic AND s.key >= append.key AND s.key <= append.key ORDER BY s.key DESC LIMIT 1 FOR UPDATE) END
-        INTO numbering, max_pending, to_others, locked FROM inturn.topic t WHERE t.name = append.topic;
-        IF to_others THEN
+        -- plain: there is nothing to refuse, and nothing more to look up. fresh: at READ COMMITTED. They stand here,
+        -- for an expression of its own costs a per cent of an append. Every topic takes 1024 bytes of payload; only
+        -- for more is its limit looked up.
+        SELECT append.seq IS NULL AND append.idempotency_key IS NULL AND t.max_pending IS NULL
+               AND (NOT t.callers_granted OR EXISTS (
+                   SELECT FROM inturn.topic_grant g WHERE g.topic = append.topic AND g.role = 'caller'
+                   AND g.login = coalesce(nullif(current_setting('role'), 'none'), session_user)))
+               AND append.name <> '' AND octet_length(append.name) <= 128
+               AND (append.payload >= '{}' AND octet_length(append.payload::text) <= 1024) IS NOT FALSE,
+               current_setting('transaction_isolation') = 'read committed', t.numbering, t.max_pending, t.callers_granted
+        INTO plain, fresh, numbering, max_pending, callers_granted FROM inturn.topic t WHERE t.name = append.topic;
+        IF numbering = 'assigned' THEN
+            SELECT true INTO locked FROM inturn.key_sequence s
+            WHERE s.topic = append.topic AND s.key >= append.key AND s.key <= append.key ORDER BY s.key DESC LIMIT 1 FOR UPDATE;
+            EXIT WHEN plain AND locked;
+        END IF;
+        IF numbering = 'given' OR seq IS NOT NULL THEN
+            RETURN inturn._append_given(topic, key, seq, name, payload, idempotency_key);
+        END IF;
+        IF callers_granted AND plain IS NOT TRUE THEN
             PERFORM inturn._require_grant(topic, 'caller');
         END IF;
-        -- Every topic takes 1024 bytes of payload; only for more is its limit looked up.
-        IF numbering IS NULL OR octet_length(key) BETWEEN 1 AND 512 IS NOT TRUE OR octet_length(name) BETWEEN 1 AND 128 IS NOT TRUE
-            OR octet_length(payload::text) > 1024 OR jsonb_typeof(payload) = 'string' OR idempotency_key IS NOT NULL THEN
+        IF plain IS NOT TRUE OR octet_length(key) BETWEEN 1 AND 512 IS NOT TRUE THEN
             PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
         END IF;
-        CASE numbering
-        WHEN 'arrival' THEN
+        EXIT WHEN locked;
+        IF numbering = 'arrival' THEN
             RETURN inturn._append_arrival(topic, key, name, payload, idempotency_key, max_pending);
-        WHEN 'given' THEN
-            RETURN inturn._append_given(topic, key, NULL, name, payload, idempotency_key);
-        ELSE
-            EXIT WHEN locked;
-            -- No row yet: this is the key's first command, unless another caller's has just committed.
-            new_seq := inturn._append_first(topic, key, name, payload, idempotency_key);
-            IF new_seq IS NOT NULL THEN
-                RETURN new_seq;
-            END IF;
-        END CASE;
+        END IF;
+        -- No row yet: this is the key's first command, unless another caller's has just committed.
+        new_seq := inturn._append_first(topic, key, name, payload, idempotency_key, fresh);
+        CONTINUE WHEN new_seq IS NULL;
+        RETURN new_seq;
     END LOOP;
 
     -- From here on statements see every earlier append to the key: its caller has committed or is gone.
@@ -63,27 +67,28 @@ BEGIN
             RETURN new_seq;
         END IF;
     END IF;
-    -- No number up to applied_seq is looked at: the probe reads every entry of its key on the page.
-    SELECT u.applied_seq, u.epoch, u.drained INTO last_turn FROM inturn.turn u
+    -- No number up to applied is looked at: the probe reads every entry of its key on the page.
+    SELECT u.applied_seq, u.epoch, u.drained INTO applied, last_epoch, drained FROM inturn.turn u
     WHERE u.topic = append.topic AND u.key = append.key ORDER BY u.epoch DESC LIMIT 1;
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RETURN inturn._append_on_snapshot(
-            topic, key, coalesce(last_turn.applied_seq, 0), name, payload, idempotency_key, max_pending);
+    IF NOT fresh THEN
+        RETURN inturn._append_on_snapshot(topic, key, coalesce(applied, 0), name, payload, idempotency_key, max_pending);
     END IF;
     INSERT INTO inturn.command_log AS l (topic, key, seq, name, payload, idempotency_key)
     VALUES (append.topic, append.key,
             1 + coalesce((SELECT l.seq FROM inturn.command_log l
-                          WHERE l.topic = append.topic AND l.key = append.key AND l.seq > coalesce(last_turn.applied_seq, 0)
-                          ORDER BY l.seq DESC LIMIT 1), last_turn.applied_seq, 0),
+                          WHERE l.topic = append.topic AND l.key = append.key AND l.seq > coalesce(applied, 0)
+                          ORDER BY l.seq DESC LIMIT 1), applied, 0),
             append.name, coalesce(append.payload, '{}'), append.idempotency_key)
     RETURNING l.seq INTO new_seq;
-    IF new_seq > coalesce(last_turn.applied_seq, 0) + max_pending THEN
-        PERFORM inturn._refuse_pending(topic, key, new_seq, max_pending);
+    IF NOT plain THEN
+        IF new_seq > coalesce(applied, 0) + max_pending THEN
+            PERFORM inturn._refuse_pending(topic, key, new_seq, max_pending);
+        END IF;
     END IF;
 
     -- The first command after the drained ones finds the key idle. Any later one finds it awake, or held.
-    IF last_turn.drained AND new_seq = last_turn.applied_seq + 1 THEN
-        PERFORM inturn._wake_key(topic, key, last_turn.epoch, last_turn.applied_seq);
+    IF drained AND new_seq = applied + 1 THEN
+        PERFORM inturn._wake_key(topic, key, last_epoch, applied);
     END IF;
     RETURN new_seq;
 END

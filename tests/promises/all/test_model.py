@@ -64,7 +64,7 @@ def _claim(model: Machine) -> None:
     [
         (
             "append",
-            r"IF last_turn\.drained AND new_seq = last_turn\.applied_seq \+ 1 THEN",
+            r"IF drained AND new_seq = applied \+ 1 THEN",
             "IF false THEN",
             _append_to_a_drained_key,
         ),

@@ -49,17 +49,29 @@ def test_p5_no_step_reads_a_whole_table(witness: Database, analyzed: bool) -> No
     assert read == {}
 
 
-def test_p5_without_its_form_a_look_at_sleeping_appliers_reads_their_table(witness: Database) -> None:
+@pytest.mark.parametrize(
+    ("function", "steps"),
+    [
+        ("_append_first", (STEPS[0],)),
+        ("_wake_key", (STEPS[0], STEPS[5], STEPS[6])),
+        ("_append_arrival", (STEPS[3],)),
+    ],
+)
+def test_p5_without_its_form_a_look_at_sleeping_appliers_reads_their_table(
+    witness: Database, function: str, steps: tuple[str, ...]
+) -> None:
+    witness.execute("SELECT inturn.create_topic('arrival', 'python', numbering => 'arrival')")
     replace_in(
         witness,
-        "_wake_key",
+        function,
         (
-            r"l\.topic \S+ ANY \(ARRAY\[_wake_key\.topic, ''\]\)",
-            "(l.topic = _wake_key.topic OR l.topic = '')",
+            rf"l\.topic \S+ ANY \(ARRAY\[{function}\.topic, ''\]\)",
+            f"(l.topic = {function}.topic OR l.topic = '')",
         ),
     )
     with witness.connect(autocommit=False, user=OWNER) as connection:
-        connection.execute(STEPS[0])
+        for step in steps:
+            connection.execute(step)
         seen = "SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'listener'"
         # 18 turns one form into the other by itself.
         assert connection.execute(seen).fetchone() == (int(witness.server.version < 18),)

@@ -30,7 +30,7 @@ GUARDS = [
     Guard(
         "append locks the key",
         "append",
-        ((r" FOR UPDATE\) END", ") END"),),
+        ((r" LIMIT 1 FOR UPDATE;", " LIMIT 1;"),),
         scenes.second_caller_waits,
         "UniqueViolation",
     ),
@@ -44,14 +44,14 @@ GUARDS = [
     Guard(
         "append leaves a key alone that was woken",
         "append",
-        ((WAKES, "IF last_turn.drained THEN"),),
+        ((WAKES, "IF drained THEN"),),
         lease_scenes.append_under_a_lease,
         "P2: two tickets",
     ),
     Guard(
         "append waits for no handler",
         "append",
-        ((WAKES, "IF last_turn.drained THEN"),),
+        ((WAKES, "IF drained THEN"),),
         scenes.callers_of_a_key_whose_turn_has_failed,
         WAITS,
     ),
