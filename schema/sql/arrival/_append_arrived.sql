@@ -25,7 +25,8 @@ BEGIN
                row_number() OVER (PARTITION BY m.key ORDER BY m.id) AS place
         FROM moved m LEFT JOIN LATERAL (
             SELECT true AS there FROM inturn.command_log l
-            WHERE l.topic = _append_arrived.topic AND l.key = m.key AND l.idempotency_key = m.idempotency_key LIMIT 1) l ON true
+            WHERE m.idempotency_key IS NOT NULL -- or each command would be a probe
+              AND l.topic = _append_arrived.topic AND l.key = m.key AND l.idempotency_key = m.idempotency_key LIMIT 1) l ON true
         WHERE l.there IS NULL
     ), stands AS MATERIALIZED (
         -- No number up to applied_seq is looked at: see append.

@@ -18,7 +18,8 @@ BEGIN
     FOR one IN SELECT t.name FROM inturn.topic t WHERE t.numbering = 'arrival' AND t.name = ANY (topics) LOOP
         stop_at := clock_timestamp() + interval '200 ms';
         LOOP
-            SELECT * INTO pass FROM inturn._number_topic(one, 10000);
+            -- Many at once, for a pass looks at all that there is, to find the lowest ids.
+            SELECT * INTO pass FROM inturn._number_topic(one, 50000);
             numbered := numbered + pass.numbered;
             EXIT WHEN NOT pass.more OR clock_timestamp() >= stop_at;
         END LOOP;

@@ -139,7 +139,7 @@ def test_p1_arrival_a_pass_takes_no_more_octets_than_a_claim(posts: Database) ->
 
 
 def test_p1_arrival_a_drain_numbers_what_comes_after_a_full_batch_of_a_locked_key(posts: Database) -> None:
-    replace_in(posts, "_number_arrivals", ("10000", "2"))
+    replace_in(posts, "_number_arrivals", ("50000", "2"))
     appended(posts, "x", "a")
     operator = posts.session()
     operator.execute("SELECT FROM inturn.key_sequence WHERE key = 'x' FOR UPDATE")
