@@ -7,6 +7,7 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
@@ -49,37 +50,41 @@ class Run:
         plain = statistics.mean([before, self.plain()])
         self.add(what, found, "/s", found / plain, target)
 
-    def all(self) -> None:
+    def append(self) -> None:
         self.beside_plain("append, every command a new key, 16 clients", pgbench.NEW_KEYS, "0.65")
         self._database.execute("CALL inturn.apply()")
-        self.beside_plain("append over 1,000 active keys, 16 clients", pgbench.ACTIVE_KEYS, "0.9")
+        self.beside_plain("append over 1,000 active keys, 16 clients", pgbench.ACTIVE_KEYS, "0.70")
         self._database.execute("CALL inturn.apply()")
-        self.one_key()
-        self.hot_key()
-        self._database.execute("CALL inturn.apply()")
+
+    def drain(self) -> None:
         plain = self.plain()
         self.add("plain INSERT, 16 clients", plain, "/s", 1.0, "")
-        database = self._database
         for what, measure, keys, commands, target in (
             ("CALL inturn.apply(), one-command keys", measures.drain_by_sql, 100_000, 100_000, "0.75"),
             ("CALL inturn.apply(), 100 commands a key", measures.drain_by_sql, 2_000, 200_000, "7"),
             ("Python target, one-command keys", measures.drain_by_python, 10_000, 10_000, "0.11"),
             ("Python target, 100 commands a key", measures.drain_by_python, 200, 20_000, "0.21"),
         ):
-            found = measure(database, keys, commands, what)
+            found = measure(self._database, keys, commands, what)
             self.add(what, found, "/s", found / plain, target)
-        times = measures.latency_milliseconds(database, 50)
+
+    def latency(self) -> None:
+        times = measures.latency_milliseconds(self._database, 50)
         self.add("commit to handler's start, idle: median", statistics.median(times), "ms", None, "5 ms")
         self.add("the same, 95th percentile", times[int(len(times) * 0.95)], "ms", None, "")
-        times = measures.latency_milliseconds(database, 50, "arrival-python")
+        times = measures.latency_milliseconds(self._database, 50, "arrival-python")
         self.add("numbered on arrival, the same: median", statistics.median(times), "ms", None, "5 ms more")
         self.add("the same, 95th percentile", times[int(len(times) * 0.95)], "ms", None, "")
-        first, last = measures.drain_under_snapshot(database, 12)
+
+    def snapshot(self) -> None:
+        plain = self.plain()
+        first, last = measures.drain_under_snapshot(self._database, 12)
         self.add("CALL inturn.apply(), snapshot held, first second", first, "/s", first / plain, "")
         self.add("the same, six seconds later", last, "/s", last / plain, "")
-        self.posts()
+
+    def claim(self) -> None:
         for waiting in (1_000, 1_000_000):
-            found = measures.claim_milliseconds(database, waiting)
+            found = measures.claim_milliseconds(self._database, waiting)
             self.add(f"a claim beside {waiting:,} waiting keys", found, "ms", None, "")
 
     def posts(self) -> None:
@@ -101,9 +106,10 @@ class Run:
         for clients in (16, 64):
             found = self.clients(pgbench.ONE_KEY, clients)
             self.add(f"the same, {clients} clients, against 1", found, "/s", found / alone, "0.8")
+        self._database.execute("CALL inturn.apply()")
 
     def hot_key(self) -> None:
-        """Measure the callers of one key in both numberings, and what numbers them afterwards."""
+        """Measure the callers of one key in both numberings."""
         for clients, options, of in (
             (1, "", ""),
             (16, "", ""),
@@ -117,10 +123,15 @@ class Run:
             ):
                 found = self.clients(script, clients, options)
                 self.add(f"one key numbered {what}, {clients} clients{of}", found, "/s", found / plain, asked)
+
+    def numbering(self) -> None:
         plain = self.plain()
         for keys in (1, 1_000):
             found = measures.numbered(self._database, keys, 100_000)
             self.add(f"a pass numbers what arrived, {keys:,} keys", found, "/s", found / plain, "150,000/s")
+
+    def batch(self) -> None:
+        plain = self.plain()
         by_batch, one_by_one = measures.drain_hot_key(self._database, 100_000)
         self.add(
             "Python target, one key 100,000 deep, by batch", by_batch, "/s", by_batch / plain, "50,000/s"
@@ -129,10 +140,33 @@ class Run:
         self.add("by batch against one by one", by_batch / one_by_one, "times", None, "")
 
 
+#: What there is to measure, in its order.
+_MEASURES: dict[str, Callable[[Run], None]] = {
+    "append": Run.append,
+    "one-key": Run.one_key,
+    "hot-key": Run.hot_key,
+    "numbering": Run.numbering,
+    "batch": Run.batch,
+    "drain": Run.drain,
+    "latency": Run.latency,
+    "snapshot": Run.snapshot,
+    "posts": Run.posts,
+    "claim": Run.claim,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--seconds", type=int, default=8, help="per pgbench run (default: 8)")
     parser.add_argument("--protocol", default="prepared", choices=["simple", "extended", "prepared"])
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=_MEASURES,
+        default=list(_MEASURES),
+        metavar="MEASURE",
+        help=", ".join(_MEASURES),
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     server = Server(int(os.environ.get("INTURN_TEST_PG", "18")), extra_settings=SETTINGS, on_disk=True)
@@ -142,7 +176,8 @@ def main() -> None:
         database.install()
         database.execute(measures.PREPARE)
         run = Run(database, options.seconds, options.protocol)
-        run.all()
+        for name in options.only:
+            _MEASURES[name](run)
     finally:
         server.remove()
     if options.json:
