@@ -319,7 +319,7 @@ def test_the_command_line_grants_shows_and_revokes(two: Database) -> None:
 @pytest.mark.parametrize(
     ("function", "edit", "role", "call"),
     [
-        ("append", ("IF callers_granted AND plain IS NOT TRUE THEN", "IF false THEN"), "caller", CALLS[0]),
+        ("append", ("IF callers_granted THEN", "IF false THEN"), "caller", CALLS[0]),
         ("_append_given", ("IF settings.callers_granted THEN", "IF false THEN"), "caller", "given"),
         ("progress", ("PERFORM inturn._require_grant[^;]*;", ""), "caller", CALLS[4]),
         (

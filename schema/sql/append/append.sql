@@ -28,32 +28,29 @@ BEGIN
         -- plain: there is nothing to refuse, and nothing more to look up. fresh: at READ COMMITTED. They stand here,
         -- for an expression of its own costs a per cent of an append. Every topic takes 1024 bytes of payload; only
         -- for more is its limit looked up.
-        SELECT append.seq IS NULL AND append.idempotency_key IS NULL AND t.max_pending IS NULL
-               AND (NOT t.callers_granted OR EXISTS (
-                   SELECT FROM inturn.topic_grant g WHERE g.topic = append.topic AND g.role = 'caller'
-                   AND g.login = coalesce(nullif(current_setting('role'), 'none'), session_user)))
+        SELECT t.numbering <> 'given' AND append.seq IS NULL AND append.idempotency_key IS NULL AND t.max_pending IS NULL
+               AND (NOT t.callers_granted OR EXISTS (SELECT FROM inturn.topic_grant g WHERE g.topic = t.name AND g.role = 'caller'
+                    AND g.login = coalesce(nullif(current_setting('role'), 'none'), session_user)))
+               AND append.key <> '' AND octet_length(append.key) <= 512
                AND append.name <> '' AND octet_length(append.name) <= 128
                AND (append.payload >= '{}' AND octet_length(append.payload::text) <= 1024) IS NOT FALSE,
                current_setting('transaction_isolation') = 'read committed', t.numbering, t.max_pending, t.callers_granted
         INTO plain, fresh, numbering, max_pending, callers_granted FROM inturn.topic t WHERE t.name = append.topic;
-        IF numbering = 'assigned' THEN
-            SELECT true INTO locked FROM inturn.key_sequence s
-            WHERE s.topic = append.topic AND s.key >= append.key AND s.key <= append.key ORDER BY s.key DESC LIMIT 1 FOR UPDATE;
-            EXIT WHEN plain AND locked;
-        END IF;
-        IF numbering = 'given' OR seq IS NOT NULL THEN
-            RETURN inturn._append_given(topic, key, seq, name, payload, idempotency_key);
-        END IF;
-        IF callers_granted AND plain IS NOT TRUE THEN
-            PERFORM inturn._require_grant(topic, 'caller');
-        END IF;
-        IF plain IS NOT TRUE OR octet_length(key) BETWEEN 1 AND 512 IS NOT TRUE THEN
+        IF plain IS NOT TRUE THEN
+            IF numbering = 'given' OR seq IS NOT NULL THEN
+                RETURN inturn._append_given(topic, key, seq, name, payload, idempotency_key);
+            END IF;
+            IF callers_granted THEN
+                PERFORM inturn._require_grant(topic, 'caller');
+            END IF;
             PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
         END IF;
-        EXIT WHEN locked;
         IF numbering = 'arrival' THEN
             RETURN inturn._append_arrival(topic, key, name, payload, idempotency_key, max_pending);
         END IF;
+        SELECT true INTO locked FROM inturn.key_sequence s
+        WHERE s.topic = append.topic AND s.key >= append.key AND s.key <= append.key ORDER BY s.key DESC LIMIT 1 FOR UPDATE;
+        EXIT WHEN locked;
         -- No row yet: this is the key's first command, unless another caller's has just committed.
         new_seq := inturn._append_first(topic, key, name, payload, idempotency_key, fresh);
         CONTINUE WHEN new_seq IS NULL;
