@@ -121,16 +121,16 @@ def test_a_worker_takes_what_it_left_before_anything_else(
         return batch
 
     monkeypatch.setattr(PythonTarget, "apply_batch", recorded)
-    with shop.steady_workers():
-        visits = Visits(
-            max_keys=50,
-            stop=target.stop,
-            bell=Bell(1),
-            sleep=SimpleNamespace(),  # type: ignore[arg-type]
-            totals=Totals(),
-            tallies=Tallies(),
-            found=lambda: None,
-        )
+    visits = Visits(
+        max_keys=50,
+        careful=False,
+        stop=target.stop,
+        bell=Bell(1),
+        sleep=SimpleNamespace(),  # type: ignore[arg-type]
+        totals=Totals(),
+        tallies=Tallies(),
+        found=lambda: None,
+    )
     visits._seconds_per_key[shop.TOPIC] = 0.0
     assert visits.visit(_worker(database), target, OLDEST).emptied
     assert _keys(database) == ["a", "deep", "b"]
