@@ -50,7 +50,7 @@ BEGIN
         END IF;
         IF batch.lost THEN
             lost_at := batch.hand;
-            CALL inturn._visit_alone(topic, lost_at, applier, commands, failures, alone);
+            CALL inturn._visit_alone(topic, lost_at, applier, settings, commands, failures, alone);
             alone := 0;
             EXIT WHEN lost_at IS NULL;
             found_any := true; CONTINUE;
