@@ -46,8 +46,8 @@ _UNQUALIFIED = re.compile(
 )
 #: Words of the grammar that look like calls.
 _GRAMMAR = {
-    *("coalesce", "greatest", "least", "nullif", "row", "array", "exists", "extract", "values"),
-    *("and", "or", "not", "from", "when", "then", "in", "lateral", "on", "any", "all"),
+    *("coalesce", "greatest", "least", "row", "array", "exists", "extract", "values", "and", "or", "not"),
+    *("from", "when", "then", "in", "lateral", "on", "any", "all"),
 }
 
 

@@ -38,11 +38,11 @@ BEGIN
             found_any := true; CONTINUE;
         END IF;
         SELECT * INTO batch FROM inturn.apply_batch(topic, hand, CASE WHEN alone OPERATOR(pg_catalog.>) 0 THEN 1 ELSE width END, applier, false);
-        cancellation := nullif(pg_catalog.current_setting('inturn.cancelled', true), '');
+        cancellation := pg_catalog.current_setting('inturn.cancelled', true);
         COMMIT AND CHAIN;
         PERFORM inturn._keep_settings(settings);
         EXIT WHEN batch.keys OPERATOR(pg_catalog.=) 0;
-        IF cancellation IS NOT NULL THEN
+        IF cancellation OPERATOR(pg_catalog.<>) '' THEN
             PERFORM inturn._end_applier(applier);
             COMMIT AND CHAIN;
             RAISE query_canceled USING MESSAGE = cancellation,
