@@ -116,7 +116,7 @@ class Breaker:
         """Learn that a command of a key failed; return whether that counts as an attempt of it.
 
         While it is open nothing does, and no probe either: the command is not at fault. A key that always
-        fails so does not keep it open: the next probe is of another key, as this one goes behind the others.
+        fails so does not keep it open where there are others: the next probe is of one of them.
         """
         with self._lock:
             was_open = self.open

@@ -163,9 +163,10 @@ class Rounds:
         return False
 
     def _visit(self, connection: psycopg.Connection[Any], topic: str) -> Visit:
-        hand = self._passes.hand(topic)
+        since = hand = self._passes.hand(topic)
         try:
-            if topic in self._more:
+            # The key that an applier died of is among the oldest.
+            if topic in self._more and not self._visits.is_careful(topic):
                 hand = self._passes.hand_among_many(connection, topic, self._visits.max_keys)
             visit = self._visits.visit(connection, self._targets[topic], hand)
         except psycopg.DatabaseError as error:
@@ -178,6 +179,9 @@ class Rounds:
             return Visit(found=True, emptied=False)
         self._refused.pop(topic, None)
         (self._more.discard if visit.emptied else self._more.add)(topic)
+        if visit.emptied and hand != since:
+            # Nothing is left from there on: the next visit looks at what is before.
+            return Visit(found=True, emptied=False)
         return visit
 
     def _leave_out(self, topic: str, error: psycopg.DatabaseError) -> Visit:

@@ -24,7 +24,8 @@ from inturn.applier.stop import Bell, Stop
 from inturn.schema.errors import OwnerChanged, SchemaMismatch, TargetRefused
 from inturn.schema.version import check_after
 
-#: How many keys of a topic a worker takes alone after its start, and after a connection was lost.
+#: How many keys of a topic a worker takes alone after its start, and after a connection was lost with several
+#: keys in hand.
 CAREFUL_KEYS = 20
 #: Whether it does so after its start: tests of later behaviour turn that off.
 STARTS_CAREFULLY = True
@@ -76,6 +77,10 @@ class Visits:
         #: Topics with ready keys that the last pass left, because their breaker is open.
         self.left_out: set[str] = set()
 
+    def is_careful(self, topic: str) -> bool:
+        """Return whether the next key of a topic is taken alone."""
+        return self._careful.get(topic, self._careful_at_first) > 0
+
     def be_careful(self) -> None:
         """Take the next keys of every topic alone: one of them may have cost the connection."""
         self._careful.clear()
@@ -115,7 +120,8 @@ class Visits:
             hand = batch.hand
             self._totals.count(batch)
             self._check_session(connection, topic, batch)
-            if careful:
+            # A key that was put off, or charged without a call, says nothing about how long one takes.
+            if careful or not batch.target_seconds:
                 continue
             per_key = min(per_key * 2, batch.target_seconds / batch.keys)
             self._seconds_per_key[topic] = per_key
@@ -162,8 +168,11 @@ class Visits:
             self._careful[topic] = max_keys + CAREFUL_KEYS
             return Batch(keys=max_keys, redo=True, lost=True)
         if batch.lost:
+            alone = self._make_alone(connection, target, batch.hand)
+            if not alone.keys:  # somebody else has taken it meanwhile
+                return Batch(keys=1, redo=True, lost=True)
             # The others go on together; the hand stays where it was, before them.
-            return dataclasses.replace(self._make_alone(connection, target, batch.hand), hand=hand)
+            return dataclasses.replace(alone, hand=hand)
         return batch
 
     def _make_alone(self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str) -> Batch:

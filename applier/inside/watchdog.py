@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import psycopg
@@ -87,17 +88,24 @@ class Watchdog:
         order = late.order
         extra = {"topic": order.topic, "key": order.key, "seq": order.seq, "attempt": order.attempt}
         log.warning("a handler that does not return was given up", extra=extra)
-        try:
-            with self._connect() as connection:
-                # Where keys shared its transaction, the next worker finds it out: it takes them alone.
-                blame = Blame(self._schema, order, late.timeout) if late.is_alone else None
-                if blame:
-                    blame.note(connection)
-                # Its tickets are free once its session is over.
-                worker.hang_up()
-                calls.session.terminate(worker.backend_pid, _TERMINATE_MILLISECONDS).on(connection)
-                if blame:
-                    blame.charge(connection)
-        except psycopg.Error as error:
-            log.warning("could not charge it: %s", on_one_line(error), extra=extra)
+        # Where keys shared its transaction, the next worker finds it out: it takes them alone.
+        blame = Blame(self._schema, order, late.timeout) if late.is_alone else None
+        if blame:
+            with _warned("note", extra), self._connect() as connection:
+                blame.note(connection)
+        worker.hang_up()
+        with _warned("charge", extra), self._connect() as connection:
+            # Its tickets are free once its session is over.
+            calls.session.terminate(worker.backend_pid, _TERMINATE_MILLISECONDS).on(connection)
+            if blame:
+                blame.charge(connection)
         self._replace(not late.is_alone)
+
+
+@contextmanager
+def _warned(what: str, extra: dict[str, Any]) -> Iterator[None]:
+    """Go on where the database refuses: the session is ended, and the worker replaced, all the same."""
+    try:
+        yield
+    except psycopg.Error as error:
+        log.warning("could not %s it: %s", what, on_one_line(error), extra=extra)

@@ -1,7 +1,7 @@
 -- Postpones a key for whose commands nothing can be recorded, because inturn's own statements fail on it. Internal.
 --
 -- It counts no attempt, as that might fail too; the wait doubles from a second up to five minutes. It keeps the error
--- if it can, and the key is taken alone from then on, so that it makes no batch fail.
+-- if it can, and a key that has a mark is taken alone from then on, so that it makes no batch fail.
 -- The caller has locked the key's ticket.
 CREATE FUNCTION inturn._put_off(was inturn.key_cursor, error text) RETURNS void
 LANGUAGE plpgsql VOLATILE

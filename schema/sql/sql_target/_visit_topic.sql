@@ -20,7 +20,8 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     leave_at timestamp with time zone := stop_at;
-    hand timestamp with time zone := inturn._spread_out(topic, since, max_keys);
+    -- The key that an applier died of is among the oldest.
+    hand timestamp with time zone := CASE WHEN careful OPERATOR(pg_catalog.>) 0 THEN since ELSE inturn._spread_out(topic, since, max_keys) END;
     width integer := coalesce(least(greatest(0.010 OPERATOR(pg_catalog./) per_key, 1), max_keys), 1);
     alone integer := 0;
     lost_at timestamp with time zone;
@@ -41,6 +42,9 @@ BEGIN
         cancellation := pg_catalog.current_setting('inturn.cancelled', true);
         COMMIT AND CHAIN;
         PERFORM inturn._keep_settings(settings);
+        IF batch.keys OPERATOR(pg_catalog.=) 0 AND first AND hand OPERATOR(pg_catalog.>) since THEN
+            hand := since; CONTINUE; -- where it began, others have all in hand
+        END IF;
         EXIT WHEN batch.keys OPERATOR(pg_catalog.=) 0;
         IF cancellation OPERATOR(pg_catalog.<>) '' THEN
             PERFORM inturn._end_applier(applier);
@@ -52,7 +56,7 @@ BEGIN
             lost_at := batch.hand;
             CALL inturn._visit_alone(topic, lost_at, applier, settings, commands, failures, alone);
             alone := 0;
-            EXIT WHEN lost_at IS NULL;
+            leave_at := least(leave_at, started_at OPERATOR(pg_catalog.+) interval '1 s');
             found_any := true; CONTINUE;
         END IF;
         took := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) started_at;

@@ -66,7 +66,7 @@ BEGIN
             careful[place] := left_careful;
         END LOOP;
     END LOOP;
-    PERFORM inturn._end_applier(applier);
+    PERFORM inturn._end_applier(applier) WHERE careful IS NOT NULL; -- else one before it is still to be looked at
 END
 $$;
 COMMENT ON PROCEDURE inturn.apply IS 'Applies the commands of topics with SQL targets until none is ready.';

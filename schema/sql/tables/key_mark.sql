@@ -37,4 +37,4 @@ COMMENT ON COLUMN inturn.key_mark.claimed_by IS 'Which applier has the key by le
 COMMENT ON COLUMN inturn.key_mark.claimed_at IS 'Since when.';
 COMMENT ON COLUMN inturn.key_mark.lease_until IS 'When the lease runs out: from then on any applier may claim the key.';
 COMMENT ON COLUMN inturn.key_mark.ready_at IS 'When the key is ready, as its ticket says, while it is retrying: operators list those by it.';
-COMMENT ON COLUMN inturn.key_mark.lost IS 'Over 0: an applier was lost with the key in hand, perhaps with others. The key is taken alone until one of its commands succeeds or fails.';
+COMMENT ON COLUMN inturn.key_mark.lost IS 'Over 0: the key is taken alone. An applier was lost with it in hand, perhaps with others, or what its command does to the session or the transaction would meet others.';

@@ -104,6 +104,34 @@ def test_p5_in_a_crowd_nobody_counts_the_tickets_to_find_where_it_begins(witness
     assert entries <= 100 * (50 + 6)
 
 
+def test_p5_in_a_crowd_a_careful_call_takes_the_oldest_keys_alone(witness: Database) -> None:
+    """The key that one before it died of is among them."""
+    for number in range(60):
+        append(witness, f"k{number:02}")
+    _space_out(witness)
+    crowd(witness, 2)
+    with witness.connect(user=APPLIER) as session:
+        session.execute("SET inturn.careful_keys = 3")
+        session.execute("CALL inturn.apply()")
+    first = "SELECT array_agg(key ORDER BY id) FROM (SELECT * FROM app.witness ORDER BY id LIMIT 3) w"
+    assert witness.value(first) == ["k02", "k03", "k04"]  # the crowd has the others
+
+
+def test_p5_in_a_crowd_a_call_ends_only_where_nothing_is_ready(witness: Database) -> None:
+    """From where it begins on, others may have everything in hand; there is more before."""
+    for number in range(60):
+        append(witness, f"k{number:02}")
+    _space_out(witness)
+    crowd(witness, 2)
+    with witness.connect(user=OWNER, autocommit=False) as others:
+        others.execute("SELECT FROM inturn.ticket WHERE key >= 'k03' FOR UPDATE")
+        for applied in range(1, 11):
+            witness.execute("CALL inturn.apply()")
+            assert witness.value("SELECT count(*) FROM app.witness") == applied
+            append(witness, "k02")
+            witness.execute("UPDATE inturn.ticket SET ready_at = now() - interval '2 s' WHERE key = 'k02'")
+
+
 def test_p5_workers_of_the_daemon_begin_in_different_places_too(witness: Database) -> None:
     for number in range(60):
         append(witness, f"k{number:02}")
@@ -131,12 +159,14 @@ class _Passes(SimpleNamespace):
 
 
 def test_p5_a_worker_begins_elsewhere_only_where_its_last_visit_left_keys() -> None:
-    """To ask where takes a round trip; and of few keys the oldest comes first."""
-    ends = [
-        Visit(found=True, emptied=False),
-        Visit(found=True, emptied=True),
-        Visit(found=True, emptied=True),
-    ]
+    """To ask where takes a round trip; and of few keys the oldest comes first.
+
+    Where nothing is left from there on, there may be something before: a drain does not end. And the key that
+    an applier died of is looked for among the oldest.
+    """
+    more, nothing_there = Visit(found=True, emptied=False), Visit(found=False, emptied=True)
+    ends = [more, nothing_there, more, more, Visit(found=True, emptied=True)]
+    careful = iter([False, False, True])
     hands: list[str] = []
 
     def visit(_connection: Any, _target: Any, hand: str) -> Visit:
@@ -144,7 +174,9 @@ def test_p5_a_worker_begins_elsewhere_only_where_its_last_visit_left_keys() -> N
         return ends[len(hands) - 1]
 
     nothing = SimpleNamespace(end_never=lambda: None, end_within=lambda _: None)
-    visits = SimpleNamespace(visit=visit, left_out=set(), max_keys=50)
+    visits = SimpleNamespace(
+        visit=visit, left_out=set(), max_keys=50, is_careful=lambda _: next(careful, False)
+    )
     stub: Any = SimpleNamespace()
     rounds = Rounds(
         stub,
@@ -157,6 +189,5 @@ def test_p5_a_worker_begins_elsewhere_only_where_its_last_visit_left_keys() -> N
         ended=lambda: False,
     )
     rounds._targets = {"orders": stub}
-    for _ in ends:
-        assert rounds._apply_ready(stub)
-    assert hands == ["the front", "elsewhere", "the front"]
+    assert [rounds._apply_ready(stub) for _ in ends] == [True] * 5
+    assert hands == ["the front", "elsewhere", "the front", "elsewhere", "the front"]

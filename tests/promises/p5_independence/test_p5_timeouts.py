@@ -91,16 +91,20 @@ def test_p5_a_python_handler_that_takes_too_long(
         assert all(worker.error is None for worker in fleet._crew.workers)
 
 
+@pytest.mark.parametrize("what", ["note", "charge"])
 def test_p5_a_python_handler_that_takes_too_long_is_charged_though_its_charge_is_cut_off(
-    slow: Database, monkeypatch: pytest.MonkeyPatch
+    slow: Database, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """Another worker has taken the key before it could be charged: on a busy machine, again and again."""
+    """Another worker has taken the key before it could be charged: on a busy machine, again and again.
+
+    Its session is ended also where nothing can be noted before: the key would stay locked.
+    """
     monkeypatch.setattr("inturn.applier.inside.watchdog.GIVE_UP_SECONDS", 0.3)
 
     def cut_off(*_: object) -> None:
         raise psycopg.errors.QueryCanceled
 
-    monkeypatch.setattr("inturn.applier.inside.alone.Blame.charge", cut_off)
+    monkeypatch.setattr(f"inturn.applier.inside.alone.Blame.{what}", cut_off)
     _open(slow)
     applier = Applier()
 
