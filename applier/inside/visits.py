@@ -99,7 +99,7 @@ class Visits:
         max_keys, alone = pacing.fitting_keys(per_key, self.max_keys), 0
         while not self._stop.requested and (leave_at is None or time.monotonic() < leave_at):
             started_at = time.monotonic()
-            careful = self._careful.get(topic, self._careful_at_first)
+            careful = self.is_careful(topic)
             batch = self._make_batch(connection, target, hand, 1 if alone else max_keys)
             if batch.keys == 0:
                 return Visit(found=leave_at is not None, emptied=True)
@@ -120,9 +120,8 @@ class Visits:
             hand = batch.hand
             self._totals.count(batch)
             self._check_session(connection, topic, batch)
-            # A key that was put off, or charged without a call, says nothing about how long one takes.
             if careful or not batch.target_seconds:
-                continue
+                continue  # a key that was put off does not say how long one takes
             per_key = min(per_key * 2, batch.target_seconds / batch.keys)
             self._seconds_per_key[topic] = per_key
             max_keys = min(pacing.fitting_keys(per_key, self.max_keys), max_keys * 2)
@@ -148,8 +147,7 @@ class Visits:
         topic = target.topic
         if target.breaker.open:
             return self._probe(connection, target, hand)
-        careful = self._careful.get(topic, self._careful_at_first)
-        if careful > 0:
+        if self.is_careful(topic):
             return self._make_alone(connection, target, hand)
         try:
             batch = target.apply_batch(connection, hand, max_keys)

@@ -2,10 +2,10 @@
 -- claimed now.
 -- Internal to the appliers.
 --
--- Appliers take suspects this way, and any key while they are careful: after a start (see _careful_keys for CALL), after
--- a connection that was lost with several keys in hand, and after a failure with an unknown cause. Once this is
--- committed, the next claim finds out what became of the process (see _lose_lease). The turn locks the ticket,
--- so that it may last longer than the lease.
+-- Appliers take suspects this way, and any key while they are careful: after a start (see _careful_keys for CALL),
+-- after a connection that was lost with several keys in hand, and after a failure with an unknown cause. Once this is
+-- committed, the next claim finds out what became of the process (see _lose_lease). The turn locks the ticket, so that
+-- it may last longer than the lease.
 -- since: as in claim. epoch is NULL when there was nothing to do on the key after all.
 -- Locks, in this order: what _lock_process, claim and _try_lease lock, and raises what they raise.
 CREATE FUNCTION inturn._claim_alone(topic text, since timestamptz, applier text)

@@ -3,7 +3,8 @@
 --
 -- So it is where one that served the topic is gone and has not said its end (see _end_applier), unless it has left a
 -- lease: that is of the key that it took alone. This notes each such end, for all topics that it served, so that the
--- next call is not careful for it again. An inturn apply never says its end. So it is too where no applier of the topic is known: after a crash of the server none is.
+-- next call is not careful for it again. An inturn apply never says its end.
+-- So it is too where no applier of the topic is known: after a crash of the server none is.
 -- applier: the caller; what this session has called before is gone.
 -- Locks: the rows of those that are gone, skipping locked ones.
 CREATE FUNCTION inturn._careful_keys(topics text[], applier text) RETURNS integer[]

@@ -1,6 +1,6 @@
 -- Lets no setting, advisory lock, LISTEN or temporary table stay in the session that a SQL target has left there, and
--- gives it these settings. Internal to inturn apply, after each batch of a SQL target, in its transaction: nothing tells
--- what a target has done.
+-- gives it these settings. Internal to inturn apply, after each batch of a SQL target, in its transaction: nothing
+-- tells what a target has done.
 --
 -- All settings are as the session began with them, then names and settings, in parallel: what the connection was given
 -- at its beginning; its advisory locks, what it listens to and its temporary tables are gone. names NULL: nothing is
