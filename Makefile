@@ -9,8 +9,8 @@ export PYTHONDONTWRITEBYTECODE :=
 # The whole suite runs on this version; what the page of promises names, but for random walks and removed guards, on every one.
 POSTGRES := 18
 OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
-# Each has a server of its own. Tests wait more than they compute: twice as many as there are cores.
-WORKERS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
+# Each has a server of its own. Tests wait as much as they compute: with two a core, a quarter of a run was idle.
+WORKERS ?= $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN))
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 # Debian's, in transaction mode: callers and appliers of the tests connect through it.
 PGBOUNCER := $(wildcard /usr/sbin/pgbouncer)
