@@ -121,7 +121,15 @@ def test_a_worker_takes_what_it_left_before_anything_else(
         return batch
 
     monkeypatch.setattr(PythonTarget, "apply_batch", recorded)
-    visits = Visits(
+    visits = _visits(target)
+    visits._seconds_per_key[shop.TOPIC] = 0.0
+    assert visits.visit(_worker(database), target, OLDEST).emptied
+    assert _keys(database) == ["a", "deep", "b"]
+    assert widths[:2] == [50, 1]
+
+
+def _visits(target: PythonTarget) -> Visits:
+    return Visits(
         max_keys=50,
         careful=False,
         stop=target.stop,
@@ -131,7 +139,30 @@ def test_a_worker_takes_what_it_left_before_anything_else(
         tallies=Tallies(),
         found=lambda: None,
     )
-    visits._seconds_per_key[shop.TOPIC] = 0.0
-    assert visits.visit(_worker(database), target, OLDEST).emptied
-    assert _keys(database) == ["a", "deep", "b"]
-    assert widths[:2] == [50, 1]
+
+
+def _finding(monkeypatch: pytest.MonkeyPatch, alone: Batch, *batches: Batch) -> list[Batch]:
+    """Have batches find a suspect, and then these; alone: what becomes of it. Return those to come."""
+    left = [Batch(keys=2, redo=True, lost=True, hand="2026-01-01"), *batches, Batch()]
+    monkeypatch.setattr(PythonTarget, "apply_batch", lambda *_: left.pop(0))
+    monkeypatch.setattr(PythonTarget, "apply_alone", lambda *_: alone)
+    return left
+
+
+def test_a_suspect_that_was_put_off_does_not_say_how_long_a_key_takes(
+    database: Database, target: PythonTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took no time: fifty slow keys would share a transaction from then on."""
+    left, visits = _finding(monkeypatch, Batch(keys=1)), _visits(target)
+    assert visits.visit(_worker(database), target, OLDEST).found
+    assert (left, visits._seconds_per_key) == ([], {})
+
+
+def test_a_suspect_that_somebody_else_took_meanwhile_ends_no_visit(
+    database: Database, target: PythonTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy = Batch(keys=1, commands=1, target_seconds=0.001)
+    left, visits = _finding(monkeypatch, Batch(), healthy), _visits(target)
+    assert visits.visit(_worker(database), target, OLDEST).found
+    assert left == []
+    assert visits._seconds_per_key == {shop.TOPIC: 0.001}
