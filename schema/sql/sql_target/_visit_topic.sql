@@ -23,12 +23,9 @@ DECLARE
     -- The key that an applier died of is among the oldest.
     hand timestamp with time zone := CASE WHEN careful OPERATOR(pg_catalog.>) 0 THEN since ELSE inturn._spread_out(topic, since, max_keys) END;
     width integer := coalesce(least(greatest(0.010 OPERATOR(pg_catalog./) per_key, 1), max_keys), 1);
-    alone integer := 0;
-    lost_at timestamp with time zone;
+    alone integer := 0; first boolean := true;
+    lost_at timestamp with time zone; started_at timestamp with time zone; took interval;
     cancellation pg_catalog.text;
-    first boolean := true;
-    started_at timestamp with time zone;
-    took interval;
     batch pg_catalog.record;
 BEGIN
     WHILE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) leave_at LOOP
