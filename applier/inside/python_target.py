@@ -142,7 +142,7 @@ class PythonTarget:
     ) -> None:
         """Apply turns of several keys, the long ones last; leave those that would hold up the others' commit.
 
-        Those are taken in transactions of their own afterwards. How long one takes, the others tell.
+        Those are taken in transactions of their own afterwards. The others tell how long one takes.
         A short one is never left: on a busy machine each would seem to take long, and a commit each makes it
         busier.
         """

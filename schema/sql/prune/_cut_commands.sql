@@ -4,15 +4,10 @@
 -- walks over the whole topic. A place is one of a partition, where whoever installed has made some: two commands may
 -- have the same, and one of them be pending.
 -- kept_before: a command that has an idempotency key and is younger stays. The caller holds the keys' rows in
--- key_sequence. Locks nothing that anybody else locks.
+-- key_sequence, and has set what keeps the planner to the indexes. Locks nothing that anybody else locks.
 CREATE FUNCTION inturn._cut_commands(topic text, cuts inturn._cut[], kept_before timestamptz) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-SET jit = off
 AS $$
 DECLARE
     place record;
