@@ -155,6 +155,15 @@ _MEASURES: dict[str, Callable[[Run], None]] = {
 }
 
 
+def prepared(server: Server) -> Database:
+    """Make the database that a run measures."""
+    database = Database(server, "bench")
+    database.install()
+    database.execute(measures.PREPARE)
+    server.administer(pgbench.ALLOW_SLOW_COMMIT)
+    return database
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--seconds", type=int, default=8, help="per pgbench run (default: 8)")
@@ -172,10 +181,7 @@ def main() -> None:
     server = Server(int(os.environ.get("INTURN_TEST_PG", "18")), extra_settings=SETTINGS, on_disk=True)
     try:
         server.start()
-        database = Database(server, "bench")
-        database.install()
-        database.execute(measures.PREPARE)
-        run = Run(database, options.seconds, options.protocol)
+        run = Run(prepared(server), options.seconds, options.protocol)
         for name in options.only:
             _MEASURES[name](run)
     finally:

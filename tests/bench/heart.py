@@ -98,6 +98,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--held", type=float, help="seconds for which the snapshot is held (default: 600)")
     parser.add_argument(
+        "--no-compare", action="store_true", help="only the runs beside the snapshot: half the time"
+    )
+    parser.add_argument(
         "--kinds",
         nargs="+",
         choices=kinds.KINDS,
@@ -115,7 +118,9 @@ def _options() -> argparse.Namespace:
 def _measures(options: argparse.Namespace, ground: Ground) -> dict[str, Callable[[], Section]]:
     measures: dict[str, Callable[[], Section]] = {
         "crowds": partial(crowds.measure, ground),
-        "snapshot": partial(snapshot.measure, ground, options.held, options.kinds),
+        "snapshot": partial(
+            snapshot.measure, ground, options.held, options.kinds, compare=not options.no_compare
+        ),
         "topics": partial(topics.measure, ground),
         "backlog": partial(backlog.measure, ground),
         "fairness": partial(fairness.measure, ground),

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from support import roles
 from support.database import Database
 
 #: The plain INSERT: the same columns, in a table as one writes it: a bigserial key and nothing else.
@@ -31,12 +32,14 @@ SELECT inturn.append('arrival', 'one', 'insert', '{"amount": 1}');
 """
 #: A disk, or a replica, that takes 2 ms a flush.
 SLOW_COMMIT = "-c commit_delay=2000 -c commit_siblings=0"
+#: Only a superuser may set that, unless it is granted.
+ALLOW_SLOW_COMMIT = f"GRANT SET ON PARAMETER commit_delay TO {roles.OWNER}"
 
 
 def command(
     database: Database, file: str, *, clients: int, seconds: int, protocol: str, dsn: str = ""
 ) -> list[str]:
-    """Return the command line that runs a script."""
+    """Return the command line that runs a script for so many seconds; 0: once a client."""
     return [
         str(database.server.binaries / "pgbench"),
         "--no-vacuum",
@@ -44,7 +47,7 @@ def command(
         f"--file={file}",
         f"--client={clients}",
         f"--jobs={min(clients, os.cpu_count() or 1)}",
-        f"--time={seconds}",
+        f"--time={seconds}" if seconds else "--transactions=1",
         dsn or database.dsn,
     ]
 
@@ -62,7 +65,7 @@ def rate(
     """Run a script for some seconds and return its transactions a second.
 
     Args:
-        database, script, clients, seconds, protocol: what runs, and how.
+        database, script, clients, seconds, protocol: what runs, and how; 0 seconds: once a client.
         options: settings of the sessions, as in PGOPTIONS.
         dsn: where another login than the owner's connects.
 

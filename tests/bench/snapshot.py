@@ -47,12 +47,13 @@ class Series:
     applied: list[float]
 
 
-def measure(ground: Ground, held: float | None, kinds: Sequence[str]) -> Section:
+def measure(ground: Ground, held: float | None, kinds: Sequence[str], *, compare: bool = True) -> Section:
     """Hold a snapshot under each load.
 
     Args:
         held: for how many seconds; None: ten minutes, or some seconds in a quick run.
         kinds: which appliers are at work, all of them at once.
+        compare: with runs as long, just before, in which no snapshot is held.
     """
     seconds = held or ground.size(600.0, 10.0)
     interval = max(round(seconds / 60), 1)
@@ -65,24 +66,30 @@ def measure(ground: Ground, held: float | None, kinds: Sequence[str]) -> Section
             f"last {edge * interval} s",
             "last / first",
             "slowest",
-            "not held",
+            *(["not held"] if compare else []),
         ],
         notes=[
             "Commands a second. All kinds of applier at once, each one session with a topic of its own.",
-            "not held: last / first of a run as long before it, without the snapshot.",
+            *(
+                ["not held: last / first of a run as long before it, without the snapshot."]
+                if compare
+                else []
+            ),
             *(f"{load.name}: {load.clients(len(kinds))} callers a kind." for load in LOADS),
             f"slowest: the least in {interval} seconds.",
         ],
     )
     for load in LOADS:
-        without = _run(ground, load, seconds, interval, kinds, hold=False)
+        without = _run(ground, load, seconds, interval, kinds, hold=False) if compare else None
         found = _run(ground, load, seconds, interval, kinds, hold=True)
         for name, series in found.items():
             for what in ("appended", "applied"):
-                rates, others = getattr(series, what), getattr(without[name], what)
+                rates = getattr(series, what)
                 first, last = statistics.mean(rates[:edge]), statistics.mean(rates[-edge:])
-                free = ratio(statistics.mean(others[-edge:]), statistics.mean(others[:edge]))
-                cells = [rate(first), rate(last), ratio(last, first), rate(min(rates)), free]
+                cells = [rate(first), rate(last), ratio(last, first), rate(min(rates))]
+                if without:
+                    others = getattr(without[name], what)
+                    cells.append(ratio(statistics.mean(others[-edge:]), statistics.mean(others[:edge])))
                 section.rows.append([f"{load.name}, {name}: {what}", *cells])
                 ground.say(f"{load.name}, {name}: {what} {' '.join(cells)}")
         if ground.plots:
