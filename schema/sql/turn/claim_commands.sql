@@ -23,39 +23,43 @@ DECLARE
     octets bigint := 0;
     size integer;
     settings constant inturn.topic := inturn._settings_of(topic);
-    max_commands integer;
     problem text;
-    claimed record;
+    keys text[]; applied_seqs bigint[]; epochs bigint[]; attempts integer[]; times timestamptz[]; losses boolean[]; singles boolean[];
     command record;
+    place bigint := 0;
 BEGIN
     PERFORM inturn._require_merges(settings);
-    FOR claimed IN SELECT * FROM inturn.claim(topic, since, max_keys) LOOP
-        key := claimed.key; applied_seq := claimed.applied_seq; epoch := claimed.epoch;
-        attempt := claimed.attempts + 1; ready_at := claimed.ready_at; lost := claimed.lost;
-        seq := NULL; name := NULL; payload := NULL; created_at := NULL;
-        max_commands := CASE WHEN claimed.attempts > 0 OR settings.merges AND lost THEN 1 ELSE settings.batch_commands END;
-        IF settings.merges THEN
-            problem := inturn._plan_merges(settings, claimed.key, claimed.applied_seq, claimed.epoch, max_commands);
-            IF problem IS NOT NULL THEN
-                PERFORM inturn.fail(topic, key, epoch, applied_seq + 1, applied_seq + 1, problem, session_user::text, 'merge');
-                CONTINUE;
-            END IF;
+    SELECT array_agg(c.key), array_agg(c.applied_seq), array_agg(c.epoch), array_agg(c.attempts + 1), array_agg(c.ready_at),
+           array_agg(c.lost), array_agg(c.attempts > 0 OR settings.merges AND c.lost)
+    INTO keys, applied_seqs, epochs, attempts, times, losses, singles FROM inturn.claim(topic, since, max_keys) c;
+    FOR n IN 1 .. CASE WHEN settings.merges THEN coalesce(cardinality(keys), 0) ELSE 0 END LOOP
+        problem := inturn._plan_merges(
+            settings, keys[n], applied_seqs[n], epochs[n], CASE WHEN singles[n] THEN 1 ELSE settings.batch_commands END);
+        IF problem IS NOT NULL THEN
+            PERFORM inturn.fail(topic, keys[n], epochs[n], applied_seqs[n] + 1, applied_seqs[n] + 1, problem, session_user::text, 'merge');
+            keys[n] := NULL;
         END IF;
-        FOR command IN
-            SELECT l.seq, l.name, l.payload, l.created_at FROM inturn._turn_commands(
-                settings.name, ARRAY[claimed.key], ARRAY[claimed.epoch], ARRAY[claimed.applied_seq], max_commands) l
-        LOOP
-            size := coalesce(octet_length(command.payload::text), 0);
-            IF octets > 0 AND octets + size > max_octets THEN
-                RETURN;
-            END IF;
-            octets := octets + size;
-            seq := command.seq; name := command.name; payload := command.payload; created_at := command.created_at;
-            RETURN NEXT;
-        END LOOP;
-        IF seq IS NULL THEN
-            RETURN NEXT;
+    END LOOP;
+    -- All keys by one call: one for each costs three times as much as the reading.
+    FOR command IN
+        SELECT k.*, l.seq, l.name, l.payload, l.created_at
+        FROM ROWS FROM (unnest(keys), unnest(applied_seqs), unnest(epochs), unnest(attempts), unnest(times), unnest(losses), unnest(singles))
+            WITH ORDINALITY k (key, applied_seq, epoch, attempt, ready_at, lost, is_single, place)
+        LEFT JOIN inturn._turn_commands(settings.name, keys, epochs, applied_seqs, settings.batch_commands) l ON l.place = k.place
+        WHERE k.key IS NOT NULL
+        ORDER BY k.place, l.seq
+    LOOP
+        CONTINUE WHEN command.is_single AND command.place = place;
+        size := coalesce(octet_length(command.payload::text), 0);
+        IF octets > 0 AND octets + size > max_octets THEN
+            RETURN;
         END IF;
+        octets := octets + size;
+        place := command.place;
+        key := command.key; applied_seq := command.applied_seq; epoch := command.epoch; attempt := command.attempt;
+        ready_at := command.ready_at; lost := command.lost;
+        seq := command.seq; name := command.name; payload := command.payload; created_at := command.created_at;
+        RETURN NEXT;
     END LOOP;
 END
 $$;
