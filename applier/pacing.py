@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 
 #: A visit to a topic lasts, in seconds, ten times as long as its first batch took, within these bounds.
@@ -12,6 +14,10 @@ SHORTEST_VISIT_SECONDS, LONGEST_VISIT_SECONDS = 0.1, 1.0
 #: As many keys share a transaction as their handlers take about this many seconds for, by what a key takes in
 #: the quickest of the last batches: on a busy machine the others have waited for a processor.
 BATCH_SECONDS = 0.010
+#: A machine is busy where a round trip of which the server makes nothing takes so many times as long as the
+#: quickest one; the keys that share a transaction may take as many times longer as it exceeds that, up to
+#: MOST_SLOWNESS: 32 workers on 2 cores had a commit a key otherwise, and half the rate.
+USUAL_SLOWNESS, MOST_SLOWNESS = 3.0, 10.0
 #: After a batch of at least LONG_BATCH_SECONDS a worker steps back for this part of it, at most for
 #: LONGEST_STEP_BACK_SECONDS: an operator who waits for the key gets it before the worker claims it again.
 LONG_BATCH_SECONDS, STEP_BACK, LONGEST_STEP_BACK_SECONDS = 0.1, 0.02, 0.02
@@ -30,6 +36,27 @@ DRAIN_RECONNECTS = 5
 #: hears a second, and that limit; what it did not hear, it looks for with the next one.
 VAIN_WAKES, VAIN_WAKES_A_SECOND = 10, 4.0
 NEVER = float("inf")
+
+
+class Trips:
+    """What the latest round trips of a connection took of which the server makes nothing."""
+
+    def __init__(self) -> None:
+        self._least = NEVER
+        self._latest: deque[float] = deque(maxlen=5)
+
+    def add(self, seconds: float) -> None:
+        """Count a trip that took that many seconds."""
+        self._least = min(self._least, max(seconds, 1e-6))
+        self._latest.append(seconds)
+
+    @property
+    def slowness(self) -> float:
+        """How many times as long as usual they take: from waiting for a processor, or the interpreter."""
+        if not self._latest:
+            return 1.0
+        times = statistics.median(self._latest) / self._least / USUAL_SLOWNESS
+        return min(max(times, 1.0), MOST_SLOWNESS)
 
 
 class Wakes:

@@ -45,6 +45,7 @@ class Batch:
         handled: the calls of handlers; None where the database made them.
         left: how many more keys were claimed and left as they were, each for a transaction of its own; `hand`
             is where the first of them is.
+        slowness: how many times as long as usual everything takes, so that much of target_seconds is waiting.
     """
 
     keys: int = 0
@@ -58,6 +59,7 @@ class Batch:
     empty: int = 0
     handled: Collection[Handled] | None = None
     left: int = 0
+    slowness: float = 1.0
 
 
 class Target(Protocol):

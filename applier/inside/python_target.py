@@ -60,16 +60,16 @@ class PythonTarget:
             psycopg.Error: the connection or the database failed; nothing was changed.
         """
         turns: list[Turn] = []
-        seconds = 0.0
+        seconds, session = 0.0, session_of(connection)
         try:
-            with connection.transaction():
+            with session.transaction(connection):
                 if self.merges:  # a function that merges commands may hang as a handler may
-                    session_of(connection).limit(self.timeout)
+                    session.limit(self.timeout)
                 turns = self._records.claim(connection, since, max_keys)
                 if not turns:
                     return Batch()
                 started_at = time.monotonic()
-                session_of(connection).limit(self.timeout)
+                session.limit(self.timeout)
                 self._apply(connection, turns)
                 seconds = time.monotonic() - started_at
                 self._records.end(connection, turns)
@@ -87,7 +87,7 @@ class PythonTarget:
             turn = next(turn for turn in turns if turn.key == error.key)
             self._records.fail_alone(connection, turn, error)
         self._tell(turns)
-        return _batch_of(turns, seconds)
+        return _batch_of(turns, seconds, session.trips.slowness)
 
     def apply_alone(self, connection: psycopg.Connection[Any], since: datetime | str) -> Batch:
         """Claim one ready key by a short lease and take its turn; see take_alone."""
@@ -208,7 +208,7 @@ class PythonTarget:
         return Judge(self.schema, self.topic, self.applier_id, self.breaker)
 
 
-def _batch_of(claimed: list[Turn], seconds: float) -> Batch:
+def _batch_of(claimed: list[Turn], seconds: float, slowness: float = 1.0) -> Batch:
     left = [turn for turn in claimed if turn.left]
     turns = [turn for turn in claimed if not turn.left]
     return Batch(
@@ -219,6 +219,7 @@ def _batch_of(claimed: list[Turn], seconds: float) -> Batch:
         hand=left[0].ready_at if left else turns[-1].ready_at,
         skipped=sum(turn.skipped for turn in turns),
         target_seconds=seconds,
+        slowness=slowness,
         empty=sum(not turn.orders for turn in turns),
         handled=[call for turn in turns for call in turn.handled.values()],
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from inturn.applier import calls
+from inturn.applier import calls, pacing
 from inturn.applier.calls.call import Call
 from inturn.schema.connection import pinned_for_handlers
 from inturn.schema.errors import InturnError
@@ -70,6 +73,7 @@ class Session:
         spent: that is certain.
         settings: what they were at the beginning, those on which handlers depend most.
         pinned: what inturn has set then; nothing through a pooler, where the session is others' too.
+        trips: how long the beginnings of its transactions took.
     """
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
@@ -83,6 +87,7 @@ class Session:
         self.changed = False
         self.worn = False
         self.spent = False
+        self.trips = pacing.Trips()
         self.settings = self.call(calls.session.settings())
         self._seconds: float | None = None
         # Composed once: that takes longer than to run it.
@@ -93,6 +98,14 @@ class Session:
     def call(self, call: Call[_T]) -> _T:
         """Run a statement of inturn; see Call."""
         return call.on(self._cursor)
+
+    @contextmanager
+    def transaction(self, connection: psycopg.Connection[Any]) -> Iterator[None]:
+        """Make a transaction, and time its beginning; see Trips."""
+        began_at = time.monotonic()
+        with connection.transaction():
+            self.trips.add(time.monotonic() - began_at)
+            yield
 
     def limit(self, seconds: float | None) -> None:
         """Have the database cancel what takes longer, to the end of the transaction; None: no limit."""

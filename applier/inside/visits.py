@@ -122,7 +122,7 @@ class Visits:
             self._check_session(connection, topic, batch)
             if careful or not batch.target_seconds:
                 continue  # a key that was put off does not say how long one takes
-            per_key = min(per_key * 2, batch.target_seconds / batch.keys)
+            per_key = min(per_key * 2, batch.target_seconds / batch.slowness / batch.keys)
             self._seconds_per_key[topic] = per_key
             max_keys = min(pacing.fitting_keys(per_key, self.max_keys), max_keys * 2)
         return Visit(found=leave_at is not None, emptied=False)

@@ -11,11 +11,12 @@ from support import shop
 from support.database import Database
 from support.roles import APPLIER
 
-from inturn.applier import Applier, Batch, Command
+from inturn.applier import Applier, Batch, Command, pacing
 from inturn.applier.inside import python_target
 from inturn.applier.inside.batch import OLDEST
 from inturn.applier.inside.python import handler_calls
 from inturn.applier.inside.python_target import PythonTarget
+from inturn.applier.inside.session import session_of
 from inturn.applier.inside.visits import Visits
 from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.process.totals import Totals
@@ -166,3 +167,26 @@ def test_a_suspect_that_somebody_else_took_meanwhile_ends_no_visit(
     assert visits.visit(_worker(database), target, OLDEST).found
     assert left == []
     assert visits._seconds_per_key == {shop.TOPIC: 0.001}
+
+
+def test_on_a_busy_machine_a_key_does_not_take_what_it_waits_for_a_processor(
+    database: Database, target: PythonTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each worker of a crowd would make a commit a key, which makes the machine busier."""
+    visits = _visits(target)
+    batches = [Batch(keys=1, commands=1, target_seconds=0.01, slowness=10.0), Batch()]
+    monkeypatch.setattr(PythonTarget, "apply_batch", lambda *_: batches.pop(0))
+    assert visits.visit(_worker(database), target, OLDEST).found
+    assert visits._seconds_per_key == {shop.TOPIC: pytest.approx(0.001)}
+
+
+def test_how_busy_the_machine_is_shows_in_how_long_transactions_take_to_begin(
+    database: Database, target: PythonTarget
+) -> None:
+    shop.append(database, "a", "insert")
+    connection = _worker(database)
+    trips = session_of(connection).trips
+    for seconds in (1e-9, 60.0, 60.0, 60.0, 60.0):
+        trips.add(seconds)
+    assert target.apply_batch(connection, OLDEST, 50).slowness == pacing.MOST_SLOWNESS
+    assert trips._latest[-1] < 60.0

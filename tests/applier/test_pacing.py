@@ -28,6 +28,28 @@ def test_as_many_keys_share_a_transaction_as_fit_and_one_at_least(seconds_per_ke
     assert pacing.fitting_keys(seconds_per_key, 50) == keys
 
 
+@pytest.mark.parametrize(
+    ("trips", "slowness"),
+    [
+        ([], 1.0),
+        ([0.0], 1.0),
+        ([0.001] * 9, 1.0),
+        ([0.001, *[0.003] * 5], 1.0),
+        ([0.001, 0.5, 0.001, 0.001, 0.001], 1.0),  # one that happened to wait
+        ([0.001, *[0.006] * 5], 2.0),
+        ([0.001, *[1.0] * 5], 10.0),
+        ([0.001, *[1.0] * 5, *[0.001] * 3], 1.0),
+    ],
+)
+def test_a_machine_is_busy_where_most_of_the_latest_trips_take_much_longer_than_the_quickest(
+    trips: list[float], slowness: float
+) -> None:
+    made = pacing.Trips()
+    for seconds in trips:
+        made.add(seconds)
+    assert made.slowness == pytest.approx(slowness)
+
+
 @pytest.mark.parametrize(("batch", "visit"), [(0.0, 0.1), (0.01, 0.1), (0.05, 0.5), (0.1, 1.0), (60.0, 1.0)])
 def test_a_visit_lasts_ten_batches_within_bounds(batch: float, visit: float) -> None:
     assert pacing.visit_seconds(batch) == pytest.approx(visit)
