@@ -275,7 +275,7 @@ class Database:
 
     def drop(self) -> None:
         self.close()
-        self.server.administer(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
+        self.server.drop(self.name)
 
 
 def set_revision(database: Database, revision: str) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TextIO
@@ -41,6 +42,9 @@ _MEMORY = Path("/dev/shm")
 _MAKER = "maker"
 #: Far more than the servers of a run need, so that nothing else runs short of it; in bytes.
 _MEMORY_NEEDED = 6 * 2**30
+
+#: How often a database is looked at, a millisecond apart, before who is still in it is thrown out.
+_LOOKS = 50
 
 SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -140,9 +144,25 @@ class Server:
 
     def administer(self, statement: str) -> None:
         """Run a statement as that administrator, on a connection that is kept until the server stops."""
+        self._administrator().execute(statement)
+
+    def _administrator(self) -> psycopg.Connection[tuple[object, ...]]:
         if self._admin is None:
             self._admin = self.connect()
-        self._admin.execute(statement)
+        return self._admin
+
+    def drop(self, dbname: str) -> None:
+        """Drop a database, whoever is still in it.
+
+        Sessions that were closed just now take a millisecond to be gone. DROP DATABASE, which finds one,
+        looks again after a hundred: so it is asked for once they are.
+        """
+        there = f"SELECT FROM pg_stat_activity WHERE datname = '{dbname}'"
+        for _ in range(_LOOKS):
+            if not self._administrator().execute(there).rowcount:
+                break
+            time.sleep(0.001)
+        self.administer(f"DROP DATABASE IF EXISTS {dbname} WITH (FORCE)")
 
     def start(self) -> None:
         """Start it; a new one gets the logins of the tests."""
