@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,16 +35,31 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+@contextmanager
+def made_once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """Give a folder that the workers of a run share, and whether it is to be made: the others wait."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        is_new = not folder.exists()
+        folder.mkdir(exist_ok=True)
+        yield folder, is_new
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy: setuptools leaves its work in the folder it builds from."""
-    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, source)
-    (source / LATER).write_text("-- nothing\n")
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", output, source, cwd=output)
+    with made_once(tmp_path_factory, "wheel") as (output, is_new):
+        if is_new:
+            source = tmp_path_factory.mktemp("source")
+            for folder in FOLDERS:
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
+            for file in ("pyproject.toml", "README.md", "LICENSE"):
+                shutil.copy(ROOT / file, source)
+            (source / LATER).write_text("-- nothing\n")
+            run(sys.executable, "-m", "build", "--wheel", "--outdir", output, source, cwd=output)
     (built,) = output.glob("*.whl")
     return built
 
@@ -55,11 +73,12 @@ def files(wheel: Path) -> set[str]:
 @pytest.fixture(scope="session")
 def empty(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an environment that holds the wheel and what it asks for, and nothing else."""
-    place = tmp_path_factory.mktemp("empty")
-    # Neither a pip of its own nor compiled files: both cost seconds, and no test needs them.
-    run(sys.executable, "-m", "venv", "--without-pip", "env", cwd=place)
-    pip = (sys.executable, "-m", "pip", "--python", place / "env" / "bin" / "python")
-    run(*pip, "install", "--quiet", "--no-compile", f"{wheel}[binary]", cwd=place)
+    with made_once(tmp_path_factory, "empty") as (place, is_new):
+        if is_new:
+            # Neither a pip of its own nor compiled files: both cost seconds, and no test needs them.
+            run(sys.executable, "-m", "venv", "--without-pip", "env", cwd=place)
+            pip = (sys.executable, "-m", "pip", "--python", place / "env" / "bin" / "python")
+            run(*pip, "install", "--quiet", "--no-compile", f"{wheel}[binary]", cwd=place)
     return place
 
 
