@@ -163,6 +163,36 @@ def test_a_plan_that_no_turn_followed_is_forgotten(database: Database) -> None:
     assert merges(database, "a") == []
 
 
+@pytest.mark.parametrize("end", ["failed", "released", "lost"])
+def test_what_was_begun_as_one_is_not_merged_in_part_with_what_comes_later(
+    database: Database, end: str
+) -> None:
+    """It may have taken effect outside under its last number: then one by one its commands are no news."""
+    open_orders(database, rules=[("set", "set", "last"), ("set", "unset", "nothing")])
+    append(database, "a", "set", "set", "set", "note", "set", "set")
+    if end == "lost":
+        database.execute("SELECT inturn.set_topic('orders', lease => '10 ms')")
+    (begun, *_) = database.execute(_CLAIM)
+    assert begun[1] == 3
+    if end == "lost":
+        database.execute("SELECT inturn.set_topic('orders', lease => '1 hour')")
+    elif end == "failed":
+        database.execute("SELECT inturn.fail('orders', 'a', %s, 3, 'no answer came')", [begun[0]])
+    else:
+        database.execute("SELECT inturn.release('orders', 'a', %s)", [begun[0]])
+    append(database, "a", "unset")
+    taken = []
+    while database.value("SELECT count(*) FROM inturn.ticket"):
+        for epoch, seq, _, _ in until(lambda: database.execute(_CLAIM), "the key is ready"):
+            taken.append(seq)
+            database.execute("SELECT inturn.advance('orders', 'a', %s, %s)", [epoch, seq])
+        database.execute("SELECT inturn.release('orders', 'a', %s)", [epoch])
+    # What was planned beyond it was not begun.
+    assert taken == [1, 2, 3, 4]
+    assert merges(database, "a") == [(5, None), (6, None), (7, None)]
+    assert violations(database) == []
+
+
 # The guards.
 
 
@@ -183,6 +213,24 @@ def _advanced_outside(database: Database) -> bool:
     database.execute("SELECT inturn.release('orders', 'a', %s)", [epoch])
     append(database, "a", "delete")
     return len(database.execute(_CLAIM)) == 2
+
+
+def _begun_as_one(database: Database) -> bool:
+    append(database, "a", "set", "set", "set")
+    ((epoch, *_),) = database.execute(_CLAIM)
+    database.execute("SELECT inturn.fail('orders', 'a', %s, 3, 'no')", [epoch])
+    append(database, "a", "delete")
+    _apply(database)
+    return calls(database, "a") == [(1, "set"), (2, "set"), (3, "set"), (4, "delete")]
+
+
+def _planned_only(database: Database) -> bool:
+    append(database, "a", "set", "set", "note", "set", "set", "set")
+    (begun, *_) = database.execute(_CLAIM)
+    database.execute("SELECT inturn.advance('orders', 'a', %s, 2)", [begun[0]])
+    database.execute("SELECT inturn.fail('orders', 'a', %s, 3, 'no')", [begun[0]])
+    _apply(database)
+    return merges(database, "a") == [(1, 2), (2, 2), (5, 6), (6, 6)]
 
 
 def _amended(database: Database) -> bool:
@@ -240,6 +288,8 @@ def _written(database: Database) -> bool:
 _GUARDS = {
     "begun after another": (_advanced_outside, "_mergeable_commands", r" - 1 AND t\.drained", " - 1"),
     "begun, with no turn": (_begun_outside, "_mergeable_commands", r"AND t\.epoch = .*? - 1 AND", "AND"),
+    "begun as one": (_begun_as_one, "_mergeable_commands", r" OR c\.seq <@ ANY \(b\.begun\)", ""),
+    "begun, and not only planned": (_planned_only, "_begun_merges", r"WHERE NOT EXISTS.*?\)\n", "\n"),
     "amended": (_amended, "_mergeable_commands", r"a\.action = 'amend'", "false"),
     "replayed": (_replayed, "_mergeable_commands", r"'inturn\.replay:'", "'x'"),
     "neighbours": (_parted, "_fold_merges", r" OR first\.seq \+ 1 <> starts\[depth\]", ""),
