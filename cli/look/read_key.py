@@ -13,7 +13,8 @@ from inturn.cli.terminal.rows import Row, fetch
 # intake of a topic.
 _KEYS = """
 SELECT t.name AS topic, %(key)s::text AS key,
-       CASE WHEN h.key IS NULL THEN 'arrived' ELSE {schema}.key_state(c) END AS state,
+       CASE WHEN {schema}.key_state(c) = 'idle' AND a.arrived > 0 THEN 'arrived'
+            ELSE {schema}.key_state(c) END AS state,
        coalesce(c.applied_seq, 0) AS applied_seq, coalesce(l.last_seq, 0) AS last_seq,
        coalesce(g.first_at, o.created_at) AS oldest_pending_at,
        coalesce(CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END, 0)

@@ -132,27 +132,34 @@ _LISTED = "SELECT key, state, applied_seq, last_seq, pending FROM inturn.list_ke
 
 
 def test_keys_lists_what_has_no_number_yet_before_the_idle_ones(posts: Database) -> None:
-    appended(posts, "known", "a")
+    for key in ("known", "quiet"):
+        appended(posts, key, "a")
     posts.execute("CALL inturn.apply()")
-    for key in ("x", "y", "y", "known"):
+    for key in ("known", "x", "y", "y"):
         arrive(posts, key, "a")
     posts.execute("SELECT inturn.append('orders', 'ready', 'a')")
     posts.execute("UPDATE inturn.intake SET created_at = now() - interval '2 h' WHERE key = 'y'")
     x, y = ("x", "arrived", 0, 0, 1), ("y", "arrived", 0, 0, 2)
-    ready, known = ("ready", "ready", 0, 1, 1), ("known", "idle", 1, 1, 0)
-    assert posts.execute(_LISTED.format("")) == [ready, y, x, known]
+    ready, known, quiet = (
+        ("ready", "ready", 0, 1, 1),
+        ("known", "arrived", 1, 1, 1),
+        ("quiet", "idle", 1, 1, 0),
+    )
+    assert posts.execute(_LISTED.format("")) == [ready, y, known, x, quiet]
     for arguments, found in (
-        ("of_state => 'arrived'", [y, x]),
-        ("'posts', 'idle,arrived'", [y, x, known]),
+        ("of_state => 'arrived'", [y, known, x]),
+        ("of_state => 'idle'", [quiet]),
+        ("of_state => 'idle', sort_by => 'lag'", [quiet]),
+        ("'posts', 'idle,arrived'", [y, known, x, quiet]),
         ("'orders', 'arrived'", []),
         ("max_keys => 2", [ready, y]),
         ("of_like => 'x%'", [x]),
         ("'posts', older_than => '1 h'", [y]),
         ("'posts', min_lag => 2", [y]),
         ("'posts', of_error => '%'", []),
-        ("'posts', 'arrived', sort_by => 'lag'", [y, x]),
+        ("'posts', 'arrived', sort_by => 'lag'", [y, known, x]),
         ("'posts', 'arrived', sort_by => 'age', max_keys => 1", [y]),
-        ("'posts', 'arrived', sort_by => 'attempts'", [y, x]),
+        ("'posts', 'arrived', sort_by => 'attempts'", [y, known, x]),
     ):
         assert posts.execute(_LISTED.format(arguments)) == found, arguments
     arrive(posts, "deep", "a")
@@ -172,6 +179,11 @@ def test_keys_leaves_out_what_has_arrived_in_topics_of_others(posts: Database) -
 
 
 def test_the_command_line_knows_a_key_that_has_no_number_yet(posts: Database) -> None:
+    appended(posts, "known", "a")
+    posts.execute("CALL inturn.apply()")
+    arrive(posts, "known", "b")
+    document = json.loads(run_inturn(posts.dsn, "show", "known", "--json")[1])[0]
+    assert (document["state"], document["applied_seq"], document["arrived"]) == ("arrived", 1, 1)
     for key in ("x", "new\nline"):
         arrive(posts, key, "a")
     posts.execute("UPDATE inturn.intake SET created_at = now() - interval '2 h'")

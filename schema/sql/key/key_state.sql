@@ -4,7 +4,8 @@ AS $$
 -- Returns the state of a key: held (its next command failed for good; or was not appended in time: then waiting_at is
 -- set too), paused, leased (an applier works on it outside the database), waiting (for a number that nobody has
 -- appended), retrying (its next command failed and is tried again), ready or idle.
--- Takes no locks. It does not say what is pending on a paused or held key. Qualified, not pinned: it is inlined.
+-- Takes no locks. It does not say what is pending on a paused or held key; nor what has arrived on an idle one and has
+-- no number yet: who lists and shows keys calls that one arrived. Qualified, not pinned: it is inlined.
 SELECT CASE
     WHEN c.held_at IS NOT NULL THEN 'held'
     WHEN c.paused_at IS NOT NULL AND pg_catalog.statement_timestamp() OPERATOR(pg_catalog.<) coalesce(c.paused_until, 'infinity') THEN 'paused'

@@ -26,7 +26,7 @@ AS $$
 -- older_than: the next command was appended at least this long ago. min_lag: at least this many commands are pending.
 -- of_error: a LIKE pattern that the first line of its error matches, see list_errors.
 -- sort_by: lag, age (of the next command) or attempts, the greatest first.
--- state: see key_state; or arrived: no command of the key has a number yet, and pending counts those in the intake.
+-- state: see key_state; or arrived: all that is pending on the key has no number yet, and pending counts that.
 -- What its topic does, topic_paused says. pending counts commands that are committed and not
 -- applied; oldest_pending_at is when the next one was appended; last_error is of its latest attempt. Where callers
 -- number, the next one may be missing: pending counts what is there, and oldest_pending_at is the first that came of
@@ -66,7 +66,7 @@ DECLARE
         CROSS JOIN LATERAL (
             SELECT count(*) AS pending, min(l.created_at) AS first_at FROM inturn.command_log l
             WHERE t.numbering = 'given' AND l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq) g
-        ORDER BY %s array_position($7, c.state), c.at, c.key, c.topic LIMIT $8$query$;
+        ORDER BY %s array_position($8, c.state), c.at, c.key, c.topic LIMIT $9$query$;
 BEGIN
     PERFORM inturn._require_grant(of_topic, 'operator');
     max_keys := CASE WHEN max_keys < 0 THEN 0 ELSE max_keys END;
@@ -94,7 +94,7 @@ BEGIN
         -- State by state: the search for an idle key must not begin while there are others to list.
         FOREACH state IN ARRAY states LOOP
             RETURN QUERY EXECUTE format(details, inturn._keys_query(state, hidden => hidden), '')
-            USING of_topic, of_like, min_lag, appended_by, max_keys - listed, of_error, ranks, max_keys - listed;
+            USING of_topic, of_like, min_lag, appended_by, max_keys - listed, of_error, CASE state WHEN 'idle' THEN inturn._arrived_keys(of_topic) END, ranks, max_keys - listed;
             GET DIAGNOSTICS passing = ROW_COUNT;
             listed := listed + passing;
             EXIT WHEN listed >= max_keys;
@@ -130,7 +130,7 @@ BEGIN
                       CASE sort_by WHEN 'lag' THEN 'coalesce(c.arrived, CASE t.numbering WHEN ''given'' THEN g.pending ELSE l.last_seq - c.applied_seq END) DESC,'
                                    WHEN 'age' THEN 'coalesce(c.arrived_at, g.first_at, o.created_at),'
                                    WHEN 'attempts' THEN 'c.attempts DESC,' END)
-    USING of_topic, of_like, min_lag, appended_by, most, of_error, ranks, max_keys
+    USING of_topic, of_like, min_lag, appended_by, most, of_error, CASE WHEN 'idle' = ANY (states) THEN inturn._arrived_keys(of_topic) END, ranks, max_keys
     LOOP
         RETURN NEXT;
     END LOOP;

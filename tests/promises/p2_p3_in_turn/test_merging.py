@@ -289,7 +289,12 @@ _GUARDS = {
     "begun after another": (_advanced_outside, "_mergeable_commands", r" - 1 AND t\.drained", " - 1"),
     "begun, with no turn": (_begun_outside, "_mergeable_commands", r"AND t\.epoch = .*? - 1 AND", "AND"),
     "begun as one": (_begun_as_one, "_mergeable_commands", r" OR c\.seq <@ ANY \(b\.begun\)", ""),
-    "begun, and not only planned": (_planned_only, "_begun_merges", r"WHERE NOT EXISTS.*?\)\n", "\n"),
+    "begun, and not only planned": (
+        _planned_only,
+        "_begun_merges",
+        r"WHERE t\.to_seq IS NULL OR",
+        "WHERE true OR",
+    ),
     "amended": (_amended, "_mergeable_commands", r"a\.action = 'amend'", "false"),
     "replayed": (_replayed, "_mergeable_commands", r"'inturn\.replay:'", "'x'"),
     "neighbours": (_parted, "_fold_merges", r" OR first\.seq \+ 1 <> starts\[depth\]", ""),
