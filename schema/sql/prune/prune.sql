@@ -7,7 +7,8 @@ LANGUAGE plpgsql
 AS $$
 -- Removes what topics no longer have to keep: goes once over all their keys, in small batches.
 --
--- topic: NULL for every one that has a retain; with older_than for every one. older_than: see prune_batch. max_seconds:
+-- topic: NULL for every one that has a retain; with older_than for every one but those that are granted to other
+-- operators only. older_than: see prune_batch. max_seconds:
 -- stop after this long; the next call goes on there. Returns how many commands, turns and whole keys went; done is
 -- false when the time was over first.
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
@@ -20,6 +21,7 @@ DECLARE
     began_with pg_catalog.text;
     from_key pg_catalog.text;
     around boolean;
+    hidden constant pg_catalog.text[] := inturn._hidden_topics();
     batch pg_catalog.record;
 BEGIN
     commands := 0; turns := 0; forgotten := 0; done := true;
@@ -27,7 +29,8 @@ BEGIN
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     FOR one IN SELECT pg_catalog.unnest(CASE WHEN topic IS NULL THEN ARRAY(
-        SELECT t.name FROM inturn.topic t WHERE t.retain IS NOT NULL OR older_than IS NOT NULL ORDER BY t.name) ELSE ARRAY[topic] END)
+        SELECT t.name FROM inturn.topic t
+        WHERE CASE WHEN older_than IS NULL THEN t.retain IS NOT NULL ELSE t.name OPERATOR(pg_catalog.<>) ALL (hidden) END ORDER BY t.name) ELSE ARRAY[topic] END)
     LOOP
         began_with := coalesce((SELECT p.next_key FROM inturn.prune_pass p WHERE p.topic OPERATOR(pg_catalog.=) one ORDER BY p.pass DESC LIMIT 1), '');
         from_key := began_with;
@@ -43,7 +46,7 @@ BEGIN
             turns := turns OPERATOR(pg_catalog.+) batch.turns;
             forgotten := forgotten OPERATOR(pg_catalog.+) batch.forgotten;
             EXIT WHEN around AND (batch.next_key IS NULL OR began_with OPERATOR(pg_catalog.<>) ''
-                                 AND batch.next_key OPERATOR(pg_catalog.>=) began_with COLLATE pg_catalog."C");
+                                 AND batch.next_key OPERATOR(pg_catalog.<=) began_with COLLATE pg_catalog."C");
             around := around OR batch.next_key IS NULL;
             from_key := coalesce(batch.next_key, '');
         END LOOP;

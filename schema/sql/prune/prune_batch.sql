@@ -7,10 +7,13 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
--- Removes a part of what a topic no longer has to keep, from from_key on: one step of prune. Commit at once afterwards.
+-- Removes a part of what a topic no longer has to keep, from the keys before from_key: one step of prune. Commit at once
+-- afterwards.
 --
+-- from_key: '' for all. It goes from the last key to the first, each found by the one after it, and so from the end of
+-- its entries, where its newest version is: what a held snapshot keeps of the others is not walked over.
 -- older_than: how long ago the turn of a command has to have ended; NULL: the topic's retain.
--- next_key: from where to go on; NULL: from_key and all keys after it were looked at. Nothing is removed of a paused
+-- next_key: the from_key with which to go on; NULL: all keys before from_key were looked at. Nothing is removed of a paused
 -- topic.
 -- Looks at 200 keys at most, and removes less than twice max_rows rows, but always whole turns.
 -- Locks, skipping locked ones: the rows in key_sequence of the keys of which something is to go; last of all the
@@ -24,20 +27,18 @@ DECLARE
     kept_before constant timestamptz := least(clock_timestamp() - settings.retain_idempotency, 'infinity');
     idle_before constant timestamptz := clock_timestamp() - settings.forget_idle_after;
     most constant integer := greatest(max_rows, 1);
-    keys text[] := ARRAY(SELECT s.key FROM inturn.key_sequence s
-                         WHERE s.topic = prune_batch.topic AND s.key >= coalesce(from_key, '') COLLATE "C"
-                           AND (settings.paused_at IS NOT NULL AND clock_timestamp() < coalesce(settings.paused_until, 'infinity')) IS FALSE
-                         ORDER BY s.key LIMIT 200);
+    keys text[] := inturn._keys_before(topic, nullif(from_key, ''), CASE
+        WHEN settings.paused_at IS NOT NULL AND clock_timestamp() < coalesce(settings.paused_until, 'infinity') THEN 0 ELSE 200 END);
     chosen record;
     cuts inturn._cut[];
     last_key text;
 BEGIN
-    next_key := keys[200] || E'\x01'; -- the first that can follow, byte by byte
+    next_key := keys[200];
     -- Looked at without a lock; the first of them, up to the bound, and to the first that has more.
     SELECT array_agg(c.key ORDER BY c.place) AS keys, bool_or(c.more) OR max(c.place) < max(c.of) AS stopped INTO chosen FROM (
         SELECT c.key, c.more, row_number() OVER v AS place, count(*) OVER () AS of, sum(c.cost) OVER v - c.cost AS before,
                count(*) FILTER (WHERE c.more) OVER v - c.more::integer AS stops
-        FROM inturn._find_cuts(settings, keys, done_before, kept_before, idle_before, most) c WINDOW v AS (ORDER BY c.key)) c
+        FROM inturn._find_cuts(settings, keys, done_before, kept_before, idle_before, most) c WINDOW v AS (ORDER BY c.key DESC)) c
     WHERE c.before < most AND c.stops = 0;
     keys := ARRAY(SELECT s.key FROM unnest(chosen.keys) k (key) CROSS JOIN LATERAL (
                       SELECT s.key FROM inturn.key_sequence s WHERE s.topic = prune_batch.topic AND s.key >= k.key AND s.key <= k.key
@@ -48,7 +49,8 @@ BEGIN
     forgotten := inturn._forget_keys(topic, ARRAY(SELECT c FROM unnest(cuts) c WHERE c.forgettable), idle_before);
     IF chosen.stopped THEN
         last_key := chosen.keys[cardinality(chosen.keys)];
-        next_key := last_key || CASE WHEN (SELECT c.more FROM unnest(cuts) c WHERE c.key = last_key) THEN '' ELSE E'\x01' END;
+        -- With it, or without: \x01 is the first that can follow, byte by byte.
+        next_key := last_key || CASE WHEN (SELECT c.more FROM unnest(cuts) c WHERE c.key = last_key) THEN E'\x01' ELSE '' END;
     END IF;
     PERFORM inturn._save_prune_pass(topic, from_key, next_key);
 END

@@ -2,8 +2,8 @@
 -- Inserted once and only locked afterwards, so a hot key's row has no dead versions. Only a prune updates it, so that a
 -- caller with an older snapshot gets 40001, and not a number from before. A held snapshot keeps those versions:
 -- whatever works on a key finds it from the end of its entries (key >= k AND key <= k ORDER BY key DESC LIMIT 1), where
--- the newest one is; so does _find_cursor. What looks at keys for an operator, and a prune's own walk over all keys,
--- reads all of them. No CHECKs: see command_log.
+-- the newest one is; so does _find_cursor, and a prune, which goes from the last key to the first. What looks at keys
+-- for an operator reads all of them. No CHECKs: see command_log.
 CREATE TABLE inturn.key_sequence (
     topic text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,

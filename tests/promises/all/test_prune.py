@@ -7,7 +7,7 @@ from support.database import Database
 from support.history import append, make_history
 from support.plans import buffers, explain
 from support.refusal import refusal
-from support.roles import CALLER, OPERATOR
+from support.roles import CALLER, DEPLOYER, OPERATOR
 
 _TABLES = ("command_log", "turn", "skip", "operator_action", "key_sequence")
 
@@ -416,6 +416,38 @@ def test_a_deep_key_goes_bit_by_bit_and_every_batch_is_bounded(witness: Database
     assert sum(batches) == 1000 + 98
     assert max(batches) < 2 * 100
     assert len(batches) >= 10
+
+
+def test_a_prune_of_all_topics_leaves_those_of_other_operators_and_goes_on(witness: Database) -> None:
+    witness.execute("SELECT inturn.create_topic('posts', 'sql:app.apply_order')")
+    for topic in ("orders", "posts"):
+        witness.execute("SELECT inturn.append(%s, 'a', 'insert')", [topic])
+    _apply(witness)
+    witness.execute("SELECT inturn.grant_topic('orders', 'operator', %s)", [DEPLOYER])
+    with witness.connect(user=OPERATOR) as operator:
+        row = operator.execute("CALL inturn.prune(older_than => '0')").fetchone()
+        assert row == (1, 0, 0, True)
+        assert refusal(operator, "CALL inturn.prune('orders', older_than => '0')").sqlstate == "IT014"
+        # A topic's own retain is everybody's.
+        witness.execute("SELECT inturn.set_topic('orders', retain => '1 us')")
+        assert operator.execute("CALL inturn.prune()").fetchone() == (1, 0, 0, True)
+
+
+def test_a_prune_does_not_walk_over_versions_of_keys_that_a_held_snapshot_keeps(witness: Database) -> None:
+    keys = [f"k{n}" for n in range(20)]
+    for key in keys:
+        append(witness, key, "insert")
+    _apply(witness)
+    holder = witness.session()
+    holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    holder.execute("SELECT FROM inturn.schema_version")
+    batch = "SELECT * FROM inturn.prune_batch('orders', older_than => '1 day')"
+    with witness.connect(user=OPERATOR) as operator:
+        explain(operator, batch)
+        few = buffers(explain(operator, batch))
+        for _ in range(200):
+            witness.execute("UPDATE inturn.key_sequence SET kept_seq = NULL")
+        assert buffers(explain(operator, batch)) < 2 * few
 
 
 def test_under_a_held_snapshot_a_prune_does_not_walk_over_what_went_before(witness: Database) -> None:
