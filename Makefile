@@ -12,6 +12,9 @@ OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
 # Each has a server of its own. Tests wait as much as they compute: with two a core, a quarter of a run was idle.
 WORKERS ?= $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN))
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+# Three runs side by side, each printed whole when it has ended: the promises wait more than they compute, for timeouts
+# and for leases to run out, and at the end of a run most of its workers are idle.
+AT_ONCE := --no-print-directory --jobs --output-sync=target WORKERS=$(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 # Debian's, in transaction mode: callers and appliers of the tests connect through it.
 PGBOUNCER := $(wildcard /usr/sbin/pgbouncer)
 POOLED = INTURN_TEST_PG=$(POSTGRES) INTURN_TEST_POOLER=transaction $(PYTEST)
@@ -34,7 +37,7 @@ $(1)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m "not soa
 
 endef
 
-.PHONY: help demo quick lint test promises versions pooled pythons lowest soak bench bench-full docs clean
+.PHONY: help demo quick lint test whole promises core-pooled versions pooled pythons lowest soak bench bench-full docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -53,19 +56,25 @@ lint: .venv/installed-dev  ## Check style and types.
 	$(BIN)/mypy -p inturn.schema -p inturn.outbox -p inturn.applier -p inturn.cli
 	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases tests
 
-test: lint  ## Lint, types, all tests; the promises on every server version there is, and through PgBouncer.
-	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "not soak"
+test: .venv/installed-dev  ## Lint, types, all tests; the promises on every server version there is, and through PgBouncer.
+	$(MAKE) --no-print-directory --jobs lint whole
 	$(MAKE) promises
 	@echo "All tests ran on PostgreSQL $(POSTGRES), those of the promises also on: $(OTHERS)"
 	$(if $(filter 15,$(OTHERS)),,@echo "Not on Debian's 15: apt-get install postgresql-15")
 	$(if $(PGBOUNCER),,@echo "Not with PgBouncer: apt-get install pgbouncer")
 	$(if $(shell command -v promtool),,@echo "Not with Prometheus: apt-get install prometheus")
 
+whole: .venv/installed-dev  ## All tests on one server version, without lint.
+	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "not soak"
+
 promises: .venv/installed-dev  ## What the promises name on the other server versions, and its core through PgBouncer.
-	for version in $(OTHERS); do \
-		INTURN_TEST_PG=$$version $(PYTEST) tests/promises -m "promise and not soak and not slow" || exit 1; \
-	done
-	$(if $(PGBOUNCER),$(POOLED) $(CORE) -m "not soak and not slow")
+	$(MAKE) $(AT_ONCE) $(OTHERS:%=promises-on-%) $(if $(PGBOUNCER),core-pooled)
+
+promises-on-%: .venv/installed-dev
+	INTURN_TEST_PG=$* $(PYTEST) tests/promises -m "promise and not soak and not slow"
+
+core-pooled: .venv/installed-dev  ## The core of the promises through PgBouncer.
+	$(POOLED) $(CORE) -m "not soak and not slow"
 
 versions: .venv/installed-dev  ## All promise tests and all of conformance on the other server versions.
 	for version in $(OTHERS); do \
