@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,8 +32,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, lambda *_: None)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what the page of promises names.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, object, object]:
+    """Mark what the page of promises names, and have long tests come first.
 
     Leave out, of a run through a pooler, what is marked as needing a session of its own, and says why.
     """
@@ -49,6 +52,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if "INTURN_TEST_POOLER" in os.environ and alone:
         config.hook.pytest_deselected(items=alone)
         items[:] = [item for item in items if item not in alone]
+    result = yield
+    if hasattr(config, "workerinput"):
+        _long_first(items, config.workerinput["workercount"])
+    return result
+
+
+def _long_first(items: list[pytest.Item], workers: int) -> None:
+    """Have each worker begin with its share of the long tests, so that none is alone at the end of a run.
+
+    Otherwise the order is as random as it was.
+    """
+    long = [item for item in items if _is_long(item)]
+    others = [item for item in items if not _is_long(item)]
+    arranged: list[pytest.Item] = []
+    for number in range(workers):
+        share = (len(items) - len(arranged)) // (workers - number)  # as `--dist worksteal` deals them out
+        begins = long[number::workers]
+        rest = max(share - len(begins), 0)
+        arranged += begins + others[:rest]
+        del others[:rest]
+    items[:] = arranged + others
+
+
+def _is_long(item: pytest.Item) -> bool:
+    # What waits for a timeout, has more time than others, or is marked.
+    return "timeout" in item.name or any(map(item.get_closest_marker, ("timeout", "long")))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -16,6 +16,7 @@ def _is_over(database: Database) -> bool:
     return bool(held) and bad_outside.is_healed(database)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize(
     "way",

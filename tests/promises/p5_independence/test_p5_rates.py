@@ -95,6 +95,7 @@ def test_p5_healthy_commands_take_no_more_beside_a_handler(database: Database, k
     _assert_half(database, took, by_lease=False)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TOO_LONG_IN_PYTHON)
 def test_p5_healthy_commands_take_no_more_beside_a_handler_that_takes_too_long(
@@ -123,6 +124,7 @@ def test_p5_healthy_commands_take_no_more_beside_a_handler_that_takes_too_long(
     _assert_half(database, took, by_lease=False)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "kind"),

@@ -115,6 +115,7 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("applier", [lease_client, ours])
 def test_p7_effects_across_two_databases_are_exactly_once(
