@@ -1,5 +1,5 @@
 -- Returns the query by which list_keys reads the keys that are idle, or not known yet, but for what has arrived on them
--- and has no number, from the intake. Internal to list_keys: see _keys_query, with whose columns and parameters it goes.
+-- and has no number, from the intake. Internal to list_keys: see _keys_query, whose columns and parameters it has.
 --
 -- It reads all that is in the intake of the topics that number on arrival: an index by key would cost every caller.
 CREATE FUNCTION inturn._arrived_query(deep boolean, hidden text[]) RETURNS text

@@ -7,14 +7,14 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
--- Removes a part of what a topic no longer has to keep, from the keys before from_key: one step of prune. Commit at once
--- afterwards.
+-- Removes a part of what a topic no longer has to keep, from the keys before from_key: one step of prune. Commit at
+-- once afterwards.
 --
 -- from_key: '' for all. It goes from the last key to the first, each found by the one after it, and so from the end of
 -- its entries, where its newest version is: what a held snapshot keeps of the others is not walked over.
 -- older_than: how long ago the turn of a command has to have ended; NULL: the topic's retain.
--- next_key: the from_key with which to go on; NULL: all keys before from_key were looked at. Nothing is removed of a paused
--- topic.
+-- next_key: the from_key with which to go on; NULL: all keys before from_key were looked at. Nothing is removed of a
+-- paused topic.
 -- Looks at 200 keys at most, and removes less than twice max_rows rows, but always whole turns.
 -- Locks, skipping locked ones: the rows in key_sequence of the keys of which something is to go; last of all the
 -- topic's rows in forgotten and prune_pass, for which only other prunes wait. A caller of such a key waits for the

@@ -1,6 +1,7 @@
 -- Which numbers a turn has read as merged, an entry a number. It counts as far as the turn with its epoch came: see the
 -- view merge. What a turn planned and did not reach counts for nothing, and the next one takes it as it stands in the
--- log; but what an applier may have begun as one is not merged anew (see _begun_merges). Append-only, except that a claim deletes what an earlier one left under the same epoch.
+-- log; but what an applier may have begun as one is not merged anew (see _begun_merges). Append-only, except that a
+-- claim deletes what an earlier one left under the same epoch.
 CREATE TABLE inturn.merge_plan (
     topic text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
