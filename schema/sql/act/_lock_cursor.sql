@@ -22,6 +22,10 @@ BEGIN
         BEGIN
             SELECT * INTO cursor FROM inturn._find_cursor(_lock_cursor.topic, _lock_cursor.key) c;
             EXIT WHEN NOT FOUND;
+            -- Not by its lock: with a number of its own, this transaction would keep passes from moving on (see _begin_pass).
+            IF NOT beside_lease AND cursor.lease_until > clock_timestamp() THEN
+                RAISE EXCEPTION USING ERRCODE = 'IT042';
+            END IF;
             -- Without an upper bound on the epoch: whoever waits here for a turn to end gets the ticket as the turn
             -- leaves it.
             PERFORM FROM inturn.ticket t WHERE t.topic = cursor.topic AND t.key = cursor.key AND t.epoch >= cursor.epoch FOR UPDATE;

@@ -53,7 +53,8 @@ BEGIN
         cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL;
         PERFORM inturn._requeue(was, cursor);
         RETURN NULL;
-    ELSIF (cursor.attempts, cursor.lost, cursor.lease_until) IS DISTINCT FROM (was.attempts, was.lost, was.lease_until) THEN
+    ELSIF (cursor.attempts, cursor.lost, cursor.lease_until, cursor.last_error)
+        IS DISTINCT FROM (was.attempts, was.lost, was.lease_until, was.last_error) THEN
         PERFORM inturn._save_key(was, cursor);
     ELSE
         -- Once a command: its marks stay as they are.

@@ -110,6 +110,34 @@ def test_a_repeated_advance_changes_nothing_and_no_other_number_is_taken(orders:
     assert refusal(orders, *lease.advance(4)).sqlstate == OUT_OF_TURN, "a command that is not there"
 
 
+def test_an_advance_forgets_the_error_of_the_command_that_is_done(orders: Database) -> None:
+    """Also where an operator has given the command its attempts back, so that none is counted."""
+    put(orders, "x", 3)
+    (lease,) = claim(orders)
+    orders.execute(*lease.fail(1))
+    orders.execute("SELECT inturn.retry('orders', 'x')")
+    (lease,) = claim(orders)
+    error = "SELECT last_error FROM inturn.key_cursor"
+    assert orders.value(error) == "no"
+    orders.execute(*lease.advance(1))
+    assert orders.value(error) is None
+    orders.execute(*lease.release())
+    assert state(orders)[:2] == ("ready", 1)
+    assert orders.value("SELECT count(*) FROM inturn.key_mark") == 0
+
+
+def test_an_operator_who_waits_for_a_lease_keeps_no_pass_from_moving_on(orders: Database) -> None:
+    """A transaction with a number would, as long as it waits; and every try would take a number."""
+    put(orders, "x")
+    (lease,) = claim(orders)
+    operator = orders.session()
+    waiting = operator.begin("SELECT inturn.skip('orders', 'x', 1, 'because')")
+    seen = "SELECT backend_xid::text FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
+    assert until(lambda: orders.execute(seen, [operator.pid]), "the wait") == [(None,)]
+    orders.execute(*lease.release())
+    assert waiting.result()
+
+
 @pytest.mark.parametrize("by_lease", [True, False], ids=["lease", "transaction"])
 def test_a_late_applier_is_fenced_off_and_changes_nothing(orders: Database, by_lease: bool) -> None:
     put(orders, "x", 3)
