@@ -230,6 +230,18 @@ def test_an_operator_replays_its_own_topics_commands_only(two: Database) -> None
     shop.execute("SELECT inturn.replay('orders', 'x', 1, 'because')")
 
 
+@pytest.mark.parametrize("topic", ["orders", "given"])
+def test_a_replay_that_is_refused_says_nothing_of_other_operators_topics(two: Database, topic: str) -> None:
+    """What is refused tells who acted on the key last, and for what reason."""
+    shop, pay = _user(two, "operator", "ops"), _user(two, "operator", "pay_ops")
+    _grant(two, topic, "operator", shop)
+    two.execute("SELECT inturn.append('given', 'x', 'insert', seq => 1)")
+    shop.execute("SELECT inturn.pause(%s, 'x', 'a secret')", [topic])
+    replay = f"SELECT inturn.replay('{topic}', 'x', 1, 'because')"
+    assert "a secret" in refusal(shop, replay).message
+    assert refusal(pay, replay).sqlstate == NOT_GRANTED
+
+
 def test_actions_on_all_topics_leave_out_those_of_others(two: Database) -> None:
     shop, pay = _user(two, "operator", "ops"), _user(two, "operator", "pay_ops")
     _grant(two, "orders", "operator", shop)

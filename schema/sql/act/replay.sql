@@ -10,8 +10,8 @@ AS $$
 -- Works once for every seq: to do it again, replay the new one. The new command gets its number at once, also in a
 -- topic that numbers on arrival: commands without a number come after it.
 -- Locks: what append locks.
--- Raises IT041 when seq is pending, not there, or was replayed before, or callers number; IT043 without a reason; and
--- what append raises.
+-- Raises IT041 when seq is pending, not there, or was replayed before, or callers number; IT043 without a reason; IT014;
+-- and what append raises.
 DECLARE
     again constant text := 'inturn.replay:' || seq;
     applied bigint;
@@ -20,6 +20,8 @@ DECLARE
     replayed bigint;
 BEGIN
     PERFORM inturn._require_reason('replay', reason);
+    -- What it refuses says what others did to the key, and why.
+    PERFORM inturn._require_grant(topic, 'operator');
     IF numbering = 'given' THEN
         PERFORM inturn._refuse_action(topic, key, 'has its numbers from its callers, and a replay would need one of theirs',
             'Have the caller append the command again, under its next number.');
