@@ -236,3 +236,9 @@ def test_an_owner_who_may_not_see_other_sessions_still_tells_who_is_there(witnes
     assert listed(witness, "alive") == [(False,)]
     assert witness.value(why) == "no_applier"
     witness.administer(f"DROP OWNED BY {owner}")
+
+
+def test_an_applier_that_names_a_topic_twice_sleeps_as_well(database: Database) -> None:
+    open_shop(database)
+    database.execute("SELECT inturn.announce_sleep('{shop,other,shop}')")
+    assert database.execute("SELECT topic FROM inturn.listener ORDER BY 1") == [("other",), ("shop",)]

@@ -10,11 +10,12 @@ AS $$
 -- Locks the topics' rows in listener, in byte order, and writes them at most once a second.
 BEGIN
     INSERT INTO inturn.listener AS l (topic, asleep_until)
-    SELECT t.topic, clock_timestamp() + interval '2 seconds' FROM unnest(topics) t (topic)
+    SELECT t.topic, clock_timestamp() + interval '2 seconds'
+    FROM (SELECT DISTINCT u.topic COLLATE "C" FROM unnest(topics) u (topic)) t (topic)
     WHERE t.topic IS NOT NULL
       AND NOT EXISTS (SELECT FROM inturn.listener l
                       WHERE l.topic = t.topic AND l.asleep_until > clock_timestamp() + interval '1 second')
-    ORDER BY t.topic COLLATE "C"
+    ORDER BY t.topic
     ON CONFLICT (topic) DO UPDATE SET asleep_until = EXCLUDED.asleep_until;
     PERFORM inturn._take_hints(topics);
 END
