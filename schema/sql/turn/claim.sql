@@ -40,7 +40,7 @@ BEGIN
     WHERE t.topic COLLATE "POSIX" = claim.topic AND t.ready_at >= since AND t.ready_at <= now
       AND NOT EXISTS (SELECT FROM inturn.topic p
                       WHERE p.name = claim.topic AND p.paused_at IS NOT NULL AND now < coalesce(p.paused_until, 'infinity'))
-    ORDER BY t.ready_at LIMIT CASE WHEN max_keys < 0 THEN 0 ELSE max_keys END
+    ORDER BY t.ready_at LIMIT CASE WHEN max_keys > 0 THEN max_keys ELSE 0 END
     FOR UPDATE OF t SKIP LOCKED;
 END
 $$;

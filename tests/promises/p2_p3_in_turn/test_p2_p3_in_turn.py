@@ -350,3 +350,9 @@ def test_p3_prefix_with_poison_among_a_crowd(witness: Database, oracle: Oracle, 
         "SELECT key, min(seq) FROM inturn.command_log WHERE name = 'fail' GROUP BY key ORDER BY key"
     )
     assert oracle.check_drained("k%") > 500
+
+
+def test_p2_a_claim_that_does_not_say_of_how_many_keys_claims_none(witness: Database) -> None:
+    """Not all of them: LIMIT NULL is no limit."""
+    append(witness, "x")
+    assert witness.execute("SELECT key FROM inturn.claim('orders', max_keys => NULL)") == []
