@@ -18,7 +18,9 @@ DECLARE
     now constant timestamptz := clock_timestamp();
     -- Only claims lock rows of this table without changing them, except for an operator now and then.
     others constant bigint := (SELECT count(*) FROM pg_locks l WHERE l.relation = 'inturn.ticket'::regclass
-                               AND l.mode = 'RowShareLock' AND l.granted AND l.pid <> pg_backend_pid());
+                               AND l.mode = 'RowShareLock' AND l.granted AND l.pid <> pg_backend_pid()
+                               -- In a copy of the database its number is the same.
+                               AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()));
     first_at timestamptz;
     ahead double precision;
     place timestamptz;

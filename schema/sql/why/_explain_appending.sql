@@ -12,6 +12,7 @@ CROSS JOIN LATERAL inturn._explain_append(
     -- All that wait for a row stand in its queue, the lock on its place.
     (SELECT count(DISTINCT l.pid) FROM pg_locks l
      WHERE l.locktype = 'tuple' AND l.relation = s.tableoid
+       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
        AND (l.page, l.tuple) = ((s.ctid::text::point)[0], (s.ctid::text::point)[1])),
     CASE WHEN numbering <> 'given' OR inturn._is_append_open(c.topic, c.key, c.applied_seq + 1) THEN c.applied_seq + 1 END) e
 WHERE s.topic = c.topic AND s.key = c.key

@@ -58,6 +58,22 @@ def test_p5_in_a_crowd_appliers_begin_in_four_times_what_it_has_in_hand(witness:
     assert max(begun) <= 24
 
 
+def test_p5_the_crowd_of_another_database_is_none_of_this_one(witness: Database, template: str) -> None:
+    """In databases that were made from one template, tables have the same numbers."""
+    other = Database(witness.server, f"{witness.name}_other", template=template)
+    try:
+        other.execute("SELECT inturn.create_topic('orders')")
+        for database in (witness, other):
+            for number in range(60):
+                append(database, f"k{number:02}")
+        crowd(other, 3)
+        number_of = "SELECT 'inturn.ticket'::regclass::oid"
+        assert witness.value(number_of) == other.value(number_of)
+        assert places(witness, 2) == {0}
+    finally:
+        other.drop()
+
+
 def test_p5_in_a_crowd_a_queue_that_is_shorter_is_begun_all_over(witness: Database) -> None:
     for number in range(20):
         append(witness, f"k{number:02}")
