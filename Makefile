@@ -6,7 +6,8 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 FOLDERS := $(shell find schema outbox applier cli -type d -not -name __pycache__)
 # Compiled once, not by each of the hundreds of processes of a run.
 export PYTHONDONTWRITEBYTECODE :=
-# The whole suite runs on this version; what the page of promises names, but for random walks and removed guards, on every one.
+# The whole suite runs on this version; what the page of promises names, but for random walks, removed guards and the
+# rest of every combination, on every one.
 POSTGRES := 18
 OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
 # Each has a server of its own. Tests wait as much as they compute: with two a core, a quarter of a run was idle.
@@ -71,7 +72,7 @@ promises: .venv/installed-dev  ## What the promises name on the other server ver
 	$(MAKE) $(AT_ONCE) $(OTHERS:%=promises-on-%) $(if $(PGBOUNCER),core-pooled)
 
 promises-on-%: .venv/installed-dev
-	INTURN_TEST_PG=$* $(PYTEST) tests/promises -m "promise and not soak and not slow"
+	INTURN_TEST_PG=$* $(PYTEST) tests/promises -m "promise and not soak and not slow and not rest"
 
 core-pooled: .venv/installed-dev  ## The core of the promises through PgBouncer.
 	$(POOLED) $(CORE) -m "not soak and not slow"
