@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.arrivals import number
 from support.database import Database, Session, until
 from support.logins import connect_as
 from support.plans import buffers, explain
@@ -91,6 +92,26 @@ def test_what_has_arrived_and_has_no_number_is_pending(database: Database) -> No
     found = metrics(database)
     assert found["inturn_arrived_commands", "hot"] == found["inturn_pending_commands", "hot"] == 3
     assert found["inturn_oldest_pending_age_seconds", "hot"] > 0
+
+
+def test_a_scrape_does_not_walk_over_what_a_held_snapshot_keeps_of_numbered_commands(
+    witness: Database,
+) -> None:
+    witness.execute("SELECT inturn.create_topic('posts', numbering => 'arrival')")
+    holder = witness.session()
+    holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    holder.execute("SELECT FROM inturn.topic")
+    look = "SELECT * FROM inturn._count_topic('posts', 1000)"
+    costs = []
+    with witness.connect(user=OWNER) as connection:
+        for _ in range(6):
+            witness.execute("SELECT inturn.append('posts', 'a', 'insert') FROM generate_series(1, 1000)")
+            assert metrics(witness)["inturn_arrived_commands", "posts"] == 1000
+            assert number(witness) == 1000
+            explain(connection, look)
+            costs.append(buffers(explain(connection, look)))
+    assert costs[-1] <= costs[1] + 20, costs
+    assert metrics(witness)["inturn_arrived_commands", "posts"] == 0
 
 
 def _plant_ready(database: Database, count: int) -> None:

@@ -52,10 +52,11 @@ BEGIN
                (SELECT l.seq FROM inturn.command_log l
                 WHERE l.topic = c.topic AND l.key = c.key ORDER BY l.seq DESC LIMIT 1) AS last) p;
     exact := exact AND keys <= looked;
-    SELECT count(*) INTO arrived FROM (SELECT FROM inturn.intake i WHERE i.topic = _count_topic.topic LIMIT most + 1) i;
+    arrived := 0;
+    IF inturn._arrival_topics(ARRAY[topic]) <> '{}' THEN
+        SELECT count(*), least(oldest_at, min(a.created_at)) INTO arrived, oldest_at FROM inturn._oldest_arrivals(topic, most + 1) a;
+    END IF;
     pending := pending + greatest(keys - looked, 0) + arrived;
-    oldest_at := least(oldest_at, (SELECT i.created_at FROM inturn.intake i WHERE i.topic = _count_topic.topic
-                                   ORDER BY i.topic, i.xid, i.id LIMIT 1));
 END
 $$;
 COMMENT ON FUNCTION inturn._count_topic IS 'Internal to topic_metrics: a topic''s keys by state, and what is pending.';
