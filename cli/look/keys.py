@@ -90,7 +90,7 @@ Example:
 @click.option("--paused", is_flag=True, help="Keys that an operator has paused.")
 @click.option("--leased", is_flag=True, help="Keys that an applier works on by lease.")
 @click.option("--ready", is_flag=True, help="Keys that have commands to apply.")
-@click.option("--arrived", is_flag=True, help="Keys on which all that is pending has no number yet.")
+@click.option("--arrived", is_flag=True, help="Keys whose pending commands have no number yet.")
 @click.option("--idle", is_flag=True, help="Keys with nothing pending.")
 @click.option("--state", type=click.Choice(_STATES), hidden=True)
 @click.option(

@@ -13,13 +13,13 @@ SET jit = off
 AS $$
 DECLARE
     last constant inturn.arrival_pass := inturn._last_arrival_pass(topic);
-    found bigint;
+    left_behind bigint;
 BEGIN
     RETURN QUERY SELECT i.* FROM inturn.intake i
     WHERE i.topic = _oldest_arrivals.topic AND i.left_because IS NOT NULL ORDER BY i.key, i.id LIMIT most;
-    GET DIAGNOSTICS found = ROW_COUNT;
+    GET DIAGNOSTICS left_behind = ROW_COUNT;
     RETURN QUERY SELECT i.* FROM (
-        SELECT a.tid FROM inturn._appeared(_oldest_arrivals.topic, last.seen, last.own) a LIMIT most - found) a
+        SELECT a.tid FROM inturn._appeared(_oldest_arrivals.topic, last.seen, last.own) a LIMIT most - left_behind) a
     CROSS JOIN LATERAL (SELECT i.* FROM inturn.intake i WHERE i.ctid = a.tid OFFSET 0) i;
 END
 $$;
