@@ -15,9 +15,9 @@ BEGIN
 EXCEPTION WHEN lock_not_available THEN
     RAISE EXCEPTION USING ERRCODE = 'IT042',
         MESSAGE = format('key %L of topic %L is being appended to: %s', key, topic, coalesce((
-            SELECT inturn._describe_backend(inturn._lock_holder(s.xmax, 'inturn.key_sequence')) FROM inturn.key_sequence s
+            SELECT inturn._describe_locker(s.xmax, 'inturn.key_sequence') FROM inturn.key_sequence s
             WHERE s.topic = _lock_callers.topic AND s.key = _lock_callers.key), 'by nobody any more')),
-        HINT = format('Nothing was changed. Waited for %s; try again, or end that session: SELECT pg_terminate_backend(PID).',
+        HINT = format('Nothing was changed. Waited for %s; try again, or end that session, SELECT pg_terminate_backend(PID), or prepared transaction.',
                       current_setting('lock_timeout'));
 END
 $$;

@@ -10,7 +10,7 @@ DECLARE
     holder text;
 BEGIN
     SELECT coalesce(
-        (SELECT inturn._describe_backend(inturn._lock_holder(l.locker, l.relation))
+        (SELECT inturn._describe_locker(l.locker, l.relation)
          FROM inturn._find_locker(_refuse_busy.topic, _refuse_busy.key) l),
         CASE WHEN c.lease_until > clock_timestamp()
              THEN format('leased by %s until %s', c.claimed_by, to_char(c.lease_until AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"')) END,
@@ -20,6 +20,7 @@ BEGIN
         MESSAGE = format('key %L of topic %L is in hand: %s', key, topic, holder),
         HINT = format('Nothing was changed. Waited for %s; try again%s.', current_setting('lock_timeout'),
                       CASE WHEN holder LIKE 'leased%' THEN ' when the lease is over'
+                           WHEN holder LIKE 'the prepared transaction %' THEN ', or end it: COMMIT PREPARED, ROLLBACK PREPARED'
                            ELSE ', or end that session: SELECT pg_terminate_backend(PID)' END);
 END
 $$;

@@ -8,7 +8,8 @@ import psycopg
 import pytest
 from support.database import Database, until
 from support.own_server import own_database
-from support.roles import APPLIER, CALLER
+from support.refusal import refusal
+from support.roles import APPLIER, CALLER, OPERATOR
 from support.server import Server
 from support.shop import TOPIC, append, applied, at_work, open_shop
 
@@ -119,3 +120,17 @@ def test_no_value_of_the_setting_hurts_an_append(asleep: Database, value: str, n
             if notification.payload == "the end":
                 break
         assert heard == [*([TOPIC] if notifies else []), "the end"]
+
+
+def test_an_operator_who_waits_for_a_prepared_append_is_told_of_it(asleep: Database) -> None:
+    """No session has it, so none is at fault and none can be ended."""
+    _prepare(asleep, "an idle key", "SET inturn.notify = off")
+    try:
+        with asleep.connect(user=OPERATOR) as operator:
+            operator.execute("SET lock_timeout = '20 ms'")
+            said = refusal(operator, "SELECT inturn.pause('shop', 'idle')")
+        assert said.sqlstate == "IT042"
+        assert f"in hand: the prepared transaction 'business' of {CALLER}, since 2" in said.message
+        assert "end it: COMMIT PREPARED" in said.hint
+    finally:
+        _commit(asleep)
