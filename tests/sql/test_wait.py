@@ -275,3 +275,20 @@ def test_a_caller_who_announces_without_end_fills_no_more_than_there_is_room_for
     assert 100 < announced < 5000
     assert witness.value("SELECT pg_relation_size('inturn.waiter')") == 81920
     assert witness.value("SELECT inturn.announce_wait('orders', 'z')") is None
+
+
+def test_once_the_waits_that_filled_it_are_over_there_is_room_again(witness: Database) -> None:
+    witness.execute("""
+        CREATE OR REPLACE FUNCTION inturn._max_waiter_octets() RETURNS bigint LANGUAGE sql IMMUTABLE
+        AS 'SELECT 81920'
+    """)
+    announce = "SELECT count(inturn.announce_wait('orders', 'a' || n)) FROM generate_series(1, 3000) n"
+    assert 100 < witness.value(announce) < 3000
+    witness.execute("UPDATE inturn.waiter SET until = clock_timestamp() - interval '1 s'")
+
+    def is_room() -> bool:
+        witness.value(announce.replace("'a'", "'b'").replace("3000", "200"))
+        witness.execute("VACUUM inturn.waiter")  # as autovacuum does
+        return witness.value("SELECT inturn.announce_wait('orders', 'z')") is not None
+
+    until(is_room, "room")

@@ -15,23 +15,25 @@ AS $$
 DECLARE
     now constant timestamptz := clock_timestamp();
     announced bigint;
+    is_full boolean;
 BEGIN
     PERFORM inturn._refuse_command(topic, key, 'wait', NULL, NULL);
     PERFORM inturn._require_sight(topic);
     IF (SELECT true FROM inturn.waiter w WHERE w.topic = announce_wait.topic AND w.key = announce_wait.key
         AND w.until > now + interval '10 seconds' LIMIT 1) IS NULL
     THEN
-        IF pg_relation_size('inturn.waiter') >= inturn._max_waiter_octets() THEN
-            RETURN NULL;
+        is_full := pg_relation_size('inturn.waiter') >= inturn._max_waiter_octets();
+        IF NOT is_full THEN
+            INSERT INTO inturn.waiter (topic, key, until)
+            VALUES (announce_wait.topic, announce_wait.key, now + interval '20 seconds') RETURNING id INTO announced;
         END IF;
-        INSERT INTO inturn.waiter (topic, key, until)
-        VALUES (announce_wait.topic, announce_wait.key, now + interval '20 seconds') RETURNING id INTO announced;
-        IF announced % 100 = 0 THEN
+        -- Also where there is no room: what is over has to go, or there never would be again.
+        IF announced % 100 = 0 OR is_full AND random() < 0.01 THEN
             DELETE FROM inturn.waiter w WHERE w.ctid = ANY (ARRAY(
                 SELECT o.ctid FROM inturn.waiter o WHERE o.until < now FOR UPDATE SKIP LOCKED));
         END IF;
     END IF;
-    RETURN inturn._wait_channel(topic, key);
+    RETURN CASE WHEN is_full IS NOT TRUE THEN inturn._wait_channel(topic, key) END;
 END
 $$;
 COMMENT ON FUNCTION inturn.announce_wait IS 'Announces that somebody waits for a key; returns the channel on which it is notified.';
