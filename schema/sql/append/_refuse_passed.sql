@@ -4,6 +4,7 @@
 -- It tries to pass over the number itself, which is undone. It does not wait for a turn or an operator's cancel_rest
 -- that passes over it right now: that passes over everything pending, also this command. fill_gap, which does not,
 -- holds the key's row in key_sequence, as the caller does now.
+-- The caller has locked the table: a wait for whoever rebuilds an index of it would be taken for such a turn.
 -- Raises 40001: run the transaction again.
 CREATE FUNCTION inturn._refuse_passed(topic text, key text, seq bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE

@@ -256,6 +256,24 @@ def test_an_older_snapshot_is_served_or_told_to_run_again(given: Database, isola
     assert effects(given) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_number_that_was_passed_over_is_refused_beside_whoever_has_the_table(
+    given: Database, isolation: str
+) -> None:
+    """REINDEX and CREATE INDEX keep writers out: who waits for them does not wait for a turn."""
+    put(given, "x", 1, 3)
+    apply(given)
+    caller, rebuilds = given.session(), given.session(user=OWNER)
+    caller.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
+    caller.execute("SELECT 1")
+    given.execute("SELECT inturn.fill_gap('given', 'x', 2, 'lost')")
+    rebuilds.execute("LOCK TABLE inturn.skip IN SHARE MODE")
+    late = caller.begin("SELECT inturn.append('given', 'x', 'insert', seq => 2)")
+    assert caller.wait_blocked() == [rebuilds.pid]
+    rebuilds.commit()
+    assert getattr(late.exception(), "sqlstate", None) == "40001"
+
+
 def test_finish_beside_the_open_append_of_the_missing_number_leaves_the_key_awake(given: Database) -> None:
     put(given, "x", 1, 3)
     caller, applier = given.session(), given.session()
