@@ -341,6 +341,13 @@ def test_named_tests_exist() -> None:
         assert set(re.findall(r"`(?:\w+::)?(test_\w+)`", page.read_text())) - there == set(), page
 
 
+def test_the_guards_that_the_protocol_names_exist() -> None:
+    guards = "".join(file.read_text() for file in (ROOT / "tests/promises/all/guards").glob("test_*.py"))
+    named = re.findall(r"\| _([^|]+)_ \|$", (DOCS / "explanation" / "protocol.md").read_text(), re.MULTILINE)
+    assert len(named) > 30
+    assert [name for name in named if f'"{name}",' not in guards] == []
+
+
 def test_what_the_promises_name_lies_under_promises_and_so_runs_on_every_version() -> None:
     there = set()
     for file in (ROOT / "tests" / "promises").rglob("test_*.py"):
