@@ -1,5 +1,5 @@
--- Refuses an idempotency key that came to the log since the snapshot of a caller at REPEATABLE READ or SERIALIZABLE was
--- taken, which does not show it. Internal to _end_repeat.
+-- Refuses an idempotency key that the snapshot of a caller at REPEATABLE READ or SERIALIZABLE does not show, because it
+-- came to the log after that snapshot was taken. Internal to _end_repeat.
 --
 -- It tries to log a command with the key itself, which is undone. Nobody else can be about to log one: the caller's row
 -- in the intake has the key, and no other transaction can insert or move a row with it before this one ends.

@@ -1,5 +1,5 @@
--- Begins a pass over topics where the last one by whatever applier of them left off, and saves where it left off
--- itself: see _begin_pass. Internal to claim by lease and to apply.
+-- Begins a pass over topics where the last pass of any applier over the same topics left off, and saves where this
+-- one leaves off: see _begin_pass. Internal to claim by lease and to apply.
 --
 -- last: the applier's own last pass, if it has one in memory. A client that claims in a transaction that is open for
 -- long, or rolls back, saves nothing that others see.

@@ -1,5 +1,6 @@
--- Returns when the next suspect of these topics is ready that was put off because its process had another key in hand
--- (see _begin_lease, _claim_alone); due: NULL: none is, within the 100 ms for which they are put off.
+-- Returns when the next suspect of these topics is ready, among those that were put off because their process had
+-- another key in hand (see _begin_lease, _claim_alone). due: NULL when none is, within the 100 ms that they are put
+-- off.
 -- Internal to the appliers: a drain goes on until such keys are applied. Takes no locks.
 --
 -- A key that has failed since the drain began is left out: its next attempt is for the next run. So is one by whose

@@ -1,5 +1,5 @@
--- Locks the callers' rows of those keys that nobody else has locked, new ones of new keys among them, and returns these
--- keys.
+-- Locks the callers' rows of those keys that nobody else has locked, and returns these keys. New keys get their row
+-- first.
 -- Internal to _number_topic and _number_left_behind, which comes back for a key that a prune forgets at this moment.
 --
 -- Locks rows of key_sequence, in byte order, skipping locked ones.

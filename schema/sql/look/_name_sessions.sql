@@ -1,4 +1,4 @@
--- Says who the sessions are, of which one is meant. Internal. Takes no locks.
+-- Names the sessions that may be meant, in a text. Internal. Takes no locks.
 --
 -- sessions: from _session_facts.
 CREATE FUNCTION inturn._name_sessions(sessions jsonb) RETURNS text

@@ -1,5 +1,5 @@
--- Refuses a topic whose commands a function merges that belongs to somebody else than when its rule was set. Internal
--- to the appliers, see _require_target.
+-- Refuses a topic if a function that merges its commands has another owner than when its rule was set. Internal to the
+-- appliers, see _require_target.
 --
 -- A function that is missing is not refused here: it fails the merge. Takes no locks. Raises IT013.
 CREATE FUNCTION inturn._require_merges(settings inturn.topic) RETURNS void

@@ -1,13 +1,13 @@
--- Returns, of some keys, where each one's history is to be cut, and how; no row for a key of which nothing is to go.
+-- Returns where the history of each key is to be cut, and how; no row for a key of which nothing is to be removed.
 -- Internal to prune_batch. Takes no locks.
 --
--- A history begins after a turn, its witness: the last one up to which all had ended by done_before. Numbers up to the
--- witness's applied_seq go, and the turns before it. It stays, for it says where the key stood: so a key's last turn
--- never goes, nor a pending command. A turn to which a lease may still add cannot be the witness. Nothing is removed of
--- a held or paused key.
--- from_seq, from_epoch: where the history begins now; seq, epoch: where it shall, and the witness.
--- cost: how many rows go, about. Where it would be over max_rows the cut is an earlier one, and more says so; a turn
--- goes whole.
+-- A history is cut after a turn, its witness: the last one that, like all before it, had ended by done_before. Numbers
+-- up to the witness's applied_seq are removed, and the turns before it. The witness stays, because it says where the
+-- key stood: so neither a key's last turn nor a pending command is removed. A turn to which a lease may still add
+-- cannot be the witness. Nothing is removed of a held or paused key.
+-- from_seq, from_epoch: where the history begins now. seq, epoch: where it begins after the cut; epoch is the witness.
+-- cost: about how many rows are removed. If it would exceed max_rows, the cut is an earlier one, and more is true; a
+-- turn is removed as a whole.
 -- kept_from, kept_to: of the commands that were kept for their idempotency keys, the ones from before kept_before go
 -- too.
 -- forgettable: nothing of it is left but a last turn that ended before idle_before, and its callers do not number.

@@ -1,5 +1,5 @@
--- Says whether a topic is left out because it is refused, see _target_refusal, and warns of it. Internal to apply and
--- the claims by lease. Takes no locks.
+-- Says whether a topic is left out because _target_refusal refuses it, and warns of it. Internal to apply and the
+-- claims by lease. Takes no locks.
 --
 -- left_out: the topics of which this call has warned before.
 CREATE FUNCTION inturn._leave_out(settings inturn.topic, left_out text[]) RETURNS boolean

@@ -1,6 +1,6 @@
 -- Returns a topic that SQL can apply. Internal to apply and apply_batch. Takes no locks.
 --
--- Raises IT001 for a topic that does not exist, IT012 for one whose target is no SQL function.
+-- Raises IT001 for a topic that does not exist, IT012 for one whose target is not a SQL function.
 CREATE FUNCTION inturn._sql_topic(name text) RETURNS inturn.topic
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

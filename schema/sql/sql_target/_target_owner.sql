@@ -1,4 +1,4 @@
--- Returns who owns the function that a SQL target names, by name and by _role_id; NULL: the target is no SQL function.
+-- Returns who owns the function that a SQL target names, by name and by _role_id; NULL: the target is not one.
 -- Internal to create_topic and set_topic, which record it. Takes no locks.
 --
 -- Raises what _target_function does.

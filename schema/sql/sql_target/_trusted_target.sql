@@ -1,7 +1,7 @@
 -- Returns the function that a topic's SQL target names, as it is when it is called. Internal to the appliers. Takes no
 -- locks.
 --
--- Raises what _target_function does; IT013 when it belongs to somebody else than when it was set.
+-- Raises what _target_function does; IT013 when it has another owner than when it was set.
 CREATE FUNCTION inturn._trusted_target(settings inturn.topic) RETURNS regprocedure
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,6 +1,7 @@
--- Refuses whoever neither owns the schema nor has inturn_admin. Internal to what names code that appliers run.
+-- Refuses a user who neither owns the schema nor has inturn_admin. Internal to functions that name code which
+-- appliers run.
 --
--- what: what needs that. Who it is: see _is_granted. Takes no locks. Raises 42501.
+-- what: what needs this privilege. Which user it is: see _is_granted. Takes no locks. Raises 42501.
 CREATE FUNCTION inturn._require_admin(topic text, what text) RETURNS void
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -1,4 +1,5 @@
--- Refuses whoever may not act as caller, applier or operator on a topic: see _is_granted. Internal. Takes no locks.
+-- Refuses a user who may not act as caller, applier or operator on a topic: see _is_granted. Internal. Takes no
+-- locks.
 --
 -- Nearly always the topic is granted to the very role that asks, and one probe finds that. Raises IT014.
 CREATE FUNCTION inturn._require_grant(topic text, role text) RETURNS void

@@ -1,5 +1,5 @@
--- Returns how long a key waits after so many failures of its next command: backoff_base * 2^(failures - 1), up to
--- backoff_cap, of which a random part between half and the whole. Internal to fail. Takes no locks.
+-- Returns how long a key waits after this many failures of its next command: a random part, between half and the
+-- whole, of backoff_base * 2^(failures - 1), or of backoff_cap if that is less. Internal to fail. Takes no locks.
 CREATE FUNCTION inturn._backoff(settings inturn.topic, failures integer) RETURNS interval
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp

@@ -1,4 +1,5 @@
--- Refuses whoever may neither append to a topic nor operate it: see _is_granted. Internal to the waits. Takes no locks.
+-- Refuses a user who may neither append to a topic nor operate it: see _is_granted. Internal to the waits. Takes no
+-- locks.
 --
 -- Raises IT014.
 CREATE FUNCTION inturn._require_sight(topic text) RETURNS void

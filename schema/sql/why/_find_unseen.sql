@@ -1,4 +1,4 @@
--- Returns the command that helps to find whoever has locked a row and cannot be seen. Internal to why.
+-- Returns the command that finds who has locked a row, where this session may not see it. Internal to why.
 -- Takes no locks.
 CREATE FUNCTION inturn._find_unseen() RETURNS text
 LANGUAGE sql STABLE

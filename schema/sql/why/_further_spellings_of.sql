@@ -1,4 +1,4 @@
--- Returns a text as it may have been meant by whoever left out one character, or typed another in its place.
+-- Returns spellings of a mistyped text: with one character added, or another in the place of one.
 -- Internal to why.
 --
 -- Of characters as keys have them. Thousands for a long text: one that is longer than 64 characters has none.
