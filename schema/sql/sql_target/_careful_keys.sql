@@ -2,8 +2,8 @@
 -- inturn.careful_keys says, where an applier may have ended because of one of them; otherwise 0. Internal to apply.
 --
 -- So it is where one that served the topic is gone and has not said its end (see _end_applier), unless it has left a
--- lease: that is of the key that it took alone. This notes each such end, for all topics that it served, so that the
--- next call is not careful for it again. An inturn apply never says its end.
+-- lease: that is of the key that it took alone. This notes each such end for the topics of the call, so that the next
+-- call of them is not careful for it again, and one of its other topics is. An inturn apply never says its end.
 -- So it is too where no applier of the topic is known: after a crash of the server none is.
 -- applier: the caller; what this session has called before is gone.
 -- Locks: the rows of those that are gone, skipping locked ones.
@@ -18,19 +18,25 @@ DECLARE
     suspected text[];
 BEGIN
     WITH gone AS (
-        SELECT a.applier, a.topics FROM inturn.applier a
+        SELECT a.applier, a.topics, EXISTS (
+            SELECT FROM unnest(a.topics) l (topic) JOIN inturn.key_mark m ON m.topic = l.topic
+            WHERE m.lease_until IS NOT NULL AND m.claimed_by = a.applier) AS leased
+        FROM inturn.applier a
         LEFT JOIN pg_stat_activity s ON s.pid = a.backend_pid AND coalesce(s.backend_start, a.backend_start) = a.backend_start
-        WHERE NOT a.ended
+        WHERE NOT a.ended AND a.topics && _careful_keys.topics
           AND (a.applier = _careful_keys.applier OR NOT inturn._is_alive(a, s.pid, s.state, s.query_start))
         FOR UPDATE OF a SKIP LOCKED
     ),
     noted AS (
-        UPDATE inturn.applier a SET ended = true FROM gone g WHERE a.applier = g.applier
+        UPDATE inturn.applier a SET
+            ended = left_over.topics = '{}', topics = CASE left_over.topics WHEN '{}' THEN a.topics ELSE left_over.topics END
+        FROM gone g, LATERAL (SELECT CASE WHEN g.leased THEN '{}' ELSE ARRAY(
+            SELECT t.name FROM unnest(g.topics) WITH ORDINALITY t (name, place)
+            WHERE t.name <> ALL (_careful_keys.topics) ORDER BY t.place) END AS topics OFFSET 0) left_over
+        WHERE a.applier = g.applier
     )
     SELECT coalesce(array_agg(DISTINCT t.name), '{}') INTO suspected FROM gone g, unnest(g.topics) t (name)
-    WHERE NOT EXISTS (
-        SELECT FROM unnest(g.topics) l (topic) JOIN inturn.key_mark m ON m.topic = l.topic
-        WHERE m.lease_until IS NOT NULL AND m.claimed_by = g.applier);
+    WHERE NOT g.leased;
     RETURN ARRAY(SELECT CASE WHEN t.name = ANY (suspected) OR t.name <> ALL (known) THEN most ELSE 0 END
                  FROM unnest(topics) WITH ORDINALITY t (name, place) ORDER BY t.place);
 END

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from support import roles
 from support.database import Database, until
-from support.race import kill
+from support.race import kill, replace_in
 
 from inturn.applier import Applier, Fleet
 
@@ -93,6 +93,72 @@ def test_p5_a_call_is_careful_after_one_of_its_session_that_an_error_has_ended(t
         with pytest.raises(psycopg.errors.QueryCanceled):
             session.execute("CALL inturn.apply()")
         assert _careful(topic, "t", applier=name) == [20]
+
+
+def test_p5_a_call_that_finds_nothing_forgets_no_death_before_it(topic: Database) -> None:
+    """It has looked at no key: the next one that finds some is careful still."""
+    _append(topic, "k")
+    _call(topic)
+    _append(topic, "bad", "cancel")
+    with topic.connect(user=roles.APPLIER) as session:
+        name = f"sql:{session.info.backend_pid}"
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            session.execute("CALL inturn.apply()")
+        topic.execute("SELECT inturn.pause('t', 'bad')")
+        session.execute("CALL inturn.apply()")
+        assert _careful(topic, "t", applier=name) == [20]
+
+
+def test_p5_a_call_of_some_topics_forgets_no_death_for_the_others(topic: Database) -> None:
+    announce = "SELECT inturn.announce_applier(%s, %s, 'host', %s, '0001')"
+    # All of them are known otherwise.
+    living = topic.session(user=roles.APPLIER, autocommit=True)
+    with topic.connect(user=roles.APPLIER) as dying:
+        dying.execute(announce, ["sql:dying", ["t", "u", "v"], 1])
+        pid = dying.info.backend_pid
+    until(
+        lambda: not topic.value("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", [pid]), "it is gone"
+    )
+    living.execute(announce, ["sql:living", ["elsewhere", "t", "u", "v"], 2])
+    assert _careful(topic, "elsewhere") == [0]
+    assert _careful(topic, "v") == [20]
+    assert _careful(topic, "v", "t") == [0, 20]
+    assert _careful(topic, "t", "u", "v") == [0, 20, 0]
+    assert _careful(topic, "t", "u", "v") == [0, 0, 0]
+
+
+def test_p5_a_call_leaves_a_suspect_to_whoever_was_quicker(topic: Database) -> None:
+    """Somebody else takes it between the batch that met it and the claim of it alone: the others go on."""
+    _append(topic, "k")
+    _call(topic)
+    _append(topic, "bad")
+    topic.execute("SELECT FROM inturn._claim_alone('t', '-infinity', 'elsewhere:1:1')")
+    topic.execute("UPDATE inturn.key_cursor SET lease_until = now(), ready_at = now() WHERE key = 'bad'")
+    for number in range(5):
+        _append(topic, f"k{number}")
+    topic.execute("""
+        CREATE FUNCTION app.be_quicker() RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $$
+        BEGIN
+            IF EXISTS (SELECT FROM inturn.key_cursor WHERE key = 'bad' AND claimed_by <> 'elsewhere:2:1') THEN
+                PERFORM inturn._claim_alone('t', '-infinity', 'elsewhere:2:1');
+                UPDATE inturn.key_cursor SET
+                    lease_until = now() + interval '1 hour', ready_at = now() + interval '1 hour'
+                WHERE key = 'bad';
+            END IF;
+        END $$;
+        DELETE FROM inturn.saved_pass;
+    """)
+    replace_in(
+        topic,
+        "_visit_alone",
+        (r"BEGIN\n    SELECT \* INTO claimed", "BEGIN\n PERFORM app.be_quicker(); SELECT * INTO claimed"),
+    )
+    with topic.connect(user=roles.APPLIER) as session:
+        session.execute("SET inturn.careful_keys = 0")
+        session.execute("CALL inturn.apply()")
+    assert topic.value(_APPLIED) == 6
+    found = topic.execute("SELECT claimed_by, attempts, applied_seq FROM inturn.key_cursor WHERE key = 'bad'")
+    assert found == [("elsewhere:2:1", 0, 0)]
 
 
 def test_p5_a_call_is_not_careful_after_one_that_has_charged_a_cancel(topic: Database) -> None:
