@@ -61,3 +61,5 @@ def test_p5_a_command_that_keeps_its_interpreter_busy_charges_nobody_else(
         assert one.running
         assert other.running
     assert innocent_and_charged(database) == []
+    # One that was in hand with it may be taken once more.
+    assert database.value("SELECT count(*) FROM inturn.turn WHERE key <> 'bad'") <= 2 * (HEALTHY + OTHERS)

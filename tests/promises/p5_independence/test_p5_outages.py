@@ -79,6 +79,8 @@ def test_p5_an_outage_of_what_handlers_need_holds_no_key(outage: Database, *, ou
     with shop.at_work(outage, _handlers(outage, service, outside=outside), workers=2):
         done = "SELECT count(*) FROM app.done WHERE topic = %s"
         until(lambda: outage.value(done, ["other"]) == KEYS, "the other topic")
+        # It took no more than it takes otherwise: one turn a command.
+        assert outage.value("SELECT count(*) FROM inturn.turn WHERE topic = 'other'") <= KEYS
         # Long after every key would have been held: five attempts, a millisecond apart.
         until(lambda: service.asked >= 12, "more probes")
         assert outage.value("SELECT count(*) FROM inturn.key_mark WHERE held_at IS NOT NULL") == 0

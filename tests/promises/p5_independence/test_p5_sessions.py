@@ -235,6 +235,35 @@ def test_p5_nothing_else_that_a_sql_target_leaves_is_in_the_session_of_inturn_ap
     assert (done.commands, done.failures) == (5, 0)
 
 
+@pytest.mark.parametrize("by", ["CALL", "inturn apply"])
+def test_p5_limit_prepared_statements_and_held_cursors_of_a_sql_target_stay(
+    database: Database, by: str
+) -> None:
+    """As the page of failures says. They cost the other keys nothing that does not use the same names."""
+    shop.open_shop(database, target="sql")
+    database.execute("""
+        CREATE TABLE app.met (key text, found bigint); GRANT INSERT ON app.met TO PUBLIC;
+        CREATE FUNCTION app.leave(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO app.met SELECT command.key,
+                (SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'left%')
+                + (SELECT count(*) FROM pg_cursors WHERE is_holdable AND name LIKE 'left%');
+            EXECUTE format('PREPARE left_%s AS SELECT 1', command.key);
+            EXECUTE format('DECLARE left_%s CURSOR WITH HOLD FOR SELECT 1', command.key);
+        END $$;
+        SELECT inturn.set_topic('shop', target => 'sql:app.leave')""")
+    shop.append_keys(database, 4)
+    if by == "inturn apply":
+        applying = Fleet(database.applier_dsn, topics=[shop.TOPIC], max_keys=1, drain=True)
+        applying.start()
+        applying.wait(PATIENCE)
+        applying.end(0)
+    else:
+        database.connect(user=roles.APPLIER).execute("CALL inturn.apply(max_keys => 1)")
+    assert database.execute("SELECT found FROM app.met ORDER BY found") == [(0,), (2,), (4,), (6,)]
+    assert database.execute("SELECT DISTINCT outcome FROM inturn.turn") == [("applied",)]
+
+
 def test_p5_call_ends_where_a_setting_cannot_be_put_back(database: Database) -> None:
     """As where a superuser's function has set it. What was applied is committed, and no key is charged."""
     shop.open_shop(database, target="sql")

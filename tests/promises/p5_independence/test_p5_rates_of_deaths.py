@@ -1,0 +1,40 @@
+"""P5: beside a key that ends its process over and over, a healthy command takes two turns at most.
+
+One, and one more that was lost with the process: a suspect is taken alone, so it is not lost again.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from support import deaths, rounds
+from support.bad_company import innocent_and_charged
+from support.database import Database
+
+from inturn.applier.inside.visits import CAREFUL_KEYS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", deaths.WAYS)
+def test_p5_healthy_commands_take_no_more_beside_deaths(database: Database, way: str) -> None:
+    """A supervisor starts the process again at once, in each round."""
+    starts = 0
+    with deaths.company(database, way) as run:
+        rounds.watch(database)
+
+        def supervise(over: threading.Event) -> None:
+            nonlocal starts
+            while not over.is_set():
+                starts += 1
+                run(over.is_set, "--workers", str(rounds.WORKERS))
+
+        with rounds.beside(supervise, 1):
+            took = rounds.run(database)
+    assert starts > rounds.ROUNDS
+    assert took.calls <= 2 * took.commands
+    assert took.turns <= 2 * took.commands
+    if deaths.WAYS[way] in {"inside", "batches"}:
+        # A start takes the first keys of each topic alone, and no others.
+        assert took.leases <= CAREFUL_KEYS * len(rounds.KEYS) * starts
+    assert innocent_and_charged(database) == []
