@@ -94,20 +94,25 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._slots.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self._slots.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._slots.release()  # no thread could be started, so none gives the slot back
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         # The time of each read is bounded too, but there may be many.
         over = threading.Timer(CLIENT_SECONDS, _cut, (request,))
         over.daemon = True
-        over.start()
         try:
+            over.start()
             super().process_request_thread(request, client_address)
         finally:
             over.cancel()
+            self.shutdown_request(request)  # again, unless no timer could be started
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - its signature
