@@ -188,7 +188,7 @@ def is_async(handler: object) -> bool:
 
 def is_coroutine_function(handler: object) -> bool:
     """Return whether a call of this handler makes a coroutine and does nothing else."""
-    call = handler if inspect.isroutine(handler) else getattr(type(handler), "__call__", None)  # noqa: B004
+    call = handler if inspect.isroutine(handler) else getattr(type(handler), "__call__", None)  # noqa: B004 - the method
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
 
 
