@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -153,6 +154,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # Otherwise Python prints what the driver warns of, where nobody has set up a log: that a rollback failed,
+    # for instance, when a wait is interrupted.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
     try:
         if "_INTURN_COMPLETE" in os.environ:  # a shell asks: see completion
             import_module("inturn.cli.set_up.completion")

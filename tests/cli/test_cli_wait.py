@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 from support.database import Database, until
@@ -132,3 +134,14 @@ def test_a_wait_outlives_a_restart_of_the_server(server: Server) -> None:
             )
             assert process.exit_code() == OK
             assert process.out == "orders a: applied, up to 1\n"
+
+
+def test_what_the_driver_warns_of_is_not_printed_beside_the_line_that_says_what_happened() -> None:
+    """Where it is interrupted in the middle of a query, its rollback may fail."""
+    code = (
+        "import logging; from inturn.cli.main import main\n"
+        "try: main(['--version'])\n"
+        "except SystemExit: logging.getLogger('psycopg').warning('error ignored in rollback')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout[:7], done.stderr) == ("inturn,", "")

@@ -22,7 +22,8 @@ BEGIN
         BEGIN
             SELECT * INTO cursor FROM inturn._find_cursor(_lock_cursor.topic, _lock_cursor.key) c;
             EXIT WHEN NOT FOUND;
-            -- Not by its lock: with a number of its own, this transaction would keep passes from moving on (see _begin_pass).
+            -- Not by its lock: with a number of its own, this transaction would keep passes where they are (see
+            -- _begin_pass).
             IF NOT beside_lease AND cursor.lease_until > clock_timestamp() THEN
                 RAISE EXCEPTION USING ERRCODE = 'IT042';
             END IF;

@@ -10,8 +10,8 @@ AS $$
 -- Works once for every seq: to do it again, replay the new one. The new command gets its number at once, also in a
 -- topic that numbers on arrival: commands without a number come after it.
 -- Locks: what append locks.
--- Raises IT041 when seq is pending, not there, or was replayed before, or callers number; IT043 without a reason; IT014;
--- and what append raises.
+-- Raises IT041 when seq is pending, not there, or was replayed before, or callers number; IT043 without a reason;
+-- IT014; and what append raises.
 DECLARE
     again constant text := 'inturn.replay:' || seq;
     applied bigint;

@@ -4,8 +4,8 @@
 -- The same number with the same content appends nothing and returns the number; for a command that an operator amended,
 -- see _has_content.
 -- Locks, in this order, held to commit: the key's row in key_sequence; for a key that waits for a number, its ticket,
--- unless somebody else has it in hand: then it leaves a hint, and an applier looks (see _take_hints). At REPEATABLE READ
--- and SERIALIZABLE before that the table skip, as whoever writes there does.
+-- unless somebody else has it in hand: then it leaves a hint, and an applier looks (see _take_hints). Before that, at
+-- REPEATABLE READ and SERIALIZABLE, the table skip, as whoever writes there does.
 -- Raises IT007 when the topic numbers by itself, IT050 for a number below the first, IT051 for one that has other
 -- content, IT052 for one that was passed over, IT071 for one that was pruned, IT053 for one too far ahead; IT014; and
 -- what _refuse_command raises.

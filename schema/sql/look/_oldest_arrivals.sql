@@ -1,6 +1,6 @@
--- Returns so many commands of a topic that have no number yet: what was left behind, then those that the next pass of an
--- applier looks at, the oldest transactions first, but for what the last pass saw running. Internal to topic_metrics.
--- Takes no locks.
+-- Returns so many commands of a topic that have no number yet: what was left behind, then those that the next pass of
+-- an applier looks at, the oldest transactions first, but for what the last pass saw running. Internal to
+-- topic_metrics. Takes no locks.
 --
 -- As a pass does, it does not walk over what a held snapshot keeps of commands that were numbered: see _number_topic.
 CREATE FUNCTION inturn._oldest_arrivals(topic text, most integer) RETURNS SETOF inturn.intake

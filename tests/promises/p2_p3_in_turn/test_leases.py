@@ -126,18 +126,6 @@ def test_an_advance_forgets_the_error_of_the_command_that_is_done(orders: Databa
     assert orders.value("SELECT count(*) FROM inturn.key_mark") == 0
 
 
-def test_an_operator_who_waits_for_a_lease_keeps_no_pass_from_moving_on(orders: Database) -> None:
-    """A transaction with a number would, as long as it waits; and every try would take a number."""
-    put(orders, "x")
-    (lease,) = claim(orders)
-    operator = orders.session()
-    waiting = operator.begin("SELECT inturn.skip('orders', 'x', 1, 'because')")
-    seen = "SELECT backend_xid::text FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
-    assert until(lambda: orders.execute(seen, [operator.pid]), "the wait") == [(None,)]
-    orders.execute(*lease.release())
-    assert waiting.result()
-
-
 @pytest.mark.parametrize("by_lease", [True, False], ids=["lease", "transaction"])
 def test_a_late_applier_is_fenced_off_and_changes_nothing(orders: Database, by_lease: bool) -> None:
     put(orders, "x", 3)

@@ -282,3 +282,16 @@ def test_an_empty_turn_waits_longer_each_time_up_to_a_tenth_of_a_second(database
     assert max(waits) <= 0.1
     # The last ones wait the whole tenth, less what it took to ask.
     assert max(waits[-3:]) > 0.05
+
+
+def test_p6_an_operator_who_waits_for_a_lease_keeps_no_pass_from_moving_on(witness: Database) -> None:
+    """A transaction with a number would, as long as it waits; and every try would take a number."""
+    witness.execute("UPDATE inturn.topic SET lease = '1 hour'")
+    witness.execute("SELECT inturn.append('orders', 'x', 'insert')")
+    epoch = witness.value("SELECT epoch FROM inturn.claim(ARRAY['orders'], 1, NULL, 'me')")
+    operator = witness.session()
+    waiting = operator.begin("SELECT inturn.skip('orders', 'x', 1, 'because')")
+    seen = "SELECT backend_xid::text FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
+    assert until(lambda: witness.execute(seen, [operator.pid]), "the wait") == [(None,)]
+    witness.execute("SELECT inturn.release('orders', 'x', %s)", [epoch])
+    assert waiting.result()
