@@ -132,7 +132,7 @@ def test_a_lock_on_our_tables_delays_a_scrape_and_no_more(shop: Database) -> Non
     with inturn_apply(shop.dsn, "--metrics-port", "0") as process:
         port = metrics_port(process)
         migration = shop.session()
-        migration.execute("LOCK inturn.intake IN ACCESS EXCLUSIVE MODE")
+        migration.execute("LOCK inturn.ticket IN ACCESS EXCLUSIVE MODE")
         samples = until(
             lambda: (
                 (found := scrape(port))
