@@ -131,13 +131,17 @@ class _Listening:
         self._heard = True
 
     def close(self) -> None:
-        with suppress(psycopg.Error):  # it is lost, which its user is told anyway
-            if self._channel is not None:
-                self._execute(sql.SQL("UNLISTEN {}").format(sql.Identifier(self._channel)))
-                while self._connection.pgconn.notifies():
-                    pass
+        try:
+            with suppress(psycopg.Error):  # it is lost, which its user is told anyway
+                if self._channel is not None:
+                    self._execute(sql.SQL("UNLISTEN {}").format(sql.Identifier(self._channel)))
+                    while self._connection.pgconn.notifies():
+                        pass
+        finally:
+            # Whatever cut the above off: an append that follows is to be in a transaction again.
             if not self._autocommit:
-                self._connection.autocommit = False
+                with suppress(psycopg.Error):
+                    self._connection.autocommit = False
 
 
 class _Deaf:
@@ -244,13 +248,17 @@ class _AsyncListening:
         self._heard = True
 
     async def close(self) -> None:
-        with suppress(psycopg.Error):
-            if self._channel is not None:
-                await self._execute(sql.SQL("UNLISTEN {}").format(sql.Identifier(self._channel)))
-                while self._connection.pgconn.notifies():
-                    pass
+        try:
+            with suppress(psycopg.Error):
+                if self._channel is not None:
+                    await self._execute(sql.SQL("UNLISTEN {}").format(sql.Identifier(self._channel)))
+                    while self._connection.pgconn.notifies():
+                        pass
+        finally:
+            # Whatever cut the above off, such as a cancel: see _Listening.
             if not self._autocommit:
-                await self._connection.set_autocommit(False)
+                with suppress(psycopg.Error):
+                    await self._connection.set_autocommit(False)
 
 
 class _AsyncDeaf:

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 from sqlalchemy import NullPool, create_engine
 from support.callers import CALLERS, Caller, Pause, Step
 from support.database import Database, until
@@ -28,7 +29,7 @@ from inturn.outbox import (
     wait_async,
 )
 from inturn.outbox.one_wait import CanListen, Fetch, OneWait, Sleep
-from inturn.outbox.session import _Deaf
+from inturn.outbox.session import _AsyncListening, _Deaf, _Listening
 
 every_caller = pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS.keys())
 WAITS = "SELECT count(*) FROM pg_stat_activity WHERE query ~ 'wait_state' AND pid <> pg_backend_pid()"
@@ -207,3 +208,43 @@ def test_a_key_that_cannot_be_one_is_refused(witness: Database) -> None:
     for key in ("", "\0", "x" * 513):
         with pytest.raises(KeyRefused):
             wait(witness.connect(user=CALLER), "orders", key, 1)
+def test_a_wait_that_is_cancelled_as_it_ends_leaves_no_autocommit(
+    witness: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = _AsyncListening._execute
+
+    async def cancelled(self: _AsyncListening, query: Any, parameters: Any = None) -> Any:
+        if isinstance(query, sql.Composed) and query.as_string(None).startswith("UNLISTEN"):
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        return await execute(self, query, parameters)
+
+    async def run() -> bool:
+        async with await psycopg.AsyncConnection.connect(witness.caller_dsn) as connection:
+            waiting = asyncio.create_task(wait_async(connection, "orders", "a", 1, timeout=0.1))
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            return bool(connection.autocommit)
+
+    monkeypatch.setattr(_AsyncListening, "_execute", cancelled)
+    assert asyncio.run(run()) is False, "appends that follow would commit without their caller"
+
+
+def test_a_wait_that_is_interrupted_as_it_ends_leaves_no_autocommit(
+    witness: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = _Listening._execute
+
+    def interrupted(self: _Listening, query: Any, parameters: Any = None) -> Any:
+        if isinstance(query, sql.Composed) and query.as_string(None).startswith("UNLISTEN"):
+            raise KeyboardInterrupt
+        return execute(self, query, parameters)
+
+    connection = witness.connect(user=CALLER, autocommit=False)
+    monkeypatch.setattr(_Listening, "_execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        wait(connection, "orders", "a", 1, timeout=0.1)
+    assert connection.autocommit is False
+
+
