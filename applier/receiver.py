@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import psycopg
 from psycopg.rows import tuple_row
 from sqlalchemy import Connection, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 from inturn.applier import headers as names
 from inturn.applier.secrets import read_secrets
@@ -59,7 +59,7 @@ class Cursor(Protocol):
 
 
 Headers: TypeAlias = "HasItems | Iterable[tuple[Any, Any]]"
-AnyConnection: TypeAlias = "psycopg.Connection[Any] | Connection | Session | Cursor"
+AnyConnection: TypeAlias = "psycopg.Connection[Any] | Connection | Session | scoped_session[Any] | Cursor"
 AnyAsyncConnection: TypeAlias = "psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession"
 
 _CALL = "SELECT {schema}.accept({topic}, {key}, CAST({seq} AS bigint), CAST({epoch} AS bigint))"
@@ -121,6 +121,9 @@ class Received:
             NotInTransaction: the connection commits every statement by itself, accept without the effect.
             psycopg.Error, sqlalchemy.exc.DBAPIError, ...: what the database says, in the driver's own words.
         """
+        if isinstance(connection, scoped_session):
+            registered: Session = connection()
+            return self.accept(registered, schema=schema)
         _require_transaction(_driver(connection))
         if isinstance(connection, Connection | Session):
             return bool(connection.execute(text(_statement(":{}", schema)), self._place()).scalar_one())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import psycopg
 from psycopg.rows import tuple_row
 from sqlalchemy import Connection
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 from inturn.outbox import statement
 from inturn.outbox.statement import NewCommand, Statement
@@ -16,10 +16,12 @@ from inturn.schema.source import DEFAULT_SCHEMA
 
 if TYPE_CHECKING:
     # Needs greenlet when it is imported, which only its users install.
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
-SyncConnection: TypeAlias = "psycopg.Connection[Any] | Connection | Session"
-AnyAsyncConnection: TypeAlias = "psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession"
+SyncConnection: TypeAlias = "psycopg.Connection[Any] | Connection | Session | scoped_session[Any]"
+AnyAsyncConnection: TypeAlias = (
+    "psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession | async_scoped_session[Any]"
+)
 
 
 def append(

@@ -14,7 +14,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 from inturn.outbox.one_wait import CanListen, Fetch, Listen, OneWait, Sleep
 from inturn.schema.errors import WrongIsolation, from_database
@@ -58,6 +58,11 @@ def opened(connection: SyncConnection, task: OneWait) -> Iterator[WaitSession]:
                 yield session
             finally:
                 session.close()
+        return
+    if isinstance(connection, scoped_session):
+        registered: Session = connection()
+        with opened(registered, task) as other:
+            yield other
         return
     _refuse_transaction(connection.in_transaction(), task)
     if isinstance(connection, Session):
@@ -174,8 +179,13 @@ async def opened_async(connection: AnyAsyncConnection, task: OneWait) -> AsyncIt
                 await session.close()
         return
     # Needs greenlet when it is imported, which only its users install.
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 
+    if isinstance(connection, async_scoped_session):
+        registered: AsyncSession = connection()
+        async with opened_async(registered, task) as other:
+            yield other
+        return
     _refuse_transaction(connection.in_transaction(), task)
     if isinstance(connection, AsyncSession):
         bind = connection.get_bind()

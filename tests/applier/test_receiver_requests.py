@@ -14,7 +14,7 @@ import pytest
 from psycopg.rows import dict_row, scalar_row, tuple_row
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from standardwebhooks import Webhook
 from support.database import Database
 from support.roles import OWNER
@@ -258,6 +258,9 @@ def test_accept_on_sqlalchemy(receiver: Database) -> None:
     with Session(engine) as session:
         twice(receiver, 3, session, session.commit)
 
+    registry = scoped_session(sessionmaker(engine))  # what Flask-SQLAlchemy's db.session is
+    twice(receiver, 4, registry, registry.commit)
+    registry.remove()
 
 def test_accept_async(receiver: Database) -> None:
     async def run() -> list[bool]:

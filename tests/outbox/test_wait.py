@@ -11,6 +11,8 @@ import psycopg
 import pytest
 from psycopg import sql
 from sqlalchemy import NullPool, create_engine
+from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import scoped_session, sessionmaker
 from support.callers import CALLERS, Caller, Pause, Step
 from support.database import Database, until
 from support.roles import CALLER
@@ -25,6 +27,7 @@ from inturn.outbox import (
     WaitTimedOut,
     WrongIsolation,
     append,
+    append_async,
     wait,
     wait_async,
 )
@@ -79,6 +82,35 @@ def test_what_stands_in_the_way_is_told_apart(witness: Database, caller: Caller)
         caller(witness, Pause("order", "a", 1))
     with pytest.raises(UnknownKey):
         caller(witness, Pause("orders", "b"))
+
+
+def test_a_registry_of_sessions_is_taken_as_its_session(witness: Database) -> None:
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(witness.caller_dsn), poolclass=NullPool
+    )
+    registry = scoped_session(sessionmaker(engine))
+    assert append(registry, "orders", "a", "insert") == 1
+    registry.commit()
+    with pytest.raises(WaitTimedOut):
+        wait(registry, "orders", "a", 1, timeout=0)
+    registry.remove()
+
+
+def test_an_async_registry_of_sessions_is_taken_as_its_session(witness: Database) -> None:
+    async def run() -> None:
+        engine = create_async_engine(
+            "postgresql+psycopg://",
+            async_creator=lambda: psycopg.AsyncConnection.connect(witness.caller_dsn),
+            poolclass=NullPool,
+        )
+        registry = async_scoped_session(async_sessionmaker(engine), scopefunc=asyncio.current_task)
+        assert await append_async(registry, "orders", "a", "insert") == 1
+        await registry.commit()
+        with pytest.raises(WaitTimedOut):
+            await wait_async(registry, "orders", "a", 1, timeout=0)
+        await registry.remove()
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
@@ -186,28 +218,6 @@ def test_a_cancelled_wait_leaves_a_connection_that_can_be_used(witness: Database
     assert asyncio.run(run()) == [(0,), False]
 
 
-@pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, -math.inf])
-def test_a_timeout_that_is_none_is_refused(witness: Database, timeout: float) -> None:
-    with pytest.raises(ValueError, match="timeout is"):
-        wait(witness.connect(user=CALLER), "orders", "a", 1, timeout=timeout)
-
-
-@pytest.mark.parametrize("timeout", [math.inf, 1e300, None])
-def test_a_timeout_may_be_as_long_as_one_likes(witness: Database, timeout: float | None) -> None:
-    with witness.beside(apply_when(witness, lambda: witness.value("SELECT count(*) FROM inturn.waiter"))):
-        assert wait(witness.connect(user=CALLER), "orders", "a", 1, timeout=timeout) == Waited(1, False)
-
-
-@pytest.mark.parametrize("seq", [-1, True, "1", 1.0, 2**63])
-def test_a_seq_that_no_command_can_have_is_refused(witness: Database, seq: Any) -> None:
-    with pytest.raises(SeqRefused):
-        wait(witness.connect(user=CALLER), "orders", "a", seq)
-
-
-def test_a_key_that_cannot_be_one_is_refused(witness: Database) -> None:
-    for key in ("", "\0", "x" * 513):
-        with pytest.raises(KeyRefused):
-            wait(witness.connect(user=CALLER), "orders", key, 1)
 def test_a_wait_that_is_cancelled_as_it_ends_leaves_no_autocommit(
     witness: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,3 +258,25 @@ def test_a_wait_that_is_interrupted_as_it_ends_leaves_no_autocommit(
     assert connection.autocommit is False
 
 
+@pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, -math.inf])
+def test_a_timeout_that_is_none_is_refused(witness: Database, timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout is"):
+        wait(witness.connect(user=CALLER), "orders", "a", 1, timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, None])
+def test_a_timeout_may_be_as_long_as_one_likes(witness: Database, timeout: float | None) -> None:
+    with witness.beside(apply_when(witness, lambda: witness.value("SELECT count(*) FROM inturn.waiter"))):
+        assert wait(witness.connect(user=CALLER), "orders", "a", 1, timeout=timeout) == Waited(1, False)
+
+
+@pytest.mark.parametrize("seq", [-1, True, "1", 1.0, 2**63])
+def test_a_seq_that_no_command_can_have_is_refused(witness: Database, seq: Any) -> None:
+    with pytest.raises(SeqRefused):
+        wait(witness.connect(user=CALLER), "orders", "a", seq)
+
+
+def test_a_key_that_cannot_be_one_is_refused(witness: Database) -> None:
+    for key in ("", "\0", "x" * 513):
+        with pytest.raises(KeyRefused):
+            wait(witness.connect(user=CALLER), "orders", key, 1)
