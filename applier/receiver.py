@@ -213,9 +213,12 @@ class _Given:
 
     def text(self, name: str) -> str:
         try:
-            return names.decode(self.value(name))
+            text = names.decode(self.value(name))
         except UnicodeDecodeError:
             raise HeaderRefused(f"the header {name} is not percent-encoded UTF-8") from None
+        if "\0" in text:
+            raise HeaderRefused(f"the header {name} holds a NUL, which no text of PostgreSQL does")
+        return text
 
     def number(self, name: str) -> int:
         value = self.value(name)

@@ -139,6 +139,7 @@ def test_a_header_that_is_missing_or_there_twice_is_named(header: str) -> None:
         (names.EPOCH, "one"),
         (names.KEY, "%ff"),
         (names.TOPIC, "%c3%28"),
+        (names.COMMAND, "a%00b"),
     ],
 )
 def test_a_header_that_cannot_be_read_is_named(header: str, value: str) -> None:
@@ -257,10 +258,10 @@ def test_accept_on_sqlalchemy(receiver: Database) -> None:
         twice(receiver, 2, connection.connection.cursor(), connection.connection.commit)
     with Session(engine) as session:
         twice(receiver, 3, session, session.commit)
-
     registry = scoped_session(sessionmaker(engine))  # what Flask-SQLAlchemy's db.session is
     twice(receiver, 4, registry, registry.commit)
     registry.remove()
+
 
 def test_accept_async(receiver: Database) -> None:
     async def run() -> list[bool]:
