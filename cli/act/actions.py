@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from inturn.cli.terminal.whole import BIGINT
+
 if TYPE_CHECKING:
     from psycopg import Connection
 
@@ -56,7 +58,7 @@ class Action:
 
 
 def _seq_option(text: str) -> Callable[..., Any]:
-    return click.option("--seq", type=int, metavar="N", required=True, help=text)
+    return click.option("--seq", type=BIGINT, metavar="N", required=True, help=text)
 
 
 def _cancelled(done: Recorded) -> str:
@@ -142,7 +144,7 @@ ACTIONS = (
         example="""
         inturn replay order-42 17 --reason 'skipped by mistake'
         """,
-        parameters=(click.argument("seq", type=int),),
+        parameters=(click.argument("seq", type=BIGINT),),
         reason_required=True,
         says=lambda done: f"command {done['seq']} is appended again as {done['after']['seq']}",
     ),

@@ -22,6 +22,7 @@ from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.key_text import KEY, shown
 from inturn.cli.terminal.payload import read_payload, storable
+from inturn.cli.terminal.whole import BIGINT
 
 
 @click.command(
@@ -31,7 +32,7 @@ Example:
   inturn amend order-42 17 --payload '{"amount": 3}' --reason 'ticket 99'"""
 )
 @click.argument("key", type=KEY)
-@click.argument("seq", type=int)
+@click.argument("seq", type=BIGINT)
 @topic_option
 @click.option("--payload", metavar="JSON", help="The new payload; - reads it from standard input.")
 @click.option("--edit", is_flag=True, help="Edit the payload in $VISUAL or $EDITOR.")

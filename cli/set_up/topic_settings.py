@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 
 import click
 
+from inturn.cli.terminal.whole import BIGINT, INTEGER
+
 _TARGET = "What applies its commands: python, sql:SCHEMA.FUNCTION, or an http(s):// URL to post them to."
 Settings: TypeAlias = "tuple[tuple[str, str, Any, str, str], ...]"
 #: Settled when the topic is created.
@@ -17,15 +19,15 @@ FIXED: Settings = (
         "Who numbers commands: append (assigned), the callers (given), or appliers later (arrival).",
         "assigned",
     ),
-    ("--first-seq", "N", int, "The first number of every key, where callers number.", "1"),
+    ("--first-seq", "N", BIGINT, "The first number of every key, where callers number.", "1"),
 )
 SETTINGS: Settings = (
     ("--target", "TARGET", str, _TARGET, "python"),
-    ("--max-attempts", "N", int, "How many attempts a command gets.", "5"),
+    ("--max-attempts", "N", INTEGER, "How many attempts a command gets.", "5"),
     ("--backoff-base", "INTERVAL", str, "The wait before the second attempt; then it doubles.", "1 second"),
     ("--backoff-cap", "INTERVAL", str, "The longest wait.", "5 minutes"),
-    ("--max-payload-bytes", "N", int, "The largest payload.", "1048576"),
-    ("--batch-commands", "N", int, "The most commands of a key in one turn.", "100"),
+    ("--max-payload-bytes", "N", INTEGER, "The largest payload.", "1048576"),
+    ("--batch-commands", "N", INTEGER, "The most commands of a key in one turn.", "100"),
     (
         "--on-exhausted",
         "WHAT",
@@ -33,12 +35,12 @@ SETTINGS: Settings = (
         "When attempts run out: hold the key, skip the command, or skip everything pending on the key.",
         "hold",
     ),
-    ("--max-ahead", "N", int, "How far ahead of the last applied one a given number may be.", "10000"),
+    ("--max-ahead", "N", BIGINT, "How far ahead of the last applied one a given number may be.", "10000"),
     ("--gap-timeout", "INTERVAL", str, "Hold a key that waits this long for a number; 0: never.", "never"),
     ("--lease", "INTERVAL", str, "How long an applier has a key outside without renewing.", "30 seconds"),
     ("--timeout", "INTERVAL", str, "A command that takes longer fails; 0: no limit.", "no limit"),
-    ("--max-in-flight", "N", int, "How many keys an applier process works on outside at a time.", "100"),
-    ("--max-pending", "N", int, "The most commands that a key may have pending; 0: no limit.", "no limit"),
+    ("--max-in-flight", "N", INTEGER, "How many keys an applier process works on outside at a time.", "100"),
+    ("--max-pending", "N", BIGINT, "The most commands that a key may have pending; 0: no limit.", "no limit"),
     ("--retain", "INTERVAL", str, "How long to keep what was applied; 0: for ever.", "for ever"),
     ("--retain-idempotency", "INTERVAL", str, "The same with an idempotency key; 0: as retain.", "as retain"),
     ("--forget-idle-after", "INTERVAL", str, "Prune whole keys that were idle this long; 0: never.", "never"),

@@ -197,6 +197,13 @@ def test_what_makes_no_sense_is_refused_in_a_line_that_names_the_thing(orders: D
     assert "Give a KEY, or --topic" in refused(orders, "pause", code=USAGE)
     assert "Give a setting to change" in refused(orders, "topic", "set", "orders", code=USAGE)
     assert "payload is not JSON" in refused(orders, "amend", "x", "2", "--payload", "{", "--reason", "r")
+    huge = ("--seq", "9" * 19)
+    assert "out of range" in refused(orders, "skip", "x", *huge, "--reason", "r", code=USAGE)
+    assert "out of range" in refused(
+        orders, "amend", "x", "9" * 30, "--name", "n", "--reason", "r", code=USAGE
+    )
+    empty = ("--name", "update", "--payload", "")
+    assert "payload is not JSON" in refused(orders, "amend", "x", "2", *empty, "--reason", "r")
     assert "permission denied" in refused(orders, "--dsn", orders.caller_dsn, "retry", "x")
     assert "read-only transaction" in refused(
         orders, "retry", "x", PGOPTIONS="-c default_transaction_read_only=on"

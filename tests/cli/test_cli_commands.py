@@ -129,6 +129,14 @@ def test_a_setting_out_of_range_is_refused(database: Database, setting: tuple[st
 
 def test_append_prints_the_seq_and_keeps_the_payload_as_written(witness: Database) -> None:
     append = ("append", "orders", "order-42", "insert")
+@pytest.mark.parametrize("setting", ["--max-attempts", "--max-in-flight", "--max-ahead"])
+def test_a_setting_that_no_column_holds_is_named(database: Database, setting: str) -> None:
+    number = "9223372036854775808" if setting == "--max-ahead" else "2147483648"
+    error = inturn(database.dsn, "topic", "create", "orders", setting, number, code=2).stderr
+    assert setting in error
+    assert "out of range" in error
+
+
     assert inturn(witness.dsn, *append, '{"amount": 19.90}').stdout == "1\n"
     again = (*append, "-", "--idempotency-key", "once")
     assert inturn(witness.dsn, *again, stdin='{"name": "Grüße"}').stdout == "2\n"
