@@ -65,7 +65,9 @@ def amend(
     with database.connect() as connection:
         found_topic, found_key = find_key(connection, database, key, topic)
         was = _payload(connection, database.schema, found_topic, found_key, seq)
-        new = _edited(was) if edit and was is not None else read_payload(payload) if payload else None
+        new = None if payload is None else read_payload(payload)
+        if edit and was is not None:
+            new = _edited(was)
         # was: a change that somebody makes meanwhile is not overwritten.
         arguments = {"seq": seq, "reason": reason, "name": name, "payload": new, "was": was}
         place = {"topic": found_topic, "key": found_key}
