@@ -15,7 +15,7 @@ from inturn.cli.terminal.seconds import Seconds
 
 watch_option = click.option(
     "--watch",
-    type=Seconds(min=0.1),
+    type=Seconds(min=0.1, max=86400),
     is_flag=False,
     flag_value=2.0,
     metavar="[SECONDS]",

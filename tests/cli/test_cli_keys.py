@@ -88,6 +88,7 @@ def test_spans_are_written_shortly_or_as_postgresql_reads_them(orders: Database,
         (("--check",), "--held"),
         (("--check", "--topic", "orders"), "--held"),
         (("--watch", "--held"), "terminal"),
+        (("--watch", "inf"), "range"),
     ],
 )
 def test_a_wrong_option_is_one_line_that_says_what_is_right(
