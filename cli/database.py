@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -33,7 +33,7 @@ class Database:
         schema: the schema of inturn in it.
     """
 
-    dsn: str | None = None
+    dsn: str | None = field(default=None, repr=False)  # may hold a password
     schema: str = "inturn"
 
     @property

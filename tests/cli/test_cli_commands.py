@@ -18,6 +18,8 @@ from support.forked import folder_of_inturn
 from support.roles import OPERATOR, OWNER, members, with_login
 from support.terminal import EVIL, on_terminal
 
+from inturn.cli.database import Database as Named
+
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN_", "COLUMNS"))}
 # No test here may end up in the embedded database of whoever runs it.
 ENVIRONMENT["INTURN_EMBEDDED_DATA"] = "/dev/null/postgres"
@@ -127,8 +129,6 @@ def test_a_setting_out_of_range_is_refused(database: Database, setting: tuple[st
     inturn(database.dsn, "topic", "create", "orders", *setting, code=1)
 
 
-def test_append_prints_the_seq_and_keeps_the_payload_as_written(witness: Database) -> None:
-    append = ("append", "orders", "order-42", "insert")
 @pytest.mark.parametrize("setting", ["--max-attempts", "--max-in-flight", "--max-ahead"])
 def test_a_setting_that_no_column_holds_is_named(database: Database, setting: str) -> None:
     number = "9223372036854775808" if setting == "--max-ahead" else "2147483648"
@@ -137,6 +137,8 @@ def test_a_setting_that_no_column_holds_is_named(database: Database, setting: st
     assert "out of range" in error
 
 
+def test_append_prints_the_seq_and_keeps_the_payload_as_written(witness: Database) -> None:
+    append = ("append", "orders", "order-42", "insert")
     assert inturn(witness.dsn, *append, '{"amount": 19.90}').stdout == "1\n"
     again = (*append, "-", "--idempotency-key", "once")
     assert inturn(witness.dsn, *again, stdin='{"name": "Grüße"}').stdout == "2\n"
@@ -348,6 +350,10 @@ def test_an_unreachable_database_is_one_line_and_hides_the_password(dsn: str, co
     ):
         assert "s3" not in line
         assert "cret" not in line
+
+
+def test_a_traceback_or_log_that_shows_the_database_hides_its_password() -> None:
+    assert "s3cret" not in repr(Named(dsn="postgresql://app:s3cret@db/x"))
 
 
 def test_an_empty_dsn_is_not_taken_for_the_embedded_database() -> None:
