@@ -65,11 +65,13 @@ def merge(
             _preview(connection, database.schema, {"topic": name, **rule}, as_json=as_json)
         elif remove:
             _call(connection, database.schema, "remove_merge_rule", [name, first, then, reason])
-            echo(f"topic {name}: the rule of {first} and then {then} is removed")
+            says = f"topic {name}: the rule of {first} and then {then} is removed"
+            _report({**rule, "becomes": None, "changed": True}, says, as_json=as_json)
         elif becomes is not None:
             new = _call(connection, database.schema, "merge_rule", [name, first, then, becomes, reason])
             done = "from now on" if new else "as before"
-            echo(f"topic {name}: {first} and then {then} become {becomes}, {done}")
+            says = f"topic {name}: {first} and then {then} become {becomes}, {done}"
+            _report({**rule, "changed": bool(new)}, says, as_json=as_json)
         else:
             rules = fetch(
                 connection, sql.SQL(_RULES).format(sql.Identifier(database.schema)), {"topic": name}
@@ -92,6 +94,13 @@ def _call(connection: Connection[Any], schema: str, function: str, arguments: li
     query = sql.SQL("SELECT {}.{}({})").format(sql.Identifier(schema), sql.Identifier(function), places)
     row = connection.execute(query, arguments).fetchone()
     return row[0] if row else None
+
+
+def _report(rule: Row, says: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(rule)
+    else:
+        echo(says)
 
 
 def _print_rules(name: str, rules: list[Row], *, as_json: bool) -> None:

@@ -43,6 +43,15 @@ def test_rules_are_set_listed_and_removed(database: Database) -> None:
     assert len(json.loads(_merge(database, "--json"))) == 1
 
 
+def test_what_is_set_and_removed_is_json_where_that_is_wanted(database: Database) -> None:
+    open_orders(database, rules=())
+    rule = {"first": "insert", "then": "delete", "becomes": "nothing"}
+    for changed in (True, False):
+        assert json.loads(_merge(database, *rule.values(), "--json")) == {**rule, "changed": changed}
+    removed = {**rule, "becomes": None, "changed": True}
+    assert json.loads(_merge(database, "insert", "delete", "--remove", "--json")) == removed
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
