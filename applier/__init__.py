@@ -1,5 +1,6 @@
 """The appliers' side: handlers in Python, and the workers that apply commands in turn."""
 
+from inturn.applier.breaker import TargetDown
 from inturn.applier.command import Command
 from inturn.applier.fleet import Fleet, Outcome
 from inturn.applier.handlers import (
@@ -12,8 +13,10 @@ from inturn.applier.handlers import (
     OutsideHandler,
 )
 from inturn.applier.inside.batch import Batch
+from inturn.applier.inside.hand import TooManyAbandoned
 from inturn.applier.inside.python.turn import HandlerBrokeTransaction
 from inturn.applier.outside.effect import Timeouts
+from inturn.applier.process.totals import WorkerEnded
 from inturn.applier.verdict import Hold, Outage, Retry, Skip, Verdict
 
 __all__ = [
@@ -33,6 +36,9 @@ __all__ = [
     "OutsideHandler",
     "Retry",
     "Skip",
+    "TargetDown",
     "Timeouts",
+    "TooManyAbandoned",
     "Verdict",
+    "WorkerEnded",
 ]

@@ -37,6 +37,8 @@ from support.sentences import broken, pages
 from support.server import Server
 from support.statements import login_of
 
+import inturn.applier
+import inturn.schema.errors
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.main import cli
 from inturn.schema.errors import BY_SQLSTATE
@@ -438,6 +440,14 @@ def test_error_reference_has_every_sqlstate() -> None:
     named = {sqlstate for sqlstate in re.findall(r"`(\w{5})`", text) if not sqlstate.startswith("IT")}
     assert raised - shown.keys() - named == set()
     assert {sqlstate for sqlstate in shown if sqlstate.startswith("IT")} - raised == set()
+
+
+def test_error_reference_says_where_each_exception_is() -> None:
+    of_python = (REFERENCE / "errors.md").read_text().partition("These exist only in Python")[2]
+    named = set(re.findall(r"^\| `([A-Z]\w+)` \|", of_python, re.MULTILINE))
+    assert {"NoHandler", "TargetDown", "TooManyAbandoned", "WorkerEnded"} <= named
+    for name in named:
+        assert name in inturn.applier.__all__ or hasattr(inturn.schema.errors, name), name
 
 
 def test_table_reference_has_every_column(database: Database) -> None:
