@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
+import psycopg
+from sqlalchemy.exc import DBAPIError
+
 from inturn.outbox.statement import check_place, check_seq
-from inturn.schema.errors import KeyHeld, WaitTimedOut
+from inturn.schema.errors import KeyHeld, WaitTimedOut, WrongIsolation, from_database
 from inturn.schema.source import check_schema_name
 
 #: As a wait is announced for 20 s. Then it looks again too: a notification is only a hint.
@@ -174,3 +178,29 @@ class OneWait:
             state=state,
             since=since,
         )
+
+
+def refuse_transaction(is_open: bool, task: OneWait) -> None:
+    """Raise WrongIsolation where the connection is in a transaction."""
+    if is_open:
+        raise WrongIsolation(
+            "wait was called on a connection in a transaction, which cannot see what is applied from now on",
+            hint="Commit first: what it appended is applied only then. Then wait",
+            topic=task.topic,
+            key=task.key,
+            seq=task.seq,
+        )
+
+
+@contextmanager
+def errors_of(task: OneWait) -> Iterator[None]:
+    """Raise what the database says as one of our errors, where it is one."""
+    try:
+        yield
+    except (psycopg.Error, DBAPIError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+        known = from_database(cause, topic=task.topic, key=task.key)
+        if known is None:
+            raise
+        known.seq = task.seq
+        raise known from error

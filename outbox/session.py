@@ -13,11 +13,17 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session
 
-from inturn.outbox.one_wait import CanListen, Fetch, Listen, OneWait, Sleep
-from inturn.schema.errors import WrongIsolation, from_database
+from inturn.outbox.one_wait import (
+    CanListen,
+    Fetch,
+    Listen,
+    OneWait,
+    Sleep,
+    errors_of,
+    refuse_transaction,
+)
 
 if TYPE_CHECKING:
     from inturn.outbox.appending import AnyAsyncConnection, SyncConnection
@@ -51,8 +57,8 @@ def opened(connection: SyncConnection, task: OneWait) -> Iterator[WaitSession]:
         WrongIsolation: the connection is in a transaction.
     """
     if isinstance(connection, psycopg.Connection):
-        with _errors(task):
-            _refuse_transaction(_is_open(connection), task)
+        with errors_of(task):
+            refuse_transaction(_is_open(connection), task)
             session = _Listening(connection)
             try:
                 yield session
@@ -64,7 +70,7 @@ def opened(connection: SyncConnection, task: OneWait) -> Iterator[WaitSession]:
         with opened(registered, task) as other:
             yield other
         return
-    _refuse_transaction(connection.in_transaction(), task)
+    refuse_transaction(connection.in_transaction(), task)
     if isinstance(connection, Session):
         bind = connection.get_bind()
         if isinstance(bind, Engine):
@@ -72,13 +78,13 @@ def opened(connection: SyncConnection, task: OneWait) -> Iterator[WaitSession]:
                 yield other
             return
         connection = bind
-        _refuse_transaction(connection.in_transaction(), task)
+        refuse_transaction(connection.in_transaction(), task)
     driver = connection.connection.driver_connection
     if isinstance(driver, psycopg.Connection):
         with opened(driver, task) as other:
             yield other
     else:
-        with _errors(task):
+        with errors_of(task):
             yield _Deaf(connection)
 
 
@@ -169,8 +175,8 @@ class _Deaf:
 async def opened_async(connection: AnyAsyncConnection, task: OneWait) -> AsyncIterator[AsyncWaitSession]:
     """Do as `opened`, for the running event loop."""
     if isinstance(connection, psycopg.AsyncConnection):
-        with _errors(task):
-            _refuse_transaction(_is_open(connection), task)
+        with errors_of(task):
+            refuse_transaction(_is_open(connection), task)
             session = _AsyncListening(connection)
             try:
                 await session.open()
@@ -186,7 +192,7 @@ async def opened_async(connection: AnyAsyncConnection, task: OneWait) -> AsyncIt
         async with opened_async(registered, task) as other:
             yield other
         return
-    _refuse_transaction(connection.in_transaction(), task)
+    refuse_transaction(connection.in_transaction(), task)
     if isinstance(connection, AsyncSession):
         bind = connection.get_bind()
         if isinstance(bind, Engine):
@@ -194,13 +200,13 @@ async def opened_async(connection: AnyAsyncConnection, task: OneWait) -> AsyncIt
                 yield other
             return
         connection = AsyncConnection(AsyncEngine(bind.engine), bind)
-        _refuse_transaction(connection.in_transaction(), task)
+        refuse_transaction(connection.in_transaction(), task)
     driver = (await connection.get_raw_connection()).driver_connection
     if isinstance(driver, psycopg.AsyncConnection):
         async with opened_async(driver, task) as other:
             yield other
     else:
-        with _errors(task):
+        with errors_of(task):
             yield _AsyncDeaf(connection)
 
 
@@ -290,27 +296,3 @@ class _AsyncDeaf:
 
 def _is_open(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
     return connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
-
-
-def _refuse_transaction(is_open: bool, task: OneWait) -> None:
-    if is_open:
-        raise WrongIsolation(
-            "wait was called on a connection in a transaction, which cannot see what is applied from now on",
-            hint="Commit first: what it appended is applied only then. Then wait",
-            topic=task.topic,
-            key=task.key,
-            seq=task.seq,
-        )
-
-
-@contextmanager
-def _errors(task: OneWait) -> Iterator[None]:
-    try:
-        yield
-    except (psycopg.Error, DBAPIError) as error:
-        cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-        known = from_database(cause, topic=task.topic, key=task.key)
-        if known is None:
-            raise
-        known.seq = task.seq
-        raise known from error
