@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -52,7 +51,7 @@ class WatchedCursor(psycopg.Cursor[Any]):
         self._note(query)
 
     def _note(self, query: object) -> None:
-        session = _sessions.get(self.connection)
+        session = _kept_beside(self.connection)
         if session is None:
             return
         tag = self.statusmessage or ""
@@ -175,12 +174,18 @@ class Session:
 _ATTRIBUTES = ("row_factory", "cursor_factory", "prepare_threshold", "server_cursor_factory")
 #: How transactions begin. The driver lets nobody change that while one is open.
 _MODES = ("autocommit", "isolation_level", "read_only", "deferrable")
-_sessions: weakref.WeakKeyDictionary[psycopg.Connection[Any], Session] = weakref.WeakKeyDictionary()
+#: Of a connection, the attribute that has its Session. Not a dictionary of all of them, even a weak one: a
+#: Session has a cursor, which has the connection, so none would ever be forgotten.
+_BESIDE = "_inturn_session"
 
 
 def session_of(connection: psycopg.Connection[Any]) -> Session:
     """Return what is kept beside a connection; made when it is first asked for, before any handler had it."""
-    session = _sessions.get(connection)
+    session = _kept_beside(connection)
     if session is None:
-        session = _sessions[connection] = Session(connection)
+        session = vars(connection)[_BESIDE] = Session(connection)
     return session
+
+
+def _kept_beside(connection: psycopg.Connection[Any]) -> Session | None:
+    return vars(connection).get(_BESIDE)

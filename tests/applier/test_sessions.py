@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.database import Database, until
 
 from inturn.applier import Applier, Command, Fleet
+from inturn.applier.inside.session import session_of
 from inturn.cli.main import cli
 from inturn.cli.terminal.key_text import KeyParam
 from inturn.schema import connection as connections
@@ -264,3 +267,15 @@ def test_the_kernel_probes_a_connection_that_is_idle(database: Database) -> None
             assert opened.getsockopt(tcp, socket.TCP_USER_TIMEOUT) <= 30_000
         finally:
             opened.detach()
+
+
+def test_a_worker_forgets_a_connection_that_it_gave_up_with_what_it_kept_beside_it(
+    database: Database,
+) -> None:
+    connection = connections.connect(database.dsn, for_handlers=True)
+    assert session_of(connection) is session_of(connection)
+    connection.close()
+    forgotten = weakref.ref(connection)
+    del connection
+    gc.collect()
+    assert forgotten() is None
