@@ -68,6 +68,7 @@ class Worker:
         self._drain, self._stop = drain, stop
         self._connection: psycopg.Connection[Any] | None = None
         self._failed_in_a_row = 0
+        self._is_back = True  # since it last failed, the database has served it
         self._lost: TurnLost | None = None  # in which the last connection broke, until it is recorded
         self.hand, self._recovery = hand or Hand(), recovery or Recovery()
         #: It was given up: a handler does not return. If it does after all, the worker ends.
@@ -85,8 +86,9 @@ class Worker:
             found=self._found,
             careful=careful,
         )
+        self._choose = choose
         self._rounds = Rounds(
-            choose, passes, self._visits, sleep, drain=drain, stop=stop, bell=bell, ended=self._ended
+            self._chosen, passes, self._visits, sleep, drain=drain, stop=stop, bell=bell, ended=self._ended
         )
 
     def _ended(self) -> bool:
@@ -94,6 +96,14 @@ class Worker:
 
     def _found(self) -> None:
         self._failed_in_a_row = 0
+
+    def _chosen(self, connection: psycopg.Connection[Any]) -> Sequence[Target]:
+        """Choose topics, which writes: where that is done after a failure, the database is back."""
+        targets = self._choose(connection)
+        if not self._is_back:
+            self._is_back = True
+            self._recovery.succeeded()
+        return targets
 
     def run(self) -> None:
         """Apply until stopped, or with drain until nothing is ready. Never raises: see `error`."""
@@ -109,8 +119,6 @@ class Worker:
         """Apply on one connection; return whether to go on with another."""
         try:
             with self._connect() as self._connection:
-                if self._failed_in_a_row:
-                    self._recovery.succeeded()
                 self._serve(self._connection)
         except TurnLost as lost:
             if self.abandoned:
@@ -148,6 +156,7 @@ class Worker:
         if careful:
             self._visits.be_careful()
         self._failed_in_a_row += 1
+        self._is_back = False
         if self._drain and (not lost or self._failed_in_a_row > pacing.DRAIN_RECONNECTS):
             self.error = error
             return False
@@ -188,4 +197,7 @@ class Worker:
         seconds = pacing.reconnect_seconds(self._failed_in_a_row)
         what = "lost the database" if lost else "the database refused"
         log.warning("%s, connecting again in %.1f s: %s", what, seconds, on_one_line(error))
-        self._recovery.wait(seconds, self._stop)
+        if lost:
+            self._recovery.wait(seconds, self._stop)
+        else:  # that somebody else was connected says nothing of what was refused
+            self._stop.wait(seconds)

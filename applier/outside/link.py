@@ -89,7 +89,9 @@ class SharedConnection:
                 await self._check_after(error)
                 raise
             else:
-                self._failed_in_a_row = 0
+                if self._failed_in_a_row:
+                    self._failed_in_a_row = 0
+                    self._recovery.succeeded()
                 return result
 
     async def close(self) -> None:
@@ -114,8 +116,6 @@ class SharedConnection:
             if self._connection is None or self._connection.closed or self._connection.broken:
                 self._connection = None
                 self._connection = await self._connect()
-                if self._failed_in_a_row:
-                    self._recovery.succeeded()
             return self._connection
 
     async def _wait_to_reconnect(

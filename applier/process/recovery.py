@@ -10,7 +10,11 @@ _CHECK_STOP_SECONDS = 0.1
 
 
 class Recovery:
-    """Shared by the workers of a process: the first one that is connected again wakes the others."""
+    """Shared by the workers of a process: the first one that the database serves again wakes the others.
+
+    Not one that is merely connected: a standby takes connections too, and refuses the work. There each would
+    wake the others for another attempt, without a pause.
+    """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -18,17 +22,17 @@ class Recovery:
 
     @property
     def times(self) -> int:
-        """How often a connection was made again."""
+        """How often a worker was served again."""
         return self._times
 
     def succeeded(self) -> None:
-        """Say that a connection was made again."""
+        """Say that the database serves again."""
         with self._condition:
             self._times += 1
             self._condition.notify_all()
 
     def wait(self, seconds: float, stop: Stop) -> None:
-        """Wait until somebody is connected again, a stop is requested, or the time is over."""
+        """Wait until somebody is served again, a stop is requested, or the time is over."""
         with self._condition:
             seen = self._times
             while seconds > 0 and self._times == seen and not stop.requested:

@@ -1,16 +1,22 @@
-"""After a loss of the database, the first connection that is made again ends the wait of all others."""
+"""After a loss of the database, the first worker that it serves again ends the wait of all others."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import psycopg
 import pytest
 from support import shop
 from support.database import Database, until
 
 from inturn.applier import Applier, pacing
+from inturn.applier.inside.batch import Target
+from inturn.applier.inside.worker import Worker
 from inturn.applier.process.recovery import Recovery
-from inturn.applier.stop import Stop
+from inturn.applier.stop import Bell, Stop
+from inturn.schema.connection import connect
 
 #: Whoever is not woken waits for so long.
 _LONG = 3600.0
@@ -51,3 +57,71 @@ def test_a_worker_outside_goes_on_once_one_inside_is_connected_again(
         until(lambda: fleet._recovery.times, "the worker inside to say that it is connected")
         # Again and again: it may have been said before the other one began to wait.
         until(lambda: fleet._recovery.succeeded() or done.is_set(), "the command outside")  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        psycopg.errors.ReadOnlySqlTransaction("a standby"),
+        psycopg.OperationalError("the server closed the connection"),
+    ],
+)
+def test_a_server_that_takes_connections_and_does_no_work_wakes_nobody(
+    database: Database, monkeypatch: pytest.MonkeyPatch, error: psycopg.Error
+) -> None:
+    """As a standby after a failover: each would wake the others, which would connect without a pause."""
+    monkeypatch.setattr(pacing, "reconnect_seconds", lambda _: 0.0)
+    recovery, stop, attempts = Recovery(), Stop(), 0
+
+    def choose(_connection: psycopg.Connection[Any]) -> Sequence[Target]:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 3:
+            stop.request()
+        raise error
+
+    worker = _worker(database, choose, stop=stop, recovery=recovery)
+    worker.run()
+    assert (attempts, recovery.times, worker.error) == (3, 0, None)
+
+
+def test_whoever_was_refused_waits_although_another_one_is_served(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacing, "reconnect_seconds", lambda _: _LONG)
+    recovery, stop, attempts, waits = Recovery(), Stop(), 0, []
+
+    def choose(_connection: psycopg.Connection[Any]) -> Sequence[Target]:
+        nonlocal attempts
+        attempts += 1
+        raise psycopg.errors.InsufficientPrivilege("not for you")
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        recovery.succeeded()
+        stop.request()
+        return True
+
+    monkeypatch.setattr(stop, "wait", wait)
+    monkeypatch.setattr(Recovery, "wait", lambda _recovery, _seconds, _stop: stop.request())
+    _worker(database, choose, stop=stop, recovery=recovery).run()
+    assert (attempts, waits) == (1, [_LONG])
+
+
+def _worker(
+    database: Database,
+    choose: Callable[[psycopg.Connection[Any]], Sequence[Target]],
+    *,
+    stop: Stop,
+    recovery: Recovery,
+) -> Worker:
+    return Worker(
+        lambda: connect(database.applier_dsn, for_handlers=True),
+        choose,
+        schema="inturn",
+        max_keys=1,
+        drain=False,
+        stop=stop,
+        bell=Bell(1),
+        recovery=recovery,
+    )
