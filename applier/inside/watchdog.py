@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import psycopg
@@ -15,6 +16,7 @@ from inturn.applier.inside.alone import Blame
 from inturn.applier.inside.hand import Hand, Overdue
 from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.stop import Stop
+from inturn.schema.errors import InturnError
 
 log = logging.getLogger("inturn.applier")
 
@@ -68,12 +70,9 @@ class Watchdog:
     def run(self) -> None:
         """Watch until stopped."""
         while not self._stop.wait(_LOOK_SECONDS):
-            FAILURES.say()
+            _go_on(FAILURES.say)
             for worker in self._workers():
-                try:
-                    self._look(worker)
-                except Exception:  # it has to go on for the others
-                    log.exception("could not look after a worker")
+                _go_on(functools.partial(self._look, worker))
 
     def _look(self, worker: Watched) -> None:
         late = worker.hand.overdue(GIVE_UP_SECONDS)
@@ -85,9 +84,14 @@ class Watchdog:
     def _give_up(self, worker: Watched, late: Overdue) -> None:
         """End the session of a worker whose handler does not return, charge its command, and replace it."""
         worker.abandoned = True
+        try:
+            self._end_session(worker, late)
+        finally:  # whatever went wrong there, the other keys need a worker
+            self._replace(not late.is_alone)
+
+    def _end_session(self, worker: Watched, late: Overdue) -> None:
         order = late.order
         extra = {"topic": order.topic, "key": order.key, "seq": order.seq, "attempt": order.attempt}
-        log.warning("a handler that does not return was given up", extra=extra)
         # Where keys shared its transaction, the next worker finds it out: it takes them alone.
         blame = Blame(self._schema, order, late.timeout) if late.is_alone else None
         if blame:
@@ -99,7 +103,16 @@ class Watchdog:
             calls.session.terminate(worker.backend_pid, _TERMINATE_MILLISECONDS).on(connection)
             if blame:
                 blame.charge(connection)
-        self._replace(not late.is_alone)
+        log.warning("a handler that does not return was given up", extra=extra)
+
+
+def _go_on(step: Callable[[], None]) -> None:
+    """Take a step, whatever it raises: the watchdog has to go on for the others, also where the log fails."""
+    try:
+        step()
+    except Exception:
+        with suppress(Exception):
+            log.exception("could not look after a worker")
 
 
 @contextmanager
@@ -107,5 +120,5 @@ def _warned(what: str, extra: dict[str, Any]) -> Iterator[None]:
     """Go on where the database refuses: the session is ended, and the worker replaced, all the same."""
     try:
         yield
-    except psycopg.Error as error:
+    except (psycopg.Error, InturnError) as error:
         log.warning("could not %s it: %s", what, on_one_line(error), extra=extra)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -112,8 +113,9 @@ class Worker:
                 pass
         except BaseException as error:
             if not self._stop.expired and not self.abandoned:
-                log.exception("worker failed")
                 self.error = ended_by(error)
+                with suppress(Exception):  # a log that fails may be what has ended it
+                    log.exception("worker failed")
 
     def _run_once(self) -> bool:
         """Apply on one connection; return whether to go on with another."""

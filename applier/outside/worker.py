@@ -7,6 +7,7 @@ import functools
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -88,9 +89,10 @@ class OutsideWorker:
             self.error = error
         except BaseException as error:
             if not self._stop.requested:
-                if not isinstance(error, psycopg.Error):
-                    log.exception("worker failed")
                 self.error = ended_by(error)
+                if not isinstance(error, psycopg.Error):
+                    with suppress(Exception):  # a log that fails may be what has ended it
+                        log.exception("worker failed")
         finally:
             self._loop = None
             loop.run_until_complete(loop.shutdown_asyncgens())
