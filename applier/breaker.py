@@ -84,9 +84,11 @@ class Breaker:
             self._prober = threading.get_ident()
             return True
 
-    def end_probe(self) -> None:
+    def end_probe(self, thread: int | None = None) -> None:
+        """End the probe of this thread, or of another one that was given up; nobody else's."""
         with self._lock:
-            self._prober = None
+            if self._prober == (threading.get_ident() if thread is None else thread):
+                self._prober = None
 
     @property
     def is_probing(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from inturn.applier import pacing
+from inturn.applier.breaker import Breaker
 from inturn.applier.failure import on_one_line
 from inturn.applier.inside.alone import is_transient, raise_lost
 from inturn.applier.inside.batch import Batch, Target
@@ -74,6 +75,8 @@ class Visits:
         # A key that cost an applier its connection is among the first ready ones.
         self._careful: dict[str, int] = {}
         self._careful_at_first = CAREFUL_KEYS if careful and STARTS_CAREFULLY else 0
+        # That of the topic that is probed just now.
+        self._probed: Breaker | None = None
         #: Topics with ready keys that the last pass left, because their breaker is open.
         self.left_out: set[str] = set()
 
@@ -192,7 +195,14 @@ class Visits:
             self.left_out.add(target.topic)
             self._sleep.end_within(target.breaker.seconds_to_probe() or pacing.LAST_POLL_SECONDS)
             return Batch()
+        self._probed = target.breaker
         try:
             return target.apply_alone(connection, hand)
         finally:
+            self._probed = None
             target.breaker.end_probe()
+
+    def end_probe(self, thread: int) -> None:
+        """End the probe that is made just now, if any, by a thread that was given up."""
+        if (breaker := self._probed) is not None:
+            breaker.end_probe(thread)

@@ -31,7 +31,6 @@ class Watched(Protocol):
     """A worker, as the watchdog sees it."""
 
     hand: Hand
-    abandoned: bool
 
     @property
     def backend_pid(self) -> int | None: ...
@@ -39,6 +38,8 @@ class Watched(Protocol):
     def cancel(self) -> None: ...
 
     def hang_up(self) -> None: ...
+
+    def give_up(self) -> None: ...
 
 
 class Watchdog:
@@ -83,7 +84,7 @@ class Watchdog:
 
     def _give_up(self, worker: Watched, late: Overdue) -> None:
         """End the session of a worker whose handler does not return, charge its command, and replace it."""
-        worker.abandoned = True
+        worker.give_up()
         try:
             self._end_session(worker, late)
         finally:  # whatever went wrong there, the other keys need a worker

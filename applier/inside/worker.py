@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -68,7 +69,7 @@ class Worker:
         self._connect, self._schema = connect, schema
         self._drain, self._stop = drain, stop
         self._connection: psycopg.Connection[Any] | None = None
-        self._failed_in_a_row = 0
+        self._thread, self._failed_in_a_row = 0, 0
         self._is_back = True  # since it last failed, the database has served it
         self._lost: TurnLost | None = None  # in which the last connection broke, until it is recorded
         self.hand, self._recovery = hand or Hand(), recovery or Recovery()
@@ -92,6 +93,11 @@ class Worker:
             self._chosen, passes, self._visits, sleep, drain=drain, stop=stop, bell=bell, ended=self._ended
         )
 
+    def give_up(self) -> None:
+        """Take it for lost, from another thread: a handler of its does not return."""
+        self.abandoned = True
+        self._visits.end_probe(self._thread)
+
     def _ended(self) -> bool:
         return self._stop.requested or self.abandoned
 
@@ -108,6 +114,7 @@ class Worker:
 
     def run(self) -> None:
         """Apply until stopped, or with drain until nothing is ready. Never raises: see `error`."""
+        self._thread = threading.get_ident()
         try:
             while not self._ended() and self._run_once():
                 pass

@@ -88,6 +88,9 @@ class _Stuck:
 
     def hang_up(self) -> None: ...
 
+    def give_up(self) -> None:
+        self.abandoned = True
+
 
 class _Late(Hand):
     def overdue(self, by: float) -> Overdue | None:

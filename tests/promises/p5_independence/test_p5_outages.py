@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -207,3 +208,31 @@ def test_p5_a_command_that_another_process_may_know_is_put_off(database: Databas
     database.execute("DELETE FROM inturn.applier; UPDATE inturn.ticket SET ready_at = now()")
     with shop.at_work(database, old):
         until(lambda: database.value("SELECT held_at FROM inturn.key_cursor"), "held: nobody else is there")
+
+
+def test_p5_a_probe_that_does_not_return_is_given_up_and_another_one_made(
+    outage: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that is down may as well hang: its process goes on with the topic."""
+    monkeypatch.setattr("inturn.applier.inside.watchdog.GIVE_UP_SECONDS", 0.3)
+    outage.execute("SELECT inturn.set_topic('needs', timeout => '500 ms')")
+    service, hangs, release, met = Service(), threading.Event(), threading.Event(), threading.Event()
+    applier = Applier()
+
+    @applier.handler("needs")
+    def needs(connection: Any, command: Any) -> None:
+        if hangs.is_set() and not met.is_set():
+            met.set()
+            release.wait(120)
+        if not met.is_set():
+            service.ask()
+        connection.execute("INSERT INTO app.done VALUES (%s, %s)", (command.topic, command.key))
+
+    try:
+        with shop.at_work(outage, applier, topics=["needs"], workers=1) as fleet:
+            until(lambda: fleet._chooser._breaker("needs").open, "the service to be taken for down")
+            hangs.set()
+            assert met.wait(60)
+            until(lambda: outage.value("SELECT count(*) FROM app.done") >= KEYS - 1, "the other keys")
+    finally:
+        release.set()
