@@ -95,9 +95,9 @@ class Crew:
         return not self.running
 
     def cancel(self) -> None:
-        """Cancel what the workers wait for."""
+        """Begin to cancel what the workers wait for, of all at once: one takes long if its server is away."""
         for worker in self.workers:
-            worker.cancel()
+            threading.Thread(target=worker.cancel, name="inturn-cancel", daemon=True).start()
 
     def _at_work(self) -> list[threading.Thread]:
         """Return the threads of the workers that were not given up."""

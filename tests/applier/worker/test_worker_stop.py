@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import threading
+from typing import cast
 
 import pytest
 from support.database import Database, until
@@ -21,6 +23,9 @@ from support.shop import (
 )
 
 from inturn.applier import Fleet
+from inturn.applier.inside.worker import Worker
+from inturn.applier.process.crew import Crew
+from inturn.applier.process.totals import Totals
 
 _SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
@@ -185,3 +190,28 @@ def test_overlapping_drains_share_the_work_and_repeat_none(database: Database) -
     processes = "SELECT count(DISTINCT split_part(applier, ':', 2)) FROM inturn.turn"
     assert database.value(processes) == 2, "the two had all the work"
     assert_once_and_in_turn(database)
+
+
+class _Away:
+    """A worker whose server is away: its cancel takes until those of the others have begun."""
+
+    def __init__(self, together: threading.Barrier) -> None:
+        self.abandoned, self.error, self.totals = False, None, Totals()
+        self._together, self._cut = together, threading.Event()
+
+    def run(self) -> None:
+        self._cut.wait(120)
+
+    def cancel(self) -> None:
+        self._together.wait(60)
+        self._cut.set()
+
+
+def test_workers_whose_server_is_away_are_cut_off_together() -> None:
+    """One after the other, each for seconds, would be longer than a supervisor waits."""
+    crew, together = Crew(lambda: None), threading.Barrier(8)
+    for number in range(8):
+        crew.add(cast(Worker, _Away(together)), f"worker {number}")
+    crew.cancel()
+    assert crew.wait(90)
+    assert not together.broken
