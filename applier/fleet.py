@@ -232,7 +232,11 @@ class Fleet:
             self._error = TooManyAbandoned(given_up)
             self.request_stop()
         elif not self.stop.requested:
-            self._add_worker(len(self._crew.workers) + 2, careful=careful)
+            try:
+                self._add_worker(len(self._crew.workers) + 2, careful=careful)
+            except RuntimeError as error:  # there is no thread for it: a new process may get one
+                self._error = error
+                self.request_stop()
 
     def _serve_no_more(self) -> None:
         if not self._drain:

@@ -33,7 +33,11 @@ class Crew:
         return list(self._threads)
 
     def add(self, worker: AnyWorker, name: str) -> None:
-        """Start a worker in a thread of its own."""
+        """Start a worker in a thread of its own.
+
+        Raises:
+            RuntimeError: the system has no thread for it.
+        """
 
         def run() -> None:
             worker.run()
@@ -43,7 +47,11 @@ class Crew:
         # Daemons: a handler that never returns must not keep the process after its grace.
         thread = threading.Thread(target=run, name=name, daemon=True)
         self._threads[worker] = thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            del self._threads[worker]
+            raise
 
     def watched(self) -> list[Worker]:
         """Return the workers in the database's transactions that were not given up."""

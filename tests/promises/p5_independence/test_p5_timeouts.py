@@ -119,6 +119,33 @@ def test_p5_a_python_handler_that_takes_too_long_is_charged_though_its_charge_is
         _assert_charged(slow)
 
 
+def test_p5_a_process_without_a_thread_for_another_worker_ends_with_an_error(
+    slow: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its only worker was given up: it would end as well as one that was asked to."""
+    monkeypatch.setattr("inturn.applier.inside.watchdog.GIVE_UP_SECONDS", 0.3)
+    _open(slow)
+    applier, start = Applier(), threading.Thread.start
+
+    def start_no_worker(thread: threading.Thread) -> None:
+        if thread.name.startswith("inturn-worker"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def apply(connection: Any, command: Any) -> None:
+        _write(connection, command)
+        if command.key == "bad":
+            monkeypatch.setattr(threading.Thread, "start", start_no_worker)
+            _RELEASE.wait(60)
+
+    for topic in ("bad", "other"):
+        applier.handler(topic)(apply)
+    with shop.at_work(slow, applier, workers=1) as fleet:
+        until(lambda: fleet.stop.requested, "the end of the process")
+        outcome = fleet.end(10)
+    assert isinstance(outcome.error, RuntimeError)
+
+
 @pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
 def test_p5_a_sql_target_that_takes_too_long(slow: Database, *, steady: bool) -> None:
     slow.execute("""
