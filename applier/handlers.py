@@ -168,7 +168,7 @@ class Applier:
 
     def _find(self, command: Command | ClaimedCommand) -> Handler | OutsideHandler:
         handlers = self._handlers.get(command.topic, {})
-        found = handlers.get(command.name) or handlers.get(None)
+        found = handlers.get(command.name, handlers.get(None))
         if found is None:
             names = ", ".join(sorted(repr(name) for name in handlers if name is not None)) or "none"
             raise NoHandler(

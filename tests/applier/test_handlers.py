@@ -61,6 +61,18 @@ def test_a_handler_is_found_by_topic_and_name_else_the_default() -> None:
     assert handlers.topics == ["other", TOPIC]
 
 
+def test_a_handler_is_found_although_it_is_empty() -> None:
+    """As an object that is a collection of steps: the default one would apply its commands."""
+
+    class Steps(list[str]):
+        def __call__(self, connection: Connection, command: Command) -> None: ...
+
+    handlers, steps = Applier(), Steps()
+    handlers.handler(TOPIC, "insert")(steps)
+    handlers.handler(TOPIC)(_nothing)
+    assert handlers.find(_command("insert")) is steps
+
+
 def test_without_a_default_an_unknown_name_is_refused_with_the_known_ones() -> None:
     handlers = Applier()
     handlers.handler(TOPIC, "insert")(_nothing)
