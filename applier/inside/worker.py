@@ -173,9 +173,17 @@ class Worker:
         return True
 
     def _record_lost(self, connection: psycopg.Connection[Any]) -> None:
-        """Record the turn in which the last connection broke."""
+        """Record the turn in which the last connection broke.
+
+        Where inturn refuses that, as the topic is granted to others by now, the lease runs out.
+        """
         if self._lost is not None:
-            self._lost.record(connection)
+            try:
+                self._lost.record(connection)
+            except psycopg.DatabaseError as error:
+                if not (error.sqlstate or "").startswith("IT"):
+                    raise
+                log.warning("a lost turn was not recorded: %s", on_one_line(error))
             self._lost = None
             self.totals.failures += 1
 

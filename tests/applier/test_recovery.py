@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
 from support import shop
 from support.database import Database, until
+from support.roles import DEPLOYER
 
 from inturn.applier import Applier, pacing
+from inturn.applier.inside.alone import Alone, TurnLost
 from inturn.applier.inside.batch import Target
 from inturn.applier.inside.worker import Worker
 from inturn.applier.process.recovery import Recovery
@@ -106,6 +109,33 @@ def test_whoever_was_refused_waits_although_another_one_is_served(
     monkeypatch.setattr(Recovery, "wait", lambda _recovery, _seconds, _stop: stop.request())
     _worker(database, choose, stop=stop, recovery=recovery).run()
     assert (attempts, waits) == (1, [_LONG])
+
+
+def test_a_lost_turn_that_may_not_be_recorded_does_not_keep_a_worker_from_the_others(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its topic was granted to other appliers meanwhile: on every connection that would be refused again."""
+    database.execute("SELECT inturn.create_topic('theirs')")
+    database.execute("SELECT inturn.grant_topic('theirs', 'applier', %s)", [DEPLOYER])
+    stop, chosen = Stop(), threading.Event()
+
+    def end(_failed_in_a_row: int) -> float:
+        stop.request()
+        return 0.0
+
+    monkeypatch.setattr(pacing, "reconnect_seconds", end)
+
+    def choose(_connection: psycopg.Connection[Any]) -> Sequence[Target]:
+        chosen.set()
+        stop.request()
+        return []
+
+    worker = _worker(database, choose, stop=stop, recovery=Recovery())
+    alone = Alone("inturn", "theirs", "a", 1, datetime.now(UTC))
+    worker._lost = TurnLost(alone, psycopg.OperationalError("lost"), closed=False, server="another run")
+    worker.run()
+    assert chosen.is_set()
+    assert worker._lost is None
 
 
 def _worker(
