@@ -213,6 +213,7 @@ class Fleet:
             self._connections.connect,
             functools.partial(self._chooser.inside, applier_id=_name(number), hand=hand),
             schema=self._schema,
+            applier_id=_name(number),
             max_keys=self._max_keys,
             drain=self._drain,
             stop=self.stop,

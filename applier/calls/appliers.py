@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from inturn.applier.calls.call import Call, all_as, one_as, seconds, statement, value
+from inturn.applier.calls.call import Call, all_as, nothing, one_as, seconds, statement, value
 
 
 class TopicRow(NamedTuple):
@@ -87,6 +87,11 @@ def announce_applier(
         (applier_id, topics, *process, backend_pid, Jsonb(down), abandoned),
         lambda rows: rows[0][1],
     )
+
+
+def end_applier(schema: str, applier_id: str) -> Call[None]:
+    """Return the call that notes that an applier has ended as it should."""
+    return Call(statement("SELECT {schema}._end_applier(%s)", schema), (applier_id,), nothing)
 
 
 def has_others(schema: str, topic: str, applier_id: str) -> Call[bool]:

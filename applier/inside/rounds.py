@@ -98,6 +98,12 @@ class Rounds:
             if not rung:
                 poll_seconds = pacing.next_poll(poll_seconds) if heard is None else pacing.FIRST_POLL_SECONDS
 
+    @property
+    def are_careful(self) -> bool:
+        """Whether a key that may have cost an applier its connection may still be ready, in any topic."""
+        drained = self._drain and not self._ended()
+        return not drained and any(self._visits.is_careful(topic) for topic in self._targets)
+
     def _drains_on(self, connection: psycopg.Connection[Any]) -> bool:
         """Return whether a drain that found nothing is to look again; it has waited for that.
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import psycopg
 
-from inturn.applier import pacing
+from inturn.applier import calls, pacing
 from inturn.applier.failure import on_one_line
 from inturn.applier.inside.alone import TurnLost, is_lost
 from inturn.applier.inside.batch import Target
 from inturn.applier.inside.hand import Hand
 from inturn.applier.inside.passes import Passes
 from inturn.applier.inside.rounds import Rounds
-from inturn.applier.inside.session import SessionChanged
+from inturn.applier.inside.session import SessionChanged, session_of
 from inturn.applier.inside.sleep import Sleep
 from inturn.applier.inside.visits import Visits
 from inturn.applier.metrics.tallies import Tallies
@@ -41,6 +41,7 @@ class Worker:
             first and again now and then, so that a new topic needs no restart, and that a
             schema that no longer fits ends the worker.
         schema: where inturn is installed.
+        applier_id: its name, under which `choose` announces it; None: it does not say its end.
         max_keys: the most keys that share a transaction.
         drain: stop when nothing is ready, rather than wait for more.
         prune: when nothing is ready, remove what topics need not keep any more.
@@ -56,6 +57,7 @@ class Worker:
         choose: Callable[[psycopg.Connection[Any]], Sequence[Target]],
         *,
         schema: str,
+        applier_id: str | None = None,
         max_keys: int,
         drain: bool,
         stop: Stop,
@@ -66,11 +68,12 @@ class Worker:
         prune: bool = False,
         careful: bool = True,
     ) -> None:
-        self._connect, self._schema = connect, schema
+        self._connect, self._schema, self._applier_id = connect, schema, applier_id
         self._drain, self._stop = drain, stop
         self._connection: psycopg.Connection[Any] | None = None
         self._thread, self._failed_in_a_row = 0, 0
         self._is_back = True  # since it last failed, the database has served it
+        self._has_lost = False  # a connection, whenever that was
         self._lost: TurnLost | None = None  # in which the last connection broke, until it is recorded
         self.hand, self._recovery = hand or Hand(), recovery or Recovery()
         #: It was given up: a handler does not return. If it does after all, the worker ends.
@@ -130,6 +133,7 @@ class Worker:
             with self._connect() as self._connection:
                 self._serve(self._connection)
         except TurnLost as lost:
+            self._has_lost = True
             if self.abandoned:
                 return False
             self._lost = lost
@@ -142,6 +146,7 @@ class Worker:
             log.info("a new connection: %s", error)
             return True
         except psycopg.Error as error:
+            self._has_lost = True
             return self._after_lost(error, lost=is_lost(error))
         except InturnError as error:
             self.error = error
@@ -154,6 +159,18 @@ class Worker:
         except psycopg.Error as error:
             check_after(error, connection, self._schema)
             raise
+        self._say_end(connection)
+
+    def _say_end(self, connection: psycopg.Connection[Any]) -> None:
+        """Say that it has ended as it should, where no key that it has met is suspected of anything.
+
+        So a CALL inturn.apply() need not take the first keys alone; see _careful_keys. What it cannot say, it
+        leaves: that costs a CALL a second, and no key anything.
+        """
+        doubts = self.abandoned or self._stop.expired or self._has_lost or self._rounds.are_careful
+        if self._applier_id is not None and not doubts:
+            with suppress(psycopg.Error):
+                session_of(connection).call(calls.appliers.end_applier(self._schema, self._applier_id))
 
     def _after_lost(self, error: psycopg.Error, *, lost: bool, careful: bool = True) -> bool:
         """Wait after the database was lost, or refused; return whether to go on.

@@ -1,4 +1,4 @@
--- Notes that an applier has ended as it should: no key that it had in hand is suspected of that. Internal to apply.
+-- Notes that an applier has ended as it should: no key that it had in hand is suspected of that. Internal to appliers.
 --
 -- Locks: the applier's row.
 CREATE FUNCTION inturn._end_applier(applier text) RETURNS void
@@ -7,4 +7,4 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 UPDATE inturn.applier a SET ended = true WHERE a.applier = _end_applier.applier
 $$;
-COMMENT ON FUNCTION inturn._end_applier IS 'Internal to apply: notes that an applier has ended as it should.';
+COMMENT ON FUNCTION inturn._end_applier IS 'Internal to appliers: notes that an applier has ended as it should.';

@@ -3,7 +3,7 @@
 --
 -- So it is where one that served the topic is gone and has not said its end (see _end_applier), unless it has left a
 -- lease: that is of the key that it took alone. This notes each such end for the topics of the call, so that the next
--- call of them is not careful for it again, and one of its other topics is. An inturn apply never says its end.
+-- call of them is not careful for it again, and one of its other topics is.
 -- So it is too where no applier of the topic is known: after a crash of the server none is.
 -- applier: the caller; what this session has called before is gone.
 -- Locks: the rows of those that are gone, skipping locked ones.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 import pytest
-from support import roles
+from support import roles, shop
 from support.database import Database, until
 from support.race import kill, replace_in
 
@@ -125,6 +125,50 @@ def test_p5_a_call_of_some_topics_forgets_no_death_for_the_others(topic: Databas
     assert _careful(topic, "v", "t") == [0, 20]
     assert _careful(topic, "t", "u", "v") == [0, 20, 0]
     assert _careful(topic, "t", "u", "v") == [0, 0, 0]
+
+
+@pytest.mark.parametrize("end", ["a drain", "a stop"])
+def test_p5_a_call_is_not_careful_after_an_inturn_apply_that_ended_as_it_should(
+    topic: Database, end: str
+) -> None:
+    if end == "a drain":
+        _append(topic, "k")
+        fleet = Fleet(topic.applier_dsn, drain=True)  # which takes the first keys alone
+        fleet.start()
+        assert fleet.wait(60)
+        assert fleet.end(10).commands == 1
+    else:
+        with shop.at_work(topic, Applier(), workers=2):
+            _append(topic, "k")
+            until(lambda: topic.value(_APPLIED), "at work")
+    assert topic.value("SELECT bool_and(ended) FROM inturn.applier")
+    assert _careful(topic, "t") == [0]
+
+
+def test_p5_an_inturn_apply_that_cannot_say_its_end_has_ended_as_it_should(topic: Database) -> None:
+    topic.execute("REVOKE EXECUTE ON FUNCTION inturn._end_applier FROM inturn_applier")
+    _append(topic, "k")
+    assert shop.apply_all(topic, Applier()).commands == 1
+    assert not topic.value("SELECT ended FROM inturn.applier")
+
+
+@pytest.mark.parametrize("doubt", ["it lost a connection", "it has begun just now"])
+def test_p5_a_call_is_careful_after_an_inturn_apply_whose_keys_may_be_at_fault(
+    topic: Database, doubt: str
+) -> None:
+    """What cost a connection may be ready still; or what ended the one before, where it has just begun."""
+    with shop.at_work(topic, Applier(), steady=doubt != "it has begun just now") as fleet:
+        _append(topic, "k")
+        until(lambda: topic.value(_APPLIED), "at work")
+        if doubt == "it lost a connection":
+            worker = fleet._crew.watched()[0]
+            topic.execute("SELECT pg_terminate_backend(%s, 10000)", [worker.backend_pid])
+            _append(topic, "l")
+            until(lambda: topic.value(_APPLIED) == 2, "at work again")
+    assert fleet._crew.error is None
+    gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'inturn apply'"
+    until(lambda: topic.value(f"{gone} AND datname = current_database()"), "its sessions to be gone")
+    assert _careful(topic, "t") == [20]
 
 
 def test_p5_a_call_leaves_a_suspect_to_whoever_was_quicker(topic: Database) -> None:
