@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psycopg
@@ -29,13 +30,15 @@ from inturn.applier.process.listener import Listener
 from inturn.applier.process.recovery import Recovery
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import Bell, Bells, LoopBell, Stop
-from inturn.schema.errors import TargetRefused
+from inturn.schema.errors import InturnError, TargetRefused
 from inturn.schema.source import DEFAULT_SCHEMA
 
 log = logging.getLogger("inturn.applier")
 
 #: How long a cancelled statement may take to come back, in seconds.
 _CANCEL_SECONDS = 5.0
+#: How long it is asked which keys are held, where a command was cut off: its database may be away.
+_COUNT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +194,7 @@ class Fleet:
             keys=totals.keys,
             commands=totals.commands,
             failures=totals.failures,
-            held=_count_held(self._connections, self._schema, self.topics),
+            held=_count_held(self._connections, self._schema, self.topics, _COUNT_SECONDS if cut else None),
             seconds=time.monotonic() - self._started_at,
             cut=cut,
             error=self._crew.error or self._error,
@@ -274,13 +277,20 @@ def _report_nothing_to_serve(*, drain: bool) -> None:
     log.warning("%s yet. %s", message, hint)
 
 
-def _count_held(connections: Connections, schema: str, topics: list[str]) -> int | None:
-    """Return how many keys are held; None when the database could not tell."""
-    try:
-        with connections.connect() as connection:
-            return calls.appliers.count_held(schema, topics).on(connection)
-    except psycopg.Error:
-        return None
+def _count_held(
+    connections: Connections, schema: str, topics: list[str], seconds: float | None
+) -> int | None:
+    """Return how many keys are held; None when the database could not tell, or not in so many seconds."""
+    found: list[int] = []
+
+    def count() -> None:
+        with suppress(psycopg.Error, InturnError), connections.connect() as connection:
+            found.append(calls.appliers.count_held(schema, topics).on(connection))
+
+    counting = threading.Thread(target=count, name="inturn-count", daemon=True)
+    counting.start()
+    counting.join(seconds)
+    return found[0] if found else None
 
 
 def _name(number: int) -> str:

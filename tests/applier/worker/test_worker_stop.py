@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import cast
+from typing import NoReturn, cast
 
+import psycopg
 import pytest
 from support.database import Database, until
 from support.process import inturn_apply, run_apply
@@ -22,8 +23,9 @@ from support.shop import (
     wait_at_gate,
 )
 
-from inturn.applier import Fleet
+from inturn.applier import Applier, Fleet
 from inturn.applier.inside.worker import Worker
+from inturn.applier.process.connections import Connections
 from inturn.applier.process.crew import Crew
 from inturn.applier.process.totals import Totals
 
@@ -190,6 +192,39 @@ def test_overlapping_drains_share_the_work_and_repeat_none(database: Database) -
     processes = "SELECT count(DISTINCT split_part(applier, ':', 2)) FROM inturn.turn"
     assert database.value(processes) == 2, "the two had all the work"
     assert_once_and_in_turn(database)
+
+
+def test_a_process_that_has_cut_a_command_off_waits_for_no_database(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That may be why the command did not end: the attempt to connect takes 20 seconds for each address."""
+    monkeypatch.setattr("inturn.applier.fleet._CANCEL_SECONDS", 0.1)
+    monkeypatch.setattr("inturn.applier.fleet._COUNT_SECONDS", 0.1)
+    open_shop(database)
+    handlers, in_hand, release = Applier(), threading.Event(), threading.Event()
+
+    @handlers.handler("shop")
+    def stay(connection: object, command: object) -> None:
+        in_hand.set()
+        release.wait(60)
+
+    def connect(_connections: Connections) -> NoReturn:
+        release.wait(60)
+        raise psycopg.OperationalError("away")
+
+    fleet = Fleet(database.applier_dsn, handlers)
+    fleet.start()
+    try:
+        append(database, "a", "insert")
+        assert in_hand.wait(60)
+        with monkeypatch.context() as away:
+            away.setattr(Connections, "connect", connect)
+            outcome = fleet.end(0)
+        assert (outcome.cut, outcome.held, release.is_set()) == (True, None, False)
+        assert not fleet.wait(0), "nothing has released the command meanwhile"
+    finally:
+        release.set()
+        fleet.wait(60)
 
 
 class _Away:
