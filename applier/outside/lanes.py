@@ -181,13 +181,13 @@ class Lanes:
             if self._seeing is None or self._seeing.closed or self._seeing.broken:
                 self._seeing = self._connect()
             return self._choose(self._seeing)
-        except (psycopg.OperationalError, psycopg.InterfaceError):
-            if self._drain:
-                raise
-            # The link says so, and waits.
+        except psycopg.Error as error:
+            # Not again: where it was refused, this may be a standby, and another server the primary by now.
             if self._seeing is not None:
                 self._seeing.close()
-            return None
+            if self._drain or not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+                raise
+            return None  # the link says so, and waits
 
     async def close(self) -> None:
         """Let go of what applies the topics."""

@@ -86,6 +86,8 @@ class SharedConnection:
                     raise
                 await self._wait_to_reconnect(error, connection)
             except psycopg.DatabaseError as error:
+                if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and connection is not None:
+                    await connection.close()  # to a standby: another server may be the primary by now
                 await self._check_after(error)
                 raise
             else:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from support import shop
 from support.database import Database, until
-from support.roles import DEPLOYER
+from support.roles import DEPLOYER, OWNER
 
 from inturn.applier import Applier, pacing
 from inturn.applier.inside.alone import Alone, TurnLost
@@ -136,6 +136,32 @@ def test_a_lost_turn_that_may_not_be_recorded_does_not_keep_a_worker_from_the_ot
     worker.run()
     assert chosen.is_set()
     assert worker._lost is None
+
+
+def test_a_worker_outside_leaves_a_server_that_only_reads(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a standby to which a failover has led it: the primary takes its work, on a new connection."""
+    monkeypatch.setattr("inturn.applier.outside.rounds.REFUSED_SECONDS", 0.05)
+    database.execute("SELECT inturn.create_topic('outside')")
+    applier, done = Applier(), threading.Event()
+    applier.handler("outside", outside=True)(lambda _: done.set())
+    owner = database.connect(user=OWNER)
+    with shop.at_work(database, applier, workers=1):
+        database.execute("SELECT inturn.append('outside', 'a', 'do')")
+        assert done.wait(60)
+        done.clear()
+        owner.execute(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on")
+        owner.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE application_name = 'inturn apply' AND datname = current_database()"
+        )
+        # Of what chooses topics, and of what applies them.
+        refused = "the database refused, trying again"
+        until(lambda: sum(refused in record.message for record in list(caplog.records)) >= 3, "refusals")
+        owner.execute(f"ALTER DATABASE {database.name} RESET default_transaction_read_only")
+        database.execute("SELECT inturn.append('outside', 'b', 'do')")
+        assert done.wait(60)
 
 
 def _worker(
