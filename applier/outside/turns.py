@@ -16,7 +16,7 @@ from inturn.applier.command import ClaimedCommand
 from inturn.applier.failure import log_failure
 from inturn.applier.inside.batch import Handled
 from inturn.applier.metrics.tallies import COMMANDS, LOST_LEASES, TURNS, Tallies
-from inturn.applier.outside.effect import Failed, LeaseOver
+from inturn.applier.outside.effect import Effect, Failed, LeaseOver
 from inturn.applier.outside.lanes import Lane, Work, place
 from inturn.applier.outside.leases import Lease, Leases, LeaseStep
 from inturn.applier.outside.link import SharedConnection
@@ -86,13 +86,14 @@ class OutsideTurns:
                 break
             if not work.lease.alive() and await self._record(work) != "kept":
                 return
+            effect = lane.effect  # when the topic's target is changed meanwhile, the lane has another
             try:
-                failed = await self._do(lane, work, order)
+                failed = await self._do(lane, work, order, effect)
             except LeaseOver:
                 break
             except Cut:
                 # Repeated or not, it is next: another applier may have it at once.
-                if lane.effect.stops_when_cut(order):
+                if effect.stops_when_cut(order):
                     break
                 return
             if failed is not None:
@@ -141,19 +142,19 @@ class OutsideTurns:
     def _must_stop(self, lane: Lane, work: Work) -> bool:
         return self._stop.requested or (lane.breaker.open and not work.probe)
 
-    async def _do(self, lane: Lane, work: Work, order: ClaimedCommand) -> Failed | None:
+    async def _do(self, lane: Lane, work: Work, order: ClaimedCommand, effect: Effect) -> Failed | None:
         work.at_work = True
         began_at, started_at = time.time(), time.monotonic()
         try:
             async with asyncio.timeout(lane.timeout) as limit:
-                return await lane.effect.apply(order, work.lease)
+                return await effect.apply(order, work.lease)
         except TimeoutError:
             if lane.timeout is None or not limit.expired():
                 raise
-            if not lane.effect.stops_when_cut(order):
+            if not effect.stops_when_cut(order):
                 self._give_up(order)
             text = f"the command took longer than the topic's timeout of {lane.timeout:g} s"
-            return Failed(text, outage=lane.effect.stops_when_cut(order))
+            return Failed(text, outage=effect.stops_when_cut(order))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             assert task is not None  # noqa: S101 - for mypy: this is one
