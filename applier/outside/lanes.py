@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,10 @@ class Lane:
         return self.breaker.room(len(self.in_flight), self.limit) if self.served else 0
 
 
+#: How long what was cancelled may clean up; if it is still at work then, it is cancelled again.
+CLEAN_UP_SECONDS = 1.0
+
+
 @dataclass(eq=False, slots=True)
 class Work:
     """A key in flight.
@@ -70,6 +75,7 @@ class Work:
         probe: it is the one by which an open breaker finds out.
         at_work: the effect is under way, so that a cancel of the task ends it.
         was_cut: a cancel is ours. One that is not comes from the handler, and is its failure.
+        cut_at: when it was cancelled last, by time.monotonic().
     """
 
     lease: Lease
@@ -77,12 +83,15 @@ class Work:
     task: asyncio.Task[None] | None = None
     at_work: bool = False
     was_cut: bool = False
+    cut_at: float = -math.inf
     renewing: bool = False
     fenced: bool = False
 
     def cut(self) -> None:
-        if self.at_work and self.task is not None:
-            self.was_cut = True
+        now = time.monotonic()
+        # Whoever cuts does so again and again: that is not to cut a handler's cleaning up off too.
+        if self.at_work and self.task is not None and now - self.cut_at >= CLEAN_UP_SECONDS:
+            self.was_cut, self.cut_at = True, now
             self.task.cancel()
 
 

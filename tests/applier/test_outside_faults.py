@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from datetime import UTC, datetime
+from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
@@ -14,11 +16,69 @@ from inturn.applier.breaker import Breaker
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.outside.effect import Effect
+from inturn.applier.outside.keeper import keep_leases
 from inturn.applier.outside.lanes import Lane, Work
 from inturn.applier.outside.leases import Lease, LeaseStep
+from inturn.applier.outside.recorder import Recorder
 from inturn.applier.outside.turns import OutsideTurns
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import LoopBell, Stop
+
+
+class Silent(Recorder):
+    """Answers nobody: the database does not either."""
+
+    def __init__(self) -> None: ...
+
+    async def record(self, step: LeaseStep) -> Any:
+        await asyncio.Event().wait()
+
+
+def test_a_handler_whose_lease_is_over_is_not_cancelled_again_while_it_cleans_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("inturn.applier.outside.keeper.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("inturn.applier.outside.lanes.CLEAN_UP_SECONDS", 3600.0)
+    ends: list[str] = []
+
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(100):  # many looks of the keeper
+                await asyncio.sleep(0)
+            ends.append("rolled back")
+
+    async def run() -> None:
+        over = Lease(TOPIC, "a", 1, length=1.0, ends_at=time.monotonic() - 1, epoch_at_zero=0.0)
+        work = Work(over, probe=False, task=asyncio.create_task(hang()), at_work=True)
+        keeper = asyncio.create_task(keep_leases(lambda: [work], Silent()))
+        assert work.task is not None
+        await asyncio.wait([work.task])
+        keeper.cancel()
+
+    asyncio.run(run())
+    assert ends == ["rolled back"]
+
+
+def test_what_passes_over_a_cancel_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inturn.applier.outside.lanes.CLEAN_UP_SECONDS", 0.0)
+
+    async def run() -> bool:
+        async def pass_over() -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(pass_over())
+        work = Work(Lease(TOPIC, "a", 1, 1.0, 0.0, 0.0), probe=False, task=task, at_work=True)
+        for _ in range(2):
+            await asyncio.sleep(0)
+            work.cut()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    assert asyncio.run(run())
 
 
 class Hanging(Effect):
