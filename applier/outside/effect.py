@@ -104,7 +104,10 @@ class HandlerEffect:
         if is_coroutine_function(handler):
             with handling(command):
                 return await _run(functools.partial(cast(_Start, handler), command))
-        returned = await in_thread(lambda: _call(handler, command))
+        try:
+            returned = await in_thread(lambda: _call(handler, command))
+        except NoThread as error:
+            return _failed(error)
         if isinstance(returned, Awaitable) and is_async(handler):
             # A decorator made a coroutine; it has been called in the thread, as any plain function.
             return await _run(lambda: returned)
@@ -162,10 +165,17 @@ def _loop_runs() -> bool:
     return True
 
 
+class NoThread(OSError):
+    """The system has no thread left. For a command that is an outage: it was not even begun."""
+
+
 async def in_thread(function: Callable[[], _T]) -> _T:
     """Run a function in a daemon thread of its own: if it never returns, it stops nobody else.
 
     When this is cancelled the thread goes on; what it returns is dropped.
+
+    Raises:
+        NoThread: it could not be started.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
@@ -189,5 +199,8 @@ async def in_thread(function: Callable[[], _T]) -> _T:
         except RuntimeError:
             return  # the loop has ended without it
 
-    threading.Thread(target=run, name="inturn-outside", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="inturn-outside", daemon=True).start()
+    except RuntimeError as error:
+        raise NoThread(f"a thread could not be started: {error}") from error
     return await future

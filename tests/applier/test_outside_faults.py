@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -12,17 +13,24 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 from support.b_server import TOPIC
 
+from inturn.applier import Applier, Command
 from inturn.applier.breaker import Breaker
 from inturn.applier.command import ClaimedCommand
+from inturn.applier.http.effect import HttpEffect
 from inturn.applier.metrics.tallies import Tallies
-from inturn.applier.outside.effect import Effect
+from inturn.applier.outside.effect import Effect, HandlerEffect, Timeouts
 from inturn.applier.outside.keeper import keep_leases
 from inturn.applier.outside.lanes import Lane, Work
 from inturn.applier.outside.leases import Lease, LeaseStep
 from inturn.applier.outside.recorder import Recorder
 from inturn.applier.outside.turns import OutsideTurns
+from inturn.applier.outside.worker import _Loop
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import LoopBell, Stop
+
+
+def never_called(_: Command) -> None:
+    raise AssertionError
 
 
 class Silent(Recorder):
@@ -79,6 +87,29 @@ def test_what_passes_over_a_cancel_is_cancelled_again(monkeypatch: pytest.Monkey
         return task.cancelled()
 
     assert asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["handler", "http"])
+def test_where_no_thread_can_be_started_a_command_fails_as_in_an_outage(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    applier = Applier()
+    applier.handler(TOPIC, outside=True)(never_called)
+    effect: Effect = HandlerEffect(applier)
+    if kind == "http":
+        effect = HttpEffect("http://b.invalid/", None, Timeouts())
+    order = ClaimedCommand(TOPIC, "a", 1, "x", "{}", datetime.now(UTC), 1, 1)
+    lease = Lease(TOPIC, "a", 1, 30.0, time.monotonic() + 30, 0.0)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        failed = runner.run(effect.apply(order, lease))
+    assert failed is not None
+    assert failed.outage
+    assert "thread" in failed.error
 
 
 class Hanging(Effect):
