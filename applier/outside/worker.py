@@ -88,11 +88,12 @@ class OutsideWorker:
         except InturnError as error:
             self.error = error
         except BaseException as error:
-            if not self._stop.requested:
-                self.error = ended_by(error)
-                if not isinstance(error, psycopg.Error):
-                    with suppress(Exception):  # a log that fails may be what has ended it
-                        log.exception("worker failed")
+            # After a stop a database that is lost is no news: leases run out. Anything else is.
+            if not (isinstance(error, psycopg.Error) and self._stop.requested):
+                self.error = self.error or ended_by(error)
+            if not isinstance(error, psycopg.Error):
+                with suppress(Exception):  # a log that fails may be what has ended it
+                    log.exception("worker failed")
         finally:
             self._loop = None
             loop.run_until_complete(loop.shutdown_asyncgens())

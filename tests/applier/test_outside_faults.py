@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import AsyncMock, Mock
 
+import psycopg
 import pytest
 from support.b_server import TOPIC
 
@@ -20,11 +21,11 @@ from inturn.applier.http.effect import HttpEffect
 from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.outside.effect import Effect, HandlerEffect, Timeouts
 from inturn.applier.outside.keeper import keep_leases
-from inturn.applier.outside.lanes import Lane, Work
+from inturn.applier.outside.lanes import Lane, OutsideTarget, Work
 from inturn.applier.outside.leases import Lease, LeaseStep
 from inturn.applier.outside.recorder import Recorder
 from inturn.applier.outside.turns import OutsideTurns
-from inturn.applier.outside.worker import _Loop
+from inturn.applier.outside.worker import OutsideWorker, _Loop
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import LoopBell, Stop
 
@@ -110,6 +111,26 @@ def test_where_no_thread_can_be_started_a_command_fails_as_in_an_outage(
     assert failed is not None
     assert failed.outage
     assert "thread" in failed.error
+
+
+@pytest.mark.parametrize(
+    ("error", "is_said"), [(RuntimeError("a fault of ours"), True), (psycopg.OperationalError("lost"), False)]
+)
+def test_a_fault_that_comes_up_at_a_stop_is_said_as_at_any_other_time(
+    error: Exception, is_said: bool
+) -> None:
+    stop = Stop()
+
+    def choose(_connection: Any) -> list[OutsideTarget]:
+        stop.request()
+        raise error
+
+    worker = OutsideWorker(
+        Mock, Mock(), choose, applier_id="w", schema="inturn", drain=False, stop=stop, bell=LoopBell(),
+        others_run=lambda: False,
+    )  # fmt: skip
+    worker.run()
+    assert worker.error is (error if is_said else None)
 
 
 class Hanging(Effect):
