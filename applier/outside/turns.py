@@ -145,15 +145,16 @@ class OutsideTurns:
     async def _do(self, lane: Lane, work: Work, order: ClaimedCommand, effect: Effect) -> Failed | None:
         work.at_work = True
         began_at, started_at = time.time(), time.monotonic()
+        timeout = lane.timeout  # as the effect: the setting may be changed meanwhile
         try:
-            async with asyncio.timeout(lane.timeout) as limit:
+            async with asyncio.timeout(timeout) as limit:
                 return await effect.apply(order, work.lease)
         except TimeoutError:
-            if lane.timeout is None or not limit.expired():
+            if timeout is None or not limit.expired():
                 raise
             if not effect.stops_when_cut(order):
                 self._give_up(order)
-            text = f"the command took longer than the topic's timeout of {lane.timeout:g} s"
+            text = f"the command took longer than the topic's timeout of {timeout:g} s"
             return Failed(text, outage=effect.stops_when_cut(order))
         except asyncio.CancelledError:
             task = asyncio.current_task()

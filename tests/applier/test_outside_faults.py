@@ -175,3 +175,25 @@ def test_a_key_whose_thread_goes_on_is_not_let_go_though_its_topic_has_another_t
         return [call.args[0] for call in recorder.record.await_args_list]
 
     assert [step.release for step in asyncio.run(run())] == ([True] if stops else [])
+
+
+def test_a_command_that_takes_too_long_fails_though_its_topic_has_no_timeout_by_now() -> None:
+    async def run() -> Any:
+        order = ClaimedCommand(TOPIC, "a", 1, "x", "{}", datetime.now(UTC), 1, 1)
+        lease = Lease(TOPIC, "a", 1, 3600.0, time.monotonic() + 3600, 0.0, [order])
+        effect, link = Hanging(stops=True), Mock()
+        link.run = AsyncMock(return_value=("retrying", 0))
+        turns = OutsideTurns(
+            Mock(), link, Mock(), stop=Stop(), bell=LoopBell(), totals=Totals(), tallies=Tallies(),
+            give_up=Mock(),
+        )  # fmt: skip
+        lane, work = Lane(TOPIC, 1, None, effect, Breaker(TOPIC), timeout=0.01), Work(lease, probe=False)
+        lane.in_flight.add(work)
+        work.task = asyncio.create_task(turns.take(lane, work))
+        await effect.begun.wait()
+        lane.timeout = None
+        await work.task
+        return link.run.await_args
+
+    failed = asyncio.run(run()).args[0].keywords
+    assert "took longer than the topic's timeout of 0.01 s" in failed["error"]
