@@ -101,8 +101,7 @@ class Fleet:
         self._count, self._max_keys = workers, max_keys
         self._drain, self._prune = drain, prune
         self._schema = schema
-        self.stop = Stop()
-        self.bell = Bell(workers)
+        self.stop, self.bell = Stop(), Bell(workers)
         self.topics: list[str] = []
         self.tallies = Tallies()
         self._chooser = Chooser(
@@ -116,11 +115,9 @@ class Fleet:
             abandoned=lambda: self._crew.abandoned,
             tallies=self.tallies,
         )
-        self._outside_bell = LoopBell()
         self._outside: OutsideWorker | None = None
-        self._outside_lock = threading.Lock()
-        self._recovery = Recovery()
-        self._crew = Crew(self._serve_no_more)
+        self._outside_bell, self._outside_lock = LoopBell(), threading.Lock()
+        self._recovery, self._crew = Recovery(), Crew(self._serve_no_more)
         self._error: Exception | None = None
         self._started_at = 0.0
 

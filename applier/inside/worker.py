@@ -37,18 +37,16 @@ class Worker:
 
     Args:
         connect: gives a connection in autocommit with isolation level READ COMMITTED.
-        choose: gives the topics to serve, in the order in which they are visited; asked
-            first and again now and then, so that a new topic needs no restart, and that a
-            schema that no longer fits ends the worker.
+        choose: gives the topics to serve, in the order of visits; asked first, and again now and then: so a
+            new topic needs no restart, and a schema that no longer fits ends the worker.
         schema: where inturn is installed.
         applier_id: its name, under which `choose` announces it; None: it does not say its end.
         max_keys: the most keys that share a transaction.
         drain: stop when nothing is ready, rather than wait for more.
         prune: when nothing is ready, remove what topics need not keep any more.
         careful: take the first keys of every topic alone.
-        stop, bell: shared with the other workers of the process.
         hand: what its targets hold their commands in.
-        recovery, tallies: shared with the other workers of the process, too.
+        stop, bell, recovery, tallies: shared with the other workers of the process.
     """
 
     def __init__(
@@ -68,10 +66,10 @@ class Worker:
         prune: bool = False,
         careful: bool = True,
     ) -> None:
-        self._connect, self._schema, self._applier_id = connect, schema, applier_id
-        self._drain, self._stop = drain, stop
+        self._connect, self._choose = connect, choose
+        self._schema, self._applier_id = schema, applier_id
+        self._drain, self._stop, self._thread, self._failed_in_a_row = drain, stop, 0, 0
         self._connection: psycopg.Connection[Any] | None = None
-        self._thread, self._failed_in_a_row = 0, 0
         self._is_back = True  # since it last failed, the database has served it
         self._has_lost = False  # a connection, whenever that was
         self._lost: TurnLost | None = None  # in which the last connection broke, until it is recorded
@@ -91,7 +89,6 @@ class Worker:
             found=self._found,
             careful=careful,
         )
-        self._choose = choose
         self._rounds = Rounds(
             self._chosen, passes, self._visits, sleep, drain=drain, stop=stop, bell=bell, ended=self._ended
         )

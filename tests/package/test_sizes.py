@@ -14,6 +14,7 @@ FOLDERS = ("schema", "outbox", "applier", "cli")
 FILE_LINES, CLASS_LINES, FUNCTION_LINES, FOLDER_FILES = 300, 200, 40, 15
 #: What is larger, by name, up to which size, and why. What has become small enough has to leave.
 EXCEPTIONS = {
+    "applier/inside/worker.py:Worker.__init__": 43,  # it hands fourteen arguments on
     "cli/demo/command.py:demo": 56,  # most of it is text, and the table that it prints
     "cli/look/keys.py:keys": 47,  # half of it declares and documents the options of the command
     "cli/look/status.py:status": 41,  # so it does here
