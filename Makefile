@@ -6,16 +6,13 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 FOLDERS := $(shell find schema outbox applier cli -type d -not -name __pycache__)
 # Compiled once, not by each of the hundreds of processes of a run.
 export PYTHONDONTWRITEBYTECODE :=
-# The whole suite runs on this version; what the page of promises names, but for random walks, removed guards and the
-# rest of every combination, on every one.
+# The whole suite runs on this version; what the page of promises names, but for random walks, removed guards and what
+# is marked `rest`, on every one.
 POSTGRES := 18
 OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
 # Each has a server of its own. Tests wait as much as they compute: with two a core, a quarter of a run was idle.
 WORKERS ?= $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN))
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
-# Three runs side by side, each printed whole when it has ended: the promises wait more than they compute, for timeouts
-# and for leases to run out, and at the end of a run most of its workers are idle.
-AT_ONCE := --no-print-directory --jobs --output-sync=target WORKERS=$(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 # Debian's, in transaction mode: callers and appliers of the tests connect through it.
 PGBOUNCER := $(wildcard /usr/sbin/pgbouncer)
 POOLED = INTURN_TEST_PG=$(POSTGRES) INTURN_TEST_POOLER=transaction $(PYTEST)
@@ -38,7 +35,7 @@ $(1)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m "not soa
 
 endef
 
-.PHONY: help demo quick lint test whole promises core-pooled versions pooled pythons lowest soak bench bench-full docs clean
+.PHONY: help demo quick lint test promises versions pooled pythons lowest soak bench bench-full docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -57,25 +54,19 @@ lint: .venv/installed-dev  ## Check style and types.
 	$(BIN)/mypy -p inturn.schema -p inturn.outbox -p inturn.applier -p inturn.cli
 	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases tests
 
-test: .venv/installed-dev  ## Lint, types, all tests; the promises on every server version there is, and through PgBouncer.
-	$(MAKE) --no-print-directory --jobs lint whole
+test: lint  ## Lint, types, all tests; the promises on every server version there is, and through PgBouncer.
+	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "not soak"
 	$(MAKE) promises
 	@echo "All tests ran on PostgreSQL $(POSTGRES), those of the promises also on: $(OTHERS)"
 	$(if $(filter 15,$(OTHERS)),,@echo "Not on Debian's 15: apt-get install postgresql-15")
 	$(if $(PGBOUNCER),,@echo "Not with PgBouncer: apt-get install pgbouncer")
 	$(if $(shell command -v promtool),,@echo "Not with Prometheus: apt-get install prometheus")
 
-whole: .venv/installed-dev  ## All tests on one server version, without lint.
-	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "not soak"
-
 promises: .venv/installed-dev  ## What the promises name on the other server versions, and its core through PgBouncer.
-	$(MAKE) $(AT_ONCE) $(OTHERS:%=promises-on-%) $(if $(PGBOUNCER),core-pooled)
-
-promises-on-%: .venv/installed-dev
-	INTURN_TEST_PG=$* $(PYTEST) tests/promises -m "promise and not soak and not slow and not rest"
-
-core-pooled: .venv/installed-dev  ## The core of the promises through PgBouncer.
-	$(POOLED) $(CORE) -m "not soak and not slow"
+	for version in $(OTHERS); do \
+		INTURN_TEST_PG=$$version $(PYTEST) tests/promises -m "promise and not soak and not slow and not rest" || exit 1; \
+	done
+	$(if $(PGBOUNCER),$(POOLED) $(CORE) -m "not soak and not slow")
 
 versions: .venv/installed-dev  ## All promise tests and all of conformance on the other server versions.
 	for version in $(OTHERS); do \

@@ -284,9 +284,13 @@ def _count_held(
         with suppress(psycopg.Error, InturnError), connections.connect() as connection:
             found.append(calls.appliers.count_held(schema, topics).on(connection))
 
-    counting = threading.Thread(target=count, name="inturn-count", daemon=True)
-    counting.start()
-    counting.join(seconds)
+    if seconds is None:
+        count()
+    else:
+        counting = threading.Thread(target=count, name="inturn-count", daemon=True)
+        with suppress(RuntimeError):  # there is no thread for it, which may be why the process ends
+            counting.start()
+            counting.join(seconds)
     return found[0] if found else None
 
 

@@ -105,7 +105,10 @@ class Crew:
     def cancel(self) -> None:
         """Begin to cancel what the workers wait for, of all at once: one takes long if its server is away."""
         for worker in self.workers:
-            threading.Thread(target=worker.cancel, name="inturn-cancel", daemon=True).start()
+            try:
+                threading.Thread(target=worker.cancel, name="inturn-cancel", daemon=True).start()
+            except RuntimeError:  # there is no thread for it
+                worker.cancel()
 
     def _at_work(self) -> list[threading.Thread]:
         """Return the threads of the workers that were not given up."""

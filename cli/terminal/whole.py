@@ -8,7 +8,10 @@ import click
 
 
 class Whole(click.types.IntParamType):
-    """Whole numbers of so many bits. For a larger one PostgreSQL finds no function that takes it."""
+    """Whole numbers of so many bits. For a larger one PostgreSQL finds no function that takes it.
+
+    Not click's IntRange, which prints its bounds in the help of every such option.
+    """
 
     def __init__(self, bits: int) -> None:
         self._most = 2 ** (bits - 1) - 1

@@ -250,3 +250,28 @@ def test_workers_whose_server_is_away_are_cut_off_together() -> None:
     crew.cancel()
     assert crew.wait(90)
     assert not together.broken
+
+
+def test_a_process_that_gets_no_more_threads_cuts_off_and_ends_all_the_same(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_shop(database)
+    handlers, in_hand = Applier(), threading.Event()
+
+    @handlers.handler("shop")
+    def stay(connection: psycopg.Connection[object], command: object) -> None:
+        in_hand.set()
+        connection.execute("SELECT pg_sleep(600)")
+
+    def start(_thread: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    fleet = Fleet(database.applier_dsn, handlers)
+    fleet.start()
+    append(database, "a", "insert")
+    assert in_hand.wait(60)
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", start)
+        outcome = fleet.end(0)
+    assert (outcome.cut, outcome.held, outcome.error) == (True, None, None)
+    assert fleet.wait(60), "the command was cancelled"
