@@ -7,6 +7,7 @@ import functools
 import ssl
 import time
 from collections import deque
+from typing import Any
 
 import httpx2
 
@@ -27,6 +28,20 @@ class Connection:
         )
         self.used = False
         self.idle_since = 0.0
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing came after the answer: it would be read as the answer to the next post.
+
+        So it is after a 204 with a body, a Content-Length that is too small, or two answers to one post.
+        """
+        pool: Any = self.transport._pool
+        try:
+            (kept,) = pool.connections
+            left, _ = kept._connection._h11_state.trailing_data
+        except (AttributeError, ValueError):
+            return False  # it is closed, or its parts have other names by now: it is not used again
+        return not left
 
     async def close(self) -> None:
         # Even a close that hangs does not keep the key.

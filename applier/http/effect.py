@@ -106,7 +106,7 @@ class HttpEffect:
                 raise _Stale from error
             raise
         finally:
-            if reusable:
+            if reusable and connection.clean:
                 await self._connections.give_back(connection)
             else:
                 await connection.close()
