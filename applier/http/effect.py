@@ -102,7 +102,7 @@ class HttpEffect:
                 await close(response, reusable)
             return meaning(url, response, start, lease)
         except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError) as error:
-            if kept and not watch.connected:
+            if kept and not watch.connected and not _is_garbled(error):
                 raise _Stale from error
             raise
         finally:
@@ -133,6 +133,13 @@ def _climbs(template: str, url: str) -> bool:
     """Whether what was put in the place of {name} and {key} leads up the path."""
     segments = zip(shown(template).split("/"), shown(url).split("/"), strict=True)
     return any("{" in before and after in {".", ".."} for before, after in segments)
+
+
+def _is_garbled(error: httpx2.TransportError) -> bool:
+    """Whether something came that is not HTTP: the service is there, and may have read the post."""
+    # It holds what the parser said; where the connection was closed there is but a text.
+    said = getattr(error.__cause__, "args", ())
+    return isinstance(error, httpx2.RemoteProtocolError) and any(isinstance(one, Exception) for one in said)
 
 
 class _Stale(Exception):

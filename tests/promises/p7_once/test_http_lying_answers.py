@@ -5,7 +5,18 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.b_server import B, Post, answer, apply_all, assert_in_turn, open_topic, put, state
+from support.b_server import (
+    B,
+    Post,
+    answer,
+    apply_all,
+    assert_in_turn,
+    at_work,
+    open_topic,
+    put,
+    state,
+    wait_applied,
+)
 from support.database import Database
 
 
@@ -51,3 +62,18 @@ def test_connections_are_kept_after_answers_that_end_as_they_say(database: Datab
     assert apply_all(database).commands == 4
     assert b.connections == 1
     assert_in_turn(database, b.log)
+
+
+def test_what_is_no_answer_on_a_kept_connection_is_a_failed_attempt(database: Database, b: B) -> None:
+    """It is not as if the connection had been closed: B is there, and has read the post."""
+    open_topic(database, b.url)
+
+    async def say(post: Post, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n" if (post.seq, post.attempt) == (2, 1) else answer())
+
+    b.say = say
+    put(database, "a", "one", "two")
+    with at_work(database):
+        wait_applied(database)
+    assert [(post.seq, post.attempt) for post in b.log] == [(1, 1), (2, 1), (2, 2)]
+    assert [post.connection for post in b.log] == [1, 1, 2]
