@@ -39,18 +39,16 @@ async def read(response: httpx2.Response) -> tuple[bytes, bool]:
                 start += part
                 if len(start) > ANSWER_BYTES:
                     return bytes(start), False
-    except (TimeoutError, httpx2.TransportError):
+    except (OSError, httpx2.TransportError):  # OSError: TimeoutError, and an error of TLS
         # Its status has come: that decides.
         return bytes(start), False
     return bytes(start), True
 
 
-async def close(response: httpx2.Response, whole: bool) -> None:
-    if whole:
+async def close(response: httpx2.Response) -> None:
+    """Let go of an answer; what it said is known by now."""
+    with contextlib.suppress(Exception):
         await response.aclose()
-    else:
-        with contextlib.suppress(Exception):
-            await response.aclose()
 
 
 def meaning(url: str, response: httpx2.Response, start: bytes, lease: Lease) -> Failed | None:

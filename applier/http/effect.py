@@ -50,12 +50,12 @@ class HttpEffect:
             what = f"the command's name {order.name!r} and key {order.key!r}"
             return Failed(storable(f"{what} make no address"), Requested(Hold.sqlstate))
         try:
-            async with asyncio.timeout(self._timeouts.whole):
+            async with asyncio.timeout(self._timeouts.whole) as limit:
                 try:
-                    return await self._post(url, order, lease)
+                    return await self._post(url, order, lease, limit)
                 except _Stale:
                     # The service closed a kept connection just then: asking on a new one is not a failure.
-                    return await self._post(url, order, lease, fresh=True)
+                    return await self._post(url, order, lease, limit, fresh=True)
         except TimeoutError:
             return Failed(f"POST {shown(url)}: no answer within {self._timeouts.whole:g} s", outage=True)
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:
@@ -73,12 +73,33 @@ class HttpEffect:
         await self._connections.close()
 
     async def _post(
-        self, url: str, order: ClaimedCommand, lease: Lease, *, fresh: bool = False
+        self, url: str, order: ClaimedCommand, lease: Lease, limit: asyncio.Timeout, *, fresh: bool = False
     ) -> Failed | None:
+        watch = _Watch(lease)
+        request = self._request(url, order, lease, watch)
         connection = Connection() if fresh else self._connections.take()
         kept = connection.used
-        watch = _Watch(lease)
-        request = httpx2.Request(
+        reusable = False
+        try:
+            response = await connection.transport.handle_async_request(request)
+            limit.reschedule(None)  # its status decides; the rest is read for a bounded time
+            try:
+                start, reusable = await read(response)
+            finally:
+                await close(response)
+            return meaning(url, response, start, lease)
+        except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError) as error:
+            if kept and not watch.connected and not _is_garbled(error):
+                raise _Stale from error
+            raise
+        finally:
+            if reusable and connection.clean:
+                await self._connections.give_back(connection)
+            else:
+                await connection.close()
+
+    def _request(self, url: str, order: ClaimedCommand, lease: Lease, watch: _Watch) -> httpx2.Request:
+        return httpx2.Request(
             "POST",
             url,
             content=order.payload.encode(),
@@ -93,23 +114,6 @@ class HttpEffect:
                 "trace": watch.see,
             },
         )
-        reusable = False
-        try:
-            response = await connection.transport.handle_async_request(request)
-            try:
-                start, reusable = await read(response)
-            finally:
-                await close(response, reusable)
-            return meaning(url, response, start, lease)
-        except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError) as error:
-            if kept and not watch.connected and not _is_garbled(error):
-                raise _Stale from error
-            raise
-        finally:
-            if reusable and connection.clean:
-                await self._connections.give_back(connection)
-            else:
-                await connection.close()
 
     def _headers(self, order: ClaimedCommand, lease: Lease) -> dict[str, str]:
         command_id = names.command_id(order.topic, order.key, order.seq, order.name)

@@ -1,0 +1,60 @@
+"""What an answer over HTTP says once its status has come, whatever happens to the rest of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from support.b_server import TOPIC, B, Post
+from support.tls import tls_service
+
+from inturn.applier.command import ClaimedCommand
+from inturn.applier.http.effect import HttpEffect
+from inturn.applier.outside.effect import Failed, Timeouts
+from inturn.applier.outside.leases import Lease
+
+WHOLE = 2.0
+
+
+def post(address: str, timeouts: Timeouts) -> Failed | None:
+    """Post a command; return what failed."""
+    order = ClaimedCommand(TOPIC, "a", 1, "x", "{}", datetime.now(UTC), 1, 1)
+    lease = Lease(TOPIC, "a", 1, 3600.0, time.monotonic() + 3600, 0.0)
+
+    async def run() -> Failed | None:
+        effect = HttpEffect(address, None, timeouts)
+        try:
+            return await effect.apply(order, lease)
+        finally:
+            await effect.close()
+
+    return asyncio.run(run())
+
+
+def test_a_200_counts_though_the_time_of_the_post_ends_before_its_body(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("inturn.applier.http.answer.ANSWER_SECONDS", 3600.0)
+
+    async def say(_: Post, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{")
+        await asyncio.sleep(WHOLE * 1.1)
+        return False
+
+    with B(say) as b:
+        assert post(b.url, Timeouts(60, 60, WHOLE)) is None
+
+
+def test_a_200_counts_though_what_follows_is_no_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(connection: ssl.SSLSocket, beneath: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{")
+        beneath.sendall(b"no record of TLS")
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "trust.pem"))
+    with tls_service(tmp_path, answer) as address:
+        assert post(address, Timeouts()) is None

@@ -1,0 +1,63 @@
+"""A service by TLS whose answers are bytes that a test gives, those beneath the TLS too."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+#: Of localhost, until 2119. It guards nothing.
+CERTIFICATE = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgjXaNENUKGsGdb19N
+CArXEG6bIOdmg2g1AycfOGw6I92hRANCAAR9Pb2Okzk8q+hQ8IPk7QXHxBp6nY41
+bNyqc7Kki5kipqP4wjXaqvwNeLflOOa3qh+UEzmAJ/PRUaDrv0dlOFIE
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBZjCCAQ2gAwIBAgIBATAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAlsb2NhbGhv
+c3QwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBQxEjAQBgNVBAMM
+CWxvY2FsaG9zdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABH09vY6TOTyr6FDw
+g+TtBcfEGnqdjjVs3KpzsqSLmSKmo/jCNdqq/A14t+U45reqH5QTOYAn89FRoOu/
+R2U4UgSjTjBMMBoGA1UdEQQTMBGCCWxvY2FsaG9zdIcEfwAAATAPBgNVHRMBAf8E
+BTADAQH/MB0GA1UdDgQWBBRI5iRieB3RGTAj2//a6AhajpFqqDAKBggqhkjOPQQD
+AgNHADBEAiBHCkDAkIgQkvEM+b744JJwG5IgVLy4VQd23O6jlGpHpwIgUekzr+Bm
+/b1WyPb3l68A1HvWUvFoegZHbQJl3QvUWXE=
+-----END CERTIFICATE-----
+"""
+
+
+@contextmanager
+def tls_service(folder: Path, answer: Callable[[ssl.SSLSocket, socket.socket], None]) -> Iterator[str]:
+    """Serve one post with the body {}; yield where to. Whoever trusts `folder / "trust.pem"` may.
+
+    Args:
+        answer: is called with the connection, and with the socket beneath it.
+    """
+    path = folder / "trust.pem"
+    path.write_text(CERTIFICATE)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        plain, _ = listening.accept()
+        with context.wrap_socket(plain, server_side=True) as connection:
+            received = b""
+            while not received.endswith(b"{}"):
+                received += connection.recv(65536)
+            with socket.socket(fileno=os.dup(connection.fileno())) as beneath:
+                answer(connection, beneath)
+                with suppress(OSError):
+                    beneath.recv(1)  # until the other side has closed
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"https://localhost:{listening.getsockname()[1]}/"
+    finally:
+        thread.join(30)
+        listening.close()
