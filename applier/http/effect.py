@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import httpx2
 
@@ -17,6 +18,8 @@ from inturn.applier.http.signature import Signer
 from inturn.applier.outside.effect import Failed, LeaseOver, Timeouts
 from inturn.applier.outside.leases import Lease
 from inturn.applier.verdict import Hold, Requested
+
+_SEPARATOR = re.compile(r"[/\\]")
 
 
 class HttpEffect:
@@ -134,9 +137,13 @@ class HttpEffect:
 
 
 def _climbs(template: str, url: str) -> bool:
-    """Whether what was put in the place of {name} and {key} leads up the path."""
+    """Whether what was put in the place of {name} and {key} leads up the path.
+
+    Many a server decodes %2F, and then goes by what is between: so a part of a key does as a segment does.
+    """
     segments = zip(shown(template).split("/"), shown(url).split("/"), strict=True)
-    return any("{" in before and after in {".", ".."} for before, after in segments)
+    put = [unquote(after) for before, after in segments if "{" in before]
+    return any(part in {".", ".."} for text in put for part in _SEPARATOR.split(text))
 
 
 def _is_garbled(error: httpx2.TransportError) -> bool:

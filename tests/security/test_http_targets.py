@@ -105,6 +105,13 @@ def posted(address: str, name: str, key: str) -> Failed | None:
         ("a/{key}", "n", "."),
         ("a/{name}{key}/b", ".", "."),
         ("a/.{key}/b", "n", "."),
+        # What many a server decodes, and then resolves.
+        ("a/{key}", "n", "../../admin"),
+        ("a/{name}", "x/../../../admin", "k"),
+        ("a/{key}", "n", "x\\..\\..\\admin"),
+        ("a/{key}/b", "n", "x/.."),
+        ("a/{name}{key}", "x/.", "./y"),
+        ("a/{key}", "n", "x/./y"),
     ],
 )
 def test_a_caller_does_not_climb_up_the_path(template: str, name: str, key: str) -> None:
@@ -114,7 +121,9 @@ def test_a_caller_does_not_climb_up_the_path(template: str, name: str, key: str)
     assert failed.outage is False
 
 
-@pytest.mark.parametrize("key", ["../../x", "k?token=1", "k#x", "@evil.example", "{name}", "\\evil", "a b\n"])
+@pytest.mark.parametrize(
+    "key", ["x/y..", "..a/..b", "k?token=1", "k#x", "@evil.example", "{name}", "\\evil", "%2e%2e/x", "a b\n"]
+)
 def test_a_key_stays_one_segment_of_the_path(key: str) -> None:
     failed = posted("http://127.0.0.1:1/a/{key}/b?version=2", "n", key)
     assert failed is not None
