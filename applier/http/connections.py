@@ -7,12 +7,15 @@ import functools
 import ssl
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import httpx2
 
 #: After how long an idle connection is not used again.
 IDLE_SECONDS = 15.0
+#: How often the files of the trust store are looked at.
+TRUST_SECONDS = 5.0
 
 
 class Connection:
@@ -23,8 +26,9 @@ class Connection:
     """
 
     def __init__(self) -> None:
+        self.trust = trust()
         self.transport = httpx2.AsyncHTTPTransport(
-            verify=_tls(), limits=httpx2.Limits(max_connections=1, keepalive_expiry=IDLE_SECONDS)
+            verify=self.trust, limits=httpx2.Limits(max_connections=1, keepalive_expiry=IDLE_SECONDS)
         )
         self.used = False
         self.idle_since = 0.0
@@ -56,8 +60,14 @@ class Connections:
         self._idle: deque[Connection] = deque()
         self._closed = False
 
-    def take(self) -> Connection:
-        return self._idle.pop() if self._idle else Connection()
+    async def take(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            # It may have to connect again, and trusts whom it trusted when it was made.
+            if connection.trust is trust():
+                return connection
+            await connection.close()
+        return Connection()
 
     async def give_back(self, connection: Connection) -> None:
         if self._closed:
@@ -77,7 +87,25 @@ class Connections:
         await self.close_idle(0)
 
 
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """Return the system's trust, read once: that takes milliseconds."""
+def trust() -> ssl.SSLContext:
+    """Return the system's trust: read once, which takes milliseconds, and again when its files change."""
+    return _read_trust(_stamps(int(time.monotonic() // TRUST_SECONDS)))
+
+
+@functools.lru_cache(maxsize=1)
+def _stamps(_look: int) -> tuple[tuple[int, ...], ...]:
+    paths = ssl.get_default_verify_paths()
+    return tuple(_stamp(Path(path)) for path in (paths.cafile, paths.capath) if path)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=1)
+def _read_trust(_stamps: tuple[tuple[int, ...], ...]) -> ssl.SSLContext:
     return ssl.create_default_context()

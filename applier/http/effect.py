@@ -80,7 +80,7 @@ class HttpEffect:
     ) -> Failed | None:
         watch = _Watch(lease)
         request = self._request(url, order, lease, watch)
-        connection = Connection() if fresh else self._connections.take()
+        connection = Connection() if fresh else await self._connections.take()
         kept = connection.used
         reusable = False
         try:

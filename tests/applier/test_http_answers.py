@@ -58,3 +58,22 @@ def test_a_200_counts_though_what_follows_is_no_tls(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "trust.pem"))
     with tls_service(tmp_path, answer) as address:
         assert post(address, Timeouts()) is None
+
+
+def test_a_certificate_that_is_put_into_the_trust_store_is_trusted_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inturn.applier.http.connections.TRUST_SECONDS", 1e-9)
+
+    def say_ok(connection: ssl.SSLSocket, _: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    store = tmp_path / "store.pem"
+    store.write_text("")
+    monkeypatch.setenv("SSL_CERT_FILE", str(store))
+    with tls_service(tmp_path, say_ok) as address:
+        failed = post(address, Timeouts())
+        assert failed is not None
+        assert "certificate verify failed" in failed.error
+        store.write_text((tmp_path / "trust.pem").read_text())
+        assert post(address, Timeouts()) is None

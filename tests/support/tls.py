@@ -32,7 +32,7 @@ AgNHADBEAiBHCkDAkIgQkvEM+b744JJwG5IgVLy4VQd23O6jlGpHpwIgUekzr+Bm
 
 @contextmanager
 def tls_service(folder: Path, answer: Callable[[ssl.SSLSocket, socket.socket], None]) -> Iterator[str]:
-    """Serve one post with the body {}; yield where to. Whoever trusts `folder / "trust.pem"` may.
+    """Serve posts with the body {}, one a connection; yield where to. `folder / "trust.pem"` is its trust.
 
     Args:
         answer: is called with the connection, and with the socket beneath it.
@@ -41,23 +41,26 @@ def tls_service(folder: Path, answer: Callable[[ssl.SSLSocket, socket.socket], N
     path.write_text(CERTIFICATE)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
+    over = threading.Event()
     listening = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
-        plain, _ = listening.accept()
-        with context.wrap_socket(plain, server_side=True) as connection:
-            received = b""
-            while not received.endswith(b"{}"):
-                received += connection.recv(65536)
-            with socket.socket(fileno=os.dup(connection.fileno())) as beneath:
-                answer(connection, beneath)
-                with suppress(OSError):
+        while not over.is_set():
+            plain, _ = listening.accept()
+            with suppress(OSError), plain, context.wrap_socket(plain, server_side=True) as connection:
+                received = b""
+                while not received.endswith(b"{}") and (more := connection.recv(65536)):
+                    received += more
+                with socket.socket(fileno=os.dup(connection.fileno())) as beneath:
+                    answer(connection, beneath)
                     beneath.recv(1)  # until the other side has closed
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield f"https://localhost:{listening.getsockname()[1]}/"
+        yield f"https://127.0.0.1:{listening.getsockname()[1]}/"
     finally:
+        over.set()
+        socket.create_connection(listening.getsockname()).close()
         thread.join(30)
         listening.close()
