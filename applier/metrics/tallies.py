@@ -106,6 +106,15 @@ class Tallies:
         """Learn the database's time, as of now."""
         self._ahead = now.timestamp() - time.time()
 
+    def begin(self, topics: Iterable[str]) -> None:
+        """Have the counters of work outside the database at 0: Prometheus sees no rise to a first value."""
+        with self._lock:
+            for topic in topics:
+                for family in (CLAIMS, TURNS, LOST_LEASES):
+                    self._count(Place(family, topic), 0)
+                for outcome in ("applied", "failed", "skipped"):
+                    self._count(Place(COMMANDS, topic, outcome), 0)
+
     def count_batch(self, topic: str, batch: Batch) -> None:
         """Count what a transaction of turns did; of one that has to be done again, only that it claimed."""
         with self._lock:

@@ -76,6 +76,7 @@ class Work:
         at_work: the effect is under way, so that a cancel of the task ends it.
         was_cut: a cancel is ours. One that is not comes from the handler, and is its failure.
         cut_at: when it was cancelled last, by time.monotonic().
+        fenced: the lease was found to be gone, which is counted when the turn ends.
     """
 
     lease: Lease

@@ -95,6 +95,7 @@ class OutsideRounds:
             if self._lanes.are_stale:
                 await self._lanes.take_up()
                 self._bell.serve(lane.topic for lane in self._lanes)
+                self._tallies.begin(lane.topic for lane in self._lanes)
             found = await self._claim_round()
             if self._heard:
                 self._bell.looked(found=found)

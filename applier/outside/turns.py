@@ -76,6 +76,8 @@ class OutsideTurns:
             lane.in_flight.discard(work)
             self._totals.keys += 1
             self._tallies.count(TURNS, lane.topic)
+            if work.fenced:
+                self._tallies.count(LOST_LEASES, lane.topic)
             self._bell.nudge()
 
     async def _apply(self, lane: Lane, work: Work) -> None:
@@ -93,9 +95,9 @@ class OutsideTurns:
                 break
             except Cut:
                 # Repeated or not, it is next: another applier may have it at once.
-                if effect.stops_when_cut(order):
-                    break
-                return
+                if _goes_on(effect, order, work):
+                    return
+                break
             if failed is not None:
                 await self._fail(lane, work, order, failed)
                 return
@@ -133,10 +135,8 @@ class OutsideTurns:
 
     async def _record(self, work: Work, seq: int | None = None, *, release: bool = False) -> LeaseOutcome:
         kept = await self._recorder.record(LeaseStep(work.lease, seq, release))
-        if kept == "fenced" and not work.fenced:
-            work.fenced = True
-            self._tallies.count(LOST_LEASES, work.lease.topic)
-            log.warning("fenced off: the lease is gone, work on the key stops", extra=place(work.lease))
+        if kept == "fenced":
+            _lose(work)
         return kept
 
     def _must_stop(self, lane: Lane, work: Work) -> bool:
@@ -182,6 +182,7 @@ class OutsideTurns:
         except psycopg.DatabaseError as error:
             if error.sqlstate != Fenced.sqlstate:
                 raise
+            _lose(work)
             return
         if not failed.asked.skip:
             self._totals.failures += 1
@@ -189,3 +190,19 @@ class OutsideTurns:
         self._totals.skipped += skipped
         self._tallies.count(COMMANDS, lane.topic, "skipped", skipped)
         log_failure(order, failed.error, failed.asked, outcome)
+
+
+def _goes_on(effect: Effect, order: ClaimedCommand, work: Work) -> bool:
+    """Whether a command that was cut off is still at work: then its lease has to run out, if it has not."""
+    if effect.stops_when_cut(order):
+        return False
+    if not work.lease.alive():
+        _lose(work)
+    return True
+
+
+def _lose(work: Work) -> None:
+    """Note that a lease is gone, and say so, once."""
+    if not work.fenced:
+        work.fenced = True
+        log.warning("fenced off: the lease is gone, work on the key stops", extra=place(work.lease))
