@@ -12,6 +12,8 @@ from inturn.applier.metrics.families import BY_NAME, FAMILIES, Family, family_of
 from inturn.applier.metrics.reading import Reading
 from inturn.applier.metrics.tallies import BOUNDS, Place, Snapshot, Span
 
+OPENMETRICS, OLDER = "application/openmetrics-text", ""
+
 
 class _Found(Collector):
     """What a registry would collect."""
@@ -23,26 +25,34 @@ class _Found(Collector):
         return self._families
 
 
-def expose(reading: Reading, counted: Snapshot | None, accept: str) -> tuple[bytes, str]:
+def form_of(accept: str) -> str:
+    """Return which of two forms is served to the header Accept: OPENMETRICS, or Prometheus's older one."""
+    try:
+        _, content_type = exposition.choose_encoder(accept)
+    except (TypeError, ValueError):  # at a version that is no number
+        return OLDER
+    return OPENMETRICS if content_type.startswith(OPENMETRICS) else OLDER
+
+
+def expose(reading: Reading, counted: Snapshot | None, form: str) -> tuple[bytes, str]:
     """Return the text of a scrape, and its content type.
 
     Args:
         counted: by appliers of this process and those that it has started; None: there are none.
-        accept: the formats that are wanted, as the header of that name has them. Without a wish for
-            OpenMetrics it is Prometheus's older format.
+        form: as form_of gives it.
     """
-    encode, content_type = exposition.choose_encoder(accept)
+    encode, content_type = exposition.choose_encoder(form)
     return encode(_Found(families(reading, counted))), content_type
 
 
 def openmetrics(reading: Reading) -> str:
     """Return what the database said as OpenMetrics."""
-    return expose(reading, None, "application/openmetrics-text")[0].decode()
+    return expose(reading, None, OPENMETRICS)[0].decode()
 
 
 def plain(reading: Reading) -> str:
     """Return the same in Prometheus's older text format, for node_exporter's textfile collector."""
-    return expose(reading, None, "")[0].decode()
+    return expose(reading, None, OLDER)[0].decode()
 
 
 def families(reading: Reading, counted: Snapshot | None) -> Iterator[Metric]:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeAlias
 
 log = logging.getLogger("inturn.applier")
 
@@ -20,21 +20,26 @@ CLIENT_SECONDS = 20.0
 FRESH_SECONDS = 1.0
 
 
+#: Gives the text of a scrape and its content type, for a header Accept.
+Said: TypeAlias = Callable[[str], tuple[bytes, str]]
+
+
 class MetricsServer:
     """Of one process. Serves GET /metrics.
 
     Args:
         host, port: where it listens; port 0: any that is free.
-        render: makes the text of a scrape and its content type, from the header Accept.
+        read: finds out what is to be said, and returns what gives the text of a scrape and its content type
+            for a header Accept.
 
     Raises:
         OSError: it cannot listen there.
     """
 
-    def __init__(self, host: str, port: int, render: Callable[[str], tuple[bytes, str]]) -> None:
-        self._render = render
+    def __init__(self, host: str, port: int, read: Callable[[], Said]) -> None:
+        self._read = read
         self._lock = threading.Lock()
-        self._kept: dict[str, tuple[float, tuple[bytes, str]]] = {}
+        self._kept: tuple[float, Said] | None = None
         self._server = _Server(_family(host), (host, port), self._answer)
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="inturn-metrics", daemon=True, args=(0.1,)
@@ -55,11 +60,10 @@ class MetricsServer:
 
     def _answer(self, accept: str) -> tuple[bytes, str]:
         with self._lock:  # one scrape at a time asks the database
-            at, answer = self._kept.get(accept, (0.0, (b"", "")))
-            if not at or time.monotonic() - at > FRESH_SECONDS:
-                answer = self._render(accept)
-                self._kept = {accept: (time.monotonic(), answer)}
-            return answer
+            if self._kept is None or time.monotonic() - self._kept[0] > FRESH_SECONDS:
+                said = self._read()
+                self._kept = time.monotonic(), said
+            return self._kept[1](accept)
 
 
 def _family(host: str) -> socket.AddressFamily:
@@ -79,7 +83,7 @@ class _Server(ThreadingHTTPServer):
         self,
         family: socket.AddressFamily,
         address: tuple[str, int],
-        answer: Callable[[str], tuple[bytes, str]],
+        answer: Said,
     ) -> None:
         self.address_family = family
         self.answer = answer
@@ -136,7 +140,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.partition("?")[0] != "/metrics":
             self.send_error(404, "Metrics are at /metrics")
             return
-        body, content_type = self.server.answer(self.headers.get("Accept", ""))
+        try:
+            body, content_type = self.server.answer(self.headers.get("Accept", ""))
+        except Exception:
+            log.exception("metrics cannot be served")
+            self.send_error(500, "Metrics cannot be served; the log says why")
+            return
         self.send_response(200)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))

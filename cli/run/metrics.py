@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import click
-import psycopg
 
-from inturn.applier.metrics.reading import parts, read_what_can_be
-from inturn.applier.metrics.server import MetricsServer
+from inturn.applier.metrics.reading import Reader, parts
+from inturn.applier.metrics.server import MetricsServer, Said
 from inturn.applier.metrics.tallies import Snapshot
 from inturn.cli.errors import Failure
 from inturn.cli.look.metrics import MISSING, MISSING_HINT
@@ -58,21 +58,9 @@ def serving(port: Port | None, dsn: str, schema: str, counted: Callable[[], Snap
     if port is None:
         yield
         return
+    read = _reading(dsn, schema, counted)
     try:
-        from inturn.applier.metrics import exposition
-    except ImportError as error:
-        raise Failure(MISSING, hint=MISSING_HINT) from error
-    wanted = parts(schema)
-
-    def connected() -> psycopg.Connection[Any]:
-        # Prepares nothing: it makes each statement once.
-        return connect(dsn, prepare_threshold=None, application_name="inturn metrics")
-
-    def render(accept: str) -> tuple[bytes, str]:
-        return exposition.expose(read_what_can_be(connected, wanted), counted(), accept)
-
-    try:
-        server = MetricsServer(port.host, port.number, render)
+        server = MetricsServer(port.host, port.number, read)
     except OSError as error:
         raise Failure(
             f"cannot serve metrics at {port.host}, port {port.number}: {error.strerror or error}",
@@ -85,3 +73,20 @@ def serving(port: Port | None, dsn: str, schema: str, counted: Callable[[], Snap
         yield
     finally:
         server.close()
+
+
+def _reading(dsn: str, schema: str, counted: Callable[[], Snapshot]) -> Callable[[], Said]:
+    try:
+        from inturn.applier.metrics import exposition
+    except ImportError as error:
+        raise Failure(MISSING, hint=MISSING_HINT) from error
+    # Prepares nothing: it makes each statement once.
+    connected = functools.partial(connect, dsn, prepare_threshold=None, application_name="inturn metrics")
+    reader = Reader(connected, parts(schema))
+
+    def read() -> Said:
+        reading, tallied = reader.read(), counted()
+        shown = functools.cache(functools.partial(exposition.expose, reading, tallied))
+        return lambda accept: shown(exposition.form_of(accept))
+
+    return read
