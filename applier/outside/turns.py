@@ -13,7 +13,7 @@ import psycopg
 
 from inturn.applier.calls.lease import LeaseOutcome
 from inturn.applier.command import ClaimedCommand
-from inturn.applier.failure import log_failure
+from inturn.applier.failure import describe, log_failure
 from inturn.applier.inside.batch import Handled
 from inturn.applier.metrics.tallies import COMMANDS, LOST_LEASES, TURNS, Tallies
 from inturn.applier.outside.effect import Effect, Failed, LeaseOver
@@ -149,9 +149,11 @@ class OutsideTurns:
         try:
             async with asyncio.timeout(timeout) as limit:
                 return await effect.apply(order, work.lease)
-        except TimeoutError:
-            if timeout is None or not limit.expired():
-                raise
+        except LeaseOver:
+            raise
+        except Exception as error:  # noqa: BLE001 - nobody reads what a turn's task ends with
+            if not limit.expired():
+                return Failed(describe(error))
             if not effect.stops_when_cut(order):
                 self._give_up(order)
             text = f"the command took longer than the topic's timeout of {timeout:g} s"

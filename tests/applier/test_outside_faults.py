@@ -197,3 +197,24 @@ def test_a_command_that_takes_too_long_fails_though_its_topic_has_no_timeout_by_
 
     failed = asyncio.run(run()).args[0].keywords
     assert "took longer than the topic's timeout of 0.01 s" in failed["error"]
+
+
+def test_whatever_an_effect_raises_fails_its_command() -> None:
+    """Nobody reads what a turn's task ends with: the key would stay leased, time and again."""
+
+    async def run() -> Any:
+        order = ClaimedCommand(TOPIC, "a", 1, "x", "{}", datetime.now(UTC), 1, 1)
+        lease = Lease(TOPIC, "a", 1, 3600.0, time.monotonic() + 3600, 0.0, [order])
+        # Of a port that no machine has, asyncio makes an OverflowError, in a group; no topic has one.
+        effect, link = HttpEffect("http://127.0.0.1:99999/", None, Timeouts()), Mock()
+        link.run = AsyncMock(return_value=("retrying", 0))
+        turns = OutsideTurns(
+            Mock(), link, Mock(), stop=Stop(), bell=LoopBell(), totals=Totals(), tallies=Tallies(),
+            give_up=Mock(),
+        )  # fmt: skip
+        work = Work(lease, probe=False)
+        await turns.take(Lane(TOPIC, 1, None, effect, Breaker(TOPIC)), work)
+        return link.run.await_args
+
+    failed = asyncio.run(run()).args[0].keywords
+    assert "OverflowError: connect(): port must be 0-65535" in failed["error"]

@@ -41,6 +41,10 @@ OTHER = "whsec_" + base64.b64encode(b"another secret of some by").decode()
         "https:///path",
         "https://:80/",
         "https://b.internal:99x/",
+        # The library of C makes 34463 of it: somebody else may listen there.
+        "https://b.internal:99999/",
+        "http://127.0.0.1:65536",
+        "https://[::1]:0/x",
         "https://b%2einternal/",
         "https://user@b.internal/",
         "https://user:s3cret@b.internal/",
@@ -73,6 +77,7 @@ def test_an_address_with_a_secret_or_a_hole_outside_its_path_is_refused(
     [
         "https://b.internal",
         "https://b.internal:8443/{name}/{key}",
+        "https://b.internal:65535?version=2",
         "http://[::1]:80/a/{key}.json",
         "https://b.internal/x?version=2&country=de",
         "http://127.0.0.1/x-{name}",
