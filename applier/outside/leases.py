@@ -30,7 +30,8 @@ class Lease:
 
     Attributes:
         ends_at, renew_at: by time.monotonic().
-        epoch_at_zero: what the database's clock said, in Unix seconds, when time.monotonic() was 0.
+        epoch_at_zero: what the database's clock said, in Unix seconds, when time.monotonic() was 0; a little
+            less, by how long the answer to the claim was under way.
         size: how long the payloads of its orders are, all together.
     """
 
@@ -92,12 +93,13 @@ class Leases:
             async with connection.transaction():
                 await calls.session.limit(seconds).on_async(connection)
                 rows = await call.on_async(connection)
+        received_at = time.monotonic()
         leases: dict[str, Lease] = {}
         for key, epoch, attempt, left, now, seq, name, payload, created_at in rows:
             lease = leases.get(key)
             if lease is None:
                 # From before the claim was sent: the lease ends here no later than there.
-                lease = leases[key] = Lease(topic, key, epoch, left, asked_at + left, now - asked_at)
+                lease = leases[key] = Lease(topic, key, epoch, left, asked_at + left, now - received_at)
             lease.orders.append(ClaimedCommand(topic, key, seq, name, payload, created_at, attempt, epoch))
             lease.size += len(payload)
         return list(leases.values())
