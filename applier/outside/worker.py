@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,11 +15,11 @@ from inturn.applier.breaker import Breaker
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.inside.hand import MOST_ABANDONED, TooManyAbandoned
 from inturn.applier.metrics.tallies import Tallies
-from inturn.applier.outside.effect import in_thread
 from inturn.applier.outside.keeper import keep_leases
-from inturn.applier.outside.lanes import Lanes, OutsideTarget
+from inturn.applier.outside.lanes import CLEAN_UP_SECONDS, Lanes, OutsideTarget
 from inturn.applier.outside.leases import Leases
 from inturn.applier.outside.link import SharedConnection
+from inturn.applier.outside.loop import WorkLoop
 from inturn.applier.outside.recorder import Recorder
 from inturn.applier.outside.rounds import CHECK_STOP_SECONDS, OutsideRounds
 from inturn.applier.outside.turns import OutsideTurns
@@ -81,7 +80,7 @@ class OutsideWorker:
 
     def run(self) -> None:
         """Apply until stopped, or with drain until nothing is ready. Never raises: see `error`."""
-        loop = _Loop()
+        loop = WorkLoop()
         self._loop = loop
         try:
             loop.run_until_complete(self._main())
@@ -96,6 +95,7 @@ class OutsideWorker:
                     log.exception("worker failed")
         finally:
             self._loop = None
+            loop.run_until_complete(_end_tasks())
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
 
@@ -223,8 +223,10 @@ def _raise_ended(helpers: list[asyncio.Task[None]]) -> None:
             task.result()
 
 
-class _Loop(asyncio.SelectorEventLoop):
-    """Resolves names in threads of their own: a dead name server does not stop other topics."""
-
-    async def getaddrinfo(self, host: Any, port: Any, **hints: int) -> Any:
-        return await in_thread(functools.partial(socket.getaddrinfo, host, port, **hints))
+async def _end_tasks() -> None:
+    """Cancel what handlers have left on the loop, as a pool of connections; let it clean up for a while."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=CLEAN_UP_SECONDS)

@@ -23,9 +23,10 @@ from inturn.applier.outside.effect import Effect, HandlerEffect, Timeouts
 from inturn.applier.outside.keeper import keep_leases
 from inturn.applier.outside.lanes import Lane, OutsideTarget, Work
 from inturn.applier.outside.leases import Lease, LeaseStep
+from inturn.applier.outside.loop import WorkLoop
 from inturn.applier.outside.recorder import Recorder
 from inturn.applier.outside.turns import OutsideTurns
-from inturn.applier.outside.worker import OutsideWorker, _Loop
+from inturn.applier.outside.worker import OutsideWorker
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import LoopBell, Stop
 
@@ -106,7 +107,7 @@ def test_where_no_thread_can_be_started_a_command_fails_as_in_an_outage(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with asyncio.Runner(loop_factory=_Loop) as runner:
+    with asyncio.Runner(loop_factory=WorkLoop) as runner:
         failed = runner.run(effect.apply(order, lease))
     assert failed is not None
     assert failed.outage
