@@ -38,9 +38,9 @@ def test_every_query_names_metrics_and_labels_that_there_are() -> None:
         assert named - ALL.keys() == set(), where
         for name, matchers in _LABELS.findall(query):
             labels = set(re.findall(r"(\w+)=", matchers))
-            assert labels <= {*ALL[name].labels, "le"}, where
+            assert labels <= {*ALL[name].labels, "le", "job"}, where
         for labels in re.findall(r"(?:by|on) \(([^)]*)\)", query):
-            there = {label for name in named for label in ALL[name].labels} | {"le"}
+            there = {label for name in named for label in ALL[name].labels} | {"le", "job"}
             assert set(re.split(r", *", labels)) <= there, where
 
 
@@ -55,6 +55,18 @@ def test_queries_of_the_database_take_one_of_many_instances() -> None:
                 ), (where, name)
             elif ALL[name].by == "process":
                 assert "sum" in query, where
+
+
+def test_no_query_mixes_two_databases() -> None:
+    """Each has a job of its own: what one has must not hide what the other lacks."""
+    panels = {f"{panel['title']} " for panel in json.loads(DASHBOARD.read_text())["panels"]}
+    for where, query in expressions().items():
+        if any(where.startswith(panel) for panel in panels):
+            assert query.count('{job="$job"') == len(_METRIC.findall(query)), where
+        elif "absent" not in query:
+            grouped = re.findall(r"\b(?:by|on) \((\w+)", query)
+            assert grouped, where
+            assert set(grouped) == {"job"}, where
 
 
 def test_the_dashboard_shows_every_metric_but_of_single_keys() -> None:

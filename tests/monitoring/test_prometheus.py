@@ -134,7 +134,7 @@ def test_a_real_prometheus_scrapes_a_fleet_and_its_alerts_fire_and_clear(
         clears(port, "InturnTargetDown", "alone")
         # Every query of the rules and of the dashboard can be evaluated.
         for where, query in expressions().items():
-            asked = query.replace("$__rate_interval", "1m").replace("$topic", ".*")
+            asked = query.replace("$__rate_interval", "1m").replace("$topic", ".*").replace("$job", "inturn")
             quoted = urllib.request.quote(asked)  # type: ignore[attr-defined]
             assert ask(port, f"query?query={quoted}") is not None, where
         applied = urllib.request.quote(  # type: ignore[attr-defined]

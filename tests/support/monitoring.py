@@ -49,8 +49,9 @@ class Scene(NamedTuple):
     clear: int
 
 
-def _of(topic: str, **values: str) -> dict[str, str]:
-    return {f'inturn_{name}{{topic="{topic}", instance="a"}}': value for name, value in values.items()}
+def _of(topic: str, job: str = "", **values: str) -> dict[str, str]:
+    labels = f'topic="{topic}", job="{job}", instance="a"'
+    return {f"inturn_{name}{{{labels}}}": value for name, value in values.items()}
 
 
 SCENES: dict[str, list[Scene]] = {
@@ -69,6 +70,19 @@ SCENES: dict[str, list[Scene]] = {
         Scene(
             _of("hot", arrived_commands="0 5x10 0x20", appliers="0x31", topic_paused="0x31"),
             {"topic": "hot"},
+            2,
+            5,
+            14,
+        ),
+        # Of two databases whose topics have the same name, the one says nothing of the other.
+        Scene(
+            {
+                **_of("t", "here", oldest_ready_age_seconds="0x31", appliers="2x31", topic_paused="1x31"),
+                **_of(
+                    "t", "b", oldest_ready_age_seconds="0 120x10 0x20", appliers="0x31", topic_paused="0x31"
+                ),
+            },
+            {"topic": "t", "job": "b"},
             2,
             5,
             14,
