@@ -40,9 +40,16 @@ def metrics_options(command: _F) -> _F:
         default="127.0.0.1",
         show_default=True,
         metavar="ADDRESS",
+        callback=_refuse_empty,
         help="Listen at this address; anybody who reaches it may read them. All: 0.0.0.0 or ::.",
     )
     return port(host(command))
+
+
+def _refuse_empty(_context: click.Context, _option: click.Parameter, address: str) -> str:
+    if not address.strip():
+        raise click.BadParameter("it is empty, which would be all addresses; write 0.0.0.0 or :: for those")
+    return address
 
 
 @contextmanager

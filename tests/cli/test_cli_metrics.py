@@ -186,6 +186,23 @@ def test_it_listens_on_the_loopback_alone_unless_told(shop: Database) -> None:
                 socket.create_connection((misses, port))
 
 
+def test_an_address_that_was_left_empty_is_refused(shop: Database) -> None:
+    """Sockets take it for all addresses."""
+    code, _, err = run_inturn(
+        shop.dsn,
+        "apply",
+        "--app",
+        "support.shop:applier",
+        "--drain",
+        "--metrics-port",
+        "0",
+        "--metrics-host",
+        "",
+    )
+    assert code == 2
+    assert "0.0.0.0" in err
+
+
 def test_a_port_that_is_taken_is_said_before_anything_is_applied(shop: Database) -> None:
     append(shop, "a", "insert")
     with socket.create_server(("127.0.0.1", 0)) as taken:
