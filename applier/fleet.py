@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ import psycopg
 from inturn.applier import calls
 from inturn.applier.handlers import Applier
 from inturn.applier.inside.hand import MOST_ABANDONED, Hand, TooManyAbandoned
+from inturn.applier.inside.visits import careful_at_first
 from inturn.applier.inside.watchdog import Watchdog
 from inturn.applier.inside.worker import Worker
 from inturn.applier.metrics.tallies import Tallies
@@ -140,7 +141,7 @@ class Fleet:
             _report_nothing_to_serve(drain=self._drain)
         self._started_at = time.monotonic()
         for number in range(self._count):
-            self._add_worker(number + 1)
+            self._add_worker(number + 1, self._chooser.careful_keys)
         watchdog = Watchdog(
             self._connections.connect, self._crew.watched, self._replace, schema=self._schema, stop=self.stop
         )
@@ -207,7 +208,7 @@ class Fleet:
         with self._connections.connect() as connection:
             return calls.appliers.pending_commands(self._schema, self.topics).on(connection)
 
-    def _add_worker(self, number: int, *, careful: bool = True) -> None:
+    def _add_worker(self, number: int, careful: Callable[[str], int]) -> None:
         hand = Hand()
         worker = Worker(
             self._connections.connect,
@@ -234,7 +235,7 @@ class Fleet:
             self.request_stop()
         elif not self.stop.requested:
             try:
-                self._add_worker(len(self._crew.workers) + 2, careful=careful)
+                self._add_worker(len(self._crew.workers) + 2, careful_at_first if careful else lambda _: 0)
             except RuntimeError as error:  # there is no thread for it: a new process may get one
                 self._error = error
                 self.request_stop()

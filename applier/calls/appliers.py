@@ -89,6 +89,20 @@ def announce_applier(
     )
 
 
+def careful_keys(schema: str, topics: Sequence[str], applier_id: str, most: int) -> Call[list[int]]:
+    """Return the call that says how many keys of each of the topics are taken alone at first.
+
+    In its transaction the applier has to be announced.
+
+    most: so many, where another applier may have died of one of them.
+    """
+    return Call(
+        statement("SELECT {schema}._careful_keys(%s, %s, %s)", schema),
+        (list(topics), applier_id, most),
+        value,
+    )
+
+
 def end_applier(schema: str, applier_id: str) -> Call[None]:
     """Return the call that notes that an applier has ended as it should."""
     return Call(statement("SELECT {schema}._end_applier(%s)", schema), (applier_id,), nothing)

@@ -1,7 +1,8 @@
 """A turn that is taken alone: its key is claimed by a short lease first, so that it is charged.
 
-Workers take keys so after a start, after a connection that was lost with several keys in hand, and after a
-failure of which nobody can tell which command it was; suspects always. See the SQL functions _claim_alone,
+Workers take keys so when they start where another applier may have died of one, after a connection that was
+lost with several keys in hand, and after a failure of which nobody can tell which command it was; suspects
+always. See the SQL functions _claim_alone,
 _end_alone and _lose_alone.
 """
 

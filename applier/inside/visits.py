@@ -25,11 +25,16 @@ from inturn.applier.stop import Bell, Stop
 from inturn.schema.errors import OwnerChanged, SchemaMismatch, TargetRefused
 from inturn.schema.version import check_after
 
-#: How many keys of a topic a worker takes alone after its start, and after a connection was lost with several
-#: keys in hand.
+#: How many keys of a topic a worker takes alone after its start, where an applier before it may have died of
+#: one of them, and after a connection was lost with several keys in hand.
 CAREFUL_KEYS = 20
 #: Whether it does so after its start: tests of later behaviour turn that off.
 STARTS_CAREFULLY = True
+
+
+def careful_at_first(_topic: str = "") -> int:
+    """Return how many keys of a topic a worker takes alone after its start, where there is reason to."""
+    return CAREFUL_KEYS if STARTS_CAREFULLY else 0
 
 
 class Visit(NamedTuple):
@@ -52,7 +57,7 @@ class Visits:
         totals: Totals,
         tallies: Tallies,
         found: Callable[[], None],
-        careful: bool,
+        careful: Callable[[str], int],
     ) -> None:
         """Make them.
 
@@ -60,7 +65,7 @@ class Visits:
             max_keys: the most keys that share a transaction.
             totals, tallies: what was done is added to them.
             found: called when keys were claimed.
-            careful: take the first keys of every topic alone.
+            careful: says how many of the first keys of a topic are taken alone.
         """
         # What a key of a topic takes, by the quickest of the last batches.
         self._seconds_per_key: dict[str, float] = {}
@@ -74,7 +79,7 @@ class Visits:
         # Of each topic, how many keys are still to be taken alone; of one that is not here: as at first.
         # A key that cost an applier its connection is among the first ready ones.
         self._careful: dict[str, int] = {}
-        self._careful_at_first = CAREFUL_KEYS if careful and STARTS_CAREFULLY else 0
+        self._careful_at_first = careful
         # That of the topic that is probed just now.
         self._probed: Breaker | None = None
         #: Topics with ready keys that the last pass left, because their breaker is open.
@@ -82,12 +87,16 @@ class Visits:
 
     def is_careful(self, topic: str) -> bool:
         """Return whether the next key of a topic is taken alone."""
-        return self._careful.get(topic, self._careful_at_first) > 0
+        return self._careful_keys(topic) > 0
+
+    def _careful_keys(self, topic: str) -> int:
+        found = self._careful.get(topic)
+        return self._careful_at_first(topic) if found is None else found
 
     def be_careful(self) -> None:
         """Take the next keys of every topic alone: one of them may have cost the connection."""
         self._careful.clear()
-        self._careful_at_first = CAREFUL_KEYS
+        self._careful_at_first = lambda _: CAREFUL_KEYS
 
     def visit(self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str) -> Visit:
         """Apply batches of a topic, from the keys on that became ready at `hand`.
@@ -184,7 +193,7 @@ class Visits:
             if not is_transient(error):
                 raise
             return Batch(keys=1, redo=True, lost=True)
-        careful = self._careful.get(target.topic, self._careful_at_first)
+        careful = self._careful_keys(target.topic)
         if batch.keys and careful > 0:
             self._careful[target.topic] = careful - 1
         return batch

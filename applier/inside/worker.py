@@ -19,7 +19,7 @@ from inturn.applier.inside.passes import Passes
 from inturn.applier.inside.rounds import Rounds
 from inturn.applier.inside.session import SessionChanged, session_of
 from inturn.applier.inside.sleep import Sleep
-from inturn.applier.inside.visits import Visits
+from inturn.applier.inside.visits import Visits, careful_at_first
 from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.process.half_open import hang_up
 from inturn.applier.process.recovery import Recovery
@@ -44,7 +44,7 @@ class Worker:
         max_keys: the most keys that share a transaction.
         drain: stop when nothing is ready, rather than wait for more.
         prune: when nothing is ready, remove what topics need not keep any more.
-        careful: take the first keys of every topic alone.
+        careful: says how many of the first keys of a topic are taken alone.
         hand: what its targets hold their commands in.
         stop, bell, recovery, tallies: shared with the other workers of the process.
     """
@@ -64,7 +64,7 @@ class Worker:
         recovery: Recovery | None = None,
         tallies: Tallies | None = None,
         prune: bool = False,
-        careful: bool = True,
+        careful: Callable[[str], int] = careful_at_first,
     ) -> None:
         self._connect, self._choose = connect, choose
         self._schema, self._applier_id = schema, applier_id

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import psycopg
@@ -15,6 +16,7 @@ from inturn.applier.breaker import Breaker, reports
 from inturn.applier.handlers import Applier
 from inturn.applier.inside.batch import Target
 from inturn.applier.inside.hand import Hand
+from inturn.applier.inside.visits import careful_at_first
 from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.outside.effect import Timeouts
 from inturn.applier.outside.lanes import OutsideTarget
@@ -66,6 +68,8 @@ class Chooser:
         self._breakers: dict[str, Breaker] = {}
         self._refused: set[str] = set()
         self._posted: frozenset[str] = frozenset()
+        self._careful: dict[str, int] = {}
+        self._careful_later = 0
 
     def inside(
         self,
@@ -75,7 +79,10 @@ class Chooser:
         hand: Hand | None = None,
         strict: bool = False,
     ) -> list[Target]:
-        """Choose the topics to be served in the database's transactions; see _agreed."""
+        """Choose the topics to be served in the database's transactions; see _agreed.
+
+        strict: at the start; raises TargetRefused as `served` does.
+        """
 
         def choose() -> list[Target]:
             rows = self.served(connection, strict=strict)
@@ -84,14 +91,23 @@ class Chooser:
             targets = [kind_of(row).inside(row, self._parts(row.topic, applier_id, hand)) for row in rows]
             return [target for target in targets if target is not None]
 
-        return self._agreed(connection, applier_id, choose)
+        return self._agreed(connection, applier_id, choose, first=strict)
 
     def outside(self, connection: psycopg.Connection[Any], applier_id: str) -> list[OutsideTarget]:
         """Choose the topics to be served outside of them; see _agreed."""
         return self._agreed(connection, applier_id, lambda: self.outside_targets(self.served(connection)))
 
+    def careful_keys(self, topic: str) -> int:
+        """Return how many keys of a topic each worker takes alone at first; what was asked at the start."""
+        return self._careful.get(topic, self._careful_later)
+
     def _agreed(
-        self, connection: psycopg.Connection[Any], applier_id: str, choose: Callable[[], list[_T]]
+        self,
+        connection: psycopg.Connection[Any],
+        applier_id: str,
+        choose: Callable[[], list[_T]],
+        *,
+        first: bool = False,
     ) -> list[_T]:
         """Choose topics, announce the applier that serves them, and check the schema.
 
@@ -100,13 +116,24 @@ class Chooser:
         """
         try:
             targets = choose()
-            self._announce(connection, applier_id, [target.topic for target in targets])
+            topics = [target.topic for target in targets]
+            # Together: who dies before it has announced itself has to leave the deaths before it unnoted.
+            with connection.transaction() if first else nullcontext():
+                if first:
+                    self._ask_for_care(connection, applier_id, topics)
+                self._announce(connection, applier_id, topics)
         except (InturnError, psycopg.ProgrammingError):
             # A part that another revision lacks: that is the reason, and better said.
             check_version(connection, self._schema)
             raise
         check_version(connection, self._schema)
         return targets
+
+    def _ask_for_care(self, connection: psycopg.Connection[Any], applier_id: str, topics: list[str]) -> None:
+        """Ask which topics' first keys are taken alone; before anything of this process is announced."""
+        self._careful_later = most = careful_at_first()
+        call = calls.appliers.careful_keys(self._schema, topics, applier_id, most)
+        self._careful = dict(zip(topics, call.on(connection), strict=True))
 
     def _announce(self, connection: psycopg.Connection[Any], applier_id: str, topics: list[str]) -> None:
         down = reports({**self._breakers, **self._others_breakers()}, topics, connection.info)

@@ -82,7 +82,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._turn_commands(text, text[], bigint[], bigint[], integer),
     inturn._sql_topic(text),
     inturn._sql_topics(text[]),
-    inturn._careful_keys(text[], text),
+    inturn._careful_keys(text[], text, integer),
     inturn._end_applier(text),
     inturn._leave_at(text[]),
     inturn._target_function(text, text),

@@ -132,7 +132,7 @@ def test_a_worker_takes_what_it_left_before_anything_else(
 def _visits(target: PythonTarget) -> Visits:
     return Visits(
         max_keys=50,
-        careful=False,
+        careful=lambda _: 0,
         stop=target.stop,
         bell=Bell(1),
         sleep=SimpleNamespace(),  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 -- claimed now.
 -- Internal to the appliers.
 --
--- Appliers take suspects this way, and any key while they are careful: after a start (see _careful_keys for CALL),
+-- Appliers take suspects this way, and any key while they are careful: after a death (see _careful_keys),
 -- after a connection that was lost with several keys in hand, and after a failure with an unknown cause. Once this is
 -- committed, the next claim finds out what became of the process (see _lose_lease). The turn locks the ticket, so that
 -- it may last longer than the lease.

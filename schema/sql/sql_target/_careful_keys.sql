@@ -1,19 +1,19 @@
--- Returns how many keys of each topic a call of apply takes alone at first: 20, or what the session's
--- inturn.careful_keys says, where an applier may have ended because of one of them; otherwise 0. Internal to apply.
+-- Returns how many keys of each topic an applier takes alone at first: `most` where another applier may have ended
+-- because of one of them; otherwise 0. Internal to appliers.
 --
 -- So it is where one that served the topic is gone and has not said its end (see _end_applier), unless it has left a
--- lease: that is of the key that it took alone. This notes each such end for the topics of the call, so that the next
--- call of them is not careful for it again, and one of its other topics is.
+-- lease: that is of the key that it took alone. This notes each such end for the topics that are asked for, so that
+-- the next applier of them is not careful for it again, and one of its other topics is. Whoever asks announces itself
+-- in the same transaction: if it dies, too, the next one is careful again.
 -- So it is too where no applier of the topic is known: after a crash of the server none is.
--- applier: the caller; what this session has called before is gone.
+-- applier: who asks; what was announced by that name before is gone.
 -- Locks: the rows of those that are gone, skipping locked ones.
-CREATE FUNCTION inturn._careful_keys(topics text[], applier text) RETURNS integer[]
+CREATE FUNCTION inturn._careful_keys(topics text[], applier text, most integer) RETURNS integer[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    most constant integer := coalesce(nullif(current_setting('inturn.careful_keys', true), '')::integer, 20);
     known constant text[] := (SELECT coalesce(array_agg(DISTINCT t.name), '{}') FROM inturn.applier a, unnest(a.topics) t (name));
     suspected text[];
 BEGIN
@@ -41,4 +41,4 @@ BEGIN
                  FROM unnest(topics) WITH ORDINALITY t (name, place) ORDER BY t.place);
 END
 $$;
-COMMENT ON FUNCTION inturn._careful_keys IS 'Internal to apply: how many keys of each topic are taken alone at first.';
+COMMENT ON FUNCTION inturn._careful_keys IS 'Internal to appliers: how many keys of each topic are taken alone at first.';

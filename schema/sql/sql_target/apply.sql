@@ -12,8 +12,8 @@ AS $$
 -- max_keys: the most keys that share a transaction; keep it under 64, since each that is tried again takes a
 -- subtransaction, and more of them slow down every other session. Returns how many commands were applied and how many
 -- failed.
--- Announces itself at its start and every few seconds (see list_appliers). Where another call has died, or was ended by
--- an error, takes the first keys alone (see _careful_keys): the one that it died of is among them.
+-- Announces itself at its start and every few seconds (see list_appliers). Where another applier has died, or was ended
+-- by an error, takes the first keys alone (see _careful_keys): the one that it died of is among them.
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
 -- Leaves a topic out, with a warning, whose target, or a function that merges its commands, belongs to somebody else
 -- than when it was set. Puts the session's settings back after every batch, see _keep_settings; ends where it cannot.
@@ -50,7 +50,8 @@ BEGIN
                 left_out := pg_catalog.array_append(left_out, pass.found[served]);
                 CONTINUE;
             END IF;
-            careful := coalesce(careful, inturn._careful_keys(topics, applier));
+            careful := coalesce(careful, inturn._careful_keys(topics, applier, coalesce(
+                nullif(pg_catalog.current_setting('inturn.careful_keys', true), '')::integer, 20)));
             IF announced_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '5 seconds') THEN
                 PERFORM inturn.announce_applier(applier, topics, 'database session', NULL,
                                                 (SELECT v.version_num FROM inturn.schema_version v));

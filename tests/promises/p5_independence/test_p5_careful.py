@@ -49,8 +49,7 @@ def _call(database: Database, *, settings: str = "") -> None:
 def _careful(database: Database, *topics: str, applier: str = "sql:1") -> list[int]:
     """Return how many keys a call would take alone at first; it notes what it finds, as a call does."""
     with database.connect(user=roles.APPLIER) as session:
-        session.execute("SET inturn.careful_keys = 20")
-        row = session.execute("SELECT inturn._careful_keys(%s, %s)", (list(topics), applier)).fetchone()
+        row = session.execute("SELECT inturn._careful_keys(%s, %s, 20)", (list(topics), applier)).fetchone()
     assert row is not None
     return list(row[0])
 
@@ -143,6 +142,51 @@ def test_p5_a_call_is_not_careful_after_an_inturn_apply_that_ended_as_it_should(
             until(lambda: topic.value(_APPLIED), "at work")
     assert topic.value("SELECT bool_and(ended) FROM inturn.applier")
     assert _careful(topic, "t") == [0]
+
+
+def _transactions(database: Database, keys: str, applier: Applier | None = None) -> int:
+    """Append to five new keys and drain them as a process that has just started; return in how many."""
+    for number in range(5):
+        _append(database, f"{keys}{number}")
+    fleet = Fleet(database.applier_dsn, applier, topics=["t"], drain=True)
+    fleet.start()
+    assert fleet.wait(60)
+    assert fleet.end(10).commands == 5
+    return int(
+        database.value(
+            "SELECT count(DISTINCT xmin::text) FROM app.witness WHERE starts_with(key, %s)", [keys]
+        )
+    )
+
+
+def _gone(database: Database) -> None:
+    """Announce an applier of the topic, and have it gone without a word."""
+    with database.connect(user=roles.APPLIER) as dying:
+        dying.execute("SELECT inturn.announce_applier('elsewhere:1:1', '{t}', 'elsewhere', 1, '0001')")
+        pid = dying.info.backend_pid
+    here = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
+    until(lambda: not database.value(here, [pid]), "it is gone")
+
+
+def test_p5_a_worker_that_starts_takes_keys_alone_where_another_may_have_died_of_one(
+    topic: Database,
+) -> None:
+    assert _transactions(topic, "first-") == 5, "nobody is known"
+    assert _transactions(topic, "after-a-good-end-") < 5
+    _gone(topic)
+    assert _transactions(topic, "after-a-death-") == 5
+    assert _transactions(topic, "that-was-noted-") < 5
+
+
+def test_p5_a_process_that_ends_before_it_was_announced_forgets_no_death(topic: Database) -> None:
+    _transactions(topic, "first-")
+    _gone(topic)
+    (created,) = topic.execute("SELECT pg_get_functiondef('inturn.announce_applier'::regproc)")[0]
+    replace_in(topic, "announce_applier", ("\nBEGIN\n", "\nBEGIN\n RAISE 'no room';\n"))
+    with pytest.raises(psycopg.errors.RaiseException):
+        Fleet(topic.applier_dsn, topics=["t"]).start()
+    topic.execute(created)
+    assert _careful(topic, "t") == [20]
 
 
 def test_p5_an_inturn_apply_that_cannot_say_its_end_has_ended_as_it_should(topic: Database) -> None:
