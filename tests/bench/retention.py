@@ -43,6 +43,7 @@ def measure(ground: Ground, held: float | None) -> Section:
             f"Commands are kept for {seconds * _KEPT:g} seconds.",
             "MB: all tables of inturn with their indexes, after the first tenth and after the last.",
             "left to prune: commands that were applied long enough ago and are there still, at the end.",
+            "Measured from when the first commands were kept for so long: before, there is nothing to prune.",
         ],
     )
     unpruned = 0.0
@@ -58,7 +59,8 @@ def measure(ground: Ground, held: float | None) -> Section:
         cells = [rate(whole), ratio(whole, unpruned), tail]
         cells += [f"{size:,.0f}" for size in (found.sizes[0], found.sizes[-1])]
         section.rows.append([name, *cells, f"{found.behind:,}"])
-        ground.say(f"{name}: {' '.join(cells)}, left {found.behind:,}")
+        tenths = " ".join(map(rate, found.applied))
+        ground.say(f"{name}: {' '.join(cells)}, left {found.behind:,}; each tenth: {tenths}")
     return section
 
 
@@ -68,7 +70,7 @@ def _run(ground: Ground, seconds: float, *, pruned: bool, snapshot: bool) -> Fou
         kind = KINDS["call"](database)
         stack.enter_context(kind.at_work())
         script = append_script(kind.topic, _KEYS)
-        stack.enter_context(at_call(database, script, clients=_CALLERS, seconds=seconds + 60))
+        stack.enter_context(at_call(database, script, clients=_CALLERS, seconds=seconds * (1 + _KEPT) + 60))
         kept = f"{seconds * _KEPT} seconds"
         if pruned:
             database.execute("UPDATE inturn.topic SET retain = %s WHERE name = %s", [kept, kind.topic])
@@ -77,6 +79,7 @@ def _run(ground: Ground, seconds: float, *, pruned: bool, snapshot: bool) -> Fou
             holder = database.session()
             holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             holder.execute("SELECT FROM inturn.topic")
+        time.sleep(seconds * _KEPT)
         applied, sizes = [], []
         for _ in range(10):
             before, began_at = kind.applied(), time.monotonic()

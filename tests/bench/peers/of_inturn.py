@@ -35,6 +35,11 @@ def load(job: Job, target: str) -> None:
         connection.execute(_FUNCTION)
         connection.execute(_GRANTS)
         connection.execute("SELECT inturn.create_topic(%s, %s)", [_TOPIC, target])
+        # Appliers were at work before, and have ended as they should: see _careful_keys.
+        before = Fleet(as_role(job.dsn, APPLIER), _applier(target), topics=[_TOPIC], drain=True)
+        before.start()
+        before.wait(60)
+        before.end(5)
         for chunk in job.workload.chunks():
             connection.execute(
                 "SELECT inturn.append_many(%s, %s::text[], %s::text[], %s::jsonb[])",
@@ -49,15 +54,7 @@ def load(job: Job, target: str) -> None:
 
 def apply(job: Job, target: str) -> None:
     """Apply with a fleet that runs as a daemon does, and end it when all is applied or time is up."""
-    applier = Applier()
-
-    if target == "python":
-
-        @applier.handler(_TOPIC)
-        def handle(connection: psycopg.Connection[Any], command: Command) -> None:
-            connection.execute(EFFECT, {"key": command.key, "number": command.payload["number"]})
-
-    fleet = Fleet(as_role(job.dsn, APPLIER), applier, topics=[_TOPIC], workers=job.workers)
+    fleet = Fleet(as_role(job.dsn, APPLIER), _applier(target), topics=[_TOPIC], workers=job.workers)
     end_at = time.monotonic() + job.seconds
     fleet.start()
     while fleet.totals.commands < job.workload.commands and time.monotonic() < end_at:
@@ -65,6 +62,17 @@ def apply(job: Job, target: str) -> None:
     outcome = fleet.end(5)
     if outcome.error is not None:
         raise outcome.error
+
+
+def _applier(target: str) -> Applier:
+    applier = Applier()
+    if target == "python":
+
+        @applier.handler(_TOPIC)
+        def handle(connection: psycopg.Connection[Any], command: Command) -> None:
+            connection.execute(EFFECT, {"key": command.key, "number": command.payload["number"]})
+
+    return applier
 
 
 if __name__ == "__main__":
