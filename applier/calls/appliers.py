@@ -150,11 +150,11 @@ def begin_pass(schema: str, topics: Sequence[str], last: str | None) -> Call[Pas
     )
 
 
-def spread_out(schema: str, topic: str, since: str, max_keys: int) -> Call[str]:
+def spread_out(schema: str, topic: str, since: str, width: int) -> Call[str]:
     """Return the call that says where a worker among many begins in a topic; see _spread_out."""
     return Call(
         statement("SELECT {schema}._spread_out(%s, %s, %s)::pg_catalog.text", schema),
-        (topic, since, max_keys),
+        (topic, since, width),
         value,
     )
 

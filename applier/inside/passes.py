@@ -87,11 +87,11 @@ class Passes:
         """Return from when on to claim in a topic."""
         return self._hands.get(topic, self._safe_at)
 
-    def hand_among_many(self, connection: psycopg.Connection[Any], topic: str, max_keys: int) -> str:
+    def hand_among_many(self, connection: psycopg.Connection[Any], topic: str, width: int) -> str:
         """Return from when on to claim in a topic with more keys than a visit takes, beside other workers.
 
         Raises:
             psycopg.Error: the connection or the database failed.
         """
-        call = calls.appliers.spread_out(self._schema, topic, self.hand(topic), max_keys)
+        call = calls.appliers.spread_out(self._schema, topic, self.hand(topic), width)
         return session_of(connection).call(call)

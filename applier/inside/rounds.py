@@ -173,7 +173,7 @@ class Rounds:
         try:
             # The key that an applier died of is among the oldest.
             if topic in self._more and not self._visits.is_careful(topic):
-                hand = self._passes.hand_among_many(connection, topic, self._visits.max_keys)
+                hand = self._passes.hand_among_many(connection, topic, self._visits.width(topic))
             visit = self._visits.visit(connection, self._targets[topic], hand)
         except psycopg.DatabaseError as error:
             if error.sqlstate == OwnerChanged.sqlstate:

@@ -93,6 +93,10 @@ class Visits:
         found = self._careful.get(topic)
         return self._careful_at_first(topic) if found is None else found
 
+    def width(self, topic: str) -> int:
+        """Return how many keys of a topic the next batch takes."""
+        return pacing.fitting_keys(self._seconds_per_key.get(topic, pacing.NEVER), self.max_keys)
+
     def be_careful(self) -> None:
         """Take the next keys of every topic alone: one of them may have cost the connection."""
         self._careful.clear()
@@ -108,7 +112,7 @@ class Visits:
         topic = target.topic
         leave_at: float | None = None
         per_key = self._seconds_per_key.get(topic, pacing.NEVER)
-        max_keys, alone = pacing.fitting_keys(per_key, self.max_keys), 0
+        max_keys, alone = self.width(topic), 0
         while not self._stop.requested and (leave_at is None or time.monotonic() < leave_at):
             started_at = time.monotonic()
             careful = self.is_careful(topic)

@@ -1,13 +1,14 @@
 -- Returns where an applier begins in a topic, so that many appliers do not claim in the same place: at since, or some
 -- tickets on from there. Internal to the appliers. Takes no locks.
 --
--- since: where its pass may begin. Each claim steps over all tickets that others have locked, which costs more than to
--- apply one: with thirty appliers at work, most of what they do. So each begins somewhere in four times as many tickets
--- as they hold together, or in all of them when there are fewer. The next visit begins elsewhere: no key waits for
--- long.
+-- since: where its pass may begin. width: how many keys its batches have. Each claim steps over all tickets that others
+-- have locked or have just applied, which costs more than to apply one: with thirty appliers at work, most of what they
+-- do. So each begins somewhere in sixteen times as many tickets as they hold together (a visit takes several batches),
+-- or in all of them when there are fewer. The next visit begins elsewhere: no key waits for long, as the batches of
+-- slow handlers are narrow.
 -- How many tickets lie ahead is estimated by the times of the first ones, and a place among them is found by its time:
 -- whoever counted them would read them all.
-CREATE FUNCTION inturn._spread_out(topic text, since timestamptz, max_keys integer) RETURNS timestamptz
+CREATE FUNCTION inturn._spread_out(topic text, since timestamptz, width integer) RETURNS timestamptz
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -30,7 +31,7 @@ BEGIN
     END IF;
     -- In seconds, and not beyond now: there is no end to what the first times may lie apart.
     SELECT min(t.ready_at), random() * least(extract(epoch FROM now - min(t.ready_at))::double precision,
-               extract(epoch FROM max(t.ready_at) - min(t.ready_at)) / greatest(count(*) - 1, 1) * greatest(max_keys, 0) * 4 * (others + 1))
+               extract(epoch FROM max(t.ready_at) - min(t.ready_at)) / greatest(count(*) - 1, 1) * greatest(width, 0) * 16 * (others + 1))
     INTO first_at, ahead FROM (
         SELECT t.ready_at FROM inturn.ticket t
         WHERE t.topic COLLATE "POSIX" = _spread_out.topic AND t.ready_at >= since AND t.ready_at <= now ORDER BY t.ready_at LIMIT 50) t;

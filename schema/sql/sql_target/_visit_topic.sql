@@ -20,9 +20,10 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     leave_at timestamp with time zone := stop_at;
-    -- The key that an applier died of is among the oldest.
-    hand timestamp with time zone := CASE WHEN careful OPERATOR(pg_catalog.>) 0 THEN since ELSE inturn._spread_out(topic, since, max_keys) END;
     width integer := coalesce(least(greatest(0.010 OPERATOR(pg_catalog./) per_key, 1), max_keys), 1);
+    -- The key that an applier died of is among the oldest.
+    hand timestamp with time zone := CASE WHEN careful OPERATOR(pg_catalog.>) 0 THEN since ELSE inturn._spread_out(
+        topic, since, CASE WHEN per_key IS NULL THEN max_keys ELSE width END) END;
     alone integer := 0; first boolean := true;
     lost_at timestamp with time zone; started_at timestamp with time zone; took interval;
     cancellation pg_catalog.text;

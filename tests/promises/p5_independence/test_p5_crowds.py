@@ -47,15 +47,24 @@ def _space_out(database: Database) -> None:
         WHERE n.key = t.key""")
 
 
-def test_p5_in_a_crowd_appliers_begin_in_four_times_what_it_has_in_hand(witness: Database) -> None:
-    for number in range(60):
-        append(witness, f"k{number:02}")
+def test_p5_in_a_crowd_appliers_begin_in_sixteen_times_what_it_has_in_hand(witness: Database) -> None:
+    for number in range(200):
+        append(witness, f"k{number:03}")
     _space_out(witness)
     crowd(witness, 2)
     begun = places(witness, 2)
-    # 200 draws out of 24 places: that not even ten of them are drawn has a chance of 10^-70.
+    # 200 draws out of 96 places: that all are among the first 24 has a chance of 10^-120.
     assert len(begun) >= 10
-    assert max(begun) <= 24
+    assert 24 < max(begun) <= 96
+
+
+def test_p5_in_a_crowd_appliers_of_slow_handlers_begin_closer_to_the_oldest_key(witness: Database) -> None:
+    """Their batches have one key: else the oldest one would wait until a crowd is through with hundreds."""
+    for number in range(200):
+        append(witness, f"k{number:03}")
+    _space_out(witness)
+    crowd(witness, 2)
+    assert max(places(witness, 1)) <= 48
 
 
 def test_p5_the_crowd_of_another_database_is_none_of_this_one(witness: Database, template: str) -> None:
@@ -148,6 +157,25 @@ def test_p5_in_a_crowd_a_call_ends_only_where_nothing_is_ready(witness: Database
             witness.execute("UPDATE inturn.ticket SET ready_at = now() - interval '2 s' WHERE key = 'k02'")
 
 
+def test_p5_in_a_crowd_a_call_says_by_how_long_its_handlers_take_where_it_may_begin(
+    witness: Database,
+) -> None:
+    witness.execute("""
+        CREATE TABLE app.begun (width integer);
+        CREATE OR REPLACE FUNCTION inturn._spread_out(topic text, since timestamptz, width integer)
+        RETURNS timestamptz LANGUAGE sql SECURITY DEFINER AS $$
+            INSERT INTO app.begun VALUES (width); SELECT since $$;
+    """)
+    for per_key, width in (("NULL", 50), ("0.0001", 50), ("0.002", 5), ("1.5", 1)):
+        witness.execute("TRUNCATE app.begun")
+        with witness.connect(user=APPLIER) as session:
+            session.execute(
+                "CALL inturn._visit_topic('orders', '-infinity', 'infinity', 50, 'me',"
+                f" inturn._keep_settings(NULL), 0, 0, false, {per_key}, 0)"
+            )
+        assert witness.execute("SELECT width FROM app.begun") == [(width,)], per_key
+
+
 def test_p5_workers_of_the_daemon_begin_in_different_places_too(witness: Database) -> None:
     for number in range(60):
         append(witness, f"k{number:02}")
@@ -191,7 +219,7 @@ def test_p5_a_worker_begins_elsewhere_only_where_its_last_visit_left_keys() -> N
 
     nothing = SimpleNamespace(end_never=lambda: None, end_within=lambda _: None)
     visits = SimpleNamespace(
-        visit=visit, left_out=set(), max_keys=50, is_careful=lambda _: next(careful, False)
+        visit=visit, left_out=set(), width=lambda _: 50, is_careful=lambda _: next(careful, False)
     )
     stub: Any = SimpleNamespace()
     rounds = Rounds(
