@@ -136,7 +136,7 @@ class Fleet:
             outside = self._chooser.outside_targets(self._chooser.served(connection), strict=True)
             if warn:
                 warn_superuser(connection)
-            self.topics = sorted([target.topic for target in targets] + [target.topic for target in outside])
+            self.topics = sorted([*(each.topic for each in targets), *(each.topic for each in outside)])
         if not self.topics:
             _report_nothing_to_serve(drain=self._drain)
         self._started_at = time.monotonic()
@@ -150,12 +150,8 @@ class Fleet:
         if outside:
             self._start_outside()
         if not self._drain:
-            listener = Listener(
-                self._connections.connect,
-                schema=self._schema,
-                stop=self.stop,
-                bell=Bells([self.bell, self._outside_bell]),
-            )
+            bells = Bells([self.bell, self._outside_bell])
+            listener = Listener(self._connections.connect, schema=self._schema, stop=self.stop, bell=bells)
             threading.Thread(target=listener.run, name="inturn-listener", daemon=True).start()
 
     @property
@@ -227,18 +223,19 @@ class Fleet:
         )
         self._crew.add(worker, f"inturn-worker-{number}")
 
-    def _replace(self, careful: bool) -> None:
+    def _replace(self, worker: Worker, careful: bool) -> None:
         """Start a worker in the place of one that was given up; too many of them end the process."""
         given_up = self._crew.given_up
-        if given_up >= MOST_ABANDONED:
-            self._error = TooManyAbandoned(given_up)
-            self.request_stop()
-        elif not self.stop.requested:
-            try:
+        try:
+            if given_up >= MOST_ABANDONED:
+                self._error = TooManyAbandoned(given_up)
+            elif not self.stop.requested:
                 self._add_worker(len(self._crew.workers) + 2, careful_at_first if careful else lambda _: 0)
-            except RuntimeError as error:  # there is no thread for it: a new process may get one
-                self._error = error
-                self.request_stop()
+        except RuntimeError as error:  # there is no thread for it: a new process may get one
+            self._error = error
+        if self._error is not None:
+            self.request_stop()
+        self._crew.leave(worker)
 
     def _serve_no_more(self) -> None:
         if not self._drain:

@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import psycopg
 
@@ -42,14 +42,17 @@ class Watched(Protocol):
     def give_up(self) -> None: ...
 
 
-class Watchdog:
+_W = TypeVar("_W", bound=Watched)
+
+
+class Watchdog(Generic[_W]):
     """One of a process. `run` is what a thread runs."""
 
     def __init__(
         self,
         connect: Callable[[], psycopg.Connection[Any]],
-        workers: Callable[[], Sequence[Watched]],
-        replace: Callable[[bool], None],
+        workers: Callable[[], Sequence[_W]],
+        replace: Callable[[_W, bool], None],
         *,
         schema: str,
         stop: Stop,
@@ -59,8 +62,8 @@ class Watchdog:
         Args:
             connect: gives a connection in autocommit.
             workers: gives those that are at work.
-            replace: starts another worker in the place of one that was given up; told whether it has to be
-                careful, as any of several keys may have been at fault.
+            replace: starts another worker in the place of one that was given up; told whether that has to
+                be careful, as any of several keys may have been at fault.
         """
         self._connect = connect
         self._workers = workers
@@ -75,20 +78,20 @@ class Watchdog:
             for worker in self._workers():
                 _go_on(functools.partial(self._look, worker))
 
-    def _look(self, worker: Watched) -> None:
+    def _look(self, worker: _W) -> None:
         late = worker.hand.overdue(GIVE_UP_SECONDS)
         if late is not None:
             self._give_up(worker, late)
         else:
             worker.hand.interrupt(worker.cancel)
 
-    def _give_up(self, worker: Watched, late: Overdue) -> None:
+    def _give_up(self, worker: _W, late: Overdue) -> None:
         """End the session of a worker whose handler does not return, charge its command, and replace it."""
-        worker.give_up()
         try:
+            worker.give_up()
             self._end_session(worker, late)
         finally:  # whatever went wrong there, the other keys need a worker
-            self._replace(not late.is_alone)
+            self._replace(worker, not late.is_alone)
 
     def _end_session(self, worker: Watched, late: Overdue) -> None:
         order = late.order

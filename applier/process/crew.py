@@ -27,6 +27,8 @@ class Crew:
         """
         self._ended_badly = ended_badly
         self._threads: dict[AnyWorker, threading.Thread] = {}
+        # Those that were given up, once that is done: another has their place, or none is to.
+        self._left: set[AnyWorker] = set()
 
     @property
     def workers(self) -> list[AnyWorker]:
@@ -53,13 +55,17 @@ class Crew:
             del self._threads[worker]
             raise
 
+    def leave(self, worker: AnyWorker) -> None:
+        """Wait for a worker no longer that was given up, now that another has its place, or none is to."""
+        self._left.add(worker)
+
     def watched(self) -> list[Worker]:
-        """Return the workers in the database's transactions that were not given up."""
-        return [w for w in self.workers if isinstance(w, Worker) and not w.abandoned]
+        """Return the workers in the database's transactions that are at work and were not given up."""
+        return [w for w in self._at_work() if isinstance(w, Worker) and not w.abandoned]
 
     def inside_runs(self) -> bool:
-        """Return whether one of those is at work."""
-        return any(self._threads[worker].is_alive() for worker in self.watched())
+        """Return whether one of those is at work, or is being replaced."""
+        return any(isinstance(worker, Worker) for worker in self._at_work())
 
     @property
     def given_up(self) -> int:
@@ -73,8 +79,8 @@ class Crew:
 
     @property
     def running(self) -> bool:
-        """Whether a worker is still at work."""
-        return any(thread.is_alive() for thread in self._at_work())
+        """Whether a worker is still at work, or is being replaced."""
+        return bool(self._at_work())
 
     @property
     def totals(self) -> Totals:
@@ -95,12 +101,15 @@ class Crew:
         """Wait for the workers to end, for at most that many seconds; return whether they have."""
         deadline = time.monotonic() + seconds
         # Again and again: one that it waits for may be given up meanwhile.
-        while alive := [thread for thread in self._at_work() if thread.is_alive()]:
-            left = deadline - time.monotonic()
+        while at_work := self._at_work():
+            left = min(deadline - time.monotonic(), _LOOK_SECONDS)
             if left <= 0:
                 return False
-            alive[0].join(min(left, _LOOK_SECONDS))
-        return not self.running
+            if alive := [thread for thread in at_work.values() if thread.is_alive()]:
+                alive[0].join(left)
+            else:
+                time.sleep(left)
+        return True
 
     def cancel(self) -> None:
         """Begin to cancel what the workers wait for, of all at once: one takes long if its server is away."""
@@ -110,10 +119,12 @@ class Crew:
             except RuntimeError:  # there is no thread for it
                 worker.cancel()
 
-    def _at_work(self) -> list[threading.Thread]:
-        """Return the threads of the workers that were not given up."""
-        return [
-            thread
+    def _at_work(self) -> dict[AnyWorker, threading.Thread]:
+        """Return the workers that are at work or being replaced, and their threads."""
+        # First those that were left: whoever has their place is found afterwards.
+        left = set(self._left)
+        return {
+            worker: thread
             for worker, thread in list(self._threads.items())
-            if isinstance(worker, OutsideWorker) or not worker.abandoned
-        ]
+            if worker not in left and (thread.is_alive() or (isinstance(worker, Worker) and worker.abandoned))
+        }

@@ -114,7 +114,7 @@ def test_the_watchdog_replaces_a_stuck_worker_although_the_log_fails(
     def connect() -> psycopg.Connection[Any]:
         raise psycopg.OperationalError("away")
 
-    def replace(_careful: bool) -> None:
+    def replace(_worker: object, _careful: bool) -> None:
         replaced.set()
         stop.request()
 

@@ -1,0 +1,71 @@
+"""A worker whose handler does not return is given up, and another has its place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import NoReturn
+
+import psycopg
+import pytest
+from support import shop
+from support.database import Database, until
+
+from inturn.applier import Applier, Command
+from inturn.applier.inside.alone import Blame
+
+pytestmark = pytest.mark.usefixtures("release")
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Lets the handler return that hangs."""
+    monkeypatch.setattr("inturn.applier.inside.watchdog.GIVE_UP_SECONDS", 0.1)
+    made = threading.Event()
+    yield made
+    made.set()
+
+
+def _hanging(database: Database, release: threading.Event) -> tuple[Applier, threading.Event]:
+    """Append to a key whose handler hangs and to another; return handlers, and what the first one sets."""
+    shop.open_shop(database, settings="timeout => '500 ms', max_attempts => 1")
+    shop.append(database, "bad", "insert")
+    shop.append(database, "good", "insert")
+    handlers, in_hand = Applier(), threading.Event()
+
+    @handlers.handler(shop.TOPIC)
+    def handle(connection: psycopg.Connection[object], command: Command) -> None:
+        if command.key == "bad":
+            in_hand.set()
+            release.wait(60)
+        shop.write_witness(connection, command)
+
+    return handlers, in_hand
+
+
+def test_a_process_with_one_worker_goes_on_when_that_is_given_up(
+    database: Database, release: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until another has its place no worker is at work: that looked as if all was done."""
+    given_up, go_on = threading.Event(), threading.Event()
+
+    def note(*_: object) -> NoReturn:
+        given_up.set()
+        go_on.wait(60)
+        raise psycopg.errors.QueryCanceled
+
+    monkeypatch.setattr(Blame, "note", note)
+    handlers, _ = _hanging(database, release)
+    with shop.at_work(database, handlers, workers=1, steady=False) as fleet:
+        try:
+            assert given_up.wait(60)
+            (hanging,) = fleet._crew._threads.values()
+            assert (fleet.running, fleet.wait(0)) == (True, False)
+            assert fleet._crew.inside_runs(), "a drain outside waits for what it may append"
+            release.set()
+            hanging.join(60)
+            assert (fleet.running, fleet.wait(0)) == (True, False), "also where its handler has returned"
+        finally:
+            go_on.set()
+        until(lambda: shop.applied(database, "good"), "the other key")
+        assert fleet.running
