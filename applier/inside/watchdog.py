@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
@@ -72,8 +73,9 @@ class Watchdog(Generic[_W]):
         self._stop = stop
 
     def run(self) -> None:
-        """Watch until stopped."""
-        while not self._stop.wait(_LOOK_SECONDS):
+        """Watch until a stop, and then until nobody is at work: it waits for what is in hand."""
+        while not self._stop.requested or self._workers():
+            time.sleep(_LOOK_SECONDS)
             _go_on(FAILURES.say)
             for worker in self._workers():
                 _go_on(functools.partial(self._look, worker))

@@ -69,3 +69,18 @@ def test_a_process_with_one_worker_goes_on_when_that_is_given_up(
             go_on.set()
         until(lambda: shop.applied(database, "good"), "the other key")
         assert fleet.running
+
+
+def test_a_handler_that_does_not_return_is_given_up_after_a_stop_too(
+    database: Database, release: threading.Event
+) -> None:
+    """Otherwise the end waits out its grace, cuts the command off, and the next process begins it again."""
+    handlers, in_hand = _hanging(database, release)
+    with shop.at_work(database, handlers, workers=1, steady=False) as fleet:
+        assert in_hand.wait(60)
+        fleet.request_stop()
+        assert fleet.wait(60)
+        outcome = fleet.end(0)
+    assert (outcome.cut, outcome.error, outcome.held) == (False, None, 1)
+    error = database.value("SELECT last_error FROM inturn.key_cursor WHERE key = 'bad'")
+    assert "timeout of 0.5 s" in error
