@@ -130,15 +130,12 @@ class Worker:
             with self._connect() as self._connection:
                 self._serve(self._connection)
         except TurnLost as lost:
-            self._has_lost = True
-            if self.abandoned:
-                return False
-            self._lost = lost
-            if isinstance(lost.error, psycopg.Error) and not lost.closed:
+            self._has_lost, self._lost = True, lost
+            if not lost.closed:
                 # It was alone: no other key is suspected.
                 return self._after_lost(lost.error, lost=True, careful=False)
             log.warning("the connection was closed by a handler", extra={"key": lost.alone.key})
-            return not self._stop.requested
+            return True
         except SessionChanged as error:
             log.info("a new connection: %s", error)
             return True
@@ -169,7 +166,7 @@ class Worker:
             with suppress(psycopg.Error):
                 session_of(connection).call(calls.appliers.end_applier(self._schema, self._applier_id))
 
-    def _after_lost(self, error: psycopg.Error, *, lost: bool, careful: bool = True) -> bool:
+    def _after_lost(self, error: BaseException, *, lost: bool, careful: bool = True) -> bool:
         """Wait after the database was lost, or refused; return whether to go on.
 
         careful: any of several keys may have been the cause.
@@ -181,7 +178,7 @@ class Worker:
         self._failed_in_a_row += 1
         self._is_back = False
         if self._drain and (not lost or self._failed_in_a_row > pacing.DRAIN_RECONNECTS):
-            self.error = error
+            self.error = ended_by(error)
             return False
         self._wait_to_reconnect(error, lost=lost)
         return True
@@ -224,7 +221,7 @@ class Worker:
             except psycopg.Error as error:
                 log.warning("could not cancel: %s", error)
 
-    def _wait_to_reconnect(self, error: psycopg.Error, *, lost: bool) -> None:
+    def _wait_to_reconnect(self, error: BaseException, *, lost: bool) -> None:
         seconds = pacing.reconnect_seconds(self._failed_in_a_row)
         what = "lost the database" if lost else "the database refused"
         log.warning("%s, connecting again in %.1f s: %s", what, seconds, on_one_line(error))

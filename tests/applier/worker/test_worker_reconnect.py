@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
+import psycopg
 import pytest
 from support.database import Database, set_revision, until
 from support.process import inturn_apply, run_apply
@@ -17,7 +20,10 @@ from support.shop import (
     at_work,
     open_shop,
     wait_applied,
+    write_witness,
 )
+
+from inturn.applier import Applier, Command
 
 
 @pytest.fixture
@@ -100,3 +106,25 @@ def test_a_daemon_whose_schema_was_upgraded_beneath_it_stops_at_its_next_connect
         _kill_appliers(database)
         assert process.exit_code() == 5
         assert "newer than" in process.err.splitlines()[-1]
+
+
+def test_a_connection_that_broke_is_said_to_be_lost_whatever_its_handler_raises(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was said to have closed the connection, and the next one was made without a pause."""
+    open_shop(database)
+    append(database, "a", "insert")
+    handlers = Applier()
+
+    @handlers.handler("shop")
+    def handle(connection: psycopg.Connection[Any], command: Command) -> None:
+        if command.attempt == 1:
+            with suppress(psycopg.Error):
+                connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+            raise ValueError("a fault of its own")
+        write_witness(connection, command)
+
+    with at_work(database, handlers, steady=False):
+        until(lambda: applied(database, "a"), "its next attempt")
+    assert "lost the database" in caplog.text
+    assert "closed by a handler" not in caplog.text
