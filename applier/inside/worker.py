@@ -101,6 +101,11 @@ class Worker:
     def _ended(self) -> bool:
         return self._stop.requested or self.abandoned
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has nothing in hand after a stop: it connects, which may take long, and then ends."""
+        return self._stop.requested and self._connection is None
+
     def _found(self) -> None:
         self._failed_in_a_row = 0
 
@@ -144,6 +149,8 @@ class Worker:
             return self._after_lost(error, lost=is_lost(error))
         except InturnError as error:
             self.error = error
+        finally:
+            self._connection = None
         return False
 
     def _serve(self, connection: psycopg.Connection[Any]) -> None:
@@ -171,12 +178,11 @@ class Worker:
 
         careful: any of several keys may have been the cause.
         """
-        if self._stop.requested or self.abandoned:
+        if self._ended():
             return False
         if careful:
             self._visits.be_careful()
-        self._failed_in_a_row += 1
-        self._is_back = False
+        self._failed_in_a_row, self._is_back = self._failed_in_a_row + 1, False
         if self._drain and (not lost or self._failed_in_a_row > pacing.DRAIN_RECONNECTS):
             self.error = ended_by(error)
             return False
@@ -201,21 +207,18 @@ class Worker:
     @property
     def backend_pid(self) -> int | None:
         """Its session in the database; None where the driver does not know, as through a pooler."""
-        connection = self._connection
-        if connection is None or connection.closed or is_pooled(connection):
+        if (connection := self._connection) is None or connection.closed or is_pooled(connection):
             return None
         return connection.info.backend_pid
 
     def hang_up(self) -> None:
         """Cut its connection, if it goes through a pooler: that ends the session, which no number names."""
-        connection = self._connection
-        if connection is not None and not connection.closed and is_pooled(connection):
+        if (connection := self._connection) is not None and is_pooled(connection):
             hang_up(connection)
 
     def cancel(self) -> None:
         """Cancel the statement that the worker waits for, if any, and so its transaction."""
-        connection = self._connection
-        if connection is not None and not connection.closed:
+        if (connection := self._connection) is not None and not connection.closed:
             try:
                 connection.cancel_safe(timeout=2.0)
             except psycopg.Error as error:

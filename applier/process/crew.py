@@ -126,5 +126,11 @@ class Crew:
         return {
             worker: thread
             for worker, thread in list(self._threads.items())
-            if worker not in left and (thread.is_alive() or (isinstance(worker, Worker) and worker.abandoned))
+            if worker not in left and _is_at_work(worker, thread)
         }
+
+
+def _is_at_work(worker: AnyWorker, thread: threading.Thread) -> bool:
+    if isinstance(worker, Worker):
+        return worker.abandoned or (thread.is_alive() and not worker.is_over)
+    return thread.is_alive()

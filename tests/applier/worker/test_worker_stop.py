@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import psycopg
 import pytest
@@ -275,3 +275,29 @@ def test_a_process_that_gets_no_more_threads_cuts_off_and_ends_all_the_same(
         outcome = fleet.end(0)
     assert (outcome.cut, outcome.held, outcome.error) == (True, None, None)
     assert fleet.wait(60), "the command was cancelled"
+
+
+def test_a_worker_that_only_connects_has_nothing_that_could_be_cut_off(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server is away: that takes 20 seconds for each address, longer than many a grace."""
+    open_shop(database)
+    connecting, release, connect = threading.Event(), threading.Event(), Connections.connect
+
+    def away(connections: Connections) -> psycopg.Connection[Any]:
+        if not threading.current_thread().name.startswith("inturn-worker"):
+            return connect(connections)
+        connecting.set()
+        release.wait(60)
+        raise psycopg.OperationalError("away")
+
+    monkeypatch.setattr(Connections, "connect", away)
+    fleet = Fleet(database.applier_dsn, applier)
+    fleet.start()
+    try:
+        assert connecting.wait(60)
+        assert not fleet.wait(0), "it may be back at any moment"
+        outcome = fleet.end(0)
+        assert (outcome.cut, outcome.error, outcome.held) == (False, None, 0)
+    finally:
+        release.set()
