@@ -9,16 +9,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-
-import psycopg
+from dataclasses import asdict, dataclass
 
 from inturn.applier import calls
 from inturn.applier.handlers import Applier
 from inturn.applier.inside.hand import MOST_ABANDONED, Hand, TooManyAbandoned
 from inturn.applier.inside.visits import careful_at_first
-from inturn.applier.inside.watchdog import Watchdog
 from inturn.applier.inside.worker import Worker
 from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.outside.effect import Timeouts
@@ -27,11 +23,12 @@ from inturn.applier.process.chooser import Chooser
 from inturn.applier.process.connections import Connections, warn_superuser
 from inturn.applier.process.crew import Crew
 from inturn.applier.process.failure_log import FAILURES
-from inturn.applier.process.listener import Listener
+from inturn.applier.process.helpers import count_held, start_helpers
 from inturn.applier.process.recovery import Recovery
+from inturn.applier.process.threads import NoThread
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import Bell, Bells, LoopBell, Stop
-from inturn.schema.errors import InturnError, TargetRefused
+from inturn.schema.errors import TargetRefused
 from inturn.schema.source import DEFAULT_SCHEMA
 
 log = logging.getLogger("inturn.applier")
@@ -120,10 +117,12 @@ class Fleet:
         self._outside_bell, self._outside_lock = LoopBell(), threading.Lock()
         self._recovery, self._crew = Recovery(), Crew(self._serve_no_more)
         self._error: Exception | None = None
-        self._started_at = 0.0
+        self._started_at = time.monotonic()
 
     def start(self, *, warn: bool = True) -> None:
-        """Connect once, choose the topics, and start the threads; warn: of a login that is a superuser.
+        """Connect once, choose the topics, and start the threads; after a stop, none.
+
+        warn: of a login that is a superuser.
 
         Raises:
             psycopg.Error: the database cannot be reached or refuses.
@@ -137,22 +136,17 @@ class Fleet:
             if warn:
                 warn_superuser(connection)
             self.topics = sorted([*(each.topic for each in targets), *(each.topic for each in outside)])
+        if self.stop.requested:
+            return
         if not self.topics:
             _report_nothing_to_serve(drain=self._drain)
         self._started_at = time.monotonic()
         for number in range(self._count):
             self._add_worker(number + 1, self._chooser.careful_keys)
-        watchdog = Watchdog(
-            self._connections.connect, self._crew.watched, self._replace, schema=self._schema, stop=self.stop
-        )
-        threading.Thread(target=watchdog.run, name="inturn-watchdog", daemon=True).start()
-        self._connections.watch(self.stop)
+        bell = None if self._drain else Bells([self.bell, self._outside_bell])
+        start_helpers(self._connections, self._crew, self._replace, self._schema, self.stop, bell)
         if outside:
             self._start_outside()
-        if not self._drain:
-            bells = Bells([self.bell, self._outside_bell])
-            listener = Listener(self._connections.connect, schema=self._schema, stop=self.stop, bell=bells)
-            threading.Thread(target=listener.run, name="inturn-listener", daemon=True).start()
 
     @property
     def running(self) -> bool:
@@ -183,16 +177,16 @@ class Fleet:
             self._crew.cancel()
             self.wait(_CANCEL_SECONDS)
         FAILURES.say(everything=True)
-        totals = self.totals
+        seconds = _COUNT_SECONDS if cut else None
+        held = None
+        if self._crew.workers:
+            held = count_held(self._connections, self._schema, self.topics, seconds)
         return Outcome(
-            keys=totals.keys,
-            commands=totals.commands,
-            failures=totals.failures,
-            held=_count_held(self._connections, self._schema, self.topics, _COUNT_SECONDS if cut else None),
+            **asdict(self.totals),
+            held=held,
             seconds=time.monotonic() - self._started_at,
             cut=cut,
             error=self._crew.error or self._error,
-            skipped=totals.skipped,
         )
 
     def pending(self) -> int:
@@ -231,7 +225,7 @@ class Fleet:
                 self._error = TooManyAbandoned(given_up)
             elif not self.stop.requested:
                 self._add_worker(len(self._crew.workers) + 2, careful_at_first if careful else lambda _: 0)
-        except RuntimeError as error:  # there is no thread for it: a new process may get one
+        except NoThread as error:  # a new process may get one
             self._error = error
         if self._error is not None:
             self.request_stop()
@@ -270,26 +264,6 @@ def _report_nothing_to_serve(*, drain: bool) -> None:
     if drain:
         raise TargetRefused(message, hint=hint)
     log.warning("%s yet. %s", message, hint)
-
-
-def _count_held(
-    connections: Connections, schema: str, topics: list[str], seconds: float | None
-) -> int | None:
-    """Return how many keys are held; None when the database could not tell, or not in so many seconds."""
-    found: list[int] = []
-
-    def count() -> None:
-        with suppress(psycopg.Error, InturnError), connections.connect() as connection:
-            found.append(calls.appliers.count_held(schema, topics).on(connection))
-
-    if seconds is None:
-        count()
-    else:
-        counting = threading.Thread(target=count, name="inturn-count", daemon=True)
-        with suppress(RuntimeError):  # there is no thread for it, which may be why the process ends
-            counting.start()
-            counting.join(seconds)
-    return found[0] if found else None
 
 
 def _name(number: int) -> str:

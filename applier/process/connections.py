@@ -12,6 +12,7 @@ import psycopg
 
 from inturn.applier import calls
 from inturn.applier.process.half_open import AsyncTimedConnection, HalfOpen, Timed, TimedConnection
+from inturn.applier.process.threads import start_thread
 from inturn.applier.stop import Stop
 from inturn.schema.connection import connect, connect_async
 
@@ -62,7 +63,7 @@ class Connections:
     def watch(self, stop: Stop) -> None:
         """Start a thread that finds and gives up those that are half-open, until a stop."""
         half_open = HalfOpen(self.connect, self.open, stop)
-        threading.Thread(target=half_open.run, name="inturn-half-open", daemon=True).start()
+        start_thread(half_open.run, "inturn-half-open")
 
     def _note(self, made: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from inturn.applier.inside.worker import Worker
 from inturn.applier.outside.worker import OutsideWorker
+from inturn.applier.process.threads import NoThread, start_thread
 from inturn.applier.process.totals import Totals
 
 AnyWorker: TypeAlias = Worker | OutsideWorker
@@ -38,7 +39,7 @@ class Crew:
         """Start a worker in a thread of its own.
 
         Raises:
-            RuntimeError: the system has no thread for it.
+            NoThread: the system has none for it.
         """
 
         def run() -> None:
@@ -46,14 +47,7 @@ class Crew:
             if worker.error is not None:
                 self._ended_badly()
 
-        # Daemons: a handler that never returns must not keep the process after its grace.
-        thread = threading.Thread(target=run, name=name, daemon=True)
-        self._threads[worker] = thread
-        try:
-            thread.start()
-        except RuntimeError:
-            del self._threads[worker]
-            raise
+        self._threads[worker] = start_thread(run, name)
 
     def leave(self, worker: AnyWorker) -> None:
         """Wait for a worker no longer that was given up, now that another has its place, or none is to."""
@@ -115,8 +109,8 @@ class Crew:
         """Begin to cancel what the workers wait for, of all at once: one takes long if its server is away."""
         for worker in self.workers:
             try:
-                threading.Thread(target=worker.cancel, name="inturn-cancel", daemon=True).start()
-            except RuntimeError:  # there is no thread for it
+                start_thread(worker.cancel, "inturn-cancel")
+            except NoThread:
                 worker.cancel()
 
     def _at_work(self) -> dict[AnyWorker, threading.Thread]:

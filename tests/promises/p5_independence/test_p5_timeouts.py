@@ -18,6 +18,7 @@ from support.ways import TOO_LONG_IN_PYTHON, TOO_LONG_OUTSIDE
 
 from inturn.applier import Applier
 from inturn.applier.inside.hand import TooManyAbandoned
+from inturn.applier.process.threads import NoThread
 
 _RELEASE = threading.Event()
 
@@ -143,7 +144,7 @@ def test_p5_a_process_without_a_thread_for_another_worker_ends_with_an_error(
     with shop.at_work(slow, applier, workers=1) as fleet:
         until(lambda: fleet.stop.requested, "the end of the process")
         outcome = fleet.end(10)
-    assert isinstance(outcome.error, RuntimeError)
+    assert isinstance(outcome.error, NoThread)
 
 
 @pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
