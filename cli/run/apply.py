@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import click
@@ -11,10 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from inturn.applier import Outcome
 from inturn.applier.process.connections import warn_superuser
 from inturn.cli.database import Database, pass_database
+from inturn.cli.exit_codes import ExitCode
 from inturn.cli.run import logs
 from inturn.cli.run.metrics import Port, metrics_options, serving
 from inturn.cli.run.processes import Processes
-from inturn.cli.run.serve import Attended, Options, Signals, attend, exit_code
+from inturn.cli.run.serve import Attended, Options, Signals, attend, begun, exit_code
 from inturn.cli.terminal.output import echo
 from inturn.cli.terminal.seconds import Seconds
 
@@ -176,9 +178,11 @@ def _run(database: Database, options: Options, port: Port | None) -> int:
     """Run the fleet in this process; return the exit code."""
     fleet = options.fleet()
     signals = Signals()
-    _check(database)
+    if not begun(functools.partial(_check, database), signals.requests):
+        return ExitCode.OK
     with serving(port, options.dsn, options.schema, fleet.tallies.snapshot):
-        fleet.start()
+        if not begun(fleet.start, signals.requests):
+            return _conclude(fleet.end(options.grace), options, ran=False)
         logs.log.info("applying", extra={"topics": _few(fleet.topics), "workers": options.workers})
         outcome = _attend(fleet, signals, options)
     return _conclude(outcome, options)
@@ -187,8 +191,8 @@ def _run(database: Database, options: Options, port: Port | None) -> int:
 def _run_many(database: Database, options: Options, port: Port | None, count: int) -> int:
     """Run the fleet in each of several processes; return the exit code."""
     signals = Signals()
-    with database.connect(check=False) as connection:
-        warn_superuser(connection)
+    if not begun(functools.partial(_check, database, warn=True), signals.requests):
+        return ExitCode.OK
     with (
         Processes(options, count, signals.requests) as fleet,
         serving(port, options.dsn, options.schema, fleet.counted),
@@ -201,9 +205,11 @@ def _run_many(database: Database, options: Options, port: Port | None, count: in
     return _conclude(outcome, options, ran=fleet.ran)
 
 
-def _check(database: Database) -> None:
+def _check(database: Database, *, warn: bool = False) -> None:
     """Connect once: what is wrong with the database is best said before anything else."""
-    database.connect(check=False).close()
+    with database.connect(check=False) as connection:
+        if warn:
+            warn_superuser(connection)
 
 
 def _attend(fleet: Attended, signals: Signals, options: Options) -> Outcome:

@@ -11,6 +11,7 @@ socket ends: that is a `stop`.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import select
@@ -29,7 +30,7 @@ from inturn.applier.process.totals import Totals
 from inturn.cli.errors import explain
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.run import logs
-from inturn.cli.run.serve import Options, Signals, attend, exit_code
+from inturn.cli.run.serve import Options, Signals, attend, begun, exit_code
 
 #: How long a process may take to end once nothing is in hand any more, in seconds: a statement is being
 #: cancelled (5 s), or threads of the user's app keep it. Together with the default grace of 30 seconds
@@ -170,21 +171,22 @@ def _serve(parent: _Parent, options: Options) -> Report:
     signals = Signals()
     parent.obey(options.grace)
     parent.say(obeys=True)
-    fleet.start(warn=False)  # the parent has
-    parent.say(started=fleet.topics)
+
+    def requests() -> int:
+        # Ctrl-C in a terminal reaches this process and the parent, which passes it on: that is one request.
+        return max(signals.count, parent.requests)
 
     def look() -> None:
         parent.say_totals(fleet.totals)
         if options.counts:
             parent.say_counted(fleet.tallies)
 
-    outcome = attend(
-        fleet,
-        # Ctrl-C in a terminal reaches this process and the parent, which passes it on: that is one request.
-        lambda: max(signals.count, parent.requests),
-        look,
-        grace=options.grace,
-    )
+    # The parent has warned.
+    if begun(functools.partial(fleet.start, warn=False), requests):
+        parent.say(started=fleet.topics)
+        outcome = attend(fleet, requests, look, grace=options.grace)
+    else:
+        outcome = fleet.end(options.grace)
     failed = _failed(outcome.error) if outcome.error is not None else Report()
     return Report(
         outcome.keys,

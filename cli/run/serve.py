@@ -6,6 +6,7 @@ import importlib
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -126,6 +127,36 @@ class Signals:
 
     def _received(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1
+
+
+def begun(begin: Callable[[], object], requests: Callable[[], int]) -> bool:
+    """Run what connects, in a thread of its own; return whether it ended before a stop was asked for.
+
+    A server that is away takes an attempt many seconds, which no signal ends.
+
+    Args:
+        begin: raises what is raised here.
+        requests: as for attend.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            begin()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="inturn-start", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # there is no thread for it
+        begin()
+        return True
+    while thread.is_alive() and not requests():
+        thread.join(LOOK_SECONDS)
+    if failed:
+        raise failed[0]
+    return not thread.is_alive()
 
 
 def attend(

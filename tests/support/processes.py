@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import psutil  # type: ignore[import-untyped]  # it ships no types
 
+from inturn.cli.run.serve import Options
 from support.database import Database, until
 from support.process import InturnProcess, inturn_apply
 from support.shop import append, wait_at_gate
@@ -74,3 +75,22 @@ def one_line(err: str, said: str) -> str:
     assert said in lines[0]
     assert "Traceback" not in err
     return lines[0]
+
+
+def options(dsn: str) -> Options:
+    """Return what was asked of `inturn apply`: one worker, without handlers, with a minute of grace."""
+    return Options(
+        dsn=dsn,
+        schema="inturn",
+        app=None,
+        topics=(),
+        workers=1,
+        batch=1,
+        http_timeouts=(1.0, 1.0, 1.0),
+        drain=False,
+        prepare=True,
+        max_seconds=None,
+        grace=60.0,
+        log_format="text",
+        quiet=False,
+    )

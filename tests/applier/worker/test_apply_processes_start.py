@@ -22,6 +22,7 @@ from support.processes import (
     children_of,
     is_there,
     one_line,
+    options,
     wait_gone,
     wait_serving,
 )
@@ -87,7 +88,7 @@ def test_a_process_that_does_not_answer_is_killed(
 ) -> None:
     open_shop(database, target="sql")
     monkeypatch.setattr(processes, "LINGER_SECONDS", 0.1)
-    with gate_shut(database) as gate, Processes(_options(database), 2, lambda: 0) as pair:
+    with gate_shut(database) as gate, Processes(options(database.applier_dsn), 2, lambda: 0) as pair:
         append(database, "a", "after")
         pair.start()
         (backend,) = wait_at_gate(database)
@@ -106,7 +107,7 @@ def test_leaving_the_block_leaves_no_process(database: Database) -> None:
     open_shop(database, target="sql")
 
     def fail() -> None:
-        with Processes(_options(database), 2, lambda: 0) as pair:
+        with Processes(options(database.applier_dsn), 2, lambda: 0) as pair:
             pair.start()
             assert len(children_of(os.getpid())) == 2
             raise ZeroDivisionError
@@ -116,27 +117,9 @@ def test_leaving_the_block_leaves_no_process(database: Database) -> None:
     assert children_of(os.getpid()) == []
 
 
-def _options(database: Database) -> Options:
-    return Options(
-        dsn=database.applier_dsn,
-        schema="inturn",
-        app=None,
-        topics=(),
-        workers=1,
-        batch=1,
-        http_timeouts=(1.0, 1.0, 1.0),
-        drain=False,
-        prepare=True,
-        max_seconds=None,
-        grace=60.0,
-        log_format="text",
-        quiet=False,
-    )
-
-
 def test_options_arrive_as_they_were_given(database: Database) -> None:
-    options = _options(database)
-    assert Options.from_json(options.as_json()) == options
+    given = options(database.applier_dsn)
+    assert Options.from_json(given.as_json()) == given
 
 
 def test_of_several_failures_the_exit_code_is_that_which_a_restart_cannot_help() -> None:
