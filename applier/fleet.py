@@ -129,6 +129,7 @@ class Fleet:
             SchemaMismatch: its schema is not one that this package serves.
             UnknownTopic, TargetRefused: a topic asked for is not there or cannot be served, or
                 there is none to drain.
+            NoThread: there are not enough; `end` ends those that there are.
         """
         with self._connections.connect() as connection:
             targets = self._chooser.inside(connection, _name(1), strict=True)
@@ -141,12 +142,16 @@ class Fleet:
         if not self.topics:
             _report_nothing_to_serve(drain=self._drain)
         self._started_at = time.monotonic()
-        for number in range(self._count):
-            self._add_worker(number + 1, self._chooser.careful_keys)
-        bell = None if self._drain else Bells([self.bell, self._outside_bell])
-        start_helpers(self._connections, self._crew, self._replace, self._schema, self.stop, bell)
-        if outside:
-            self._start_outside()
+        try:
+            for number in range(self._count):
+                self._add_worker(number + 1, self._chooser.careful_keys)
+            bell = None if self._drain else Bells([self.bell, self._outside_bell])
+            start_helpers(self._connections, self._crew, self._replace, self._schema, self.stop, bell)
+            if outside:
+                self._start_outside()
+        except NoThread:
+            self.request_stop()  # of those that have begun, after the command in hand
+            raise
 
     @property
     def running(self) -> bool:

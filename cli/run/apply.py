@@ -16,7 +16,7 @@ from inturn.cli.exit_codes import ExitCode
 from inturn.cli.run import logs
 from inturn.cli.run.metrics import Port, metrics_options, serving
 from inturn.cli.run.processes import Processes
-from inturn.cli.run.serve import Attended, Options, Signals, attend, begun, exit_code
+from inturn.cli.run.serve import Attended, Options, Signals, attend, begun, ending, exit_code
 from inturn.cli.terminal.output import echo
 from inturn.cli.terminal.seconds import Seconds
 
@@ -180,12 +180,12 @@ def _run(database: Database, options: Options, port: Port | None) -> int:
     signals = Signals()
     if not begun(functools.partial(_check, database), signals.requests):
         return ExitCode.OK
-    with serving(port, options.dsn, options.schema, fleet.tallies.snapshot):
-        if not begun(fleet.start, signals.requests):
-            return _conclude(fleet.end(options.grace), options, ran=False)
-        logs.log.info("applying", extra={"topics": _few(fleet.topics), "workers": options.workers})
-        outcome = _attend(fleet, signals, options)
-    return _conclude(outcome, options)
+    with serving(port, options.dsn, options.schema, fleet.tallies.snapshot), ending(fleet, options.grace):
+        ran = begun(fleet.start, signals.requests)
+        if ran:
+            logs.log.info("applying", extra={"topics": _few(fleet.topics), "workers": options.workers})
+        outcome = _attend(fleet, signals, options) if ran else fleet.end(options.grace)
+    return _conclude(outcome, options, ran=ran)
 
 
 def _run_many(database: Database, options: Options, port: Port | None, count: int) -> int:
@@ -196,6 +196,7 @@ def _run_many(database: Database, options: Options, port: Port | None, count: in
     with (
         Processes(options, count, signals.requests) as fleet,
         serving(port, options.dsn, options.schema, fleet.counted),
+        ending(fleet, options.grace),
     ):
         fleet.start()
         if fleet.started:

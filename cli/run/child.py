@@ -30,7 +30,7 @@ from inturn.applier.process.totals import Totals
 from inturn.cli.errors import explain
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.run import logs
-from inturn.cli.run.serve import Options, Signals, attend, begun, exit_code
+from inturn.cli.run.serve import Options, Signals, attend, begun, ending, exit_code
 
 #: How long a process may take to end once nothing is in hand any more, in seconds: a statement is being
 #: cancelled (5 s), or threads of the user's app keep it. Together with the default grace of 30 seconds
@@ -181,12 +181,13 @@ def _serve(parent: _Parent, options: Options) -> Report:
         if options.counts:
             parent.say_counted(fleet.tallies)
 
-    # The parent has warned.
-    if begun(functools.partial(fleet.start, warn=False), requests):
-        parent.say(started=fleet.topics)
-        outcome = attend(fleet, requests, look, grace=options.grace)
-    else:
-        outcome = fleet.end(options.grace)
+    with ending(fleet, options.grace):
+        # The parent has warned.
+        if begun(functools.partial(fleet.start, warn=False), requests):
+            parent.say(started=fleet.topics)
+            outcome = attend(fleet, requests, look, grace=options.grace)
+        else:
+            outcome = fleet.end(options.grace)
     failed = _failed(outcome.error) if outcome.error is not None else Report()
     return Report(
         outcome.keys,

@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any, Protocol
@@ -157,6 +158,19 @@ def begun(begin: Callable[[], object], requests: Callable[[], int]) -> bool:
     if failed:
         raise failed[0]
     return not thread.is_alive()
+
+
+@contextmanager
+def ending(fleet: Attended, grace: float) -> Iterator[None]:
+    """End a fleet within that many seconds if something is raised meanwhile.
+
+    Otherwise the commands in hand would be cut off with the process.
+    """
+    try:
+        yield
+    except BaseException:
+        fleet.end(grace)
+        raise
 
 
 def attend(
