@@ -35,7 +35,7 @@ log = logging.getLogger("inturn.applier")
 
 #: How long a cancelled statement may take to come back, in seconds.
 _CANCEL_SECONDS = 5.0
-#: How long it is asked which keys are held, where a command was cut off: its database may be away.
+#: How long it is asked which keys are held, where its database may be away: after all but a drain.
 _COUNT_SECONDS = 2.0
 
 
@@ -182,17 +182,13 @@ class Fleet:
             self._crew.cancel()
             self.wait(_CANCEL_SECONDS)
         FAILURES.say(everything=True)
-        seconds = _COUNT_SECONDS if cut else None
-        held = None
+        error, held = self._crew.error or self._error, None
         if self._crew.workers:
+            # On it depends the exit code of a drain, to which the database has answered just now.
+            seconds = None if self._drain and not cut and error is None else _COUNT_SECONDS
             held = count_held(self._connections, self._schema, self.topics, seconds)
-        return Outcome(
-            **asdict(self.totals),
-            held=held,
-            seconds=time.monotonic() - self._started_at,
-            cut=cut,
-            error=self._crew.error or self._error,
-        )
+        ran_for = time.monotonic() - self._started_at
+        return Outcome(**asdict(self.totals), held=held, seconds=ran_for, cut=cut, error=error)
 
     def pending(self) -> int:
         """Return how many commands are ready to be applied now. Reads them all.

@@ -298,6 +298,30 @@ def test_a_worker_that_only_connects_has_nothing_that_could_be_cut_off(
         assert connecting.wait(60)
         assert not fleet.wait(0), "it may be back at any moment"
         outcome = fleet.end(0)
-        assert (outcome.cut, outcome.error, outcome.held) == (False, None, 0)
+        assert (outcome.cut, outcome.error) == (False, None)
     finally:
         release.set()
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_a_daemon_that_ends_waits_for_no_database_and_a_drain_says_what_is_held(
+    database: Database, monkeypatch: pytest.MonkeyPatch, *, drain: bool
+) -> None:
+    """It may be asked to end because the database is away; on what a drain says depends its exit code."""
+    monkeypatch.setattr("inturn.applier.fleet._COUNT_SECONDS", 0.1)
+    open_shop(database)
+    answer, connect = threading.Event(), Connections.connect
+
+    def slow(connections: Connections) -> psycopg.Connection[Any]:
+        answer.wait(0.3 if drain else 60)
+        return connect(connections)
+
+    fleet = Fleet(database.applier_dsn, applier, drain=drain)
+    fleet.start()
+    fleet.request_stop()
+    assert fleet.wait(60)
+    with monkeypatch.context() as away:
+        away.setattr(Connections, "connect", slow)
+        outcome = fleet.end(0)
+        assert (outcome.held, answer.is_set()) == (0 if drain else None, False)
+        answer.set()
