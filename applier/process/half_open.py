@@ -7,10 +7,10 @@ for an answer its server is asked, on a new connection: where the session is not
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,7 +20,9 @@ import psycopg
 from psycopg.abc import RV, PQGen
 
 from inturn.applier import calls
+from inturn.applier.process.threads import NoThread, start_thread
 from inturn.applier.stop import Stop
+from inturn.schema.errors import InturnError
 from inturn.schema.pooling import is_pooled
 
 log = logging.getLogger("inturn.applier")
@@ -100,9 +102,9 @@ class HalfOpen:
                 self._found = {}
                 continue
             # In a thread of its own: the connection that asks may be the next one to hang.
-            look = threading.Thread(target=self._look, args=(waiting,), name="inturn-half-open", daemon=True)
-            look.start()
-            look.join(_ONE_LOOK_SECONDS)
+            with suppress(NoThread):  # there may be one at the next look
+                look = start_thread(functools.partial(self._look, waiting), "inturn-half-open-look")
+                look.join(_ONE_LOOK_SECONDS)
 
     def _look(self, waiting: dict[Timed, float]) -> None:
         try:
@@ -116,7 +118,7 @@ class HalfOpen:
                     if self._found.get(connection) == since == connection.waiting_since:
                         _give_up(connection, asking)
             self._found = idle
-        except psycopg.Error as error:
+        except (psycopg.Error, InturnError) as error:
             log.info("cannot ask about a connection that does not answer: %s", error)
 
 
@@ -131,12 +133,12 @@ def _waits_long(connection: Timed) -> float | None:
 
 def _give_up(connection: Timed, asking: psycopg.Connection[Any]) -> None:
     """End a connection's session, and tell whoever waits for its answer that it is lost."""
-    log.warning("a connection is lost: its server has answered, or never heard the question")
     try:
         # Its tickets are free once it has ended.
         calls.session.terminate(connection.info.backend_pid, _TERMINATE_MILLISECONDS).on(asking)
     finally:
         hang_up(connection)
+    log.warning("a connection is lost: its server has answered, or never heard the question")
 
 
 def hang_up(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:

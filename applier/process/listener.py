@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 
 from inturn.applier import calls
+from inturn.applier.failure import on_one_line
 from inturn.applier.stop import Ringer, Stop
-from inturn.schema.errors import InturnError
 
 log = logging.getLogger("inturn.applier")
 
@@ -46,9 +47,10 @@ class Listener:
                     # What turned ready while nobody listened.
                     self._bell.ring_all()
                     self._hear(connection)
-            except (psycopg.Error, InturnError) as error:
+            except Exception as error:  # noqa: BLE001 - what it hears comes from anybody, and may be unreadable
                 if not self._stop.requested:
-                    log.info("not listening, polling instead: %s", " ".join(str(error).split()))
+                    with suppress(Exception):  # the log may be what fails
+                        log.info("not listening, polling instead: %s", on_one_line(error))
                     self._stop.wait(_RECONNECT_SECONDS)
 
     def _hear(self, connection: psycopg.Connection[Any]) -> None:
