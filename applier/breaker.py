@@ -100,11 +100,11 @@ class Breaker:
         if not self.open and not self._failed:
             return
         with self._lock:
-            if self.open:
-                log.info("answers again", extra={"topic": self._topic})
+            was_open, self.open, self.probed = self.open, False, False
             self._failed.clear()
-            self.open = self.probed = False
             self._pause = FIRST_PAUSE_SECONDS
+        if was_open:
+            log.info("answers again", extra={"topic": self._topic})
 
     def report(self) -> dict[str, object] | None:
         """Return what is to be announced: for how many seconds it has been open, and the last failure."""
@@ -126,22 +126,22 @@ class Breaker:
                 return False
             self._failed.add(key)
             self._last = key, error.partition("\n")[0][:_ERROR_CHARACTERS]
-            if self.open:
+            if was_open:
                 self.probed = True
                 self._pause = min(self._pause * 2, LAST_PAUSE_SECONDS)
-            elif len(self._failed) < OPENING_FAILURES:
+            elif (keys := len(self._failed)) < OPENING_FAILURES:
                 return True
+            else:
+                self.open, self._opened_at = True, time.monotonic()
             pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
             self._probe_at = time.monotonic() + pause
-            if not self.open:
-                self._opened_at = time.monotonic()
-                log.warning(
-                    "target does not answer: %d keys in a row failed. One key at a time is tried from now on",
-                    len(self._failed),
-                    extra={"topic": self._topic},
-                )
-            self.open = True
-            return not was_open
+        if not was_open:
+            log.warning(
+                "target does not answer: %d keys in a row failed. One key at a time is tried from now on",
+                keys,
+                extra={"topic": self._topic},
+            )
+        return not was_open
 
 
 def reports(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
@@ -12,6 +13,7 @@ import psycopg
 import pytest
 from support.database import until
 
+from inturn.applier.breaker import OPENING_FAILURES, Breaker
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.inside.hand import Hand, Overdue
 from inturn.applier.inside.watchdog import Watchdog
@@ -26,9 +28,13 @@ class _Failing(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.met = threading.Event()
+        self.ask: Callable[[], bool] = lambda: True
+        #: What that has answered each time.
+        self.answers: list[bool] = []
 
     def emit(self, record: logging.LogRecord) -> NoReturn:
         self.met.set()
+        self.answers.append(self.ask())
         raise OSError("the log is full")
 
 
@@ -126,3 +132,20 @@ def test_the_watchdog_replaces_a_stuck_worker_although_the_log_fails(
     until(replaced.is_set, "another worker in its place")
     watch.join(60)
     assert failing.met.is_set()
+
+
+def test_a_breaker_opens_and_closes_although_the_log_fails(
+    failing: _Failing, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does the log keep the other workers from it: a handler of it may take its time."""
+    breaker = Breaker("shop")
+    failing.ask = lambda: not breaker._lock.locked()
+    with caplog.at_level(logging.INFO, "inturn.applier"):
+        for key in range(OPENING_FAILURES):
+            with suppress(OSError):
+                breaker.failed(str(key), probe=False)
+        assert (breaker.open, failing.met.is_set()) == (True, True)
+        with suppress(OSError):
+            breaker.succeeded()
+        assert not breaker.open
+    assert failing.answers == [True, True], "its lock is free"
