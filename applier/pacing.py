@@ -18,6 +18,8 @@ BATCH_SECONDS = 0.010
 #: quickest one; the keys that share a transaction may take as many times longer as it exceeds that, up to
 #: MOST_SLOWNESS: 32 workers on 2 cores had a commit a key otherwise, and half the rate.
 USUAL_SLOWNESS, MOST_SLOWNESS = 3.0, 10.0
+#: The quickest one is that of so many trips, or up to twice as many: the way to a server may become longer.
+TRIPS = 1000
 #: After a batch of at least LONG_BATCH_SECONDS a worker steps back for this part of it, at most for
 #: LONGEST_STEP_BACK_SECONDS: an operator who waits for the key gets it before the worker claims it again.
 LONG_BATCH_SECONDS, STEP_BACK, LONGEST_STEP_BACK_SECONDS = 0.1, 0.02, 0.02
@@ -42,11 +44,15 @@ class Trips:
     """What the latest round trips of a connection took of which the server makes nothing."""
 
     def __init__(self) -> None:
-        self._least = NEVER
+        # The quickest of the last span of trips and of the one before, and how many the last one has.
+        self._least, self._least_before, self._trips = NEVER, NEVER, 0
         self._latest: deque[float] = deque(maxlen=5)
 
     def add(self, seconds: float) -> None:
         """Count a trip that took that many seconds."""
+        if self._trips == TRIPS:
+            self._least, self._least_before, self._trips = NEVER, self._least, 0
+        self._trips += 1
         self._least = min(self._least, max(seconds, 1e-6))
         self._latest.append(seconds)
 
@@ -55,7 +61,7 @@ class Trips:
         """How many times as long as usual they take: from waiting for a processor, or the interpreter."""
         if not self._latest:
             return 1.0
-        times = statistics.median(self._latest) / self._least / USUAL_SLOWNESS
+        times = statistics.median(self._latest) / min(self._least, self._least_before) / USUAL_SLOWNESS
         return min(max(times, 1.0), MOST_SLOWNESS)
 
 

@@ -50,6 +50,17 @@ def test_a_machine_is_busy_where_most_of_the_latest_trips_take_much_longer_than_
     assert made.slowness == pytest.approx(slowness)
 
 
+def test_a_way_that_has_become_longer_for_good_is_no_busy_machine() -> None:
+    """Its transactions would be ten times as long as they should be, as long as the connection lives."""
+    made = pacing.Trips()
+    for seconds in [0.001] * 5 + [0.1] * 2 * pacing.TRIPS:
+        made.add(seconds)
+    assert made.slowness == 1.0
+    for seconds in [1.0] * (pacing.TRIPS + 5):
+        made.add(seconds)
+    assert made.slowness > 1.0, "what was usual is remembered over a whole span"
+
+
 @pytest.mark.parametrize(("batch", "visit"), [(0.0, 0.1), (0.01, 0.1), (0.05, 0.5), (0.1, 1.0), (60.0, 1.0)])
 def test_a_visit_lasts_ten_batches_within_bounds(batch: float, visit: float) -> None:
     assert pacing.visit_seconds(batch) == pytest.approx(visit)
