@@ -228,7 +228,7 @@ def load_app(app: str) -> Applier:
         found: Any = importlib.import_module(module_name)
         for name in attribute.split("."):
             found = getattr(found, name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script ends itself, well even
         raise Failure(
             f"--app {app} cannot be loaded: {type(error).__name__}: {error}",
             hint="Try it alone: python -c 'import " + module_name + "'",

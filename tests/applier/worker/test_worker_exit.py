@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from psycopg.conninfo import make_conninfo
 from support.database import Database, set_revision
@@ -147,6 +149,20 @@ def test_an_app_that_cannot_be_used_is_said_in_one_line(
     returned, _, err = run_apply(database.dsn, "--drain", app=app)
     assert returned == code
     assert said in _one_line(err)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_an_app_that_ends_itself_is_said_in_one_line(
+    database: Database, tmp_path: Path, processes: str
+) -> None:
+    """As a script does whose last line is sys.exit(main()): nothing was applied, and all seemed well."""
+    open_shop(database)
+    (tmp_path / "a_script.py").write_text("import sys\nsys.exit(0)\n")
+    code, _, err = run_apply(
+        database.dsn, "--processes", processes, app="a_script:applier", PYTHONPATH=str(tmp_path)
+    )
+    assert code == 1
+    assert "--app a_script:applier cannot be loaded: SystemExit: 0" in _one_line(err)
 
 
 @pytest.mark.parametrize(
