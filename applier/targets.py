@@ -79,8 +79,8 @@ class Kind:
     takes_handlers: bool = False
 
 
-class MissingExtra(TargetRefused):
-    """A topic needs an optional part of inturn that is not installed."""
+class MissingPart(TargetRefused):
+    """A topic needs a part of inturn that is not here: an extra, or a later release."""
 
 
 def _sql(served: Served, parts: Parts) -> Target:
@@ -115,7 +115,7 @@ def _http(served: Served, parts: Parts) -> Effect:
         from inturn.applier.http.effect import HttpEffect
         from inturn.applier.http.signature import signer_of
     except ImportError as error:
-        raise MissingExtra(
+        raise MissingPart(
             f"topic {served.topic!r} is posted to a service, and the module {error.name} is missing",
             hint="pip install 'inturn[http]'",
             topic=served.topic,
@@ -131,16 +131,21 @@ KINDS = {
 }
 
 
+def is_known(served: Served) -> bool:
+    """Return whether this version knows the kind of a topic's target."""
+    return any(served.target.startswith(kind.begins) for kind in KINDS.values())
+
+
 def kind_of(served: Served) -> Kind:
     """Return the kind of a topic's target.
 
     Raises:
-        TargetRefused: this version knows none that is written so.
+        MissingPart: this version knows none that is written so.
     """
     for kind in KINDS.values():
         if served.target.startswith(kind.begins):
             return kind
-    raise TargetRefused(
+    raise MissingPart(
         f"topic {served.topic!r} has the target {served.target}, which this inturn does not know",
         hint="Upgrade this machine's package with: pip install --upgrade inturn",
         topic=served.topic,
@@ -151,11 +156,13 @@ def refuse_misfit(served: Served, parts: Parts, *, named: bool) -> None:
     """Make sure that what was given for a topic is what its target takes.
 
     Args:
-        named: the topic was asked for by its name.
+        named: the topic was asked for by its name. Otherwise one of an unknown kind is left out later.
 
     Raises:
         TargetRefused: it is not.
     """
+    if not named and not is_known(served):
+        return
     handled, takes = parts.handled(served.topic), kind_of(served).takes_handlers
     if handled and not takes:
         raise TargetRefused(

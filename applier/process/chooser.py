@@ -21,7 +21,7 @@ from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.outside.effect import Timeouts
 from inturn.applier.outside.lanes import OutsideTarget
 from inturn.applier.stop import Stop
-from inturn.applier.targets import KINDS, MissingExtra, Parts, Served, kind_of, refuse_misfit
+from inturn.applier.targets import KINDS, MissingPart, Parts, Served, is_known, kind_of, refuse_misfit
 from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
 from inturn.schema.version import HEAD, check_version
 
@@ -88,7 +88,11 @@ class Chooser:
             rows = self.served(connection, strict=strict)
             if not strict and self.outside_targets(rows):
                 self._start_outside()
-            targets = [kind_of(row).inside(row, self._parts(row.topic, applier_id, hand)) for row in rows]
+            targets = [
+                kind_of(row).inside(row, self._parts(row.topic, applier_id, hand))
+                for row in rows
+                if is_known(row)  # of the others outside_targets says that they are not served
+            ]
             return [target for target in targets if target is not None]
 
         return self._agreed(connection, applier_id, choose, first=strict)
@@ -193,7 +197,7 @@ class Chooser:
             try:
                 effect = kind_of(row).outside(row, self._parts(topic))
             except TargetRefused as error:
-                if strict and (self._only or not isinstance(error, MissingExtra)):
+                if strict and (self._only or not isinstance(error, MissingPart)):
                     raise
                 if topic not in self._refused:
                     log.warning("not served: %s", error, extra={"topic": topic})

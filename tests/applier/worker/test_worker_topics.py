@@ -7,15 +7,18 @@ from typing import Any
 
 import psycopg
 import pytest
-from support.database import Database
+from support.database import Database, until
 from support.process import run_apply
 from support.roles import APPLIER
-from support.shop import TOPIC, append, applied, open_shop
+from support.shop import TOPIC, append, applied, at_work, open_shop
 
+from inturn.applier import Fleet
 from inturn.applier.inside.sleep import ANNOUNCED_BY_NAME
 from inturn.applier.inside.sql_target import SqlTarget
 from inturn.applier.inside.worker import Worker
 from inturn.applier.stop import Bell, Stop
+from inturn.applier.targets import KINDS, Kind
+from inturn.schema.errors import TargetRefused
 
 
 class Counted(psycopg.Connection[Any]):
@@ -139,3 +142,29 @@ def test_the_line_that_says_what_is_applied_names_a_few_topics(database: Databas
     assert "idle-1" in logged
     assert "8 more" in logged
     assert "idle-9" not in logged
+
+
+@pytest.fixture
+def later_kind(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """A topic whose kind of target this release does not know: of a revision that it goes on through."""
+    monkeypatch.setitem(KINDS, "http", Kind(("gopher://",)))
+    open_shop(database)
+    database.execute("SELECT inturn.create_topic('posts', 'http://127.0.0.1:9')")
+    return database
+
+
+def test_a_topic_of_a_later_release_is_left_out_and_the_others_are_served(
+    later_kind: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start and later on: every applier of the release before would end at once, for all topics."""
+    with at_work(later_kind) as fleet:
+        append(later_kind, "a", "insert")
+        until(lambda: applied(later_kind, "a"), "the other topic")
+        assert fleet._crew.error is None
+    assert caplog.text.count("which this inturn does not know") == 1
+
+
+def test_a_topic_of_a_later_release_is_refused_where_it_is_named(later_kind: Database) -> None:
+    fleet = Fleet(later_kind.applier_dsn, topics=["posts"])
+    with pytest.raises(TargetRefused, match="which this inturn does not know"):
+        fleet.start()
