@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from contextlib import suppress
 from types import TracebackType
 
 import psycopg
@@ -66,8 +67,11 @@ def _cut(text: str) -> str:
 
 
 def on_one_line(error: BaseException) -> str:
-    """Return what an error says, on one line that is not too long."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """Return what an error says, on one line that is not too long; its kind, where it cannot say anything."""
+    said = ""
+    with suppress(Exception):  # a handler's own may do anything when it is asked
+        said = " ".join(str(error).split())[:_SUMMARY_CHARACTERS]
+    return said or type(error).__name__
 
 
 def storable(text: str) -> str:

@@ -107,8 +107,10 @@ def _parts(error: BaseException) -> tuple[str, str, ExitCode]:
             where = f": {error.filename}" if error.filename else ""
             parts = f"{error.strerror or error}{where}", "", ExitCode.ERROR
         case _:
+            from inturn.applier.failure import on_one_line
+
             hint = "Please report it, with the traceback that INTURN_TRACEBACK=1 prints"
-            parts = f"internal error: {type(error).__name__}: {error}", hint, ExitCode.ERROR
+            parts = f"internal error: {type(error).__name__}: {on_one_line(error)}", hint, ExitCode.ERROR
     return parts
 
 

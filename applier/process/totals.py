@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from inturn.applier.failure import on_one_line
 from inturn.applier.inside.batch import Batch
 from inturn.schema.errors import InturnError
 
@@ -33,7 +34,7 @@ def ended_by(error: BaseException) -> Exception:
     if isinstance(error, Exception):
         return error
     ended = WorkerEnded(
-        f"a worker was ended by {type(error).__name__}: {error}", hint="See the log for where"
+        f"a worker was ended by {type(error).__name__}: {on_one_line(error)}", hint="See the log for where"
     )
     ended.__cause__ = error
     return ended

@@ -10,7 +10,9 @@ from support.database import Database
 from support.shop import TOPIC, append, applied, apply_all, open_shop, write_witness
 
 from inturn.applier import Applier, Command
-from inturn.applier.failure import MAX_ERROR_CHARACTERS, describe
+from inturn.applier.failure import MAX_ERROR_CHARACTERS, describe, on_one_line
+from inturn.applier.process.totals import ended_by
+from inturn.cli.errors import explain
 
 
 class _Unspeakable(Exception):
@@ -130,3 +132,15 @@ def test_an_error_of_a_sql_target_is_recorded_with_its_state_and_bounded(
             "CONTEXT: PL/pgSQL function app.apply",
         ):
             assert part in text
+
+
+class _UnspeakableEnd(BaseException):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_error_without_words_is_called_by_its_kind_wherever_it_is_said() -> None:
+    """Its connection broke, or it has ended a worker: what said so died of that, and the worker unseen."""
+    assert on_one_line(_Unspeakable()) == "_Unspeakable"
+    assert "_UnspeakableEnd" in str(ended_by(_UnspeakableEnd()))
+    assert explain(_Unspeakable())[0].startswith("internal error: _Unspeakable")
