@@ -22,15 +22,16 @@ class Verdict(Exception):
     sqlstate: ClassVar[str]
     _fallback: ClassVar[str]
 
-    def __init__(self, reason: str = "") -> None:
-        self.reason = reason.strip() or self._fallback
+    def __init__(self, reason: object = "") -> None:
+        # Raised where something has failed already: an error that is given as the reason is no further fault.
+        self.reason = str(reason).strip() or self._fallback
         super().__init__(self.reason)
 
 
 class _Later(Verdict):
     """Try the command again, after a while."""
 
-    def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
+    def __init__(self, reason: object = "", *, after: float | timedelta | None = None) -> None:
         """Make one.
 
         Args:
@@ -74,7 +75,7 @@ class Hold(Verdict):
     sqlstate = "IT021"
     _fallback = "the handler asked to hold"
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: object) -> None:
         super().__init__(reason)
 
 
@@ -84,7 +85,7 @@ class Skip(Verdict):
     sqlstate = "IT022"
     _fallback = "the handler asked to skip"
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: object) -> None:
         super().__init__(reason)
 
 

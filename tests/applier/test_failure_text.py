@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -12,6 +13,7 @@ from support.shop import TOPIC, append, applied, apply_all, open_shop, write_wit
 from inturn.applier import Applier, Command
 from inturn.applier.failure import MAX_ERROR_CHARACTERS, describe, on_one_line
 from inturn.applier.process.totals import ended_by
+from inturn.applier.verdict import Hold, Outage, Retry, Skip, Verdict
 from inturn.cli.errors import explain
 
 
@@ -144,3 +146,9 @@ def test_an_error_without_words_is_called_by_its_kind_wherever_it_is_said() -> N
     assert on_one_line(_Unspeakable()) == "_Unspeakable"
     assert "_UnspeakableEnd" in str(ended_by(_UnspeakableEnd()))
     assert explain(_Unspeakable())[0].startswith("internal error: _Unspeakable")
+
+
+@pytest.mark.parametrize("verdict", [Retry, Outage, Hold, Skip])
+def test_an_error_is_a_reason_too(verdict: Callable[[object], Verdict]) -> None:
+    """Otherwise what is raised is an AttributeError, which an outage would count as an attempt."""
+    assert verdict(ConnectionError("the bank is down")).reason == "the bank is down"
