@@ -16,6 +16,7 @@ from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.hand import TooManyAbandoned
 from inturn.applier.inside.python.turn import HandlerBrokeTransaction
 from inturn.applier.outside.effect import Timeouts
+from inturn.applier.process.threads import NoThread
 from inturn.applier.process.totals import WorkerEnded
 from inturn.applier.verdict import Hold, Outage, Retry, Skip, Verdict
 
@@ -31,6 +32,7 @@ __all__ = [
     "HandlerDidNotRun",
     "Hold",
     "NoHandler",
+    "NoThread",
     "Outage",
     "Outcome",
     "OutsideHandler",
