@@ -33,6 +33,8 @@ from inturn.schema.version import check_after
 _OF_THE_COMMAND = {"25P03", "25P04"}
 #: How often the outcome of a turn is recorded again after it was lost against another transaction.
 _LOSE_ATTEMPTS = 5
+#: What is said of a turn of which nothing was recorded: its lease runs out, or had by then.
+NOT_RECORDED, FENCED = "not recorded", "fenced"
 #: The server ended it, for a reason of its own: another session crashed it; it cannot go on now.
 _OF_THE_SERVER = {"57P02", "57P03"}
 
@@ -62,8 +64,8 @@ class TurnLost(Exception):
         self.closed = closed
         self._server = server
 
-    def record(self, connection: psycopg.Connection[Any]) -> None:
-        """Record what became of the turn, on a new connection.
+    def record(self, connection: psycopg.Connection[Any]) -> bool:
+        """Record what became of the turn, on a new connection; return whether that was a failure.
 
         Raises:
             psycopg.Error: the connection or the database failed; the lease will run out.
@@ -76,6 +78,7 @@ class TurnLost(Exception):
         outcome = _lose(connection, self.alone, error, is_clear=self.closed or state in _OF_THE_COMMAND)
         if error is not None:
             _log(self.alone, f"the connection was lost with the command in hand ({outcome})", error)
+        return error is not None and outcome not in {NOT_RECORDED, FENCED}
 
 
 class NotHeld(Exception):
@@ -272,7 +275,7 @@ def _lose(connection: psycopg.Connection[Any], alone: Alone, error: str | None, 
             if is_cut(lost):
                 break  # somebody else has it locked: the lease runs out, and the key is a suspect
             raise
-    return "not recorded"
+    return NOT_RECORDED
 
 
 def _log(alone: Alone, what: str, error: str) -> None:

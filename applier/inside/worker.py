@@ -196,13 +196,12 @@ class Worker:
         """
         if self._lost is not None:
             try:
-                self._lost.record(connection)
+                self.totals.failures += self._lost.record(connection)
             except psycopg.DatabaseError as error:
                 if not (error.sqlstate or "").startswith("IT"):
                     raise
                 log.warning("a lost turn was not recorded: %s", on_one_line(error))
             self._lost = None
-            self.totals.failures += 1
 
     @property
     def backend_pid(self) -> int | None:

@@ -13,9 +13,9 @@ from support import shop
 from support.database import Database, until
 from support.roles import DEPLOYER, OWNER
 
-from inturn.applier import Applier, pacing
-from inturn.applier.inside.alone import Alone, TurnLost
-from inturn.applier.inside.batch import Target
+from inturn.applier import Applier, calls, pacing
+from inturn.applier.inside.alone import Alone, TurnLost, server_of
+from inturn.applier.inside.batch import OLDEST, Target
 from inturn.applier.inside.worker import Worker
 from inturn.applier.process.recovery import Recovery
 from inturn.applier.stop import Bell, Stop
@@ -136,6 +136,33 @@ def test_a_lost_turn_that_may_not_be_recorded_does_not_keep_a_worker_from_the_ot
     worker.run()
     assert chosen.is_set()
     assert worker._lost is None
+    assert worker.totals.failures == 0
+
+
+@pytest.mark.parametrize(("restarted", "failures"), [(False, 1), (True, 0)])
+def test_a_lost_turn_counts_as_a_failure_where_it_was_the_commands(
+    database: Database, *, restarted: bool, failures: int
+) -> None:
+    """The summary of an inturn apply said that a command had failed, and no key had one that did."""
+    shop.open_shop(database)
+    shop.append(database, "a", "insert")
+    stop = Stop()
+
+    def choose(_connection: psycopg.Connection[Any]) -> Sequence[Target]:
+        stop.request()
+        return []
+
+    with connect(database.applier_dsn) as connection:
+        call = calls.lease.claim_alone("inturn", shop.TOPIC, OLDEST, "test")
+        claimed = call.on(connection)
+        server = "another run" if restarted else server_of(connection)
+    assert claimed is not None
+    assert claimed.epoch is not None
+    alone = Alone("inturn", shop.TOPIC, claimed.key, claimed.epoch, claimed.ready_at)
+    worker = _worker(database, choose, stop=stop, recovery=Recovery())
+    worker._lost = TurnLost(alone, psycopg.OperationalError("lost"), closed=False, server=server)
+    worker.run()
+    assert worker.totals.failures == failures
 
 
 def test_a_worker_outside_leaves_a_server_that_only_reads(
