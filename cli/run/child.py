@@ -158,8 +158,6 @@ def main() -> None:
     logs.set_up(options.log_format, level=options.level)
     try:
         report = _serve(parent, options)
-    except KeyboardInterrupt:  # before there were signals to count
-        report = Report(stopped=True)
     except Exception as error:  # noqa: BLE001 - the parent raises it
         report = _failed(error)
     parent.say(ended=asdict(report))

@@ -52,6 +52,8 @@ class Process:
         self._killed = False
         self._lines = Lines()
         self.socket, theirs = socket.socketpair()
+        # It inherits that: a Ctrl-C, which reaches it too, waits until it counts signals.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with theirs:
             try:
                 self._popen = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
@@ -62,6 +64,8 @@ class Process:
             except BaseException:
                 self.socket.close()
                 raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.described = f"{name} (pid {self._popen.pid})"
         self._say(options.as_json())
         self.socket.setblocking(False)

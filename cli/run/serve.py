@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -122,6 +123,8 @@ class Signals:
         self.count = 0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._received)
+        if os.name == "posix":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see Process
 
     def requests(self) -> int:
         return self.count

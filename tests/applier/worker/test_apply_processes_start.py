@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -63,6 +64,23 @@ def test_a_signal_before_the_processes_are_at_work_ends_them_at_once(
         assert process.exit_code() == 0
         assert (process.out, process.err) == ("", "")
         assert not any(map(is_there, children))
+
+
+def test_a_ctrl_c_waits_until_a_process_counts_signals(database: Database, tmp_path: Path) -> None:
+    """It reaches parent and processes at once; in the midst of an import it was a traceback of each."""
+    open_shop(database)
+    with _slow_app(database, tmp_path) as (process, gate):
+        children = children_of(process.pid)
+        assert [_takes_ctrl_c(child.pid) for child in children] == [False, False]
+        assert _takes_ctrl_c(process.pid)
+        gate.unlink()
+        wait_serving(database)
+        assert [_takes_ctrl_c(child.pid) for child in children] == [True, True]
+
+
+def _takes_ctrl_c(pid: int) -> bool:
+    (blocked,) = re.findall(r"^SigBlk:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return not int(blocked, 16) & 1 << (signal.SIGINT - 1)
 
 
 @contextmanager
