@@ -261,14 +261,17 @@ class Blame:
 
 
 def _lose(connection: psycopg.Connection[Any], alone: Alone, error: str | None, *, is_clear: bool) -> str:
+    session = session_of(connection)
     if connection.info.transaction_status is not TransactionStatus.IDLE:
-        connection.rollback()  # a transaction that a handler has begun
+        # A transaction that a handler has begun, or one that the driver left open.
+        session.worn = session.spent = True
+        session.roll_back()
     if error is not None:
         error = encodable(error, connection.info)
     call = calls.lease.lose_alone(alone.schema, alone.topic, alone.key, alone.epoch, error, is_clear=is_clear)
     for attempt in range(_LOSE_ATTEMPTS):
         try:
-            return session_of(connection).call(call)
+            return session.call(call)
         except psycopg.Error as lost:
             if attempt < _LOSE_ATTEMPTS - 1 and (is_transient(lost) or is_cut(lost)):
                 continue

@@ -127,9 +127,17 @@ class Session:
         modes = {name: value for name, value in self._modes.items() if getattr(connection, name) != value}
         if modes and not connection.closed:
             if connection.info.transaction_status is not TransactionStatus.IDLE:
-                self._cursor.execute("ROLLBACK", prepare=False)
+                self.roll_back()
             for name, value in modes.items():
                 setattr(connection, name, value)
+
+    def roll_back(self) -> None:
+        """Roll back, also within a block of `transaction()`, where the driver's own rollback is refused.
+
+        Raises:
+            psycopg.Error: the connection is lost.
+        """
+        self._cursor.execute("ROLLBACK", prepare=False)
 
     def put_back(self, connection: psycopg.Connection[Any]) -> None:
         """Put back the settings that a handler has changed. After a failure that is done by the rollback.

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from inturn.applier import pacing
 from inturn.applier.breaker import Breaker
@@ -180,6 +181,9 @@ class Visits:
             what = "a batch failed, its keys are taken alone"
             FAILURES.log(logging.WARNING, what, on_one_line(error), {"topic": topic})
             self._careful[topic] = max_keys + CAREFUL_KEYS
+            if connection.info.transaction_status is not TransactionStatus.IDLE:
+                # It could not be ended: whatever comes later would be a part of it.
+                raise SessionChanged("a command has left the transaction open") from error
             return Batch(keys=max_keys, redo=True, lost=True)
         if batch.lost:
             alone = self._make_alone(connection, target, batch.hand)

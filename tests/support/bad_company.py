@@ -162,6 +162,46 @@ def _in_sqlalchemys_autocommit(connection: psycopg.Connection[Any], _: Command) 
         connected.execute(text("INSERT INTO bad.single VALUES (2)"))
 
 
+#: What is referred to is open, whatever becomes of the handler.
+_KEPT: list[object] = []
+
+
+def _raises_in_a_stream(connection: psycopg.Connection[Any], _: Command) -> None:
+    rows = connection.cursor().stream("SELECT generate_series(1, 3)")
+    for _row in rows:
+        raise ValueError("and raises")
+
+
+def _leaves_a_stream(connection: psycopg.Connection[Any], _: Command) -> None:
+    rows = connection.cursor().stream("SELECT generate_series(1, 3)")
+    _KEPT.append(rows)
+    next(iter(rows))
+
+
+def _leaves_a_copy(connection: psycopg.Connection[Any], _: Command) -> None:
+    copy = connection.cursor().copy("COPY (SELECT generate_series(1, 3)) TO STDOUT")
+    _KEPT.append(copy)
+    copy.__enter__()
+
+
+def _leaves_a_pipeline(connection: psycopg.Connection[Any], _: Command) -> None:
+    pipeline = connection.pipeline()
+    _KEPT.append(pipeline)
+    pipeline.__enter__()
+
+
+def _leaves_a_block(connection: psycopg.Connection[Any], _: Command) -> None:
+    block = connection.transaction()
+    _KEPT.append(block)
+    block.__enter__()
+
+
+def _raises_in_a_block(connection: psycopg.Connection[Any], _: Command) -> None:
+    block = connection.transaction()
+    block.__enter__()
+    raise ValueError("and raises")
+
+
 def _rolls_back_and_raises(connection: psycopg.Connection[Any], _: Command) -> None:
     connection.execute("ROLLBACK")
     raise ValueError("and raises")
@@ -248,6 +288,12 @@ IN_PYTHON = {
     "another isolation_level": Fault("can't change 'isolation_level'", _sets_isolation_level),
     "SQLAlchemy's Session over the connection": Fault("rollback", _in_sqlalchemys_session),
     "SQLAlchemy's AUTOCOMMIT over the connection": Fault("can't change", _in_sqlalchemys_autocommit),
+    "a stream that it raises in": Fault("and raises", _raises_in_a_stream),
+    "a stream that is not read to its end": Fault("a stream or a COPY open", _leaves_a_stream, alone=True),
+    "a COPY that is not left": Fault("a stream or a COPY open", _leaves_a_copy, alone=True),
+    "a pipeline that is not left": Fault("left a pipeline", _leaves_a_pipeline),
+    "a block that is not left": Fault("left a block", _leaves_a_block),
+    "a block that it raises in": Fault("and raises", _raises_in_a_block),
     "inturn's own rows changed": Fault(
         "fenced off",
         _runs("DELETE FROM inturn.ticket WHERE key = 'bad'"),

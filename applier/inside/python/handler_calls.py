@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from inturn.applier.command import ClaimedCommand, handling
 from inturn.applier.handlers import Applier, count_done, refuse_unrun
 from inturn.applier.inside.batch import Handled
 from inturn.applier.inside.hand import Hand
+from inturn.applier.inside.python import left_open
 from inturn.applier.inside.python.turn import CommandFailed, HandlerBrokeTransaction, Turn
 from inturn.applier.inside.session import session_of
 from inturn.applier.stop import Stop
@@ -95,6 +97,7 @@ class HandlerCalls:
         commands = [order.read(self.applier.parse_float) for order in orders]
         batch = self.applier.find_batch(orders[0].topic)
         began_at, started_at = time.time(), time.monotonic()
+        blocks = left_open.blocks(connection)
         try:
             with (
                 self.hand.holding(orders[0], self.timeout, is_alone=turn.is_alone),
@@ -107,7 +110,11 @@ class HandlerCalls:
         finally:
             share = (time.monotonic() - started_at) / len(orders)
             turn.handled |= {order.seq: Handled(order, began_at, share) for order in orders}
+            if left := left_open.free(connection, blocks, sys.exception()):
+                session.worn = session.spent = True
             session.restore(connection)
+        if left:
+            raise psycopg.ProgrammingError("the handler left a block of connection.transaction() open")
         refuse_unrun(result)
         self._check_transaction(connection, orders[0])
         session.put_back(connection)
@@ -134,7 +141,9 @@ class HandlerCalls:
 
     def _check_transaction(self, connection: psycopg.Connection[Any], order: ClaimedCommand) -> None:
         if connection.closed:
-            raise psycopg.OperationalError("the handler closed the connection, or it was lost")
+            raise psycopg.OperationalError(
+                "the handler closed the connection, left a pipeline, a stream or a COPY open, or it was lost"
+            )
         status = connection.info.transaction_status
         if status is TransactionStatus.INERROR:
             raise psycopg.errors.InFailedSqlTransaction(
