@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from inturn.applier import calls
@@ -181,7 +182,8 @@ class Fleet:
             self.stop.expire()
             self._crew.cancel()
             self.wait(_CANCEL_SECONDS)
-        FAILURES.say(everything=True)
+        with suppress(Exception):  # a log that fails takes nothing away of how it ended
+            FAILURES.say(everything=True)
         error, held = self._crew.error or self._error, None
         if self._crew.workers:
             # On it depends the exit code of a drain, to which the database has answered just now.

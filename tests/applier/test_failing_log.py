@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from support.database import until
 
+from inturn.applier import Fleet
 from inturn.applier.breaker import OPENING_FAILURES, Breaker
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.inside.hand import Hand, Overdue
@@ -149,3 +150,17 @@ def test_a_breaker_opens_and_closes_although_the_log_fails(
             breaker.succeeded()
         assert not breaker.open
     assert failing.answers == [True, True], "its lock is free"
+
+
+def test_a_fleet_says_how_it_ended_although_the_log_fails(
+    failing: _Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = FailureLog()
+    monkeypatch.setattr("inturn.applier.fleet.FAILURES", failures)
+    failing.setLevel(logging.CRITICAL)
+    for _ in range(MOST_EQUAL + 1):
+        failures.log(logging.WARNING, "command failed", "an error", {"topic": "shop"})
+    failing.setLevel(logging.NOTSET)
+    outcome = Fleet("host=nowhere.invalid").end(0)
+    assert failing.met.is_set()
+    assert (outcome.cut, outcome.error) == (False, None)
