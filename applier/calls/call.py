@@ -27,6 +27,9 @@ _SETTINGS: LiteralString = (
     + ")"
 )
 
+#: What tells one run of a server from any other. Not as a time, which the session's TimeZone writes.
+_SERVER: LiteralString = "extract(epoch FROM pg_catalog.pg_postmaster_start_time())::pg_catalog.text"
+
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
@@ -55,8 +58,10 @@ class Call(Generic[T]):
 
 
 def statement(text: LiteralString, schema: str = "") -> sql.Composed:
-    """Return a statement, with {schema} and {settings} put in: where inturn is installed; see above."""
-    return sql.SQL(text).format(schema=sql.Identifier(schema), settings=sql.SQL(_SETTINGS))
+    """Return a statement; {schema} is where inturn is installed, for {settings} and {server} see above."""
+    return sql.SQL(text).format(
+        schema=sql.Identifier(schema), settings=sql.SQL(_SETTINGS), server=sql.SQL(_SERVER)
+    )
 
 
 def all_as(make: Callable[..., T]) -> Callable[[Rows], list[T]]:

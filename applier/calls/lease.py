@@ -29,7 +29,7 @@ def claim_alone(schema: str, topic: str, since: datetime | str, applier_id: str)
     """Return the call that claims a key alone, unless the topic is refused: see _require_target."""
     return Call(
         statement(
-            "SELECT key, epoch, ready_at, pg_catalog.pg_postmaster_start_time()::pg_catalog.text, {settings}"
+            "SELECT key, epoch, ready_at, {server}, {settings}"
             " FROM {schema}._require_target({schema}._settings_of(%s)) t"
             " CROSS JOIN {schema}._claim_alone(%s, %s, %s) c",
             schema,

@@ -51,7 +51,7 @@ def put_back(backend_pid: int, seconds: float | None) -> sql.Composed:
 
 def server() -> Call[str]:
     """Return the call that says which run of the server a connection is to."""
-    return Call(statement("SELECT pg_catalog.pg_postmaster_start_time()::pg_catalog.text"), (), value)
+    return Call(statement("SELECT {server}"), (), value)
 
 
 def clock() -> Call[str]:
@@ -95,8 +95,17 @@ def is_idle(backend_pid: int) -> Call[bool]:
     )
 
 
-def terminate(backend_pid: int | None, milliseconds: int) -> Call[None]:
-    """Return the call that ends another session, and waits until it has ended."""
+def terminate(backend_pid: int | None, of_server: str | None, milliseconds: int) -> Call[None]:
+    """Return the call that ends another session, and waits until it has ended.
+
+    of_server: the run of the server that the session is of, see `server`. After a failover another server has
+    another session of this number: that goes on.
+    """
     return Call(
-        statement("SELECT pg_catalog.pg_terminate_backend(%s, %s)"), (backend_pid, milliseconds), nothing
+        statement(
+            "SELECT pg_catalog.pg_terminate_backend(%s, %s)"
+            " WHERE {server} OPERATOR(pg_catalog.=) %s::pg_catalog.text"
+        ),
+        (backend_pid, milliseconds, of_server),
+        nothing,
     )

@@ -34,7 +34,7 @@ class Watched(Protocol):
     hand: Hand
 
     @property
-    def backend_pid(self) -> int | None: ...
+    def backend(self) -> tuple[int | None, str | None]: ...
 
     def cancel(self) -> None: ...
 
@@ -106,7 +106,7 @@ class Watchdog(Generic[_W]):
         worker.hang_up()
         with _warned("charge", extra), self._connect() as connection:
             # Its tickets are free once its session is over.
-            calls.session.terminate(worker.backend_pid, _TERMINATE_MILLISECONDS).on(connection)
+            calls.session.terminate(*worker.backend, _TERMINATE_MILLISECONDS).on(connection)
             if blame:
                 blame.charge(connection)
         log.warning("a handler that does not return was given up", extra=extra)

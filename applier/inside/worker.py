@@ -204,11 +204,11 @@ class Worker:
             self._lost = None
 
     @property
-    def backend_pid(self) -> int | None:
-        """Its session in the database; None where the driver does not know, as through a pooler."""
+    def backend(self) -> tuple[int | None, str | None]:
+        """Its session in the database, and of which run of a server; None where nobody knows: by a pooler."""
         if (connection := self._connection) is None or connection.closed or is_pooled(connection):
-            return None
-        return connection.info.backend_pid
+            return None, None
+        return connection.info.backend_pid, getattr(connection, "server", None)
 
     def hang_up(self) -> None:
         """Cut its connection, if it goes through a pooler: that ends the session, which no number names."""

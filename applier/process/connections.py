@@ -42,7 +42,11 @@ class Connections:
             application_name=_NAME,
             for_handlers=True,
         )
-        self._note(made)
+        try:
+            self._note(made, calls.session.server().on(made))
+        except BaseException:
+            made.close()
+            raise
         return made
 
     async def connect_async(self) -> psycopg.AsyncConnection[Any]:
@@ -52,7 +56,11 @@ class Connections:
             prepare_threshold=self.prepare_threshold,
             application_name=_NAME,
         )
-        self._note(made)
+        try:
+            self._note(made, await calls.session.server().on_async(made))
+        except BaseException:
+            await made.close()
+            raise
         return made
 
     def open(self) -> list[Timed]:
@@ -65,9 +73,11 @@ class Connections:
         half_open = HalfOpen(self.connect, self.open, stop)
         start_thread(half_open.run, "inturn-half-open")
 
-    def _note(self, made: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    def _note(self, made: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], server: str) -> None:
+        timed = cast(Timed, made)
+        timed.server = server
         with self._lock:
-            self._made.add(cast(Timed, made))
+            self._made.add(timed)
 
 
 def warn_superuser(connection: psycopg.Connection[Any]) -> None:

@@ -41,9 +41,11 @@ class TimedConnection(psycopg.Connection[Any]):
 
     Attributes:
         waiting_since: as time.monotonic() counts; None: it does not wait.
+        server: the run of the server that it is to; see calls.session.server.
     """
 
     waiting_since: float | None = None
+    server: str | None = None
 
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         self.waiting_since = time.monotonic()
@@ -57,6 +59,7 @@ class AsyncTimedConnection(psycopg.AsyncConnection[Any]):
     """The same, of an event loop."""
 
     waiting_since: float | None = None
+    server: str | None = None
 
     async def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         self.waiting_since = time.monotonic()
@@ -135,7 +138,8 @@ def _give_up(connection: Timed, asking: psycopg.Connection[Any]) -> None:
     """End a connection's session, and tell whoever waits for its answer that it is lost."""
     try:
         # Its tickets are free once it has ended.
-        calls.session.terminate(connection.info.backend_pid, _TERMINATE_MILLISECONDS).on(asking)
+        pid = connection.info.backend_pid
+        calls.session.terminate(pid, connection.server, _TERMINATE_MILLISECONDS).on(asking)
     finally:
         hang_up(connection)
     log.warning("a connection is lost: its server has answered, or never heard the question")

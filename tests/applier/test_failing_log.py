@@ -85,7 +85,7 @@ def test_a_worker_that_a_fault_has_ended_says_so_to_its_process(failing: _Failin
 class _Stuck:
     """A worker whose handler does not return."""
 
-    backend_pid = None
+    backend = None, None
 
     def __init__(self) -> None:
         self.hand: Hand = _Late()

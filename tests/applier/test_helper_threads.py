@@ -9,8 +9,12 @@ from typing import Any, NoReturn, Self, cast
 
 import psycopg
 import pytest
+from support import shop
+from support.database import Database
 
+from inturn.applier import Applier, Command, calls
 from inturn.applier.process import half_open
+from inturn.applier.process.connections import Connections
 from inturn.applier.process.half_open import HalfOpen, Timed
 from inturn.applier.process.listener import Listener
 from inturn.applier.process.threads import NoThread, start_thread
@@ -83,3 +87,42 @@ def test_half_open_connections_are_looked_for_again_once_there_is_a_thread(
     stop.request()
     _run(HalfOpen(connect, lambda: list(waiting), stop).run)
     assert tries == 3
+
+
+def test_a_session_of_the_same_number_on_another_server_is_not_ended(database: Database) -> None:
+    """After a failover it may be one of ours: whatever it has in hand would be charged."""
+    connections = Connections(database.applier_dsn, None)
+    with connections.connect() as asking, connections.connect() as other:
+        (timed,) = [each for each in connections.open() if each is other]
+        assert timed.server
+        pid = other.info.backend_pid
+        for server in ("another run", None):
+            calls.session.terminate(pid, server, 5000).on(asking)
+        other.execute("SELECT")
+        asking.execute("SET TIME ZONE 'Asia/Tokyo'")
+        calls.session.terminate(pid, timed.server, 5000).on(asking)
+        with pytest.raises(psycopg.OperationalError):
+            other.execute("SELECT")
+
+
+def test_a_worker_says_of_which_server_its_session_is(database: Database) -> None:
+    shop.open_shop(database)
+    shop.append(database, "a", "insert")
+    handlers, in_hand, release = Applier(), threading.Event(), threading.Event()
+
+    @handlers.handler(shop.TOPIC)
+    def handle(connection: psycopg.Connection[Any], command: Command) -> None:
+        in_hand.set()
+        release.wait(60)
+
+    with shop.at_work(database, handlers) as fleet:
+        try:
+            assert in_hand.wait(60)
+            (worker,) = fleet._crew.watched()
+            pid, server = worker.backend
+            with Connections(database.applier_dsn, None).connect() as asking:
+                assert server == calls.session.server().on(asking)
+                state = "SELECT state FROM pg_stat_activity WHERE pid = %s"
+                assert asking.execute(state, [pid]).fetchall() == [("idle in transaction",)]
+        finally:
+            release.set()

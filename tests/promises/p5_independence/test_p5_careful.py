@@ -206,7 +206,7 @@ def test_p5_a_call_is_careful_after_an_inturn_apply_whose_keys_may_be_at_fault(
         until(lambda: topic.value(_APPLIED), "at work")
         if doubt == "it lost a connection":
             worker = fleet._crew.watched()[0]
-            topic.execute("SELECT pg_terminate_backend(%s, 10000)", [worker.backend_pid])
+            topic.execute("SELECT pg_terminate_backend(%s, 10000)", [worker.backend[0]])
             _append(topic, "l")
             until(lambda: topic.value(_APPLIED) == 2, "at work again")
     assert fleet._crew.error is None
