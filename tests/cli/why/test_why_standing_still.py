@@ -40,6 +40,40 @@ def test_a_key_is_tried_again_later(witness: Database) -> None:
     assert "refused a" in explained(witness, "a", "no_applier")[0]["says"]
 
 
+def test_a_key_that_was_put_off_without_an_attempt_says_until_when_and_why(witness: Database) -> None:
+    """An outage counts as no attempt, so the key is ready, but not now."""
+    witness.execute("UPDATE inturn.topic SET backoff_base = '1 hour', backoff_cap = '2 hours'")
+    append(witness, "a")
+    applier = witness.session()
+    applier.execute("SELECT FROM inturn.claim('orders')")
+    applier.execute("SELECT inturn.fail('orders', 'a', 1, 1, 1, 'the bank is away', 'me', 'outage')")
+    applier.commit()
+    answer, out = explained(witness, "a", "retrying")
+    details = answer["details"]
+    assert (details["attempts"], details["error"]) == (0, "the bank is away")
+    assert ", again in " in out.splitlines()[0]
+    said = " ".join(out.split())
+    assert "Its next command, 1 (insert), was put off, which counts as no attempt: the bank is away." in said
+    assert "It is tried again at 2" in said
+    assert "inturn retry" not in answer["to_do"], "which would be refused: nothing has failed"
+
+
+def test_a_key_that_only_a_hint_tells_of_is_ready_and_not_broken(drained: Database) -> None:
+    """A caller on a snapshot cannot wake the key; an applier will."""
+    caller = drained.session()
+    caller.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    append(caller, "a")
+    caller.commit()
+    assert drained.execute("SELECT FROM inturn.verify('orders')") == []
+    answer, _ = explained(drained, "a", "no_applier")
+    assert answer["since"] == drained.value("SELECT left_at FROM inturn.wake_hint")
+    applier = drained.connect(user=APPLIER)
+    applier.execute("SELECT inturn.announce_applier('node:7', '{orders}', 'b1', 4711, '0001')")
+    assert "0 keys are ready for longer" in explained(drained, "a", "queued")[0]["says"]
+    drained.execute("CALL inturn.apply()")
+    explained(drained, "a", "nothing_pending")
+
+
 def test_a_key_is_paused_by_somebody_for_a_reason(drained: Database) -> None:
     drained.execute("SET inturn.os_user = 'alice@desk'")
     drained.execute("SELECT inturn.pause('orders', 'a', 'the customer calls', now() + interval '90 minutes')")
