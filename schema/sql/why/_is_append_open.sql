@@ -1,7 +1,7 @@
 -- Returns whether a transaction that is still open has appended this number of a key. Internal.
 --
 -- Its row cannot be seen: to insert the same one is to wait for it, which is tried for a moment and undone.
--- Where that cannot be done (read-only), returns false.
+-- Where that cannot be done (read-only, or while an index is rebuilt), returns false.
 CREATE FUNCTION inturn._is_append_open(topic text, key text, seq bigint) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -9,6 +9,11 @@ SET lock_timeout = '20ms'
 AS $$
 BEGIN
     IF NOT current_setting('transaction_read_only')::boolean THEN
+        BEGIN
+            LOCK TABLE inturn.command_log IN ROW EXCLUSIVE MODE; -- the INSERT would wait for whoever rebuilds an index of it
+        EXCEPTION WHEN lock_not_available THEN
+            RETURN false;
+        END;
         INSERT INTO inturn.command_log (topic, key, seq, name, payload)
         VALUES (_is_append_open.topic, _is_append_open.key, _is_append_open.seq, '?', '{}') ON CONFLICT DO NOTHING;
         RAISE EXCEPTION USING ERRCODE = 'IT000';

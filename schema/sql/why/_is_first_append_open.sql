@@ -1,7 +1,7 @@
 -- Returns whether a transaction that is still open has appended the first command of a key. Internal.
 --
 -- Its row cannot be seen: to insert the same one is to wait for it, which is tried for a moment and undone.
--- Where that cannot be done (read-only), and for what cannot be a key, returns false.
+-- Where that cannot be done (read-only, or while an index is rebuilt), and for what cannot be a key, returns false.
 CREATE FUNCTION inturn._is_first_append_open(topic text, key text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -9,6 +9,11 @@ SET lock_timeout = '20ms'
 AS $$
 BEGIN
     IF topic IS NOT NULL AND octet_length(key) BETWEEN 1 AND 512 AND NOT current_setting('transaction_read_only')::boolean THEN
+        BEGIN
+            LOCK TABLE inturn.key_sequence IN ROW EXCLUSIVE MODE; -- the INSERT would wait for whoever rebuilds an index of it
+        EXCEPTION WHEN lock_not_available THEN
+            RETURN false;
+        END;
         INSERT INTO inturn.key_sequence (topic, key) VALUES (_is_first_append_open.topic, _is_first_append_open.key)
         ON CONFLICT DO NOTHING;
         RAISE EXCEPTION USING ERRCODE = 'IT000';

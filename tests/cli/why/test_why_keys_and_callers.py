@@ -221,6 +221,20 @@ def test_a_caller_on_a_key_that_an_applier_goes_round_in_vain(drained: Database)
     assert backends(answer) == [caller.pid]
 
 
+def test_whoever_rebuilds_an_index_is_not_taken_for_a_caller(drained: Database) -> None:
+    """REINDEX keeps every INSERT waiting, also the one by which why finds out whether a command is open."""
+    drained.execute("SELECT inturn.create_topic('given', 'sql:app.apply_order', numbering => 'given')")
+    drained.execute("SELECT inturn.append('given', 'a', 'insert', seq => n) FROM unnest(ARRAY[1, 3]) n")
+    drained.execute("CALL inturn.apply()")
+    caller, rebuilding = caller_of(drained), drained.session()
+    rebuilding.execute("LOCK TABLE inturn.key_sequence IN SHARE MODE")
+    explained(drained, "z", "no_such_key")
+    rebuilding.rollback()
+    caller.execute("SELECT FROM inturn.key_sequence WHERE topic = 'given' FOR UPDATE")
+    rebuilding.execute("LOCK TABLE inturn.command_log IN SHARE MODE")
+    explained(drained, "a", "waiting", "given")
+
+
 def test_nothing_is_pending(drained: Database) -> None:
     answer, out = explained(drained, "a", "nothing_pending")
     assert answer["details"]["applied_seq"] == 1
