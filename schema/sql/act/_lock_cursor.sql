@@ -33,9 +33,10 @@ BEGIN
             IF NOT FOUND THEN
                 PERFORM FROM inturn.key_sequence s WHERE s.topic = cursor.topic AND s.key >= cursor.key AND s.key <= cursor.key
                 ORDER BY s.key DESC LIMIT 1 FOR UPDATE;
-                IF EXISTS (SELECT FROM inturn.ticket t
-                           WHERE t.topic = cursor.topic AND t.key = cursor.key AND t.epoch >= cursor.epoch) THEN
-                    RAISE EXCEPTION USING ERRCODE = 'IT999'; -- it was woken meanwhile: gives the lock back to its callers
+                IF NOT FOUND OR EXISTS (SELECT FROM inturn.ticket t
+                                        WHERE t.topic = cursor.topic AND t.key = cursor.key AND t.epoch >= cursor.epoch) THEN
+                    -- It was forgotten meanwhile, and may be there again; or woken: gives the lock back to its callers.
+                    RAISE EXCEPTION USING ERRCODE = 'IT999';
                 END IF;
             END IF;
             SELECT * INTO cursor FROM inturn._find_cursor(_lock_cursor.topic, _lock_cursor.key) c;

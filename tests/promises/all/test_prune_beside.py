@@ -10,7 +10,7 @@ import pytest
 from support.crowd import Crowd, together
 from support.database import Database, Session, until
 from support.oracle import Oracle
-from support.race import append, blocked, kill, replace_in, unblocked
+from support.race import Turn, append, blocked, gate_shut, kill, put_gate, replace_in, unblocked
 from support.roles import OPERATOR
 
 BATCH = "SELECT * FROM inturn.prune_batch('orders', older_than => '0')"
@@ -216,6 +216,50 @@ def test_without_that_look_the_command_would_be_left_in_a_key_that_is_forgotten(
     assert _forget(orders) == 1
     found = orders.execute("SELECT violation FROM inturn.verify('orders')")
     assert ("sequence-row-missing",) in found
+
+
+#: Before an operator's last look at a key that he has locked.
+_GATE = (
+    r"(?=SELECT \* INTO cursor FROM inturn\._find_cursor\([^)]*\) c;\s+EXIT WHEN beside)",
+    "PERFORM app.gate_pass(); ",
+)
+
+
+def test_an_operator_who_waits_for_a_key_that_is_forgotten_finds_none(orders: Database) -> None:
+    put_gate(orders)
+    replace_in(orders, "_lock_cursor", _GATE)
+    prune, operator = orders.session(), orders.session()
+    assert prune.execute(BATCH)[0][3] == 1
+    with gate_shut(orders):
+        running = operator.begin("SELECT inturn.pause('orders', 'a')")
+        assert operator.wait_blocked() == [prune.pid]
+        prune.commit()
+        assert not blocked(orders, operator, running), "it takes the key for one that it has locked"
+    error = running.exception()
+    assert isinstance(error, psycopg.Error)
+    assert error.sqlstate == "IT040"
+
+
+def test_without_that_look_he_would_act_on_a_key_that_he_has_not_locked(orders: Database) -> None:
+    """A caller makes the key anew just then, and an applier claims it."""
+    put_gate(orders)
+    replace_in(orders, "_lock_cursor", _GATE, (r"IF NOT FOUND OR EXISTS", "IF EXISTS"))
+    prune, operator, applier = orders.session(), orders.session(), orders.session()
+    assert prune.execute(BATCH)[0][3] == 1
+    with gate_shut(orders):
+        running = operator.begin("SELECT inturn.pause('orders', 'a')")
+        assert operator.wait_blocked() == [prune.pid]
+        prune.commit()
+        assert blocked(orders, operator, running)
+        append(orders, "a")
+        (turn,) = Turn.claim(orders, applier)
+    until(lambda: operator.wait_blocked() == [applier.pid], "the operator behind the applier")
+    turn.effects(applier, 3)
+    unblocked(orders, applier, *turn.finish(3))
+    applier.commit()
+    running.result()
+    operator.commit()
+    assert ("ticket-behind",) in orders.execute("SELECT violation FROM inturn.verify('orders')")
 
 
 _LOOK_BEFORE_INSERT = (r"WHERE \(SELECT true FROM inturn\.key_sequence s.*?LIMIT 1\) IS NULL", "")

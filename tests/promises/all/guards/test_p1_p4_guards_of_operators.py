@@ -99,7 +99,7 @@ GUARDS = [
     Guard(
         "an operator locks the ticket of a key that was woken",
         "_lock_cursor",
-        ((r"IF EXISTS \(.*?END IF;", ""),),
+        ((r"IF NOT FOUND OR EXISTS \(.*?END IF;", ""),),
         operator_scenes.claim_beside_the_pause_of_a_key_that_was_woken,
         "P2: two tickets",
     ),
