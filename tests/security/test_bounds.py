@@ -23,6 +23,11 @@ FUNCTIONS = (
     "claim",
     "renew",
     "advance",
+    "list_keys",
+    "list_errors",
+    "topic_status",
+    "timeline",
+    "prune_batch",
 )
 #: the ends of each type, and what is next to them or odd
 EXTREMES = {
@@ -54,6 +59,7 @@ GIVEN = {
     "reason": "'because'",
     "topics": "'{orders}'",
     "of_topic": "'orders'",
+    "of_key": "'x'",
     "target": "'sql:app.apply_order'",
     "seq": "1",
     "epoch": "1",
@@ -105,6 +111,8 @@ _GO_ON = (
     "SELECT a.* FROM inturn.topic, inturn.apply_batch(name, '-infinity', 9, 'me') a WHERE target <> 'python'",
     "SELECT a.* FROM inturn.topic, inturn.apply_batch(name, '-infinity', 9, 'me') a WHERE target <> 'python'",
     "SELECT inturn.list_keys(), inturn.topic_status()",
+    "SELECT p.* FROM inturn.topic t, inturn.prune_batch(t.name) p WHERE t.retain IS NOT NULL",
+    "SELECT inturn._prune_idle()",
     "SELECT inturn.why(t.name, k) FROM inturn.topic t, unnest(ARRAY['x', 'y']) k",
     "SELECT * FROM inturn.topic, inturn.key_cursor, inturn.operator_action",
 )

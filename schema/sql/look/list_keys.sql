@@ -70,6 +70,7 @@ DECLARE
 BEGIN
     PERFORM inturn._require_grant(of_topic, 'operator');
     max_keys := CASE WHEN max_keys < 0 THEN 0 ELSE max_keys END;
+    min_lag := CASE WHEN min_lag > 1000000000000000000 THEN 1000000000000000000 ELSE min_lag END; -- it is added to a number
     most := greatest(max_keys, 20000);
     IF NOT states <@ ranks OR states = '{}' THEN
         RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('there is no state %L', of_state),

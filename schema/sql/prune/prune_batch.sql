@@ -23,9 +23,13 @@ AS $$
 -- other operators only; IT070 without a retention; IT031 outside READ COMMITTED.
 DECLARE
     settings constant inturn.topic := inturn._check_prune(topic, older_than);
-    done_before constant timestamptz := clock_timestamp() - coalesce(older_than, settings.retain);
-    kept_before constant timestamptz := least(clock_timestamp() - settings.retain_idempotency, 'infinity');
-    idle_before constant timestamptz := clock_timestamp() - settings.forget_idle_after;
+    -- No calendar goes back further than some thousand years: nothing is that old.
+    longest constant interval := '1000 years';
+    done_before constant timestamptz := clock_timestamp() - least(coalesce(older_than, settings.retain), longest);
+    kept_before constant timestamptz := CASE WHEN settings.retain_idempotency IS NULL THEN 'infinity'
+                                             ELSE clock_timestamp() - least(settings.retain_idempotency, longest) END;
+    idle_before constant timestamptz := CASE WHEN settings.forget_idle_after IS NOT NULL
+                                             THEN clock_timestamp() - least(settings.forget_idle_after, longest) END;
     most constant integer := greatest(max_rows, 1);
     keys text[] := inturn._keys_before(topic, nullif(from_key, ''), CASE
         WHEN settings.paused_at IS NOT NULL AND clock_timestamp() < coalesce(settings.paused_until, 'infinity') THEN 0 ELSE 200 END);
