@@ -102,6 +102,30 @@ def test_a_skipped_command_ends_the_wait_and_says_so(witness: Database) -> None:
     assert _wait(witness, "'orders', 'a', timeout => '0 s'") == (3, False)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_pause_that_ended_during_the_wait_is_not_named_as_what_keeps_it(
+    witness: Database, *, whole: bool
+) -> None:
+    _append(witness, "a", "insert")
+    pause = "pause_topic('orders'" if whole else "pause('orders', 'a'"
+    witness.execute(f"SELECT inturn.{pause}, until => clock_timestamp() + interval '500 ms')")
+    refused = _refused(witness, "'orders', 'a', 1, '600 ms'")
+    assert refused.message == "key 'a' of topic 'orders' is not applied up to 1: it is at 0 and ready"
+
+
+def test_what_a_key_that_was_forgotten_had_applied_is_not_waited_for(witness: Database) -> None:
+    """It would never come: if the key comes back, it goes on above."""
+    witness.execute("UPDATE inturn.topic SET retain = '0', forget_idle_after = '0'")
+    _append(witness, "a", "insert", "update")
+    witness.execute(APPLY)
+    assert witness.execute("SELECT * FROM inturn.prune_batch('orders')")[0][3] == 1
+    assert _wait(witness, "'orders', 'a', 2, '0 s'") == (2, False)
+    assert "nothing was ever committed on it" in _refused(witness, "'orders', 'a', 3, '0 s'").message
+    _append(witness, "a", "insert")
+    assert _wait(witness, "'orders', 'a', 2, '0 s'") == (2, False)
+    assert "it is at 2 and ready" in _refused(witness, "'orders', 'a', 3, '0 s'").message
+
+
 @pytest.mark.parametrize(
     ("arguments", "sqlstate", "message"),
     [

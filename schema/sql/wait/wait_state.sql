@@ -34,14 +34,18 @@ BEGIN
     END IF;
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = wait_state.topic;
     SELECT * INTO c FROM inturn._find_cursor(wait_state.topic, wait_state.key) k;
-    applied_seq := coalesce(c.applied_seq, settings.first_seq - 1);
+    -- A key that was forgotten has had its numbers: if it comes back, it goes on above them (see _begin_keys).
+    applied_seq := coalesce(c.applied_seq, (SELECT f.seq FROM inturn.forgotten f WHERE f.topic = wait_state.topic), settings.first_seq - 1);
     skipped := coalesce((SELECT true FROM inturn.skip s
                          WHERE s.topic = wait_state.topic AND s.key = wait_state.key AND s.seq = wait_state.seq), false);
+    -- Within wait() the statement began when the wait did: what has ended since is over.
+    c.paused_at := CASE WHEN c.paused_until > clock_timestamp() IS NOT FALSE THEN c.paused_at END;
+    c.lease_until := CASE WHEN c.lease_until > clock_timestamp() THEN c.lease_until END;
     state := coalesce(inturn.key_state(c), 'idle');
     since := CASE state WHEN 'held' THEN c.held_at WHEN 'paused' THEN c.paused_at WHEN 'leased' THEN c.claimed_at
                         WHEN 'waiting' THEN c.waiting_at WHEN 'retrying' THEN c.failed_at END;
     IF state NOT IN ('held', 'paused') AND settings.paused_at IS NOT NULL
-        AND statement_timestamp() < coalesce(settings.paused_until, 'infinity') THEN
+        AND clock_timestamp() < coalesce(settings.paused_until, 'infinity') THEN
         state := 'topic paused'; since := settings.paused_at;
     END IF;
     outcome := CASE WHEN seq <= applied_seq THEN 'applied' WHEN state = 'held' THEN 'held' ELSE 'pending' END;
