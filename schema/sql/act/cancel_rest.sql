@@ -7,7 +7,8 @@ AS $$
 --
 -- What is committed later is applied as usual. after says how many were passed over (cancelled).
 -- Locks, in this order: the key's ticket (see _lock_cursor); its row in key_sequence, if no caller holds it.
--- Raises IT041 when nothing is pending, IT043 without a reason, and what _lock_cursor raises.
+-- Raises IT041 when nothing is pending, or more than a million numbers are missing between; IT043 without a reason, and
+-- what _lock_cursor raises.
 DECLARE
     was inturn.key_cursor;
     action inturn.operator_action;

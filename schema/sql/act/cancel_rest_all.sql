@@ -10,7 +10,8 @@ AS $$
 -- find; returns the recorded actions.
 --
 -- of_state: held, retrying, or both with a comma between them, which is what NULL means. A key that somebody else has
--- in hand is left out: it is being tried again, or an operator acts on it. What is committed later is applied as usual.
+-- in hand is left out: it is being tried again, or an operator acts on it. So is one of whose pending numbers more than
+-- a million are missing, with a WARNING. What is committed later is applied as usual.
 -- Locks, in this order: the keys' tickets, skipping locked ones; their rows in key_sequence, skipping those that a
 -- caller holds.
 -- Raises IT043 without a reason, IT044 for another state, and what list_keys does.
@@ -20,6 +21,10 @@ DECLARE
 BEGIN
     PERFORM inturn._require_reason('cancel_rest_all', reason);
     FOR was IN SELECT * FROM inturn._lock_failed_keys(of_topic, of_state, of_like, older_than, of_error) LOOP
+        IF inturn._misses_many(was.topic, was.key, was.applied_seq) THEN
+            RAISE WARNING USING MESSAGE = format('key %L of topic %L is left out: too many numbers are missing on it', was.key, was.topic);
+            CONTINUE;
+        END IF;
         action := inturn._cancel_key(was, reason);
         IF action.id IS NOT NULL THEN
             RETURN NEXT action;

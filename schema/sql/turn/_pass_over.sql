@@ -2,8 +2,8 @@
 -- the operators' functions.
 --
 -- to_seq: NULL for all that are committed now, and the missing ones between them where callers number. They stay in the
--- log. The caller holds the key's row in key_cursor and moves its cursor; from_seq is its applied_seq + 1. Takes no
--- other locks.
+-- log. The caller has locked the key's ticket and moves the key; from_seq is its applied_seq + 1. Takes no other
+-- locks.
 CREATE FUNCTION inturn._pass_over(
     topic text, key text, from_seq bigint, to_seq bigint, epoch bigint, skipped_by text, reason text
 ) RETURNS bigint

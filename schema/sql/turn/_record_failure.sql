@@ -36,6 +36,7 @@ BEGIN
         WHEN verdict = 'hold' THEN 'held' WHEN verdict = 'skip' THEN 'skipped'
         WHEN failures < settings.max_attempts THEN 'retrying'
         WHEN settings.on_exhausted = 'hold' THEN 'held' WHEN settings.on_exhausted = 'skip' THEN 'skipped'
+        WHEN settings.numbering = 'given' AND inturn._misses_many(was.topic, was.key, failed_seq) THEN 'held'
         ELSE 'cancelled' END;
     IF outcome IN ('skipped', 'cancelled') THEN
         passed_seq := inturn._pass_over(was.topic, was.key, failed_seq, CASE outcome WHEN 'skipped' THEN failed_seq END, epoch,

@@ -169,6 +169,25 @@ def test_numbers_at_the_ends_of_bigint_are_refused_and_break_nothing(witness: Da
     assert witness.execute("SELECT seq FROM app.witness ORDER BY id") == [(0,), (1,)]
 
 
+def test_over_a_gap_of_a_million_numbers_nothing_is_cancelled(witness: Database) -> None:
+    """Each number would be an entry in skip: what is pending is few, and what is missing has no end."""
+    gap_scenes.begin(witness, ", max_attempts => 1, on_exhausted => 'cancel-rest', max_ahead => 1000000000")
+    witness.execute("SELECT inturn.append('given', 'x', 'fail', seq => 1)")
+    gap_scenes.put(witness, 1_000_003)
+    scenes.apply(witness)
+    assert witness.execute("SELECT outcome FROM inturn.turn") == [("held",)]
+    refused = refusal(witness, "SELECT inturn.cancel_rest('given', 'x', 'wrong')")
+    assert refused.sqlstate == "IT041"
+    assert "has more than 1000000 numbers missing" in refused.message
+    assert witness.execute("SELECT FROM inturn.cancel_rest_all('wrong', 'given')") == []
+    witness.execute("SELECT inturn.skip('given', 'x', 1, 'wrong')")
+    gap_scenes.put(witness, 2)
+    scenes.apply(witness)
+    assert witness.execute("SELECT seq FROM inturn.skip") == [(1,)]
+    assert witness.execute("SELECT seq FROM app.witness") == [(2,)]
+    assert witness.execute("SELECT * FROM inturn.verify('given')") == []
+
+
 @pytest.mark.parametrize("analyzed", [True, False])
 def test_p5_a_step_costs_the_same_beside_many_keys_and_many_commands(
     witness: Database, analyzed: bool
