@@ -3,7 +3,7 @@
 -- Internal to the appliers.
 --
 -- since: only hints left at this time or later, see _begin_pass. A key that somebody else has in hand keeps its hint,
--- as left now.
+-- as left now. Some thousand at most, and some of each topic. Those of other topics are not walked over.
 -- Locks, skipping locked ones: the hints; the keys' rows in key_sequence, until the end of the transaction. So the
 -- caller commits at once: no handler runs in this transaction. What _look_at_key locks.
 CREATE FUNCTION inturn._take_hints(topics text[], since timestamptz DEFAULT '-infinity') RETURNS bigint
@@ -11,6 +11,8 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
+SET enable_sort = off
+SET enable_incremental_sort = off
 AS $$
 DECLARE
     hint record;
@@ -22,8 +24,10 @@ BEGIN
     END IF;
     PERFORM inturn._require_read_committed();
     FOR hint IN
-        SELECT h.ctid AS tid, h.topic, h.key FROM inturn.wake_hint h
-        WHERE h.left_at >= since AND h.topic = ANY (topics) ORDER BY h.left_at LIMIT 1000 FOR UPDATE SKIP LOCKED
+        SELECT h.* FROM unnest(topics) t (name) CROSS JOIN LATERAL (
+            SELECT h.ctid AS tid, h.topic, h.key FROM inturn.wake_hint h
+            WHERE h.topic = t.name AND h.left_at >= since ORDER BY h.left_at, h.key -- as only their index has it
+            LIMIT greatest(1000 / greatest(cardinality(topics), 1), 10) FOR UPDATE SKIP LOCKED) h
     LOOP
         taken := taken + 1;
         looked := false;

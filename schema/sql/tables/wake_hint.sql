@@ -7,6 +7,8 @@ CREATE TABLE inturn.wake_hint (
     left_at timestamptz NOT NULL
 );
 CREATE INDEX wake_hint_left ON inturn.wake_hint (left_at);
+-- Of the topics that somebody serves: those of a topic that nobody does stay.
+CREATE INDEX wake_hint_topic ON inturn.wake_hint (topic, left_at, key);
 -- For publications: without an identity nobody could delete from it once it is published.
 ALTER TABLE inturn.wake_hint REPLICA IDENTITY FULL;
 COMMENT ON TABLE inturn.wake_hint IS 'Keys that may have to be woken, left by callers who could not tell.';

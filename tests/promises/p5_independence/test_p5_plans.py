@@ -272,6 +272,31 @@ def test_p5_nothing_that_is_done_to_a_key_walks_over_its_versions(witness: Datab
     assert read == {}
 
 
+@pytest.mark.parametrize("analyzed", [True, False])
+def test_p5_an_applier_does_not_walk_over_the_hints_of_topics_that_nobody_serves(
+    witness: Database, analyzed: bool
+) -> None:
+    """They stay until somebody does; every applier that goes to sleep looks for its own."""
+    witness.execute(
+        "INSERT INTO inturn.wake_hint SELECT 'nobody', 'k' || n, clock_timestamp()"
+        " FROM generate_series(1, %s) n",
+        [_DEAD],
+    )
+    if analyzed:
+        witness.execute("ANALYZE inturn.wake_hint")
+    walked = (
+        "SELECT sum(pg_stat_get_xact_tuples_returned(indexrelid)) FROM pg_index"
+        " WHERE indrelid = 'inturn.wake_hint'::regclass"
+    )
+    with witness.connect(user=OWNER, autocommit=False) as connection:
+        connection.execute("SELECT inturn.announce_sleep('{orders}')")
+        ((entries,),) = connection.execute(walked)
+        assert entries <= _FEW
+        connection.execute("SELECT inturn._take_hints('{nobody}')")
+        ((entries,),) = connection.execute(walked)
+        assert entries > 100, "its own are found so"
+
+
 #: What an applier does with one key.
 _OF_ONE_KEY = (
     "SELECT * FROM inturn.claim('orders')",
