@@ -78,6 +78,32 @@ def test_ages_are_those_of_the_oldest_command_and_of_the_key_that_is_ready_longe
     assert metrics(orders)["inturn_oldest_pending_age_seconds", "bills"] == 0
 
 
+def test_keys_that_only_hints_tell_of_are_ready(orders: Database) -> None:
+    """With no applier alive nobody wakes them: whoever watches the topic has to see them."""
+    for key in ("a", "b", "a"):
+        caller = orders.session()
+        caller.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        caller.execute("SELECT inturn.append('orders', %s, 'insert')", [key])
+        caller.commit()
+    orders.execute("UPDATE inturn.wake_hint SET left_at = left_at - interval '1 h'")
+    orders.execute(
+        "UPDATE inturn.command_log SET created_at = created_at - interval '1 h' WHERE key = 'a' AND seq = 2"
+    )
+    found = metrics(orders)
+    assert found["inturn_keys", "ready", "orders"] == 3 + 2
+    assert found["inturn_pending_commands", "orders"] == 8 + 3
+    assert found["inturn_counts_exact", "orders"] == 1
+    assert found["inturn_oldest_ready_age_seconds", "orders"] >= 3600
+    assert found["inturn_oldest_pending_age_seconds", "orders"] >= 3600
+    assert orders.execute("""
+        SELECT ready, pending, oldest_pending_at < now() - interval '1 h' FROM inturn.topic_status('orders')
+    """) == [(5, 11, True)]
+    orders.execute("DELETE FROM inturn.saved_pass")  # nothing but a test leaves a hint in the past
+    orders.execute("CALL inturn.apply()")
+    assert orders.execute("SELECT ready, pending FROM inturn.topic_status('orders')") == [(0, 3)]
+    assert metrics(orders)["inturn_oldest_ready_age_seconds", "orders"] == 0
+
+
 def test_a_held_key_among_many_ready_ones_is_the_oldest_all_the_same(orders: Database) -> None:
     orders.execute("UPDATE inturn.command_log SET created_at = now() - interval '2 h' WHERE key = 'c'")
     _plant_ready(orders, 20000)

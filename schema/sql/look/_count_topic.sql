@@ -5,7 +5,7 @@
 -- ANALYZE, and pending is what the keys that were looked at have, and one command for each further key.
 -- oldest_at: when the oldest pending command was appended, among the keys looked at: those that have been ready the
 -- longest, and those that have been held, waiting and paused the longest. Where callers give the numbers, one that is
--- missing counts as pending.
+-- missing counts as pending. A key that only a hint tells of counts as ready since that was left: see _hinted_keys.
 -- Takes no locks.
 CREATE FUNCTION inturn._count_topic(
     topic text, most integer,
@@ -20,7 +20,7 @@ SET enable_sort = off
 SET jit = off
 AS $$
 DECLARE
-    found_marks bigint; found_tickets bigint; looked bigint; keys bigint; marked bigint; queued bigint;
+    found_marks bigint; found_tickets bigint; looked bigint; keys bigint; marked bigint; queued bigint; hinted record;
 BEGIN
     SELECT count(*), count(*) FILTER (WHERE m.state = 'held'), count(*) FILTER (WHERE m.state = 'retrying'),
            count(*) FILTER (WHERE m.state = 'paused'), count(*) FILTER (WHERE m.state = 'leased'),
@@ -52,11 +52,17 @@ BEGIN
                (SELECT l.seq FROM inturn.command_log l
                 WHERE l.topic = c.topic AND l.key = c.key ORDER BY l.seq DESC LIMIT 1) AS last) p;
     exact := exact AND keys <= looked;
+    SELECT count(*) AS keys, coalesce(sum(h.pending), 0) AS pending, min(h.since) AS since, min(h.first_at) AS first_at INTO hinted
+    FROM inturn._hinted_keys(topic, most + 1) h;
+    ready := ready + hinted.keys;
+    ready_since := least(ready_since, hinted.since);
+    oldest_at := least(oldest_at, hinted.first_at);
+    exact := exact AND (SELECT count(*) FROM (SELECT FROM inturn.wake_hint h WHERE h.topic = _count_topic.topic LIMIT most + 1) h) <= most;
     arrived := 0;
     IF inturn._arrival_topics(ARRAY[topic]) <> '{}' THEN
         SELECT count(*), least(oldest_at, min(a.created_at)) INTO arrived, oldest_at FROM inturn._oldest_arrivals(topic, most + 1) a;
     END IF;
-    pending := pending + greatest(keys - looked, 0) + arrived;
+    pending := pending + greatest(keys - looked, 0) + hinted.pending + arrived;
 END
 $$;
 COMMENT ON FUNCTION inturn._count_topic IS 'Internal to topic_metrics: a topic''s keys by state, and what is pending.';

@@ -15,6 +15,7 @@ AS $$
 -- idle keys: no index lists them. The states are counted from theirs, which for a million keys takes half a second.
 -- What is pending is summed over the worst 50,000 keys of a topic; where it has more, each further one counts as one
 -- command, and exact is false: more may be pending, and longer.
+-- A key that only a hint tells of counts as ready: see _hinted_keys.
 -- arrived counts the commands that have no number yet, arrived_at is when the first of them was appended.
 -- Topics that are granted to other operators only are left out; raises IT014 for such a one.
 -- Materialized, and of all topics: with a topic given, a planner may read all its turns by their primary key.
@@ -24,8 +25,8 @@ WITH lately AS MATERIALIZED (
     FROM inturn.turn r
     WHERE r.finished_at > statement_timestamp() - least(greatest(recent, '-1000 years'), '1000 years') GROUP BY r.topic
 )
-SELECT t.name, t.target, k.held, k.retrying, k.paused, k.ready,
-       p.pending + greatest(k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased - p.keys, 0), p.oldest_pending_at,
+SELECT t.name, t.target, k.held, k.retrying, k.paused, k.ready + h.keys,
+       p.pending + h.pending + greatest(k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased - p.keys, 0), least(p.oldest_pending_at, h.first_at),
        k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased <= p.keys,
        coalesce(y.applied, 0)::bigint, coalesce(y.failed, 0), s.paused_at, s.paused_until, k.waiting, k.leased,
        a.arrived, a.arrived_at
@@ -46,6 +47,9 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT count(*) AS keys, coalesce(sum(l.pending), 0)::bigint AS pending, min(l.oldest_pending_at) AS oldest_pending_at
     FROM inturn.list_keys(t.name, 'held,waiting,retrying,paused,leased,ready', 50000) l) p
+CROSS JOIN LATERAL (
+    SELECT count(*) AS keys, coalesce(sum(h.pending), 0)::bigint AS pending, min(h.first_at) AS first_at
+    FROM inturn._hinted_keys(t.name, 50000) h) h
 CROSS JOIN LATERAL (
     SELECT count(*) AS arrived, min(i.created_at) AS arrived_at FROM inturn.intake i WHERE i.topic = t.name) a
 LEFT JOIN inturn.topic s ON s.name = t.name AND s.paused_at IS NOT NULL

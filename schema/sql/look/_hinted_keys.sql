@@ -1,0 +1,25 @@
+-- Returns the idle keys of a topic of which a hint says that they may have to be woken, and that have something
+-- pending: they are ready as soon as an applier looks (see _take_hints), so whoever counts the ready ones counts them.
+-- Internal to topic_status and topic_metrics. Takes no locks.
+--
+-- most: how many hints are looked at, the oldest first. since: when the first hint of the key was left.
+CREATE FUNCTION inturn._hinted_keys(topic text, most integer)
+RETURNS TABLE (key text, since timestamptz, pending bigint, first_at timestamptz)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+SELECT h.key, h.since, l.last_seq - c.applied_seq, l.first_at
+FROM (SELECT h.key, min(h.left_at) AS since FROM (
+          SELECT h.key, h.left_at FROM inturn.wake_hint h WHERE h.topic = _hinted_keys.topic ORDER BY h.left_at LIMIT most) h
+      GROUP BY h.key) h
+CROSS JOIN LATERAL inturn._find_cursor(_hinted_keys.topic, h.key) c
+CROSS JOIN LATERAL (
+    SELECT (SELECT l.created_at FROM inturn.command_log l
+            WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq ORDER BY l.seq LIMIT 1) AS first_at,
+           (SELECT l.seq FROM inturn.command_log l
+            WHERE l.topic = c.topic AND l.key = c.key ORDER BY l.seq DESC LIMIT 1) AS last_seq OFFSET 0) l
+WHERE inturn.key_state(c) = 'idle' AND l.last_seq > c.applied_seq
+$$;
+COMMENT ON FUNCTION inturn._hinted_keys IS 'Internal to topic_status and topic_metrics: idle keys that an applier will wake.';
