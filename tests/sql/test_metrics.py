@@ -140,6 +140,29 @@ def test_a_scrape_does_not_walk_over_what_a_held_snapshot_keeps_of_numbered_comm
     assert metrics(witness)["inturn_arrived_commands", "posts"] == 0
 
 
+def test_a_scrape_walks_once_over_what_a_held_snapshot_keeps_of_turns(orders: Database) -> None:
+    """To count the keys it has to; to find the oldest ones it begins where it has found the first."""
+    orders.execute("CALL inturn.apply()")
+    report = orders.session()
+    report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    report.execute("SELECT FROM inturn.topic")
+    orders.execute(
+        "INSERT INTO inturn.ticket SELECT 'orders', 'k' || n, 0, 0, clock_timestamp()"
+        " FROM generate_series(1, 2000) n"
+    )
+    orders.execute("DELETE FROM inturn.ticket WHERE key LIKE 'k%'")
+    walked = "SELECT pg_stat_get_xact_tuples_returned('inturn.ticket_ready'::regclass)"
+    for appended, ready in ((0, 0), (1, 1)):
+        orders.execute(
+            "SELECT inturn.append('orders', 'd', 'insert') FROM generate_series(1, %s)", [appended]
+        )
+        with orders.connect(user=OWNER, autocommit=False) as connection:
+            found = connection.execute("SELECT ready, exact FROM inturn._count_topic('orders', 1000)")
+            assert found.fetchone() == (ready, True)
+            ((entries,),) = connection.execute(walked)
+            assert 2000 <= entries < 2100
+
+
 def _plant_ready(database: Database, count: int) -> None:
     database.execute(
         """

@@ -21,6 +21,7 @@ SET jit = off
 AS $$
 DECLARE
     found_marks bigint; found_tickets bigint; looked bigint; keys bigint; marked bigint; queued bigint; hinted record;
+    earliest timestamptz; -- when the first ticket is ready
 BEGIN
     SELECT count(*), count(*) FILTER (WHERE m.state = 'held'), count(*) FILTER (WHERE m.state = 'retrying'),
            count(*) FILTER (WHERE m.state = 'paused'), count(*) FILTER (WHERE m.state = 'leased'),
@@ -30,8 +31,8 @@ BEGIN
                                       m.held_at, m.paused_at, m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at,
                                       m.lease_until, m.lost)::inturn.key_cursor) AS state
           FROM inturn.key_mark m WHERE m.topic = _count_topic.topic LIMIT most + 1) m;
-    SELECT count(*), count(*) FILTER (WHERE NOT c.marked), min(c.ready_at) FILTER (WHERE c.ready_at <= statement_timestamp())
-    INTO found_tickets, queued, ready_since
+    SELECT count(*), count(*) FILTER (WHERE NOT c.marked), min(c.ready_at), min(c.ready_at) FILTER (WHERE c.ready_at <= statement_timestamp())
+    INTO found_tickets, queued, earliest, ready_since
     FROM (SELECT c.marked, c.ready_at FROM inturn.ticket c
           WHERE c.topic COLLATE "POSIX" = _count_topic.topic AND c.ready_at < 'infinity' ORDER BY c.ready_at LIMIT most + 1) c;
     exact := found_marks <= most AND found_tickets <= most;
@@ -46,7 +47,7 @@ BEGIN
     END IF;
     SELECT count(*), coalesce(sum(p.last - c.applied_seq) FILTER (WHERE p.first_at IS NOT NULL), 0), min(p.first_at)
     INTO looked, pending, oldest_at
-    FROM inturn._oldest_tickets(topic, greatest(most / 10, 10)) c CROSS JOIN LATERAL (
+    FROM inturn._oldest_tickets(topic, greatest(most / 10, 10), earliest) c CROSS JOIN LATERAL (
         SELECT (SELECT l.created_at FROM inturn.command_log l
                 WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq ORDER BY l.seq LIMIT 1) AS first_at,
                (SELECT l.seq FROM inturn.command_log l
