@@ -13,19 +13,27 @@ from typing import Any
 import psycopg
 
 from inturn.applier import Applier, Command
-from support import bad_company, bad_outside
+from support import bad_company, bad_outside, standing
 from support.b_server import B, Post, say_ok
+from support.call_client import call_client
 from support.database import Database, until
-from support.process import inturn_apply
+from support.lease_client import lease_client
+from support.process import InturnProcess, inturn_apply
+from support.receiving import Process
 
-#: Ways of applying, each with the name of its handlers here; a service has none.
+#: Ways of applying, each with the name of its handlers here, or what it has instead.
 WAYS = {
+    "a SQL target": "sql",
+    "the client of a CALL": "call",
     "a handler in Python": "inside",
     "a batch handler": "batches",
     "a handler outside": "plain",
     "a coroutine outside": "coroutine",
-    "a post to a service": None,
+    "a post to a service": "post",
+    "a lease client": "lease",
 }
+#: Which of those apply in the database, and of them who is at a SQL target; which are not an `inturn apply`.
+IN_SQL, INSIDE, CLIENTS = {"sql", "call"}, {"sql", "call", "inside", "batches"}, {"call", "lease"}
 
 #: Of those, whose handler can keep its interpreter from everything else, so that no lease is renewed.
 BUSY = {"a handler outside": "busy_plain", "a coroutine outside": "busy_coroutine"}
@@ -79,12 +87,22 @@ for _topic in ("bad", "other"):
     busy_coroutine.handler(_topic, outside=True)(_occupy_the_loop)
 
 
+def start(
+    database: Database, way: str, port: int, *args: str, module: str = "support.deaths"
+) -> InturnProcess | Process:
+    """Start a process that applies in a way; its service is at the port, its handlers are in the module."""
+    if WAYS[way] == "call":
+        return call_client(database.applier_dsn)
+    if WAYS[way] == "lease":
+        return lease_client(database.applier_dsn, port, "bad", "other", seconds=100)
+    app = None if WAYS[way] in {"sql", "post"} else f"{module}:{WAYS[way]}"
+    return inturn_apply(database.dsn, *args, app=app)
+
+
 @contextmanager
 def company(database: Database, way: str) -> Iterator[Callable[..., None]]:
     """Make the topics for a way of applying; give what runs a process until it has died, or all is over."""
     running: list[int] = []
-    handlers = WAYS[way]
-    app = None if handlers is None else f"support.deaths:{handlers}"
 
     async def kill(post: Post, writer: asyncio.StreamWriter) -> bool | None:
         if post.key != "bad":
@@ -97,14 +115,31 @@ def company(database: Database, way: str) -> Iterator[Callable[..., None]]:
 
     def run(is_over: Callable[[], bool], *args: str) -> None:
         running.clear()
-        with inturn_apply(database.dsn, *args, app=app) as process:
+        # What a SQL target does, the server does: so it is its client that is killed.
+        is_at_it = standing.stands if WAYS[way] in IN_SQL else _is_not
+        with start(database, way, b.port, *args) as process:
             running.append(process.pid)
-            until(lambda: not process.running or is_over(), "its death, or the end", 100)
+            until(
+                lambda: not process.running or is_over() or is_at_it(database), "its death, or the end", 100
+            )
+        if WAYS[way] in IN_SQL:
+            standing.let_go(database)
 
     with B(kill) as b:
-        if handlers in {"inside", "batches"}:
-            bad_company.prepare(database, bad_company.Fault(""), target="python")
-        else:
-            target = "python" if handlers else f"http://127.0.0.1:{b.port}/"
-            bad_outside.prepare(database, bad_outside.Fault(""), target, lease=LEASE)
+        _prepare(database, way, b.port)
         yield run
+
+
+def _is_not(_: Database) -> bool:
+    return False
+
+
+def _prepare(database: Database, way: str, port: int) -> None:
+    if WAYS[way] in IN_SQL:
+        bad_company.prepare(database, bad_company.Fault("", sql=standing.STAND), target="sql")
+        standing.prepare(database)
+    elif WAYS[way] in INSIDE:
+        bad_company.prepare(database, bad_company.Fault(""), target="python")
+    else:
+        target = f"http://127.0.0.1:{port}/" if WAYS[way] == "post" else "python"
+        bad_outside.prepare(database, bad_outside.Fault(""), target, lease=LEASE)

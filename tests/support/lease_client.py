@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from standardwebhooks import Webhook
@@ -18,26 +18,30 @@ from standardwebhooks import Webhook
 from inturn.applier import headers
 from support.receiving import SECRET, Process
 
-_SECONDS = 1.0
-_CLAIM = (
-    "SELECT topic, key, epoch, attempt, seq, name, payload"
-    " FROM inturn.claim('{orders}'::text[], 4, NULL, NULL)"
-)
+_CLAIM = "SELECT topic, key, epoch, attempt, seq, name, payload FROM inturn.claim(%s::text[], 4, NULL, NULL)"
 # Another has the key: nothing more of it is ours.
 _FENCED = "IT030"
 
 
-def lease_client(dsn: str, port: int) -> Process:
-    """Start one."""
-    return Process("support.lease_client", dsn, str(port))
+class _Service(NamedTuple):
+    port: int
+    seconds: float
+
+
+def lease_client(dsn: str, port: int, *topics: str, seconds: float = 1.0) -> Process:
+    """Start one.
+
+    topics: that it serves; `orders` when none is named. seconds: how long a post may take.
+    """
+    return Process("support.lease_client", dsn, str(port), str(seconds), *(topics or ("orders",)))
 
 
 def _post(
-    port: int, topic: str, key: str, epoch: int, attempt: int, seq: int, name: str, payload: Any
+    service: _Service, topic: str, key: str, epoch: int, attempt: int, seq: int, name: str, payload: Any
 ) -> int:
     body = json.dumps(payload)
     command_id, now = headers.command_id(topic, key, seq, name), datetime.now(UTC)
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SECONDS)
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=service.seconds)
     try:
         connection.request(
             "POST",
@@ -64,12 +68,12 @@ def _post(
         connection.close()
 
 
-def _work(connection: psycopg.Connection[Any], port: int, commands: Sequence[Sequence[Any]]) -> None:
+def _work(connection: psycopg.Connection[Any], service: _Service, commands: Sequence[Sequence[Any]]) -> None:
     topic, key, epoch = commands[0][:3]
     for command in commands:
         error = ""
         try:
-            status = _post(port, *command)
+            status = _post(service, *command)
             if status != 200:
                 error = f"status {status}"
         except (OSError, http.client.HTTPException) as problem:
@@ -83,15 +87,16 @@ def _work(connection: psycopg.Connection[Any], port: int, commands: Sequence[Seq
     connection.execute("SELECT inturn.release(%s, %s, %s)", (topic, key, epoch))
 
 
-def _main(dsn: str, port: int) -> None:
+def _main(dsn: str, port: str, seconds: str, *topics: str) -> None:
+    service = _Service(int(port), float(seconds))
     # Nothing is prepared: it may go through a pooler.
     with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as connection:
         print("ready", flush=True)
         while True:
-            claimed = connection.execute(_CLAIM).fetchall()
+            claimed = connection.execute(_CLAIM, [list(topics)]).fetchall()
             for _, commands in groupby(claimed, itemgetter(0, 1)):
                 try:
-                    _work(connection, port, list(commands))
+                    _work(connection, service, list(commands))
                 except psycopg.Error as error:
                     if error.sqlstate != _FENCED:
                         raise
@@ -101,4 +106,4 @@ def _main(dsn: str, port: int) -> None:
 
 if __name__ == "__main__":
     with suppress(KeyboardInterrupt):
-        _main(sys.argv[1], int(sys.argv[2]))
+        _main(*sys.argv[1:])

@@ -27,9 +27,11 @@ _WATCHED = """
         PERFORM nextval(TG_ARGV[0]::regclass);
         RETURN NEW;
     END $$;
-    -- What is rolled back is counted too.
+    -- What is rolled back is counted too. What is recorded under a lease may write its mark again, in a later
+    -- transaction than its claim.
     CREATE TRIGGER count_alone BEFORE INSERT ON inturn.key_mark FOR EACH ROW
-        WHEN (NEW.claimed_by IS NOT NULL AND NEW.key <> 'bad') EXECUTE FUNCTION bad.count_up('bad.alone');
+        WHEN (NEW.claimed_by IS NOT NULL AND NEW.claimed_at >= now() AND NEW.key <> 'bad')
+        EXECUTE FUNCTION bad.count_up('bad.alone');
 """
 _CALLED = """
     CREATE TRIGGER count_calls BEFORE INSERT ON bad.witness FOR EACH ROW
@@ -62,22 +64,26 @@ def watch(database: Database) -> None:
     )
 
 
-def run(database: Database) -> Took:
-    """Go through the rounds, beside whoever applies; the first ones are not counted."""
+def run(database: Database, *, end_lease: bool = True) -> Took:
+    """Go through the rounds, beside whoever applies; the first ones are not counted.
+
+    end_lease: of the bad key, at the beginning of each, if there is one. Not where its holder may be alive:
+    it would be believed to have nothing in hand, and another key would be lost with it.
+    """
     # The bad key's command comes first of all: a COMMIT of its own commits nothing of others.
     _wait(database, [(0, 0)])
     for _ in range(NEW):
-        _round(database)
+        _round(database, end_lease=end_lease)
     before = database.execute(_COUNTS)[0]
     for _ in range(ROUNDS):
-        _round(database)
+        _round(database, end_lease=end_lease)
     calls, leases, turns = (
         after - was for after, was in zip(database.execute(_COUNTS)[0], before, strict=True)
     )
     return Took(ROUNDS * sum(KEYS.values()), calls, leases, turns)
 
 
-def _round(database: Database) -> None:
+def _round(database: Database, *, end_lease: bool) -> None:
     tried = _tries(database)
     for topic, keys in KEYS.items():
         database.execute(
@@ -88,11 +94,29 @@ def _round(database: Database) -> None:
     # Where the bad key's commands take effect, each round needs one of its own.
     database.execute("SELECT inturn.append('bad', 'bad', 'insert')")
     # Its wait is over, or the lease of who was lost with it. Not by the door: appliers are at work on it.
-    database.execute("""
-        UPDATE inturn.ticket SET ready_at = now() WHERE key = 'bad' AND ready_at < 'infinity';
-        UPDATE inturn.key_mark SET lease_until = now() WHERE key = 'bad' AND lease_until IS NOT NULL;
-    """)
+    database.execute(
+        "UPDATE inturn.ticket t SET ready_at = now() WHERE key = 'bad' AND ready_at < 'infinity' AND (%s OR"
+        " NOT EXISTS (SELECT FROM inturn.key_mark m WHERE m.key = 'bad' AND m.lease_until > now()))",
+        [end_lease],
+    )
+    if end_lease:
+        database.execute(
+            "UPDATE inturn.key_mark SET lease_until = now() WHERE key = 'bad' AND lease_until IS NOT NULL"
+        )
     _wait(database, tried)
+
+
+def end_leases(database: Database) -> None:
+    """Let every lease be over: whoever had one is gone."""
+    database.execute("""
+        WITH leased AS (
+            SELECT t.topic, t.key FROM inturn.ticket t JOIN inturn.key_mark m USING (topic, key, epoch)
+            WHERE m.lease_until > now() FOR UPDATE OF t),  -- first, as whoever records something does
+        gone AS (
+            UPDATE inturn.key_mark m SET lease_until = now() FROM leased l
+            WHERE (m.topic, m.key) = (l.topic, l.key) RETURNING m.topic, m.key)
+        UPDATE inturn.ticket t SET ready_at = now() FROM gone g WHERE (t.topic, t.key) = (g.topic, g.key)
+    """)
 
 
 def _wait(database: Database, tried: object) -> None:
@@ -141,13 +165,17 @@ def beside(work: Callable[[threading.Event], object], threads: int) -> Iterator[
         yield
 
 
-def called(database: Database) -> AbstractContextManager[None]:
-    """Call apply again and again, on another connection after each error, while the block runs."""
+def called(database: Database, *settings: str) -> AbstractContextManager[None]:
+    """Call apply again and again, on another connection after each error, while the block runs.
+
+    settings: statements, of each connection.
+    """
 
     def call(over: threading.Event) -> None:
         while not over.is_set():
             with suppress(psycopg.DatabaseError), database.connect(user=roles.APPLIER) as session:
-                session.execute("SET inturn.careful_keys = 20")  # the default
+                for setting in ("SET inturn.careful_keys = 20", *settings):  # the default
+                    session.execute(setting)
                 while not over.is_set():
                     session.execute("CALL inturn.apply()")
                     session.execute("SELECT pg_sleep(0.01)")

@@ -17,13 +17,14 @@ def _is_over(database: Database) -> bool:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize(
-    "way",
+    ("way", "workers"),
     # By lease each death is followed by the rest of a lease.
     [
-        pytest.param(way, marks=[] if way == "a handler in Python" else pytest.mark.slow)
-        for way in deaths.WAYS
+        pytest.param(way, workers, marks=[] if way == "a handler in Python" else pytest.mark.slow)
+        for way, what in deaths.WAYS.items()
+        if what != "call"  # which goes on: see below
+        for workers in ([1] if what in deaths.CLIENTS else [1, 3])
     ],
 )
 def test_p5_a_command_that_kills_its_process_is_held_and_the_others_go_on(
@@ -47,6 +48,18 @@ def test_p5_a_command_that_kills_its_process_is_held_and_the_others_go_on(
 
 
 @pytest.mark.slow
+def test_p5_a_call_whose_client_dies_goes_on_and_nobody_is_charged(database: Database) -> None:
+    """The server does not look for its client before the CALL ends."""
+    with deaths.company(database, "the client of a CALL") as run:
+        run(lambda: False)
+        pending = "SELECT count(*) FROM inturn.ticket"
+        until(lambda: not database.value(pending), "the end of the CALL")
+    assert database.value("SELECT count(*) FROM inturn.turn WHERE outcome NOT IN ('applied', 'idle')") == 0
+    assert innocent_and_charged(database) == []
+    assert database.value("SELECT count(*) FROM bad.witness") == HEALTHY + OTHERS + 1
+    assert database.value("SELECT cause FROM inturn.why('bad', 'bad')") == "nothing_pending"
+
+
 @pytest.mark.parametrize("way", deaths.BUSY)
 def test_p5_a_command_that_keeps_its_interpreter_busy_charges_nobody_else(
     database: Database, way: str
