@@ -96,7 +96,8 @@ class Work:
             self.task.cancel()
 
 
-#: No more is claimed while the payloads in hand are as long: a claim brings as much again, and no more.
+#: No more is claimed while the payloads in hand are as long, without those of the key that has most: no key
+#: keeps the others from being claimed. A claim brings as much again, and no more.
 PAYLOADS_IN_HAND = 16 * 1024 * 1024
 
 
@@ -137,7 +138,8 @@ class Lanes:
     @property
     def laden(self) -> bool:
         """Whether the payloads in hand are so long that no more is claimed."""
-        return sum(work.lease.size for work in self.works()) >= PAYLOADS_IN_HAND
+        sizes = [work.lease.size for work in self.works()]
+        return sum(sizes) - max(sizes, default=0) >= PAYLOADS_IN_HAND
 
     def cut_all(self) -> None:
         """Cut off what is in flight."""

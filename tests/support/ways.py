@@ -18,5 +18,7 @@ TOO_LONG_OUTSIDE: dict[str, Literal["plain", "async"]] = {
     "a handler outside": "plain",
     "a coroutine outside": "async",
 }
+#: Whether it is called, and takes longer than the session's statement_timeout: CALL knows none of a topic.
+TOO_LONG_IN_SQL = {"a SQL target": False, "a SQL target under CALL": True}
 #: Whether they are outside the database.
 OUTAGES = {"a handler in Python": False, "a handler outside": True}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from support import bad_company, bad_outside, deaths, left_behind, ways
+from support import bad_company, bad_outside, deaths, large, left_behind, ways
 from support.place import DOCS
 
 #: Of each section with a table of kinds, the kinds that tests force.
@@ -24,7 +24,12 @@ KINDS: dict[str, Iterable[str]] = {
     "A process dies": deaths.WAYS,
     "An interpreter is kept busy": deaths.BUSY,
     "Something that commands need is down": ways.OUTAGES,
-    "It takes too long": [*ways.TOO_LONG_IN_PYTHON, *ways.TOO_LONG_OUTSIDE],
+    "It takes too long": [
+        *ways.TOO_LONG_IN_SQL,
+        *ways.TOO_LONG_IN_PYTHON,
+        *ways.TOO_LONG_OUTSIDE,
+    ],
+    "Payloads are large": large.WAYS,
     "A half-open connection": ways.HALF_OPEN,
 }
 
