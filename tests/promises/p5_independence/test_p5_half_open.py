@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from support import roles, shop
+from support import bad_company, bad_outside, roles, rounds, shop, standing
 from support.b_server import B, Post, say_ok
+from support.bad_company import HEALTHY, OTHERS, innocent_and_charged
 from support.database import Database, until
 from support.proxy import Proxy
 from support.ways import HALF_OPEN
 
 from inturn.applier import Applier
+from inturn.applier.inside.visits import CAREFUL_KEYS
 
 #: Each is a topic of that name, and a way of applying.
 WAYS = tuple(HALF_OPEN.values())
@@ -119,6 +122,101 @@ def test_p5_half_open_connections_are_noticed_in_every_way_of_applying(database:
     charged = "SELECT topic, key FROM inturn.key_mark WHERE attempts > 0 OR held_at IS NOT NULL"
     assert database.execute(charged) == []
     assert database.execute("SELECT v.* FROM inturn.topic t, inturn.verify(t.name) v") == []
+
+
+def _noticed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inturn.applier.process.half_open.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("inturn.applier.process.half_open.LOOK_SECONDS", 0.2)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("way", HALF_OPEN)
+def test_p5_healthy_commands_take_no_more_beside_half_open_connections(
+    database: Database, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All connections of the applier are, in each round, with the bad command in hand."""
+    _noticed_soon(monkeypatch)
+    seen = bad_outside.Seen()
+    with Proxy(database.server) as proxy, ExitStack() as stack:
+        handlers = _prepare(database, way, proxy, seen, stack)
+        rounds.watch(database)
+        dsn = proxy.dsn(database.name, roles.APPLIER)
+        with shop.at_work(database, handlers, dsn=dsn, workers=rounds.WORKERS):
+            took = rounds.run(database, end_lease=False)
+    assert took.calls <= 2 * took.commands
+    assert took.turns <= 2 * took.commands
+    if HALF_OPEN[way] in {"sql", "inside"}:
+        # After each loss a worker takes the first keys of each topic alone, and no others.
+        losses = rounds.ROUNDS * rounds.WORKERS
+        assert took.leases <= min(CAREFUL_KEYS * len(rounds.KEYS) * losses, 2 * took.commands)
+    else:
+        assert took.leases <= 2 * took.commands
+        everything = database.value("SELECT count(*) FROM inturn.command_log WHERE key <> 'bad'")
+        assert everything <= sum(seen.calls.values()) <= 2 * everything
+    assert innocent_and_charged(database) == []
+
+
+def _prepare(database: Database, way: str, proxy: Proxy, seen: bad_outside.Seen, stack: ExitStack) -> Applier:
+    """Make the topics, and what applies them; who has the bad command in hand has all swallowed."""
+
+    async def swallow(post: Post, writer: asyncio.StreamWriter) -> None:
+        proxy.swallow()
+        await say_ok(post, writer)
+
+    if HALF_OPEN[way] == "sql":
+        bad_company.prepare(database, bad_company.Fault("", sql=standing.STAND), target="sql")
+        standing.prepare(database)
+
+        def swallow_while_it_stands(over: threading.Event) -> None:
+            while not over.wait(0.01):
+                if standing.stands(database):
+                    proxy.swallow()
+                    standing.let_go(database)
+
+        stack.enter_context(rounds.beside(swallow_while_it_stands, 1))
+        return Applier()
+    if HALF_OPEN[way] == "inside":
+        fault = bad_company.Fault("", python=lambda _connection, _command: proxy.swallow())
+        bad_company.prepare(database, fault, target="python")
+        return bad_company.handlers(fault)
+    outside = bad_outside.Fault("", acts=proxy.swallow, says=swallow)
+    b = stack.enter_context(B(bad_outside.service(outside, seen)))
+    target = f"http://127.0.0.1:{b.port}/" if HALF_OPEN[way] == "http" else "python"
+    bad_outside.prepare(database, outside, target, lease="4 seconds")  # a claim may be lost on its way
+    handlers = {"plain": bad_outside.plain, "coroutine": bad_outside.coroutine}.get(HALF_OPEN[way])
+    return Applier() if handlers is None else handlers(outside, seen)
+
+
+def test_p5_healthy_keys_do_not_wait_until_a_half_open_connection_is_noticed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that it has in hand do, and nobody is charged."""
+    monkeypatch.setattr("inturn.applier.process.half_open.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("inturn.applier.process.half_open.ANSWER_SECONDS", 3600.0)
+    lost: list[int] = []
+
+    def swallow_once(connection: Any, _: Any) -> None:
+        if not lost:
+            proxy.swallow()
+            lost.append(connection.info.backend_pid)
+
+    with Proxy(database.server) as proxy:
+        fault = bad_company.Fault("", python=swallow_once)
+        bad_company.prepare(database, fault, target="python")
+        handlers = bad_company.handlers(fault)
+        with shop.at_work(database, handlers, dsn=proxy.dsn(database.name, roles.APPLIER), max_keys=1):
+            until(lambda: lost, "the bad command in hand")
+            with shop.at_work(database, handlers):
+                until(lambda: bad_company.is_healed(database), "the healthy keys")
+                ((cause, details),) = database.execute("SELECT cause, details FROM inturn.why('bad', 'bad')")
+                assert cause == "applying"
+                assert [session["backend"] for session in details["sessions"]] == lost
+                monkeypatch.setattr("inturn.applier.process.half_open.ANSWER_SECONDS", 0.5)
+                until(lambda: not database.value("SELECT count(*) FROM inturn.ticket"), "all of them")
+    assert innocent_and_charged(database) == []
+    assert database.value("SELECT count(*) FROM inturn.turn WHERE outcome <> 'applied'") == 0
+    assert database.value("SELECT count(*) FROM bad.witness") == HEALTHY + OTHERS + 1
 
 
 def _sleeps(connection: Any) -> None:
