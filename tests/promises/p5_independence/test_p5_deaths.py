@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 
 import pytest
@@ -47,7 +48,6 @@ def test_p5_a_command_that_kills_its_process_is_held_and_the_others_go_on(
         assert database.value("SELECT count(*) FROM bad.witness") == HEALTHY + OTHERS
 
 
-@pytest.mark.slow
 def test_p5_a_call_whose_client_dies_goes_on_and_nobody_is_charged(database: Database) -> None:
     """The server does not look for its client before the CALL ends."""
     with deaths.company(database, "the client of a CALL") as run:
@@ -60,6 +60,7 @@ def test_p5_a_call_whose_client_dies_goes_on_and_nobody_is_charged(database: Dat
     assert database.value("SELECT cause FROM inturn.why('bad', 'bad')") == "nothing_pending"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", deaths.BUSY)
 def test_p5_a_command_that_keeps_its_interpreter_busy_charges_nobody_else(
     database: Database, way: str
@@ -67,12 +68,26 @@ def test_p5_a_command_that_keeps_its_interpreter_busy_charges_nobody_else(
     """The leases of all that its process has in hand run out, and another process may take their keys."""
     bad_outside.prepare(database, bad_outside.Fault(""), lease=deaths.LEASE)
     app = f"support.deaths:{deaths.BUSY[way]}"
-    with inturn_apply(database.dsn, app=app) as one, inturn_apply(database.dsn, app=app) as other:
-        until(lambda: bad_outside.is_healed(database), "the healthy keys", 100)
-        over = "SELECT held_at IS NOT NULL OR applied_seq = 1 FROM inturn.key_cursor WHERE key = 'bad'"
-        until(lambda: database.value(over), "the bad one", 100)
-        assert one.running
-        assert other.running
+    with inturn_apply(database.dsn, app=app) as one:
+        until(lambda: _who_has_it(database) == ("leased", one.pid), "the bad one in hand")
+        with inturn_apply(database.dsn, app=app) as other:
+            until(lambda: bad_outside.is_healed(database), "the healthy keys", 100)
+            over = "SELECT held_at IS NOT NULL OR applied_seq = 1 FROM inturn.key_cursor WHERE key = 'bad'"
+            until(lambda: database.value(over), "the bad one", 100)
+            # Neither has ended, and each ends well when it is asked to.
+            for process in (one, other):
+                process.send(signal.SIGTERM)
+                assert process.exit_code() == 0
     assert innocent_and_charged(database) == []
     # One that was in hand with it may be taken once more.
     assert database.value("SELECT count(*) FROM inturn.turn WHERE key <> 'bad'") <= 2 * (HEALTHY + OTHERS)
+    ((cause, says),) = database.execute("SELECT cause, says FROM inturn.why('bad', 'bad')")
+    held = database.value("SELECT held_at IS NOT NULL FROM inturn.key_cursor WHERE key = 'bad'")
+    assert cause == ("held" if held else "nothing_pending")
+    assert ("the lease of" in says) == held
+
+
+def _who_has_it(database: Database) -> tuple[str, int]:
+    """Return what `why` says of the bad key, and which process it names."""
+    ((cause, details),) = database.execute("SELECT cause, details FROM inturn.why('bad', 'bad')")
+    return cause, details.get("pid")
