@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import psycopg
@@ -20,7 +20,7 @@ from support.database import Database
 from support.race import replace_in
 from support.roles import OWNER
 from support.rounds import Took
-from support.ways import TOO_LONG_IN_PYTHON
+from support.ways import TOO_LONG_IN_PYTHON, TOO_LONG_IN_SQL
 
 from inturn.applier import Applier
 
@@ -121,6 +121,24 @@ def test_p5_healthy_commands_take_no_more_beside_a_handler_that_takes_too_long(
             over.set()
     finally:
         over.set()
+    _assert_half(database, took, by_lease=False)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TOO_LONG_IN_SQL)
+def test_p5_healthy_commands_take_no_more_beside_a_sql_target_that_takes_too_long(
+    database: Database, kind: str
+) -> None:
+    bad_company.prepare(database, Fault("", sql="PERFORM pg_sleep(60);"), target="sql")
+    database.execute("SELECT inturn.set_topic('bad', timeout => '1500 ms')")
+    rounds.watch(database)
+    with ExitStack() as stack:
+        if TOO_LONG_IN_SQL[kind]:
+            stack.enter_context(rounds.called(database, "SET statement_timeout = '3 s'"))
+        else:
+            stack.enter_context(shop.at_work(database, Applier(), workers=rounds.WORKERS))
+        took = rounds.run(database)
     _assert_half(database, took, by_lease=False)
 
 
