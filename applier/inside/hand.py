@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import psycopg
+
 from inturn.applier.command import ClaimedCommand
 from inturn.schema.errors import InturnError
 
@@ -23,6 +25,10 @@ class TooManyAbandoned(InturnError):
             f"{count} handlers did not return within their topic's timeout",
             hint="Their threads are left behind in this process: start it again",
         )
+
+
+class TookTooLong(Exception):
+    """A statement of a command was cancelled, because the command took longer than its topic's timeout."""
 
 
 class Overdue(NamedTuple):
@@ -42,6 +48,7 @@ class Hand:
         self._end_at = float("inf")
         self._length = 0.0
         self._is_alone = False
+        self._was_cut = False
 
     @contextmanager
     def holding(self, order: ClaimedCommand, timeout: float | None, *, is_alone: bool) -> Iterator[None]:
@@ -50,15 +57,23 @@ class Hand:
         Args:
             timeout: how long it may take, in seconds; None: for ever.
             is_alone: its key was claimed by a lease of its own, so that a failure can be recorded.
+
+        Raises:
+            TookTooLong: in place of what the driver says of the cancel, that the user asked for it.
         """
         if timeout is None:
             yield
             return
         with self._lock:
             self._order, self._length, self._is_alone = order, timeout, is_alone
-            self._end_at = time.monotonic() + timeout
+            self._end_at, self._was_cut = time.monotonic() + timeout, False
         try:
             yield
+        except psycopg.errors.QueryCanceled as error:
+            if not self._was_cut:
+                raise
+            text = f"the command took longer than its topic's timeout of {timeout:g} s"
+            raise TookTooLong(text) from error
         finally:
             with self._lock:
                 self._order = None
@@ -70,6 +85,7 @@ class Hand:
         """
         with self._lock:
             if self._order is not None and time.monotonic() >= self._end_at:
+                self._was_cut = True
                 cancel()
 
     def overdue(self, by: float) -> Overdue | None:

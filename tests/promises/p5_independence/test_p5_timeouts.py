@@ -55,6 +55,9 @@ def _assert_charged(database: Database) -> None:
     until(lambda: database.value("SELECT held_at FROM inturn.key_cursor WHERE key = 'bad'"), "held", 60)
     error = database.value("SELECT last_error FROM inturn.key_cursor WHERE key = 'bad'")
     assert "timeout" in error
+    ((cause, says),) = database.execute("SELECT cause, says FROM inturn.why('bad', 'bad')")
+    assert cause == "held"
+    assert "timeout" in says
     assert innocent_and_charged(database) == []
 
 
