@@ -279,6 +279,13 @@ def test_a_how_to_has_its_deployer_do_nothing_that_is_a_roles(page: Path) -> Non
     assert {each: login_of(each) for each in shown if login_of(each) not in {OWNER, DEPLOYER}} == {}
 
 
+def test_a_how_to_that_names_a_login_says_where_it_comes_from() -> None:
+    texts = {page.name: _PREPARE.sub("", page.read_text()) for page in HOW_TO.glob("*.md")}
+    using = {name for name, text in texts.items() if re.search(r"\b(APP|WORKER|OPS)_DSN\b", text)}
+    where = "give-each-process-a-login.md"
+    assert {name for name in using if f"{where}#in-the-other-pages" not in texts[name]} == {where}
+
+
 def _check(shell: Shell, command: str, shown: str, where: str, *, again: bool) -> None:
     if command.startswith("export INTURN_DSN="):
         return  # ours names the test's server
