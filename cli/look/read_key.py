@@ -10,10 +10,10 @@ from psycopg import Connection, sql
 from inturn.cli.terminal.rows import Row, fetch
 
 # The key's rows are found by their primary keys, topic by topic; what has arrived is looked for in the whole
-# intake of a topic.
+# intake of a topic, to which OFFSET 0 keeps it.
 _KEYS = """
 SELECT t.name AS topic, %(key)s::text AS key,
-       CASE WHEN {schema}.key_state(c) = 'idle' AND a.arrived > 0 THEN 'arrived'
+       CASE WHEN {schema}.key_state(c) = 'idle' AND a.key IS NOT NULL THEN 'arrived'
             ELSE {schema}.key_state(c) END AS state,
        coalesce(c.applied_seq, 0) AS applied_seq, coalesce(l.last_seq, 0) AS last_seq,
        coalesce(g.first_at, o.created_at) AS oldest_pending_at,
@@ -24,7 +24,7 @@ SELECT t.name AS topic, %(key)s::text AS key,
        c.paused_at, c.paused_until, t.paused_at AS topic_paused_at, t.paused_until AS topic_paused_until,
        greatest(t.first_seq, h.history_seq) AS first_seq, h.history_seq,
        c.waiting_at, c.waiting_at + t.gap_timeout AS held_from,
-       c.claimed_by, c.claimed_at, c.lease_until, a.arrived, a.arrived_at,
+       c.claimed_by, c.claimed_at, c.lease_until, coalesce(a.arrived, 0) AS arrived, a.arrived_at,
        clock_timestamp() AS now
 FROM {schema}.topic t
 LEFT JOIN {schema}.key_cursor c ON c.topic = t.name AND c.key = %(key)s
@@ -36,10 +36,10 @@ LEFT JOIN {schema}.command_log o ON o.topic = c.topic AND o.key = c.key AND o.se
 CROSS JOIN LATERAL (
     SELECT count(*) AS pending, min(l.created_at) AS first_at FROM {schema}.command_log l
     WHERE t.numbering = 'given' AND l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq) g
-CROSS JOIN LATERAL (
-    SELECT count(*) AS arrived, min(i.created_at) AS arrived_at FROM {schema}.intake i
-    WHERE t.numbering = 'arrival' AND i.topic = t.name AND i.key = %(key)s) a
-WHERE (h.key IS NOT NULL OR a.arrived > 0) AND (%(topic)s::text IS NULL OR t.name = %(topic)s)
+LEFT JOIN LATERAL (
+    SELECT a.* FROM {schema}.arrived_key a
+    WHERE t.numbering = 'arrival' AND a.topic = t.name AND a.key = %(key)s OFFSET 0) a ON true
+WHERE (h.key IS NOT NULL OR a.key IS NOT NULL) AND (%(topic)s::text IS NULL OR t.name = %(topic)s)
 ORDER BY t.name
 """
 

@@ -64,7 +64,7 @@ def resolve(connection: Connection[Any], schema: str, text: str, topic: str | No
         " WHERE (%(topic)s::text IS NULL OR t.name = %(topic)s) AND ("
         "EXISTS (SELECT FROM {schema}.key_sequence c WHERE c.topic = t.name AND c.key = %(key)s)"
         " OR t.numbering = 'arrival'"
-        " AND EXISTS (SELECT FROM {schema}.intake i WHERE i.topic = t.name AND i.key = %(key)s)))"
+        " AND EXISTS (SELECT FROM {schema}.arrived_key a WHERE a.topic = t.name AND a.key = %(key)s)))"
     ).format(schema=sql.Identifier(schema))
     try:
         found = connection.execute(exists, {"key": printed, "topic": topic}).fetchone()

@@ -223,11 +223,14 @@ BEGIN
     IF current_setting('server_version_num')::integer >= 150000 THEN
         ALTER VIEW inturn.key_cursor SET (security_invoker = true);
         ALTER VIEW inturn.merge SET (security_invoker = true);
+        ALTER VIEW inturn.arrived_key SET (security_invoker = true);
     ELSE
         EXECUTE 'CREATE OR REPLACE VIEW inturn.key_cursor AS ' || rtrim(pg_get_viewdef('inturn.key_cursor'::regclass), ';')
                 || ' WHERE s.topic <> ALL ((SELECT inturn._hidden_topics())::text[])';
         EXECUTE 'CREATE OR REPLACE VIEW inturn.merge AS ' || rtrim(pg_get_viewdef('inturn.merge'::regclass), ';')
                 || ' WHERE p.topic <> ALL ((SELECT inturn._hidden_topics())::text[])';
+        EXECUTE 'CREATE OR REPLACE VIEW inturn.arrived_key AS ' || rtrim(pg_get_viewdef('inturn.arrived_key'::regclass), ';')
+                || ' HAVING i.topic <> ALL ((SELECT inturn._hidden_topics())::text[])';
     END IF;
 END
 $$;

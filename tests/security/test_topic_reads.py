@@ -21,8 +21,8 @@ NOT_GRANTED = "IT014"
 MARK = "Geheim"
 #: Relations in which something of the topic `theirs` is planted: a key, a payload, an error, a reason.
 PLANTED = {
-    "applier", "command_log", "intake", "key_cursor", "key_mark", "key_sequence", "merge", "merge_plan",
-    "operator_action", "prune_pass", "skip", "ticket", "turn", "waiter", "wake_hint",
+    "applier", "arrived_key", "command_log", "intake", "key_cursor", "key_mark", "key_sequence", "merge",
+    "merge_plan", "operator_action", "prune_pass", "skip", "ticket", "turn", "waiter", "wake_hint",
 }  # fmt: skip
 #: Those that name no key, and hold numbers, settings and names only.
 PLAIN = {
@@ -96,7 +96,7 @@ def test_no_relation_shows_an_operator_what_is_others(theirs: Database) -> None:
     operator = connect_as(theirs, "inturn_operator")
     assert _marked(theirs.connect(user=OWNER), PLANTED | PLAIN) == PLANTED  # whose owner sees it all
     assert _marked(operator, PLANTED | PLAIN) == set()
-    for name in PLANTED - {"applier", "prune_pass", "waiter", "wake_hint", "intake", "skip"}:
+    for name in PLANTED - {"applier", "prune_pass", "waiter", "wake_hint", "intake", "arrived_key", "skip"}:
         own = f"SELECT count(*) FROM inturn.{name} WHERE topic IN ('own', 'open')"
         rows = operator.execute(own).fetchone()
         assert rows == theirs.execute(own)[0] != (0,), name
@@ -340,13 +340,16 @@ def test_on_postgresql_14_the_views_have_the_condition_themselves(theirs: Databa
     operator = connect_as(theirs, "inturn_operator")
     theirs.execute("""
         ALTER VIEW inturn.key_cursor RESET (security_invoker);
-        ALTER VIEW inturn.merge RESET (security_invoker)""")
-    assert _marked(operator, {"key_cursor", "merge"}) == {"key_cursor", "merge"}
-    before = theirs.execute(
-        "SELECT c, m FROM inturn.key_cursor c LEFT JOIN inturn.merge m USING (topic, key)"
+        ALTER VIEW inturn.merge RESET (security_invoker);
+        ALTER VIEW inturn.arrived_key RESET (security_invoker)""")
+    views = {"key_cursor", "merge", "arrived_key"}
+    assert _marked(operator, views) == views
+    query = (
+        "SELECT c, m, a FROM inturn.key_cursor c LEFT JOIN inturn.merge m USING (topic, key)"
+        " LEFT JOIN inturn.arrived_key a USING (topic, key)"
     )
+    before = theirs.execute(query)
     theirs.execute(f"DO $do$ BEGIN {found[1]} END $do$")
-    assert _marked(operator, {"key_cursor", "merge"}) == set()
+    assert _marked(operator, views) == set()
     assert operator.execute("SELECT count(*) > 0 FROM inturn.key_cursor").fetchone() == (True,)
-    again = theirs.execute("SELECT c, m FROM inturn.key_cursor c LEFT JOIN inturn.merge m USING (topic, key)")
-    assert sorted(map(str, again)) == sorted(map(str, before))
+    assert sorted(map(str, theirs.execute(query))) == sorted(map(str, before))

@@ -57,6 +57,7 @@ RELATIONS = {
     "merge": ("", "", "SELECT"),
     "key_sequence": ("", "", "SELECT"),
     "key_cursor": ("", "", "SELECT"),
+    "arrived_key": ("", "", "SELECT"),
     "ticket": ("", "", "SELECT"),
     "key_mark": ("", "", "SELECT"),
     "wake_hint": ("", "", "SELECT"),

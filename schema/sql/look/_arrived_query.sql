@@ -1,7 +1,5 @@
 -- Returns the query by which list_keys reads the keys that are idle, or not known yet, but for what has arrived on them
--- and has no number, from the intake. Internal to list_keys: see _keys_query, whose columns and parameters it has.
---
--- It reads all that is in the intake of the topics that number on arrival: an index by key would cost every caller.
+-- and has no number. Internal to list_keys: see _keys_query, whose columns and parameters it has.
 CREATE FUNCTION inturn._arrived_query(deep boolean, hidden text[]) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
@@ -10,11 +8,10 @@ SELECT format($query$
 SELECT (ROW(t.name, i.key, i.applied_seq, NULL, i.epoch, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0)::inturn.key_cursor).*,
        'arrived' AS state, i.arrived, i.arrived_at, i.arrived_at AS at
 FROM inturn.topic t CROSS JOIN LATERAL (
-    SELECT i.*, coalesce(c.applied_seq, 0) AS applied_seq, coalesce(c.epoch, 0) AS epoch FROM (
-        SELECT i.key, count(*) AS arrived, min(i.created_at) AS arrived_at FROM inturn.intake i
-        WHERE i.topic = t.name AND ($2 IS NULL OR i.key LIKE $2) GROUP BY i.key) i
-    LEFT JOIN LATERAL inturn._find_cursor(t.name, i.key) c ON true
-    WHERE ($3 IS NULL OR i.arrived >= $3) AND ($4 IS NULL OR i.arrived_at <= $4) AND $6 IS NULL%s
+    SELECT i.*, coalesce(c.applied_seq, 0) AS applied_seq, coalesce(c.epoch, 0) AS epoch
+    FROM inturn.arrived_key i LEFT JOIN LATERAL inturn._find_cursor(t.name, i.key) c ON true
+    WHERE i.topic = t.name AND ($2 IS NULL OR i.key LIKE $2)
+      AND ($3 IS NULL OR i.arrived >= $3) AND ($4 IS NULL OR i.arrived_at <= $4) AND $6 IS NULL%s
       AND inturn.key_state(c) = 'idle'
     ORDER BY i.arrived_at, i.key %s) i
 WHERE t.numbering = 'arrival' AND ($1 IS NULL OR t.name = $1) AND t.name <> ALL (%L::text[])
