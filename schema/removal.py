@@ -28,16 +28,17 @@ def lock_tables(connection: Connection, schema: str) -> None:
 
 
 def check_nothing_pending(connection: Connection, schema: str) -> None:
-    """Make sure that every command is applied.
+    """Make sure that every command is applied, and none waits for its number.
 
     Raises:
         CommandsPending: some key has one that is not.
     """
     pending = connection.execute(
         text(
-            f"SELECT count(*) FROM {schema}.key_cursor c WHERE EXISTS ("  # noqa: S608 - a checked name
+            f"SELECT count(*) FROM (SELECT topic, key FROM {schema}.arrived_key"  # noqa: S608 - a checked name
+            f" UNION SELECT c.topic, c.key FROM {schema}.key_cursor c WHERE EXISTS ("
             f" SELECT FROM {schema}.command_log l"
-            " WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq)"
+            " WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq)) k"
         )
     ).scalar_one()
     if pending:

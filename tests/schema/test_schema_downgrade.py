@@ -87,6 +87,17 @@ def test_refused_while_a_command_is_pending_unless_forced(orders: Database, held
     assert orders.value("SELECT to_regnamespace('inturn')") is None
 
 
+def test_what_has_arrived_and_has_no_number_is_pending_too(orders: Database) -> None:
+    orders.execute("SELECT inturn.create_topic('mails', numbering => 'arrival')")
+    for key in ("a", "a", "b"):
+        orders.execute("SELECT inturn.append('mails', %s, 'send')", [key])
+    with pytest.raises(CommandsPending, match=r"not applied, on 2 keys\."):
+        downgrade(orders.dsn)
+    assert orders.value("SELECT count(*) FROM inturn.intake") == 3
+    downgrade(orders.dsn, force=True)
+    assert orders.value("SELECT to_regnamespace('inturn')") is None
+
+
 def test_applied_commands_do_not_hold_it_up(orders: Database) -> None:
     orders.execute("SELECT inturn.append('orders', 'a', 'insert')")
     orders.execute("SELECT FROM inturn.claim('orders')")
