@@ -88,14 +88,24 @@ def opened(connection: SyncConnection, task: OneWait) -> Iterator[WaitSession]:
             yield _Deaf(connection)
 
 
-class _Listening:
+class _Ear:
+    """What a connection of psycopg listens to, and whether it has heard anything."""
+
+    def __init__(self, *, autocommit: bool) -> None:
+        self._autocommit = autocommit
+        self._channel: str | None = None
+        self._heard = False
+
+    def _hear(self, _: psycopg.Notify) -> None:
+        self._heard = True
+
+
+class _Listening(_Ear):
     """psycopg's connection, in autocommit meanwhile."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        super().__init__(autocommit=connection.autocommit)
         self._connection = connection
-        self._autocommit = connection.autocommit
-        self._channel: str | None = None
-        self._heard = False
         if not self._autocommit:
             connection.autocommit = True
 
@@ -137,9 +147,6 @@ class _Listening:
                 return cursor.fetchone() if cursor.description else None
         finally:
             self._connection.remove_notify_handler(self._hear)
-
-    def _hear(self, _: psycopg.Notify) -> None:
-        self._heard = True
 
     def close(self) -> None:
         try:
@@ -210,14 +217,12 @@ async def opened_async(connection: AnyAsyncConnection, task: OneWait) -> AsyncIt
             yield _AsyncDeaf(connection)
 
 
-class _AsyncListening:
+class _AsyncListening(_Ear):
     """psycopg's connection, in autocommit meanwhile; see _Listening."""
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        super().__init__(autocommit=connection.autocommit)
         self._connection = connection
-        self._autocommit = connection.autocommit
-        self._channel: str | None = None
-        self._heard = False
 
     async def open(self) -> None:
         if not self._autocommit:
@@ -259,9 +264,6 @@ class _AsyncListening:
                 return await cursor.fetchone() if cursor.description else None
         finally:
             self._connection.remove_notify_handler(self._hear)
-
-    def _hear(self, _: psycopg.Notify) -> None:
-        self._heard = True
 
     async def close(self) -> None:
         try:

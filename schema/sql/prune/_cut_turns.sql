@@ -5,9 +5,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    place record;
-    deleted bigint;
-    turns bigint := 0;
+    place record; deleted bigint; turns bigint := 0;
 BEGIN
     FOR place IN
         SELECT u.of, array_agg(u.tid) AS tids FROM unnest(cuts) c CROSS JOIN LATERAL (
@@ -16,8 +14,7 @@ BEGIN
         GROUP BY u.of
     LOOP
         DELETE FROM inturn.turn d WHERE d.tableoid = place.of AND d.ctid = ANY (place.tids);
-        GET DIAGNOSTICS deleted = ROW_COUNT;
-        turns := turns + deleted;
+        GET DIAGNOSTICS deleted = ROW_COUNT; turns := turns + deleted;
     END LOOP;
     RETURN turns;
 END
