@@ -3,7 +3,9 @@
 -- Internal to the claims by lease.
 --
 -- A lease that ran out on the key: see _lose_lease. Of the keys that were lost so, a process works on one at a time:
--- another one is put off for a moment. So whichever of them loses the process again is the one that did it.
+-- another one is put off for a moment, up to 100 ms. So whichever of them loses the process again is the one that did
+-- it. They do not come back all at once, or only one of them would be taken in each 100 ms; nor each at a time of its
+-- own, since their process looks as often while one of them takes long.
 -- Without a command to apply the claim is an empty turn, and ends here: not by finish, which does not know a claim that
 -- a client has made under a savepoint.
 -- Locks what _requeue and _lock_process lock. Raises what _lease_end raises.
@@ -40,7 +42,8 @@ BEGIN
     IF was.lost > 0 THEN
         PERFORM inturn._lock_process(applier);
         IF inturn._has_leases(applier, true) THEN
-            leased.ready_at := inturn._next_ready_at(leased, clock_timestamp() + interval '100 ms');
+            leased.ready_at := inturn._next_ready_at(
+                leased, date_bin('10 ms', clock_timestamp(), 'epoch') + ceil(random() * 10) * interval '10 ms');
             PERFORM inturn._save_key(was, leased);
             RETURN NULL;
         END IF;
