@@ -35,13 +35,14 @@ WAYS = {
 #: Which of those apply in the database, and of them who is at a SQL target; which are not an `inturn apply`.
 IN_SQL, INSIDE, CLIENTS = {"sql", "call"}, {"sql", "call", "inside", "batches"}, {"call", "lease"}
 
-#: Of those, whose handler can keep its interpreter from everything else, so that no lease is renewed.
-BUSY = {"a handler outside": "busy_plain", "a coroutine outside": "busy_coroutine"}
+#: Of those, whose handler can keep its interpreter from everything else: outside, no lease is renewed then.
+BUSY_OUTSIDE = {"a handler outside": "busy_plain", "a coroutine outside": "busy_coroutine"}
+BUSY = {"a handler in Python": "busy_inside", **BUSY_OUTSIDE}
 #: For longer than a lease.
 LEASE, BUSY_SECONDS = "4 seconds", 10
 
 inside, batches, plain, coroutine = Applier(), Applier(), Applier(), Applier()
-busy_plain, busy_coroutine = Applier(), Applier()
+busy_inside, busy_plain, busy_coroutine = Applier(), Applier(), Applier()
 
 
 def _die_of(command: Command) -> None:
@@ -49,11 +50,15 @@ def _die_of(command: Command) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _inside(connection: psycopg.Connection[Any], command: Command) -> None:
+def _write(connection: psycopg.Connection[Any], command: Command) -> None:
     connection.execute(
         "INSERT INTO bad.witness (topic, key, seq) VALUES (%s, %s, %s)",
         (command.topic, command.key, command.seq),
     )
+
+
+def _inside(connection: psycopg.Connection[Any], command: Command) -> None:
+    _write(connection, command)
     _die_of(command)
 
 
@@ -73,6 +78,11 @@ def _occupy(command: Command) -> None:
         ctypes.PyDLL(None).sleep(BUSY_SECONDS)
 
 
+def _occupy_inside(connection: psycopg.Connection[Any], command: Command) -> None:
+    _write(connection, command)
+    _occupy(command)
+
+
 async def _occupy_the_loop(command: Command) -> None:
     await asyncio.sleep(0)
     _occupy(command)
@@ -83,6 +93,7 @@ for _topic in ("bad", "other"):
     batches.batch_handler(_topic)(_batches)
     plain.handler(_topic, outside=True)(_die_of)
     coroutine.handler(_topic, outside=True)(_coroutine)
+    busy_inside.handler(_topic)(_occupy_inside)
     busy_plain.handler(_topic, outside=True)(_occupy)
     busy_coroutine.handler(_topic, outside=True)(_occupy_the_loop)
 

@@ -6,7 +6,7 @@ import signal
 from functools import partial
 
 import pytest
-from support import bad_outside, deaths
+from support import bad_company, bad_outside, deaths
 from support.bad_company import HEALTHY, OTHERS, innocent_and_charged
 from support.database import Database, until
 from support.process import inturn_apply
@@ -61,7 +61,7 @@ def test_p5_a_call_whose_client_dies_goes_on_and_nobody_is_charged(database: Dat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", deaths.BUSY)
+@pytest.mark.parametrize("way", deaths.BUSY_OUTSIDE)
 def test_p5_a_command_that_keeps_its_interpreter_busy_charges_nobody_else(
     database: Database, way: str
 ) -> None:
@@ -85,6 +85,25 @@ def test_p5_a_command_that_keeps_its_interpreter_busy_charges_nobody_else(
     held = database.value("SELECT held_at IS NOT NULL FROM inturn.key_cursor WHERE key = 'bad'")
     assert cause == ("held" if held else "nothing_pending")
     assert ("the lease of" in says) == held
+
+
+@pytest.mark.slow
+def test_p5_a_handler_that_keeps_its_interpreter_busy_has_its_key_until_it_returns(
+    database: Database,
+) -> None:
+    """Its transaction keeps it, however long; another process has the others meanwhile."""
+    bad_company.prepare(database, bad_company.Fault(""), target="python")
+    app = "support.deaths:busy_inside"
+    with inturn_apply(database.dsn, app=app) as one:
+        until(lambda: _who_has_it(database)[0] == "applying", "the bad one in hand")
+        with inturn_apply(database.dsn, app=app) as other:
+            until(lambda: not database.value("SELECT count(*) FROM inturn.ticket"), "all of them", 100)
+            for process in (one, other):
+                process.send(signal.SIGTERM)
+                assert process.exit_code() == 0
+    assert innocent_and_charged(database) == []
+    assert database.value("SELECT count(*) FROM inturn.turn WHERE outcome NOT IN ('applied', 'idle')") == 0
+    assert database.value("SELECT count(*) FROM bad.witness") == HEALTHY + OTHERS + 1
 
 
 def _who_has_it(database: Database) -> tuple[str, int]:
