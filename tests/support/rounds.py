@@ -94,15 +94,20 @@ def _round(database: Database, *, end_lease: bool) -> None:
     # Where the bad key's commands take effect, each round needs one of its own.
     database.execute("SELECT inturn.append('bad', 'bad', 'insert')")
     # Its wait is over, or the lease of who was lost with it. Not by the door: appliers are at work on it.
-    database.execute(
-        "UPDATE inturn.ticket t SET ready_at = now() WHERE key = 'bad' AND ready_at < 'infinity' AND (%s OR"
-        " NOT EXISTS (SELECT FROM inturn.key_mark m WHERE m.key = 'bad' AND m.lease_until > now()))",
-        [end_lease],
-    )
     if end_lease:
-        database.execute(
-            "UPDATE inturn.key_mark SET lease_until = now() WHERE key = 'bad' AND lease_until IS NOT NULL"
-        )
+        database.execute("""
+            UPDATE inturn.ticket SET ready_at = now() WHERE key = 'bad' AND ready_at < 'infinity';
+            UPDATE inturn.key_mark SET lease_until = now() WHERE key = 'bad' AND lease_until IS NOT NULL;
+        """)
+    else:
+        # Who has it in hand may wait for another thread, which asks on this connection.
+        database.execute("""
+            UPDATE inturn.ticket t SET ready_at = now() FROM (
+                SELECT topic, key, epoch FROM inturn.ticket WHERE key = 'bad' AND ready_at < 'infinity'
+                FOR UPDATE SKIP LOCKED) free
+            WHERE (t.topic, t.key, t.epoch) = (free.topic, free.key, free.epoch) AND NOT EXISTS (
+                SELECT FROM inturn.key_mark m WHERE m.key = 'bad' AND m.lease_until > now())
+        """)
     _wait(database, tried)
 
 
