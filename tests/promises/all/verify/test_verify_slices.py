@@ -20,6 +20,12 @@ def test_a_history_of_turns_alone_is_nothing_to_complain_of(history: Database) -
     assert verified(history) == []
 
 
+@pytest.mark.parametrize("topic", ["order", None])
+def test_a_topic_that_is_not_there_and_left_nothing_is_refused(history: Database, topic: str | None) -> None:
+    """It is mistyped: to find nothing would say that all is well."""
+    assert refusal(history, "SELECT * FROM inturn.verify(%s)", [topic]).sqlstate == "IT001"
+
+
 @pytest.mark.parametrize(
     "times",
     [
