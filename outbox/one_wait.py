@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from sqlalchemy.exc import DBAPIError
 
 from inturn.outbox.statement import check_place, check_seq
@@ -178,6 +179,11 @@ class OneWait:
             state=state,
             since=since,
         )
+
+
+def in_transaction(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Return whether the connection is in a transaction."""
+    return connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 
 
 def refuse_transaction(is_open: bool, task: OneWait) -> None:

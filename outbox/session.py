@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
 from psycopg import sql
-from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.orm import Session, scoped_session
@@ -22,6 +21,7 @@ from inturn.outbox.one_wait import (
     OneWait,
     Sleep,
     errors_of,
+    in_transaction,
     refuse_transaction,
 )
 
@@ -58,7 +58,7 @@ def opened(connection: SyncConnection, task: OneWait) -> Iterator[WaitSession]:
     """
     if isinstance(connection, psycopg.Connection):
         with errors_of(task):
-            refuse_transaction(_is_open(connection), task)
+            refuse_transaction(in_transaction(connection), task)
             session = _Listening(connection)
             try:
                 yield session
@@ -138,15 +138,11 @@ class _Listening(_Ear):
         time.sleep(max(step.least - (time.monotonic() - began_at), 0))
 
     def _execute(self, query: bytes | sql.Composed, parameters: Any = None) -> Any:
-        # While a statement runs, psycopg gives what comes to its handlers; before 3.2.4 to nobody else.
-        self._connection.add_notify_handler(self._hear)
-        try:
-            # A cursor of our own: the connection's row factory may make anything of a row.
-            with psycopg.Cursor(self._connection, row_factory=tuple_row) as cursor:
-                cursor.execute(query, parameters, prepare=False)
-                return cursor.fetchone() if cursor.description else None
-        finally:
-            self._connection.remove_notify_handler(self._hear)
+        # A cursor of our own: the connection's row factory may make anything of a row.
+        cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
+        with _hearing(self._connection, self._hear, self._channel), cursor:
+            cursor.execute(query, parameters, prepare=False)
+            return cursor.fetchone() if cursor.description else None
 
     def close(self) -> None:
         try:
@@ -183,7 +179,7 @@ async def opened_async(connection: AnyAsyncConnection, task: OneWait) -> AsyncIt
     """Do as `opened`, for the running event loop."""
     if isinstance(connection, psycopg.AsyncConnection):
         with errors_of(task):
-            refuse_transaction(_is_open(connection), task)
+            refuse_transaction(in_transaction(connection), task)
             session = _AsyncListening(connection)
             try:
                 await session.open()
@@ -257,13 +253,10 @@ class _AsyncListening(_Ear):
         await asyncio.sleep(max(step.least - (time.monotonic() - began_at), 0))
 
     async def _execute(self, query: bytes | sql.Composed, parameters: Any = None) -> Any:
-        self._connection.add_notify_handler(self._hear)
-        try:
+        with _hearing(self._connection, self._hear, self._channel):
             async with psycopg.AsyncCursor(self._connection, row_factory=tuple_row) as cursor:
                 await cursor.execute(query, parameters, prepare=False)
                 return await cursor.fetchone() if cursor.description else None
-        finally:
-            self._connection.remove_notify_handler(self._hear)
 
     async def close(self) -> None:
         try:
@@ -296,5 +289,14 @@ class _AsyncDeaf:
         return False
 
 
-def _is_open(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
-    return connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+@contextmanager
+def _hearing(connection: Any, hear: Any, channel: str | None) -> Iterator[None]:
+    # What comes while a statement runs, psycopg gives to its handlers; where there are none it keeps it (from
+    # 3.2.4 on): without a channel of ours it is the caller's.
+    if channel is not None:
+        connection.add_notify_handler(hear)
+    try:
+        yield
+    finally:
+        if channel is not None:
+            connection.remove_notify_handler(hear)

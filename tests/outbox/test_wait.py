@@ -34,6 +34,8 @@ from inturn.outbox import (
 from inturn.outbox.one_wait import CanListen, Fetch, OneWait, Sleep
 from inturn.outbox.session import _AsyncListening, _Deaf, _Listening
 
+#: Whether psycopg keeps a notification that comes while a statement runs.
+KEEPS = tuple(map(int, psycopg.__version__.split(".")[:3])) >= (3, 2, 4)
 every_caller = pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS.keys())
 WAITS = "SELECT count(*) FROM pg_stat_activity WHERE query ~ 'wait_state' AND pid <> pg_backend_pid()"
 
@@ -138,9 +140,27 @@ def test_a_session_that_listens_to_something_loses_no_notification(witness: Data
         heard.append(notify.payload)
         if notify.payload == "last":
             break
-    assert heard[-1] == "last"
+    assert heard == ["first", "last"] or not KEEPS
     assert witness.value("SELECT count(*) FROM inturn.waiter") == 0, "it was not announced"
     assert connection.execute("SELECT pg_listening_channels()").fetchall() == [("mine",)]
+
+
+def test_an_async_session_that_listens_to_something_loses_no_notification(witness: Database) -> None:
+    async def run() -> list[str]:
+        async with await psycopg.AsyncConnection.connect(witness.caller_dsn, autocommit=True) as connection:
+            await connection.execute("LISTEN mine")
+            witness.execute("NOTIFY mine, 'first'")
+            with pytest.raises(WaitTimedOut):
+                await wait_async(connection, "orders", "a", 1, timeout=0)
+            witness.execute("NOTIFY mine, 'last'")
+            heard = []
+            async for notify in connection.notifies(timeout=30):
+                heard.append(notify.payload)
+                if notify.payload == "last":
+                    break
+            return heard
+
+    assert asyncio.run(run()) == ["first", "last"] or not KEEPS
 
 
 @pytest.mark.parametrize("because", ["a pooler", "a standby"])
