@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import click
 from psycopg import Connection, sql
 
+from inturn.cli.act.editor import edited
 from inturn.cli.act.operator import (
     Operator,
     Recorded,
@@ -18,8 +18,6 @@ from inturn.cli.act.operator import (
     topic_option,
 )
 from inturn.cli.database import Database, pass_database
-from inturn.cli.errors import Failure
-from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.key_text import KEY, shown
 from inturn.cli.terminal.payload import read_payload, storable
 from inturn.cli.terminal.whole import BIGINT
@@ -64,14 +62,12 @@ def amend(
         raise click.UsageError("Give --payload, --edit or --name.")
     with database.connect() as connection:
         found_topic, found_key = find_key(connection, database, key, topic)
-        was = _payload(connection, database.schema, found_topic, found_key, seq)
-        new = None if payload is None else read_payload(payload)
-        if edit and was is not None:
-            new = _edited(was)
-        # was: a change that somebody makes meanwhile is not overwritten.
-        arguments = {"seq": seq, "reason": reason, "name": name, "payload": new, "was": was}
         place = {"topic": found_topic, "key": found_key}
-        with storable(found_topic, found_key):
+        was = _payload(connection, database.schema, found_topic, found_key, seq)
+        new = _new_payload(connection, place, payload, was if edit else None, keep=operator.dry_run)
+        with new as text, storable(**place):
+            # was: a change that somebody makes meanwhile is not overwritten.
+            arguments = {"seq": seq, "reason": reason, "name": name, "payload": text, "was": was}
             recorded = operator.act(connection, database.schema, "amend", {**place, **arguments})
         held = _is_held(connection, database.schema, found_topic, found_key)
     operator.report(recorded, lambda done: _amended(done, held=held))
@@ -88,6 +84,20 @@ def _payload(connection: Connection[Any], schema: str, topic: str, key: str, seq
     return None if row is None else str(row[0])
 
 
+def _new_payload(
+    connection: Connection[Any], place: dict[str, str], typed: str | None, edit: str | None, *, keep: bool
+) -> AbstractContextManager[str | None]:
+    """Return what gives the new payload: what was typed, or what an editor makes of the one that is there."""
+
+    def check(text: str) -> None:
+        with storable(**place):
+            connection.execute("SELECT %s::jsonb", (text,))
+
+    if edit is not None:
+        return edited(edit, check, keep=keep)
+    return nullcontext(None if typed is None else read_payload(typed))
+
+
 def _is_held(connection: Connection[Any], schema: str, topic: str, key: str) -> bool:
     row = connection.execute(
         sql.SQL("SELECT held_at IS NOT NULL FROM {}.key_cursor WHERE topic = %s AND key = %s").format(
@@ -96,24 +106,6 @@ def _is_held(connection: Connection[Any], schema: str, topic: str, key: str) -> 
         (topic, key),
     ).fetchone()
     return row is not None and bool(row[0])
-
-
-def _edited(payload: str) -> str:
-    """Return the payload as the user's editor left it; until it is JSON, the editor comes up again."""
-    text = payload
-    while True:
-        edited = click.edit(text, extension=".json")
-        if edited is None or edited.strip() == payload.strip():
-            raise Failure("the payload was not changed in the editor", hint="Nothing was done")
-        text = edited
-        try:
-            json.loads(text)
-        except ValueError as error:
-            if not sys.stdin.isatty():
-                raise Failure(f"what the editor left is not JSON: {error}", code=ExitCode.USAGE) from None
-            click.confirm(f"This is not JSON: {error}. Edit it again?", default=True, abort=True, err=True)
-        else:
-            return text
 
 
 def _amended(done: Recorded, *, held: bool) -> str:

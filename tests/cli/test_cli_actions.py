@@ -235,7 +235,9 @@ def test_of_two_operators_one_wins_and_the_other_is_told_what_changed(orders: Da
     )
 
 
-def on_terminal(database: Database, answer: bytes, *args: str) -> subprocess.CompletedProcess[str]:
+def on_terminal(
+    database: Database, answer: bytes, *args: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run it with a terminal for its questions."""
     here, there = os.openpty()
     os.write(here, answer)
@@ -246,7 +248,7 @@ def on_terminal(database: Database, answer: bytes, *args: str) -> subprocess.Com
             capture_output=True,
             check=False,
             text=True,
-            env={**os.environ, "INTURN_DSN": database.operator_dsn},
+            env={**os.environ, "INTURN_DSN": database.operator_dsn, **environment},
         )
     finally:
         os.close(here)
@@ -293,6 +295,18 @@ def editor(tmp_path: Path, *lines: str) -> str:
     return str(path)
 
 
+KEPT = re.compile(r"inturn: what you wrote is kept, to be given by: --payload - < (\S+)\n")
+
+
+def kept(err: str) -> str:
+    """Return what is in the file that was named, and remove it."""
+    path = Path(KEPT.findall(err)[0])
+    written = path.read_text()
+    assert path.stat().st_mode & 0o077 == 0, "payloads are nobody else's"
+    path.unlink()
+    return written
+
+
 def test_amend_edits_the_payload_in_the_users_editor(orders: Database, tmp_path: Path) -> None:
     sed = editor(
         tmp_path, 'grep -q \'"amount": 1\' "$1" || exit 9', "sed -i 's/1/12345678901234567890.10/' \"$1\""
@@ -315,6 +329,8 @@ def test_an_edit_that_is_none_or_no_json_changes_nothing(
     assert code in {ERROR, USAGE}
     assert says in err
     assert recorded(orders) == 0
+    for path in KEPT.findall(err):
+        Path(path).unlink()
 
 
 def test_an_edit_does_not_overwrite_what_another_operator_amended_meanwhile(
@@ -332,7 +348,60 @@ def test_an_edit_does_not_overwrite_what_another_operator_amended_meanwhile(
     assert code == ERROR
     assert "has another payload in command 2 than it had when you looked" in err
     assert "amend of 2 by ann at" in err
+    assert json.loads(kept(err)) == {"amount": 2}
     assert orders.value("SELECT payload FROM inturn.command_log WHERE seq = 2") == {"amount": 5}
+
+
+@pytest.mark.parametrize(
+    ("writes", "then", "because"),
+    [
+        ('{"amount": 2}', "exit 3", "Editing failed"),
+        ("oops", "", 'Token "oops" is invalid'),
+        ("NaN", "", 'Token "NaN" is invalid'),
+        ('{"amount": "\\u0000"}', "", "cannot be converted to text"),
+        ("[" * 500_000, "", "stack depth limit exceeded"),
+        ('"' + "x" * 2_000_000 + '"', "", "max_payload_bytes"),
+        ('{"amount": 1}', "", "has command 2 like that already"),
+    ],
+    ids=["the editor failed", "no JSON", "NaN", "NUL", "too deep", "too large", "nothing new"],
+)
+def test_what_was_written_in_the_editor_is_kept_where_it_is_refused(
+    orders: Database, tmp_path: Path, writes: str, then: str, because: str
+) -> None:
+    (tmp_path / "text").write_text(writes)
+    written = editor(tmp_path, f'cp {tmp_path}/text "$1"', then)
+    code, out, err = run_inturn(
+        orders.dsn, *("amend", "x", "2", "--edit", "--reason", "r"), EDITOR=written, VISUAL=""
+    )
+    assert (code, out) == (ERROR, "")
+    assert because in err
+    assert kept(err) == writes
+    assert recorded(orders) == 0
+
+
+def test_what_was_written_in_the_editor_is_kept_where_its_user_gives_up(
+    orders: Database, tmp_path: Path
+) -> None:
+    once = editor(tmp_path, f'mkdir {tmp_path}/once && echo oops > "$1" || exit 0')
+    ended = on_terminal(
+        orders, b"y\nn\n", *("amend", "x", "2", "--edit", "--reason", "r"), EDITOR=once, VISUAL=""
+    )
+    assert ended.returncode == ABORTED
+    assert ended.stderr.count("is invalid. Edit it again? [Y/n]") == 2
+    assert kept(ended.stderr) == "oops\n"
+
+
+def test_what_was_written_in_the_editor_is_kept_by_a_dry_run_and_removed_where_it_was_done(
+    orders: Database, tmp_path: Path
+) -> None:
+    write = editor(tmp_path, f'echo "$1" >> {tmp_path}/names', "sed -i 's/1/2/' \"$1\"")
+    amend = ("amend", "x", "2", "--edit", "--reason", "r")
+    code, out, err = run_inturn(orders.dsn, *amend, "--dry-run", EDITOR=write, VISUAL="")
+    assert (code, out.startswith("dry run, nothing changed: orders x")) == (0, True)
+    assert json.loads(kept(err)) == {"amount": 2}
+    assert said(orders, *amend, EDITOR=write, VISUAL="").startswith("orders x: command 2 is amended")
+    names = (tmp_path / "names").read_text().splitlines()
+    assert [Path(name).exists() for name in names] == [False, False]
 
 
 def test_settings_of_a_topic_are_listed_after_they_were_set(orders: Database) -> None:
