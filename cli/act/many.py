@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-from psycopg import Connection
+from psycopg import Connection, Rollback
 
 from inturn.cli.act.operator import Operator, Recorded
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
+from inturn.cli.terminal.output import echo
 from inturn.cli.terminal.spans import check_interval
 
 
@@ -24,12 +25,13 @@ class Many:
     Attributes:
         every: all that the filters find; False: only the key that is named.
         yes: do not ask.
-        state, like, older_than, error: the filters.
+        state: held or retrying; None: held.
+        like, older_than, error: the filters.
     """
 
     every: bool
     yes: bool
-    state: str
+    state: str | None
     like: str | None
     older_than: str | None
     error: str | None
@@ -39,9 +41,13 @@ def many_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command --all and the options that choose the keys; it gets them as `many`."""
 
     @click.option("--all", "every", is_flag=True, help="Every key that the filters find, after asking.")
-    @click.option("--held", "state", flag_value="held", default=True, help="With --all: held keys (default).")
+    @click.option("--held", "state", flag_value="held", default=None, help="With --all: held keys (default).")
     @click.option(
-        "--retrying", "state", flag_value="retrying", help="With --all: those that are tried again later."
+        "--retrying",
+        "state",
+        flag_value="retrying",
+        default=None,
+        help="With --all: those that are tried again later.",
     )
     @click.option(
         "--error",
@@ -58,7 +64,7 @@ def many_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         every: bool,
         yes: bool,
-        state: str,
+        state: str | None,
         like: str | None,
         older_than: str | None,
         error: str | None,
@@ -77,8 +83,9 @@ def check_many(key: str | None, many: Many) -> None:
     """
     if many.every == (key is not None):
         raise click.UsageError("Give a KEY, or --all.")
-    if not many.every and any((many.like, many.older_than, many.error)):
-        raise click.UsageError("--like, --older-than and --error go with --all.")
+    filters = (many.state, many.like, many.older_than, many.error)
+    if not many.every and any(one is not None for one in filters):
+        raise click.UsageError("--held, --retrying, --like, --older-than and --error go with --all.")
 
 
 def act_on_many(
@@ -92,6 +99,8 @@ def act_on_many(
 ) -> list[Recorded]:
     """Act on every key that the filters find, after asking; return what was recorded.
 
+    Only on keys that were asked about: where there are more by the time of the answer, it asks again.
+
     Args:
         connection, schema: where to act.
         operator: who acts, and how.
@@ -101,20 +110,40 @@ def act_on_many(
     """
     if many.older_than is not None:
         check_interval(connection, "--older-than", many.older_than)
-    filters = {
-        "of_state": many.state,
-        "of_like": many.like,
-        "older_than": many.older_than,
-        "of_error": many.error,
-    }
+    state = many.state or "held"
+    filters = {"of_state": state, "of_like": many.like, "older_than": many.older_than, "of_error": many.error}
     arguments = {**arguments, **filters}
-    if not (many.yes or operator.dry_run):
-        rehearsal = Operator(None, True, operator.timeout, False)
-        count = len(rehearsal.act(connection, schema, function, arguments))
-        if not count:
-            return []
-        _ask(f"{count:,} {many.state} key{'' if count == 1 else 's'}", *words)
-    return operator.act(connection, schema, function, arguments)
+
+    def act(as_operator: Operator) -> list[Recorded]:
+        return as_operator.act(connection, schema, function, arguments)
+
+    if many.yes or operator.dry_run:
+        return act(operator)
+    asked = _keys(act(Operator(None, True, operator.timeout, False)))
+    while asked:
+        _ask(f"{len(asked):,} {state} key{'' if len(asked) == 1 else 's'}", *words)
+        found, is_done = _act_on_these(connection, asked, lambda: act(operator))
+        if is_done:
+            return found
+        echo(f"inturn: {len(_keys(found) - asked):,} more since you were asked", err=True)
+        asked = _keys(found)
+    return []
+
+
+def _act_on_these(
+    connection: Connection[Any], asked: set[tuple[str, str]], act: Callable[[], list[Recorded]]
+) -> tuple[list[Recorded], bool]:
+    """Act, and return whether that is done: where it would be done to other keys too, it is undone."""
+    with connection.transaction() as whole:
+        found = act()
+        if _keys(found) <= asked:
+            return found, True
+        raise Rollback(whole)
+    return found, False
+
+
+def _keys(actions: list[Recorded]) -> set[tuple[str, str]]:
+    return {(done["topic"], done["key"]) for done in actions}
 
 
 def _ask(keys: str, verb: str, done: str) -> None:

@@ -271,6 +271,25 @@ def test_retry_all_asks_with_the_count_and_needs_yes_where_nobody_answers(orders
     assert run_inturn(orders.dsn, "retry", "--all", "--yes") == (0, "", "inturn: no such keys\n")
 
 
+def test_keys_that_are_held_only_after_the_question_are_asked_about_too(orders: Database) -> None:
+    here, there = os.openpty()
+    command = [str(folder_of_inturn() / "inturn"), "retry", "--all"]
+    environment = {**os.environ, "INTURN_DSN": orders.operator_dsn}
+    with subprocess.Popen(
+        command, stdin=there, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as asking:
+        assert asking.stderr
+        assert asking.stderr.read(len("Retry 1 held key? ")) == "Retry 1 held key? "
+        hold(orders, "y")
+        os.write(here, b"y\nn\n")
+        out, err = asking.communicate()
+    assert (asking.returncode, out) == (ABORTED, "")
+    assert "inturn: 1 more since you were asked\nRetry 2 held keys?" in err
+    assert recorded(orders) == 0
+    yes = on_terminal(orders, b"y\n", "retry", "--all")
+    assert yes.stdout.count("held -> ready") == 2
+
+
 def test_keys_are_retried_and_cancelled_by_their_error(orders: Database) -> None:
     hold(orders, "y")
     dry = said(orders, "retry", "--all", "--error", "refused y%", "--dry-run")
@@ -283,6 +302,8 @@ def test_keys_are_retried_and_cancelled_by_their_error(orders: Database) -> None
     assert state(orders)[0] == "held"
     assert run_inturn(orders.dsn, *cancel, "--yes") == (0, "", "inturn: no such keys\n")
     assert "--error go with --all" in refused(orders, "retry", "x", "--error", "%", code=USAGE)
+    for filtered in ("--held", "--retrying"):
+        assert "--retrying, --like" in refused(orders, "retry", "x", filtered, code=USAGE)
     assert "Give a KEY, or --all" in refused(orders, "cancel-rest", "--reason", "r", code=USAGE)
     bad = refused(orders, "retry", "--all", "--older-than", "5x", "--yes", code=USAGE)
     assert "--older-than cannot be '5x'" in bad
