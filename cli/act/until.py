@@ -11,7 +11,8 @@ from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.output import escape
 
-_SPAN = re.compile(r"\d+(?:\.\d+)?\s*(?:s|m|h|d|\w{3,})")
+# Digits alone are a date, 20261224, though PostgreSQL reads them as seconds too.
+_SPAN = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:s|m|h|d|[^\W\d_]{3,})\s*)+")
 _TIME_REFUSED = ("22007", "22008")
 
 

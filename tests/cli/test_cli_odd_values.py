@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -49,6 +50,21 @@ def test_a_pause_without_an_end_stops_no_command(witness: Database) -> None:
     printed(witness, "verify")
     printed(witness, "resume", "--topic", "orders")
     printed(witness, "resume", "k")
+
+
+@pytest.mark.parametrize("day", ["20991224", "20991224T180000", "24dec2099"])
+def test_a_day_without_dashes_is_a_day_and_no_span_of_seconds(witness: Database, day: str) -> None:
+    assert "paused until 2099-12-2" in printed(witness, "pause", "--topic", "orders", "--until", day)
+    code, out, err = run_inturn(witness.dsn, "pause", "--topic", "orders", "--until", "1800")
+    assert (code, out) == (USAGE, "")
+    assert "--until 1800 is not a time" in err
+
+
+@pytest.mark.parametrize("span", ["90m", "1h30m", "1h 30m", "1.5 hours", "5400seconds"])
+def test_a_pause_lasts_a_span_from_now_on(witness: Database, span: str) -> None:
+    (done,) = json.loads(printed(witness, "pause", "--topic", "orders", "--until", span, "--json"))
+    until, now = (datetime.fromisoformat(text) for text in (done["after"]["paused_until"], done["acted_at"]))
+    assert timedelta(minutes=89) < until - now <= timedelta(minutes=90)
 
 
 def test_a_pause_until_after_all_calendars_is_refused(witness: Database) -> None:
