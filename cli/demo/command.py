@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -52,7 +53,7 @@ def demo(database: Database, orders: int, seed: int) -> int:
         "a front. A command is up to 10 ms on its way; then an insert takes up to 30 ms,\n"
         "a delete up to 10.\n"
     )
-    with Console(stderr=True).status("") as status:
+    with Console(stderr=True, force_terminal=sys.stderr.isatty()).status("") as status:
         results = asyncio.run(_play(dsn, orders, seed, status.update))
     print_table(
         [

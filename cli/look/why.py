@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from datetime import datetime
 from typing import Any
 
 import click
 from psycopg import Connection, sql
 from rich.console import Console
+from rich.text import Text
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.sessions import say_what_is_hidden
 from inturn.cli.look.topics import say_hidden_topics
 from inturn.cli.terminal.key_text import KEY, TOPIC, quoted, resolve, shown
-from inturn.cli.terminal.output import age, echo, escape, json_option, print_json
+from inturn.cli.terminal.output import age, echo, escape, json_option, print_json, terminal_width
 from inturn.cli.terminal.rows import fetch, load_time
 
 #: What each cause is called in the first line; its code in --json is the one of the function why.
@@ -113,8 +113,7 @@ def _fill(line: str, topic: str, key: str) -> str:
 
 
 def _print(each: dict[str, Any], now: datetime | None) -> None:
-    console = Console(highlight=False)
-    width = min(console.width, _WIDEST) if console.is_terminal else None
+    width = None if (cells := terminal_width()) is None else min(cells, _WIDEST)
     of_topic = f" of topic {quoted(escape(each['topic']))}" if each["topic"] else ""
     echo(f"{shown(each['key'])}{of_topic}: {_title(each, now)}")
     says = escape(" ".join(each["says"].split()).rstrip(".")) + "."
@@ -142,6 +141,5 @@ def _title(each: dict[str, Any], now: datetime | None) -> str:
 def _wrapped(text: str, width: int | None) -> str:
     if width is None:
         return _INDENT + text
-    return textwrap.fill(
-        text, width, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False
-    )
+    lines = Text(text).wrap(Console(), width - len(_INDENT))
+    return "\n".join(f"{_INDENT}{line.plain.rstrip()}" for line in lines)

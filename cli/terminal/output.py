@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 _GAP = 2
 _LEAST = 8
+#: Of a terminal that does not say how wide it is; and the least that is reckoned with.
+_WIDTH, _NARROWEST = 80, 20
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _STYLES = {
     "held": "bold red",
@@ -137,9 +140,8 @@ def table_lines(
     notes_heading: str = "error",
 ) -> list[Ours]:
     """Return the lines that `print_table` prints; on a terminal with its codes for colours."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    terminal = console.is_terminal
-    if any(notes) and not terminal:
+    width = terminal_width()
+    if any(notes) and width is None:
         columns = [*columns, Column(notes_heading)]
         rows = [[*row, note] for row, note in zip(rows, notes, strict=True)]
     cells = [[escape(cell) for cell in row] for row in rows]
@@ -147,29 +149,33 @@ def table_lines(
         max(cell_len(text) for text in (column.heading, *(row[i] for row in cells)))
         for i, column in enumerate(columns)
     ]
-    total = sum(widths) + _GAP * len(columns)
-    if terminal:
-        _shrink(columns, widths, total - _GAP - console.width)
-    else:
-        console = Console(highlight=False, width=total)
+    gap = _GAP if width is None else _shrink(columns, widths, width)
+    # Where it is still too wide the terminal breaks the lines: no number is cut.
+    total = sum(widths) + gap * len(columns)
+    console = Console(highlight=False, width=total, force_terminal=width is not None)
     with console.capture() as printed:
-        console.print(_table(columns, cells, widths))
+        console.print(_table(columns, cells, widths, gap))
     heading, *printed_rows = printed.get().splitlines()
     lines = [heading.rstrip()]
-    for line, row, note in zip_longest(printed_rows, cells, notes if terminal else (), fillvalue=""):
+    for line, row, note in zip_longest(printed_rows, cells, () if width is None else notes, fillvalue=""):
         lines.append(line.rstrip())
         lines += [
             f"  {text}"
-            for column, text, width in zip(columns, row, widths, strict=False)
-            if column.whole and cell_len(text) > width
+            for column, text, most in zip(columns, row, widths, strict=False)
+            if column.whole and cell_len(text) > most
         ]
-        if note:
-            lines.append("  " + _shorten_words(escape(note), console.width - 2))
+        if note and width is not None:
+            lines.append("  " + _shorten_words(escape(note), width - 2))
     return [Ours(line) for line in lines]
 
 
-def _table(columns: Sequence[Column], cells: list[list[str]], widths: list[int]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+def terminal_width() -> int | None:
+    """Return how many cells a line on stdout has; None where it is no terminal, whatever FORCE_COLOR says."""
+    return max(Console().width or _WIDTH, _NARROWEST) if sys.stdout.isatty() else None
+
+
+def _table(columns: Sequence[Column], cells: list[list[str]], widths: list[int], gap: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for column, width in zip(columns, widths, strict=True):
         table.add_column(
             column.heading,
@@ -188,13 +194,19 @@ def _cell(column: Column, text: str, width: int) -> Text:
     return Text(shorten(text, width, column.cut or "end"), style=style)
 
 
-def _shrink(columns: Sequence[Column], widths: list[int], excess: int) -> None:
-    """Take the excess from the columns that may be cut, the widest first."""
-    for _ in range(excess):
+def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> int:
+    """Take what is over the width from the columns that may be cut, the widest first; return the gap."""
+    between = len(columns) - 1
+    least = sum(
+        min(each, _LEAST) if column.cut else each for column, each in zip(columns, widths, strict=True)
+    )
+    gap = _GAP if least + _GAP * between <= width else 1
+    for _ in range(sum(widths) + gap * between - width):
         cuttable = [i for i, column in enumerate(columns) if column.cut and widths[i] > _LEAST]
         if not cuttable:
-            return
+            break
         widths[max(cuttable, key=widths.__getitem__)] -= 1
+    return gap
 
 
 def _shorten_words(text: str, width: int) -> str:

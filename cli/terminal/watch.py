@@ -31,15 +31,19 @@ def watch_lines(seconds: float, look: Callable[[], tuple[datetime, Sequence[str]
         look: returns the database's time and the lines to print.
 
     Raises:
-        click.UsageError: the output is not a terminal.
+        click.UsageError: the output is not a terminal, or one that cannot go back to a line.
     """
     if not sys.stdout.isatty():
         raise click.UsageError("--watch needs a terminal.")
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
+    console = Console(force_terminal=True)
+    if console.is_dumb_terminal:
+        raise click.UsageError("--watch needs a terminal that can go back to a line: TERM is dumb.")
     try:
-        with Live(auto_refresh=False, vertical_overflow="ellipsis") as live:
+        with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
             while True:
                 now, lines = look()
                 head = f"{now.astimezone():%H:%M:%S}, every {seconds:g} s, until Ctrl-C"

@@ -38,13 +38,14 @@ def commands_of(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[str]
 class Terminal:
     """`inturn` on a terminal."""
 
-    def __init__(self, dsn: str, *args: str, columns: int = 80, lines: int = 24) -> None:
+    def __init__(self, dsn: str, *args: str, columns: int = 80, lines: int = 24, **environment: str) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN_", "COLUMNS"))}
         dsn, *words = with_login(dsn, *args)
         self._pid, self._terminal = pty.fork()
         if self._pid == 0:
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-            os.execve(INTURN, [str(INTURN), *words], {**kept, "INTURN_DSN": dsn, "TERM": "xterm-256color"})
+            own = {"INTURN_DSN": dsn, "TERM": "xterm-256color"}
+            os.execve(INTURN, [str(INTURN), *words], {**kept, **own, **environment})
         self.printed = ""
 
     def read(self, until: str | None = None) -> str:
@@ -70,8 +71,8 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
 
-def on_terminal(dsn: str, *args: str, columns: int = 80) -> list[str]:
+def on_terminal(dsn: str, *args: str, columns: int = 80, **environment: str) -> list[str]:
     """Run it to its good end and return its lines, without colours."""
-    terminal = Terminal(dsn, *args, columns=columns)
+    terminal = Terminal(dsn, *args, columns=columns, lines=24, **environment)
     assert terminal.exit_code() == 0, terminal.printed
     return terminal.printed.splitlines()

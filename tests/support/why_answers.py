@@ -11,6 +11,7 @@ from inturn.cli.look.why import TITLES
 from support.database import Database, Session
 from support.logins import connect_as
 from support.process import run_inturn
+from support.terminal import Terminal
 
 Explained = dict[str, Any]
 
@@ -44,9 +45,10 @@ def explained(database: Database, key: str, cause: str, topic: str = "orders") -
     assert (code, err) == (int(cause == "no_such_key"), "")
     (data,) = json.loads(out)
     assert (data["topic"], data["key"], data["cause"]) == (topic, key, cause)
-    code, out, err = run_inturn(database.dsn, "why", key, "--topic", topic, FORCE_COLOR="1", COLUMNS="80")
-    assert (code, err) == (int(cause == "no_such_key"), "")
-    lines = out.splitlines()
+    terminal = Terminal(database.dsn, "why", key, "--topic", topic)
+    assert terminal.exit_code() == int(cause == "no_such_key")
+    lines = terminal.printed.splitlines()
+    out = "".join(f"{line}\n" for line in lines)
     assert lines[0].startswith(f"{key} of topic {topic}: {TITLES[cause]}")
     assert len(lines) <= 10
     assert max(map(len, lines)) <= 80, out
