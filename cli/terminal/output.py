@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from math import isfinite
 from typing import Any, Literal
 
@@ -23,6 +24,9 @@ _GAP = 2
 _LEAST = 8
 #: Of a terminal that does not say how wide it is; and the least that is reckoned with.
 _WIDTH, _NARROWEST = 80, 20
+#: Python's own limit is about twice that, for reading and for writing.
+_DEEPEST = 500
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _STYLES = {
     "held": "bold red",
@@ -239,8 +243,18 @@ def _json(value: object) -> str:
 
 
 def load_payload(text: str) -> Any:
-    """Return a payload that the database gave as text; a number out of Python's range stays text."""
-    return json.loads(text, parse_float=_number(float), parse_int=_number(int))
+    """Return JSON that the database gave as text; what Python does not take stays text.
+
+    That is a number out of its range, and the whole where it is nested over 500 deep.
+    """
+    return text if _is_deep(text) else json.loads(text, parse_float=_number(float), parse_int=_number(int))
+
+
+def _is_deep(text: str) -> bool:
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return False
+    steps = ((c in "[{") - (c in "]}") for c in _STRING.sub("", text))
+    return max(accumulate(steps), default=0) > _DEEPEST
 
 
 def _number(kind: Callable[[str], float]) -> Callable[[str], float | str]:

@@ -1,12 +1,11 @@
 """Rows as the commands read them from the database: no value in one stops a command.
 
-Python has no infinite times, and none after the year 9999; a database in SQL_ASCII may hold bytes that are
-no text. psycopg raises on both.
+Python has no infinite times, and none after the year 9999, and reads neither every number nor every depth of
+JSON; a database in SQL_ASCII may hold bytes that are no text. psycopg raises on each.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,6 +16,8 @@ from psycopg.adapt import Buffer, Loader
 from psycopg.rows import dict_row
 from psycopg.types.datetime import IntervalLoader, TimestamptzLoader
 from psycopg.types.string import StrDumperUnknown
+
+from inturn.cli.terminal.output import load_payload
 
 Row = dict[str, Any]
 
@@ -51,10 +52,10 @@ class _TextLoader(Loader):
 
 
 class _JsonLoader(Loader):
-    """JSON; bytes that are not text are replaced."""
+    """JSON; bytes that are not text are replaced, and what Python does not take stays text."""
 
     def load(self, data: Buffer) -> Any:
-        return json.loads(bytes(data).decode("utf-8", "replace"))
+        return load_payload(bytes(data).decode("utf-8", "replace"))
 
 
 class _TextDumper(StrDumperUnknown):
@@ -72,13 +73,13 @@ def adapt(connection: Connection[Any]) -> None:
     adapters = connection.adapters
     adapters.register_loader("timestamptz", _TimeLoader)
     adapters.register_loader("interval", _SpanLoader)
+    for name in ("json", "jsonb"):
+        adapters.register_loader(name, _JsonLoader)
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
         # With any other the server refuses to send bytes that are not text.
         connection.execute("SET client_encoding = 'SQL_ASCII'")
         for name in ("text", "varchar", "name"):
             adapters.register_loader(name, _TextLoader)
-        for name in ("json", "jsonb"):
-            adapters.register_loader(name, _JsonLoader)
         adapters.register_dumper(str, _TextDumper)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -110,6 +111,32 @@ def test_topics_are_read_on_eighty_columns(database: Database) -> None:
     assert run_inturn(database.dsn, "topic", "show", "nosuch")[0] == 1
     document = json.loads(printed(database, "topic", "show", "orders", "--json"))
     assert document["topic"] == "orders"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "[" * 2000 + "]" * 2000,
+        '{"n": ' + "9" * 5000 + "}",
+        '{"n": [1e400, 1E-400, 0.10]}',
+        '["' + "[" * 600 + '", "\\"]"]',
+    ],
+    ids=["deep", "5000 digits", "out of range", "brackets in text"],
+)
+def test_json_that_python_does_not_take_stops_no_command(witness: Database, payload: str) -> None:
+    witness.execute("SELECT inturn.append('orders', 'k', 'insert', %s)", [payload])
+    (key,) = strict(printed(witness, "show", "k", "--json"))
+    (command,) = key["commands"]
+    (action,) = strict(printed(witness, "amend", "k", "1", "--name", "update", "--reason", "r", "--json"))
+    assert action["after"] == {"name": "update", "payload": command["payload"]}
+    assert printed(witness, "amend", "k", "1", "--payload", "{}", "--reason", "r")
+    (key,) = strict(printed(witness, "show", "k", "--json"))
+    assert key["timeline"][0]["before"]["payload"] == command["payload"]
+
+
+def strict(text: str) -> Any:
+    """Return JSON as everybody reads it: without NaN and Infinity."""
+    return json.loads(text, parse_constant=pytest.fail)
 
 
 @pytest.fixture
