@@ -127,6 +127,14 @@ def test_what_went_wrong_is_counted_from_what_was_carried_out(empty_database: Da
         assert find(connection, "another way") == Findings(10, wrong=2, lost=10, doubled=0, busiest=0)
 
 
+def test_it_is_run_again_with_the_database_that_it_says_to_export(empty_database: Database) -> None:
+    own = make_database(as_role(empty_database.dsn, DEMO))
+    try:
+        assert make_database(own) == own
+    finally:
+        empty_database.administer("DROP DATABASE inturn_demo")
+
+
 def test_another_ones_database_of_that_name_is_left_alone(empty_database: Database) -> None:
     make_database(as_role(empty_database.dsn, DEMO))
     empty_database.administer("COMMENT ON DATABASE inturn_demo IS 'mine'")
