@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import click
+import psycopg
 from psycopg import sql
 
 from inturn.cli.database import Database, pass_database
+from inturn.cli.errors import Failure, explain
+from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.key_text import TOPIC
 from inturn.cli.terminal.output import echo, json_option, print_json
 from inturn.cli.terminal.payload import read_payload, storable
@@ -52,7 +58,8 @@ def append(
     same number with the same content is appended only once.
     """
     text = read_payload(payload)
-    with database.connect() as connection, storable(topic, key):
+    repeatable = seq is not None or idempotency_key is not None
+    with database.connect() as connection, _doubtful(repeatable), storable(topic, key):
         # As text, so that every number arrives as it was written.
         row = connection.execute(
             sql.SQL("SELECT {}.append(%s, %s, %s, %s::jsonb, %s, %s::bigint)").format(
@@ -65,3 +72,26 @@ def append(
         print_json({"topic": topic, "key": key, "seq": seq})
     elif seq is not None:
         echo(seq)
+
+
+@contextmanager
+def _doubtful(repeatable: bool) -> Iterator[None]:
+    """Say of a connection that is lost in the block that nobody knows what became of the command.
+
+    Raises:
+        Failure: it was lost.
+    """
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        line, code = explain(error)
+        if code != ExitCode.UNREACHABLE:
+            raise
+        hint = (
+            "Repeat it as it is: it is appended once"
+            if repeatable
+            else "Look with inturn show before you repeat it, which may append it a second time;"
+            " with --idempotency-key it cannot"
+        )
+        what = "whether the command was appended is not known"
+        raise Failure(f"{line.partition('. ')[0]}; {what}", hint=hint, code=code) from error

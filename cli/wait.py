@@ -119,8 +119,10 @@ def _connected_again(database: Database, task: OneWait) -> Connection[Any]:
     while True:
         try:
             return database.connect()
-        except Failure as error:
-            if error.code != ExitCode.UNREACHABLE or task.remaining() <= 0:
+        except (Failure, psycopg.OperationalError) as error:
+            # The second: it is lost again while the schema is looked at.
+            is_away = not isinstance(error, Failure) or error.code == ExitCode.UNREACHABLE
+            if not is_away or task.remaining() <= 0:
                 raise
         time.sleep(max(min(_RECONNECT_SECONDS, task.remaining()), 0))
 

@@ -92,8 +92,9 @@ def make_database(dsn: str) -> str:
     from inturn.schema.receiver import upgrade_receiver
 
     own = make_conninfo(dsn, dbname=_DATABASE)
-    # The demo itself says what to export: then it is run again from the database that is to be dropped.
-    beside = make_conninfo(dsn, dbname="postgres") if conninfo_to_dict(dsn).get("dbname") == _DATABASE else dsn
+    # The demo itself says to export it, and from a database it cannot be dropped.
+    is_own = conninfo_to_dict(dsn).get("dbname") == _DATABASE
+    beside = make_conninfo(dsn, dbname="postgres") if is_own else dsn
     with connect(beside) as connection:
         row = connection.execute(
             "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s",
