@@ -7,6 +7,12 @@ from sqlalchemy import Connection, inspect, text
 from inturn.schema.errors import CommandsPending
 from inturn.schema.source import created_names, script
 
+#: Has locks given up before a deadlock would be found, until the end of the transaction.
+BRIEFLY = (
+    "SELECT set_config('lock_timeout', greatest(setting::integer / 2, 1)::text, true)"
+    " FROM pg_settings WHERE name = 'deadlock_timeout'"
+)
+
 
 def lock_tables(connection: Connection, schema: str) -> None:
     """Keep callers and appliers out until the end of the transaction.
@@ -14,12 +20,7 @@ def lock_tables(connection: Connection, schema: str) -> None:
     What callers read and lock first is locked first; appliers lock in other orders. Gives up
     before a deadlock would be found, so that none of them is ever its victim.
     """
-    connection.execute(
-        text(
-            "SELECT set_config('lock_timeout', (setting::integer / 2)::text, true)"
-            " FROM pg_settings WHERE name = 'deadlock_timeout'"
-        )
-    )
+    connection.execute(text(BRIEFLY))
     # The receiver's guard and a DBA's own tables may lie beside ours: whoever uses those is not concerned.
     there = {*inspect(connection).get_table_names(schema)}.intersection(created_names(script()))
     tables = sorted(there, key=lambda name: (name != "topic", name != "key_sequence", name))

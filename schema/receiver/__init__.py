@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from inturn.schema import strangers
+from inturn.schema import removal, strangers
 from inturn.schema.errors import SchemaInUse, SchemaMismatch
 from inturn.schema.install import installing
 from inturn.schema.privileges import Report, set_right
@@ -107,6 +107,8 @@ def downgrade_receiver(dsn: str, *, schema: str = DEFAULT_SCHEMA, force: bool = 
             raise SchemaMismatch(
                 f"no receiver is installed in schema {schema} of this database", hint="There is nothing to do"
             )
+        # Receivers would queue behind one that waits.
+        connection.execute(removal.BRIEFLY)
         connection.execute(_encoded(f"LOCK TABLE {schema}.accepted IN ACCESS EXCLUSIVE MODE"))
         if not force and connection.execute(_encoded(f"SELECT FROM {schema}.accepted LIMIT 1")).rowcount:
             raise SchemaInUse(

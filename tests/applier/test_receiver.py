@@ -336,6 +336,16 @@ def test_it_is_not_removed_while_it_knows_something_unless_forced(receiver: Data
         downgrade_receiver(receiver.dsn)
 
 
+@pytest.mark.parametrize("deadlock_timeout", ["1s", "1ms"])
+def test_a_removal_that_has_to_wait_gives_up_and_holds_no_receiver_up(
+    receiver: Database, deadlock_timeout: str
+) -> None:
+    other = receiver.session(user="inturn_receiver_login")
+    other.execute(ACCEPT, ["x", 1, 1])
+    with pytest.raises(psycopg.errors.LockNotAvailable):
+        downgrade_receiver(f"{receiver.dsn} options='-c deadlock_timeout={deadlock_timeout}'", force=True)
+
+
 @pytest.mark.parametrize("first", ["schema", "receiver"])
 def test_beside_the_schema_each_comes_and_goes_by_itself(empty_database: Database, first: str) -> None:
     dsn = empty_database.dsn
