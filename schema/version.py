@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from shlex import quote
 from typing import Any
 
 import psycopg
@@ -69,14 +70,18 @@ def check_version(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCH
     if version is None:
         raise SchemaMismatch(
             f"schema {schema} is not installed in database {connection.info.dbname}",
-            hint="Install it with: inturn upgrade",
+            hint=f"Install it with: {_upgrade(schema)}",
         )
     if version < HEAD:
         raise SchemaMismatch(
             f"schema {schema} is at revision {version}, older than the {HEAD} that this inturn serves",
-            hint="Upgrade it with: inturn upgrade",
+            hint=f"Upgrade it with: {_upgrade(schema)}",
         )
     check_not_newer(version, schema)
+
+
+def _upgrade(schema: str) -> str:
+    return "inturn upgrade" + (f" --schema {quote(schema)}" if schema != DEFAULT_SCHEMA else "")
 
 
 #: Classes of SQLSTATE by which a database says that it has a part not, or otherwise than a statement expects:
