@@ -8,18 +8,31 @@ from contextlib import contextmanager
 
 import psycopg
 
+from inturn.cli.errors import Failure
 from inturn.schema.errors import PayloadRefused
 
-_MOST_BYTES = 64 * 1024 * 1024 + 1
+_MOST_BYTES = 64 * 1024 * 1024
 _NO_JSON = "22P02"
 # JSON, but not for jsonb: \u0000, a lone surrogate, too deep, too large.
 _NOT_STORABLE = (_NO_JSON, "22P05", "22021", "54001", "54000", "22003")
 
 
 def read_payload(text: str) -> str:
-    """Return the payload as it was typed; for - what standard input gives."""
-    # No topic takes more; what never ends is not read to the end.
-    return sys.stdin.buffer.read(_MOST_BYTES).decode() if text == "-" else text
+    """Return the payload as it was typed; for - what standard input gives.
+
+    Raises:
+        Failure: that is more than any topic takes.
+    """
+    if text != "-":
+        return text
+    # What never ends is not read to the end.
+    read = sys.stdin.buffer.read(_MOST_BYTES + 1)
+    if len(read) > _MOST_BYTES:
+        raise Failure(
+            f"the payload on standard input has over {_MOST_BYTES:,} bytes, which no topic takes",
+            hint="Store the large part elsewhere and append a reference to it",
+        )
+    return read.decode()
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,6 +17,8 @@ from support.refusal import refusal
 from support.server import Server
 from support.terminal import Terminal
 
+from inturn.cli.errors import Failure
+from inturn.cli.terminal import payload
 from inturn.schema.install import upgrade
 
 USAGE = 2
@@ -114,24 +118,44 @@ def test_topics_are_read_on_eighty_columns(database: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload",
+    "document",
     [
         "[" * 2000 + "]" * 2000,
         '{"n": ' + "9" * 5000 + "}",
-        '{"n": [1e400, 1E-400, 0.10]}',
+        '{"n": [1e400, 1E-400, 0.10, ' + "9" * 400 + ".5]}",
         '["' + "[" * 600 + '", "\\"]"]',
     ],
     ids=["deep", "5000 digits", "out of range", "brackets in text"],
 )
-def test_json_that_python_does_not_take_stops_no_command(witness: Database, payload: str) -> None:
-    witness.execute("SELECT inturn.append('orders', 'k', 'insert', %s)", [payload])
+def test_json_that_python_does_not_take_stops_no_command(witness: Database, document: str) -> None:
+    witness.execute("SELECT inturn.append('orders', 'k', 'insert', %s)", [document])
     (key,) = strict(printed(witness, "show", "k", "--json"))
     (command,) = key["commands"]
     (action,) = strict(printed(witness, "amend", "k", "1", "--name", "update", "--reason", "r", "--json"))
-    assert action["after"] == {"name": "update", "payload": command["payload"]}
+    recorded = {"name": "update", "payload": command["payload"]}
+    assert_holds(action["after"], recorded, document)
     assert printed(witness, "amend", "k", "1", "--payload", "{}", "--reason", "r")
     (key,) = strict(printed(witness, "show", "k", "--json"))
-    assert key["timeline"][0]["before"]["payload"] == command["payload"]
+    assert_holds(key["timeline"][0]["before"], recorded, document)
+
+
+def assert_holds(found: Any, recorded: dict[str, Any], document: str) -> None:
+    """Make sure that it was recorded; what holds something too deep is a text as a whole."""
+    if recorded["payload"] == document:
+        assert document in found
+        assert isinstance(found, str)
+    else:
+        assert found == recorded
+
+
+def test_more_than_any_topic_takes_is_not_cut_and_called_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    for most, given in ((9, '"\u00e9\u00e9\u00e9" '), (8, '"\u00e9\u00e9\u00e9"')):
+        monkeypatch.setattr(payload, "_MOST_BYTES", most)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+        assert payload.read_payload("-") == given
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode() + b"1")))
+        with pytest.raises(Failure, match="which no topic takes"):
+            payload.read_payload("-")
 
 
 def strict(text: str) -> Any:
