@@ -263,7 +263,7 @@ def _locked(dsn: str, schema: str) -> Iterator[Connection]:
         "postgresql+psycopg://", creator=lambda: connect(dsn, autocommit=False), poolclass=NullPool
     )
     try:
-        with engine.begin() as connection:
+        with engine.begin() as connection, _pinned(connection):
             _lock_out_others(connection, schema)
             yield connection
     except DBAPIError as error:

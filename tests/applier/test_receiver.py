@@ -340,7 +340,7 @@ def test_it_is_not_removed_while_it_knows_something_unless_forced(receiver: Data
 def test_a_removal_that_has_to_wait_gives_up_and_holds_no_receiver_up(
     receiver: Database, deadlock_timeout: str
 ) -> None:
-    other = receiver.session(user="inturn_receiver_login")
+    other = receiver.session()
     other.execute(ACCEPT, ["x", 1, 1])
     with pytest.raises(psycopg.errors.LockNotAvailable):
         downgrade_receiver(f"{receiver.dsn} options='-c deadlock_timeout={deadlock_timeout}'", force=True)

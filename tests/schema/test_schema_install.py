@@ -306,6 +306,22 @@ def test_a_setting_of_the_login_changes_nothing(
     assert dump(empty_database) == dump(database)
 
 
+def test_behind_a_pooler_a_setting_of_the_login_changes_nothing(
+    database: Database, empty_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There nothing is set that would stay behind in a session of others."""
+    # A pooler tells of another backend.
+    monkeypatch.setattr(psycopg.ConnectionInfo, "backend_pid", property(lambda _: 0))
+    dsn = make_conninfo(
+        empty_database.dsn, options="-c quote_all_identifiers=on -c search_path=inturn,public"
+    )
+    for _ in range(2):
+        upgrade(dsn)
+    assert dump(empty_database) == dump(database)
+    downgrade(dsn)
+    assert empty_database.value("SELECT to_regnamespace('inturn')") is None
+
+
 def test_a_failed_installation_leaves_nothing(empty_database: Database) -> None:
     empty_database.execute("CREATE SCHEMA inturn; CREATE TABLE inturn.turn (theirs text)")
     with pytest.raises(SchemaInUse, match=r"table inturn\.turn"):
