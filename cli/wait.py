@@ -13,7 +13,7 @@ from inturn.cli.act.operator import find_key
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure, explain
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.terminal.key_text import KEY, TOPIC, shown
+from inturn.cli.terminal.key_text import KEY, TOPIC, shown, to_paste
 from inturn.cli.terminal.output import echo, first_line, json_option, print_json
 from inturn.cli.terminal.seconds import Seconds
 from inturn.outbox.one_wait import OneWait, Waited
@@ -147,7 +147,8 @@ def _report_problem(database: Database, problem: NotApplied, *, as_json: bool) -
         outcome = "held" if held else "timed out"
         print_json({**place, "outcome": outcome, **stands, "skipped": False, "error": because})
     else:
-        hint = f"Find out more by: inturn why {shown(str(problem.key))} --topic {shown(str(problem.topic))}"
+        why = to_paste(database.schema, "why", str(problem.key), problem.topic)
+        hint = f"Find out more by: {why}"
         parts = (problem.message, because and f"It failed with: {first_line(because).rstrip('.')}", hint)
         line = ". ".join(" ".join(part.split()) for part in parts if part)
         echo(f"inturn: {line}", err=True)

@@ -18,7 +18,7 @@ from inturn.cli.act.operator import (
     topic_option,
 )
 from inturn.cli.database import Database, pass_database
-from inturn.cli.terminal.key_text import KEY, shown
+from inturn.cli.terminal.key_text import KEY, to_paste
 from inturn.cli.terminal.payload import read_payload, storable
 from inturn.cli.terminal.whole import BIGINT
 
@@ -70,7 +70,7 @@ def amend(
             arguments = {"seq": seq, "reason": reason, "name": name, "payload": text, "was": was}
             recorded = operator.act(connection, database.schema, "amend", {**place, **arguments})
         held = _is_held(connection, database.schema, found_topic, found_key)
-    operator.report(recorded, lambda done: _amended(done, held=held))
+    operator.report(recorded, lambda done: _amended(done, database.schema if held else None))
 
 
 def _payload(connection: Connection[Any], schema: str, topic: str, key: str, seq: int) -> str | None:
@@ -108,7 +108,8 @@ def _is_held(connection: Connection[Any], schema: str, topic: str, key: str) -> 
     return row is not None and bool(row[0])
 
 
-def _amended(done: Recorded, *, held: bool) -> str:
+def _amended(done: Recorded, held_in: str | None) -> str:
     line = f"command {done['seq']} is amended"
-    again = f"inturn retry {shown(done['key'])} --topic {shown(done['topic'])}"
-    return f"{line}; the key stays held until: {again}" if held else line
+    if held_in is None:
+        return line
+    return f"{line}; the key stays held until: {to_paste(held_in, 'retry', done['key'], done['topic'])}"

@@ -16,7 +16,7 @@ from psycopg import Connection, sql
 from inturn.cli.database import Database
 from inturn.cli.errors import Failure
 from inturn.cli.look.topics import say_hidden_topics
-from inturn.cli.terminal.key_text import TOPIC, resolve, shown
+from inturn.cli.terminal.key_text import TOPIC, resolve, shown, to_paste
 from inturn.cli.terminal.output import echo, escape, json_option, print_json
 from inturn.cli.terminal.rows import fetch
 from inturn.cli.terminal.seconds import Seconds
@@ -163,7 +163,7 @@ def find_key(
     ).fetchall()
     if not found:
         say_hidden_topics(connection, database.schema)
-        hint = f"Look for keys like it with: inturn why {shown(key)}"
+        hint = f"Look for keys like it with: {to_paste(database.schema, 'why', key)}"
         raise UnknownKey(f"no topic has a key {shown(key)}", hint=hint, key=key)
     if len(found) > 1:
         names = ", ".join(escape(name) for (name,) in found)

@@ -11,7 +11,7 @@ from inturn.cli.errors import Failure
 from inturn.cli.look.print_key import PAYLOAD_CHARACTERS, print_key
 from inturn.cli.look.read_key import read_key
 from inturn.cli.look.topics import require_sight, say_hidden_topics
-from inturn.cli.terminal.key_text import KEY, TOPIC, resolve, shown
+from inturn.cli.terminal.key_text import KEY, TOPIC, resolve, shown, to_paste
 from inturn.cli.terminal.output import echo, json_option, load_payload, print_json
 from inturn.cli.terminal.rows import Row
 
@@ -68,7 +68,7 @@ def show(
         where = f"in topic '{topic}'" if topic is not None else "in any topic"
         raise Failure(
             f"there is no key {shown(key)} {where}",
-            hint=f"List keys with: inturn keys; or ask: inturn why {shown(key)}",
+            hint=f"List keys with: inturn keys; or ask: {to_paste(database.schema, 'why', key)}",
         )
     if as_json:
         print_json([_document(each, payloads=payload is not False) for each in found])

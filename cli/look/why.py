@@ -15,7 +15,7 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.sessions import say_what_is_hidden
 from inturn.cli.look.topics import say_hidden_topics
-from inturn.cli.terminal.key_text import KEY, TOPIC, quoted, resolve, shown
+from inturn.cli.terminal.key_text import KEY, TOPIC, program, quoted, resolve, shown
 from inturn.cli.terminal.output import age, echo, escape, json_option, print_json, terminal_width
 from inturn.cli.terminal.rows import fetch, load_time
 
@@ -75,13 +75,16 @@ def why(database: Database, key: str, *, topic: str | None, as_json: bool) -> in
         say_hidden_topics(connection, database.schema, topic)
     if as_json:
         print_json(
-            [{**each, "to_do": ["  # ".join(filter(None, line)) for line in _to_do(each)]} for each in found]
+            [
+                {**each, "to_do": ["  # ".join(filter(None, line)) for line in _to_do(each, database.schema)]}
+                for each in found
+            ]
         )
     else:
         for number, each in enumerate(found):
             if number:
                 echo()
-            _print(each, clock[0] if clock else None)
+            _print(each, clock[0] if clock else None, database.schema)
     return ExitCode.ERROR if any(each["cause"] == "no_such_key" for each in found) else ExitCode.OK
 
 
@@ -90,17 +93,17 @@ def _explained(connection: Connection[Any], schema: str, topic: str | None, key:
     return fetch(connection, sql.SQL(query).format(sql.Identifier(schema)), (topic, key))
 
 
-def _to_do(each: dict[str, Any]) -> list[tuple[str, str]]:
+def _to_do(each: dict[str, Any], schema: str) -> list[tuple[str, str]]:
     """Return the next commands to type, ready for a shell, each with a remark or none."""
     lines = [line.partition("  # ") for line in each["to_do"].splitlines()]
     near = [(found["topic"], found["key"]) for found in each["details"].get("near", [])]
     return [
-        *((_fill(command, each["topic"] or "", each["key"]), remark) for command, _, remark in lines),
-        *((_fill("inturn why --topic {topic} {key}", *found), "") for found in near),
+        *((_fill(command, schema, each["topic"] or "", each["key"]), remark) for command, _, remark in lines),
+        *((_fill("inturn why --topic {topic} {key}", schema, *found), "") for found in near),
     ]
 
 
-def _fill(line: str, topic: str, key: str) -> str:
+def _fill(line: str, schema: str, topic: str, key: str) -> str:
     """Return a line with the topic and the key in their places; what they hold is not looked at again."""
 
     def put(place: re.Match[str]) -> str:
@@ -109,17 +112,17 @@ def _fill(line: str, topic: str, key: str) -> str:
             return option + shown(topic)
         return option + ("-- " if key.startswith("-") and not option else "") + shown(key)
 
-    return _PLACEHOLDER.sub(put, line)
+    return _PLACEHOLDER.sub(put, re.sub(r"^inturn\b", lambda _: program(schema), line))
 
 
-def _print(each: dict[str, Any], now: datetime | None) -> None:
+def _print(each: dict[str, Any], now: datetime | None, schema: str) -> None:
     width = None if (cells := terminal_width()) is None else min(cells, _WIDEST)
     of_topic = f" of topic {quoted(escape(each['topic']))}" if each["topic"] else ""
     echo(f"{shown(each['key'])}{of_topic}: {_title(each, now)}")
     says = escape(" ".join(each["says"].split()).rstrip(".")) + "."
     for line in _wrapped(says, width).splitlines():
         echo(line)
-    for command, remark in _to_do(each):
+    for command, remark in _to_do(each, schema):
         line = f"{_INDENT}$ {command}" + (f"  # {remark}" if remark else "")
         if width is not None and remark and len(line) > width:
             echo(f"{_INDENT}# {remark}:")

@@ -14,6 +14,7 @@ from inturn.cli import embedded
 from inturn.cli.database import Database
 from inturn.cli.terminal.output import escape
 from inturn.schema.connection import connect
+from inturn.schema.source import DEFAULT_SCHEMA
 
 _MOST_OFFERED = 50
 _SECONDS_TO_COMPLETE = 2  # libpq knows no shorter wait for a connection
@@ -40,6 +41,19 @@ def shown(key: str) -> str:
     One that begins with a dash needs a -- before it, as with any command.
     """
     return quoted(escaped(key))
+
+
+def program(schema: str) -> str:
+    """Return how a command line begins that is printed to be pasted, for the schema that was asked."""
+    return "inturn" if schema == DEFAULT_SCHEMA else f"inturn --schema {quoted(schema)}"
+
+
+def to_paste(schema: str, command: str, key: str, topic: str | None = None) -> str:
+    """Return a whole command line about a key, to be pasted."""
+    of_topic = f" --topic {shown(topic)}" if topic is not None else ""
+    if key.startswith("-"):
+        return f"{program(schema)} {command}{of_topic} -- {shown(key)}"
+    return f"{program(schema)} {command} {shown(key)}{of_topic}"
 
 
 def unescaped(text: str) -> str | None:

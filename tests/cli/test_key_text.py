@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.database import Database
 from support.roles import OWNER
 
-from inturn.cli.terminal.key_text import escaped, resolve, shown, unescaped
+from inturn.cli.terminal.key_text import escaped, resolve, shown, to_paste, unescaped
 
 ODD = st.sampled_from([*"\\'\"%$`!#~=:;*?[]{}()<>|& -\n\t\x1b\x7f\u202e\u200b\u2066\ufeff", "\\x1b", "\\\\"])
 KEYS = st.lists(ODD | st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map(
@@ -80,6 +80,11 @@ def test_an_escaped_key_stands_for_itself_alone(key: str) -> None:
 def test_how_a_key_is_printed(key: str, printed: str) -> None:
     assert shown(key) == printed
     assert through_bash([printed]) == [escaped(key)]
+
+
+def test_a_key_that_begins_with_a_dash_is_no_option_in_what_is_to_be_pasted() -> None:
+    assert to_paste("inturn", "retry", "k", "orders") == "inturn retry k --topic orders"
+    assert to_paste("inturn", "retry", "-k", "orders") == "inturn retry --topic orders -- -k"
 
 
 @pytest.mark.parametrize(
