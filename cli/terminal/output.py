@@ -86,15 +86,25 @@ def visible(line: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text with everything that is not plainly visible as an escape, like `\\x1b` or `\\n`."""
-    if text.isprintable():
+    """Return text with everything that is not plainly visible as an escape, like `\\x1b` or `\\n`.
+
+    So is what stdout's encoding does not have: it would be escaped after widths were counted.
+    """
+    if text.isprintable() and _is_encodable(text):
         return text
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+    return "".join(c if c.isprintable() and _is_encodable(c) else _escaped(c) for c in text)
 
 
 def _escaped(character: str) -> str:
-    # repr knows the short names; of what it prints as it is, nothing is left by now.
-    return repr(character)[1:-1]
+    return character.encode("unicode_escape").decode()
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def first_line(text: str | None) -> str:
@@ -219,16 +229,17 @@ def _shorten_words(text: str, width: int) -> str:
     if cut == text or text[len(cut) - 1] == " ":
         return cut
     words = cut.rpartition(" ")[0]
-    return words + "…" if cell_len(words) * 3 > width * 2 else cut
+    return words + cut[-1] if cell_len(words) * 3 > width * 2 else cut
 
 
 def shorten(text: str, width: int, cut: Literal["middle", "end"] = "end") -> str:
     """Return text in at most `width` terminal cells, an ellipsis where some was cut out."""
     if cell_len(text) <= width:
         return text
+    ellipsis = "…" if _is_encodable("…") else "~"
     tail = (width - 1) // 2 if cut == "middle" else 0
     end = set_cell_size(text[::-1], tail)[::-1] if tail else ""
-    return set_cell_size(text, width - 1 - tail) + "…" + end
+    return set_cell_size(text, width - 1 - tail) + ellipsis + end
 
 
 def print_json(document: Any) -> None:

@@ -74,6 +74,19 @@ def test_a_sentence_of_wide_characters_is_broken_where_the_terminal_would(states
     assert max(map(cell_len, says)) <= 80
 
 
+def test_what_an_encoding_does_not_have_is_escaped_before_columns_are_aligned(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('orders')")
+    for key in ("\u6ce8\u6587", "caf\u00e9", "k"):
+        database.execute("SELECT inturn.append('orders', %s, 'insert')", [key])
+    code, out, _ = run_inturn(database.dsn, "keys", PYTHONIOENCODING="ascii")
+    heading, *rows = out.splitlines()
+    assert code == 0
+    assert {row.index(" ready ") + 1 for row in rows} == {heading.index("state")}
+    assert sorted(row.split()[1] for row in rows) == ["'\\u6ce8\\u6587'", "'caf\\xe9'", "k"]
+    lines = on_terminal(database.dsn, "topic", "show", "orders", columns=20, PYTHONIOENCODING="ascii")
+    assert all(line.isascii() for line in lines)
+
+
 def test_watch_on_a_terminal_that_cannot_go_back_is_refused(states: Database) -> None:
     for command in ("status", "keys"):
         terminal = Terminal(states.dsn, command, "--watch", "0.1", TERM="dumb")
