@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, timedelta
-from typing import Any
+from typing import Any, LiteralString
 
 import click
 from psycopg import Connection, sql
@@ -52,6 +52,13 @@ def _settings(*, defaults: bool) -> Callable[[Callable[..., Any]], Callable[...,
     return decorate
 
 
+#: How a value is given of what has none by 0, however that is written.
+_WRITTEN: dict[str, LiteralString] = {
+    **dict.fromkeys(NONE_BY_0, "nullif({}::interval, '0')"),
+    "max_pending": "nullif({}::bigint, 0)",
+}
+
+
 @topic.command(
     epilog="""\b
 Example:
@@ -69,11 +76,9 @@ def create(database: Database, /, name: str, **settings: str | int | None) -> No
     database: over HTTP, or in a handler with outside=True.
     """
     given = {"name": name, **{key: value for key, value in settings.items() if value is not None}}
-    for name_of_none in (*NONE_BY_0, "max_pending"):
-        if given.get(name_of_none) in ("0", 0):
-            del given[name_of_none]
     arguments = sql.SQL(", ").join(
-        sql.SQL("{} => {}").format(sql.Identifier(key), sql.Literal(value)) for key, value in given.items()
+        sql.SQL("{} => " + _WRITTEN.get(key, "{}")).format(sql.Identifier(key), sql.Literal(value))
+        for key, value in given.items()
     )
     with database.connect() as connection:
         _check_intervals(connection, given)

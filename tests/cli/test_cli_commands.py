@@ -136,6 +136,14 @@ def test_a_topic_is_created_once(database: Database) -> None:
     assert "90s to 5m" in inturn(database.dsn, "topic", "list").stdout
 
 
+@pytest.mark.parametrize("none", ["0", "0s", "0 days", "00:00"])
+def test_no_limit_may_be_written_in_any_way_in_which_nought_can_be(database: Database, none: str) -> None:
+    settings = ("--timeout", "--gap-timeout", "--retain", "--retain-idempotency", "--forget-idle-after")
+    create = ("topic", "create", "orders", "--max-pending", "0", *(w for s in settings for w in (s, none)))
+    assert inturn(database.dsn, *create).stdout == "topic orders created\n"
+    assert inturn(database.dsn, "topic", "create", "orders").stdout == "topic orders exists already\n"
+
+
 @pytest.mark.parametrize(
     "setting",
     [("--target", "nothing"), ("--target", "sql:no.such"), ("--backoff-base", "0"), ("--max-attempts", "0")],
