@@ -8,6 +8,7 @@ from alembic.util import CommandError
 
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
+from inturn.cli.terminal.key_text import program
 from inturn.cli.terminal.output import Ours, echo
 from inturn.schema import privileges
 from inturn.schema.errors import SchemaMismatch
@@ -57,6 +58,8 @@ def upgrade(database: Database, *, as_script: bool, roles: bool, receiver_only: 
     revision that is installed there. Where your login may not create roles, a DBA
     runs what --roles prints, once a server.
     """
+    if roles and as_script:
+        raise click.UsageError("Give --sql or --roles, not both.")
     if roles:
         script = receiver_roles_script if receiver_only else roles_script
         echo(Ours(script(schema=database.schema)), nl=False)
@@ -73,9 +76,10 @@ def upgrade(database: Database, *, as_script: bool, roles: bool, receiver_only: 
     except psycopg.errors.InsufficientPrivilege as error:
         if "create role" not in str(error):
             raise
+        roles_of = f"{program(database.schema)} upgrade --roles{' --receiver-only' * receiver_only}"
         raise Failure(
             "the database refused: this login may not create roles, and some are missing",
-            hint="Have them made by a login that may: inturn upgrade --roles | psql; then run this again",
+            hint=f"Have them made by a login that may: {roles_of} | psql; then run this again",
         ) from None
     what = _what(database, receiver_only=receiver_only)
     if before == now:

@@ -108,7 +108,7 @@ def test_what_is_printed_to_be_pasted_means_the_schema_that_was_asked(empty_data
     nobody = inturn(empty_database.dsn, "retry", "x", "--schema", "queue", code=1)
     assert nobody.stderr.endswith("with: inturn --schema queue why x\n")
     mistyped = inturn(empty_database.dsn, "keys", "--schema", "queues", code=5)
-    assert mistyped.stderr.endswith("Install it with: inturn upgrade --schema queues\n")
+    assert mistyped.stderr.endswith("Install it with: inturn --schema queues upgrade\n")
 
 
 def test_downgrade_refuses_while_commands_are_pending(held: Database) -> None:

@@ -31,7 +31,9 @@ def test_without_the_roles_it_says_who_makes_them_and_leaves_nothing(
     code, _, said = run_inturn(owner, "--schema", "unmade", "upgrade", *more)
     assert code == 1
     assert "may not create roles" in said
-    assert "inturn upgrade --roles | psql" in said
+    assert f" {' '.join(('inturn --schema unmade upgrade --roles', *more))} | psql;" in said
+    code, _, said = run_inturn(owner, "upgrade", "--roles", "--sql", *more)
+    assert (code, "not both" in said) == (2, True)
     assert empty_database.value("SELECT to_regnamespace('unmade')") is None
 
 
