@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
 from inturn.outbox import statement
-from inturn.outbox.statement import NewCommand, Statement
+from inturn.outbox.statement import NewCommand, Statement, check_kind
 from inturn.schema.source import DEFAULT_SCHEMA
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def append(
         UnknownTopic: the topic was never created.
         CommandRefused: a part of the command cannot be appended (see its subclasses).
         SeqBelowFirst, SeqTaken, SeqPassedOver, SeqTooFarAhead, SeqRefused: the number cannot be taken.
+        TypeError: the connection is for append_async.
         AppendConflict: roll back and run the transaction again (REPEATABLE READ, SERIALIZABLE).
         psycopg.Error, sqlalchemy.exc.DBAPIError: anything else the database says.
     """
@@ -128,6 +129,7 @@ def _run(connection: SyncConnection, call: Statement) -> Any:
             with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
                 row = cursor.execute(call.for_psycopg(), call.parameters).fetchone()
             return row[0] if row else None
+        check_kind(connection, is_async=False)
         return connection.execute(call.for_sqlalchemy(), call.parameters).scalar_one()
 
 
@@ -138,5 +140,6 @@ async def _run_async(connection: AnyAsyncConnection, call: Statement) -> Any:
                 await cursor.execute(call.for_psycopg(), call.parameters)
                 row = await cursor.fetchone()
             return row[0] if row else None
+        check_kind(connection, is_async=True)
         result = await connection.execute(call.for_sqlalchemy(), call.parameters)
         return result.scalar_one()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from sqlalchemy import TextClause, text
+from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, scoped_session
 
 from inturn.schema.errors import (
     CommandRefused,
@@ -129,6 +130,25 @@ def many(topic: str, commands: Sequence[NewCommand], schema: str) -> Statement:
     checked = [_checked(topic, command) for command in commands]
     columns = {name: [row[name] for row in checked] for name in _PARAMETERS if name not in ("topic", "seq")}
     return Statement(_MANY, check_schema_name(schema), {"topic": topic, **columns}, topic, None)
+
+
+def check_kind(connection: object, *, is_async: bool) -> None:
+    """Refuse a connection that is of the other kind, before anything is sent on it.
+
+    Raises:
+        TypeError: an async function was given one that is not, or the other way round.
+    """
+    if is_async:
+        wrong = isinstance(connection, psycopg.Connection | Connection | Session | scoped_session)
+    else:
+        modules = (base.__module__ for base in type(connection).__mro__)
+        wrong = isinstance(connection, psycopg.AsyncConnection) or any(
+            module.startswith("sqlalchemy.ext.asyncio") for module in modules
+        )
+    if wrong:
+        kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
+        functions = "append, append_many and wait" if is_async else "the functions that end in _async"
+        raise TypeError(f"{kind} is a connection for {functions}")
 
 
 def check_seq(seq: object, topic: str, key: str, *, least: int = -_LARGEST_SEQ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from inturn.outbox.appending import AnyAsyncConnection, SyncConnection
 from inturn.outbox.one_wait import OneWait, Step, Waited
 from inturn.outbox.session import opened, opened_async
+from inturn.outbox.statement import check_kind
 from inturn.schema.source import DEFAULT_SCHEMA
 
 
@@ -43,7 +44,7 @@ def wait(
         UnknownTopic: the topic was never created.
         UnknownKey: no seq and no idempotency key was given, and nothing was ever committed on the key.
         KeyRefused, SeqRefused, IdempotencyKeyRefused: it cannot be one.
-        ValueError: the timeout is below 0, or not a number.
+        ValueError: the timeout is below 0, or not a number; TypeError: the connection is for wait_async.
         psycopg.Error, sqlalchemy.exc.DBAPIError: anything else the database says, also that the connection
             was lost; wait again, on another one.
     """
@@ -61,6 +62,7 @@ async def wait_async(
     schema: str = DEFAULT_SCHEMA,
 ) -> Waited:
     """Do as `wait`, on psycopg's AsyncConnection or SQLAlchemy's async ones; it can be cancelled."""
+    check_kind(connection, is_async=True)
     task = OneWait(topic, key, seq, timeout, idempotency_key, schema)
     async with opened_async(connection, task) as session:
         steps = task.steps()
@@ -76,6 +78,7 @@ async def wait_async(
 
 def run(connection: SyncConnection, task: OneWait) -> Waited:
     """Wait as `wait` does; a task whose connection was lost goes on over another one."""
+    check_kind(connection, is_async=False)
     with opened(connection, task) as session:
         steps = task.steps()
         answer: object = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,6 +10,8 @@ import psycopg
 import pytest
 import sqlalchemy.exc
 from sqlalchemy import Connection, create_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support.callers import CALLERS, Caller, Many, Step
 from support.database import Database
 from support.roles import CALLER
@@ -29,7 +32,10 @@ from inturn.outbox import (
     SeqTooFarAhead,
     UnknownTopic,
     append,
+    append_async,
     append_many,
+    wait,
+    wait_async,
 )
 
 every_caller = pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS.keys())
@@ -220,6 +226,30 @@ def test_errors_that_are_none_of_ours_stay_the_drivers(orders: Database) -> None
     with engine.connect() as connection, pytest.raises(sqlalchemy.exc.ProgrammingError):
         append(connection, "orders", "a", "x")
     engine.dispose()
+
+
+def test_a_connection_of_the_other_kind_is_refused_before_anything_is_sent(orders: Database) -> None:
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(orders.caller_dsn))
+    mine: Any
+    with psycopg.connect(orders.caller_dsn) as connection, Session(engine) as session:
+        for mine in (connection, session, scoped_session(sessionmaker(engine))):
+            for call in (append_async(mine, "orders", "a", "insert"), wait_async(mine, "orders", "a", 1)):
+                with pytest.raises(TypeError, match="is a connection for append, append_many and wait"):
+                    asyncio.run(call)
+        assert not session.in_transaction()
+        assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+    async def run() -> None:
+        other = create_async_engine("postgresql+psycopg://")
+        async with await psycopg.AsyncConnection.connect(orders.caller_dsn) as connection:
+            mine: Any
+            for mine in (connection, AsyncSession(other), other.connect()):
+                with pytest.raises(TypeError, match="is a connection for the functions that end in _async"):
+                    append(mine, "orders", "a", "insert")
+                with pytest.raises(TypeError, match="is a connection for the functions that end in _async"):
+                    wait(mine, "orders", "a", 1)
+
+    asyncio.run(run())
 
 
 def test_a_closed_connection_is_the_drivers_error(orders: Database) -> None:
