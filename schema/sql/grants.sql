@@ -72,7 +72,8 @@ GRANT EXECUTE ON ROUTINE
     inturn._planned_end(text, text, bigint, bigint),
     -- With a SQL target.
     inturn.apply(text[], double precision, integer, bigint, bigint),
-    inturn._visit_topic(text, timestamptz, timestamptz, integer, text, text[], bigint, bigint, boolean, double precision, integer),
+    inturn._visit_topic(text, timestamptz, timestamptz, integer, text, text[], bigint, bigint, boolean,
+                        double precision, integer),
     inturn._visit_alone(text, timestamptz, text, text[], bigint, bigint, integer),
     inturn._keep_settings(text[]),
     inturn._reset_session(text[], text[]),
@@ -170,7 +171,8 @@ GRANT EXECUTE ON FUNCTION
     inturn.merge_preview(text, text, text, text),
     inturn.pause_topic(text, text, timestamptz),
     inturn.resume_topic(text, text),
-    inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text, bigint, interval, interval, integer, interval, bigint,
+    inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text, bigint, interval, interval,
+                     integer, interval, bigint,
                      interval, interval, interval)
 TO inturn_operator;
 -- The procedure commits, so it cannot run as its owner; what it calls does.
@@ -189,7 +191,8 @@ GRANT EXECUTE ON FUNCTION
     inturn._address_problem(text),
     inturn._target_kinds(),
     inturn._target_function(text, text),
-    inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text, bigint, interval, interval, integer, interval, bigint,
+    inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text, bigint, interval, interval,
+                     integer, interval, bigint,
                      interval, interval, interval),
     inturn.pause_topic(text, text, timestamptz),
     inturn.resume_topic(text, text),
@@ -205,7 +208,8 @@ DO $$
 DECLARE
     name text;
 BEGIN
-    FOREACH name IN ARRAY '{command_log,intake,key_sequence,key_mark,merge_plan,operator_action,prune_pass,skip,ticket,turn,waiter,
+    FOREACH name IN ARRAY
+        '{command_log,intake,key_sequence,key_mark,merge_plan,operator_action,prune_pass,skip,ticket,turn,waiter,
                             wake_hint}'::text[] LOOP
         EXECUTE format('ALTER TABLE inturn.%I ENABLE ROW LEVEL SECURITY', name);
         EXECUTE format('CREATE POLICY granted ON inturn.%I'
@@ -225,11 +229,13 @@ BEGIN
         ALTER VIEW inturn.merge SET (security_invoker = true);
         ALTER VIEW inturn.arrived_key SET (security_invoker = true);
     ELSE
-        EXECUTE 'CREATE OR REPLACE VIEW inturn.key_cursor AS ' || rtrim(pg_get_viewdef('inturn.key_cursor'::regclass), ';')
+        EXECUTE 'CREATE OR REPLACE VIEW inturn.key_cursor AS '
+            || rtrim(pg_get_viewdef('inturn.key_cursor'::regclass), ';')
                 || ' WHERE s.topic <> ALL ((SELECT inturn._hidden_topics())::text[])';
         EXECUTE 'CREATE OR REPLACE VIEW inturn.merge AS ' || rtrim(pg_get_viewdef('inturn.merge'::regclass), ';')
                 || ' WHERE p.topic <> ALL ((SELECT inturn._hidden_topics())::text[])';
-        EXECUTE 'CREATE OR REPLACE VIEW inturn.arrived_key AS ' || rtrim(pg_get_viewdef('inturn.arrived_key'::regclass), ';')
+        EXECUTE 'CREATE OR REPLACE VIEW inturn.arrived_key AS '
+            || rtrim(pg_get_viewdef('inturn.arrived_key'::regclass), ';')
                 || ' HAVING i.topic <> ALL ((SELECT inturn._hidden_topics())::text[])';
     END IF;
 END

@@ -14,8 +14,10 @@ from support.place import ROOT
 from support.roles import APPLIER, with_login
 from support.terminal import commands_of
 
+from inturn.cli.look import why
 from inturn.cli.main import cli, main
 from inturn.cli.run.logs import _TextFormatter
+from inturn.cli.terminal import output
 from inturn.cli.terminal.output import echo, escape, print_json
 
 #: Clears the screen, sets the title, goes back to the line's start, begins another line, turns the writing
@@ -102,8 +104,10 @@ def test_no_command_prints_what_a_terminal_obeys(
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    if coloured:
+    if coloured:  # as on a terminal, but for what comes after: no code is printed into a pipe
         monkeypatch.setenv("FORCE_COLOR", "1")
+        for module in (output, why):
+            monkeypatch.setattr(module, "terminal_width", lambda: 80)
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

@@ -13,7 +13,8 @@ DECLARE
     moved inturn.key_cursor;
 BEGIN
     IF inturn._misses_many(was.topic, was.key, was.applied_seq) THEN
-        PERFORM inturn._refuse_action(was.topic, was.key, 'has more than 1000000 numbers missing before its last command',
+        PERFORM inturn._refuse_action(
+            was.topic, was.key, 'has more than 1000000 numbers missing before its last command',
             'Skip what is not to take effect, and fill-gap what it waits for; or append what is missing.');
     END IF;
     last_seq := inturn._pass_over(was.topic, was.key, was.applied_seq + 1, NULL, was.epoch + 1, 'operator', reason);
@@ -26,4 +27,5 @@ BEGIN
         inturn._key_facts(moved) || jsonb_build_object('cancelled', last_seq - was.applied_seq));
 END
 $$;
-COMMENT ON FUNCTION inturn._cancel_key IS 'Internal to the operators'' functions: passes over all that is pending on a key.';
+COMMENT ON FUNCTION inturn._cancel_key IS
+    'Internal to the operators'' functions: passes over all that is pending on a key.';

@@ -10,14 +10,16 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
 BEGIN
-    PERFORM FROM inturn.key_sequence s WHERE s.topic = _lock_callers.topic AND s.key >= _lock_callers.key AND s.key <= _lock_callers.key
+    PERFORM FROM inturn.key_sequence s
+    WHERE s.topic = _lock_callers.topic AND s.key >= _lock_callers.key AND s.key <= _lock_callers.key
     ORDER BY s.key DESC LIMIT 1 FOR UPDATE;
 EXCEPTION WHEN lock_not_available THEN
     RAISE EXCEPTION USING ERRCODE = 'IT042',
         MESSAGE = format('key %L of topic %L is being appended to: %s', key, topic, coalesce((
             SELECT inturn._describe_locker(s.xmax, 'inturn.key_sequence') FROM inturn.key_sequence s
             WHERE s.topic = _lock_callers.topic AND s.key = _lock_callers.key), 'by nobody any more')),
-        HINT = format('Nothing was changed. Waited for %s; try again, or end that session, SELECT pg_terminate_backend(PID), or prepared transaction.',
+        HINT = format('Nothing was changed. Waited for %s; try again, or end that session, SELECT '
+                      'pg_terminate_backend(PID), or prepared transaction.',
                       current_setting('lock_timeout'));
 END
 $$;

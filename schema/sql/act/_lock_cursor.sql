@@ -29,12 +29,15 @@ BEGIN
             END IF;
             -- Without an upper bound on the epoch: whoever waits here for a turn to end gets the ticket as the turn
             -- leaves it.
-            PERFORM FROM inturn.ticket t WHERE t.topic = cursor.topic AND t.key = cursor.key AND t.epoch >= cursor.epoch FOR UPDATE;
+            PERFORM FROM inturn.ticket t
+            WHERE t.topic = cursor.topic AND t.key = cursor.key AND t.epoch >= cursor.epoch FOR UPDATE;
             IF NOT FOUND THEN
-                PERFORM FROM inturn.key_sequence s WHERE s.topic = cursor.topic AND s.key >= cursor.key AND s.key <= cursor.key
+                PERFORM FROM inturn.key_sequence s
+                WHERE s.topic = cursor.topic AND s.key >= cursor.key AND s.key <= cursor.key
                 ORDER BY s.key DESC LIMIT 1 FOR UPDATE;
                 IF NOT FOUND OR EXISTS (SELECT FROM inturn.ticket t
-                                        WHERE t.topic = cursor.topic AND t.key = cursor.key AND t.epoch >= cursor.epoch) THEN
+                                        WHERE t.topic = cursor.topic AND t.key = cursor.key
+                                          AND t.epoch >= cursor.epoch) THEN
                     -- It was forgotten meanwhile, and may be there again; or woken: gives the lock back to its callers.
                     RAISE EXCEPTION USING ERRCODE = 'IT999';
                 END IF;
@@ -62,4 +65,5 @@ BEGIN
     RETURN cursor;
 END
 $$;
-COMMENT ON FUNCTION inturn._lock_cursor IS 'Internal to the operators'' functions: locks a key and returns where it stands.';
+COMMENT ON FUNCTION inturn._lock_cursor IS
+    'Internal to the operators'' functions: locks a key and returns where it stands.';

@@ -38,4 +38,5 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION inturn._lock_failed_keys IS 'Internal to the operators'' functions: locks the failed keys that filters find.';
+COMMENT ON FUNCTION inturn._lock_failed_keys IS
+    'Internal to the operators'' functions: locks the failed keys that filters find.';

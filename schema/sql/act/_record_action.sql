@@ -22,10 +22,12 @@ BEGIN
         INSERT INTO inturn.operator_action (topic, key, id, seq, action, reason, os_user, acting_as, before, after)
         VALUES (_record_action.topic, _record_action.key,
                 coalesce((SELECT a.id FROM inturn.operator_action a
-                          WHERE a.topic = _record_action.topic AND a.key = _record_action.key ORDER BY a.id DESC LIMIT 1), 0) + 1,
+                          WHERE a.topic = _record_action.topic AND a.key = _record_action.key
+                          ORDER BY a.id DESC LIMIT 1), 0) + 1,
                 _record_action.seq, _record_action.action,
                 CASE WHEN NOT inturn._is_blank(_record_action.reason) THEN trim(_record_action.reason) END,
-                nullif(current_setting('inturn.os_user', true), ''), nullif(current_setting('inturn.acting_as', true), ''),
+                nullif(current_setting('inturn.os_user', true), ''),
+                nullif(current_setting('inturn.acting_as', true), ''),
                 _record_action.before, _record_action.after)
         ON CONFLICT DO NOTHING RETURNING * INTO recorded;
         EXIT WHEN FOUND;
@@ -33,4 +35,5 @@ BEGIN
     RETURN recorded;
 END
 $$;
-COMMENT ON FUNCTION inturn._record_action IS 'Internal to the operators'' functions: records what was done, by whom, and why.';
+COMMENT ON FUNCTION inturn._record_action IS
+    'Internal to the operators'' functions: records what was done, by whom, and why.';

@@ -9,7 +9,8 @@ DECLARE
     last_action text;
 BEGIN
     SELECT format(' (the last action on it: %s%s by %s at %s%s)', a.action, ' of ' || a.seq,
-                  coalesce(a.acting_as, a.os_user, a.db_user), to_char(a.acted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), ', ' || a.reason)
+                  coalesce(a.acting_as, a.os_user, a.db_user),
+                  to_char(a.acted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), ', ' || a.reason)
     INTO last_action FROM inturn.operator_action a
     WHERE a.topic = _refuse_action.topic AND a.key = _refuse_action.key ORDER BY a.id DESC LIMIT 1;
     RAISE EXCEPTION USING ERRCODE = 'IT041',

@@ -12,4 +12,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._require_reason IS 'Internal to the operators'' functions: refuses a change without a reason.';
+COMMENT ON FUNCTION inturn._require_reason IS
+    'Internal to the operators'' functions: refuses a change without a reason.';

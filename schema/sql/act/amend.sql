@@ -23,17 +23,23 @@ BEGIN
     SELECT * INTO command FROM inturn.command_log l
     WHERE l.topic = amend.topic AND l.key = amend.key AND l.seq = amend.seq FOR UPDATE;
     IF command.seq IS NULL THEN
-        PERFORM inturn._refuse_action(topic, key, inturn._no_command(topic, key, seq), 'See its commands with inturn show.');
+        PERFORM inturn._refuse_action(topic, key, inturn._no_command(topic, key, seq),
+                                      'See its commands with inturn show.');
     ELSIF seq <= cursor.applied_seq THEN
-        PERFORM inturn._refuse_action(topic, key, format('has command %s behind it: it is at %s', seq, cursor.applied_seq),
+        PERFORM inturn._refuse_action(topic, key, format('has command %s behind it: it is at %s', seq,
+                                                         cursor.applied_seq),
             'What was applied or skipped cannot be amended; append a new command instead.');
     ELSIF was IS DISTINCT FROM command.payload AND was IS NOT NULL THEN
-        PERFORM inturn._refuse_action(topic, key, format('has another payload in command %s than it had when you looked', seq),
+        PERFORM inturn._refuse_action(topic, key, format('has another payload in command %s than it had when you '
+                                                         'looked', seq),
             'Look again with inturn show, then amend what is there now.');
-    ELSIF (coalesce(amend.name, command.name), coalesce(amend.payload, command.payload)) = (command.name, command.payload) THEN
-        PERFORM inturn._refuse_action(topic, key, format('has command %s like that already', seq), 'Nothing was changed.');
+    ELSIF (coalesce(amend.name, command.name),
+           coalesce(amend.payload, command.payload)) = (command.name, command.payload) THEN
+        PERFORM inturn._refuse_action(topic, key, format('has command %s like that already', seq),
+                                      'Nothing was changed.');
     END IF;
-    PERFORM inturn._refuse_command(topic, key, coalesce(amend.name, command.name), coalesce(amend.payload, command.payload), NULL);
+    PERFORM inturn._refuse_command(topic, key, coalesce(amend.name, command.name),
+                                   coalesce(amend.payload, command.payload), NULL);
     UPDATE inturn.command_log l SET name = coalesce(amend.name, l.name), payload = coalesce(amend.payload, l.payload)
     WHERE l.topic = amend.topic AND l.key = amend.key AND l.seq = amend.seq;
     -- An applier whose lease ran out has read it as it was: its report is refused from now on.
@@ -44,7 +50,9 @@ BEGIN
     END IF;
     RETURN inturn._record_action(topic, key, seq, 'amend', reason,
         jsonb_build_object('name', command.name, 'payload', command.payload),
-        jsonb_build_object('name', coalesce(amend.name, command.name), 'payload', coalesce(amend.payload, command.payload)));
+        jsonb_build_object('name', coalesce(amend.name, command.name), 'payload',
+                           coalesce(amend.payload, command.payload)));
 END
 $$;
-COMMENT ON FUNCTION inturn.amend IS 'Changes the name or the payload of a pending command; the original stays in operator_action.';
+COMMENT ON FUNCTION inturn.amend IS
+    'Changes the name or the payload of a pending command; the original stays in operator_action.';

@@ -17,7 +17,8 @@ BEGIN
     was := inturn._lock_cursor(topic, key);
     action := inturn._cancel_key(was, reason);
     IF action.id IS NULL THEN
-        PERFORM inturn._refuse_action(topic, key, format('has nothing pending: all is applied up to %s', was.applied_seq),
+        PERFORM inturn._refuse_action(topic, key, format('has nothing pending: all is applied up to %s',
+                                                         was.applied_seq),
                                      'There is nothing to cancel.');
     END IF;
     RETURN action;

@@ -22,7 +22,8 @@ BEGIN
     PERFORM inturn._require_reason('cancel_rest_all', reason);
     FOR was IN SELECT * FROM inturn._lock_failed_keys(of_topic, of_state, of_like, older_than, of_error) LOOP
         IF inturn._misses_many(was.topic, was.key, was.applied_seq) THEN
-            RAISE WARNING USING MESSAGE = format('key %L of topic %L is left out: too many numbers are missing on it', was.key, was.topic);
+            RAISE WARNING USING MESSAGE =
+                format('key %L of topic %L is left out: too many numbers are missing on it', was.key, was.topic);
             CONTINUE;
         END IF;
         action := inturn._cancel_key(was, reason);
@@ -32,4 +33,5 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION inturn.cancel_rest_all IS 'Passes over all that is pending on each held or retrying key that the filters find.';
+COMMENT ON FUNCTION inturn.cancel_rest_all IS
+    'Passes over all that is pending on each held or retrying key that the filters find.';

@@ -20,7 +20,8 @@ BEGIN
     END IF;
     IF EXISTS (SELECT FROM inturn.command_log l
                WHERE l.topic = fill_gap.topic AND l.key = fill_gap.key AND l.seq = fill_gap.seq) THEN
-        PERFORM inturn._refuse_action(topic, key, format('has command %s: it is not missing', seq), 'To pass over a command: skip.');
+        PERFORM inturn._refuse_action(topic, key, format('has command %s: it is not missing', seq),
+                                      'To pass over a command: skip.');
     ELSIF was.waiting_at IS NULL OR seq IS DISTINCT FROM was.applied_seq + 1 THEN
         PERFORM inturn._refuse_action(topic, key, CASE WHEN was.waiting_at IS NULL THEN 'waits for no number'
             ELSE format('waits for %s, not %s', was.applied_seq + 1, seq) END, 'Look again with inturn why.');

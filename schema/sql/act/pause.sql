@@ -19,7 +19,8 @@ DECLARE
 BEGIN
     until := nullif(until, 'infinity'); -- no end is NULL, everywhere
     IF was.held_at IS NOT NULL THEN
-        PERFORM inturn._refuse_action(topic, key, 'is held: it stands still already', 'Leave it held for as long as it takes.');
+        PERFORM inturn._refuse_action(topic, key, 'is held: it stands still already',
+                                      'Leave it held for as long as it takes.');
     END IF;
     PERFORM inturn._refuse_until(topic, key, until);
     IF paused AND was.paused_until IS NOT DISTINCT FROM until THEN

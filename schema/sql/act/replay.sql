@@ -23,7 +23,8 @@ BEGIN
     -- What it refuses says what others did to the key, and why.
     PERFORM inturn._require_grant(topic, 'operator');
     IF numbering = 'given' THEN
-        PERFORM inturn._refuse_action(topic, key, 'has its numbers from its callers, and a replay would need one of theirs',
+        PERFORM inturn._refuse_action(topic, key, 'has its numbers from its callers, and a replay would need one of '
+                                                  'theirs',
             'Have the caller append the command again, under its next number.');
     END IF;
     -- The lock under which the number is taken; it orders two operators too.
@@ -35,9 +36,11 @@ BEGIN
     SELECT l.seq INTO replayed FROM inturn.command_log l
     WHERE l.topic = replay.topic AND l.key = replay.key AND l.idempotency_key = again;
     IF command.seq IS NULL THEN
-        PERFORM inturn._refuse_action(topic, key, inturn._no_command(topic, key, seq), 'See its commands with inturn show.');
+        PERFORM inturn._refuse_action(topic, key, inturn._no_command(topic, key, seq),
+                                      'See its commands with inturn show.');
     ELSIF seq > applied THEN
-        PERFORM inturn._refuse_action(topic, key, format('has command %s still pending: it will be applied in its turn', seq),
+        PERFORM inturn._refuse_action(topic, key, format('has command %s still pending: it will be applied in its turn',
+                                                         seq),
             'Only what was applied or skipped can be replayed.');
     ELSIF replayed IS NOT NULL THEN
         PERFORM inturn._refuse_action(topic, key, format('had command %s replayed before, as %s', seq, replayed),
@@ -49,7 +52,8 @@ BEGIN
     IF current_setting('transaction_isolation') = 'read committed' THEN
         PERFORM inturn._look_at_key(topic, key);
     END IF;
-    RETURN inturn._record_action(topic, key, seq, 'replay', reason, jsonb_build_object('seq', seq, 'name', command.name),
+    RETURN inturn._record_action(topic, key, seq, 'replay', reason,
+                                 jsonb_build_object('seq', seq, 'name', command.name),
                                 jsonb_build_object('seq', replayed, 'name', command.name));
 END
 $$;

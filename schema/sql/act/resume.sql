@@ -13,7 +13,8 @@ DECLARE
 BEGIN
     IF inturn.key_state(was) <> 'paused' THEN
         PERFORM inturn._refuse_action(topic, key, format('is %s, not paused', inturn.key_state(was)),
-            CASE WHEN was.held_at IS NOT NULL THEN 'Retry it, or skip the command that failed.' ELSE 'There is nothing to resume.' END);
+            CASE WHEN was.held_at IS NOT NULL THEN 'Retry it, or skip the command that failed.'
+                 ELSE 'There is nothing to resume.' END);
     END IF;
     cursor.paused_at := NULL; cursor.paused_until := NULL; cursor.empty_turns := 0;
     RETURN inturn._record_action(topic, key, NULL, 'resume', reason, inturn._key_facts(was),

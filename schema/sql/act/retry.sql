@@ -10,8 +10,10 @@ DECLARE
     was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
 BEGIN
     IF inturn.key_state(was) NOT IN ('held', 'retrying') THEN
-        PERFORM inturn._refuse_action(topic, key, format('is %s: there is no failed command to retry', inturn.key_state(was)),
-            CASE inturn.key_state(was) WHEN 'paused' THEN 'Resume it instead.' ELSE 'What is pending is applied in its turn.' END);
+        PERFORM inturn._refuse_action(topic, key, format('is %s: there is no failed command to retry',
+                                                         inturn.key_state(was)),
+            CASE inturn.key_state(was) WHEN 'paused' THEN 'Resume it instead.'
+                 ELSE 'What is pending is applied in its turn.' END);
     END IF;
     PERFORM inturn._notify_appliers(topic);
     RETURN inturn._retry_key(was, reason);

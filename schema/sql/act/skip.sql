@@ -15,11 +15,13 @@ BEGIN
     PERFORM inturn._require_reason('skip', reason);
     was := inturn._lock_cursor(topic, key);
     IF seq IS DISTINCT FROM was.applied_seq + 1 THEN
-        PERFORM inturn._refuse_action(topic, key, format('has %s as its next command, not %s', was.applied_seq + 1, seq),
+        PERFORM inturn._refuse_action(topic, key, format('has %s as its next command, not %s',
+                                                         was.applied_seq + 1, seq),
             'Look again with inturn show; only the next command can be skipped.');
     END IF;
     IF inturn._pass_over(topic, key, seq, seq, was.epoch + 1, 'operator', reason) IS NULL THEN
-        PERFORM inturn._refuse_action(topic, key, format('has no command %s: nothing is pending', seq), 'There is nothing to skip.');
+        PERFORM inturn._refuse_action(topic, key, format('has no command %s: nothing is pending', seq),
+                                      'There is nothing to skip.');
     END IF;
     RETURN inturn._record_action(topic, key, seq, 'skip', reason, inturn._key_facts(was),
                                 inturn._key_facts(inturn._move_past(was, seq)));

@@ -18,7 +18,8 @@ BEGIN
     -- ON CONFLICT costs a tenth of an append: only where something can be in the way.
     IF idempotency_key IS NULL THEN
         INSERT INTO inturn.intake (topic, key, name, payload)
-        VALUES (_append_arrival.topic, _append_arrival.key, _append_arrival.name, coalesce(_append_arrival.payload, '{}'))
+        VALUES (_append_arrival.topic, _append_arrival.key, _append_arrival.name,
+                coalesce(_append_arrival.payload, '{}'))
         RETURNING EXISTS (SELECT FROM inturn.listener l
                           WHERE l.topic OPERATOR(pg_catalog.=) ANY (ARRAY[_append_arrival.topic, ''])
                             AND l.asleep_until OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()) INTO asleep;
@@ -28,7 +29,8 @@ BEGIN
             RETURN numbered;
         END IF;
         INSERT INTO inturn.intake AS i (topic, key, name, payload, idempotency_key)
-        VALUES (_append_arrival.topic, _append_arrival.key, _append_arrival.name, coalesce(_append_arrival.payload, '{}'),
+        VALUES (_append_arrival.topic, _append_arrival.key, _append_arrival.name,
+                coalesce(_append_arrival.payload, '{}'),
                 _append_arrival.idempotency_key)
         ON CONFLICT DO NOTHING RETURNING i.id INTO new_id;
         numbered := inturn._end_repeat(topic, key, name, payload, idempotency_key, new_id);

@@ -6,7 +6,8 @@
 -- fresh: whether it runs at READ COMMITTED.
 -- Locks, held to commit: the key's new row in key_sequence.
 -- Raises what _begin_keys raises.
-CREATE FUNCTION inturn._append_first(topic text, key text, name text, payload jsonb, idempotency_key text, fresh boolean)
+CREATE FUNCTION inturn._append_first(topic text, key text, name text, payload jsonb, idempotency_key text,
+                                     fresh boolean)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 -- Qualified, not pinned: a microsecond of every append to a new key.
@@ -20,7 +21,8 @@ BEGIN
         RETURN NULL;
     END IF;
     -- After the insert: see _begin_keys. Nearly no topic has forgotten keys, and a call costs more than this.
-    SELECT f.seq, f.epoch INTO applied, epoch FROM inturn.forgotten f WHERE f.topic OPERATOR(pg_catalog.=) _append_first.topic;
+    SELECT f.seq, f.epoch INTO applied, epoch FROM inturn.forgotten f
+    WHERE f.topic OPERATOR(pg_catalog.=) _append_first.topic;
     IF FOUND OR NOT fresh THEN
         SELECT * INTO applied, epoch FROM inturn._begin_keys(topic, ARRAY[key]);
     END IF;
@@ -29,7 +31,8 @@ BEGIN
             coalesce(_append_first.payload, '{}'), _append_first.idempotency_key);
     -- As _wake_key does, but that no ticket can be there: only a known key is paused.
     INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)
-    VALUES (_append_first.topic, _append_first.key, coalesce(epoch, 0), coalesce(applied, 0), pg_catalog.clock_timestamp())
+    VALUES (_append_first.topic, _append_first.key, coalesce(epoch, 0), coalesce(applied, 0),
+            pg_catalog.clock_timestamp())
     RETURNING EXISTS (SELECT FROM inturn.listener l
                       WHERE l.topic OPERATOR(pg_catalog.=) ANY (ARRAY[_append_first.topic, ''])
                         AND l.asleep_until OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()) INTO asleep;

@@ -29,15 +29,18 @@ BEGIN
     PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
     PERFORM inturn._refuse_number(settings, key, seq, idempotency_key);
     LOOP
-        PERFORM FROM inturn.key_sequence s WHERE s.topic = _append_given.topic AND s.key >= _append_given.key AND s.key <= _append_given.key
+        PERFORM FROM inturn.key_sequence s
+        WHERE s.topic = _append_given.topic AND s.key >= _append_given.key AND s.key <= _append_given.key
         ORDER BY s.key DESC LIMIT 1 FOR UPDATE;
         EXIT WHEN FOUND;
         INSERT INTO inturn.key_sequence (topic, key, given) VALUES (_append_given.topic, _append_given.key, true)
         ON CONFLICT DO NOTHING;
         IF FOUND AND settings.first_seq <> 1 THEN
             -- Where its numbers begin: a new key without any turn stands at 0.
-            INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
-            VALUES (_append_given.topic, _append_given.key, 0, settings.first_seq, settings.first_seq - 1, settings.first_seq - 1,
+            INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome,
+                                     applier, started_at)
+            VALUES (_append_given.topic, _append_given.key, 0, settings.first_seq, settings.first_seq - 1,
+                    settings.first_seq - 1,
                     true, 'idle', session_user, now());
         END IF;
     END LOOP;
@@ -49,7 +52,8 @@ BEGIN
         PERFORM inturn._refuse_place(settings, key, seq, applied);
     END IF;
     INSERT INTO inturn.command_log (topic, key, seq, name, payload)
-    VALUES (_append_given.topic, _append_given.key, _append_given.seq, _append_given.name, coalesce(_append_given.payload, '{}'))
+    VALUES (_append_given.topic, _append_given.key, _append_given.seq, _append_given.name,
+            coalesce(_append_given.payload, '{}'))
     -- Never in the way here but at REPEATABLE READ and SERIALIZABLE, where it turns 23505 into 40001: run it again.
     ON CONFLICT DO NOTHING;
     IF current_setting('transaction_isolation') = 'read committed' THEN
@@ -64,4 +68,5 @@ BEGIN
     RETURN seq;
 END
 $$;
-COMMENT ON FUNCTION inturn._append_given IS 'Internal to append: appends a command under the number that its caller gives it.';
+COMMENT ON FUNCTION inturn._append_given IS
+    'Internal to append: appends a command under the number that its caller gives it.';

@@ -17,7 +17,8 @@ BEGIN
     INSERT INTO inturn.command_log AS l (topic, key, seq, name, payload, idempotency_key)
     VALUES (_append_on_snapshot.topic, _append_on_snapshot.key,
             1 + coalesce((SELECT l.seq FROM inturn.command_log l
-                          WHERE l.topic = _append_on_snapshot.topic AND l.key = _append_on_snapshot.key AND l.seq > known
+                          WHERE l.topic = _append_on_snapshot.topic AND l.key = _append_on_snapshot.key
+                            AND l.seq > known
                           ORDER BY l.seq DESC LIMIT 1), known),
             _append_on_snapshot.name, coalesce(_append_on_snapshot.payload, '{}'), _append_on_snapshot.idempotency_key)
     ON CONFLICT DO NOTHING RETURNING l.seq INTO new_seq;
@@ -26,4 +27,5 @@ BEGIN
     RETURN new_seq;
 END
 $$;
-COMMENT ON FUNCTION inturn._append_on_snapshot IS 'Internal to append: appends a command at REPEATABLE READ or SERIALIZABLE.';
+COMMENT ON FUNCTION inturn._append_on_snapshot IS
+    'Internal to append: appends a command at REPEATABLE READ or SERIALIZABLE.';

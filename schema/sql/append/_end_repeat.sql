@@ -22,7 +22,8 @@ BEGIN
     numbered := inturn._number_of(topic, key, name, payload, idempotency_key);
     IF numbered IS NOT NULL THEN
         DELETE FROM inturn.intake i
-        WHERE i.topic = _end_repeat.topic AND i.key = _end_repeat.key AND i.idempotency_key = _end_repeat.idempotency_key
+        WHERE i.topic = _end_repeat.topic AND i.key = _end_repeat.key
+          AND i.idempotency_key = _end_repeat.idempotency_key
           AND i.id = new_id;
     ELSIF new_id IS NOT NULL AND current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM inturn._refuse_unseen(topic, key, idempotency_key);

@@ -9,12 +9,14 @@ AS $$
 DECLARE
     same boolean;
 BEGIN
-    SELECT (l.name, l.payload) = (_has_content.name, coalesce(_has_content.payload, '{}')) INTO same FROM inturn.command_log l
+    SELECT (l.name, l.payload) = (_has_content.name, coalesce(_has_content.payload, '{}')) INTO same
+    FROM inturn.command_log l
     WHERE l.topic = _has_content.topic AND l.key = _has_content.key AND l.seq = _has_content.seq;
     IF same IS FALSE THEN
         SELECT a.before = jsonb_build_object('name', _has_content.name, 'payload', coalesce(_has_content.payload, '{}'))
         INTO same FROM inturn.operator_action a
-        WHERE a.topic = _has_content.topic AND a.key = _has_content.key AND a.seq = _has_content.seq AND a.action = 'amend'
+        WHERE a.topic = _has_content.topic AND a.key = _has_content.key AND a.seq = _has_content.seq
+          AND a.action = 'amend'
         ORDER BY a.id LIMIT 1;
         RETURN coalesce(same, false);
     END IF;

@@ -7,9 +7,11 @@ AS $$
 DECLARE
     content constant text := payload #>> '{}';
 BEGIN
-    RETURN jsonb_typeof(payload) = 'string' AND content ~ '^\s*[{[]' AND json_typeof(content::json) IN ('object', 'array');
+    RETURN jsonb_typeof(payload) = 'string' AND content ~ '^\s*[{[]'
+        AND json_typeof(content::json) IN ('object', 'array');
 EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
     RETURN false; -- a text that begins like JSON
 END
 $$;
-COMMENT ON FUNCTION inturn._is_encoded_twice IS 'Internal to append: whether a payload is a JSON string that holds an object or array.';
+COMMENT ON FUNCTION inturn._is_encoded_twice IS
+    'Internal to append: whether a payload is a JSON string that holds an object or array.';

@@ -18,4 +18,5 @@ BEGIN
     RETURN same IS TRUE;
 END
 $$;
-COMMENT ON FUNCTION inturn._is_there IS 'Internal to append: whether a given number is appended already, with the same content.';
+COMMENT ON FUNCTION inturn._is_there IS
+    'Internal to append: whether a given number is appended already, with the same content.';

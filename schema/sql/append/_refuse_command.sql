@@ -2,7 +2,8 @@
 --
 -- Raises IT001 unknown topic, IT002 key, IT003 payload (too long, or encoded twice), IT004 command name, IT005
 -- idempotency key.
-CREATE FUNCTION inturn._refuse_command(topic text, key text, name text, payload jsonb, idempotency_key text) RETURNS void
+CREATE FUNCTION inturn._refuse_command(topic text, key text, name text, payload jsonb,
+                                       idempotency_key text) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -27,19 +28,25 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'IT003',
             MESSAGE = format('payload of command %L for key %L is %s bytes, over the %s that topic %L allows',
                              name, key, octet_length(payload::text), max_bytes, topic),
-            HINT = 'Store the large part elsewhere and append a reference to it, or raise the topic''s max_payload_bytes.';
+            HINT = 'Store the large part elsewhere and append a reference to it, or raise the topic''s '
+                   'max_payload_bytes.';
     ELSIF jsonb_typeof(payload) = 'string' AND inturn._is_encoded_twice(payload) THEN
         RAISE EXCEPTION USING ERRCODE = 'IT003',
-            MESSAGE = format('payload of command %L for key %L is a JSON string that holds an object or array: it was encoded twice', name, key),
-            HINT = 'Give the value itself, in Python a dict or list and not what json.dumps makes of it. A text that is meant goes into an object.';
+            MESSAGE = format('payload of command %L for key %L is a JSON string that holds an object or array: it was '
+                             'encoded twice', name, key),
+            HINT = 'Give the value itself, in Python a dict or list and not what json.dumps makes of it. A text that '
+                   'is meant goes into an object.';
     ELSIF octet_length(idempotency_key) NOT BETWEEN 1 AND 512 THEN
         RAISE EXCEPTION USING ERRCODE = 'IT005',
-            MESSAGE = format('idempotency key of command %L for key %L is %s octets long', name, key, octet_length(idempotency_key)),
+            MESSAGE = format('idempotency key of command %L for key %L is %s octets long', name, key,
+                             octet_length(idempotency_key)),
             HINT = 'An idempotency key is NULL or 1 to 512 octets of text.';
     ELSIF starts_with(idempotency_key, 'inturn.') THEN
         RAISE EXCEPTION USING ERRCODE = 'IT005',
-            MESSAGE = format('idempotency key %L of command %L for key %L begins with inturn.', left(idempotency_key, 100), name, key),
-            HINT = 'These are for inturn itself, which knows a replay by its idempotency key. Give it another beginning.';
+            MESSAGE = format('idempotency key %L of command %L for key %L begins with inturn.',
+                             left(idempotency_key, 100), name, key),
+            HINT = 'These are for inturn itself, which knows a replay by its idempotency key. Give it another '
+                   'beginning.';
     END IF;
 END
 $$;

@@ -19,4 +19,5 @@ EXCEPTION
     WHEN SQLSTATE 'IT999' OR lock_not_available THEN NULL;
 END
 $$;
-COMMENT ON FUNCTION inturn._refuse_passed IS 'Internal to append: refuses a number that was passed over since the caller''s snapshot.';
+COMMENT ON FUNCTION inturn._refuse_passed IS
+    'Internal to append: refuses a number that was passed over since the caller''s snapshot.';

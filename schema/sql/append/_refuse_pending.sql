@@ -17,17 +17,22 @@ BEGIN
     IF max_pending IS NULL THEN
         RETURN;
     END IF;
-    applied := coalesce((SELECT c.applied_seq FROM inturn._find_cursor(_refuse_pending.topic, _refuse_pending.key) c), 0);
+    applied := coalesce((SELECT c.applied_seq
+                         FROM inturn._find_cursor(_refuse_pending.topic, _refuse_pending.key) c), 0);
     IF last_seq IS NULL THEN
         last_seq := 1 + coalesce((SELECT l.seq FROM inturn.command_log l
-                                  WHERE l.topic = _refuse_pending.topic AND l.key = _refuse_pending.key AND l.seq > applied
+                                  WHERE l.topic = _refuse_pending.topic AND l.key = _refuse_pending.key
+                                    AND l.seq > applied
                                   ORDER BY l.seq DESC LIMIT 1), applied);
     END IF;
     IF last_seq > applied + max_pending THEN
         RAISE EXCEPTION USING ERRCODE = 'IT009',
-            MESSAGE = format('key %L of topic %L has %s commands pending; its topic allows %s', key, topic, last_seq - 1 - applied, max_pending),
-            HINT = 'Append again when the appliers have caught up, find out why the key does not move, or raise the topic''s max_pending.';
+            MESSAGE = format('key %L of topic %L has %s commands pending; its topic allows %s', key, topic,
+                             last_seq - 1 - applied, max_pending),
+            HINT = 'Append again when the appliers have caught up, find out why the key does not move, or raise the '
+                   'topic''s max_pending.';
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._refuse_pending IS 'Internal to append: refuses a command for a key that has as many commands pending as its topic allows.';
+COMMENT ON FUNCTION inturn._refuse_pending IS
+    'Internal to append: refuses a command for a key that has as many commands pending as its topic allows.';

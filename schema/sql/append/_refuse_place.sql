@@ -14,7 +14,8 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'IT071',
             MESSAGE = format('seq %s of key %L of topic %L is done and was pruned: its history begins at %s',
                              seq, key, settings.name, history_seq),
-            HINT = 'Whether it was this command can no longer be told. A repeat that comes so late need not be appended; '
+            HINT = 'Whether it was this command can no longer be told. A repeat that comes so late need not be '
+                   'appended; '
                    'keep commands longer with the topic''s retain.';
     ELSIF seq <= applied_seq THEN
         RAISE EXCEPTION USING ERRCODE = 'IT052',
@@ -22,8 +23,10 @@ BEGIN
             HINT = format('The key is at %s and does not go back: append it with a new number.', applied_seq);
     END IF;
     RAISE EXCEPTION USING ERRCODE = 'IT053',
-        MESSAGE = format('seq %s of key %L is over %s ahead of the last applied one, %s', seq, key, settings.max_ahead, applied_seq),
+        MESSAGE = format('seq %s of key %L is over %s ahead of the last applied one, %s', seq, key, settings.max_ahead,
+                         applied_seq),
         HINT = 'Append the missing ones first, or raise the topic''s max_ahead.';
 END
 $$;
-COMMENT ON FUNCTION inturn._refuse_place IS 'Internal to append: refuses a given number that is passed, or too far ahead.';
+COMMENT ON FUNCTION inturn._refuse_place IS
+    'Internal to append: refuses a given number that is passed, or too far ahead.';

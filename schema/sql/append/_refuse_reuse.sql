@@ -13,7 +13,8 @@ AS $$
 DECLARE
     same constant boolean := CASE WHEN seq IS NULL THEN (
         SELECT (i.name, i.payload) = (_refuse_reuse.name, coalesce(_refuse_reuse.payload, '{}')) FROM inturn.intake i
-        WHERE i.topic = _refuse_reuse.topic AND i.key = _refuse_reuse.key AND i.idempotency_key = _refuse_reuse.idempotency_key)
+        WHERE i.topic = _refuse_reuse.topic AND i.key = _refuse_reuse.key
+          AND i.idempotency_key = _refuse_reuse.idempotency_key)
         ELSE inturn._has_content(topic, key, seq, name, payload) END;
 BEGIN
     IF same IS FALSE THEN
@@ -24,4 +25,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._refuse_reuse IS 'Internal to append: refuses an idempotency key that was given before with other content.';
+COMMENT ON FUNCTION inturn._refuse_reuse IS
+    'Internal to append: refuses an idempotency key that was given before with other content.';

@@ -11,10 +11,12 @@ AS $$
 BEGIN
     -- The number is one that no command has.
     INSERT INTO inturn.command_log (topic, key, seq, name, payload, idempotency_key)
-    VALUES (_refuse_unseen.topic, _refuse_unseen.key, -1, '', '{}', _refuse_unseen.idempotency_key) ON CONFLICT DO NOTHING;
+    VALUES (_refuse_unseen.topic, _refuse_unseen.key, -1, '', '{}', _refuse_unseen.idempotency_key)
+    ON CONFLICT DO NOTHING;
     RAISE EXCEPTION USING ERRCODE = 'IT999';
 EXCEPTION
     WHEN SQLSTATE 'IT999' THEN NULL;
 END
 $$;
-COMMENT ON FUNCTION inturn._refuse_unseen IS 'Internal to append: refuses an idempotency key that was logged since the caller''s snapshot.';
+COMMENT ON FUNCTION inturn._refuse_unseen IS
+    'Internal to append: refuses an idempotency key that was logged since the caller''s snapshot.';

@@ -35,4 +35,5 @@ BEGIN
     RETURN seqs;
 END
 $$;
-COMMENT ON FUNCTION inturn.append_many IS 'Appends many commands of one topic in one round trip; returns their seqs in the order of the arrays.';
+COMMENT ON FUNCTION inturn.append_many IS
+    'Appends many commands of one topic in one round trip; returns their seqs in the order of the arrays.';

@@ -13,11 +13,14 @@ AS $$
 BEGIN
     INSERT INTO inturn.applier AS a (applier, topics, host, pid, backend_pid, backend_start, revision, pooled,
                                      down, abandoned)
-    SELECT _announce_applier.applier, coalesce(_announce_applier.topics, '{}'), _announce_applier.host, _announce_applier.pid,
-           pg_backend_pid(), coalesce(_announce_applier.backend_start, clock_timestamp()), _announce_applier.revision, _announce_applier.pooled,
+    SELECT _announce_applier.applier, coalesce(_announce_applier.topics, '{}'), _announce_applier.host,
+           _announce_applier.pid,
+           pg_backend_pid(), coalesce(_announce_applier.backend_start, clock_timestamp()), _announce_applier.revision,
+           _announce_applier.pooled,
            -- Lengths of time, so that no other clock than the database's matters.
            coalesce((SELECT jsonb_object_agg(d.key, d.value - 'seconds' || jsonb_build_object(
-                        'since', clock_timestamp() - make_interval(secs => greatest(least((d.value ->> 'seconds')::numeric, 1e9), 0)::float8)))
+                        'since', clock_timestamp()
+                            - make_interval(secs => greatest(least((d.value ->> 'seconds')::numeric, 1e9), 0)::float8)))
                      FROM jsonb_each(coalesce(_announce_applier.down, '{}')) d), '{}'),
            coalesce(_announce_applier.abandoned, 0)
     ON CONFLICT (applier) DO UPDATE SET
@@ -25,7 +28,8 @@ BEGIN
         backend_start = EXCLUDED.backend_start, revision = EXCLUDED.revision, pooled = EXCLUDED.pooled,
         seen_at = EXCLUDED.seen_at, down = EXCLUDED.down, abandoned = EXCLUDED.abandoned, ended = false,
         -- The same name a while later, in a container that was started again, is another applier.
-        started_at = CASE WHEN a.backend_start = EXCLUDED.backend_start OR a.seen_at > EXCLUDED.seen_at - interval '15 seconds'
+        started_at = CASE WHEN a.backend_start = EXCLUDED.backend_start
+                               OR a.seen_at > EXCLUDED.seen_at - interval '15 seconds'
                           THEN a.started_at ELSE EXCLUDED.started_at END;
     DELETE FROM inturn.applier a WHERE a.applier IN (
         SELECT old.applier FROM inturn.applier old

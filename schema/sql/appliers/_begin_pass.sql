@@ -41,18 +41,18 @@ DECLARE
     -- From when on a walk looks: what has come to be seen since the last one may be older than the new safe_at.
     since timestamptz := last.walked_from;
     until timestamptz;
-    walks boolean;
-    known inturn._pass;
+    walks boolean; known inturn._pass;
 BEGIN
-    PERFORM inturn._require_grant(g.topic, 'applier') FROM inturn.topic_grant g WHERE g.topic = ANY (topics) AND g.role = 'applier';
+    PERFORM inturn._require_grant(g.topic, 'applier') FROM inturn.topic_grant g
+    WHERE g.topic = ANY (topics) AND g.role = 'applier';
     IF pass.next_xid IS NULL OR now < pass.next_at OR now >= pass.whole_at THEN
         pass := ROW('{}'::text[], '{}'::timestamptz[], NULL, now, '-infinity', '-infinity', now,
-                    CASE WHEN NOT numbered THEN pg_current_xact_id() END, 'infinity', '{}'::timestamptz[], '-infinity', '-infinity', '-infinity');
+                    CASE WHEN NOT numbered THEN pg_current_xact_id() END, 'infinity', '{}'::timestamptz[], '-infinity',
+                    '-infinity', '-infinity');
         since := '-infinity';
     ELSIF pg_snapshot_xmin(snapshot) > pass.next_xid AND NOT numbered THEN
         pass.safe_at := pass.next_at;
-        pass.next_at := now;
-        pass.next_xid := pg_current_xact_id();
+        pass.next_at := now; pass.next_xid := pg_current_xact_id();
     END IF;
     pass.looked_at := now;
     PERFORM inturn._number_arrivals(topics);
@@ -71,7 +71,8 @@ BEGIN
         -- A statement of its own: its snapshot is newer than the one above. And one time for all its parts.
         until := clock_timestamp();
         SELECT coalesce(array_agg(f.topic ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
-               coalesce(array_agg(least(f.ready_at, pass.walked_from) ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
+               coalesce(array_agg(least(f.ready_at, pass.walked_from) ORDER BY f.ready_at)
+                        FILTER (WHERE f.ready_at <= until), '{}'),
                coalesce(array_agg(f.ready_at ORDER BY f.ready_at) FILTER (WHERE f.ready_at <= until), '{}'),
                min(f.ready_at) FILTER (WHERE f.ready_at > until)
         INTO pass.found, pass.hands, pass.starts, pass.due
@@ -99,4 +100,5 @@ BEGIN
     RETURN pass;
 END
 $$;
-COMMENT ON FUNCTION inturn._begin_pass IS 'Internal to the appliers: the topics that have ready keys, and where a pass over each may begin.';
+COMMENT ON FUNCTION inturn._begin_pass IS
+    'Internal to the appliers: the topics that have ready keys, and where a pass over each may begin.';

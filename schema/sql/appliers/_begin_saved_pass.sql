@@ -37,4 +37,5 @@ BEGIN
     RETURN fresh;
 END
 $$;
-COMMENT ON FUNCTION inturn._begin_saved_pass IS 'Internal to the appliers: begins a pass where the last one over these topics left off.';
+COMMENT ON FUNCTION inturn._begin_saved_pass IS
+    'Internal to the appliers: begins a pass where the last one over these topics left off.';

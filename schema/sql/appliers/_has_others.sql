@@ -9,4 +9,5 @@ SELECT EXISTS (SELECT FROM inturn.applier a
                  AND inturn._process_of(a.applier) <> inturn._process_of(_has_others.applier)
                  AND a.seen_at > clock_timestamp() - interval '15 s')
 $$;
-COMMENT ON FUNCTION inturn._has_others IS 'Internal to the appliers: whether an applier of another process serves a topic.';
+COMMENT ON FUNCTION inturn._has_others IS
+    'Internal to the appliers: whether an applier of another process serves a topic.';

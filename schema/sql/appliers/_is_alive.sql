@@ -11,7 +11,8 @@ AS $$
 SELECT CASE
     WHEN p.pooled THEN p.seen_at > clock_timestamp() - interval '15 seconds'
     WHEN backend IS NULL THEN false
-    WHEN p.pid IS NULL THEN coalesce(state = 'active' AND query_start <= p.seen_at, p.seen_at > clock_timestamp() - interval '15 seconds')
+    WHEN p.pid IS NULL THEN coalesce(state = 'active' AND query_start <= p.seen_at,
+                                     p.seen_at > clock_timestamp() - interval '15 seconds')
     ELSE state IS DISTINCT FROM 'idle' OR p.seen_at > clock_timestamp() - interval '15 seconds' END
 $$;
 COMMENT ON FUNCTION inturn._is_alive IS 'Internal: whether an applier is alive.';

@@ -20,23 +20,23 @@ SET enable_bitmapscan = off
 SET enable_sort = off
 SET jit = off
 AS $$
-DECLARE
-    now constant timestamptz := clock_timestamp();
 BEGIN
-    PERFORM inturn._require_grant(g.topic, 'applier') FROM inturn.topic_grant g WHERE g.topic = ANY (topics) AND g.role = 'applier';
-    looked_at := now;
+    looked_at := clock_timestamp();
+    PERFORM inturn._require_grant(g.topic, 'applier') FROM inturn.topic_grant g
+    WHERE g.topic = ANY (topics) AND g.role = 'applier';
     SELECT min(s.ready_at) INTO due FROM unnest(topics) t (topic) CROSS JOIN LATERAL (
         SELECT c.ready_at FROM inturn.ticket c
         WHERE c.topic COLLATE "POSIX" = t.topic
-          AND c.ready_at > coalesce(since, now) AND c.ready_at <= now + interval '100 ms' AND c.marked
-          AND (SELECT CASE WHEN m.claimed_by IS NULL THEN m.lost > 0 ELSE m.lease_until <= now END
+          AND c.ready_at > coalesce(since, looked_at) AND c.ready_at <= looked_at + interval '100 ms' AND c.marked
+          AND (SELECT CASE WHEN m.claimed_by IS NULL THEN m.lost > 0 ELSE m.lease_until <= looked_at END
                   AND (m.attempts = 0 OR m.failed_at < began_at OR EXISTS (
                       SELECT FROM inturn.turn u
                       WHERE u.topic = m.topic AND u.key = m.key AND u.epoch = m.epoch AND u.outcome = 'lost'))
                   AND num_nonnulls(m.held_at, m.paused_at, m.waiting_at) = 0
                FROM inturn.key_mark m WHERE m.topic = c.topic AND m.key = c.key AND m.epoch = c.epoch)
-          AND (SELECT p.paused_at IS NULL OR p.paused_until <= now FROM inturn.topic p WHERE p.name = t.topic)
+          AND (SELECT p.paused_at IS NULL OR p.paused_until <= looked_at FROM inturn.topic p WHERE p.name = t.topic)
         ORDER BY c.ready_at LIMIT 1) s;
 END
 $$;
-COMMENT ON FUNCTION inturn._next_suspect IS 'Internal to the appliers: when the next suspect is ready that was put off.';
+COMMENT ON FUNCTION inturn._next_suspect IS
+    'Internal to the appliers: when the next suspect is ready that was put off.';

@@ -31,17 +31,21 @@ BEGIN
     END IF;
     -- In seconds, and not beyond now: there is no end to what the first times may lie apart.
     SELECT min(t.ready_at), random() * least(extract(epoch FROM now - min(t.ready_at))::double precision,
-               extract(epoch FROM max(t.ready_at) - min(t.ready_at)) / greatest(count(*) - 1, 1) * greatest(width, 0) * 16 * (others + 1))
+               extract(epoch FROM max(t.ready_at) - min(t.ready_at)) / greatest(count(*) - 1, 1) * greatest(width, 0)
+                   * 16 * (others + 1))
     INTO first_at, ahead FROM (
         SELECT t.ready_at FROM inturn.ticket t
-        WHERE t.topic COLLATE "POSIX" = _spread_out.topic AND t.ready_at >= since AND t.ready_at <= now ORDER BY t.ready_at LIMIT 50) t;
+        WHERE t.topic COLLATE "POSIX" = _spread_out.topic AND t.ready_at >= since AND t.ready_at <= now
+        ORDER BY t.ready_at LIMIT 50) t;
     FOR attempt IN 1 .. 6 LOOP
         SELECT t.ready_at INTO place FROM inturn.ticket t
-        WHERE t.topic COLLATE "POSIX" = _spread_out.topic AND t.ready_at >= first_at + make_interval(secs => ahead) AND t.ready_at <= now ORDER BY t.ready_at LIMIT 1;
+        WHERE t.topic COLLATE "POSIX" = _spread_out.topic AND t.ready_at >= first_at + make_interval(secs => ahead)
+          AND t.ready_at <= now ORDER BY t.ready_at LIMIT 1;
         EXIT WHEN FOUND;
         ahead := ahead / 2; -- the queue is shorter
     END LOOP;
     RETURN coalesce(place, since);
 END
 $$;
-COMMENT ON FUNCTION inturn._spread_out IS 'Internal to the appliers: where an applier begins in a topic, so that many do not claim in the same place.';
+COMMENT ON FUNCTION inturn._spread_out IS
+    'Internal to the appliers: where an applier begins in a topic, so that many do not claim in the same place.';

@@ -48,4 +48,5 @@ BEGIN
     RETURN taken;
 END
 $$;
-COMMENT ON FUNCTION inturn._take_hints IS 'Internal to the appliers: looks at the keys that callers with old snapshots could not wake.';
+COMMENT ON FUNCTION inturn._take_hints IS
+    'Internal to the appliers: looks at the keys that callers with old snapshots could not wake.';

@@ -22,7 +22,8 @@ BEGIN
             HINT = 'Give applier, host, revision and pooled; NULL stands for none of them.';
     ELSIF (CASE WHEN jsonb_typeof(down) = 'object' THEN EXISTS (
         SELECT FROM jsonb_each(down) d
-        WHERE CASE WHEN jsonb_typeof(d.value) = 'object' THEN jsonb_typeof(d.value -> 'seconds') = 'number' END IS NOT TRUE)
+        WHERE CASE WHEN jsonb_typeof(d.value) = 'object'
+                       THEN jsonb_typeof(d.value -> 'seconds') = 'number' END IS NOT TRUE)
         ELSE down IS NOT NULL END) THEN
         RAISE invalid_parameter_value USING MESSAGE = format('down is %s', left(down::text, 200)),
             HINT = 'Give an object, for each topic an object with seconds, key and error.';

@@ -65,7 +65,9 @@ UNION ALL
 SELECT h.claimed_by, h.topics, NULL, NULL, NULL, NULL, h.since, h.seen_at, true, 'applying', h.since,
        CASE WHEN seen THEN (h.first).topic END, CASE WHEN seen THEN (h.first).key END,
        CASE WHEN seen THEN (h.first).applied_seq + 1 END, NULL, h.leases, '{}', 0
-FROM lease h CROSS JOIN hidden CROSS JOIN LATERAL (SELECT (h.first).topic <> ALL (hidden.topics)) s (seen) WHERE NOT EXISTS (SELECT FROM inturn.applier p WHERE p.applier = h.claimed_by)
+FROM lease h CROSS JOIN hidden CROSS JOIN LATERAL (SELECT (h.first).topic <> ALL (hidden.topics)) s (seen)
+WHERE NOT EXISTS (SELECT FROM inturn.applier p WHERE p.applier = h.claimed_by)
 ORDER BY 9 DESC, 1
 $$;
-COMMENT ON FUNCTION inturn.list_appliers IS 'Lists the appliers of the last day, whether each is alive, and what it does now.';
+COMMENT ON FUNCTION inturn.list_appliers IS
+    'Lists the appliers of the last day, whether each is alive, and what it does now.';

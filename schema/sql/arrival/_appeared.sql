@@ -10,14 +10,18 @@ RETURNS TABLE (tid tid, key text, id bigint, octets integer)
 LANGUAGE sql STABLE
 AS $$
 SELECT i.ctid, i.key, i.id, pg_catalog.pg_column_size(i.payload) FROM inturn.intake i
-WHERE i.topic OPERATOR(pg_catalog.=) _appeared.topic AND i.xid OPERATOR(pg_catalog.>=) coalesce(pg_catalog.pg_snapshot_xmax(seen), '0') AND i.left_because IS NULL
+WHERE i.topic OPERATOR(pg_catalog.=) _appeared.topic
+  AND i.xid OPERATOR(pg_catalog.>=) coalesce(pg_catalog.pg_snapshot_xmax(seen), '0') AND i.left_because IS NULL
 UNION ALL
 -- Those that still run are not looked at: one may have appended a million. OFFSET 0: a transaction at a time, or a
 -- planner may read the whole topic.
-SELECT i.tid, i.key, i.id, i.octets FROM (SELECT x FROM pg_catalog.pg_snapshot_xip(seen) x UNION SELECT pg_catalog.unnest(own)) r (xid)
+SELECT i.tid, i.key, i.id, i.octets
+FROM (SELECT x FROM pg_catalog.pg_snapshot_xip(seen) x UNION SELECT pg_catalog.unnest(own)) r (xid)
 CROSS JOIN LATERAL (
     SELECT i.ctid AS tid, i.key, i.id, pg_catalog.pg_column_size(i.payload) AS octets FROM inturn.intake i
-    WHERE i.topic OPERATOR(pg_catalog.=) _appeared.topic AND i.xid OPERATOR(pg_catalog.=) r.xid AND i.left_because IS NULL OFFSET 0) i
-WHERE r.xid OPERATOR(pg_catalog.<) pg_catalog.pg_snapshot_xmax(seen) AND pg_catalog.pg_visible_in_snapshot(r.xid, pg_catalog.pg_current_snapshot())
+    WHERE i.topic OPERATOR(pg_catalog.=) _appeared.topic AND i.xid OPERATOR(pg_catalog.=) r.xid
+      AND i.left_because IS NULL OFFSET 0) i
+WHERE r.xid OPERATOR(pg_catalog.<) pg_catalog.pg_snapshot_xmax(seen)
+  AND pg_catalog.pg_visible_in_snapshot(r.xid, pg_catalog.pg_current_snapshot())
 $$;
 COMMENT ON FUNCTION inturn._appeared IS 'Internal to the appliers: what has arrived in a topic since the last pass.';

@@ -26,11 +26,13 @@ BEGIN
         FROM moved m LEFT JOIN LATERAL (
             SELECT true AS there FROM inturn.command_log l
             WHERE m.idempotency_key IS NOT NULL -- or each command would be a probe
-              AND l.topic = _append_arrived.topic AND l.key = m.key AND l.idempotency_key = m.idempotency_key LIMIT 1) l ON true
+              AND l.topic = _append_arrived.topic AND l.key = m.key AND l.idempotency_key = m.idempotency_key
+                  LIMIT 1) l ON true
         WHERE l.there IS NULL
     ), stands AS MATERIALIZED (
         -- No number up to applied_seq is looked at: see append.
-        SELECT a.key, coalesce(u.epoch, 0) AS epoch, coalesce(u.applied_seq, 0) AS applied_seq, coalesce(u.drained, true) AS drained,
+        SELECT a.key, coalesce(u.epoch, 0) AS epoch, coalesce(u.applied_seq, 0) AS applied_seq,
+               coalesce(u.drained, true) AS drained,
                coalesce(l.seq, u.applied_seq, 0) AS last_seq
         FROM (SELECT DISTINCT a.key FROM arrived a) a
         LEFT JOIN LATERAL (

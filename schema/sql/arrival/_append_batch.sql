@@ -28,4 +28,5 @@ EXCEPTION WHEN OTHERS THEN
     RETURN numbered;
 END
 $$;
-COMMENT ON FUNCTION inturn._append_batch IS 'Internal to the appliers: moves commands from the intake to the log, however a key fails.';
+COMMENT ON FUNCTION inturn._append_batch IS
+    'Internal to the appliers: moves commands from the intake to the log, however a key fails.';

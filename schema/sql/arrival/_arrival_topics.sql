@@ -5,6 +5,7 @@ LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
-SELECT ARRAY(SELECT t.name FROM (SELECT t.name FROM inturn.topic t WHERE t.numbering = 'arrival' OFFSET 0) t WHERE t.name = ANY (topics))
+SELECT ARRAY(SELECT t.name FROM (SELECT t.name FROM inturn.topic t WHERE t.numbering = 'arrival' OFFSET 0) t
+             WHERE t.name = ANY (topics))
 $$;
 COMMENT ON FUNCTION inturn._arrival_topics IS 'Internal to the appliers: the topics among some that number on arrival.';

@@ -17,4 +17,5 @@ BEGIN
                 WHERE i.topic = last.topic AND i.left_because IS NOT NULL ORDER BY i.key LIMIT 1) IS NOT NULL;
 END
 $$;
-COMMENT ON FUNCTION inturn._has_arrivals IS 'Internal to the appliers: whether anything has arrived that is to be looked at.';
+COMMENT ON FUNCTION inturn._has_arrivals IS
+    'Internal to the appliers: whether anything has arrived that is to be looked at.';

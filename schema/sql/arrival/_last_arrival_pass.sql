@@ -17,7 +17,8 @@ BEGIN
         SELECT * INTO last FROM inturn.arrival_pass p
         WHERE p.topic = _last_arrival_pass.topic ORDER BY p.pass DESC LIMIT 1;
     END IF;
-    IF last.topic IS NULL OR last.cluster IS DISTINCT FROM here OR pg_snapshot_xmax(last.seen) > pg_snapshot_xmax(pg_current_snapshot()) THEN
+    IF last.topic IS NULL OR last.cluster IS DISTINCT FROM here
+        OR pg_snapshot_xmax(last.seen) > pg_snapshot_xmax(pg_current_snapshot()) THEN
         last := ROW(topic, coalesce(last.pass, 0), NULL, '{}', coalesce(here, 0), NULL);
     END IF;
     RETURN last;

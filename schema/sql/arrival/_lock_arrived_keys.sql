@@ -17,17 +17,20 @@ BEGIN
         SELECT _lock_arrived_keys.topic, k.key, true FROM unnest(keys) k (key)
         -- A row that somebody deletes at this moment can be seen still: an insert of it would wait for him.
         WHERE (SELECT true FROM inturn.key_sequence s
-               WHERE s.topic = _lock_arrived_keys.topic AND s.key >= k.key AND s.key <= k.key ORDER BY s.key DESC LIMIT 1) IS NULL
+               WHERE s.topic = _lock_arrived_keys.topic AND s.key >= k.key AND s.key <= k.key
+               ORDER BY s.key DESC LIMIT 1) IS NULL
         ON CONFLICT DO NOTHING RETURNING key_sequence.key
     )
     SELECT array_agg(m.key) INTO fresh FROM made m;
     IF fresh IS NOT NULL THEN
         PERFORM inturn._begin_keys(topic, fresh);
     END IF;
-    RETURN ARRAY(SELECT s.key FROM (SELECT DISTINCT k.key COLLATE "C" AS key FROM unnest(keys) k (key) ORDER BY 1) k CROSS JOIN LATERAL (
+    RETURN ARRAY(SELECT s.key FROM (SELECT DISTINCT k.key COLLATE "C" AS key FROM unnest(keys) k (key) ORDER BY 1) k
+                 CROSS JOIN LATERAL (
                      SELECT s.key FROM inturn.key_sequence s
                      WHERE s.topic = _lock_arrived_keys.topic AND s.key >= k.key AND s.key <= k.key
                      ORDER BY s.key DESC LIMIT 1 FOR UPDATE SKIP LOCKED) s);
 END
 $$;
-COMMENT ON FUNCTION inturn._lock_arrived_keys IS 'Internal to the appliers: locks the keys that nobody else has locked.';
+COMMENT ON FUNCTION inturn._lock_arrived_keys IS
+    'Internal to the appliers: locks the keys that nobody else has locked.';

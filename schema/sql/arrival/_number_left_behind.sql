@@ -26,7 +26,8 @@ BEGIN
                       ORDER BY i.id LIMIT max_commands);
         SELECT numbered + t.moved, t.problem INTO numbered, problem FROM inturn._try_append(topic, tids) t;
         -- Once: it is tried again and again.
-        UPDATE inturn.intake i SET left_because = problem WHERE i.ctid = ANY (tids) AND i.left_because IS DISTINCT FROM problem;
+        UPDATE inturn.intake i SET left_because = problem
+        WHERE i.ctid = ANY (tids) AND i.left_because IS DISTINCT FROM problem;
     END LOOP;
     RETURN numbered;
 END

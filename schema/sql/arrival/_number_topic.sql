@@ -40,7 +40,8 @@ BEGIN
     last := inturn._last_arrival_pass(topic);
     -- One statement, for the snapshot that it returns is the one that it sees by.
     SELECT array_agg(a.tid) FILTER (WHERE a.fits) AS tids, array_agg(DISTINCT a.key) FILTER (WHERE a.fits) AS keys,
-           count(*) AS commands, count(*) = max_commands OR bool_or(NOT a.fits) AS full, pg_current_snapshot() AS snapshot
+           count(*) AS commands, count(*) = max_commands
+               OR bool_or(NOT a.fits) AS full, pg_current_snapshot() AS snapshot
     INTO batch FROM (
         SELECT a.tid, a.key, sum(a.octets) OVER (ORDER BY a.id) - a.octets < inturn._max_claim_octets() AS fits
         FROM (SELECT a.* FROM inturn._appeared(topic, last.seen, last.own) a ORDER BY a.id LIMIT max_commands) a) a;
@@ -67,7 +68,8 @@ BEGIN
         last.seen := batch.snapshot;
         last.own := '{}';
     END IF;
-    last.own := last.own || CASE WHEN pg_current_xact_id() <> ALL (last.own) THEN ARRAY[pg_current_xact_id()] ELSE '{}' END;
+    last.own := last.own || CASE WHEN pg_current_xact_id() <> ALL (last.own) THEN ARRAY[pg_current_xact_id()]
+                                 ELSE '{}' END;
     PERFORM inturn._save_arrival_pass(last);
 END
 $$;

@@ -6,4 +6,5 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT hashtextextended('inturn numbers ' || topic, 0)
 $$;
-COMMENT ON FUNCTION inturn._numbering_lock IS 'Internal: the advisory lock of whoever numbers what has arrived in a topic.';
+COMMENT ON FUNCTION inturn._numbering_lock IS
+    'Internal: the advisory lock of whoever numbers what has arrived in a topic.';

@@ -21,4 +21,5 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION inturn._take_replicated IS 'Trigger of the table intake: goes on from what came by logical replication.';
+COMMENT ON FUNCTION inturn._take_replicated IS
+    'Trigger of the table intake: goes on from what came by logical replication.';

@@ -17,4 +17,5 @@ EXCEPTION WHEN OTHERS THEN
     problem := format('%s (SQLSTATE %s)', left(SQLERRM, 1000), SQLSTATE);
 END
 $$;
-COMMENT ON FUNCTION inturn._try_append IS 'Internal to the appliers: moves commands of one key from the intake to the log.';
+COMMENT ON FUNCTION inturn._try_append IS
+    'Internal to the appliers: moves commands of one key from the intake to the log.';

@@ -16,8 +16,10 @@ DECLARE
 BEGIN
     -- Only the looks count what is there: a key may wait before thousands.
     IF NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = was.topic AND t.numbering = 'given')
-        OR EXISTS (SELECT FROM inturn.command_log l WHERE l.topic = was.topic AND l.key = was.key AND l.seq = was.applied_seq + 1)
-        OR NOT EXISTS (SELECT FROM inturn.command_log l WHERE l.topic = was.topic AND l.key = was.key AND l.seq > was.applied_seq)
+        OR EXISTS (SELECT FROM inturn.command_log l
+                   WHERE l.topic = was.topic AND l.key = was.key AND l.seq = was.applied_seq + 1)
+        OR NOT EXISTS (SELECT FROM inturn.command_log l
+                       WHERE l.topic = was.topic AND l.key = was.key AND l.seq > was.applied_seq)
     THEN
         IF was.waiting_at IS NOT NULL AND was.held_at IS NOT NULL THEN
             cursor.held_at := NULL; cursor.attempts := 0; cursor.last_error := NULL; cursor.failed_at := NULL;
@@ -42,4 +44,5 @@ BEGIN
     RETURN cursor;
 END
 $$;
-COMMENT ON FUNCTION inturn._find_gap IS 'Internal: a key with nothing to apply, as waiting or held when a number is missing.';
+COMMENT ON FUNCTION inturn._find_gap IS
+    'Internal: a key with nothing to apply, as waiting or held when a number is missing.';

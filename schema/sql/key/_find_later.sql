@@ -10,6 +10,7 @@ AS $$
 SELECT min(l.seq), max(l.seq), count(*), min(l.created_at) FROM inturn.command_log l
 WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq + 1
   AND EXISTS (SELECT FROM inturn.topic t WHERE t.name = c.topic AND t.numbering = 'given')
-  AND NOT EXISTS (SELECT FROM inturn.command_log n WHERE n.topic = c.topic AND n.key = c.key AND n.seq = c.applied_seq + 1)
+  AND NOT EXISTS (SELECT FROM inturn.command_log n
+                  WHERE n.topic = c.topic AND n.key = c.key AND n.seq = c.applied_seq + 1)
 $$;
 COMMENT ON FUNCTION inturn._find_later IS 'Internal: what a key has beyond a missing next number.';

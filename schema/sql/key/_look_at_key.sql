@@ -18,8 +18,10 @@ DECLARE
 BEGIN
     SELECT * INTO was FROM inturn._find_cursor(_look_at_key.topic, _look_at_key.key) c;
     -- Of a later epoch: an applier may have ended a turn between the two statements.
-    IF NOT EXISTS (SELECT FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch >= was.epoch) THEN
-        IF EXISTS (SELECT FROM inturn.command_log l WHERE l.topic = was.topic AND l.key = was.key AND l.seq = was.applied_seq + 1) THEN
+    IF NOT EXISTS (SELECT FROM inturn.ticket t
+                   WHERE t.topic = was.topic AND t.key = was.key AND t.epoch >= was.epoch) THEN
+        IF EXISTS (SELECT FROM inturn.command_log l
+                   WHERE l.topic = was.topic AND l.key = was.key AND l.seq = was.applied_seq + 1) THEN
             PERFORM inturn._wake_key(topic, key, was.epoch, was.applied_seq);
         ELSE
             cursor := inturn._find_gap(was);
@@ -32,7 +34,8 @@ BEGIN
     ELSIF was.waiting_at IS NULL THEN
         RETURN true;
     END IF;
-    PERFORM FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch >= was.epoch FOR UPDATE SKIP LOCKED;
+    PERFORM FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch >= was.epoch
+    FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
@@ -52,4 +55,5 @@ BEGIN
     RETURN true;
 END
 $$;
-COMMENT ON FUNCTION inturn._look_at_key IS 'Internal: wakes an idle key that has a next command, or marks that it waits for one.';
+COMMENT ON FUNCTION inturn._look_at_key IS
+    'Internal: wakes an idle key that has a next command, or marks that it waits for one.';

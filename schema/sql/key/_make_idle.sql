@@ -13,8 +13,10 @@ AS $$
 BEGIN
     DELETE FROM inturn.ticket t WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch;
     DELETE FROM inturn.key_mark m WHERE m.topic = was.topic AND m.key = was.key AND m.epoch = was.epoch;
-    INSERT INTO inturn.turn AS u (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
-    VALUES (cursor.topic, cursor.key, cursor.epoch, cursor.applied_seq + 1, cursor.applied_seq, cursor.applied_seq, true,
+    INSERT INTO inturn.turn AS u (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome,
+                                  applier, started_at)
+    VALUES (cursor.topic, cursor.key, cursor.epoch, cursor.applied_seq + 1, cursor.applied_seq,
+            cursor.applied_seq, true,
             'idle', coalesce(was.claimed_by, session_user), now())
     ON CONFLICT ON CONSTRAINT turn_pkey DO UPDATE SET drained = true, applied_seq = EXCLUDED.applied_seq;
     IF cursor.applied_seq > was.applied_seq THEN

@@ -35,7 +35,8 @@ BEGIN
         END IF;
     ELSE
         cursor.waiting_at := CASE WHEN missing THEN cursor.waiting_at END;
-        cursor.ready_at := inturn._next_ready_at(cursor, clock_timestamp() + inturn._empty_turn_wait(cursor.empty_turns));
+        cursor.ready_at := inturn._next_ready_at(cursor, clock_timestamp()
+                                                 + inturn._empty_turn_wait(cursor.empty_turns));
     END IF;
     PERFORM inturn._save_key(was, cursor);
     IF NOT drained AND cursor.empty_turns = 0 THEN
@@ -44,4 +45,5 @@ BEGIN
     RETURN cursor;
 END
 $$;
-COMMENT ON FUNCTION inturn._requeue IS 'Internal: makes a key idle if nothing is pending, otherwise schedules its next turn.';
+COMMENT ON FUNCTION inturn._requeue IS
+    'Internal: makes a key idle if nothing is pending, otherwise schedules its next turn.';

@@ -12,7 +12,8 @@ AS $$
 DECLARE
     marks constant inturn.key_mark := ROW(cursor.topic, cursor.key, cursor.epoch, cursor.attempts, cursor.last_error,
         cursor.failed_at, cursor.held_at, cursor.paused_at, cursor.paused_until, cursor.waiting_at,
-        cursor.claimed_by, cursor.claimed_at, cursor.lease_until, CASE WHEN cursor.attempts > 0 THEN cursor.ready_at END,
+        cursor.claimed_by, cursor.claimed_at, cursor.lease_until,
+        CASE WHEN cursor.attempts > 0 THEN cursor.ready_at END,
         cursor.lost);
     is_marked constant boolean := cursor.attempts > 0 OR cursor.lost > 0 OR num_nonnulls(
         cursor.last_error, cursor.held_at, cursor.paused_at, cursor.waiting_at, cursor.claimed_by) > 0;

@@ -8,7 +8,8 @@ AS $$
 -- no number yet: who lists and shows keys calls that one arrived. Qualified, not pinned: it is inlined.
 SELECT CASE
     WHEN c.held_at IS NOT NULL THEN 'held'
-    WHEN c.paused_at IS NOT NULL AND pg_catalog.statement_timestamp() OPERATOR(pg_catalog.<) coalesce(c.paused_until, 'infinity') THEN 'paused'
+    WHEN c.paused_at IS NOT NULL
+         AND pg_catalog.statement_timestamp() OPERATOR(pg_catalog.<) coalesce(c.paused_until, 'infinity') THEN 'paused'
     WHEN pg_catalog.statement_timestamp() OPERATOR(pg_catalog.<) c.lease_until THEN 'leased'
     WHEN c.waiting_at IS NOT NULL THEN 'waiting'
     WHEN c.ready_at IS NULL THEN 'idle'

@@ -20,4 +20,5 @@ BEGIN
       AND m.claimed_by IS NOT NULL;
 END
 $$;
-COMMENT ON FUNCTION inturn._blame_alone IS 'Internal to the appliers: notes that a turn that was taken alone has failed while it goes on.';
+COMMENT ON FUNCTION inturn._blame_alone IS
+    'Internal to the appliers: notes that a turn that was taken alone has failed while it goes on.';

@@ -12,4 +12,5 @@ BEGIN
     PERFORM inturn._lease_end(s, lease) FROM inturn.topic s WHERE s.name = ANY (topics);
 END
 $$;
-COMMENT ON FUNCTION inturn._check_lease IS 'Internal to the claims by lease: refuses topics that do not exist, and times that cannot be.';
+COMMENT ON FUNCTION inturn._check_lease IS
+    'Internal to the claims by lease: refuses topics that do not exist, and times that cannot be.';

@@ -26,14 +26,18 @@ BEGIN
     cursor := was;
     cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL;
     IF done_seq >= from_seq THEN
-        INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
-        VALUES (_end_turn_alone.topic, _end_turn_alone.key, _end_turn_alone.epoch, from_seq, done_seq, done_seq, false, 'applied',
+        INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome,
+                                 applier, started_at)
+        VALUES (_end_turn_alone.topic, _end_turn_alone.key, _end_turn_alone.epoch, from_seq, done_seq, done_seq,
+                false, 'applied',
                 was.claimed_by, was.claimed_at);
         cursor.applied_seq := done_seq;
-        cursor.attempts := 0; cursor.lost := 0; cursor.empty_turns := 0; cursor.last_error := NULL; cursor.failed_at := NULL;
+        cursor.attempts := 0; cursor.lost := 0; cursor.empty_turns := 0; cursor.last_error := NULL;
+        cursor.failed_at := NULL;
     END IF;
     PERFORM inturn._requeue(was, cursor);
     RETURN 'applied';
 END
 $$;
-COMMENT ON FUNCTION inturn._end_turn_alone IS 'Internal to the appliers: ends a turn that was claimed alone, whose constraints are checked.';
+COMMENT ON FUNCTION inturn._end_turn_alone IS
+    'Internal to the appliers: ends a turn that was claimed alone, whose constraints are checked.';

@@ -17,4 +17,5 @@ SELECT CASE WHEN lost_only
                  WHERE m.lease_until > clock_timestamp()
                    AND inturn._process_of(m.claimed_by) = inturn._process_of(applier)) END
 $$;
-COMMENT ON FUNCTION inturn._has_leases IS 'Internal to the claims by lease: whether an applier''s process has keys by leases that run.';
+COMMENT ON FUNCTION inturn._has_leases IS
+    'Internal to the claims by lease: whether an applier''s process has keys by leases that run.';

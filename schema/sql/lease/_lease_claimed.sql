@@ -29,7 +29,8 @@ BEGIN
       AND t.ready_at <= clock_timestamp() FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'IT030',
-            MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more', epoch, key, topic);
+            MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more', epoch,
+                             key, topic);
     END IF;
     fits := max_octets IS NULL OR (
         SELECT octet_length(l.payload::text) > max_octets FROM inturn.command_log l
@@ -45,4 +46,5 @@ BEGIN
     max_commands := CASE WHEN leased.attempts > 0 OR leased.lost > 0 THEN 1 ELSE settings.batch_commands END;
 END
 $$;
-COMMENT ON FUNCTION inturn._lease_claimed IS 'Internal to the claims by lease: starts a lease on a key that was claimed just now.';
+COMMENT ON FUNCTION inturn._lease_claimed IS
+    'Internal to the claims by lease: starts a lease on a key that was claimed just now.';

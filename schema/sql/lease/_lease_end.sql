@@ -9,7 +9,8 @@ BEGIN
     IF lease NOT BETWEEN '10 ms' AND '1 day' THEN
         RAISE EXCEPTION USING ERRCODE = '22023',
             MESSAGE = format('lease is %s; 10 ms to 1 day are allowed', lease),
-            HINT = format('Leave it out for that of topic %L, %s. To end a lease: release.', settings.name, settings.lease);
+            HINT = format('Leave it out for that of topic %L, %s. To end a lease: release.', settings.name,
+                          settings.lease);
     END IF;
     RETURN clock_timestamp() + coalesce(lease, settings.lease);
 END

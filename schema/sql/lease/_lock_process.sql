@@ -18,4 +18,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._lock_process IS 'Internal to the claims by lease: keeps a process from having a lost key in hand beside others.';
+COMMENT ON FUNCTION inturn._lock_process IS
+    'Internal to the claims by lease: keeps a process from having a lost key in hand beside others.';

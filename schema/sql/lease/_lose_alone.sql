@@ -25,7 +25,8 @@ BEGIN
         ELSIF is_clear THEN
             outcome := inturn._end_turn_alone(topic, key, epoch, was.applied_seq, error);
             UPDATE inturn.key_mark m SET lost = 1
-            WHERE m.topic = _lose_alone.topic AND m.key = _lose_alone.key AND m.epoch = _lose_alone.epoch AND m.attempts > 0;
+            WHERE m.topic = _lose_alone.topic AND m.key = _lose_alone.key AND m.epoch = _lose_alone.epoch
+              AND m.attempts > 0;
             RETURN outcome;
         END IF;
         RETURN inturn._lose_lease(was, error);
@@ -41,4 +42,5 @@ EXCEPTION WHEN SQLSTATE 'IT030' THEN
     RETURN 'fenced';
 END
 $$;
-COMMENT ON FUNCTION inturn._lose_alone IS 'Internal to the appliers: records what became of a turn that was rolled back.';
+COMMENT ON FUNCTION inturn._lose_alone IS
+    'Internal to the appliers: records what became of a turn that was rolled back.';

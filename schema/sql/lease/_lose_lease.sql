@@ -19,10 +19,12 @@ DECLARE
 BEGIN
     IF was.failed_at > was.claimed_at THEN
         cursor.lost := 1; -- to be taken alone again
-        RETURN inturn._record_failure(cursor, was.epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1, was.last_error,
+        RETURN inturn._record_failure(cursor, was.epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1,
+                                      was.last_error,
                                       was.claimed_by, was.claimed_at, NULL, NULL);
     ELSIF was.lost > 0 THEN
-        RETURN inturn._record_failure(was, was.epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1, reason,
+        RETURN inturn._record_failure(was, was.epoch, was.applied_seq + 1, was.applied_seq + 1,
+                                      was.attempts + 1, reason,
                                       was.claimed_by, was.claimed_at, NULL, NULL);
     END IF;
     cursor.lost := 1;
@@ -30,7 +32,8 @@ BEGIN
     cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL;
     cursor.ready_at := inturn._next_ready_at(cursor, clock_timestamp());
     PERFORM inturn._save_key(was, cursor);
-    INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at, error)
+    INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier,
+                             started_at, error)
     VALUES (was.topic, was.key, was.epoch, was.applied_seq + 1, was.applied_seq, was.applied_seq, false, 'lost',
             was.claimed_by, was.claimed_at, left(reason, 8000))
     ON CONFLICT ON CONSTRAINT turn_pkey DO UPDATE SET

@@ -5,4 +5,5 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT hashtextextended('inturn process ' || inturn._process_of(applier), 0)
 $$;
-COMMENT ON FUNCTION inturn._process_lock IS 'Internal to the claims by lease: the advisory lock of an applier''s process.';
+COMMENT ON FUNCTION inturn._process_lock IS
+    'Internal to the claims by lease: the advisory lock of an applier''s process.';

@@ -18,7 +18,8 @@ DECLARE
     until timestamptz;
 BEGIN
     FOR step IN
-        SELECT t.* FROM unnest(topics, keys, epochs, seqs, releases) WITH ORDINALITY t (topic, key, epoch, seq, release, place)
+        SELECT t.* FROM unnest(topics, keys, epochs, seqs,
+                               releases) WITH ORDINALITY t (topic, key, epoch, seq, release, place)
         ORDER BY t.topic COLLATE "C", t.key COLLATE "C", t.place
     LOOP
         place := step.place;
@@ -53,4 +54,5 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION inturn._record_progress IS 'Internal to the applier for outside work: records the progress of many leases.';
+COMMENT ON FUNCTION inturn._record_progress IS
+    'Internal to the applier for outside work: records the progress of many leases.';

@@ -20,8 +20,10 @@ EXCEPTION WHEN OTHERS THEN
         RAISE;
     END IF;
     GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
-    PERFORM inturn._put_off(c, 'it could not be claimed: ' || problem) FROM inturn._find_cursor(settings.name, _try_lease.key) c;
+    PERFORM inturn._put_off(c, 'it could not be claimed: ' || problem)
+    FROM inturn._find_cursor(settings.name, _try_lease.key) c;
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION inturn._try_lease IS 'Internal to the claims by lease: starts a lease on a key, or puts the key off.';
+COMMENT ON FUNCTION inturn._try_lease IS
+    'Internal to the claims by lease: starts a lease on a key, or puts the key off.';

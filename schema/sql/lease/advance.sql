@@ -27,20 +27,25 @@ BEGIN
     IF seq IS DISTINCT FROM was.applied_seq AND (seq IS DISTINCT FROM next_seq OR NOT EXISTS (
         SELECT FROM inturn._next_commands(topic, key, seq - 1, 1))) THEN
         RAISE EXCEPTION USING ERRCODE = 'IT032',
-            MESSAGE = format('command %s of key %L of topic %L is not the next: that is %s', coalesce(seq::text, 'NULL'), key, topic, next_seq),
+            MESSAGE = format('command %s of key %L of topic %L is not the next: that is %s',
+                             coalesce(seq::text, 'NULL'), key, topic, next_seq),
             HINT = 'Report the commands of a key one by one, in order, each once it took effect.';
     END IF;
     cursor.applied_seq := seq;
     IF seq > was.applied_seq THEN
-        cursor.attempts := 0; cursor.lost := 0; cursor.empty_turns := 0; cursor.last_error := NULL; cursor.failed_at := NULL;
-        INSERT INTO inturn.turn AS t (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
-        VALUES (advance.topic, advance.key, advance.epoch, was.applied_seq + 1, advance.seq, advance.seq, false, 'applied',
+        cursor.attempts := 0; cursor.lost := 0; cursor.empty_turns := 0; cursor.last_error := NULL;
+        cursor.failed_at := NULL;
+        INSERT INTO inturn.turn AS t (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome,
+                                      applier, started_at)
+        VALUES (advance.topic, advance.key, advance.epoch, was.applied_seq + 1, advance.seq, advance.seq,
+                false, 'applied',
                 was.claimed_by, was.claimed_at)
         ON CONFLICT ON CONSTRAINT turn_pkey DO UPDATE SET
             to_seq = EXCLUDED.to_seq, applied_seq = EXCLUDED.applied_seq, finished_at = EXCLUDED.finished_at;
     END IF;
     IF seq > was.applied_seq AND (SELECT true FROM inturn.waiter w
-                                  WHERE w.topic = advance.topic AND w.key = advance.key AND w.until > now() LIMIT 1) THEN
+                                  WHERE w.topic = advance.topic AND w.key = advance.key AND w.until > now()
+                                  LIMIT 1) THEN
         PERFORM inturn._notify_waiters(topic, ARRAY[key]);
     END IF;
     fresh := inturn._lease_end(settings, lease);
@@ -64,4 +69,5 @@ BEGIN
     RETURN cursor.lease_until;
 END
 $$;
-COMMENT ON FUNCTION inturn.advance IS 'Records that the next command of a leased key took effect, and renews the lease.';
+COMMENT ON FUNCTION inturn.advance IS
+    'Records that the next command of a leased key took effect, and renews the lease.';

@@ -37,7 +37,8 @@ BEGIN
             HINT = 'Give how many keys the applier can work on now.';
     END IF;
     IF topics IS NULL THEN
-        RAISE null_value_not_allowed USING MESSAGE = 'topics is NULL', HINT = 'Give the topics that the applier serves.';
+        RAISE null_value_not_allowed
+            USING MESSAGE = 'topics is NULL', HINT = 'Give the topics that the applier serves.';
     ELSIF topics = '{}' OR max_keys = 0 THEN
         RETURN;
     END IF;
@@ -53,4 +54,5 @@ BEGIN
     END;
 END
 $$;
-COMMENT ON FUNCTION inturn.claim(text[], integer, interval, text) IS 'Claims ready keys by lease, for work outside the database, and returns their next commands.';
+COMMENT ON FUNCTION inturn.claim(text[], integer, interval, text) IS
+    'Claims ready keys by lease, for work outside the database, and returns their next commands.';

@@ -19,12 +19,15 @@ BEGIN
     IF seq IS DISTINCT FROM next_seq AND seq IS DISTINCT FROM was.applied_seq + 1 OR NOT EXISTS (
         SELECT FROM inturn._next_commands(topic, key, was.applied_seq, 1)) THEN
         RAISE EXCEPTION USING ERRCODE = 'IT032',
-            MESSAGE = format('command %s of key %L of topic %L is not the next: that is %s', coalesce(seq::text, 'NULL'), key, topic, next_seq),
+            MESSAGE = format('command %s of key %L of topic %L is not the next: that is %s',
+                             coalesce(seq::text, 'NULL'), key, topic, next_seq),
             HINT = 'Report the commands of a key one by one, in order.';
     END IF;
     was.lost := 0; -- whoever can say so is not lost
-    RETURN inturn._record_failure(was, epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1, error, was.claimed_by, was.claimed_at,
+    RETURN inturn._record_failure(was, epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1, error,
+                                  was.claimed_by, was.claimed_at,
                                  asks ->> 'verdict', (asks ->> 'retry_after')::interval);
 END
 $$;
-COMMENT ON FUNCTION inturn.fail(text, text, bigint, bigint, text, jsonb) IS 'Ends a lease whose next command failed: records the error, and what becomes of the key.';
+COMMENT ON FUNCTION inturn.fail(text, text, bigint, bigint, text, jsonb) IS
+    'Ends a lease whose next command failed: records the error, and what becomes of the key.';

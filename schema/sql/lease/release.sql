@@ -14,8 +14,10 @@ DECLARE
 BEGIN
     cursor.applied_seq := inturn._past_nothing(topic, key, epoch, was.applied_seq);
     IF cursor.applied_seq > was.applied_seq THEN
-        UPDATE inturn.turn t SET to_seq = cursor.applied_seq, applied_seq = cursor.applied_seq, finished_at = clock_timestamp()
-        WHERE t.topic = release.topic AND t.key = release.key AND t.epoch = release.epoch AND t.to_seq = was.applied_seq;
+        UPDATE inturn.turn t SET to_seq = cursor.applied_seq, applied_seq = cursor.applied_seq,
+                                 finished_at = clock_timestamp()
+        WHERE t.topic = release.topic AND t.key = release.key AND t.epoch = release.epoch
+          AND t.to_seq = was.applied_seq;
         IF NOT FOUND THEN
             cursor.applied_seq := was.applied_seq;
         END IF;

@@ -12,4 +12,5 @@ FROM unnest(inturn._arrival_topics(ARRAY(
     SELECT t.name FROM inturn.topic t WHERE of_topic IS NULL OR t.name = of_topic))) t (name)
 CROSS JOIN LATERAL (SELECT i.topic, i.key FROM inturn.arrived_key i WHERE i.topic = t.name OFFSET 0) i
 $$;
-COMMENT ON FUNCTION inturn._arrived_keys IS 'Internal to list_keys: the keys on which something has arrived that has no number yet.';
+COMMENT ON FUNCTION inturn._arrived_keys IS
+    'Internal to list_keys: the keys on which something has arrived that has no number yet.';

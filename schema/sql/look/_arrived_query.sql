@@ -5,7 +5,8 @@ LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT format($query$
-SELECT (ROW(t.name, i.key, i.applied_seq, NULL, i.epoch, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0)::inturn.key_cursor).*,
+SELECT (ROW(t.name, i.key, i.applied_seq, NULL, i.epoch, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+            0)::inturn.key_cursor).*,
        'arrived' AS state, i.arrived, i.arrived_at, i.arrived_at AS at
 FROM inturn.topic t CROSS JOIN LATERAL (
     SELECT i.*, coalesce(c.applied_seq, 0) AS applied_seq, coalesce(c.epoch, 0) AS epoch
@@ -17,4 +18,5 @@ FROM inturn.topic t CROSS JOIN LATERAL (
 WHERE t.numbering = 'arrival' AND ($1 IS NULL OR t.name = $1) AND t.name <> ALL (%L::text[])
 $query$, CASE WHEN deep THEN ' AND i.arrived > 32' END, CASE WHEN NOT deep THEN 'LIMIT $5' END, hidden)
 $$;
-COMMENT ON FUNCTION inturn._arrived_query IS 'Internal to list_keys: the query that reads the keys that have no number yet.';
+COMMENT ON FUNCTION inturn._arrived_query IS
+    'Internal to list_keys: the query that reads the keys that have no number yet.';

@@ -27,19 +27,23 @@ BEGIN
            count(*) FILTER (WHERE m.state = 'paused'), count(*) FILTER (WHERE m.state = 'leased'),
            count(*) FILTER (WHERE m.state = 'waiting'), count(*) FILTER (WHERE m.state = 'ready')
     INTO found_marks, held, retrying, paused, leased, waiting, ready
-    FROM (SELECT inturn.key_state(ROW(m.topic, m.key, 0, statement_timestamp(), 0, m.attempts, 0, m.last_error, m.failed_at,
+    FROM (SELECT inturn.key_state(ROW(m.topic, m.key, 0, statement_timestamp(), 0, m.attempts, 0, m.last_error,
+                                      m.failed_at,
                                       m.held_at, m.paused_at, m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at,
                                       m.lease_until, m.lost)::inturn.key_cursor) AS state
           FROM inturn.key_mark m WHERE m.topic = _count_topic.topic LIMIT most + 1) m;
-    SELECT count(*), count(*) FILTER (WHERE NOT c.marked), min(c.ready_at), min(c.ready_at) FILTER (WHERE c.ready_at <= statement_timestamp())
+    SELECT count(*), count(*) FILTER (WHERE NOT c.marked), min(c.ready_at),
+           min(c.ready_at) FILTER (WHERE c.ready_at <= statement_timestamp())
     INTO found_tickets, queued, earliest, ready_since
     FROM (SELECT c.marked, c.ready_at FROM inturn.ticket c
-          WHERE c.topic COLLATE "POSIX" = _count_topic.topic AND c.ready_at < 'infinity' ORDER BY c.ready_at LIMIT most + 1) c;
+          WHERE c.topic COLLATE "POSIX" = _count_topic.topic AND c.ready_at < 'infinity'
+          ORDER BY c.ready_at LIMIT most + 1) c;
     exact := found_marks <= most AND found_tickets <= most;
     ready := ready + queued;
     keys := held + retrying + paused + leased + waiting + ready;
     IF NOT exact THEN
-        SELECT greatest(keys, e.tickets), greatest(found_marks, e.marks) INTO keys, marked FROM inturn._estimate_keys(topic) e;
+        SELECT greatest(keys, e.tickets), greatest(found_marks, e.marks) INTO keys, marked
+        FROM inturn._estimate_keys(topic) e;
         SELECT held * s, retrying * s, paused * s, leased * s, waiting * s INTO held, retrying, paused, leased, waiting
         FROM (SELECT marked::float8 / greatest(found_marks, 1)) scale (s);
         ready := greatest(ready, keys - held - retrying - paused - leased - waiting);
@@ -53,15 +57,19 @@ BEGIN
                (SELECT l.seq FROM inturn.command_log l
                 WHERE l.topic = c.topic AND l.key = c.key ORDER BY l.seq DESC LIMIT 1) AS last) p;
     exact := exact AND keys <= looked;
-    SELECT count(*) AS keys, coalesce(sum(h.pending), 0) AS pending, min(h.since) AS since, min(h.first_at) AS first_at INTO hinted
+    SELECT count(*) AS keys, coalesce(sum(h.pending), 0) AS pending, min(h.since) AS since,
+           min(h.first_at) AS first_at INTO hinted
     FROM inturn._hinted_keys(topic, most + 1) h;
     ready := ready + hinted.keys;
     ready_since := least(ready_since, hinted.since);
     oldest_at := least(oldest_at, hinted.first_at);
-    exact := exact AND (SELECT count(*) FROM (SELECT FROM inturn.wake_hint h WHERE h.topic = _count_topic.topic LIMIT most + 1) h) <= most;
+    exact := exact AND (SELECT count(*)
+                        FROM (SELECT FROM inturn.wake_hint h
+                              WHERE h.topic = _count_topic.topic LIMIT most + 1) h) <= most;
     arrived := 0;
     IF inturn._arrival_topics(ARRAY[topic]) <> '{}' THEN
-        SELECT count(*), least(oldest_at, min(a.created_at)) INTO arrived, oldest_at FROM inturn._oldest_arrivals(topic, most + 1) a;
+        SELECT count(*), least(oldest_at, min(a.created_at)) INTO arrived, oldest_at
+        FROM inturn._oldest_arrivals(topic, most + 1) a;
     END IF;
     pending := pending + greatest(keys - looked, 0) + hinted.pending + arrived;
 END

@@ -15,4 +15,5 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION inturn._estimate_keys IS 'Internal to topic_metrics: how many tickets and marks of a topic the planner expects.';
+COMMENT ON FUNCTION inturn._estimate_keys IS
+    'Internal to topic_metrics: how many tickets and marks of a topic the planner expects.';

@@ -12,7 +12,8 @@ SET enable_bitmapscan = off
 AS $$
 SELECT h.key, h.since, l.last_seq - c.applied_seq, l.first_at
 FROM (SELECT h.key, min(h.left_at) AS since FROM (
-          SELECT h.key, h.left_at FROM inturn.wake_hint h WHERE h.topic = _hinted_keys.topic ORDER BY h.left_at LIMIT most) h
+          SELECT h.key, h.left_at FROM inturn.wake_hint h WHERE h.topic = _hinted_keys.topic
+          ORDER BY h.left_at LIMIT most) h
       GROUP BY h.key) h
 CROSS JOIN LATERAL inturn._find_cursor(_hinted_keys.topic, h.key) c
 CROSS JOIN LATERAL (
@@ -22,4 +23,5 @@ CROSS JOIN LATERAL (
             WHERE l.topic = c.topic AND l.key = c.key ORDER BY l.seq DESC LIMIT 1) AS last_seq OFFSET 0) l
 WHERE inturn.key_state(c) = 'idle' AND l.last_seq > c.applied_seq
 $$;
-COMMENT ON FUNCTION inturn._hinted_keys IS 'Internal to topic_status and topic_metrics: idle keys that an applier will wake.';
+COMMENT ON FUNCTION inturn._hinted_keys IS
+    'Internal to topic_status and topic_metrics: idle keys that an applier will wake.';

@@ -7,7 +7,8 @@
 -- error's first line: NULL for any; $5 how many; $7, where idle ones are read, what _arrived_keys returns.
 -- A key that has a ticket is read from that and its marks, as key_cursor has it: a probe for each that is marked.
 -- What is pending is looked for by subqueries: from a join, or from EXISTS, a planner may read the whole log.
-CREATE FUNCTION inturn._keys_query(state text, order_by text DEFAULT '', deep boolean DEFAULT false, hidden text[] DEFAULT '{}')
+CREATE FUNCTION inturn._keys_query(state text, order_by text DEFAULT '', deep boolean DEFAULT false,
+                                   hidden text[] DEFAULT '{}')
 RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
@@ -38,11 +39,13 @@ $query$,
         SELECT c.*, inturn.key_state(c) AS state FROM inturn.key_sequence f
         CROSS JOIN LATERAL (SELECT c.* FROM inturn.key_cursor c WHERE c.topic = f.topic AND c.key = f.key OFFSET 0) c
         WHERE f.topic = t.name
-          AND CASE WHEN t.numbering = 'arrival' THEN $7 ? pg_catalog.jsonb_build_array(f.topic, f.key)::text ELSE false END IS FALSE$source$
+          AND CASE WHEN t.numbering = 'arrival' THEN $7 ? pg_catalog.jsonb_build_array(f.topic, f.key)::text
+                   ELSE false END IS FALSE$source$
     ELSE format($source$
         SELECT (c.cursor).*, inturn.key_state(c.cursor) AS state
         FROM %s CROSS JOIN LATERAL (SELECT ROW(
-            i.topic, i.key, i.applied_seq, nullif(i.ready_at, 'infinity'), i.epoch, coalesce(m.attempts, 0), i.empty_turns,
+            i.topic, i.key, i.applied_seq, nullif(i.ready_at, 'infinity'), i.epoch, coalesce(m.attempts, 0),
+            i.empty_turns,
             m.last_error, m.failed_at, m.held_at, m.paused_at, m.paused_until, m.waiting_at,
             m.claimed_by, m.claimed_at, m.lease_until, coalesce(m.lost, 0))::inturn.key_cursor AS cursor) c
         WHERE f.topic%s = t.name AND %s$source$,

@@ -9,7 +9,8 @@ SELECT CASE jsonb_array_length(sessions)
     WHEN 0 THEN CASE WHEN EXISTS (SELECT FROM pg_prepared_xacts x WHERE x.database = current_database())
                      THEN 'a prepared transaction, it seems: see pg_prepared_xacts'
                      ELSE 'a session that cannot be seen' END
-    WHEN 1 THEN (sessions->0->>'says') || coalesce('. Its last query: ' || inturn._shorten(sessions->0->>'query', 120), '')
+    WHEN 1 THEN (sessions->0->>'says')
+        || coalesce('. Its last query: ' || inturn._shorten(sessions->0->>'query', 120), '')
     ELSE format('one of %s sessions: ', jsonb_array_length(sessions))
         || (SELECT string_agg(s.value->>'says', '; ' ORDER BY s.position) FROM jsonb_array_elements(sessions)
             WITH ORDINALITY s (value, position) WHERE s.position <= 3)

@@ -23,4 +23,5 @@ BEGIN
     CROSS JOIN LATERAL (SELECT i.* FROM inturn.intake i WHERE i.ctid = a.tid OFFSET 0) i;
 END
 $$;
-COMMENT ON FUNCTION inturn._oldest_arrivals IS 'Internal to topic_metrics: commands of a topic that have no number yet.';
+COMMENT ON FUNCTION inturn._oldest_arrivals IS
+    'Internal to topic_metrics: commands of a topic that have no number yet.';

@@ -20,10 +20,12 @@ WITH marked AS (
     (SELECT m.topic, m.key, m.epoch FROM inturn.key_mark m
      WHERE m.topic = _oldest_tickets.topic AND m.paused_at IS NOT NULL ORDER BY m.paused_at LIMIT most)
 )
-(SELECT c.* FROM inturn.ticket c WHERE c.topic COLLATE "POSIX" = _oldest_tickets.topic AND c.ready_at >= since AND c.ready_at < 'infinity'
+(SELECT c.* FROM inturn.ticket c
+ WHERE c.topic COLLATE "POSIX" = _oldest_tickets.topic AND c.ready_at >= since AND c.ready_at < 'infinity'
  ORDER BY c.ready_at LIMIT most)
 UNION
 SELECT c.* FROM marked m CROSS JOIN LATERAL (
     SELECT c.* FROM inturn.ticket c WHERE c.topic = m.topic AND c.key = m.key AND c.epoch = m.epoch LIMIT 1) c
 $$;
-COMMENT ON FUNCTION inturn._oldest_tickets IS 'Internal to topic_metrics: tickets of the keys that have stood the longest.';
+COMMENT ON FUNCTION inturn._oldest_tickets IS
+    'Internal to topic_metrics: tickets of the keys that have stood the longest.';

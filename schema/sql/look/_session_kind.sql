@@ -17,4 +17,5 @@ FROM pg_stat_activity a CROSS JOIN LATERAL (
     WHERE l.pid = a.pid AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted) w
 WHERE a.pid = backend
 $$;
-COMMENT ON FUNCTION inturn._session_kind IS 'Internal: whose a session is: an applier''s, an operator''s, a caller''s, or another.';
+COMMENT ON FUNCTION inturn._session_kind IS
+    'Internal: whose a session is: an applier''s, an operator''s, a caller''s, or another.';

@@ -6,7 +6,8 @@ AS $$
 SELECT CASE
     WHEN a.state LIKE 'idle in transaction%' THEN 'its own code, outside the database'
     WHEN a.wait_event_type = 'Lock' THEN 'a lock held by ' || coalesce((
-        SELECT string_agg(CASE b.pid WHEN 0 THEN 'a prepared transaction' ELSE inturn._describe_backend(b.pid) END, '; ')
+        SELECT string_agg(CASE b.pid WHEN 0 THEN 'a prepared transaction'
+                               ELSE inturn._describe_backend(b.pid) END, '; ')
         FROM unnest(pg_blocking_pids(a.pid)) b (pid)), 'somebody')
     WHEN a.state = 'active' THEN a.wait_event_type || ' ' || a.wait_event END
 FROM pg_stat_activity a WHERE a.pid = backend

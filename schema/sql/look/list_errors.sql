@@ -22,12 +22,16 @@ SELECT k.topic, k.error,
        min(k.failed_at), max(k.failed_at), (array_agg(k.key ORDER BY k.failed_at DESC, k.key))[1]
 FROM (SELECT m.topic, m.key, m.failed_at, inturn._first_line(m.last_error) AS error,
              inturn.key_state(ROW(
-                 m.topic, m.key, 0, statement_timestamp(), 0, m.attempts, 0, m.last_error, m.failed_at, m.held_at, m.paused_at,
-                 m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until, coalesce(m.lost, 0))::inturn.key_cursor) AS state
+                 m.topic, m.key, 0, statement_timestamp(), 0, m.attempts, 0, m.last_error, m.failed_at, m.held_at,
+                 m.paused_at,
+                 m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until,
+                 coalesce(m.lost, 0))::inturn.key_cursor) AS state
       FROM inturn.topic t JOIN inturn.key_mark m ON m.topic = t.name
       WHERE (of_topic IS NULL OR t.name = of_topic) AND (of_like IS NULL OR m.key LIKE of_like)
         AND t.name <> ALL ((SELECT inturn._hidden_topics())::text[])) k
 WHERE k.state IN ('held', 'retrying') AND (of_error IS NULL OR k.error LIKE of_error)
-GROUP BY k.topic, k.error ORDER BY count(*) DESC, max(k.failed_at) DESC, k.topic, k.error LIMIT CASE WHEN max_errors < 0 THEN 0 ELSE max_errors END
+GROUP BY k.topic, k.error ORDER BY count(*) DESC, max(k.failed_at) DESC, k.topic, k.error
+    LIMIT CASE WHEN max_errors < 0 THEN 0 ELSE max_errors END
 $$;
-COMMENT ON FUNCTION inturn.list_errors IS 'Lists what held and retrying keys failed with, each error once, and on how many keys.';
+COMMENT ON FUNCTION inturn.list_errors IS
+    'Lists what held and retrying keys failed with, each error once, and on how many keys.';

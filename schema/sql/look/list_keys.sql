@@ -49,8 +49,7 @@ DECLARE
     states text[] := coalesce(string_to_array(of_state, ','), ranks);
     appended_by timestamptz;
     most bigint; listed bigint := 0; passing bigint;
-    bounded boolean := false;
-    parts text[] := '{}'; part text; deep text[];
+    bounded boolean := false; parts text[] := '{}'; part text; deep text[];
     details constant text := $query$
         SELECT c.topic, c.key, c.state, c.applied_seq, l.last_seq,
                coalesce(c.arrived, CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END),

@@ -15,7 +15,8 @@ AS $$
 WITH tables AS MATERIALIZED (
     SELECT c.oid, jsonb_build_object('table', c.relname) AS labels, s.n_live_tup, s.n_dead_tup, s.n_tup_ins, c.relname
     FROM pg_class c LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
-    WHERE c.relnamespace = (SELECT o.relnamespace FROM pg_class o WHERE o.oid = 'inturn.topic'::regclass) AND c.relkind = 'r'
+    WHERE c.relnamespace = (SELECT o.relnamespace FROM pg_class o WHERE o.oid = 'inturn.topic'::regclass)
+      AND c.relkind = 'r'
 ),
 holder AS MATERIALIZED (
     SELECT 'session' AS holder, age(coalesce(a.backend_xmin, a.backend_xid)) AS xids,
@@ -38,14 +39,16 @@ UNION ALL SELECT 'inturn_appended_commands_total', '{}', t.n_tup_ins FROM tables
 UNION ALL SELECT 'inturn_recorded_turns_total', '{}', t.n_tup_ins FROM tables t WHERE t.relname = 'turn'
 UNION ALL
 SELECT 'inturn_oldest_snapshot_age_transactions', jsonb_build_object('holder', k.holder), coalesce(max(h.xids), 0)
-FROM unnest(ARRAY['session', 'prepared', 'slot', 'standby']) k (holder) LEFT JOIN holder h USING (holder) GROUP BY k.holder
+FROM unnest(ARRAY['session', 'prepared', 'slot', 'standby']) k (holder) LEFT JOIN holder h USING (holder)
+GROUP BY k.holder
 UNION ALL
 SELECT 'inturn_oldest_snapshot_age_seconds', jsonb_build_object('holder', k.holder), coalesce(max(h.seconds), 0)
 FROM unnest(ARRAY['session', 'prepared']) k (holder) LEFT JOIN holder h USING (holder) GROUP BY k.holder
 UNION ALL
 SELECT 'inturn_abandoned_threads', '{}', coalesce(sum(p.abandoned), 0) FROM (
     SELECT max(p.abandoned) AS abandoned FROM inturn.applier p
-    LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND coalesce(a.backend_start, p.backend_start) = p.backend_start
+    LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid
+                                   AND coalesce(a.backend_start, p.backend_start) = p.backend_start
     WHERE inturn._is_alive(p, a.pid, a.state, a.query_start) GROUP BY p.host, p.pid) p
 UNION ALL
 SELECT 'inturn_schema_info', jsonb_build_object('revision', v.version_num), 1 FROM inturn.schema_version v

@@ -15,12 +15,15 @@ AS $$
 WITH budget AS (SELECT least(1000, greatest(3000 / greatest(count(*), 1), 20))::integer AS most FROM inturn.topic),
 alive AS MATERIALIZED (
     SELECT p.applier, p.topics, p.host, p.pid, p.down FROM inturn.applier p
-    LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND coalesce(a.backend_start, p.backend_start) = p.backend_start
+    LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid
+                                   AND coalesce(a.backend_start, p.backend_start) = p.backend_start
     WHERE inturn._is_alive(p, a.pid, a.state, a.query_start)
 ),
-serving AS MATERIALIZED (SELECT s.topic, count(*) AS appliers FROM alive a CROSS JOIN unnest(a.topics) s (topic) GROUP BY s.topic),
+serving AS MATERIALIZED (SELECT s.topic, count(*) AS appliers FROM alive a CROSS JOIN unnest(a.topics) s (topic)
+                         GROUP BY s.topic),
 down AS MATERIALIZED (
-    SELECT d.topic, count(DISTINCT (a.host, a.pid)) AS processes FROM alive a CROSS JOIN jsonb_object_keys(a.down) d (topic)
+    SELECT d.topic, count(DISTINCT (a.host, a.pid)) AS processes FROM alive a
+    CROSS JOIN jsonb_object_keys(a.down) d (topic)
     GROUP BY d.topic)
 SELECT v.metric, jsonb_build_object('topic', t.name) || v.more, v.value
 FROM inturn.topic t CROSS JOIN budget b

@@ -2,7 +2,8 @@ CREATE FUNCTION inturn.topic_status(of_topic text DEFAULT NULL, recent interval 
 RETURNS TABLE (
     topic text, target text, held bigint, retrying bigint, paused bigint, ready bigint,
     pending bigint, oldest_pending_at timestamptz, exact boolean, applied bigint, failed bigint,
-    paused_at timestamptz, paused_until timestamptz, waiting bigint, leased bigint, arrived bigint, arrived_at timestamptz
+    paused_at timestamptz, paused_until timestamptz, waiting bigint, leased bigint, arrived bigint,
+    arrived_at timestamptz
 )
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -21,12 +22,14 @@ AS $$
 -- Materialized, and of all topics: with a topic given, a planner may read all its turns by their primary key.
 SELECT inturn._require_grant(of_topic, 'operator');
 WITH lately AS MATERIALIZED (
-    SELECT r.topic, sum(r.to_seq - r.from_seq + 1) AS applied, count(*) FILTER (WHERE r.outcome NOT IN ('applied', 'idle')) AS failed
+    SELECT r.topic, sum(r.to_seq - r.from_seq + 1) AS applied,
+           count(*) FILTER (WHERE r.outcome NOT IN ('applied', 'idle')) AS failed
     FROM inturn.turn r
     WHERE r.finished_at > statement_timestamp() - least(greatest(recent, '-1000 years'), '1000 years') GROUP BY r.topic
 )
 SELECT t.name, t.target, k.held, k.retrying, k.paused, k.ready + h.keys,
-       p.pending + h.pending + greatest(k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased - p.keys, 0), least(p.oldest_pending_at, h.first_at),
+       p.pending + h.pending + greatest(k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased - p.keys, 0),
+       least(p.oldest_pending_at, h.first_at),
        k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased <= p.keys,
        coalesce(y.applied, 0)::bigint, coalesce(y.failed, 0), s.paused_at, s.paused_until, k.waiting, k.leased,
        a.arrived, a.arrived_at
@@ -37,15 +40,18 @@ CROSS JOIN LATERAL (
            count(*) FILTER (WHERE m.state = 'leased') AS leased,
            -- Of those that are marked; the others that have a ticket are ready too.
            count(*) FILTER (WHERE m.state = 'ready') AS ready
-    FROM (SELECT inturn.key_state(ROW(m.topic, m.key, 0, statement_timestamp(), 0, m.attempts, 0, m.last_error, m.failed_at, m.held_at,
-                                      m.paused_at, m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until,
+    FROM (SELECT inturn.key_state(ROW(m.topic, m.key, 0, statement_timestamp(), 0, m.attempts, 0, m.last_error,
+                                      m.failed_at, m.held_at,
+                                      m.paused_at, m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at,
+                                      m.lease_until,
                                       m.lost)::inturn.key_cursor) AS state
           FROM inturn.key_mark m WHERE m.topic = t.name) m) m
 CROSS JOIN LATERAL (
     SELECT m.held, m.retrying, m.paused, m.waiting, m.leased,
            m.ready + (SELECT count(*) FROM inturn.ticket c WHERE c.topic = t.name AND NOT c.marked) AS ready) k
 CROSS JOIN LATERAL (
-    SELECT count(*) AS keys, coalesce(sum(l.pending), 0)::bigint AS pending, min(l.oldest_pending_at) AS oldest_pending_at
+    SELECT count(*) AS keys, coalesce(sum(l.pending), 0)::bigint AS pending,
+           min(l.oldest_pending_at) AS oldest_pending_at
     FROM inturn.list_keys(t.name, 'held,waiting,retrying,paused,leased,ready', 50000) l) p
 CROSS JOIN LATERAL (
     SELECT count(*) AS keys, coalesce(sum(h.pending), 0)::bigint AS pending, min(h.first_at) AS first_at
@@ -55,6 +61,8 @@ CROSS JOIN LATERAL (
 LEFT JOIN inturn.topic s ON s.name = t.name AND s.paused_at IS NOT NULL
                         AND statement_timestamp() < coalesce(s.paused_until, 'infinity')
 LEFT JOIN lately y ON y.topic = t.name
-WHERE (of_topic IS NULL OR t.name = of_topic) AND t.name <> ALL ((SELECT inturn._hidden_topics())::text[]) ORDER BY t.name
+WHERE (of_topic IS NULL OR t.name = of_topic) AND t.name <> ALL ((SELECT inturn._hidden_topics())::text[])
+ORDER BY t.name
 $$;
-COMMENT ON FUNCTION inturn.topic_status IS 'Sums up the topics: keys by state, what is pending, what was applied lately.';
+COMMENT ON FUNCTION inturn.topic_status IS
+    'Sums up the topics: keys by state, what is pending, what was applied lately.';

@@ -26,4 +26,5 @@ WHERE t.to_seq IS NULL OR b.from_seq - 1 - t.to_seq = (
     WHERE q.topic = _begun_merges.topic AND q.key = _begun_merges.key
       AND q.seq > t.to_seq AND q.seq < b.from_seq AND q.epoch = b.epoch AND q.into_seq IS NULL)
 $$;
-COMMENT ON FUNCTION inturn._begun_merges IS 'Internal: what earlier turns of a key may have begun as one, and did not end.';
+COMMENT ON FUNCTION inturn._begun_merges IS
+    'Internal: what earlier turns of a key may have begun as one, and did not end.';

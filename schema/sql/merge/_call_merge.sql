@@ -25,7 +25,8 @@ BEGIN
             RAISE null_value_not_allowed USING MESSAGE = 'it returned NULL';
         ELSIF octet_length(payload::text) > max_bytes THEN
             RAISE program_limit_exceeded USING MESSAGE = format(
-                'it returned a payload of %s bytes, over the %s that the topic allows', octet_length(payload::text), max_bytes);
+                'it returned a payload of %s bytes, over the %s that the topic allows',
+                octet_length(payload::text), max_bytes);
         END IF;
         RAISE EXCEPTION USING ERRCODE = 'IT999'; -- the way back to a transaction that writes
     EXCEPTION
@@ -37,7 +38,8 @@ BEGIN
     END;
     payload := NULL;
     problem := format(
-        E'commands %s and %s could not be merged by %s: %s (SQLSTATE %s)\nHINT: They are taken as they are; correct the function, or remove the rule of %s and %s.',
+        E'commands %s and %s could not be merged by %s: %s (SQLSTATE %s)\nHINT: They are taken as they are; correct '
+         'the function, or remove the rule of %s and %s.',
         first.seq, second.seq, becomes, message, state, first.name, second.name);
 END
 $$;

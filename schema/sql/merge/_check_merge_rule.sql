@@ -11,11 +11,14 @@ DECLARE
 BEGIN
     SELECT CASE
         WHEN name IS NULL THEN 'a name is NULL, and would stand for every command'
-        WHEN octet_length(name) NOT BETWEEN 1 AND 128 THEN format('a name has %s octets; a command''s has 1 to 128', octet_length(name))
-        WHEN name ~ '[*%]' THEN format('the name %L looks like a pattern, and patterns would swallow commands that nobody named', name)
+        WHEN octet_length(name) NOT BETWEEN 1 AND 128
+            THEN format('a name has %s octets; a command''s has 1 to 128', octet_length(name))
+        WHEN name ~ '[*%]'
+            THEN format('the name %L looks like a pattern, and patterns would swallow commands that nobody named', name)
         END INTO problem FROM unnest(ARRAY[first, "then"]) name ORDER BY 1 LIMIT 1;
     IF problem IS NULL AND (becomes IN ('nothing', 'last') OR becomes LIKE 'sql:_%') IS NOT TRUE THEN
-        problem := format('becomes is %s; nothing, last and sql:SCHEMA.FUNCTION are allowed', coalesce(quote_literal(becomes), 'NULL'));
+        problem := format('becomes is %s; nothing, last and sql:SCHEMA.FUNCTION are allowed',
+                          coalesce(quote_literal(becomes), 'NULL'));
     END IF;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT060',

@@ -14,4 +14,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._commands_to_merge IS 'Internal to the appliers: the next commands of a key in hand, and whether each may be merged.';
+COMMENT ON FUNCTION inturn._commands_to_merge IS
+    'Internal to the appliers: the next commands of a key in hand, and whether each may be merged.';

@@ -3,7 +3,8 @@
 --
 -- failed_seq: the number that the handler had. What was merged into it, and what became nothing just before it, was not
 -- done either: it is taken as it is from now on.
-CREATE FUNCTION inturn._failed_seq(topic text, key text, epoch bigint, from_seq bigint, failed_seq bigint) RETURNS bigint
+CREATE FUNCTION inturn._failed_seq(topic text, key text, epoch bigint, from_seq bigint,
+                                   failed_seq bigint) RETURNS bigint
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off

@@ -7,7 +7,8 @@
 -- and payloads are not what they would be, and the key need not be in hand. What is merged has the number of its last
 -- command.
 CREATE FUNCTION inturn._fold_merges(
-    settings inturn.topic, key text, applied_seq bigint, epoch bigint, max_commands integer, rules jsonb, may_call boolean,
+    settings inturn.topic, key text, applied_seq bigint, epoch bigint, max_commands integer, rules jsonb,
+    may_call boolean,
     OUT entries inturn.merge_plan[], OUT problem text
 )
 LANGUAGE plpgsql VOLATILE
@@ -28,7 +29,8 @@ BEGIN
         FETCH reading INTO command;
         EXIT WHEN NOT FOUND;
         depth := depth + 1;
-        stack[depth] := ROW(settings.name, key, command.seq, command.name, command.payload, command.created_at, 1)::inturn.command;
+        stack[depth] := ROW(settings.name, key, command.seq, command.name, command.payload, command.created_at,
+                            1)::inturn.command;
         starts[depth] := command.seq; fixed[depth] := command.fixed; changed[depth] := false;
         WHILE depth > 1 LOOP
             first := stack[depth - 1]; second := stack[depth];
@@ -42,7 +44,8 @@ BEGIN
                 EXIT;
             ELSIF becomes <> 'last' THEN
                 IF may_call THEN
-                    SELECT * INTO second.payload, problem FROM inturn._call_merge(becomes, first, second, settings.max_payload_bytes);
+                    SELECT * INTO second.payload, problem
+                    FROM inturn._call_merge(becomes, first, second, settings.max_payload_bytes);
                     IF problem IS NOT NULL THEN
                         CLOSE reading;
                         RETURN;
@@ -57,7 +60,8 @@ BEGIN
     END LOOP;
     CLOSE reading;
     entries := ARRAY(
-        SELECT ROW(settings.name, key, epoch, n, g.from_seq, g.to_seq, CASE WHEN g.place > 0 THEN g.to_seq END, made[n - applied_seq],
+        SELECT ROW(settings.name, key, epoch, n, g.from_seq, g.to_seq, CASE WHEN g.place > 0 THEN g.to_seq END,
+                   made[n - applied_seq],
                    CASE WHEN n = g.to_seq AND changed[g.place] THEN stack[g.place].name END,
                    CASE WHEN n = g.to_seq AND changed[g.place] THEN stack[g.place].payload END)::inturn.merge_plan
         FROM (SELECT starts[place] AS from_seq, stack[place].seq AS to_seq, place FROM generate_series(1, depth) place

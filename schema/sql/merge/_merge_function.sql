@@ -19,7 +19,8 @@ BEGIN
     IF resolved IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT061',
             MESSAGE = format('there is no function %s(inturn.command, inturn.command)', name),
-            HINT = format('Name it with its schema, and create it first: CREATE FUNCTION %s(first inturn.command, second inturn.command) RETURNS jsonb ...', name);
+            HINT = format('Name it with its schema, and create it first: CREATE FUNCTION %s(first inturn.command, '
+                          'second inturn.command) RETURNS jsonb ...', name);
     END IF;
     SELECT CASE WHEN p.prokind = 'p' THEN 'is a procedure'
                 WHEN p.prokind = 'a' THEN 'is an aggregate'
@@ -31,7 +32,8 @@ BEGIN
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT061',
             MESSAGE = format('%s %s', resolved, problem),
-            HINT = 'What merges two commands is a plain function in a schema of the database that returns jsonb, the payload.';
+            HINT = 'What merges two commands is a plain function in a schema of the database that returns jsonb, the '
+                   'payload.';
     END IF;
     RETURN resolved;
 END

@@ -28,4 +28,5 @@ CROSS JOIN (SELECT ARRAY(
     FROM inturn._begun_merges(topic, key, applied_seq, epoch, max_commands) m) AS begun OFFSET 0) b
 ORDER BY c.seq
 $$;
-COMMENT ON FUNCTION inturn._mergeable_commands IS 'Internal: the next commands of a key, and whether each may be merged.';
+COMMENT ON FUNCTION inturn._mergeable_commands IS
+    'Internal: the next commands of a key, and whether each may be merged.';

@@ -7,7 +7,8 @@ SET enable_seqscan = off
 AS $$
 SELECT coalesce((
     SELECT p.into_seq FROM inturn.merge_plan p
-    WHERE p.topic = _next_planned.topic AND p.key = _next_planned.key AND p.epoch = _next_planned.epoch AND p.seq = n.seq), n.seq)
+    WHERE p.topic = _next_planned.topic AND p.key = _next_planned.key AND p.epoch = _next_planned.epoch
+      AND p.seq = n.seq), n.seq)
 FROM (SELECT inturn._past_nothing(topic, key, epoch, applied_seq) + 1 AS seq) n
 $$;
 COMMENT ON FUNCTION inturn._next_planned IS 'Internal: the number that the holder of a lease has to report next.';

@@ -3,7 +3,8 @@
 --
 -- The arrays run in parallel. max_commands: of a key that is not tried again. Raises and locks what fail does.
 CREATE FUNCTION inturn._plan_batch(
-    settings inturn.topic, keys text[], epochs bigint[], applied_seqs bigint[], attempts integer[], max_commands integer, applier text
+    settings inturn.topic, keys text[], epochs bigint[], applied_seqs bigint[], attempts integer[],
+    max_commands integer, applier text
 ) RETURNS text[]
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -17,7 +18,8 @@ BEGIN
         problem := inturn._plan_merges(settings, claimed.key, claimed.applied_seq, claimed.epoch,
                                       CASE WHEN claimed.attempts > 0 THEN 1 ELSE max_commands END);
         IF problem IS NOT NULL THEN
-            PERFORM inturn.fail(settings.name, claimed.key, claimed.epoch, claimed.applied_seq + 1, claimed.applied_seq + 1,
+            PERFORM inturn.fail(settings.name, claimed.key, claimed.epoch, claimed.applied_seq + 1,
+                                claimed.applied_seq + 1,
                                 problem, applier, 'merge');
             failed := failed || claimed.key;
         END IF;

@@ -15,7 +15,8 @@ DECLARE
 BEGIN
     IF max_commands > 1 AND rules <> '{}' AND current_setting('inturn.merge_cancelled', true) IS DISTINCT FROM 'on' THEN
         SELECT * INTO folded FROM inturn._fold_merges(settings, key, applied_seq, epoch, max_commands, rules, true);
-        PERFORM inturn._save_merges(settings.name, key, epoch, CASE WHEN folded.problem IS NULL THEN folded.entries END);
+        PERFORM inturn._save_merges(settings.name, key, epoch,
+                                    CASE WHEN folded.problem IS NULL THEN folded.entries END);
         RETURN folded.problem;
     END IF;
     PERFORM inturn._save_merges(settings.name, key, epoch, NULL);

@@ -7,6 +7,7 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 SELECT coalesce(max(p.to_seq), _planned_end.seq) FROM inturn.merge_plan p
-WHERE p.topic = _planned_end.topic AND p.key = _planned_end.key AND p.epoch = _planned_end.epoch AND p.seq = _planned_end.seq
+WHERE p.topic = _planned_end.topic AND p.key = _planned_end.key AND p.epoch = _planned_end.epoch
+  AND p.seq = _planned_end.seq
 $$;
 COMMENT ON FUNCTION inturn._planned_end IS 'Internal to the appliers: the last number of those that a turn merges.';

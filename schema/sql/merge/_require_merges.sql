@@ -20,4 +20,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._require_merges IS 'Internal to the appliers: refuses a topic of which a merge function belongs to somebody else.';
+COMMENT ON FUNCTION inturn._require_merges IS
+    'Internal to the appliers: refuses a topic of which a merge function belongs to somebody else.';

@@ -13,12 +13,15 @@ DECLARE
 BEGIN
     IF applied IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT030',
-            MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more', epoch, key, topic);
+            MESSAGE = format('turn %s of key %L of topic %L was fenced off: its claim is not held any more', epoch,
+                             key, topic);
     END IF;
     DELETE FROM inturn.merge_plan p
-    WHERE p.topic = _save_merges.topic AND p.key = _save_merges.key AND p.seq > applied AND p.epoch = _save_merges.epoch;
+    WHERE p.topic = _save_merges.topic AND p.key = _save_merges.key AND p.seq > applied
+      AND p.epoch = _save_merges.epoch;
     INSERT INTO inturn.merge_plan
-    SELECT _save_merges.topic, _save_merges.key, _save_merges.epoch, e.seq, e.from_seq, e.to_seq, e.into_seq, e.rule, e.name, e.payload
+    SELECT _save_merges.topic, _save_merges.key, _save_merges.epoch, e.seq, e.from_seq, e.to_seq, e.into_seq, e.rule,
+           e.name, e.payload
     FROM unnest(entries) e;
 END
 $$;

@@ -21,11 +21,13 @@ BEGIN
     RETURN QUERY
     SELECT was.applied_seq, was.attempts + 1, l.seq, l.name, l.payload, l.created_at
     FROM (SELECT 1) one LEFT JOIN LATERAL (
-        SELECT n.seq, n.name, n.payload, n.created_at, row_number() OVER o AS place, sum(octet_length(n.payload::text)) OVER o AS octets
+        SELECT n.seq, n.name, n.payload, n.created_at, row_number() OVER o AS place,
+               sum(octet_length(n.payload::text)) OVER o AS octets
         FROM inturn._turn_commands(was.topic, ARRAY[was.key], ARRAY[was.epoch], ARRAY[was.applied_seq], most) n
         WINDOW o AS (ORDER BY n.seq)) l
     ON l.place = 1 OR coalesce(l.octets, 0) <= inturn._max_claim_octets()
     ORDER BY l.seq;
 END
 $$;
-COMMENT ON FUNCTION inturn._take_alone IS 'Internal to the appliers: locks a key that was claimed alone, and returns its next commands.';
+COMMENT ON FUNCTION inturn._take_alone IS
+    'Internal to the appliers: locks a key that was claimed alone, and returns its next commands.';

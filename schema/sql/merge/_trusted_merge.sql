@@ -12,9 +12,11 @@ DECLARE
 BEGIN
     SELECT * INTO rule FROM inturn._merge_functions(topic) f WHERE f.first_name = first AND f.then_name = "then";
     resolved := inturn._merge_function(rule.becomes);
-    PERFORM inturn._require_owner(format('what merges %L and %L of topic %L', first, "then", topic), resolved, rule.owner, rule.owner_id,
+    PERFORM inturn._require_owner(format('what merges %L and %L of topic %L', first, "then", topic), resolved,
+                                  rule.owner, rule.owner_id,
         format('SELECT inturn.merge_rule(%L, %L, %L, %L).', topic, first, "then", rule.becomes));
     RETURN resolved;
 END
 $$;
-COMMENT ON FUNCTION inturn._trusted_merge IS 'Internal: the function that a merge rule names, if it belongs to whom it did.';
+COMMENT ON FUNCTION inturn._trusted_merge IS
+    'Internal: the function that a merge rule names, if it belongs to whom it did.';

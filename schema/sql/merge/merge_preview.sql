@@ -1,4 +1,5 @@
-CREATE FUNCTION inturn.merge_preview(topic text, first text DEFAULT NULL, "then" text DEFAULT NULL, becomes text DEFAULT NULL)
+CREATE FUNCTION inturn.merge_preview(topic text, first text DEFAULT NULL, "then" text DEFAULT NULL,
+                                     becomes text DEFAULT NULL)
 RETURNS TABLE (rule text, keys bigint, merged bigint, pending bigint, remaining bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -29,30 +30,37 @@ BEGIN
         rules := rules || jsonb_build_object(jsonb_build_array(first, "then")::text, becomes);
     END IF;
     keys := 0; merged := 0; pending := 0; remaining := 0;
-    FOR each IN SELECT c.* FROM inturn.ticket t JOIN inturn.key_cursor c ON c.topic = t.topic AND c.key = t.key AND c.epoch = t.epoch
+    FOR each IN SELECT c.* FROM inturn.ticket t
+    JOIN inturn.key_cursor c ON c.topic = t.topic AND c.key = t.key AND c.epoch = t.epoch
                 WHERE t.topic = merge_preview.topic LOOP
         at_seq := each.applied_seq; seen := '{}';
         epoch := CASE WHEN each.attempts = 0 AND each.lost = 0 THEN each.epoch + 1 END;
         LOOP
             SELECT count(*) INTO read FROM inturn._next_commands(topic, each.key, at_seq, settings.batch_commands);
             EXIT WHEN read = 0;
-            entries := (inturn._fold_merges(settings, each.key, at_seq, epoch, settings.batch_commands, rules, false)).entries;
+            entries := (inturn._fold_merges(settings, each.key, at_seq, epoch, settings.batch_commands, rules,
+                                            false)).entries;
             FOR counted IN SELECT e.rule, count(*) AS n FROM unnest(entries) e GROUP BY e.rule LOOP
-                numbers := numbers || jsonb_build_object(counted.rule, coalesce((numbers ->> counted.rule)::bigint, 0) + counted.n);
+                numbers := numbers || jsonb_build_object(counted.rule,
+                                                         coalesce((numbers ->> counted.rule)::bigint, 0) + counted.n);
                 seen := seen || jsonb_build_object(counted.rule, 1);
             END LOOP;
             merged := merged + cardinality(entries);
             pending := pending + read;
-            remaining := remaining + read - (SELECT count(*) FROM unnest(entries) e WHERE e.into_seq IS DISTINCT FROM e.seq);
+            remaining := remaining + read
+                - (SELECT count(*) FROM unnest(entries) e WHERE e.into_seq IS DISTINCT FROM e.seq);
             at_seq := at_seq + read; epoch := NULL;
         END LOOP;
         keys := keys + CASE WHEN seen <> '{}' THEN 1 ELSE 0 END;
-        SELECT key_counts || coalesce(jsonb_object_agg(s, coalesce((key_counts ->> s)::bigint, 0) + 1), '{}') INTO key_counts
+        SELECT key_counts || coalesce(jsonb_object_agg(s, coalesce((key_counts ->> s)::bigint, 0) + 1), '{}')
+        INTO key_counts
         FROM jsonb_object_keys(seen) s;
     END LOOP;
     RETURN QUERY SELECT n.key, (key_counts ->> n.key)::bigint, n.value::bigint, NULL::bigint, NULL::bigint
                  FROM jsonb_each_text(numbers) n ORDER BY n.value::bigint DESC, n.key;
-    RETURN QUERY SELECT NULL::text, merge_preview.keys, merge_preview.merged, merge_preview.pending, merge_preview.remaining;
+    RETURN QUERY SELECT NULL::text, merge_preview.keys, merge_preview.merged, merge_preview.pending,
+                        merge_preview.remaining;
 END
 $$;
-COMMENT ON FUNCTION inturn.merge_preview IS 'What the merge rules of a topic would make of the commands that are pending now.';
+COMMENT ON FUNCTION inturn.merge_preview IS
+    'What the merge rules of a topic would make of the commands that are pending now.';

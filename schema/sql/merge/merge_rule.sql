@@ -1,4 +1,5 @@
-CREATE FUNCTION inturn.merge_rule(topic text, first text, "then" text, becomes text, reason text DEFAULT NULL) RETURNS boolean
+CREATE FUNCTION inturn.merge_rule(topic text, first text, "then" text, becomes text,
+                                  reason text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -31,7 +32,8 @@ BEGIN
         RETURN false;
     ELSIF was.becomes <> becomes THEN
         RAISE EXCEPTION USING ERRCODE = 'IT062',
-            MESSAGE = format('topic %L has another rule for %L and then %L: they become %s', topic, first, "then", was.becomes),
+            MESSAGE = format('topic %L has another rule for %L and then %L: they become %s', topic, first, "then",
+                             was.becomes),
             HINT = 'Remove that one first: SELECT inturn.remove_merge_rule(topic, first, then).';
     END IF;
     INSERT INTO inturn.merge_rule AS r (topic, first_name, then_name, becomes, function_owner, function_owner_id)
@@ -40,7 +42,8 @@ BEGIN
     -- It stays when the last rule is removed: whoever claims has to forget then what was planned before.
     UPDATE inturn.topic t SET merges = true WHERE t.name = merge_rule.topic AND NOT t.merges;
     PERFORM inturn._record_action(topic, '', NULL, 'merge-rule', reason, NULL,
-        jsonb_strip_nulls(jsonb_build_object('first', first, 'then', "then", 'becomes', becomes, 'function_owner', owner)));
+        jsonb_strip_nulls(jsonb_build_object('first', first, 'then', "then", 'becomes', becomes,
+                                             'function_owner', owner)));
     RETURN true;
 END
 $$;

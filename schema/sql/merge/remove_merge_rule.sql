@@ -11,10 +11,12 @@ DECLARE
 BEGIN
     PERFORM inturn._lock_topic(topic);
     DELETE FROM inturn.merge_rule r
-    WHERE r.topic = remove_merge_rule.topic AND r.first_name = first AND r.then_name = "then" RETURNING r.becomes INTO was;
+    WHERE r.topic = remove_merge_rule.topic AND r.first_name = first AND r.then_name = "then"
+    RETURNING r.becomes INTO was;
     IF was IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT063',
-            MESSAGE = format('topic %L has no merge rule for %s and then %s', topic, coalesce(quote_literal(first), 'NULL'),
+            MESSAGE = format('topic %L has no merge rule for %s and then %s', topic,
+                             coalesce(quote_literal(first), 'NULL'),
                              coalesce(quote_literal("then"), 'NULL')),
             HINT = 'See those that it has: SELECT * FROM inturn.merge_rule.';
     END IF;

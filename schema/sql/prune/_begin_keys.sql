@@ -23,9 +23,11 @@ BEGIN
     UPDATE inturn.key_sequence s SET history_seq = _begin_keys.applied_seq + 1, history_epoch = _begin_keys.epoch
     WHERE s.topic = _begin_keys.topic AND s.key = ANY (keys);
     INSERT INTO inturn.turn (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
-    SELECT _begin_keys.topic, k.key, _begin_keys.epoch, _begin_keys.applied_seq + 1, _begin_keys.applied_seq, _begin_keys.applied_seq,
+    SELECT _begin_keys.topic, k.key, _begin_keys.epoch, _begin_keys.applied_seq + 1, _begin_keys.applied_seq,
+           _begin_keys.applied_seq,
            true, 'idle', session_user, now()
     FROM unnest(keys) k (key);
 END
 $$;
-COMMENT ON FUNCTION inturn._begin_keys IS 'Internal to the appends: lets new keys begin above every number that a forgotten one had.';
+COMMENT ON FUNCTION inturn._begin_keys IS
+    'Internal to the appends: lets new keys begin above every number that a forgotten one had.';

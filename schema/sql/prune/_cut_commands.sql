@@ -21,7 +21,8 @@ BEGIN
                AND (l.idempotency_key IS NULL OR l.created_at < kept_before) OFFSET 0)
             UNION ALL
             (SELECT l.tableoid, l.ctid FROM inturn.command_log l
-             WHERE l.topic = _cut_commands.topic AND l.key = c.key AND l.seq >= c.kept_from AND l.seq <= c.kept_to OFFSET 0)) l
+             WHERE l.topic = _cut_commands.topic AND l.key = c.key AND l.seq >= c.kept_from AND l.seq <= c.kept_to
+             OFFSET 0)) l
         GROUP BY l.of
     LOOP
         DELETE FROM inturn.command_log d WHERE d.tableoid = place.of AND d.ctid = ANY (place.tids);

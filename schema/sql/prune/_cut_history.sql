@@ -7,7 +7,8 @@
 -- compared with what the caller gave. The caller holds the keys' rows in key_sequence. Locks nothing that anybody
 -- else locks.
 CREATE FUNCTION inturn._cut_history(
-    topic text, cuts inturn._cut[], done_before timestamptz, kept_before timestamptz, OUT commands bigint, OUT turns bigint
+    topic text, cuts inturn._cut[], done_before timestamptz, kept_before timestamptz, OUT commands bigint,
+    OUT turns bigint
 )
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -27,7 +28,8 @@ DECLARE
     any_plan constant boolean := EXISTS (
         SELECT FROM inturn.merge_plan m WHERE m.topic = _cut_history.topic AND m.key BETWEEN first_key AND last_key);
     any_action constant boolean := EXISTS (
-        SELECT FROM inturn.operator_action a WHERE a.topic = _cut_history.topic AND a.key BETWEEN first_key AND last_key);
+        SELECT FROM inturn.operator_action a
+        WHERE a.topic = _cut_history.topic AND a.key BETWEEN first_key AND last_key);
 BEGIN
     commands := inturn._cut_commands(topic, cuts, kept_before);
     turns := inturn._cut_turns(topic, cuts);
@@ -45,7 +47,8 @@ BEGIN
             WHERE a.topic = _cut_history.topic AND a.key = cut.key AND CASE
                 WHEN a.action = 'replay' THEN (a.after ->> 'seq')::bigint < cut.seq
                 WHEN a.action = 'amend' THEN a.seq < cut.seq AND (
-                    SELECT true FROM inturn.command_log l WHERE l.topic = a.topic AND l.key = a.key AND l.seq = a.seq) IS NULL
+                    SELECT true FROM inturn.command_log l
+                    WHERE l.topic = a.topic AND l.key = a.key AND l.seq = a.seq) IS NULL
                 WHEN a.action IN ('skip', 'cancel-rest', 'fill-gap') THEN a.seq < cut.seq
                 ELSE a.acted_at < done_before END;
         END IF;
@@ -54,7 +57,8 @@ BEGIN
             WHERE l.topic = s.topic AND l.key = s.key AND l.seq < cut.seq
               AND l.seq >= coalesce(cut.kept_to + 1, cut.kept_from, cut.from_seq) ORDER BY l.seq LIMIT 1)
         WHERE s.ctid = (SELECT n.ctid FROM inturn.key_sequence n
-                        WHERE n.topic = _cut_history.topic AND n.key >= cut.key AND n.key <= cut.key ORDER BY n.key DESC LIMIT 1);
+                        WHERE n.topic = _cut_history.topic AND n.key >= cut.key AND n.key <= cut.key
+                        ORDER BY n.key DESC LIMIT 1);
     END LOOP;
 END
 $$;

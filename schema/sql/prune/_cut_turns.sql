@@ -10,7 +10,8 @@ BEGIN
     FOR place IN
         SELECT u.of, array_agg(u.tid) AS tids FROM unnest(cuts) c CROSS JOIN LATERAL (
             SELECT u.tableoid AS of, u.ctid AS tid FROM inturn.turn u
-            WHERE u.topic = _cut_turns.topic AND u.key = c.key AND u.epoch >= c.from_epoch AND u.epoch < c.epoch OFFSET 0) u
+            WHERE u.topic = _cut_turns.topic AND u.key = c.key AND u.epoch >= c.from_epoch
+              AND u.epoch < c.epoch OFFSET 0) u
         GROUP BY u.of
     LOOP
         DELETE FROM inturn.turn d WHERE d.tableoid = place.of AND d.ctid = ANY (place.tids);

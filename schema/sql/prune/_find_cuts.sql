@@ -13,7 +13,8 @@
 -- forgettable: nothing of it is left but a last turn that ended before idle_before, and its callers do not number.
 -- Looks from where the history begins now: what a held snapshot keeps of what went before is not walked over.
 CREATE FUNCTION inturn._find_cuts(
-    settings inturn.topic, keys text[], done_before timestamptz, kept_before timestamptz, idle_before timestamptz, max_rows integer
+    settings inturn.topic, keys text[], done_before timestamptz, kept_before timestamptz, idle_before timestamptz,
+    max_rows integer
 ) RETURNS SETOF inturn._cut
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -29,7 +30,8 @@ SELECT * FROM (
            (settings.numbering <> 'given' AND t.epoch IS NULL AND c.epoch = u.epoch AND u.drained AND s.kept_seq IS NULL
             AND u.finished_at < idle_before) IS TRUE AS forgettable
     FROM unnest(keys) k (key)
-    CROSS JOIN LATERAL (SELECT s.* FROM inturn.key_sequence s WHERE s.topic = settings.name AND s.key >= k.key AND s.key <= k.key
+    CROSS JOIN LATERAL (SELECT s.* FROM inturn.key_sequence s
+                        WHERE s.topic = settings.name AND s.key >= k.key AND s.key <= k.key
                         ORDER BY s.key DESC LIMIT 1) s
     -- Most keys have nothing that is due, which the first turn tells that stays.
     CROSS JOIN LATERAL (
@@ -50,10 +52,12 @@ SELECT * FROM (
         WHERE t.marked AND m.topic = settings.name AND m.key = k.key AND m.epoch = t.epoch LIMIT 1) m ON true
     CROSS JOIN LATERAL (
         SELECT c.epoch, c.applied_seq, c.cost, count(*) OVER () > c.turns AS more
-        FROM (SELECT w.epoch, w.applied_seq, row_number() OVER v AS turns, row_number() OVER v + w.applied_seq - f.seq AS cost,
+        FROM (SELECT w.epoch, w.applied_seq, row_number() OVER v AS turns,
+              row_number() OVER v + w.applied_seq - f.seq AS cost,
                      bool_and(w.finished_at < done_before) OVER v AS ended
               FROM (SELECT w.epoch, w.applied_seq, w.finished_at FROM inturn.turn w
-                    WHERE w.topic = settings.name AND w.key = k.key AND w.epoch >= f.epoch ORDER BY w.epoch LIMIT max_rows::bigint + 2) w
+                    WHERE w.topic = settings.name AND w.key = k.key AND w.epoch >= f.epoch
+                    ORDER BY w.epoch LIMIT max_rows::bigint + 2) w
               WINDOW v AS (ORDER BY w.epoch)) c
         WHERE c.ended AND NOT (c.epoch = u.epoch AND m.claimed_by IS NOT NULL)
         -- The last one within the bounds; without any, the first one beyond them; without any, nothing goes.

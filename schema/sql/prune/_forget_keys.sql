@@ -18,7 +18,8 @@ DECLARE
     cut inturn._cut;
     gone constant text[] := ARRAY(
         SELECT c.key FROM unnest(cuts) c
-        WHERE NOT EXISTS (SELECT FROM inturn.command_log l WHERE l.topic = _forget_keys.topic AND l.key = c.key AND l.seq >= c.from_seq)
+        WHERE NOT EXISTS (SELECT FROM inturn.command_log l
+                          WHERE l.topic = _forget_keys.topic AND l.key = c.key AND l.seq >= c.from_seq)
           AND NOT EXISTS (SELECT FROM inturn.operator_action a
                           WHERE a.topic = _forget_keys.topic AND a.key = c.key AND a.acted_at >= idle_before));
 BEGIN

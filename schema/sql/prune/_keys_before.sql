@@ -11,7 +11,8 @@ AS $$
 WITH RECURSIVE walk AS (
     (SELECT s.key, 1 AS place FROM inturn.key_sequence s
      WHERE most > 0 AND s.topic = _keys_before.topic AND s.key < coalesce(before, (
-         SELECT l.key || E'\x01' FROM inturn.key_sequence l WHERE l.topic = _keys_before.topic ORDER BY l.key DESC LIMIT 1))
+         SELECT l.key || E'\x01' FROM inturn.key_sequence l WHERE l.topic = _keys_before.topic
+         ORDER BY l.key DESC LIMIT 1))
      ORDER BY s.key DESC LIMIT 1)
     UNION ALL
     SELECT s.key, w.place + 1 FROM walk w CROSS JOIN LATERAL (

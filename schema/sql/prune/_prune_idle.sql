@@ -17,7 +17,8 @@ DECLARE
 BEGIN
     SELECT t.name, coalesce(p.next_key, '') AS from_key INTO due
     FROM inturn.topic t LEFT JOIN LATERAL (
-        SELECT p.next_key, p.began_at FROM inturn.prune_pass p WHERE p.topic = t.name ORDER BY p.pass DESC LIMIT 1) p ON true
+        SELECT p.next_key, p.began_at FROM inturn.prune_pass p WHERE p.topic = t.name
+        ORDER BY p.pass DESC LIMIT 1) p ON true
     WHERE t.retain IS NOT NULL AND (p.began_at IS NULL OR p.next_key IS NOT NULL
         OR clock_timestamp() - p.began_at NOT BETWEEN '0' AND greatest('1 second', least(t.retain / 20, '1 hour')))
     ORDER BY p.began_at NULLS FIRST LIMIT 1;

@@ -18,4 +18,5 @@ EXCEPTION
     WHEN SQLSTATE 'IT999' THEN NULL;
 END
 $$;
-COMMENT ON FUNCTION inturn._refuse_forgotten IS 'Internal to the appends: refuses a snapshot of before the topic last forgot keys.';
+COMMENT ON FUNCTION inturn._refuse_forgotten IS
+    'Internal to the appends: refuses a snapshot of before the topic last forgot keys.';

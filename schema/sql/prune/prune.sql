@@ -1,6 +1,7 @@
 CREATE PROCEDURE inturn.prune(
     topic text DEFAULT NULL, older_than interval DEFAULT NULL, max_seconds double precision DEFAULT NULL,
-    INOUT commands bigint DEFAULT 0, INOUT turns bigint DEFAULT 0, INOUT forgotten bigint DEFAULT 0, INOUT done boolean DEFAULT true
+    INOUT commands bigint DEFAULT 0, INOUT turns bigint DEFAULT 0, INOUT forgotten bigint DEFAULT 0,
+    INOUT done boolean DEFAULT true
 )
 LANGUAGE plpgsql
 -- It commits, so it cannot be pinned: all is qualified.
@@ -30,9 +31,11 @@ BEGIN
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     FOR one IN SELECT pg_catalog.unnest(CASE WHEN topic IS NULL THEN ARRAY(
         SELECT t.name FROM inturn.topic t
-        WHERE CASE WHEN older_than IS NULL THEN t.retain IS NOT NULL ELSE t.name OPERATOR(pg_catalog.<>) ALL (hidden) END ORDER BY t.name) ELSE ARRAY[topic] END)
+        WHERE CASE WHEN older_than IS NULL THEN t.retain IS NOT NULL
+                   ELSE t.name OPERATOR(pg_catalog.<>) ALL (hidden) END ORDER BY t.name) ELSE ARRAY[topic] END)
     LOOP
-        began_with := coalesce((SELECT p.next_key FROM inturn.prune_pass p WHERE p.topic OPERATOR(pg_catalog.=) one ORDER BY p.pass DESC LIMIT 1), '');
+        began_with := coalesce((SELECT p.next_key FROM inturn.prune_pass p WHERE p.topic OPERATOR(pg_catalog.=) one
+                                ORDER BY p.pass DESC LIMIT 1), '');
         from_key := began_with;
         around := from_key OPERATOR(pg_catalog.=) '';
         LOOP

@@ -32,20 +32,25 @@ DECLARE
                                              THEN clock_timestamp() - least(settings.forget_idle_after, longest) END;
     most constant integer := greatest(max_rows, 1);
     keys text[] := inturn._keys_before(topic, nullif(from_key, ''), CASE
-        WHEN settings.paused_at IS NOT NULL AND clock_timestamp() < coalesce(settings.paused_until, 'infinity') THEN 0 ELSE 200 END);
+        WHEN settings.paused_at IS NOT NULL
+             AND clock_timestamp() < coalesce(settings.paused_until, 'infinity') THEN 0 ELSE 200 END);
     chosen record;
     cuts inturn._cut[];
     last_key text;
 BEGIN
     next_key := keys[200];
     -- Looked at without a lock; the first of them, up to the bound, and to the first that has more.
-    SELECT array_agg(c.key ORDER BY c.place) AS keys, bool_or(c.more) OR max(c.place) < max(c.of) AS stopped INTO chosen FROM (
-        SELECT c.key, c.more, row_number() OVER v AS place, count(*) OVER () AS of, sum(c.cost) OVER v - c.cost AS before,
+    SELECT array_agg(c.key ORDER BY c.place) AS keys, bool_or(c.more) OR max(c.place) < max(c.of) AS stopped
+    INTO chosen FROM (
+        SELECT c.key, c.more, row_number() OVER v AS place, count(*) OVER () AS of,
+               sum(c.cost) OVER v - c.cost AS before,
                count(*) FILTER (WHERE c.more) OVER v - c.more::integer AS stops
-        FROM inturn._find_cuts(settings, keys, done_before, kept_before, idle_before, most) c WINDOW v AS (ORDER BY c.key DESC)) c
+        FROM inturn._find_cuts(settings, keys, done_before, kept_before, idle_before, most) c
+        WINDOW v AS (ORDER BY c.key DESC)) c
     WHERE c.before < most AND c.stops = 0;
     keys := ARRAY(SELECT s.key FROM unnest(chosen.keys) k (key) CROSS JOIN LATERAL (
-                      SELECT s.key FROM inturn.key_sequence s WHERE s.topic = prune_batch.topic AND s.key >= k.key AND s.key <= k.key
+                      SELECT s.key FROM inturn.key_sequence s
+                      WHERE s.topic = prune_batch.topic AND s.key >= k.key AND s.key <= k.key
                       ORDER BY s.key DESC LIMIT 1 FOR UPDATE SKIP LOCKED) s);
     -- A statement of its own, whose snapshot is newer than the locks.
     cuts := ARRAY(SELECT c FROM inturn._find_cuts(settings, keys, done_before, kept_before, idle_before, most) c);
@@ -54,7 +59,8 @@ BEGIN
     IF chosen.stopped THEN
         last_key := chosen.keys[cardinality(chosen.keys)];
         -- With it, or without: \x01 is the first that can follow, byte by byte.
-        next_key := last_key || CASE WHEN (SELECT c.more FROM unnest(cuts) c WHERE c.key = last_key) THEN E'\x01' ELSE '' END;
+        next_key := last_key || CASE WHEN (SELECT c.more FROM unnest(cuts) c WHERE c.key = last_key) THEN E'\x01'
+                                     ELSE '' END;
     END IF;
     PERFORM inturn._save_prune_pass(topic, from_key, next_key);
 END

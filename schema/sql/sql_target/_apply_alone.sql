@@ -17,25 +17,23 @@ DECLARE
     settings constant inturn.topic := inturn._sql_topic(topic);
     was constant inturn.key_cursor := inturn._hold_lease(topic, key, epoch);
     last_seq constant bigint := was.applied_seq OPERATOR(pg_catalog.+)
-        CASE WHEN was.attempts OPERATOR(pg_catalog.>) 0 OR was.lost OPERATOR(pg_catalog.>) 0 THEN 1 ELSE least(settings.batch_commands, 50) END;
+        CASE WHEN was.attempts OPERATOR(pg_catalog.>) 0 OR was.lost OPERATOR(pg_catalog.>) 0 THEN 1
+             ELSE least(settings.batch_commands, 50) END;
     leave_at constant timestamp with time zone := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) interval '1 s';
-    done_seq bigint := was.applied_seq;
-    number bigint;
-    next_seq bigint;
-    message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text; state pg_catalog.text;
-    asked pg_catalog.record;
-    error pg_catalog.text;
+    done_seq bigint := was.applied_seq; number bigint; next_seq bigint;
+    message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text;
+    state pg_catalog.text; asked pg_catalog.record; error pg_catalog.text;
     revision constant pg_catalog.text := inturn._revision();
     me constant pg_catalog.name := current_user;
 BEGIN
-    failures := 0; skipped := 0; cancellation := NULL;
-    asked := inturn._read_verdict(NULL, NULL);
+    failures := 0; skipped := 0; cancellation := NULL; asked := inturn._read_verdict(NULL, NULL);
     IF NOT inturn._plan_alone(settings, was, (last_seq OPERATOR(pg_catalog.-) was.applied_seq)::integer) THEN
         commands := 0; failures := 1;
         RETURN;
     END IF;
     WHILE done_seq OPERATOR(pg_catalog.<) last_seq
-        AND (done_seq OPERATOR(pg_catalog.=) was.applied_seq OR pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) leave_at) LOOP
+        AND (done_seq OPERATOR(pg_catalog.=) was.applied_seq
+             OR pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) leave_at) LOOP
         next_seq := done_seq OPERATOR(pg_catalog.+) 1;
         IF settings.merges THEN
             next_seq := inturn._planned_end(topic, key, epoch, next_seq);
@@ -43,12 +41,15 @@ BEGIN
         BEGIN
             EXECUTE pg_catalog.format('SELECT commands FROM (%s) AS q (keys, seqs, commands)',
                                       inturn._target_query(settings, '_turn_commands'))
-            INTO number USING topic, ARRAY[key], ARRAY[epoch], ARRAY[done_seq], (next_seq OPERATOR(pg_catalog.-) done_seq)::integer,
+            INTO number USING topic, ARRAY[key], ARRAY[epoch], ARRAY[done_seq],
+                              (next_seq OPERATOR(pg_catalog.-) done_seq)::integer,
                               was.attempts OPERATOR(pg_catalog.+) 1, timestamp with time zone 'infinity';
             EXIT WHEN number OPERATOR(pg_catalog.=) 0;
             IF current_user OPERATOR(pg_catalog.<>) me THEN
-                RAISE invalid_role_specification USING MESSAGE = pg_catalog.format('the command left the role set to %I', current_user),
-                    HINT = 'The next one would run as it. Let it RESET ROLE, or set the role in the SET clause of its function.';
+                RAISE invalid_role_specification
+                    USING MESSAGE = pg_catalog.format('the command left the role set to %I', current_user),
+                    HINT = 'The next one would run as it. Let it RESET ROLE, or set the role in the SET clause of its '
+                           'function.';
             END IF;
             PERFORM inturn._check_effects();
         EXCEPTION WHEN query_canceled OR assert_failure OR OTHERS THEN
@@ -59,7 +60,8 @@ BEGIN
                 context = PG_EXCEPTION_CONTEXT, state = RETURNED_SQLSTATE;
             cancellation := CASE WHEN state OPERATOR(pg_catalog.=) '57014' THEN message END;
             asked := inturn._read_verdict(state, detail);
-            error := inturn._failure_text(state, message, detail, hint, context, asked.verdict IS NOT NULL, asked.problem);
+            error := inturn._failure_text(state, message, detail, hint, context, asked.verdict IS NOT NULL,
+                                          asked.problem);
             EXIT;
         END;
         done_seq := next_seq;
@@ -72,4 +74,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._apply_alone IS 'Internal to the appliers: applies the next commands of a key that was claimed alone.';
+COMMENT ON FUNCTION inturn._apply_alone IS
+    'Internal to the appliers: applies the next commands of a key that was claimed alone.';

@@ -35,11 +35,14 @@ BEGIN
             WHILE done_seq OPERATOR(pg_catalog.<) stop_seq LOOP
                 EXECUTE pg_catalog.format('SELECT commands FROM (%s) AS q (keys, seqs, commands)',
                                           inturn._target_query(settings, '_turn_commands'))
-                INTO commands USING topic, ARRAY[key], ARRAY[epoch], ARRAY[done_seq], 1, attempt, timestamp with time zone 'infinity';
+                INTO commands USING topic, ARRAY[key], ARRAY[epoch], ARRAY[done_seq], 1, attempt,
+                    timestamp with time zone 'infinity';
                 EXIT WHEN commands OPERATOR(pg_catalog.=) 0;
                 IF current_user OPERATOR(pg_catalog.<>) me THEN
-                    RAISE invalid_role_specification USING MESSAGE = pg_catalog.format('the command left the role set to %I', current_user),
-                        HINT = 'The next one would run as it. Let it RESET ROLE, or set the role in the SET clause of its function.';
+                    RAISE invalid_role_specification
+                        USING MESSAGE = pg_catalog.format('the command left the role set to %I', current_user),
+                        HINT = 'The next one would run as it. Let it RESET ROLE, or set the role in the SET clause of '
+                               'its function.';
                 END IF;
                 PERFORM inturn._check_effects();
                 done_seq := done_seq OPERATOR(pg_catalog.+) 1;
@@ -54,7 +57,8 @@ BEGIN
                 hint = PG_EXCEPTION_HINT, context = PG_EXCEPTION_CONTEXT;
             cancellation := CASE WHEN SQLSTATE OPERATOR(pg_catalog.=) '57014' THEN message ELSE cancellation END;
             asked := inturn._read_verdict(SQLSTATE, detail);
-            error := inturn._failure_text(SQLSTATE, message, detail, hint, context, asked.verdict IS NOT NULL, asked.problem);
+            error := inturn._failure_text(SQLSTATE, message, detail, hint, context, asked.verdict IS NOT NULL,
+                                          asked.problem);
             -- Only what came before the failed command runs again; it shrinks every time round, so this ends.
             stop_seq := done_seq;
             leave_at := 'infinity';
@@ -62,11 +66,13 @@ BEGIN
     END LOOP;
     PERFORM pg_catalog.set_config('inturn.cancelled', cancellation, true) WHERE cancellation IS NOT NULL;
     IF error IS NOT NULL THEN
-        outcome := inturn.fail(topic, key, epoch, applied_seq OPERATOR(pg_catalog.+) 1, done_seq OPERATOR(pg_catalog.+) 1, error, applier,
+        outcome := inturn.fail(topic, key, epoch, applied_seq OPERATOR(pg_catalog.+) 1,
+                               done_seq OPERATOR(pg_catalog.+) 1, error, applier,
                                asked.verdict, asked.retry_after);
         failures := CASE WHEN asked.verdict OPERATOR(pg_catalog.=) 'skip' THEN 0 ELSE 1 END;
         skipped := inturn._count_skipped(topic, key, done_seq OPERATOR(pg_catalog.+) 1, epoch);
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._apply_key IS 'Internal to apply_batch: applies the next commands of one key one by one, and records a failure.';
+COMMENT ON FUNCTION inturn._apply_key IS
+    'Internal to apply_batch: applies the next commands of one key one by one, and records a failure.';

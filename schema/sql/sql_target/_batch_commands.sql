@@ -35,9 +35,11 @@ BEGIN
               ORDER BY c.ready_at) c
         CROSS JOIN LATERAL (
             SELECT l.seq, l.name, l.payload, l.created_at FROM inturn.command_log l
-            WHERE l.topic = _batch_commands.topic AND l.key = c.key AND l.seq > c.applied_seq ORDER BY l.seq LIMIT max_commands) l
+            WHERE l.topic = _batch_commands.topic AND l.key = c.key AND l.seq > c.applied_seq
+            ORDER BY l.seq LIMIT max_commands) l
         LIMIT 10000;
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._batch_commands IS 'Internal to apply_batch: the next commands of the keys that it has claimed.';
+COMMENT ON FUNCTION inturn._batch_commands IS
+    'Internal to apply_batch: the next commands of the keys that it has claimed.';

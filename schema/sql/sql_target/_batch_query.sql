@@ -15,15 +15,19 @@ SELECT format($query$
     FROM (
         SELECT c.key, c.first_seq, inturn._done_seq(%1$L, c.batch, c.last_seq, %2$s) AS done_seq
         FROM (
-            SELECT b.*, CASE WHEN pg_catalog.cardinality(b.batch) OPERATOR(pg_catalog.>) 0 THEN %3$s(b.batch) END AS answer
-            FROM (SELECT t.key, r.* FROM %5$s CROSS JOIN LATERAL inturn._read_batch($1, t.key, %4$s, $5, $6) r OFFSET 0) b
-            WHERE b.last_seq OPERATOR(pg_catalog.>=) b.first_seq AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) $7
+            SELECT b.*, CASE WHEN pg_catalog.cardinality(b.batch) OPERATOR(pg_catalog.>) 0
+                                 THEN %3$s(b.batch) END AS answer
+            FROM (SELECT t.key, r.* FROM %5$s
+                  CROSS JOIN LATERAL inturn._read_batch($1, t.key, %4$s, $5, $6) r OFFSET 0) b
+            WHERE b.last_seq OPERATOR(pg_catalog.>=) b.first_seq
+              AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) $7
             OFFSET 0) c
         OFFSET 0) k
     CROSS JOIN LATERAL pg_catalog.generate_series(k.first_seq, k.done_seq) s (seq)
 $query$, target,
     CASE WHEN p.prorettype = 'void'::regtype
-        THEN 'CASE WHEN pg_catalog.num_nulls(c.answer) OPERATOR(pg_catalog.>=) 0 THEN pg_catalog.cardinality(c.batch) END'
+        THEN 'CASE WHEN pg_catalog.num_nulls(c.answer) OPERATOR(pg_catalog.>=) 0 THEN pg_catalog.cardinality(c.batch) '
+             'END'
         ELSE 'c.answer' END,
     target::oid::regproc,
     CASE WHEN source = '_batch_commands' THEN 'NULL, 0' ELSE 't.epoch, t.seq' END || format(', %L', merges),

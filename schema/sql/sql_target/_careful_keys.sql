@@ -14,7 +14,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    known constant text[] := (SELECT coalesce(array_agg(DISTINCT t.name), '{}') FROM inturn.applier a, unnest(a.topics) t (name));
+    known constant text[] := (SELECT coalesce(array_agg(DISTINCT t.name), '{}')
+                              FROM inturn.applier a, unnest(a.topics) t (name));
     suspected text[];
 BEGIN
     WITH gone AS (
@@ -22,14 +23,16 @@ BEGIN
             SELECT FROM unnest(a.topics) l (topic) JOIN inturn.key_mark m ON m.topic = l.topic
             WHERE m.lease_until IS NOT NULL AND m.claimed_by = a.applier) AS leased
         FROM inturn.applier a
-        LEFT JOIN pg_stat_activity s ON s.pid = a.backend_pid AND coalesce(s.backend_start, a.backend_start) = a.backend_start
+        LEFT JOIN pg_stat_activity s ON s.pid = a.backend_pid
+                                       AND coalesce(s.backend_start, a.backend_start) = a.backend_start
         WHERE NOT a.ended AND a.topics && _careful_keys.topics
           AND (a.applier = _careful_keys.applier OR NOT inturn._is_alive(a, s.pid, s.state, s.query_start))
         FOR UPDATE OF a SKIP LOCKED
     ),
     noted AS (
         UPDATE inturn.applier a SET
-            ended = left_over.topics = '{}', topics = CASE left_over.topics WHEN '{}' THEN a.topics ELSE left_over.topics END
+            ended = left_over.topics = '{}',
+            topics = CASE left_over.topics WHEN '{}' THEN a.topics ELSE left_over.topics END
         FROM gone g, LATERAL (SELECT CASE WHEN g.leased THEN '{}' ELSE ARRAY(
             SELECT t.name FROM unnest(g.topics) WITH ORDINALITY t (name, place)
             WHERE t.name <> ALL (_careful_keys.topics) ORDER BY t.place) END AS topics OFFSET 0) left_over
@@ -41,4 +44,5 @@ BEGIN
                  FROM unnest(topics) WITH ORDINALITY t (name, place) ORDER BY t.place);
 END
 $$;
-COMMENT ON FUNCTION inturn._careful_keys IS 'Internal to appliers: how many keys of each topic are taken alone at first.';
+COMMENT ON FUNCTION inturn._careful_keys IS
+    'Internal to appliers: how many keys of each topic are taken alone at first.';

@@ -19,4 +19,5 @@ EXCEPTION WHEN SQLSTATE 'IT999' THEN
     NULL;
 END
 $$;
-COMMENT ON FUNCTION inturn._check_effects IS 'Internal to the appliers: checks the deferred constraints, and leaves them deferred.';
+COMMENT ON FUNCTION inturn._check_effects IS
+    'Internal to the appliers: checks the deferred constraints, and leaves them deferred.';

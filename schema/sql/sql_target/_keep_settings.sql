@@ -13,9 +13,11 @@ DECLARE
     names constant pg_catalog.text[] := coalesce(was[1 : pg_catalog.cardinality(was) OPERATOR(pg_catalog./) 2], ARRAY(
         SELECT s.name FROM pg_catalog.pg_settings s
         WHERE (s.context OPERATOR(pg_catalog.=) 'user' OR s.name OPERATOR(pg_catalog.=) 'session_replication_role')
-          AND s.name OPERATOR(pg_catalog.<>) ALL (ARRAY['transaction_isolation', 'transaction_read_only', 'transaction_deferrable'])
+          AND s.name OPERATOR(pg_catalog.<>) ALL (ARRAY['transaction_isolation', 'transaction_read_only',
+                                                        'transaction_deferrable'])
         UNION ALL SELECT 'role'));
-    are constant pg_catalog.text[] := names OPERATOR(pg_catalog.||) ARRAY(SELECT pg_catalog.current_setting(n) FROM pg_catalog.unnest(names) n);
+    are constant pg_catalog.text[] := names OPERATOR(pg_catalog.||)
+        ARRAY(SELECT pg_catalog.current_setting(n) FROM pg_catalog.unnest(names) n);
     changed pg_catalog.record;
 BEGIN
     IF was IS NULL OR was OPERATOR(pg_catalog.=) are THEN
@@ -31,8 +33,10 @@ BEGIN
             PERFORM pg_catalog.set_config(changed.name, changed.value, false);
         EXCEPTION WHEN OTHERS THEN
             RAISE USING ERRCODE = SQLSTATE,
-                MESSAGE = pg_catalog.format('a command has left %s changed, which cannot be put back: %s', changed.name, SQLERRM),
-                HINT = 'What was applied is committed. CALL inturn.apply() in a new session, and let targets set it in the SET clause of a function.';
+                MESSAGE = pg_catalog.format('a command has left %s changed, which cannot be put back: %s',
+                                            changed.name, SQLERRM),
+                HINT = 'What was applied is committed. CALL inturn.apply() in a new session, and let targets set it in '
+                       'the SET clause of a function.';
         END;
     END LOOP;
     RETURN was;

@@ -15,4 +15,5 @@ SELECT CASE WHEN s.whole > '0' THEN statement_timestamp() + s.whole - least(s.wh
        ELSE 'infinity' END
 FROM (SELECT current_setting('statement_timeout')::interval) s (whole)
 $$;
-COMMENT ON FUNCTION inturn._leave_at IS 'Internal to apply: when a call begins no further command, because of the session''s statement_timeout.';
+COMMENT ON FUNCTION inturn._leave_at IS
+    'Internal to apply: when a call begins no further command, because of the session''s statement_timeout.';

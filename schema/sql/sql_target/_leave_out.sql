@@ -11,7 +11,8 @@ DECLARE
 BEGIN
     IF refusal IS NOT NULL AND settings.name <> ALL (left_out) THEN
         RAISE WARNING USING ERRCODE = 'IT013', MESSAGE = refusal,
-            HINT = format('Its keys stay as they are until that is set again: SELECT inturn.why(%L, KEY).', settings.name);
+            HINT = format('Its keys stay as they are until that is set again: SELECT inturn.why(%L, KEY).',
+                          settings.name);
     END IF;
     RETURN refusal IS NOT NULL;
 END

@@ -14,7 +14,8 @@ BEGIN
            CASE WHEN bool_and(k.last_seq = t.seq + k.commands) IS NOT false THEN coalesce(cardinality(seqs), 0) END
     INTO done_seqs, commands
     FROM unnest(keys, applied_seqs) WITH ORDINALITY t (key, seq, place) LEFT JOIN (
-        SELECT c.key, max(c.seq) AS last_seq, count(*) AS commands FROM unnest(called, _reached.seqs) c (key, seq) GROUP BY c.key) k
+        SELECT c.key, max(c.seq) AS last_seq, count(*) AS commands FROM unnest(called, _reached.seqs) c (key, seq)
+        GROUP BY c.key) k
         ON k.key = t.key;
 END
 $$;

@@ -44,10 +44,12 @@ BEGIN
         IF command.is_called THEN
             octets := octets + octet_length(command.payload::text);
             EXIT WHEN cardinality(batch) > 0 AND octets > max_octets;
-            batch := array_append(batch, ROW(topic, key, command.seq, command.name, command.payload, command.created_at, attempt)::inturn.command);
+            batch := array_append(batch, ROW(topic, key, command.seq, command.name, command.payload, command.created_at,
+                                             attempt)::inturn.command);
         END IF;
         last_seq := command.seq;
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION inturn._read_batch IS 'Internal to the appliers: the next commands of a key, for a SQL target for batches.';
+COMMENT ON FUNCTION inturn._read_batch IS
+    'Internal to the appliers: the next commands of a key, for a SQL target for batches.';

@@ -12,7 +12,8 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    verdict := CASE state WHEN 'IT020' THEN 'retry' WHEN 'IT021' THEN 'hold' WHEN 'IT022' THEN 'skip' WHEN 'IT023' THEN 'outage' END;
+    verdict := CASE state WHEN 'IT020' THEN 'retry' WHEN 'IT021' THEN 'hold' WHEN 'IT022' THEN 'skip'
+                    WHEN 'IT023' THEN 'outage' END;
     IF verdict IN ('retry', 'outage') THEN
         retry_after := nullif(trim(detail), '')::interval;
     END IF;
@@ -20,4 +21,5 @@ EXCEPTION WHEN data_exception THEN
     problem := 'That DETAIL is not an interval: the command is tried again after the usual wait.';
 END
 $$;
-COMMENT ON FUNCTION inturn._read_verdict IS 'Internal to the appliers: what a command asks for that failed with this SQLSTATE.';
+COMMENT ON FUNCTION inturn._read_verdict IS
+    'Internal to the appliers: what a command asks for that failed with this SQLSTATE.';

@@ -15,7 +15,8 @@ DECLARE
     owner text; owner_id text;
 BEGIN
     FOR named IN
-        SELECT t.name AS topic, NULL::text AS first_name, NULL::text AS then_name, t.target AS code, t.target_owner AS was, t.target_owner_id AS was_id
+        SELECT t.name AS topic, NULL::text AS first_name, NULL::text AS then_name, t.target AS code,
+               t.target_owner AS was, t.target_owner_id AS was_id
         FROM inturn.topic t WHERE t.target LIKE 'sql:%'
         UNION ALL
         SELECT r.topic, r.first_name, r.then_name, r.becomes, r.function_owner, r.function_owner_id
@@ -27,7 +28,8 @@ BEGIN
         EXCEPTION WHEN SQLSTATE 'IT012' OR SQLSTATE 'IT061' THEN
             CONTINUE; -- it is missing, and fails the commands
         END;
-        SELECT pg_get_userbyid(p.proowner), inturn._role_id(p.proowner) INTO owner, owner_id FROM pg_proc p WHERE p.oid = function::oid;
+        SELECT pg_get_userbyid(p.proowner), inturn._role_id(p.proowner) INTO owner, owner_id FROM pg_proc p
+        WHERE p.oid = function::oid;
         CONTINUE WHEN owner = named.was AND owner_id = named.was_id;
         IF owner_id = named.was_id AND owner_id NOT LIKE '/%'
             OR owner = named.was AND split_part(owner_id, '/', 1) <> split_part(named.was_id, '/', 1) THEN
@@ -35,11 +37,15 @@ BEGIN
             WHERE t.name = named.topic AND named.first_name IS NULL;
             UPDATE inturn.merge_rule r SET function_owner = owner, function_owner_id = owner_id
             WHERE r.topic = named.topic AND r.first_name = named.first_name AND r.then_name = named.then_name;
-            CONTINUE WHEN split_part(owner_id, '/', 2) = split_part(named.was_id, '/', 2); -- it was not: see _require_owner
-            RETURN NEXT CASE WHEN named.first_name IS NULL THEN format('SELECT inturn.set_topic(%L, target => %L)', named.topic, named.code)
-                ELSE format('SELECT inturn.merge_rule(%L, %L, %L, %L)', named.topic, named.first_name, named.then_name, named.code) END;
+            -- It was not: see _require_owner.
+            CONTINUE WHEN split_part(owner_id, '/', 2) = split_part(named.was_id, '/', 2);
+            RETURN NEXT CASE WHEN named.first_name IS NULL
+                                 THEN format('SELECT inturn.set_topic(%L, target => %L)', named.topic, named.code)
+                ELSE format('SELECT inturn.merge_rule(%L, %L, %L, %L)', named.topic, named.first_name, named.then_name,
+                            named.code) END;
         END IF;
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION inturn._record_owners IS 'Internal to inturn upgrade: records anew who owns what targets and merge rules name.';
+COMMENT ON FUNCTION inturn._record_owners IS
+    'Internal to inturn upgrade: records anew who owns what targets and merge rules name.';

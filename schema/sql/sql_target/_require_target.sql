@@ -15,4 +15,5 @@ EXCEPTION WHEN SQLSTATE 'IT012' THEN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION inturn._require_target IS 'Internal to the appliers: refuses a topic of which a function belongs to somebody else than when it was set.';
+COMMENT ON FUNCTION inturn._require_target IS
+    'Internal to the appliers: refuses a topic of which a function belongs to somebody else than when it was set.';

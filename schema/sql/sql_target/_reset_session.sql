@@ -24,4 +24,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._reset_session IS 'Internal to inturn apply: lets nothing stay in the session that a SQL target has left.';
+COMMENT ON FUNCTION inturn._reset_session IS
+    'Internal to inturn apply: lets nothing stay in the session that a SQL target has left.';

@@ -8,7 +8,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF topics IS NULL THEN
-        RETURN ARRAY(SELECT t.name FROM inturn.topic t WHERE t.target LIKE 'sql:%' AND inturn._is_granted(t.name, 'applier') ORDER BY t.name);
+        RETURN ARRAY(SELECT t.name FROM inturn.topic t
+                     WHERE t.target LIKE 'sql:%' AND inturn._is_granted(t.name, 'applier') ORDER BY t.name);
     END IF;
     PERFORM inturn._sql_topic(t.name) FROM unnest(topics) t (name);
     RETURN topics;

@@ -15,14 +15,17 @@ DECLARE
     problem text;
 BEGIN
     BEGIN
-        resolved := coalesce(to_regprocedure(name || '(inturn.command)'), to_regprocedure(name || '(inturn.command[])'));
+        resolved := coalesce(to_regprocedure(name || '(inturn.command)'),
+                             to_regprocedure(name || '(inturn.command[])'));
     EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception THEN
         resolved := NULL; -- no name at all, or in a schema that this role may not look into
     END;
     IF resolved IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT012',
-            MESSAGE = format('target of topic %L: there is no function %s(inturn.command) and no %2$s(inturn.command[])', topic, name),
-            HINT = format('Name it with its schema, and create it first: CREATE FUNCTION %s(command inturn.command) RETURNS void ...', name);
+            MESSAGE = format('target of topic %L: there is no function %s(inturn.command) and no '
+                             '%2$s(inturn.command[])', topic, name),
+            HINT = format('Name it with its schema, and create it first: CREATE FUNCTION %s(command inturn.command) '
+                          'RETURNS void ...', name);
     END IF;
     SELECT CASE WHEN n.nspname ~ '^pg_(toast_)?temp' THEN 'is in a session''s own schema'
                 WHEN p.prokind = 'p' THEN 'is a procedure'
@@ -31,16 +34,21 @@ BEGIN
                 WHEN p.proretset THEN 'returns a set'
                 WHEN p.provolatile = 's' THEN 'is declared STABLE'
                 WHEN p.provolatile = 'i' THEN 'is declared IMMUTABLE'
-                WHEN p.proargtypes[0] = 'inturn.command[]'::regtype AND p.prorettype <> ALL ('{void,integer,bigint}'::regtype[])
+                WHEN p.proargtypes[0] = 'inturn.command[]'::regtype
+                     AND p.prorettype <> ALL ('{void,integer,bigint}'::regtype[])
                     THEN 'takes several commands and returns ' || format_type(p.prorettype, NULL) END
     INTO problem FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = resolved::oid;
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT012',
             MESSAGE = format('target of topic %L: %s %s', topic, resolved, problem),
-            HINT = CASE WHEN problem LIKE '%declared%' THEN format('It would not be called every time: ALTER FUNCTION %s VOLATILE.', resolved)
-                        WHEN problem LIKE '%own schema' THEN 'A target is in a schema of the database, where it stays: create it there.'
-                        WHEN problem LIKE 'takes%' THEN 'It returns how many of them took effect, as integer or bigint; or void: all of them.'
-                        ELSE 'A target is a plain VOLATILE function that returns no set: CREATE FUNCTION ... RETURNS void ...' END;
+            HINT = CASE WHEN problem LIKE '%declared%'
+                            THEN format('It would not be called every time: ALTER FUNCTION %s VOLATILE.', resolved)
+                        WHEN problem LIKE '%own schema'
+                            THEN 'A target is in a schema of the database, where it stays: create it there.'
+                        WHEN problem LIKE 'takes%'
+                            THEN 'It returns how many of them took effect, as integer or bigint; or void: all of them.'
+                        ELSE 'A target is a plain VOLATILE function that returns no set: CREATE FUNCTION ... RETURNS '
+                             'void ...' END;
     END IF;
     RETURN resolved;
 END

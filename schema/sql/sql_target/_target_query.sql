@@ -21,7 +21,8 @@ SELECT CASE WHEN batches THEN inturn._batch_query(target, source, settings.merge
     SELECT pg_catalog.array_agg(c.key), pg_catalog.array_agg(%1$s.seq),
            CASE WHEN pg_catalog.count(c.effect) OPERATOR(pg_catalog.>=) 0 THEN pg_catalog.count(*) END
     FROM (
-        SELECT l.key, l.seq, %2$s%3$s(ROW($1, l.key, l.seq, l.name, l.payload, l.created_at, $6)::inturn.command)%4$s AS effect
+        SELECT l.key, l.seq, %2$s%3$s(ROW($1, l.key, l.seq, l.name, l.payload, l.created_at,
+                                          $6)::inturn.command)%4$s AS effect
         FROM inturn.%5$I($1, $2, $3, $4, $5) l
         WHERE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) $7
         OFFSET 0) c%6$s
@@ -29,7 +30,8 @@ $query$, CASE WHEN settings.merges THEN 's' ELSE 'c' END,
     CASE WHEN settings.merges THEN 'l.from_seq, CASE WHEN l.name IS NOT NULL THEN ' END, target::oid::regproc,
     CASE WHEN settings.merges THEN ' END' END, source,
     CASE WHEN settings.merges THEN ' CROSS JOIN LATERAL pg_catalog.generate_series(c.from_seq, c.seq) s (seq)' END) END
-FROM (SELECT f AS target, (SELECT p.proargtypes[0] = 'inturn.command[]'::regtype FROM pg_proc p WHERE p.oid = f::oid) AS batches
+FROM (SELECT f AS target, (SELECT p.proargtypes[0] = 'inturn.command[]'::regtype FROM pg_proc p
+                           WHERE p.oid = f::oid) AS batches
       FROM (SELECT coalesce(_target_query.target, inturn._trusted_target(settings)) AS f) t) resolved
 $$;
 COMMENT ON FUNCTION inturn._target_query IS 'Internal to the appliers: the query that calls a SQL target.';

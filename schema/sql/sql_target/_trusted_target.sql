@@ -14,4 +14,5 @@ BEGIN
     RETURN resolved;
 END
 $$;
-COMMENT ON FUNCTION inturn._trusted_target IS 'Internal to the appliers: the function that a SQL target names, if it belongs to whom it did.';
+COMMENT ON FUNCTION inturn._trusted_target IS
+    'Internal to the appliers: the function that a SQL target names, if it belongs to whom it did.';

@@ -22,7 +22,8 @@ DECLARE
     revision constant pg_catalog.text := inturn._revision();
     upgraded boolean;
 BEGIN
-    SELECT * INTO claimed FROM inturn._require_target(inturn._sql_topic(topic)) t CROSS JOIN inturn._claim_alone(topic, hand, applier) c;
+    SELECT * INTO claimed FROM inturn._require_target(inturn._sql_topic(topic)) t
+    CROSS JOIN inturn._claim_alone(topic, hand, applier) c;
     COMMIT AND CHAIN;
     hand := claimed.ready_at;
     careful := CASE WHEN hand IS NULL THEN 0 ELSE careful OPERATOR(pg_catalog.-) 1 END;
@@ -47,7 +48,8 @@ BEGIN
         PERFORM inturn._lose_alone(topic, claimed.key, claimed.epoch, CASE WHEN NOT blameless THEN problem END, true);
         COMMIT AND CHAIN;
         IF upgraded THEN
-            RAISE USING ERRCODE = state, MESSAGE = problem, HINT = 'The schema was upgraded meanwhile: call inturn.apply() again.';
+            RAISE USING ERRCODE = state, MESSAGE = problem,
+                HINT = 'The schema was upgraded meanwhile: call inturn.apply() again.';
         END IF;
         failures := failures OPERATOR(pg_catalog.+) CASE WHEN blameless THEN 0 ELSE 1 END;
         RETURN;
@@ -58,7 +60,8 @@ BEGIN
         PERFORM inturn._end_applier(applier);
         COMMIT AND CHAIN;
         RAISE query_canceled USING MESSAGE = turn.cancellation,
-            DETAIL = pg_catalog.format('The next command of key %L of topic %L has failed by it, and is tried again later.', claimed.key, topic);
+            DETAIL = pg_catalog.format('The next command of key %L of topic %L has failed by it, and is tried again '
+                                       'later.', claimed.key, topic);
     END IF;
 END
 $$;

@@ -26,8 +26,7 @@ DECLARE
         topic, since, CASE WHEN per_key IS NULL THEN max_keys ELSE width END) END;
     alone integer := 0; first boolean := true;
     lost_at timestamp with time zone; started_at timestamp with time zone; took interval;
-    cancellation pg_catalog.text;
-    batch pg_catalog.record;
+    cancellation pg_catalog.text; batch pg_catalog.record;
 BEGIN
     WHILE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) leave_at LOOP
         started_at := pg_catalog.clock_timestamp();
@@ -36,7 +35,8 @@ BEGIN
             EXIT WHEN hand IS NULL;
             found_any := true; CONTINUE;
         END IF;
-        SELECT * INTO batch FROM inturn.apply_batch(topic, hand, CASE WHEN alone OPERATOR(pg_catalog.>) 0 THEN 1 ELSE width END, applier, false);
+        SELECT * INTO batch FROM inturn.apply_batch(
+            topic, hand, CASE WHEN alone OPERATOR(pg_catalog.>) 0 THEN 1 ELSE width END, applier, false);
         cancellation := pg_catalog.current_setting('inturn.cancelled', true);
         COMMIT AND CHAIN;
         PERFORM inturn._keep_settings(settings);
@@ -48,13 +48,13 @@ BEGIN
             PERFORM inturn._end_applier(applier);
             COMMIT AND CHAIN;
             RAISE query_canceled USING MESSAGE = cancellation,
-                DETAIL = pg_catalog.format('The next command of a key of topic %L has failed by it, and is tried again later.', topic);
+                DETAIL = pg_catalog.format('The next command of a key of topic %L has failed by it, and is tried again '
+                                           'later.', topic);
         END IF;
         IF batch.lost THEN
             lost_at := batch.hand;
             CALL inturn._visit_alone(topic, lost_at, applier, settings, commands, failures, alone);
-            alone := 0;
-            leave_at := least(leave_at, started_at OPERATOR(pg_catalog.+) interval '1 s');
+            alone := 0; leave_at := least(leave_at, started_at OPERATOR(pg_catalog.+) interval '1 s');
             found_any := true; CONTINUE;
         END IF;
         took := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) started_at;
@@ -66,8 +66,7 @@ BEGIN
                               greatest(least(took OPERATOR(pg_catalog.*) 10, interval '1 s'), interval '100 ms'));
             first := false;
         END IF;
-        found_any := true;
-        commands := commands OPERATOR(pg_catalog.+) batch.commands;
+        found_any := true; commands := commands OPERATOR(pg_catalog.+) batch.commands;
         failures := failures OPERATOR(pg_catalog.+) batch.failures;
         IF batch.redo THEN
             -- The hand stays where it was: the same keys are claimed again, one at a time.
@@ -75,7 +74,9 @@ BEGIN
         ELSE
             alone := greatest(alone OPERATOR(pg_catalog.-) 1, 0);
             hand := batch.hand;
-            per_key := greatest(least(per_key OPERATOR(pg_catalog.*) 2, extract(epoch FROM batch.target_time) OPERATOR(pg_catalog./) batch.keys), 0.000001);
+            per_key := least(per_key OPERATOR(pg_catalog.*) 2,
+                             extract(epoch FROM batch.target_time) OPERATOR(pg_catalog./) batch.keys);
+            per_key := greatest(per_key, 0.000001);
             width := least(greatest(0.010 OPERATOR(pg_catalog./) per_key, 1), max_keys, width OPERATOR(pg_catalog.*) 2);
         END IF;
     END LOOP;

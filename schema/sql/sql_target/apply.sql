@@ -52,7 +52,8 @@ BEGIN
             END IF;
             careful := coalesce(careful, inturn._careful_keys(topics, applier, coalesce(
                 nullif(pg_catalog.current_setting('inturn.careful_keys', true), '')::integer, 20)));
-            IF announced_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '5 seconds') THEN
+            IF announced_at OPERATOR(pg_catalog.<) (
+                pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '5 seconds') THEN
                 PERFORM inturn.announce_applier(applier, topics, 'database session', NULL,
                                                 (SELECT v.version_num FROM inturn.schema_version v));
                 COMMIT AND CHAIN;

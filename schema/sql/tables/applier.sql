@@ -17,9 +17,12 @@ CREATE UNLOGGED TABLE inturn.applier (
 COMMENT ON TABLE inturn.applier IS 'Who applies what, as each applier said of itself when it was last seen.';
 COMMENT ON COLUMN inturn.applier.applier IS 'The applier, as in turn.';
 COMMENT ON COLUMN inturn.applier.pid IS 'Its process on host; NULL: it is a session of the database.';
-COMMENT ON COLUMN inturn.applier.backend_start IS 'With backend_pid: which session of the database it uses, in pg_stat_activity.';
+COMMENT ON COLUMN inturn.applier.backend_start IS
+    'With backend_pid: which session of the database it uses, in pg_stat_activity.';
 COMMENT ON COLUMN inturn.applier.revision IS 'The revision of the schema that it serves.';
 COMMENT ON COLUMN inturn.applier.pooled IS 'It goes through a pooler: the session may be another one by now.';
-COMMENT ON COLUMN inturn.applier.down IS 'The topics whose breaker is open in its process: topic to since, key (the last one tried) and error.';
-COMMENT ON COLUMN inturn.applier.abandoned IS 'How many threads its process has left behind, because a handler did not return.';
+COMMENT ON COLUMN inturn.applier.down IS
+    'The topics whose breaker is open in its process: topic to since, key (the last one tried) and error.';
+COMMENT ON COLUMN inturn.applier.abandoned IS
+    'How many threads its process has left behind, because a handler did not return.';
 COMMENT ON COLUMN inturn.applier.ended IS 'It has said its end, or the next call of apply has noted that it is gone.';

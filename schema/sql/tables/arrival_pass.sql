@@ -11,7 +11,9 @@ CREATE UNLOGGED TABLE inturn.arrival_pass (
     PRIMARY KEY (topic, pass)
 );
 COMMENT ON TABLE inturn.arrival_pass IS 'What the last pass over a topic''s intake saw.';
-COMMENT ON COLUMN inturn.arrival_pass.seen IS 'What was visible to it has a number, or is left behind; NULL: nothing is known.';
-COMMENT ON COLUMN inturn.arrival_pass.own IS 'The transactions of passes since then, which may have appended more afterwards.';
+COMMENT ON COLUMN inturn.arrival_pass.seen IS
+    'What was visible to it has a number, or is left behind; NULL: nothing is known.';
+COMMENT ON COLUMN inturn.arrival_pass.own IS
+    'The transactions of passes since then, which may have appended more afterwards.';
 COMMENT ON COLUMN inturn.arrival_pass.looked_back_at IS 'When a pass last looked at what was left behind.';
 COMMENT ON COLUMN inturn.arrival_pass.cluster IS 'Of which server: transaction ids of another one mean nothing here.';

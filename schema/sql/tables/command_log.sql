@@ -15,4 +15,5 @@ CREATE TABLE inturn.command_log (
 CREATE UNIQUE INDEX command_log_idempotency ON inturn.command_log (topic, key, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
 COMMENT ON TABLE inturn.command_log IS 'The commands, append-only; per key numbered 1, 2, 3, ... in commit order.';
-COMMENT ON COLUMN inturn.command_log.created_at IS 'When it was appended, under the lock of its key; its commit came later.';
+COMMENT ON COLUMN inturn.command_log.created_at IS
+    'When it was appended, under the lock of its key; its commit came later.';

@@ -5,4 +5,5 @@ CREATE TABLE inturn.forgotten (
     seq bigint NOT NULL,
     epoch bigint NOT NULL
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE inturn.forgotten IS 'The highest number and epoch that a forgotten key of the topic had: a new key goes on from there.';
+COMMENT ON TABLE inturn.forgotten IS
+    'The highest number and epoch that a forgotten key of the topic had: a new key goes on from there.';

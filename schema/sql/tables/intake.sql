@@ -23,4 +23,5 @@ ALTER TABLE inturn.intake ENABLE REPLICA TRIGGER take_replicated;
 COMMENT ON TABLE inturn.intake IS 'Commands that have arrived and have no number yet.';
 COMMENT ON COLUMN inturn.intake.id IS 'The order of arrival, over all keys.';
 COMMENT ON COLUMN inturn.intake.xid IS 'The transaction that appended it.';
-COMMENT ON COLUMN inturn.intake.left_because IS 'Why a pass that saw it did not number it: locked, or what went wrong with its key.';
+COMMENT ON COLUMN inturn.intake.left_because IS
+    'Why a pass that saw it did not number it: locked, or what went wrong with its key.';

@@ -29,12 +29,19 @@ CREATE INDEX key_mark_lost ON inturn.key_mark (claimed_by) WHERE lost > 0 AND cl
 COMMENT ON TABLE inturn.key_mark IS 'What is exceptional about a key, while it lasts.';
 COMMENT ON COLUMN inturn.key_mark.attempts IS 'How often the next command has failed.';
 COMMENT ON COLUMN inturn.key_mark.last_error IS 'The latest failure of the next command.';
-COMMENT ON COLUMN inturn.key_mark.held_at IS 'Since when the key stands still because its next command failed for good; or was not appended in time: then waiting_at is set too.';
+COMMENT ON COLUMN inturn.key_mark.held_at IS
+    'Since when the key stands still because its next command failed for good; or was not appended in time: then '
+    'waiting_at is set too.';
 COMMENT ON COLUMN inturn.key_mark.paused_at IS 'Since when the key is paused by an operator.';
-COMMENT ON COLUMN inturn.key_mark.paused_until IS 'When it goes on by itself; NULL while paused: when an operator says so.';
+COMMENT ON COLUMN inturn.key_mark.paused_until IS
+    'When it goes on by itself; NULL while paused: when an operator says so.';
 COMMENT ON COLUMN inturn.key_mark.waiting_at IS 'Since when later numbers are there and the next one is missing.';
-COMMENT ON COLUMN inturn.key_mark.claimed_by IS 'Which applier has the key by lease; it stays until the next claim when the lease runs out.';
+COMMENT ON COLUMN inturn.key_mark.claimed_by IS
+    'Which applier has the key by lease; it stays until the next claim when the lease runs out.';
 COMMENT ON COLUMN inturn.key_mark.claimed_at IS 'Since when.';
 COMMENT ON COLUMN inturn.key_mark.lease_until IS 'When the lease runs out: from then on any applier may claim the key.';
-COMMENT ON COLUMN inturn.key_mark.ready_at IS 'When the key is ready, as its ticket says, while it is retrying: operators list those by it.';
-COMMENT ON COLUMN inturn.key_mark.lost IS 'Over 0: the key is taken alone. An applier was lost with it in hand, perhaps with others, or what its command does to the session or the transaction would meet others.';
+COMMENT ON COLUMN inturn.key_mark.ready_at IS
+    'When the key is ready, as its ticket says, while it is retrying: operators list those by it.';
+COMMENT ON COLUMN inturn.key_mark.lost IS
+    'Over 0: the key is taken alone. An applier was lost with it in hand, perhaps with others, or what its command '
+    'does to the session or the transaction would meet others.';

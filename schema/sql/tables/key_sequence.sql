@@ -15,8 +15,14 @@ CREATE TABLE inturn.key_sequence (
     PRIMARY KEY (topic, key)
 ) WITH (fillfactor = 90);
 COMMENT ON TABLE inturn.key_sequence IS 'The callers'' side of a key; its row lock orders the callers of the key.';
-COMMENT ON COLUMN inturn.key_sequence.given IS 'Whether the key''s numbers are given by its callers (see topic.numbering).';
-COMMENT ON COLUMN inturn.key_sequence.arrival IS 'Whether its commands are numbered on arrival: callers do not lock it, whoever numbers does.';
-COMMENT ON COLUMN inturn.key_sequence.history_seq IS 'Where its history begins: what has a lower number took effect or was passed over, and was pruned; NULL: nothing was.';
-COMMENT ON COLUMN inturn.key_sequence.history_epoch IS 'The turn after which it begins, which stays; earlier ones were pruned.';
-COMMENT ON COLUMN inturn.key_sequence.kept_seq IS 'The first command below history_seq that was kept for its idempotency key; NULL: none was.';
+COMMENT ON COLUMN inturn.key_sequence.given IS
+    'Whether the key''s numbers are given by its callers (see topic.numbering).';
+COMMENT ON COLUMN inturn.key_sequence.arrival IS
+    'Whether its commands are numbered on arrival: callers do not lock it, whoever numbers does.';
+COMMENT ON COLUMN inturn.key_sequence.history_seq IS
+    'Where its history begins: what has a lower number took effect or was passed over, and was pruned; NULL: nothing '
+    'was.';
+COMMENT ON COLUMN inturn.key_sequence.history_epoch IS
+    'The turn after which it begins, which stays; earlier ones were pruned.';
+COMMENT ON COLUMN inturn.key_sequence.kept_seq IS
+    'The first command below history_seq that was kept for its idempotency key; NULL: none was.';

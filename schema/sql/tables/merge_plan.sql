@@ -16,6 +16,9 @@ CREATE TABLE inturn.merge_plan (
     PRIMARY KEY (topic, key, seq, epoch)
 );
 COMMENT ON TABLE inturn.merge_plan IS 'Which numbers a turn has read as merged; what of it took effect is in merge.';
-COMMENT ON COLUMN inturn.merge_plan.from_seq IS 'The first number of those that were merged together; to_seq: the last.';
-COMMENT ON COLUMN inturn.merge_plan.into_seq IS 'The number under which they take effect, to_seq; NULL: they become nothing.';
-COMMENT ON COLUMN inturn.merge_plan.name IS 'Of the entry of to_seq: what the handler gets, with payload, when it is not what is in the log.';
+COMMENT ON COLUMN inturn.merge_plan.from_seq IS
+    'The first number of those that were merged together; to_seq: the last.';
+COMMENT ON COLUMN inturn.merge_plan.into_seq IS
+    'The number under which they take effect, to_seq; NULL: they become nothing.';
+COMMENT ON COLUMN inturn.merge_plan.name IS
+    'Of the entry of to_seq: what the handler gets, with payload, when it is not what is in the log.';

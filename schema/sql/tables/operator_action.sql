@@ -15,8 +15,11 @@ CREATE TABLE inturn.operator_action (
     PRIMARY KEY (topic, key, id)
 );
 COMMENT ON TABLE inturn.operator_action IS 'What operators did: who, when, why, and what it was before.';
-COMMENT ON COLUMN inturn.operator_action.id IS 'Counts the actions on the key, or on the topic itself; a new one is above those that are there.';
+COMMENT ON COLUMN inturn.operator_action.id IS
+    'Counts the actions on the key, or on the topic itself; a new one is above those that are there.';
 COMMENT ON COLUMN inturn.operator_action.key IS 'Empty: the action was on the whole topic.';
 COMMENT ON COLUMN inturn.operator_action.db_user IS 'Whose login the session had.';
-COMMENT ON COLUMN inturn.operator_action.os_user IS 'USER@HOST, as the inturn command says (inturn.os_user); not checked.';
-COMMENT ON COLUMN inturn.operator_action.acting_as IS 'Whom the login acted for, as --as says (inturn.acting_as); not checked.';
+COMMENT ON COLUMN inturn.operator_action.os_user IS
+    'USER@HOST, as the inturn command says (inturn.os_user); not checked.';
+COMMENT ON COLUMN inturn.operator_action.acting_as IS
+    'Whom the login acted for, as --as says (inturn.acting_as); not checked.';

@@ -8,5 +8,6 @@ CREATE UNLOGGED TABLE inturn.prune_pass (
     PRIMARY KEY (topic, pass)
 );
 COMMENT ON TABLE inturn.prune_pass IS 'How far the last prune of a topic came.';
-COMMENT ON COLUMN inturn.prune_pass.next_key IS 'The keys before it are those that it has not looked at; NULL: it has looked at all.';
+COMMENT ON COLUMN inturn.prune_pass.next_key IS
+    'The keys before it are those that it has not looked at; NULL: it has looked at all.';
 COMMENT ON COLUMN inturn.prune_pass.began_at IS 'When it began, at the last key.';

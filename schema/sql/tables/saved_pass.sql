@@ -8,5 +8,6 @@ CREATE UNLOGGED TABLE inturn.saved_pass (
     pass inturn._pass NOT NULL,
     PRIMARY KEY (topics_hash, saved_at)
 );
-COMMENT ON TABLE inturn.saved_pass IS 'Where the next pass over some topics may begin, for appliers that keep nothing in memory.';
+COMMENT ON TABLE inturn.saved_pass IS
+    'Where the next pass over some topics may begin, for appliers that keep nothing in memory.';
 COMMENT ON COLUMN inturn.saved_pass.topics_hash IS 'Of the topics that are served together.';

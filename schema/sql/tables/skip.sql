@@ -13,4 +13,5 @@ CREATE TABLE inturn.skip (
 );
 COMMENT ON TABLE inturn.skip IS 'The commands that were passed over, an entry a number.';
 COMMENT ON COLUMN inturn.skip.epoch IS 'The turn, or the operator''s move of the cursor, that passed over it.';
-COMMENT ON COLUMN inturn.skip.skipped_by IS 'operator; handler: it asked for it; attempts: they ran out (see topic.on_exhausted).';
+COMMENT ON COLUMN inturn.skip.skipped_by IS
+    'operator; handler: it asked for it; attempts: they ran out (see topic.on_exhausted).';

@@ -18,8 +18,12 @@ CREATE TABLE inturn.ticket (
 -- topic's turns have left there.
 CREATE INDEX ticket_ready ON inturn.ticket (topic COLLATE "POSIX", ready_at);
 COMMENT ON TABLE inturn.ticket IS 'The keys that are not idle: where each stands, and when it is ready.';
-COMMENT ON COLUMN inturn.ticket.epoch IS 'Counts the turns of the key, and the operators'' moves of its cursor; the fencing token.';
+COMMENT ON COLUMN inturn.ticket.epoch IS
+    'Counts the turns of the key, and the operators'' moves of its cursor; the fencing token.';
 COMMENT ON COLUMN inturn.ticket.applied_seq IS 'Everything up to here has taken effect, or was passed over (see skip).';
-COMMENT ON COLUMN inturn.ticket.ready_at IS 'From when on an applier may claim the key; infinity: not before somebody acts (held, paused without an end, waiting).';
-COMMENT ON COLUMN inturn.ticket.empty_turns IS 'Turns in a row that found nothing to apply because a caller''s transaction was open.';
+COMMENT ON COLUMN inturn.ticket.ready_at IS
+    'From when on an applier may claim the key; infinity: not before somebody acts (held, paused without an end, '
+    'waiting).';
+COMMENT ON COLUMN inturn.ticket.empty_turns IS
+    'Turns in a row that found nothing to apply because a caller''s transaction was open.';
 COMMENT ON COLUMN inturn.ticket.marked IS 'Whether the key has a row in key_mark.';

@@ -50,26 +50,41 @@ CREATE TABLE inturn.topic (
 -- For every pass of an applier: mostly there is none.
 CREATE INDEX topic_arrival ON inturn.topic (name) WHERE numbering = 'arrival';
 COMMENT ON TABLE inturn.topic IS 'What kinds of command there are, and what applies each.';
-COMMENT ON COLUMN inturn.topic.target IS 'python; sql:SCHEMA.FUNCTION, which takes one inturn.command; or the http(s):// address that commands are posted to.';
+COMMENT ON COLUMN inturn.topic.target IS
+    'python; sql:SCHEMA.FUNCTION, which takes one inturn.command; or the http(s):// address that commands are posted '
+    'to.';
 COMMENT ON COLUMN inturn.topic.max_attempts IS 'A command that failed this often is not tried again: see on_exhausted.';
 COMMENT ON COLUMN inturn.topic.backoff_base IS 'The wait before the second attempt; doubled before each further one.';
-COMMENT ON COLUMN inturn.topic.max_payload_bytes IS 'The longest payload, as text. At least 1024: append looks here only for longer ones.';
+COMMENT ON COLUMN inturn.topic.max_payload_bytes IS
+    'The longest payload, as text. At least 1024: append looks here only for longer ones.';
 COMMENT ON COLUMN inturn.topic.batch_commands IS 'The most commands of one key in one turn.';
-COMMENT ON COLUMN inturn.topic.on_exhausted IS 'What to do when attempts run out: hold the key, skip the command, or cancel-rest (skip everything pending on the key).';
+COMMENT ON COLUMN inturn.topic.on_exhausted IS
+    'What to do when attempts run out: hold the key, skip the command, or cancel-rest (skip everything pending on the '
+    'key).';
 COMMENT ON COLUMN inturn.topic.paused_at IS 'Since when all its keys are paused by an operator.';
-COMMENT ON COLUMN inturn.topic.paused_until IS 'When they go on by themselves; NULL while paused: when an operator says so.';
-COMMENT ON COLUMN inturn.topic.numbering IS 'Who numbers a key''s commands: assigned, the append does; given, its callers do; arrival, the appliers do, after the commit.';
+COMMENT ON COLUMN inturn.topic.paused_until IS
+    'When they go on by themselves; NULL while paused: when an operator says so.';
+COMMENT ON COLUMN inturn.topic.numbering IS
+    'Who numbers a key''s commands: assigned, the append does; given, its callers do; arrival, the appliers do, after '
+    'the commit.';
 COMMENT ON COLUMN inturn.topic.first_seq IS 'The first number of every key, where callers number.';
 COMMENT ON COLUMN inturn.topic.max_ahead IS 'How far ahead of the last applied one a given number may be.';
-COMMENT ON COLUMN inturn.topic.gap_timeout IS 'A key that has waited this long for a missing number is held; NULL: never.';
-COMMENT ON COLUMN inturn.topic.lease IS 'How long an applier that works outside the database has a key without renewing its lease.';
+COMMENT ON COLUMN inturn.topic.gap_timeout IS
+    'A key that has waited this long for a missing number is held; NULL: never.';
+COMMENT ON COLUMN inturn.topic.lease IS
+    'How long an applier that works outside the database has a key without renewing its lease.';
 COMMENT ON COLUMN inturn.topic.max_in_flight IS 'How many keys one applier works on outside the database at a time.';
 COMMENT ON COLUMN inturn.topic.merges IS 'Whether it has merge rules, or had some: see merge_rule.';
 COMMENT ON COLUMN inturn.topic.timeout IS 'A command that takes longer has failed; NULL: no limit.';
-COMMENT ON COLUMN inturn.topic.max_pending IS 'The most commands that a key may have pending: append refuses more; NULL: any number.';
-COMMENT ON COLUMN inturn.topic.callers_granted IS 'Whether only some callers may append, see topic_grant: append looks there only then.';
+COMMENT ON COLUMN inturn.topic.max_pending IS
+    'The most commands that a key may have pending: append refuses more; NULL: any number.';
+COMMENT ON COLUMN inturn.topic.callers_granted IS
+    'Whether only some callers may append, see topic_grant: append looks there only then.';
 COMMENT ON COLUMN inturn.topic.retain IS 'How long after its turn a command is kept; NULL: for ever.';
-COMMENT ON COLUMN inturn.topic.retain_idempotency IS 'How long at least a command with an idempotency key is kept after its append; NULL: as long as any other.';
+COMMENT ON COLUMN inturn.topic.retain_idempotency IS
+    'How long at least a command with an idempotency key is kept after its append; NULL: as long as any other.';
 COMMENT ON COLUMN inturn.topic.forget_idle_after IS 'A key that has been idle for this long is removed; NULL: never.';
-COMMENT ON COLUMN inturn.topic.target_owner IS 'The owner of the function of a SQL target when it was set: once it belongs to somebody else it is not called.';
-COMMENT ON COLUMN inturn.topic.target_owner_id IS 'Which role that is, whatever it is named by now: its server''s identifier and its oid.';
+COMMENT ON COLUMN inturn.topic.target_owner IS
+    'The owner of the function of a SQL target when it was set: once it belongs to somebody else it is not called.';
+COMMENT ON COLUMN inturn.topic.target_owner_id IS
+    'Which role that is, whatever it is named by now: its server''s identifier and its oid.';

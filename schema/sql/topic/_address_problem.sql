@@ -10,10 +10,12 @@ AS $$
 SELECT CASE
     WHEN target !~ '^https?:' THEN NULL
     WHEN target ~ '^https?://[^/?#]*@'
-        THEN 'its target holds a user or a password, which would be readable here; secrets come from the applier''s environment'
+        THEN 'its target holds a user or a password, which would be readable here; secrets come from the applier''s '
+             'environment'
     WHEN target ~* ('^[^?]*[?](.*&)?([^=&]*(token|secret|passw|pwd|api[-_]?key|auth|sig|credential|session|jwt)[^=&]*'
                     '|key|code)(=|&|$)')
-        THEN 'its target holds a secret in its query, which would be readable here; secrets come from the applier''s environment'
+        THEN 'its target holds a secret in its query, which would be readable here; secrets come from the applier''s '
+             'environment'
     WHEN target ~ '[[:space:][:cntrl:]#\\]'
         THEN 'its target holds a space, a backslash or a fragment (#), and is not an address'
     WHEN target !~ '^https?://([^][/?#:{}%]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?]|$)'

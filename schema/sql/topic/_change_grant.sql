@@ -11,11 +11,14 @@ BEGIN
     PERFORM inturn._lock_topic(topic);
     IF (role IN ('caller', 'applier', 'operator')) IS NOT TRUE THEN
         RAISE EXCEPTION USING ERRCODE = 'IT011',
-            MESSAGE = format('topic %L cannot be granted as %s', topic, coalesce(quote_literal(left(role, 40)), 'NULL')),
+            MESSAGE = format('topic %L cannot be granted as %s', topic,
+                             coalesce(quote_literal(left(role, 40)), 'NULL')),
             HINT = 'Give caller, applier or operator.';
     END IF;
     RETURN EXISTS (SELECT FROM inturn.topic_grant g
-                   WHERE g.topic = _change_grant.topic AND g.role = _change_grant.role AND g.login = _change_grant.login);
+                   WHERE g.topic = _change_grant.topic AND g.role = _change_grant.role
+                     AND g.login = _change_grant.login);
 END
 $$;
-COMMENT ON FUNCTION inturn._change_grant IS 'Internal to grant_topic and revoke_topic: locks a topic for a change of its grants.';
+COMMENT ON FUNCTION inturn._change_grant IS
+    'Internal to grant_topic and revoke_topic: locks a topic for a change of its grants.';

@@ -19,4 +19,5 @@ SELECT NOT EXISTS (SELECT FROM inturn.topic_grant g WHERE g.topic = _is_granted.
                WHERE g.topic = _is_granted.topic AND g.role = _is_granted.role AND pg_has_role(w.who, r.oid, 'USAGE'))
 FROM (VALUES (coalesce(nullif(current_setting('role'), 'none')::name, session_user))) w (who)
 $$;
-COMMENT ON FUNCTION inturn._is_granted IS 'Internal: whether whoever runs the session may act on a topic as caller, applier or operator.';
+COMMENT ON FUNCTION inturn._is_granted IS
+    'Internal: whether whoever runs the session may act on a topic as caller, applier or operator.';

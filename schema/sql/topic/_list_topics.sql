@@ -10,10 +10,12 @@ AS $$
 BEGIN
     PERFORM inturn._require_grant(t.name, 'applier') FROM inturn.topic t WHERE t.name = ANY (named);
     RETURN QUERY
-    SELECT t.name, t.target, t.max_in_flight, extract(epoch FROM t.timeout)::double precision, t.merges FROM inturn.topic t
+    SELECT t.name, t.target, t.max_in_flight, extract(epoch FROM t.timeout)::double precision, t.merges
+    FROM inturn.topic t
     -- Only of a topic that anybody is granted is there more to ask: the question takes longer than all the rest.
     WHERE CASE WHEN EXISTS (SELECT FROM inturn.topic_grant g WHERE g.topic = t.name AND g.role = 'applier')
                THEN inturn._is_granted(t.name, 'applier') ELSE true END;
 END
 $$;
-COMMENT ON FUNCTION inturn._list_topics IS 'Internal to the appliers: the topics, as far as their appliers have to know them.';
+COMMENT ON FUNCTION inturn._list_topics IS
+    'Internal to the appliers: the topics, as far as their appliers have to know them.';

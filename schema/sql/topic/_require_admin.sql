@@ -11,8 +11,10 @@ DECLARE
 BEGIN
     IF NOT pg_has_role(who, current_user, 'USAGE') AND NOT pg_has_role(who, 'inturn_admin', 'USAGE') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
-            MESSAGE = format('permission denied for topic %L: %s needs inturn_admin, which %s does not have', left(topic, 200), what, who),
-            HINT = 'It says what code appliers run. Ask who deploys; whoever owns the schema can: GRANT inturn_admin TO LOGIN.';
+            MESSAGE = format('permission denied for topic %L: %s needs inturn_admin, which %s does not have',
+                             left(topic, 200), what, who),
+            HINT = 'It says what code appliers run. Ask who deploys; whoever owns the schema can: GRANT inturn_admin '
+                   'TO LOGIN.';
     END IF;
 END
 $$;

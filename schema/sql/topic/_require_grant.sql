@@ -16,9 +16,11 @@ BEGIN
     IF NOT inturn._is_granted(topic, role) THEN
         RAISE EXCEPTION USING ERRCODE = 'IT014',
             MESSAGE = format('topic %L is not granted to %s as %s', topic, who, role),
-            HINT = format('It is granted to others only. Whoever owns the schema can: SELECT inturn.grant_topic(%L, %L, LOGIN).',
+            HINT = format('It is granted to others only. Whoever owns the schema can: SELECT inturn.grant_topic(%L, '
+                          '%L, LOGIN).',
                           topic, role);
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._require_grant IS 'Internal: refuses whoever may not act on a topic as caller, applier or operator.';
+COMMENT ON FUNCTION inturn._require_grant IS
+    'Internal: refuses whoever may not act on a topic as caller, applier or operator.';

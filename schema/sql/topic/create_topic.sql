@@ -24,7 +24,8 @@ AS $$
 DECLARE
     topic inturn.topic :=
         ROW(name, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, clock_timestamp(),
-            on_exhausted, NULL, NULL, numbering, first_seq, max_ahead, gap_timeout, lease, max_in_flight, timeout, max_pending, false, false,
+            on_exhausted, NULL, NULL, numbering, first_seq, max_ahead, gap_timeout, lease, max_in_flight, timeout,
+            max_pending, false, false,
             retain, retain_idempotency, forget_idle_after, NULL, NULL);
 BEGIN
     IF target <> 'python' THEN
@@ -38,8 +39,10 @@ BEGIN
         RETURN true;
     END IF;
     PERFORM FROM inturn.topic t WHERE t.name = topic.name
-        AND to_jsonb(t) - '{created_at,paused_at,paused_until,callers_granted,merges,target_owner,target_owner_id}'::text[]
-            = to_jsonb(topic) - '{created_at,paused_at,paused_until,callers_granted,merges,target_owner,target_owner_id}'::text[];
+        AND to_jsonb(t)
+            - '{created_at,paused_at,paused_until,callers_granted,merges,target_owner,target_owner_id}'::text[]
+            = to_jsonb(topic)
+                - '{created_at,paused_at,paused_until,callers_granted,merges,target_owner,target_owner_id}'::text[];
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'IT010',
             MESSAGE = format('topic %L exists already, with other settings', name),

@@ -1,4 +1,5 @@
-CREATE FUNCTION inturn.grant_topic(topic text, role text, login text, reason text DEFAULT NULL) RETURNS inturn.operator_action
+CREATE FUNCTION inturn.grant_topic(topic text, role text, login text,
+                                   reason text DEFAULT NULL) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -15,16 +16,20 @@ DECLARE
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = grant_topic.login) THEN
         RAISE EXCEPTION USING ERRCODE = 'IT011',
-            MESSAGE = format('topic %L cannot be granted to %s: the server has no such role', topic, coalesce(quote_literal(left(login, 64)), 'NULL')),
+            MESSAGE = format('topic %L cannot be granted to %s: the server has no such role', topic,
+                             coalesce(quote_literal(left(login, 64)), 'NULL')),
             HINT = 'Create it first: CREATE ROLE ... LOGIN.';
     ELSIF known THEN
-        PERFORM inturn._refuse_action(topic, '', format('is granted to %s as %s already', login, role), 'Nothing was changed.');
+        PERFORM inturn._refuse_action(topic, '', format('is granted to %s as %s already', login, role),
+                                      'Nothing was changed.');
     END IF;
     INSERT INTO inturn.topic_grant (topic, role, login) VALUES (grant_topic.topic, grant_topic.role, grant_topic.login);
     IF role = 'caller' THEN
         UPDATE inturn.topic t SET callers_granted = true WHERE t.name = grant_topic.topic;
     END IF;
-    RETURN inturn._record_action(topic, '', NULL, 'grant', reason, NULL, jsonb_build_object('role', role, 'login', login));
+    RETURN inturn._record_action(topic, '', NULL, 'grant', reason, NULL,
+                                 jsonb_build_object('role', role, 'login', login));
 END
 $$;
-COMMENT ON FUNCTION inturn.grant_topic IS 'Lets a login act on a topic as caller, applier or operator, and nobody else of that role who is not granted it.';
+COMMENT ON FUNCTION inturn.grant_topic IS
+    'Lets a login act on a topic as caller, applier or operator, and nobody else of that role who is not granted it.';

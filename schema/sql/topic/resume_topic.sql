@@ -12,7 +12,8 @@ BEGIN
     IF (was.paused_at IS NOT NULL AND clock_timestamp() < coalesce(was.paused_until, 'infinity')) IS NOT TRUE THEN
         PERFORM inturn._refuse_action(topic, '', 'is not paused', 'There is nothing to resume.');
     END IF;
-    UPDATE inturn.topic t SET paused_at = NULL, paused_until = NULL WHERE t.name = resume_topic.topic RETURNING * INTO settings;
+    UPDATE inturn.topic t SET paused_at = NULL, paused_until = NULL WHERE t.name = resume_topic.topic
+    RETURNING * INTO settings;
     PERFORM inturn._notify_appliers(topic);
     RETURN inturn._record_action(topic, '', NULL, 'resume', reason, to_jsonb(was), to_jsonb(settings));
 END

@@ -1,4 +1,5 @@
-CREATE FUNCTION inturn.revoke_topic(topic text, role text, login text, reason text DEFAULT NULL) RETURNS inturn.operator_action
+CREATE FUNCTION inturn.revoke_topic(topic text, role text, login text,
+                                    reason text DEFAULT NULL) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -12,10 +13,13 @@ DECLARE
     open boolean;
 BEGIN
     IF NOT known THEN
-        PERFORM inturn._refuse_action(topic, '', format('is not granted to %s as %s', login, role), 'Nothing was changed.');
+        PERFORM inturn._refuse_action(topic, '', format('is not granted to %s as %s', login, role),
+                                      'Nothing was changed.');
     END IF;
-    DELETE FROM inturn.topic_grant g WHERE g.topic = revoke_topic.topic AND g.role = revoke_topic.role AND g.login = revoke_topic.login;
-    open := NOT EXISTS (SELECT FROM inturn.topic_grant g WHERE g.topic = revoke_topic.topic AND g.role = revoke_topic.role);
+    DELETE FROM inturn.topic_grant g
+    WHERE g.topic = revoke_topic.topic AND g.role = revoke_topic.role AND g.login = revoke_topic.login;
+    open := NOT EXISTS (SELECT FROM inturn.topic_grant g
+                        WHERE g.topic = revoke_topic.topic AND g.role = revoke_topic.role);
     IF role = 'caller' AND open THEN
         UPDATE inturn.topic t SET callers_granted = false WHERE t.name = revoke_topic.topic;
     END IF;
@@ -23,4 +27,5 @@ BEGIN
                                 jsonb_build_object('role', role, 'open', open));
 END
 $$;
-COMMENT ON FUNCTION inturn.revoke_topic IS 'Takes back what grant_topic gave; with the last grant of a role the topic is open to the whole role again.';
+COMMENT ON FUNCTION inturn.revoke_topic IS
+    'Takes back what grant_topic gave; with the last grant of a role the topic is open to the whole role again.';

@@ -23,7 +23,8 @@ DECLARE
 BEGIN
     IF target IS NOT NULL THEN
         PERFORM inturn._require_admin(topic, 'setting its target');
-        SELECT o.owner, o.owner_id INTO settings.target_owner, settings.target_owner_id FROM inturn._target_owner(topic, target) o;
+        SELECT o.owner, o.owner_id INTO settings.target_owner, settings.target_owner_id
+        FROM inturn._target_owner(topic, target) o;
     END IF;
     settings.target := coalesce(target, was.target);
     settings.max_attempts := coalesce(max_attempts, was.max_attempts);
@@ -49,9 +50,11 @@ BEGIN
         (target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, on_exhausted,
          max_ahead, gap_timeout, lease, max_in_flight, timeout, max_pending,
          retain, retain_idempotency, forget_idle_after, target_owner, target_owner_id)
-        = (settings.target, settings.max_attempts, settings.backoff_base, settings.backoff_cap, settings.max_payload_bytes,
+        = (settings.target, settings.max_attempts, settings.backoff_base, settings.backoff_cap,
+           settings.max_payload_bytes,
            settings.batch_commands, settings.on_exhausted,
-           settings.max_ahead, settings.gap_timeout, settings.lease, settings.max_in_flight, settings.timeout, settings.max_pending,
+           settings.max_ahead, settings.gap_timeout, settings.lease, settings.max_in_flight, settings.timeout,
+           settings.max_pending,
            settings.retain, settings.retain_idempotency, settings.forget_idle_after, settings.target_owner,
            settings.target_owner_id)
     WHERE t.name = set_topic.topic;

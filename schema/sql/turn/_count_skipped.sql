@@ -5,6 +5,7 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 SELECT count(*) FROM inturn.skip s
-WHERE s.topic = _count_skipped.topic AND s.key = _count_skipped.key AND s.seq >= _count_skipped.seq AND s.epoch = _count_skipped.epoch
+WHERE s.topic = _count_skipped.topic AND s.key = _count_skipped.key AND s.seq >= _count_skipped.seq
+  AND s.epoch = _count_skipped.epoch
 $$;
 COMMENT ON FUNCTION inturn._count_skipped IS 'Internal to the appliers: how many commands a turn passed over.';

@@ -7,7 +7,8 @@
 -- A turn that applied nothing takes no epoch, unless the key goes idle with it: the next append looks for that entry.
 -- Locks nothing that claim has not locked.
 CREATE FUNCTION inturn._end_turns(
-    topic text, keys text[], tickets tid[], drained boolean[], epochs bigint[], from_seqs bigint[], applied_seqs bigint[],
+    topic text, keys text[], tickets tid[], drained boolean[], epochs bigint[], from_seqs bigint[],
+    applied_seqs bigint[],
     applier text
 ) RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -35,13 +36,16 @@ BEGIN
             epoch = CASE WHEN t.applied_seq >= t.from_seq THEN t.epoch ELSE c.epoch END,
             empty_turns = CASE WHEN t.applied_seq >= t.from_seq THEN 0 ELSE c.empty_turns + 1 END,
             marked = CASE WHEN c.marked AND t.applied_seq < t.from_seq
-                          THEN EXISTS (SELECT FROM inturn.key_mark m WHERE m.topic = c.topic AND m.key = c.key AND m.epoch = c.epoch)
+                          THEN EXISTS (SELECT FROM inturn.key_mark m
+                                       WHERE m.topic = c.topic AND m.key = c.key AND m.epoch = c.epoch)
                           ELSE false END,
             ready_at = clock_timestamp()
-                       + CASE WHEN t.applied_seq < t.from_seq THEN inturn._empty_turn_wait(c.empty_turns + 1) ELSE '0' END
+                       + CASE WHEN t.applied_seq < t.from_seq THEN inturn._empty_turn_wait(c.empty_turns + 1)
+                              ELSE '0' END
         FROM unnest(tickets, drained, epochs, from_seqs, applied_seqs) t (tid, drained, epoch, from_seq, applied_seq)
         WHERE NOT t.drained AND c.ctid = t.tid;
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._end_turns IS 'Internal to finish: records turns, and moves on or deletes the tickets of their keys.';
+COMMENT ON FUNCTION inturn._end_turns IS
+    'Internal to finish: records turns, and moves on or deletes the tickets of their keys.';

@@ -13,9 +13,11 @@ FROM ROWS FROM (pg_catalog.unnest(keys), pg_catalog.unnest(epochs), pg_catalog.u
 CROSS JOIN LATERAL (
     SELECT c.applied_seq FROM inturn.ticket c
     WHERE c.topic OPERATOR(pg_catalog.=) _held_keys.topic AND c.key OPERATOR(pg_catalog.=) t.key
-      AND c.epoch OPERATOR(pg_catalog.>=) (greatest(t.epoch, 0) OPERATOR(pg_catalog.-) 1) AND c.epoch OPERATOR(pg_catalog.<=) t.epoch
+      AND c.epoch OPERATOR(pg_catalog.>=) (greatest(t.epoch, 0) OPERATOR(pg_catalog.-) 1)
+      AND c.epoch OPERATOR(pg_catalog.<=) t.epoch
       AND CASE WHEN c.epoch OPERATOR(pg_catalog.=) t.epoch THEN inturn._is_leased(c.topic, c.key, c.epoch)
                ELSE c.xmax OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()::pg_catalog.xid END
     LIMIT 1) c
 $$;
-COMMENT ON FUNCTION inturn._held_keys IS 'Internal to the appliers: those of some keys that are claimed or leased for their turns.';
+COMMENT ON FUNCTION inturn._held_keys IS
+    'Internal to the appliers: those of some keys that are claimed or leased for their turns.';

@@ -13,7 +13,8 @@ AS $$
 BEGIN
     RETURN (SELECT c.applied_seq FROM inturn.ticket c
             WHERE c.topic = _held_seq.topic AND c.key = _held_seq.key
-              AND c.epoch >= greatest(coalesce(_held_seq.epoch, 0), 0) - 1 AND c.epoch <= coalesce(_held_seq.epoch, 9223372036854775807)
+              AND c.epoch >= greatest(coalesce(_held_seq.epoch, 0), 0) - 1
+              AND c.epoch <= coalesce(_held_seq.epoch, 9223372036854775807)
               AND CASE WHEN c.epoch = _held_seq.epoch THEN inturn._is_leased(c.topic, c.key, c.epoch)
                        ELSE c.xmax = pg_current_xact_id()::xid END
             LIMIT 1);

@@ -11,7 +11,8 @@ BEGIN
     END IF;
     RETURN EXISTS (
         SELECT FROM inturn.key_mark m
-        WHERE m.topic = _is_leased.topic AND m.key = _is_leased.key AND m.epoch = _is_leased.epoch AND m.claimed_by IS NOT NULL);
+        WHERE m.topic = _is_leased.topic AND m.key = _is_leased.key AND m.epoch = _is_leased.epoch
+          AND m.claimed_by IS NOT NULL);
 END
 $$;
 COMMENT ON FUNCTION inturn._is_leased IS 'Internal: whether a key is leased for a turn.';

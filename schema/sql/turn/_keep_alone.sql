@@ -11,4 +11,5 @@ UPDATE inturn.key_mark m SET lost = 1
 WHERE m.topic = _keep_alone.topic AND m.key = _keep_alone.key AND m.epoch = _keep_alone.epoch
   AND m.attempts > 0 AND m.xmin = pg_current_xact_id()::xid
 $$;
-COMMENT ON FUNCTION inturn._keep_alone IS 'Internal to the appliers: has a key taken alone whose failure was just recorded.';
+COMMENT ON FUNCTION inturn._keep_alone IS
+    'Internal to the appliers: has a key taken alone whose failure was just recorded.';

@@ -13,7 +13,8 @@ BEGIN
         PERFORM inturn._require_grant(topic, 'applier');
     END IF;
     PERFORM FROM inturn.ticket t
-    WHERE t.topic = _lock_ticket.topic AND t.key = _lock_ticket.key AND t.epoch = _lock_ticket.epoch FOR UPDATE SKIP LOCKED;
+    WHERE t.topic = _lock_ticket.topic AND t.key = _lock_ticket.key AND t.epoch = _lock_ticket.epoch
+    FOR UPDATE SKIP LOCKED;
     RETURN FOUND;
 END
 $$;

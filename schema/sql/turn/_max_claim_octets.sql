@@ -7,4 +7,5 @@ AS $$
 SELECT coalesce(CASE WHEN pg_catalog.current_setting('inturn.max_claim_octets', true) OPERATOR(pg_catalog.<>) ''
                      THEN pg_catalog.current_setting('inturn.max_claim_octets', true)::bigint END, 16777216)
 $$;
-COMMENT ON FUNCTION inturn._max_claim_octets IS 'Internal to the claims: how many octets the payloads of one claim may have.';
+COMMENT ON FUNCTION inturn._max_claim_octets IS
+    'Internal to the claims: how many octets the payloads of one claim may have.';

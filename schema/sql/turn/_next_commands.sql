@@ -12,4 +12,5 @@ SELECT (c.l).* FROM (
     ORDER BY l.seq LIMIT max_commands) c
 WHERE (c.l).seq = _next_commands.applied_seq + c.place
 $$;
-COMMENT ON FUNCTION inturn._next_commands IS 'Internal to the claims: the next commands of a key in order, up to the first gap.';
+COMMENT ON FUNCTION inturn._next_commands IS
+    'Internal to the claims: the next commands of a key in order, up to the first gap.';

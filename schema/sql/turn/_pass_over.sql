@@ -13,12 +13,15 @@ SET enable_seqscan = off
 AS $$
 WITH passed AS (
     INSERT INTO inturn.skip (topic, key, seq, epoch, skipped_by, reason)
-    SELECT _pass_over.topic, _pass_over.key, s.seq, _pass_over.epoch, _pass_over.skipped_by, left(_pass_over.reason, 8000)
+    SELECT _pass_over.topic, _pass_over.key, s.seq, _pass_over.epoch, _pass_over.skipped_by,
+           left(_pass_over.reason, 8000)
     FROM generate_series(from_seq, (
         SELECT l.seq FROM inturn.command_log l
-        WHERE l.topic = _pass_over.topic AND l.key = _pass_over.key AND l.seq >= from_seq AND (l.seq = to_seq OR to_seq IS NULL)
+        WHERE l.topic = _pass_over.topic AND l.key = _pass_over.key AND l.seq >= from_seq
+          AND (l.seq = to_seq OR to_seq IS NULL)
         ORDER BY l.seq DESC LIMIT 1)) s (seq)
     RETURNING seq)
 SELECT max(passed.seq) FROM passed
 $$;
-COMMENT ON FUNCTION inturn._pass_over IS 'Internal to fail and the operators'' functions: passes over commands, an entry in skip each.';
+COMMENT ON FUNCTION inturn._pass_over IS
+    'Internal to fail and the operators'' functions: passes over commands, an entry in skip each.';

@@ -39,8 +39,9 @@ BEGIN
         WHEN settings.numbering = 'given' AND inturn._misses_many(was.topic, was.key, failed_seq) THEN 'held'
         ELSE 'cancelled' END;
     IF outcome IN ('skipped', 'cancelled') THEN
-        passed_seq := inturn._pass_over(was.topic, was.key, failed_seq, CASE outcome WHEN 'skipped' THEN failed_seq END, epoch,
-                                       CASE verdict WHEN 'skip' THEN 'handler' ELSE 'attempts' END, split_part(error, E'\n', 1));
+        passed_seq := inturn._pass_over(
+            was.topic, was.key, failed_seq, CASE outcome WHEN 'skipped' THEN failed_seq END, epoch,
+            CASE verdict WHEN 'skip' THEN 'handler' ELSE 'attempts' END, split_part(error, E'\n', 1));
     END IF;
     cursor.epoch := epoch; cursor.applied_seq := coalesce(passed_seq, failed_seq - 1); cursor.empty_turns := 0;
     cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL; cursor.waiting_at := NULL;
@@ -56,12 +57,16 @@ BEGIN
         WHEN retry_after IS NULL THEN inturn._backoff(settings, greatest(failures, 1))
         ELSE least(greatest(retry_after, '0'), '1 year') END);
     PERFORM inturn._save_key(was, cursor);
-    INSERT INTO inturn.turn AS t (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at, error)
-    VALUES (was.topic, was.key, _record_failure.epoch, from_seq, failed_seq - 1, cursor.applied_seq, false, outcome, applier,
+    INSERT INTO inturn.turn AS t (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier,
+                                  started_at, error)
+    VALUES (was.topic, was.key, _record_failure.epoch, from_seq, failed_seq - 1, cursor.applied_seq, false,
+            outcome, applier,
             _record_failure.started_at, left(error, 8000))
     ON CONFLICT ON CONSTRAINT turn_pkey DO UPDATE SET
-        outcome = EXCLUDED.outcome, error = EXCLUDED.error, finished_at = EXCLUDED.finished_at, applied_seq = EXCLUDED.applied_seq;
+        outcome = EXCLUDED.outcome, error = EXCLUDED.error, finished_at = EXCLUDED.finished_at,
+        applied_seq = EXCLUDED.applied_seq;
     RETURN outcome;
 END
 $$;
-COMMENT ON FUNCTION inturn._record_failure IS 'Internal to fail and claim: records a failure, and what becomes of the key.';
+COMMENT ON FUNCTION inturn._record_failure IS
+    'Internal to fail and claim: records a failure, and what becomes of the key.';

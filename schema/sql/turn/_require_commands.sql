@@ -18,4 +18,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._require_commands IS 'Internal to the appliers: refuses a report on commands that are not there.';
+COMMENT ON FUNCTION inturn._require_commands IS
+    'Internal to the appliers: refuses a report on commands that are not there.';

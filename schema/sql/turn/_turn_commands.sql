@@ -9,7 +9,8 @@
 -- the last one comes, with from_seq, the first one; where they become nothing, it comes without a name: to pass it is
 -- all there is to do.
 -- Takes no locks. Raises what _is_leased does.
-CREATE FUNCTION inturn._turn_commands(topic text, keys text[], epochs bigint[], applied_seqs bigint[], max_commands integer)
+CREATE FUNCTION inturn._turn_commands(topic text, keys text[], epochs bigint[], applied_seqs bigint[],
+                                      max_commands integer)
 RETURNS TABLE (place bigint, key text, seq bigint, name text, payload jsonb, created_at timestamptz, from_seq bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -22,7 +23,8 @@ DECLARE
     merged boolean;
     most integer;
 BEGIN
-    SELECT t.numbering = 'given', t.merges, least(_turn_commands.max_commands, t.batch_commands) INTO given, merged, most
+    SELECT t.numbering = 'given', t.merges, least(_turn_commands.max_commands, t.batch_commands)
+    INTO given, merged, most
     FROM inturn.topic t WHERE t.name = _turn_commands.topic;
     IF merged THEN
         RETURN QUERY
@@ -33,7 +35,8 @@ BEGIN
                    CASE WHEN p.seq IS NULL OR p.into_seq = l.seq THEN coalesce(p.payload, l.payload) END, l.created_at,
                    coalesce(p.from_seq, l.seq)
             FROM inturn._next_commands(_turn_commands.topic, h.key, h.applied_seq, most) l
-            LEFT JOIN inturn.merge_plan p ON p.topic = _turn_commands.topic AND p.key = h.key AND p.epoch = h.epoch AND p.seq = l.seq
+            LEFT JOIN inturn.merge_plan p ON p.topic = _turn_commands.topic AND p.key = h.key AND p.epoch = h.epoch
+                                            AND p.seq = l.seq
             WHERE p.seq IS NULL OR p.to_seq = l.seq
             ORDER BY l.seq) l;
     ELSIF given THEN
@@ -47,8 +50,10 @@ BEGIN
         FROM inturn._held_keys(_turn_commands.topic, keys, epochs, applied_seqs) h
         CROSS JOIN LATERAL (
             SELECT l.seq, l.name, l.payload, l.created_at FROM inturn.command_log l
-            WHERE l.topic = _turn_commands.topic AND l.key = h.key AND l.seq > h.applied_seq ORDER BY l.seq LIMIT most) l;
+            WHERE l.topic = _turn_commands.topic AND l.key = h.key AND l.seq > h.applied_seq
+            ORDER BY l.seq LIMIT most) l;
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._turn_commands IS 'Internal to the appliers: the next commands of keys, for the turns that have them.';
+COMMENT ON FUNCTION inturn._turn_commands IS
+    'Internal to the appliers: the next commands of keys, for the turns that have them.';

@@ -39,9 +39,11 @@ BEGIN
     FROM inturn.ticket t
     WHERE t.topic COLLATE "POSIX" = claim.topic AND t.ready_at >= since AND t.ready_at <= now
       AND NOT EXISTS (SELECT FROM inturn.topic p
-                      WHERE p.name = claim.topic AND p.paused_at IS NOT NULL AND now < coalesce(p.paused_until, 'infinity'))
+                      WHERE p.name = claim.topic AND p.paused_at IS NOT NULL
+                        AND now < coalesce(p.paused_until, 'infinity'))
     ORDER BY t.ready_at LIMIT CASE WHEN max_keys > 0 THEN max_keys ELSE 0 END
     FOR UPDATE OF t SKIP LOCKED;
 END
 $$;
-COMMENT ON FUNCTION inturn.claim(text, timestamptz, integer) IS 'Claims ready keys of a topic until the end of the transaction.';
+COMMENT ON FUNCTION inturn.claim(text, timestamptz, integer) IS
+    'Claims ready keys of a topic until the end of the transaction.';

@@ -24,28 +24,34 @@ DECLARE
     size integer;
     settings constant inturn.topic := inturn._settings_of(topic);
     problem text;
-    keys text[]; applied_seqs bigint[]; epochs bigint[]; attempts integer[]; times timestamptz[]; losses boolean[]; singles boolean[];
+    keys text[]; applied_seqs bigint[]; epochs bigint[]; attempts integer[];
+    times timestamptz[]; losses boolean[]; singles boolean[];
     command record;
     place bigint := 0;
 BEGIN
     PERFORM inturn._require_merges(settings);
-    SELECT array_agg(c.key), array_agg(c.applied_seq), array_agg(c.epoch), array_agg(c.attempts + 1), array_agg(c.ready_at),
+    SELECT array_agg(c.key), array_agg(c.applied_seq), array_agg(c.epoch), array_agg(c.attempts + 1),
+           array_agg(c.ready_at),
            array_agg(c.lost), array_agg(c.attempts > 0 OR settings.merges AND c.lost)
     INTO keys, applied_seqs, epochs, attempts, times, losses, singles FROM inturn.claim(topic, since, max_keys) c;
     FOR n IN 1 .. CASE WHEN settings.merges THEN coalesce(cardinality(keys), 0) ELSE 0 END LOOP
         problem := inturn._plan_merges(
-            settings, keys[n], applied_seqs[n], epochs[n], CASE WHEN singles[n] THEN 1 ELSE settings.batch_commands END);
+            settings, keys[n], applied_seqs[n], epochs[n],
+            CASE WHEN singles[n] THEN 1 ELSE settings.batch_commands END);
         IF problem IS NOT NULL THEN
-            PERFORM inturn.fail(topic, keys[n], epochs[n], applied_seqs[n] + 1, applied_seqs[n] + 1, problem, session_user::text, 'merge');
+            PERFORM inturn.fail(topic, keys[n], epochs[n], applied_seqs[n] + 1, applied_seqs[n] + 1, problem,
+                                session_user::text, 'merge');
             keys[n] := NULL;
         END IF;
     END LOOP;
     -- All keys by one call: one for each costs three times as much as the reading.
     FOR command IN
         SELECT k.*, l.seq, l.name, l.payload, l.created_at
-        FROM ROWS FROM (unnest(keys), unnest(applied_seqs), unnest(epochs), unnest(attempts), unnest(times), unnest(losses), unnest(singles))
+        FROM ROWS FROM (unnest(keys), unnest(applied_seqs), unnest(epochs), unnest(attempts), unnest(times),
+                        unnest(losses), unnest(singles))
             WITH ORDINALITY k (key, applied_seq, epoch, attempt, ready_at, lost, is_single, place)
-        LEFT JOIN inturn._turn_commands(settings.name, keys, epochs, applied_seqs, settings.batch_commands) l ON l.place = k.place
+        LEFT JOIN inturn._turn_commands(settings.name, keys, epochs, applied_seqs,
+                                        settings.batch_commands) l ON l.place = k.place
         WHERE k.key IS NOT NULL
         ORDER BY k.place, l.seq
     LOOP

@@ -34,8 +34,10 @@ BEGIN
     PERFORM inturn._require_commands(topic, key, from_seq, CASE WHEN failed_seq >= from_seq THEN failed_seq END);
     failed_seq := inturn._failed_seq(topic, key, epoch, from_seq, failed_seq);
     was.lost := 0; -- whoever can say so is not lost
-    RETURN inturn._record_failure(was, epoch, from_seq, failed_seq, CASE WHEN failed_seq > from_seq THEN 1 ELSE was.attempts + 1 END,
+    RETURN inturn._record_failure(was, epoch, from_seq, failed_seq,
+                                  CASE WHEN failed_seq > from_seq THEN 1 ELSE was.attempts + 1 END,
                                  error, applier, now(), verdict, retry_after);
 END
 $$;
-COMMENT ON FUNCTION inturn.fail(text, text, bigint, bigint, bigint, text, text, text, interval) IS 'Ends a turn whose last command failed: records the error, and what becomes of the key.';
+COMMENT ON FUNCTION inturn.fail(text, text, bigint, bigint, bigint, text, text, text, interval) IS
+    'Ends a turn whose last command failed: records the error, and what becomes of the key.';

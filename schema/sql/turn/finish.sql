@@ -21,4 +21,5 @@ BEGIN
     PERFORM inturn._finish(topic, keys, epochs, from_seqs, applied_seqs, applier);
 END
 $$;
-COMMENT ON FUNCTION inturn.finish IS 'Ends turns that applied what they took: moves the keys on, lets drained ones go idle.';
+COMMENT ON FUNCTION inturn.finish IS
+    'Ends turns that applied what they took: moves the keys on, lets drained ones go idle.';

@@ -1,6 +1,7 @@
 -- Returns the rows that show a violation, as a JSON array; payloads are left out, errors are cut. Internal to verify.
 -- Of each table the first few: turns by their epochs, others by their seq, from lo to hi. Takes no locks.
-CREATE FUNCTION inturn._verify_rows(topic text, key text, tables text[], epochs bigint[], lo bigint, hi bigint) RETURNS jsonb
+CREATE FUNCTION inturn._verify_rows(topic text, key text, tables text[], epochs bigint[], lo bigint,
+                                    hi bigint) RETURNS jsonb
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -36,7 +37,8 @@ SELECT coalesce(jsonb_agg(jsonb_build_object('table', r.name) || r.content), '[]
        AND m.epoch = ANY (epochs) AND m.seq BETWEEN lo AND hi
      ORDER BY m.seq LIMIT 5)
     UNION ALL
-    (SELECT 'skip', jsonb_strip_nulls(to_jsonb(k) || jsonb_build_object('reason', left(k.reason, 200))) FROM inturn.skip k
+    (SELECT 'skip', jsonb_strip_nulls(to_jsonb(k) || jsonb_build_object('reason', left(k.reason, 200)))
+     FROM inturn.skip k
      WHERE 'skip' = ANY (tables) AND k.topic = _verify_rows.topic AND k.key = _verify_rows.key
        AND k.seq BETWEEN lo AND hi
      ORDER BY k.seq LIMIT 5)

@@ -37,10 +37,7 @@ AS $$
 -- Of times only the ends are compared: a turn's started_at is when its transaction began, and that may wait at the
 -- claim until the turn before has ended. Clocks may step back, by a minute before it counts.
 -- Raises IT014 when the topic is granted to other operators only; IT001 when there is no such topic, nor a row of it.
-SELECT inturn._require_grant(of_topic, 'operator');
-SELECT inturn._refuse_topic(of_topic)
-WHERE NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = of_topic)
-  AND NOT EXISTS (SELECT FROM inturn.verify_topics() v (name) WHERE v.name = of_topic);
+SELECT inturn._require_grant(of_topic, 'operator'), inturn._require_rows(of_topic);
 -- bound: a value, not a condition with OR: it bounds the scans of the indexes.
 WITH bound AS MATERIALIZED (
     SELECT coalesce(to_key, greatest(

@@ -21,7 +21,8 @@ BEGIN
     next_key := to_key || E'\x01';
     IF to_key IS NULL THEN
         SELECT count(*) INTO keys FROM inturn.key_sequence c WHERE c.topic = of_topic AND c.key >= from_key COLLATE "C";
-        SELECT count(*) INTO commands FROM inturn.command_log l WHERE l.topic = of_topic AND l.key >= from_key COLLATE "C";
+        SELECT count(*) INTO commands FROM inturn.command_log l
+        WHERE l.topic = of_topic AND l.key >= from_key COLLATE "C";
         SELECT count(*) INTO turns FROM inturn.turn t
         WHERE t.topic = of_topic AND t.key >= from_key COLLATE "C" AND t.outcome <> 'idle';
     ELSE
@@ -30,7 +31,8 @@ BEGIN
         SELECT count(*) INTO commands FROM inturn.command_log l
         WHERE l.topic = of_topic AND l.key >= from_key COLLATE "C" AND l.key <= to_key COLLATE "C";
         SELECT count(*) INTO turns FROM inturn.turn t
-        WHERE t.topic = of_topic AND t.key >= from_key COLLATE "C" AND t.key <= to_key COLLATE "C" AND t.outcome <> 'idle';
+        WHERE t.topic = of_topic AND t.key >= from_key COLLATE "C" AND t.key <= to_key COLLATE "C"
+          AND t.outcome <> 'idle';
     END IF;
     RETURN NEXT;
 END

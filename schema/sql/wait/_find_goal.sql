@@ -38,7 +38,8 @@ BEGIN
     WHERE l.topic = _find_goal.topic AND l.key = _find_goal.key ORDER BY l.seq DESC LIMIT 1;
     IF goal IS NULL THEN
         -- What was applied may have been pruned.
-        SELECT c.applied_seq INTO goal FROM inturn.key_cursor c WHERE c.topic = _find_goal.topic AND c.key = _find_goal.key;
+        SELECT c.applied_seq INTO goal FROM inturn.key_cursor c
+        WHERE c.topic = _find_goal.topic AND c.key = _find_goal.key;
     END IF;
     IF goal IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT040',

@@ -11,7 +11,8 @@ DECLARE
     snapshot constant pg_snapshot := pg_current_snapshot();
     next constant bigint := pg_snapshot_xmax(snapshot)::text::bigint;
     -- A row has the lower half of it.
-    behind constant bigint := ((next - locker::text::bigint + 2147483648) % 4294967296 + 4294967296) % 4294967296 - 2147483648;
+    behind constant bigint := ((next - locker::text::bigint + 2147483648) % 4294967296 + 4294967296) % 4294967296
+        - 2147483648;
     whole xid8;
 BEGIN
     IF locker::text = '0' OR behind > next - 3 THEN
@@ -23,4 +24,5 @@ BEGIN
     RETURN NOT pg_visible_in_snapshot(whole, snapshot) OR coalesce(pg_xact_status(whole) = 'in progress', false);
 END
 $$;
-COMMENT ON FUNCTION inturn._is_in_hand IS 'Internal to wait_state: whether a row is locked by a transaction that was running.';
+COMMENT ON FUNCTION inturn._is_in_hand IS
+    'Internal to wait_state: whether a row is locked by a transaction that was running.';

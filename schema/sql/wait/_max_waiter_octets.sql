@@ -6,4 +6,5 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT 67108864
 $$;
-COMMENT ON FUNCTION inturn._max_waiter_octets IS 'Internal to announce_wait: how large the table of those who wait may grow.';
+COMMENT ON FUNCTION inturn._max_waiter_octets IS
+    'Internal to announce_wait: how large the table of those who wait may grow.';

@@ -14,7 +14,8 @@ BEGIN
             HINT = 'Commit first. Then wait at READ COMMITTED.';
     ELSIF pg_current_xact_id_if_assigned() IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT031',
-            MESSAGE = 'wait was called in a transaction that has written: what it appended is applied only after its commit',
+            MESSAGE = 'wait was called in a transaction that has written: what it appended is applied only after its '
+                      'commit',
             HINT = 'Commit first. Then wait.';
     END IF;
 END

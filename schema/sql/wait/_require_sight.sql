@@ -15,4 +15,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._require_sight IS 'Internal to the waits: refuses whoever may neither append to a topic nor operate it.';
+COMMENT ON FUNCTION inturn._require_sight IS
+    'Internal to the waits: refuses whoever may neither append to a topic nor operate it.';

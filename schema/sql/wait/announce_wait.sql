@@ -36,4 +36,5 @@ BEGIN
     RETURN CASE WHEN is_full IS NOT TRUE THEN inturn._wait_channel(topic, key) END;
 END
 $$;
-COMMENT ON FUNCTION inturn.announce_wait IS 'Announces that somebody waits for a key; returns the channel on which it is notified.';
+COMMENT ON FUNCTION inturn.announce_wait IS
+    'Announces that somebody waits for a key; returns the channel on which it is notified.';

@@ -1,5 +1,6 @@
 CREATE FUNCTION inturn.wait(
-    topic text, key text, seq bigint DEFAULT NULL, timeout interval DEFAULT '30 seconds', idempotency_key text DEFAULT NULL,
+    topic text, key text, seq bigint DEFAULT NULL, timeout interval DEFAULT '30 seconds',
+    idempotency_key text DEFAULT NULL,
     OUT applied_seq bigint, OUT skipped boolean
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -36,9 +37,11 @@ BEGIN
             applied_seq := stands.applied_seq; skipped := stands.skipped;
             RETURN;
         ELSIF stands.outcome = 'held' THEN
-            RAISE EXCEPTION USING ERRCODE = 'IT066', MESSAGE = stands.says, HINT = 'An operator finds out why by: inturn why KEY.';
+            RAISE EXCEPTION USING ERRCODE = 'IT066', MESSAGE = stands.says,
+                HINT = 'An operator finds out why by: inturn why KEY.';
         ELSIF waited >= longest THEN
-            RAISE EXCEPTION USING ERRCODE = 'IT065', MESSAGE = stands.says, HINT = 'Wait on, or ask an operator: inturn why KEY.';
+            RAISE EXCEPTION USING ERRCODE = 'IT065', MESSAGE = stands.says,
+                HINT = 'Wait on, or ask an operator: inturn why KEY.';
         END IF;
         PERFORM pg_sleep(least(greatest(waited / 8, 0.002), 1, longest - waited));
         waited := extract(epoch FROM clock_timestamp() - began_at);

@@ -1,5 +1,6 @@
 CREATE FUNCTION inturn.wait_state(
-    topic text, key text, INOUT seq bigint DEFAULT NULL, idempotency_key text DEFAULT NULL, INOUT mark bigint DEFAULT NULL,
+    topic text, key text, INOUT seq bigint DEFAULT NULL, idempotency_key text DEFAULT NULL,
+    INOUT mark bigint DEFAULT NULL,
     OUT outcome text, OUT applied_seq bigint, OUT skipped boolean, OUT state text, OUT since timestamptz,
     OUT in_hand boolean, OUT says text
 )
@@ -28,16 +29,19 @@ BEGIN
     PERFORM inturn._refuse_command(topic, key, 'wait', NULL, idempotency_key);
     PERFORM inturn._require_sight(topic);
     IF seq < 0 THEN
-        RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = format('seq is %s; commands are numbered from 0 or 1 on', seq);
+        RAISE EXCEPTION USING ERRCODE = '22023',
+            MESSAGE = format('seq is %s; commands are numbered from 0 or 1 on', seq);
     ELSIF seq IS NULL THEN
         SELECT g.goal, g.mark INTO seq, mark FROM inturn._find_goal(topic, key, idempotency_key, mark) g;
     END IF;
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = wait_state.topic;
     SELECT * INTO c FROM inturn._find_cursor(wait_state.topic, wait_state.key) k;
     -- A key that was forgotten has had its numbers: if it comes back, it goes on above them (see _begin_keys).
-    applied_seq := coalesce(c.applied_seq, (SELECT f.seq FROM inturn.forgotten f WHERE f.topic = wait_state.topic), settings.first_seq - 1);
+    applied_seq := coalesce(c.applied_seq, (SELECT f.seq FROM inturn.forgotten f WHERE f.topic = wait_state.topic),
+                            settings.first_seq - 1);
     skipped := coalesce((SELECT true FROM inturn.skip s
-                         WHERE s.topic = wait_state.topic AND s.key = wait_state.key AND s.seq = wait_state.seq), false);
+                         WHERE s.topic = wait_state.topic AND s.key = wait_state.key
+                           AND s.seq = wait_state.seq), false);
     -- Within wait() the statement began when the wait did: what has ended since is over.
     c.paused_at := CASE WHEN c.paused_until > clock_timestamp() IS NOT FALSE THEN c.paused_at END;
     c.lease_until := CASE WHEN c.lease_until > clock_timestamp() THEN c.lease_until END;

@@ -14,7 +14,9 @@ CROSS JOIN LATERAL inturn._explain_append(
      WHERE l.locktype = 'tuple' AND l.relation = s.tableoid
        AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
        AND (l.page, l.tuple) = ((s.ctid::text::point)[0], (s.ctid::text::point)[1])),
-    CASE WHEN numbering <> 'given' OR inturn._is_append_open(c.topic, c.key, c.applied_seq + 1) THEN c.applied_seq + 1 END) e
+    CASE WHEN numbering <> 'given'
+              OR inturn._is_append_open(c.topic, c.key, c.applied_seq + 1) THEN c.applied_seq + 1 END) e
 WHERE s.topic = c.topic AND s.key = c.key
 $$;
-COMMENT ON FUNCTION inturn._explain_appending IS 'Internal to why: explains a key that a caller''s open transaction has locked.';
+COMMENT ON FUNCTION inturn._explain_appending IS
+    'Internal to why: explains a key that a caller''s open transaction has locked.';

@@ -14,7 +14,8 @@ DECLARE
     holder integer; -- the backend that has the key locked
     numbers integer; -- the one that numbers in the topic at this moment, or has and did not commit
 BEGIN
-    SELECT i.* INTO waits FROM inturn.arrived_key i WHERE i.topic = _explain_arrived.topic AND i.key = _explain_arrived.key;
+    SELECT i.* INTO waits FROM inturn.arrived_key i
+    WHERE i.topic = _explain_arrived.topic AND i.key = _explain_arrived.key;
     IF NOT FOUND THEN
         RETURN;
     END IF;
@@ -28,21 +29,27 @@ BEGIN
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
       AND (l.classid::bigint << 32) | l.objid::bigint = inturn._numbering_lock(topic);
-    RETURN QUERY SELECT CASE WHEN numbers IS NULL THEN coalesce(unserved.cause, 'not_numbered') ELSE 'not_numbered' END, waits.arrived_at,
-        format('%s arrived on it and %s no number yet: ', CASE waits.arrived WHEN 1 THEN '1 command has' ELSE waits.arrived || ' commands have' END,
+    RETURN QUERY SELECT CASE WHEN numbers IS NULL THEN coalesce(unserved.cause, 'not_numbered')
+                             ELSE 'not_numbered' END, waits.arrived_at,
+        format('%s arrived on it and %s no number yet: ', CASE waits.arrived WHEN 1 THEN '1 command has'
+                                                               ELSE waits.arrived || ' commands have' END,
                CASE waits.arrived WHEN 1 THEN 'has' ELSE 'have' END)
         || CASE WHEN numbers IS NOT NULL THEN 'they are numbered by ' || inturn._describe_backend(numbers)
                 WHEN NOT served THEN regexp_replace(unserved.says, '^It is ready, and no', 'no')
-                WHEN waits.left_because <> 'locked' THEN 'numbering them fails: ' || inturn._shorten(waits.left_because, 300)
+                WHEN waits.left_because <> 'locked'
+                    THEN 'numbering them fails: ' || inturn._shorten(waits.left_because, 300)
                 WHEN waits.left_because = 'locked' THEN 'the key is locked'
-                    || coalesce(' by ' || inturn._describe_backend(holder), '; whoever had it locked has let go, and the next pass of an applier numbers them')
+                    || coalesce(' by ' || inturn._describe_backend(holder),
+                                '; whoever had it locked has let go, and the next pass of an applier numbers them')
                 ELSE 'the next pass of an applier numbers them, usually within milliseconds' END,
-        CASE WHEN numbers IS NOT NULL THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # if it will never end', numbers)
+        CASE WHEN numbers IS NOT NULL
+                 THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # if it will never end', numbers)
              WHEN NOT served THEN unserved.to_do
              WHEN waits.left_because = 'locked' AND holder IS NOT NULL
                  THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # if it will never end', holder)
              ELSE 'inturn status --topic {topic}' END,
-        coalesce(unserved.details, '{}') || jsonb_build_object('arrived', waits.arrived, 'left_because', waits.left_because);
+        coalesce(unserved.details, '{}')
+            || jsonb_build_object('arrived', waits.arrived, 'left_because', waits.left_because);
 END
 $$;
 COMMENT ON FUNCTION inturn._explain_arrived IS 'Internal to why: explains a key whose commands have no number yet.';

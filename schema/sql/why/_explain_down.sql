@@ -7,7 +7,8 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT 'target_down',
-    format('What its commands need does not answer (target %s), since %s. One key at a time is tried until it does, and no '
+    format('What its commands need does not answer (target %s), since %s. One key at a time is tried until it does, '
+           'and no '
            'such try counts as an attempt; the last one tried was %L: %s', t.target,
            to_char((down ->> 'since')::timestamptz AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'),
            down ->> 'key', inturn._shorten(down ->> 'error', 200)),

@@ -19,7 +19,8 @@ BEGIN
         RETURN QUERY SELECT * FROM inturn._explain_appending(c, t.numbering);
         RETURN;
     END IF;
-    SELECT * INTO last FROM inturn.turn u WHERE u.topic = c.topic AND u.key = c.key AND u.outcome <> 'idle' ORDER BY u.epoch DESC LIMIT 1;
+    SELECT * INTO last FROM inturn.turn u WHERE u.topic = c.topic AND u.key = c.key AND u.outcome <> 'idle'
+    ORDER BY u.epoch DESC LIMIT 1;
     RETURN QUERY SELECT 'nothing_pending', last.finished_at,
         format('Every command that was committed on it has had its turn, up to %s%s', c.applied_seq,
                coalesce('; the last turn was that of ' || last.applier, '')),

@@ -10,9 +10,11 @@ SELECT 'leased', c.claimed_at,
     format('%s has it by lease until %s, longer if it renews it, and %s%s', inturn._describe_lease(c),
            to_char(c.lease_until AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"'),
            CASE WHEN next.seq IS NULL THEN 'has recorded every command it can apply'
-                ELSE format('is at command %s, attempt %s of %s', inturn._name_command(next), c.attempts + 1, t.max_attempts) END,
+                ELSE format('is at command %s, attempt %s of %s', inturn._name_command(next), c.attempts + 1,
+                            t.max_attempts) END,
            CASE WHEN a.alive IS FALSE
-                THEN to_char(a.seen_at AT TIME ZONE 'UTC', '. "That applier is gone: it was last seen at" YYYY-MM-DD HH24:MI:SS "UTC"')
+                THEN to_char(a.seen_at AT TIME ZONE 'UTC',
+                             '. "That applier is gone: it was last seen at" YYYY-MM-DD HH24:MI:SS "UTC"')
                      || '. Any other takes the key when the lease is over'
                 ELSE '' END),
     'inturn status  # what the appliers are doing',

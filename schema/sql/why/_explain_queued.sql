@@ -10,15 +10,18 @@ SELECT 'queued',
     format('It is ready and waits for its turn: %s %s ready for longer. Appliers alive: %s, at work: %s',
            CASE WHEN b.ahead > 10000 THEN 'more than 10000' ELSE b.ahead::text END,
            CASE b.ahead WHEN 1 THEN 'key is' ELSE 'keys are' END, b.appliers, b.busy)
-    || coalesce('; ' || (b.first->>'applier') || ' since ' || to_char((b.first->>'since')::timestamptz AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"')
+    || coalesce('; ' || (b.first->>'applier') || ' since '
+                || to_char((b.first->>'since')::timestamptz AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"')
                 || coalesce(', waiting for ' || (b.first->>'waits_for'), ''), ''),
     E'inturn status\ninturn apply --workers N  # more appliers, if these are too few',
     jsonb_build_object('ahead', b.ahead, 'appliers', serving)
 FROM (SELECT
-    (SELECT count(*) FROM (SELECT FROM inturn.ticket k WHERE k.topic COLLATE "POSIX" = c.topic AND k.ready_at < c.ready_at
+    (SELECT count(*) FROM (SELECT FROM inturn.ticket k
+                           WHERE k.topic COLLATE "POSIX" = c.topic AND k.ready_at < c.ready_at
                            ORDER BY k.ready_at LIMIT 10001) k) AS ahead,
     jsonb_array_length(serving) AS appliers,
     (SELECT count(*) FROM jsonb_array_elements(serving) s WHERE s->>'doing' = 'applying') AS busy,
-    (SELECT s FROM jsonb_array_elements(serving) s WHERE s->>'doing' = 'applying' ORDER BY s->>'since' LIMIT 1) AS first) b
+    (SELECT s FROM jsonb_array_elements(serving) s WHERE s->>'doing' = 'applying'
+     ORDER BY s->>'since' LIMIT 1) AS first) b
 $$;
 COMMENT ON FUNCTION inturn._explain_queued IS 'Internal to why: explains a ready key that is behind others.';

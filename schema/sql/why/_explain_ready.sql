@@ -12,22 +12,29 @@ DECLARE
         WHEN c.attempts > 0 THEN format('failed at attempt %s of %s', c.attempts, t.max_attempts)
         ELSE 'was put off, which counts as no attempt' END, inturn._shorten(c.last_error, 200));
     -- What else is to be said of a key that is ready: of its last attempt.
-    last constant text := CASE WHEN c.attempts > 0 THEN '. ' || failed ELSE '' END || CASE WHEN c.claimed_by IS NULL THEN '' ELSE
-        format('. The lease of %s ran out at %s: the claim that takes the key %s, unless it is heard of before', inturn._describe_lease(c),
+    last constant text := CASE WHEN c.attempts > 0 THEN '. ' || failed
+                               ELSE '' END || CASE WHEN c.claimed_by IS NULL THEN '' ELSE
+        format('. The lease of %s ran out at %s: the claim that takes the key %s, unless it is heard of before',
+               inturn._describe_lease(c),
                to_char(c.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'),
                -- See _lose_lease.
-               CASE WHEN c.lost > 0 THEN 'counts that as a failed attempt' ELSE 'takes it alone, and counts no attempt' END) END;
+               CASE WHEN c.lost > 0 THEN 'counts that as a failed attempt'
+                    ELSE 'takes it alone, and counts no attempt' END) END;
     refused constant record := inturn._target_refusal(t);
     serving jsonb;
     down jsonb;
 BEGIN
-    c.ready_at := coalesce(c.ready_at, (SELECT min(h.left_at) FROM inturn.wake_hint h WHERE h.topic = c.topic AND h.key = c.key));
+    c.ready_at := coalesce(c.ready_at, (SELECT min(h.left_at) FROM inturn.wake_hint h
+                                        WHERE h.topic = c.topic AND h.key = c.key));
     IF c.ready_at IS NULL THEN
-        RETURN QUERY SELECT 'broken', next.created_at, format('It is idle although command %s is pending, which should never be: '
-            'please report it', inturn._name_command(next)), 'inturn verify --topic {topic} --key {key}', jsonb_build_object('seq', next.seq);
+        RETURN QUERY SELECT 'broken', next.created_at,
+                            format('It is idle although command %s is pending, which should never be: '
+            'please report it', inturn._name_command(next)), 'inturn verify --topic {topic} --key {key}',
+            jsonb_build_object('seq', next.seq);
         RETURN;
     ELSIF refused.says IS NOT NULL THEN
-        RETURN QUERY SELECT 'target_refused', c.ready_at, upper(left(refused.says, 1)) || substr(refused.says, 2) || last,
+        RETURN QUERY SELECT 'target_refused', c.ready_at,
+                            upper(left(refused.says, 1)) || substr(refused.says, 2) || last,
             refused.to_do,
             jsonb_build_object('target', t.target, 'owner', t.target_owner);
         RETURN;
@@ -37,7 +44,8 @@ BEGIN
     SELECT s.value -> 'down' -> t.name INTO down FROM jsonb_array_elements(serving) s
     WHERE s.value -> 'down' ? t.name ORDER BY s.value -> 'down' -> t.name ->> 'since' LIMIT 1;
     IF down IS NOT NULL THEN
-        RETURN QUERY SELECT d.cause, (down ->> 'since')::timestamptz, d.says || CASE WHEN c.attempts > 0 THEN '. ' || failed ELSE '' END,
+        RETURN QUERY SELECT d.cause, (down ->> 'since')::timestamptz,
+                            d.says || CASE WHEN c.attempts > 0 THEN '. ' || failed ELSE '' END,
                             d.to_do, d.details
         FROM inturn._explain_down(t, down) d;
         RETURN;
@@ -46,7 +54,8 @@ BEGIN
             failed || to_char(c.ready_at AT TIME ZONE 'UTC', '. "It is tried again at" YYYY-MM-DD HH24:MI:SS "UTC"'),
             concat_ws(E'\n', 'inturn show --topic {topic} --error {key}',
                       CASE WHEN c.attempts > 0 THEN 'inturn retry --topic {topic} {key}  # to try it now' END),
-            jsonb_build_object('until', c.ready_at, 'error', c.last_error, 'attempts', c.attempts, 'max_attempts', t.max_attempts,
+            jsonb_build_object('until', c.ready_at, 'error', c.last_error, 'attempts', c.attempts, 'max_attempts',
+                               t.max_attempts,
                                'seq', next.seq, 'name', next.name);
         RETURN;
     END IF;
@@ -59,4 +68,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._explain_ready IS 'Internal to why: explains a key that has a next command and that nobody has in hand.';
+COMMENT ON FUNCTION inturn._explain_ready IS
+    'Internal to why: explains a key that has a next command and that nobody has in hand.';

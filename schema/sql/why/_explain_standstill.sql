@@ -14,10 +14,13 @@ DECLARE
 BEGIN
     IF c.held_at IS NOT NULL THEN
         RETURN QUERY SELECT 'held', c.held_at,
-            format('Its next command, %s, failed for good at attempt %s of %s: %s', coalesce(inturn._name_command(next), '?'),
+            format('Its next command, %s, failed for good at attempt %s of %s: %s',
+                   coalesce(inturn._name_command(next), '?'),
                    c.attempts, t.max_attempts, inturn._shorten(c.last_error, 200)),
-            concat_ws(E'\n', 'inturn show --topic {topic} --error {key}', 'inturn retry --topic {topic} {key}  # once its cause is put right',
-                      format('inturn skip --topic {topic} --seq %s --reason TEXT {key}  # or go on without it', c.applied_seq + 1)),
+            concat_ws(E'\n', 'inturn show --topic {topic} --error {key}',
+                      'inturn retry --topic {topic} {key}  # once its cause is put right',
+                      format('inturn skip --topic {topic} --seq %s --reason TEXT {key}  # or go on without it',
+                             c.applied_seq + 1)),
             jsonb_build_object('error', c.last_error, 'attempts', c.attempts, 'max_attempts', t.max_attempts,
                                'seq', c.applied_seq + 1, 'name', next.name);
         RETURN;
@@ -26,12 +29,14 @@ BEGIN
     END IF;
     last := CASE WHEN whole THEN t.paused_until ELSE c.paused_until END;
     SELECT * INTO action FROM inturn.operator_action a
-    WHERE a.topic = t.name AND a.key = CASE WHEN whole THEN '' ELSE c.key END AND a.action = 'pause' ORDER BY a.id DESC LIMIT 1;
+    WHERE a.topic = t.name AND a.key = CASE WHEN whole THEN '' ELSE c.key END AND a.action = 'pause'
+    ORDER BY a.id DESC LIMIT 1;
     RETURN QUERY SELECT CASE WHEN whole THEN 'topic_paused' ELSE 'paused' END,
         CASE WHEN whole THEN t.paused_at ELSE c.paused_at END,
         format('%s paused %s %s%s%s', coalesce(action.acting_as, action.os_user, action.db_user, 'Somebody'),
                CASE WHEN whole THEN 'its whole topic' ELSE 'it' END,
-               coalesce('until ' || to_char(last AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'until it is resumed'),
+               coalesce('until ' || to_char(last AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'),
+                        'until it is resumed'),
                coalesce(': ' || inturn._shorten(action.reason, 200), '. No reason was given'),
                CASE WHEN c.lease_until > clock_timestamp()
                     THEN format('. %s has it by lease until %s, for the command in hand', inturn._describe_lease(c),

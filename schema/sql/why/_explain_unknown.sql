@@ -18,7 +18,8 @@ BEGIN
         FROM jsonb_array_elements(inturn._session_facts(inturn._lock_holders('0', 'inturn.key_sequence')))
             WITH ORDINALITY s (value, position) WHERE s.value->>'kind' IN ('caller', 'operator');
         RETURN QUERY SELECT * FROM inturn._explain_append(coalesce(sessions, '[]'), 0, (
-            SELECT 1 WHERE NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = _explain_unknown.topic AND t.numbering = 'given')));
+            SELECT 1 WHERE NOT EXISTS (SELECT FROM inturn.topic t
+                                       WHERE t.name = _explain_unknown.topic AND t.numbering = 'given')));
         RETURN;
     END IF;
     SELECT coalesce(jsonb_agg(jsonb_build_object('topic', n.topic, 'key', n.key)), '[]')

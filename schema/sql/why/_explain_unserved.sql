@@ -20,10 +20,13 @@ BEGIN
     IF NOT inturn._fits(last.revision) THEN
         RETURN QUERY SELECT 'schema_mismatch',
             format('Its applier %s on %s serves schema revision %s, and the database is at %s; it was last seen at %s',
-                   last.applier, last.host, last.revision, revision, to_char(last.seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')),
-            CASE WHEN last.revision < revision THEN 'pip install --upgrade inturn  # there; then start inturn apply again'
+                   last.applier, last.host, last.revision, revision,
+                   to_char(last.seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')),
+            CASE WHEN last.revision < revision
+                     THEN 'pip install --upgrade inturn  # there; then start inturn apply again'
                  ELSE 'inturn upgrade' END,
-            jsonb_build_object('revision', revision, 'applier_revision', last.revision, 'applier', last.applier, 'host', last.host,
+            jsonb_build_object('revision', revision, 'applier_revision', last.revision, 'applier', last.applier,
+                               'host', last.host,
                                'seen_at', last.seen_at);
         RETURN;
     END IF;

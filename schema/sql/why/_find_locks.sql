@@ -9,10 +9,13 @@ AS $$
 DECLARE
     ticket_epoch bigint; -- of its ticket; an idle key has none
 BEGIN
-    IF current_setting('transaction_read_only')::boolean OR current_setting('transaction_isolation') <> 'read committed' THEN
+    IF current_setting('transaction_read_only')::boolean
+        OR current_setting('transaction_isolation') <> 'read committed' THEN
         on_cursor := EXISTS (SELECT FROM inturn._find_locker(topic, key) l
-                             WHERE l.relation = 'inturn.ticket'::regclass AND inturn._lock_holder(l.locker, l.relation) IS NOT NULL);
-        on_sequence := EXISTS (SELECT FROM inturn.key_sequence s WHERE s.topic = _find_locks.topic AND s.key = _find_locks.key
+                             WHERE l.relation = 'inturn.ticket'::regclass
+                               AND inturn._lock_holder(l.locker, l.relation) IS NOT NULL);
+        on_sequence := EXISTS (SELECT FROM inturn.key_sequence s
+                               WHERE s.topic = _find_locks.topic AND s.key = _find_locks.key
                                AND inturn._lock_holder(s.xmax, 'inturn.key_sequence') IS NOT NULL);
         RETURN;
     END IF;
@@ -22,7 +25,8 @@ BEGIN
     PERFORM FROM inturn.ticket t
     WHERE t.topic = _find_locks.topic AND t.key = _find_locks.key AND t.epoch = ticket_epoch FOR UPDATE SKIP LOCKED;
     on_cursor := ticket_epoch IS NOT NULL AND NOT FOUND;
-    PERFORM FROM inturn.key_sequence s WHERE s.topic = _find_locks.topic AND s.key = _find_locks.key FOR UPDATE SKIP LOCKED;
+    PERFORM FROM inturn.key_sequence s
+    WHERE s.topic = _find_locks.topic AND s.key = _find_locks.key FOR UPDATE SKIP LOCKED;
     on_sequence := NOT FOUND;
     RAISE EXCEPTION USING ERRCODE = 'IT000';
 EXCEPTION WHEN SQLSTATE 'IT000' THEN

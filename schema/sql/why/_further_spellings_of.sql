@@ -14,4 +14,5 @@ CROSS JOIN string_to_table('abcdefghijklmnopqrstuvwxyz0123456789-_:./@#+'
                            NULL) c (one)
 WHERE length(typed) BETWEEN 2 AND 64 AND i + n.replaced <= length(typed) + 1
 $$;
-COMMENT ON FUNCTION inturn._further_spellings_of IS 'Internal to why: a text as whoever mistyped a character may have meant it.';
+COMMENT ON FUNCTION inturn._further_spellings_of IS
+    'Internal to why: a text as whoever mistyped a character may have meant it.';

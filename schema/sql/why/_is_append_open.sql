@@ -10,7 +10,8 @@ AS $$
 BEGIN
     IF NOT current_setting('transaction_read_only')::boolean THEN
         BEGIN
-            LOCK TABLE inturn.command_log IN ROW EXCLUSIVE MODE; -- the INSERT would wait for whoever rebuilds an index of it
+            -- The INSERT would wait for whoever rebuilds an index of it.
+            LOCK TABLE inturn.command_log IN ROW EXCLUSIVE MODE;
         EXCEPTION WHEN lock_not_available THEN
             RETURN false;
         END;
@@ -24,4 +25,5 @@ EXCEPTION
     WHEN lock_not_available THEN RETURN true;
 END
 $$;
-COMMENT ON FUNCTION inturn._is_append_open IS 'Internal: whether an open transaction has appended this number of a key.';
+COMMENT ON FUNCTION inturn._is_append_open IS
+    'Internal: whether an open transaction has appended this number of a key.';

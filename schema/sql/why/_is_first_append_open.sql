@@ -8,9 +8,11 @@ SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '20ms'
 AS $$
 BEGIN
-    IF topic IS NOT NULL AND octet_length(key) BETWEEN 1 AND 512 AND NOT current_setting('transaction_read_only')::boolean THEN
+    IF topic IS NOT NULL
+        AND octet_length(key) BETWEEN 1 AND 512 AND NOT current_setting('transaction_read_only')::boolean THEN
         BEGIN
-            LOCK TABLE inturn.key_sequence IN ROW EXCLUSIVE MODE; -- the INSERT would wait for whoever rebuilds an index of it
+            -- The INSERT would wait for whoever rebuilds an index of it.
+            LOCK TABLE inturn.key_sequence IN ROW EXCLUSIVE MODE;
         EXCEPTION WHEN lock_not_available THEN
             RETURN false;
         END;
@@ -24,4 +26,5 @@ EXCEPTION
     WHEN lock_not_available THEN RETURN true;
 END
 $$;
-COMMENT ON FUNCTION inturn._is_first_append_open IS 'Internal: whether an open transaction has appended the first command of a key.';
+COMMENT ON FUNCTION inturn._is_first_append_open IS
+    'Internal: whether an open transaction has appended the first command of a key.';
