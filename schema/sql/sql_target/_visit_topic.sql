@@ -72,8 +72,7 @@ BEGIN
             -- The hand stays where it was: the same keys are claimed again, one at a time.
             alone := batch.keys;
         ELSE
-            alone := greatest(alone OPERATOR(pg_catalog.-) 1, 0);
-            hand := batch.hand;
+            alone := greatest(alone OPERATOR(pg_catalog.-) 1, 0); hand := batch.hand;
             per_key := least(per_key OPERATOR(pg_catalog.*) 2,
                              extract(epoch FROM batch.target_time) OPERATOR(pg_catalog./) batch.keys);
             per_key := greatest(per_key, 0.000001);
