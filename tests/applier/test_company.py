@@ -122,6 +122,7 @@ def test_a_worker_takes_what_it_left_before_anything_else(
         return batch
 
     monkeypatch.setattr(PythonTarget, "apply_batch", recorded)
+    monkeypatch.setattr(pacing, "visit_seconds", lambda _: 60.0)
     visits = _visits(target)
     visits._seconds_per_key[shop.TOPIC] = 0.0
     assert visits.visit(_worker(database), target, OLDEST).emptied
