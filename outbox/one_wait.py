@@ -210,3 +210,28 @@ def errors_of(task: OneWait) -> Iterator[None]:
             raise
         known.seq = task.seq
         raise known from error
+
+
+class Ear:
+    """What a connection of psycopg listens to, and whether it has heard anything."""
+
+    def __init__(self, *, autocommit: bool) -> None:
+        self._autocommit = autocommit
+        self._channel: str | None = None
+        self._heard = False
+
+    def _hear(self, _: psycopg.Notify) -> None:
+        self._heard = True
+
+    @contextmanager
+    def _hearing(self, connection: Any) -> Iterator[None]:
+        # What comes while a statement runs, psycopg gives to its handlers; where there are none it keeps it
+        # (from 3.2.4 on): without a channel of ours it is the caller's.
+        if self._channel is None:
+            yield
+            return
+        connection.add_notify_handler(self._hear)
+        try:
+            yield
+        finally:
+            connection.remove_notify_handler(self._hear)

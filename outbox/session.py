@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from inturn.outbox.one_wait import (
     CanListen,
+    Ear,
     Fetch,
     Listen,
     OneWait,
@@ -88,19 +89,7 @@ def opened(connection: SyncConnection, task: OneWait) -> Iterator[WaitSession]:
             yield _Deaf(connection)
 
 
-class _Ear:
-    """What a connection of psycopg listens to, and whether it has heard anything."""
-
-    def __init__(self, *, autocommit: bool) -> None:
-        self._autocommit = autocommit
-        self._channel: str | None = None
-        self._heard = False
-
-    def _hear(self, _: psycopg.Notify) -> None:
-        self._heard = True
-
-
-class _Listening(_Ear):
+class _Listening(Ear):
     """psycopg's connection, in autocommit meanwhile."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
@@ -140,7 +129,7 @@ class _Listening(_Ear):
     def _execute(self, query: bytes | sql.Composed, parameters: Any = None) -> Any:
         # A cursor of our own: the connection's row factory may make anything of a row.
         cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
-        with _hearing(self._connection, self._hear, self._channel), cursor:
+        with self._hearing(self._connection), cursor:
             cursor.execute(query, parameters, prepare=False)
             return cursor.fetchone() if cursor.description else None
 
@@ -213,7 +202,7 @@ async def opened_async(connection: AnyAsyncConnection, task: OneWait) -> AsyncIt
             yield _AsyncDeaf(connection)
 
 
-class _AsyncListening(_Ear):
+class _AsyncListening(Ear):
     """psycopg's connection, in autocommit meanwhile; see _Listening."""
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
@@ -253,7 +242,7 @@ class _AsyncListening(_Ear):
         await asyncio.sleep(max(step.least - (time.monotonic() - began_at), 0))
 
     async def _execute(self, query: bytes | sql.Composed, parameters: Any = None) -> Any:
-        with _hearing(self._connection, self._hear, self._channel):
+        with self._hearing(self._connection):
             async with psycopg.AsyncCursor(self._connection, row_factory=tuple_row) as cursor:
                 await cursor.execute(query, parameters, prepare=False)
                 return await cursor.fetchone() if cursor.description else None
@@ -287,16 +276,3 @@ class _AsyncDeaf:
             case Sleep():
                 await asyncio.sleep(step.seconds)
         return False
-
-
-@contextmanager
-def _hearing(connection: Any, hear: Any, channel: str | None) -> Iterator[None]:
-    # What comes while a statement runs, psycopg gives to its handlers; where there are none it keeps it (from
-    # 3.2.4 on): without a channel of ours it is the caller's.
-    if channel is not None:
-        connection.add_notify_handler(hear)
-    try:
-        yield
-    finally:
-        if channel is not None:
-            connection.remove_notify_handler(hear)

@@ -6,7 +6,8 @@
 -- the next applier of them is not careful for it again, and one of its other topics is. Whoever asks announces itself
 -- in the same transaction: if it dies, too, the next one is careful again.
 -- So it is too where no applier of the topic is known: after a crash of the server none is.
--- applier: who asks; what was announced by that name before is gone.
+-- applier: who asks; what was announced by that name before is gone. most: NULL for what the session's
+-- inturn.careful_keys says, or 20.
 -- Locks: the rows of those that are gone, skipping locked ones.
 CREATE FUNCTION inturn._careful_keys(topics text[], applier text, most integer) RETURNS integer[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -14,6 +15,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
+    setting constant text := nullif(current_setting('inturn.careful_keys', true), '');
     known constant text[] := (SELECT coalesce(array_agg(DISTINCT t.name), '{}')
                               FROM inturn.applier a, unnest(a.topics) t (name));
     suspected text[];
@@ -40,7 +42,8 @@ BEGIN
     )
     SELECT coalesce(array_agg(DISTINCT t.name), '{}') INTO suspected FROM gone g, unnest(g.topics) t (name)
     WHERE NOT g.leased;
-    RETURN ARRAY(SELECT CASE WHEN t.name = ANY (suspected) OR t.name <> ALL (known) THEN most ELSE 0 END
+    RETURN ARRAY(SELECT CASE WHEN t.name = ANY (suspected) OR t.name <> ALL (known)
+                             THEN coalesce(most, setting::integer, 20) ELSE 0 END
                  FROM unnest(topics) WITH ORDINALITY t (name, place) ORDER BY t.place);
 END
 $$;

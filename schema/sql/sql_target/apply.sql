@@ -50,8 +50,7 @@ BEGIN
                 left_out := pg_catalog.array_append(left_out, pass.found[served]);
                 CONTINUE;
             END IF;
-            careful := coalesce(careful, inturn._careful_keys(topics, applier, coalesce(
-                nullif(pg_catalog.current_setting('inturn.careful_keys', true), '')::integer, 20)));
+            careful := coalesce(careful, inturn._careful_keys(topics, applier, NULL));
             IF announced_at OPERATOR(pg_catalog.<) (
                 pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '5 seconds') THEN
                 PERFORM inturn.announce_applier(applier, topics, 'database session', NULL,
