@@ -62,7 +62,7 @@ Headers: TypeAlias = "HasItems | Iterable[tuple[Any, Any]]"
 AnyConnection: TypeAlias = "psycopg.Connection[Any] | Connection | Session | scoped_session[Any] | Cursor"
 AnyAsyncConnection: TypeAlias = "psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession"
 
-_CALL = "SELECT {schema}.accept({topic}, {key}, CAST({seq} AS bigint), CAST({epoch} AS bigint))"
+_CALL = 'SELECT "{schema}".accept({topic}, {key}, CAST({seq} AS bigint), CAST({epoch} AS bigint))'
 _PLACE = ("topic", "key", "seq", "epoch")
 _SIGNATURE = (names.WEBHOOK_ID, names.WEBHOOK_TIMESTAMP, names.WEBHOOK_SIGNATURE)
 _IDLE = psycopg.pq.TransactionStatus.IDLE

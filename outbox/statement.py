@@ -25,9 +25,9 @@ from inturn.schema.errors import (
 )
 from inturn.schema.source import check_schema_name
 
-_ONE = """SELECT {schema}.append(
+_ONE = """SELECT "{schema}".append(
     {topic}, {key}, {name}, CAST({payload} AS jsonb), {idempotency_key}, CAST({seq} AS bigint))"""
-_MANY = """SELECT {schema}.append_many({topic}, CAST({key} AS text[]), CAST({name} AS text[]),
+_MANY = """SELECT "{schema}".append_many({topic}, CAST({key} AS text[]), CAST({name} AS text[]),
     CAST({payload} AS jsonb[]), CAST({idempotency_key} AS text[]))"""
 _PARAMETERS = ("topic", "key", "name", "payload", "idempotency_key", "seq")
 _LARGEST_SEQ = 2**63 - 1

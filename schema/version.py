@@ -81,7 +81,7 @@ def check_version(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCH
 
 
 def _upgrade(schema: str) -> str:
-    return "inturn upgrade" if schema == DEFAULT_SCHEMA else f"inturn --schema {quote(schema)} upgrade"
+    return "inturn upgrade" if schema == DEFAULT_SCHEMA else f"inturn --schema {quote(str(schema))} upgrade"
 
 
 #: Classes of SQLSTATE by which a database says that it has a part not, or otherwise than a statement expects:

@@ -59,6 +59,18 @@ class Process(NamedTuple):
     revision: str
 
 
+class Announced(NamedTuple):
+    """What the database says to an applier that announces itself.
+
+    Attributes:
+        careful: how many keys of each of its topics are taken alone at first; None: that was not asked.
+        now: its time.
+    """
+
+    careful: list[int] | None
+    now: datetime
+
+
 def announce_applier(
     schema: str,
     applier_id: str,
@@ -67,39 +79,29 @@ def announce_applier(
     backend_pid: int,
     down: dict[str, Any],
     abandoned: int,
-) -> Call[datetime]:
-    """Return the call that announces an applier; it says the database's time.
+    most: int | None = None,
+) -> Call[Announced]:
+    """Return the call that announces an applier.
 
     Args:
         backend_pid: that of the session, as the driver knows it.
         down: which of the topics have a target that is down; see breaker.reports.
         abandoned: how many threads were left behind.
+        most: ask, before it is announced, how many keys are taken alone at first: so many where another
+            applier may have died of one. In one statement: who dies in between would have noted that death.
     """
+    asked = () if most is None else (topics, applier_id, most)
     return Call(
         # Behind a pooler the client is told another backend than the one that it has.
         statement(
-            "SELECT {schema}.announce_applier("
+            "SELECT " + ("NULL" if most is None else "{schema}._careful_keys(%s, %s, %s)") + ","
+            " pg_catalog.clock_timestamp(), {schema}.announce_applier("
             "%s, %s::pg_catalog.text[], %s, %s, %s,"
-            " %s::integer OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid(), %s, %s),"
-            " pg_catalog.clock_timestamp()",
+            " %s::integer OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid(), %s, %s)",
             schema,
         ),
-        (applier_id, topics, *process, backend_pid, Jsonb(down), abandoned),
-        lambda rows: rows[0][1],
-    )
-
-
-def careful_keys(schema: str, topics: Sequence[str], applier_id: str, most: int) -> Call[list[int]]:
-    """Return the call that says how many keys of each of the topics are taken alone at first.
-
-    In its transaction the applier has to be announced.
-
-    most: so many, where another applier may have died of one of them.
-    """
-    return Call(
-        statement("SELECT {schema}._careful_keys(%s, %s, %s)", schema),
-        (list(topics), applier_id, most),
-        value,
+        (*asked, applier_id, topics, *process, backend_pid, Jsonb(down), abandoned),
+        lambda rows: Announced(*rows[0][:2]),
     )
 
 

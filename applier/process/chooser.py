@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import psycopg
@@ -121,11 +120,7 @@ class Chooser:
         try:
             targets = choose()
             topics = [target.topic for target in targets]
-            # Together: who dies before it has announced itself has to leave the deaths before it unnoted.
-            with connection.transaction() if first else nullcontext():
-                if first:
-                    self._ask_for_care(connection, applier_id, topics)
-                self._announce(connection, applier_id, topics)
+            self._announce(connection, applier_id, topics, careful_at_first() if first else None)
         except (InturnError, psycopg.ProgrammingError):
             # A part that another revision lacks: that is the reason, and better said.
             check_version(connection, self._schema)
@@ -133,18 +128,21 @@ class Chooser:
         check_version(connection, self._schema)
         return targets
 
-    def _ask_for_care(self, connection: psycopg.Connection[Any], applier_id: str, topics: list[str]) -> None:
-        """Ask which topics' first keys are taken alone; before anything of this process is announced."""
-        self._careful_later = most = careful_at_first()
-        call = calls.appliers.careful_keys(self._schema, topics, applier_id, most)
-        self._careful = dict(zip(topics, call.on(connection), strict=True))
+    def _announce(
+        self, connection: psycopg.Connection[Any], applier_id: str, topics: list[str], most: int | None
+    ) -> None:
+        """Announce an applier; the first one of the process asks which topics' first keys are taken alone.
 
-    def _announce(self, connection: psycopg.Connection[Any], applier_id: str, topics: list[str]) -> None:
+        most: how many of them; None: it is not the first one.
+        """
         down = reports({**self._breakers, **self._others_breakers()}, topics, connection.info)
         process = calls.appliers.Process(socket.gethostname(), os.getpid(), HEAD)
-        now = calls.appliers.announce_applier(
-            self._schema, applier_id, topics, process, connection.info.backend_pid, down, self._abandoned()
+        backend_pid, abandoned = connection.info.backend_pid, self._abandoned()
+        careful, now = calls.appliers.announce_applier(
+            self._schema, applier_id, topics, process, backend_pid, down, abandoned, most
         ).on(connection)
+        if most is not None and careful is not None:
+            self._careful, self._careful_later = dict(zip(topics, careful, strict=True)), most
         self._tallies.set_clock(now)
 
     def served(self, connection: psycopg.Connection[Any], *, strict: bool = False) -> list[Served]:

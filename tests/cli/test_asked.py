@@ -88,7 +88,7 @@ def test_it_runs_in_the_folder_with_the_umask(inturn: Path, database: Database, 
 def test_it_writes_by_lines_on_a_terminal(inturn: Path, database: Database, tmp_path: Path) -> None:
     """Both streams of a shell on a terminal come in the order in which they were written."""
     (tmp_path / "mine.py").write_text(
-        "import sys\nprint('one')\nprint('two', file=sys.stderr)\nprint('three')\nsys.exit(40)\n"
+        "import os, sys\nprint('one')\nprint('two', file=sys.stderr)\nprint('three')\nos._exit(40)\n"
     )
     ours, theirs = os.openpty()
     done = subprocess.run(
@@ -151,7 +151,7 @@ def test_what_python_reads_at_its_start_makes_it_the_installed_one(
     database: Database, tmp_path: Path
 ) -> None:
     line = 'exec "$inturn" apply --app mine:applier --drain'
-    (tmp_path / "mine.py").write_text("import sys\nsys.exit(40 + sys.flags.utf8_mode)\n")
+    (tmp_path / "mine.py").write_text("import os, sys\nos._exit(40 + sys.flags.utf8_mode)\n")
     inturn = folder_of_inturn() / "inturn"
     dsn = database.applier_dsn
     for mode in ("0", "1"):

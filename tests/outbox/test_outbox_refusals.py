@@ -228,6 +228,15 @@ def test_errors_that_are_none_of_ours_stay_the_drivers(orders: Database) -> None
     engine.dispose()
 
 
+def test_a_schema_that_is_called_as_a_word_of_sql_is_one_that_is_not_there(orders: Database) -> None:
+    for function in (
+        lambda mine: append(mine, "orders", "a", "x", schema="both"),
+        lambda mine: wait(mine, "orders", "a", 1, schema="both"),
+    ):
+        with pytest.raises(psycopg.errors.InvalidSchemaName):
+            function(orders.connect(user=CALLER))
+
+
 def test_a_connection_of_the_other_kind_is_refused_before_anything_is_sent(orders: Database) -> None:
     engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(orders.caller_dsn))
     mine: Any

@@ -22,6 +22,7 @@ from inturn.outbox import append as append_in_python
 #: Each file that names a superuser, and what for.
 BY_NAME = {
     "applier/test_sessions.py": "drops the login that it made, whose database that is",
+    "cli/test_cli_lost.py": "ends a session, whosever it is",
     "cli/test_cli_odd_values.py": "makes a database in another encoding",
     "cli/test_cron.py": "makes the extension pg_cron",
     "cli/test_demo.py": "comments on the demo's database, and drops it",

@@ -117,7 +117,11 @@ def replace_in(database: Database, function: str, *edits: tuple[str, str]) -> No
     how = "regprocedure" if "(" in function else "regproc"
     definition: str = database.value(f"SELECT pg_get_functiondef(%s::{how})", [f"inturn.{function}"])
     for pattern, new in edits:
-        definition, times = re.subn(pattern, lambda _, new=new: new, definition, flags=re.DOTALL)  # type: ignore[misc]
+        # Wherever the function's lines are broken; a lookbehind, which has to have a width, stays as it is.
+        behind = re.match(r"\(\?<[=!][^)]*\)|", pattern)
+        assert behind
+        anywhere = behind[0] + re.sub(" +", r"\\s+", pattern[behind.end() :])
+        definition, times = re.subn(anywhere, lambda _, new=new: new, definition, flags=re.DOTALL)  # type: ignore[misc]
         assert times == 1, f"{pattern!r} is {times} times in {function}"
     database.execute(definition)
 

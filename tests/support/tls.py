@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from inturn.applier.http import connections
+
 #: Of localhost, until 2119. It guards nothing.
 CERTIFICATE = """\
 -----BEGIN PRIVATE KEY-----
@@ -57,6 +59,7 @@ def tls_service(folder: Path, answer: Callable[[ssl.SSLSocket, socket.socket], N
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
+    connections._stamps.cache_clear()  # which were those of another trust, of a test just before
     try:
         yield f"https://127.0.0.1:{listening.getsockname()[1]}/"
     finally:
