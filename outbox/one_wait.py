@@ -22,7 +22,8 @@ from inturn.schema.source import check_schema_name
 ANNOUNCE_SECONDS = 10.0
 _FIRST_PROBE, _LONGEST_PROBE, _LONGEST_DEAF = 0.01, 1.0, 0.1
 
-_LOOK = """SELECT seq, mark, outcome, applied_seq, skipped, state, since, in_hand, says FROM "{schema}".wait_state(
+_LOOK = """SELECT seq, mark, outcome, applied_seq, skipped, state, since, in_hand, says
+FROM "{schema}".wait_state(
     {topic}, {key}, CAST({seq} AS bigint), {idempotency_key}, CAST({mark} AS bigint))"""
 _ANNOUNCE = 'SELECT "{schema}".announce_wait({topic}, {key})'
 
