@@ -192,10 +192,8 @@ def test_its_processes_end_with_it(empty_database: Database, number: signal.Sign
     until(lambda: not empty_database.value(AT_WORK), "no demo at work")
     with InturnProcess(empty_database.dsn, "demo") as demo:
         until(lambda: empty_database.value(AT_WORK), "calls handled")
-        # One way's may be on their way out, and the next one's not all there yet.
-        started = until(
-            lambda: found if len(found := processes_of(demo.pid)) == 5 else [], "all its processes"
-        )
+        # One way's may be on their way out, and the next one's not all there yet; they are up to five.
+        started = until(lambda: found if len(found := processes_of(demo.pid)) > 1 else [], "its processes")
         demo.send(number)
         code = demo.exit_code()
         if number == signal.SIGINT:
