@@ -53,6 +53,17 @@ class Took:
     turns: int
 
 
+_END_LEASES = """
+    WITH leased AS (
+        SELECT t.topic, t.key FROM inturn.ticket t JOIN inturn.key_mark m USING (topic, key, epoch)
+        WHERE m.lease_until > now() FOR UPDATE OF t),  -- first, as whoever records something does
+    gone AS (
+        UPDATE inturn.key_mark m SET lease_until = now() FROM leased l
+        WHERE (m.topic, m.key) = (l.topic, l.key) RETURNING m.topic, m.key)
+    UPDATE inturn.ticket t SET ready_at = now() FROM gone g WHERE (t.topic, t.key) = (g.topic, g.key)
+"""
+
+
 def watch(database: Database) -> None:
     """Count from now on; the topics are there."""
     database.execute(_WATCHED)
@@ -112,16 +123,14 @@ def _round(database: Database, *, end_lease: bool) -> None:
 
 
 def end_leases(database: Database) -> None:
-    """Let every lease be over: whoever had one is gone."""
-    database.execute("""
-        WITH leased AS (
-            SELECT t.topic, t.key FROM inturn.ticket t JOIN inturn.key_mark m USING (topic, key, epoch)
-            WHERE m.lease_until > now() FOR UPDATE OF t),  -- first, as whoever records something does
-        gone AS (
-            UPDATE inturn.key_mark m SET lease_until = now() FROM leased l
-            WHERE (m.topic, m.key) = (l.topic, l.key) RETURNING m.topic, m.key)
-        UPDATE inturn.ticket t SET ready_at = now() FROM gone g WHERE (t.topic, t.key) = (g.topic, g.key)
-    """)
+    """Let every lease be over: whoever had one is gone.
+
+    A session of his may be recording something still, in another order of keys: then once more.
+    """
+    while True:
+        with suppress(psycopg.errors.DeadlockDetected):
+            database.execute(_END_LEASES)
+            return
 
 
 def _wait(database: Database, tried: object) -> None:
