@@ -2,8 +2,7 @@
 
 Workers take keys so when they start where another applier may have died of one, after a connection that was
 lost with several keys in hand, and after a failure of which nobody can tell which command it was; suspects
-always. See the SQL functions _claim_alone,
-_end_alone and _lose_alone.
+always. See the SQL functions _claim_alone, _end_alone and _lose_alone.
 """
 
 from __future__ import annotations

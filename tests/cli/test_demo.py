@@ -192,8 +192,14 @@ def test_its_processes_end_with_it(empty_database: Database, number: signal.Sign
     until(lambda: not empty_database.value(AT_WORK), "no demo at work")
     with InturnProcess(empty_database.dsn, "demo") as demo:
         until(lambda: empty_database.value(AT_WORK), "calls handled")
-        # One way's may be on their way out, and the next one's not all there yet; they are up to five.
-        started = until(lambda: found if len(found := processes_of(demo.pid)) > 1 else [], "its processes")
+        started: set[psutil.Process] = set()
+
+        def look() -> bool:
+            # One way's may be on their way out, and the next one's not all there yet: a way has five.
+            started.update(processes_of(demo.pid))
+            return len(started) >= 5
+
+        until(look, "as many of its processes as a way has")
         demo.send(number)
         code = demo.exit_code()
         if number == signal.SIGINT:
