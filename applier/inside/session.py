@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import psycopg
@@ -33,6 +34,9 @@ _LEAVING = re.compile(
     r"\bpg_(try_)?advisory_lock|\btemp(orary)?\b(?!.*\bon\s+commit\s+drop\b)", re.IGNORECASE | re.DOTALL
 )
 
+#: Handlers run the same statements again and again. A text that is longer is not remembered.
+_REMEMBERED, _LONGEST_REMEMBERED = 500, 10_000
+
 
 class SessionChanged(InturnError):
     """The session is not as it was when it was made: what ran in it has changed its settings."""
@@ -54,13 +58,21 @@ class WatchedCursor(psycopg.Cursor[Any]):
         session = _kept_beside(self.connection)
         if session is None:
             return
-        tag = self.statusmessage or ""
-        if tag in _CHANGES_SETTINGS or _SETTING.search(str(query)):
+        tag, text = self.statusmessage or "", str(query)
+        look = _look_through if len(text) <= _LONGEST_REMEMBERED else _look_through.__wrapped__
+        changes, leaves = look(text)
+        if changes or tag in _CHANGES_SETTINGS:
             session.changed = True
         if tag in _TAKES_AWAY:
             session.worn = session.spent = True
-        elif tag in _LEAVES_BEHIND or _LEAVING.search(str(query)):
+        elif leaves or tag in _LEAVES_BEHIND:
             session.worn = True
+
+
+@lru_cache(_REMEMBERED)
+def _look_through(text: str) -> tuple[bool, bool]:
+    """Return whether a statement's text changes settings, and whether it leaves something behind."""
+    return _SETTING.search(text) is not None, _LEAVING.search(text) is not None
 
 
 class Session:

@@ -14,8 +14,10 @@ import pytest
 from click.testing import CliRunner
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.database import Database, until
+from support.roles import APPLIER
 
 from inturn.applier import Applier, Command, Fleet
+from inturn.applier.inside import session
 from inturn.applier.inside.session import session_of
 from inturn.cli.main import cli
 from inturn.cli.terminal.key_text import KeyParam
@@ -279,3 +281,24 @@ def test_a_worker_forgets_a_connection_that_it_gave_up_with_what_it_kept_beside_
     del connection
     gc.collect()
     assert forgotten() is None
+
+
+def test_what_a_handler_runs_again_and_again_is_looked_through_once(database: Database) -> None:
+    """Looking for what it leaves behind takes as long as a third of a short command."""
+    session._look_through.cache_clear()
+    with database.connect(user=APPLIER) as connection:
+        kept = session_of(connection)
+        for number in range(3):
+            connection.execute("SELECT %s::integer", [number])
+        assert session._look_through.cache_info()[:2] == (2, 1)  # hits, misses
+        for _ in range(2):
+            connection.execute(f"SELECT 1 -- {'x' * 10_000}")
+        assert session._look_through.cache_info().currsize == 1, "long texts are kept"
+        for _ in range(2):
+            kept.changed = False
+            connection.execute("SELECT set_config('work_mem', '1MB', false)")
+            assert kept.changed
+        for _ in range(2):
+            kept.worn = False
+            connection.execute("CREATE TEMP TABLE IF NOT EXISTS t ()")
+            assert kept.worn
