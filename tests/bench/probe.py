@@ -15,18 +15,17 @@ from inturn.outbox import append
 PREFIX = "probe-"
 #: A SQL target that says when it began.
 SQL_TARGET = """
-CREATE TABLE app.started (key text, seq bigint, at timestamptz);
+CREATE TABLE app.started (number integer, at timestamptz);
 CREATE FUNCTION app.start(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF starts_with(command.key, 'probe-') THEN
-        INSERT INTO app.started VALUES (command.key, command.seq, clock_timestamp());
+        INSERT INTO app.started VALUES ((command.payload ->> 'number')::integer, clock_timestamp());
     END IF;
     INSERT INTO app.effect VALUES (command.key, command.seq);
 END $$;
 """
 #: So many commands come first, for connections and plans, and are not timed.
 _WARMING = 5
-_Place = tuple[str, int]
 
 
 class Probe:
@@ -35,43 +34,43 @@ class Probe:
     def __init__(self, database: Database, topic: str) -> None:
         self._database = database
         self._topic = topic
-        self._started: dict[_Place, float] = {}
+        self._last = 0
+        self._started: dict[int, float] = {}
         self.applier = Applier()
 
         @self.applier.handler(topic)
         def handle(connection: psycopg.Connection[Any], command: Command) -> None:
             if command.key.startswith(PREFIX):
-                self._started[command.key, command.seq] = time.time()
+                self._started[command.payload["number"]] = time.time()
             connection.execute("INSERT INTO app.effect VALUES (%s, %s)", (command.key, command.seq))
 
     def milliseconds(self, *, keys: int, count: int, pause: float, by_sql: bool = False) -> list[float]:
         """Append so many commands over so many keys, one after each pause; return the times, sorted."""
-        committed: dict[_Place, float] = {}
+        committed: dict[int, float] = {}
         with psycopg.connect(self._database.caller_dsn) as connection:
             next_at = time.monotonic()
-            for number in range(-_WARMING, count):
+            for warming in [True] * _WARMING + [False] * count:
                 next_at = max(next_at + pause, time.monotonic())
                 time.sleep(max(next_at - time.monotonic(), 0))
-                key = f"{PREFIX}{number % keys}"
-                seq = append(connection, self._topic, key, "insert")
-                assert seq is not None
+                self._last = number = self._last + 1
+                append(connection, self._topic, f"{PREFIX}{number % keys}", "insert", {"number": number})
                 connection.commit()
-                if number >= 0:
-                    committed[key, seq] = time.time()
+                if not warming:
+                    committed[number] = time.time()
 
-        def all_started() -> dict[_Place, float] | None:
+        def all_started() -> dict[int, float] | None:
             started = self._started_in_sql() if by_sql else self._started.copy()
             return started if committed.keys() <= started.keys() else None
 
         started = until(all_started, "the last commands of the probe", 60)
         # One that began before its caller was told of the commit did not wait at all.
-        return sorted(max(started[place] - at, 0.0) * 1000 for place, at in committed.items())
+        return sorted(max(started[number] - at, 0.0) * 1000 for number, at in committed.items())
 
-    def _started_in_sql(self) -> dict[_Place, float]:
+    def _started_in_sql(self) -> dict[int, float]:
         # Not in a tight loop beside who is measured.
         time.sleep(0.1)
-        rows = self._database.execute("SELECT key, seq, extract(epoch FROM at)::float8 FROM app.started")
-        return {(key, seq): at for key, seq, at in rows}
+        rows = self._database.execute("SELECT number, extract(epoch FROM at)::float8 FROM app.started")
+        return dict(rows)
 
 
 def percentile(times: list[float], percent: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from bench.peers import of_inturn
+from bench.peers import of_inturn, of_nothing
 from bench.peers.measure import Comparison, Measured
 from bench.peers.peer import Peer, PythonPeer
 from bench.peers.processes import last_words
@@ -24,12 +24,13 @@ def _compare(server: Server, peers: list[Peer], **limits: float) -> Comparison:
 
 
 def test_counts_what_took_effect_and_what_out_of_order(server: Server) -> None:
-    peers = [of_inturn.WITH_PYTHON, of_inturn.WITH_SQL, unordered_peer.PEER]
+    peers = [of_inturn.WITH_PYTHON, of_inturn.WITH_SQL, of_nothing.PEER, unordered_peer.PEER]
     comparison = _compare(server, list(peers))
     found = {row.peer: (row.done, row.out_of_order, row.reason) for row in comparison.rows}
     assert found == {
         "inturn, Python target": (12, 0, ""),
         "inturn, SQL target": (12, 0, ""),
+        "no queue": (12, 0, ""),
         "backwards": (12, 12, ""),
     }
     assert all(row.rate for row in comparison.rows)

@@ -14,7 +14,7 @@ from rich.console import Console
 from support.server import Server
 
 from bench import SETTINGS
-from bench.peers import of_inturn, of_pgmq, of_procrastinate
+from bench.peers import of_inturn, of_nothing, of_pgmq, of_procrastinate
 from bench.peers.measure import Comparison
 from bench.peers.of_node import NodeFolder, NodePeer
 from bench.peers.report import fragment, notes, tables
@@ -51,6 +51,7 @@ def _compare(options: argparse.Namespace) -> tuple[Comparison, list[str]]:
     peers = [
         of_inturn.WITH_PYTHON,
         of_inturn.WITH_SQL,
+        of_nothing.PEER,
         *of_pgmq.PEERS,
         of_procrastinate.PEER,
         NodePeer(folder, "graphile-worker"),
