@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 FOLDERS := $(shell find schema outbox applier cli -type d -not -name __pycache__)
 # Compiled once, not by each of the hundreds of processes of a run.
 export PYTHONDONTWRITEBYTECODE :=
-# The whole suite runs on this version; what the page of promises names, but for random walks, removed guards and what
-# is marked `rest`, on every one.
+# The whole suite runs on this version; what the page of promises names, but for random walks and removed guards, on
+# every one. Of some tests with several parameters `make test` tries each value, and `make rest` all combinations.
 POSTGRES := 18
 OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
 # Each has a server of its own. Tests wait as much as they compute: with two a core, a quarter of a run was idle.
@@ -35,7 +35,7 @@ $(1)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m "not soa
 
 endef
 
-.PHONY: help demo quick lint test promises versions pooled pythons lowest soak bench bench-full docs clean
+.PHONY: help demo quick lint test rest promises versions pooled pythons lowest soak bench bench-full docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -55,18 +55,21 @@ lint: .venv/installed-dev  ## Check style and types.
 	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases tests
 
 test: lint  ## Lint, types, all tests; the promises on every server version there is, and through PgBouncer.
-	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "not soak"
+	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "not soak and not rest"
 	$(MAKE) promises
 	@echo "All tests ran on PostgreSQL $(POSTGRES), those of the promises also on: $(OTHERS)"
 	$(if $(filter 15,$(OTHERS)),,@echo "Not on Debian's 15: apt-get install postgresql-15")
 	$(if $(PGBOUNCER),,@echo "Not with PgBouncer: apt-get install pgbouncer")
 	$(if $(shell command -v promtool),,@echo "Not with Prometheus: apt-get install prometheus")
 
+rest: .venv/installed-dev  ## The combinations of parameters that `make test` leaves out.
+	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "rest and not soak"
+
 promises: .venv/installed-dev  ## What the promises name on the other server versions, and its core through PgBouncer.
 	for version in $(OTHERS); do \
 		INTURN_TEST_PG=$$version $(PYTEST) tests/promises -m "promise and not soak and not slow and not rest" || exit 1; \
 	done
-	$(if $(PGBOUNCER),$(POOLED) $(CORE) -m "not soak and not slow")
+	$(if $(PGBOUNCER),$(POOLED) $(CORE) -m "not soak and not slow and not rest")
 
 versions: .venv/installed-dev  ## All promise tests and all of conformance on the other server versions.
 	for version in $(OTHERS); do \

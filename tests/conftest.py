@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from support.combinations import mark_rest
 from support.database import Database
 from support.door import DOOR
 from support.pooler import Pooler
@@ -36,7 +37,7 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, object, object]:
-    """Mark what the page of promises names, and have long tests come first.
+    """Mark what the page of promises names, and which combinations wait for `make rest`; long tests first.
 
     Leave out, of a run through a pooler, what is marked as needing a session of its own, and says why.
     """
@@ -44,6 +45,7 @@ def pytest_collection_modifyitems(
     for item in items:
         if named & {getattr(item, "originalname", ""), item.path.stem}:
             item.add_marker("promise")
+    mark_rest(items)
     alone = []
     for item in items:
         if marker := item.get_closest_marker("needs_session"):

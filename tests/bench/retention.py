@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from support.database import Database
 from support.roles import OWNER
 
+from bench import cpu
 from bench.callers import append_script, at_call
 from bench.ground import Ground
 from bench.kinds import APPLICATION, KINDS
@@ -25,9 +26,17 @@ _KEPT = 0.1
 
 @dataclass(slots=True)
 class Found:
-    """Of one run: commands a second and megabytes, an interval each, and what was left to prune."""
+    """Of one run, for each interval.
+
+    Attributes:
+        applied: commands a second.
+        cpu: seconds that the server took for each command.
+        sizes: megabytes.
+        behind: what was left to prune, at the end.
+    """
 
     applied: list[float]
+    cpu: list[float]
     sizes: list[float]
     behind: int
 
@@ -37,10 +46,14 @@ def measure(ground: Ground, held: float | None) -> Section:
     seconds = held or ground.size(600.0, 20.0)
     section = Section(
         f"A steady load, pruned, for {seconds:g} seconds",
-        ["work", "applied/s", "to unpruned", "last / first tenth", "MB first", "MB last", "left to prune"],
+        [
+            *("work", "applied/s", "to unpruned", "last / first tenth", "CPU first, µs", "CPU last, µs"),
+            *("MB first", "MB last", "left to prune"),
+        ],
         notes=[
             f"{_CALLERS} callers over {_KEYS:,} keys, as many commands as they can; one session applies.",
             f"Commands are kept for {seconds * _KEPT:g} seconds.",
+            "CPU: of the whole server for each command, in the first tenth and in the last.",
             "MB: all tables of inturn with their indexes, after the first tenth and after the last.",
             "left to prune: commands that were applied long enough ago and are there still, at the end.",
             "Measured from when the first commands were kept for so long: before, there is nothing to prune.",
@@ -57,6 +70,7 @@ def measure(ground: Ground, held: float | None) -> Section:
         unpruned = unpruned or whole
         tail = ratio(found.applied[-1], found.applied[0])
         cells = [rate(whole), ratio(whole, unpruned), tail]
+        cells += [f"{each * 1e6:,.0f}" for each in (found.cpu[0], found.cpu[-1])]
         cells += [f"{size:,.0f}" for size in (found.sizes[0], found.sizes[-1])]
         section.rows.append([name, *cells, f"{found.behind:,}"])
         tenths = " ".join(map(rate, found.applied))
@@ -80,11 +94,13 @@ def _run(ground: Ground, seconds: float, *, pruned: bool, snapshot: bool) -> Fou
             holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             holder.execute("SELECT FROM inturn.topic")
         time.sleep(seconds * _KEPT)
-        applied, sizes = [], []
+        applied, spent, sizes = [], [], []
         for _ in range(10):
-            before, began_at = kind.applied(), time.monotonic()
+            before, began_at, began_with = kind.applied(), time.monotonic(), cpu.seconds(ground.server)
             time.sleep(seconds / 10)
-            applied.append((kind.applied() - before) / (time.monotonic() - began_at))
+            commands = kind.applied() - before
+            applied.append(commands / (time.monotonic() - began_at))
+            spent.append((cpu.seconds(ground.server) - began_with) / max(commands, 1))
             sizes.append(_megabytes(database))
         behind = database.value(
             "SELECT coalesce(sum(t.to_seq - t.from_seq + 1), 0) FROM inturn.turn t"
@@ -92,7 +108,7 @@ def _run(ground: Ground, seconds: float, *, pruned: bool, snapshot: bool) -> Fou
             " WHERE finished_at < now() - %s::interval * 1.5 AND t.to_seq >= coalesce(s.history_seq, 1)",
             [kept],
         )
-        return Found(applied, sizes, int(behind))
+        return Found(applied, spent, sizes, int(behind))
 
 
 @contextlib.contextmanager

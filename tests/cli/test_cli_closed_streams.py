@@ -31,6 +31,7 @@ def _code(dsn: str, command: str, closed: str, *, installed: bool = True) -> int
     return ended.returncode
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("closed", CLOSED)
 @pytest.mark.parametrize(
     ("command", "code"),

@@ -275,6 +275,7 @@ def test_the_message_reads_with_its_remedy() -> None:
     assert str(InturnError("no remedy")) == "no remedy"
 
 
+@pytest.mark.each_value
 @every_caller
 @pytest.mark.parametrize(
     ("seq", "name", "refused"),

@@ -55,6 +55,7 @@ def _apply_the_rest(database: Database, release: NextRelease) -> None:
     assert_once_and_in_turn(database)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("drain", [True, False], ids=["drain", "daemon"])
 @pytest.mark.parametrize(
     ("target", "alone", "gone"),

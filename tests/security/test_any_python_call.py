@@ -144,6 +144,7 @@ def _outbox(
     }  # fmt: skip
 
 
+@pytest.mark.each_value
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("driver", ["psycopg", "sqlalchemy"])
 @pytest.mark.parametrize("name", [name for name in inturn.outbox.__all__ if name[0].islower()])

@@ -123,6 +123,7 @@ _INDEXES = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("crowd", ["mostly_ready", "mostly_idle"])
 @pytest.mark.parametrize("statistics", _STATISTICS)
 @pytest.mark.parametrize("state", STATES)
@@ -154,6 +155,7 @@ def test_each_state_is_read_from_its_own_index(
         assert buffers(plan) < (15 * FEW if state == "idle" else 50)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("statistics", _STATISTICS)
 @pytest.mark.parametrize(
     "arguments",
@@ -172,6 +174,7 @@ def test_a_full_list_reads_no_further(mostly_ready: Database, statistics: str, a
         assert cost(connection, query) < 300
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("statistics", _STATISTICS)
 @pytest.mark.parametrize("arguments", ["min_lag => 100", "min_lag => 100, sort_by => 'lag'"])
 def test_a_great_lag_is_found_by_one_look_into_the_log_for_each_key(
@@ -321,6 +324,7 @@ def test_filters_are_exact(orders: Database) -> None:
     assert _keys(orders, "older_than => '2 h'") == []
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("lag", [*range(29, 37), 61, 64, 65, 97])
 @pytest.mark.parametrize("drained", [0, 1, 31, 32, 63])
 def test_no_lag_is_missed_wherever_the_key_was_drained(witness: Database, lag: int, drained: int) -> None:

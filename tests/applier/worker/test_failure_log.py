@@ -129,6 +129,7 @@ def _handlers(way: str) -> Applier:
     return applier
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("of", ["many keys", "one key", "different handlers"])
 @pytest.mark.parametrize("way", ["inside", "just started", "in batches", "outside", "coroutine", "http"])
 def test_equal_failures_are_bounded_in_every_kind_of_worker(

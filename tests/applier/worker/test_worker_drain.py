@@ -55,6 +55,7 @@ async def _coroutine(_: Command) -> None: ...
 def _inside(_connection: psycopg.Connection[Any], _command: Command) -> None: ...
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("way", ["plain", "async def", "inside", "http"])
 def test_one_drain_applies_every_suspect(database: Database, way: str, before: str) -> None:

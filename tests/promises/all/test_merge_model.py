@@ -105,6 +105,7 @@ def _act(database: Database, dice: random.Random, key: str) -> None:
             )
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("seed", range(4))
 def test_the_final_state_is_the_same_with_and_without_rules(database: Database, way: str, seed: int) -> None:

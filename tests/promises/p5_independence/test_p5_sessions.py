@@ -136,6 +136,7 @@ def test_p5_what_is_gone_with_the_transaction_costs_no_connection(database: Data
     assert len(backends) == 1
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("by", ["CALL", "CALL, at first", "inturn apply"])
 @pytest.mark.parametrize("what", IN_SQL)
 def test_p5_what_a_sql_target_changes_is_charged_to_no_other_key(

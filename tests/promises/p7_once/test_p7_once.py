@@ -71,6 +71,7 @@ def test_an_applier_killed_before_after_and_in_the_commit_of_its_work_has_it_don
     assert_once_and_in_turn(database)
 
 
+@pytest.mark.each_value
 @_PLACES
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_backend_terminated_before_after_and_in_the_commit_of_its_work_has_it_done_once(
@@ -280,6 +281,7 @@ def test_a_caller_cut_off_in_its_commit_appends_once_by_its_idempotency_key(
     assert_once_and_in_turn(database)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("what", ["request", "reply"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_applier_cut_off_in_its_commit_applies_once(database: Database, target: Target, what: Cut) -> None:

@@ -115,6 +115,7 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
+@pytest.mark.each_value
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("applier", [lease_client, ours])
