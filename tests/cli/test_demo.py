@@ -47,7 +47,7 @@ def processes_of(pid: int) -> list[psutil.Process]:
 def runs(process: psutil.Process) -> bool:
     """Whether it has not ended; whose parent was killed may stay for a moment, to be waited for."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

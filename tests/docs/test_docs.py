@@ -17,6 +17,7 @@ as docs/how-to/give-each-process-a-login.md has it: a page that takes more right
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import subprocess
@@ -165,9 +166,9 @@ class Shell:
         script = f"{{ {command}\n}} </dev/null\nprintf '\\n{self._END}%s\\n' $?\n"
         self._process.stdin.write(script.encode())
         self._process.stdin.flush()
-        printed = ""
+        printed, decoder = "", codecs.getincrementaldecoder("utf-8")()  # a character may come in two parts
         while not (found := re.search(rf"\r?\n{self._END}(\d+)\r?\n", printed)):
-            printed += self._output.read(65536).decode()
+            printed += decoder.decode(self._output.read(65536))
         return printed[: found.start()], int(found[1])
 
     def close(self) -> None:

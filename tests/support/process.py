@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import signal
 import subprocess
@@ -104,7 +105,9 @@ class InturnProcess:
     @staticmethod
     def _read(descriptor: int) -> str:
         # The child writes at the end of the same open file: read without moving its position.
-        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
+        # It may be writing: then a character at the end is not all there.
+        written = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+        return codecs.getincrementaldecoder("utf-8")().decode(written)
 
 
 def _start(

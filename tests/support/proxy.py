@@ -6,7 +6,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Literal, Self
 
@@ -85,15 +85,14 @@ class Proxy:
                 self._spawn(self._carry, client)
 
     def _carry(self, client: socket.socket) -> None:
-        with client, socket.create_connection(self._target) as server, self._noted(client):
+        # Either side may be gone when something is read from it or sent to it.
+        gone = suppress(ConnectionError)
+        with gone, client, socket.create_connection(self._target) as server, self._noted(client):
             swallow_reply = False
             while not self._over.is_set():
                 readable = select.select([client, server], [], [], 0.05)[0]
                 for one in readable:
-                    try:
-                        data = one.recv(65536)
-                    except ConnectionError:
-                        return
+                    data = one.recv(65536)
                     if client in self._swallowed:
                         if not data:
                             self._over.wait(0.05)  # nor does the end of one side reach the other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -46,6 +47,9 @@ class Terminal:
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
             own = {"INTURN_DSN": dsn, "TERM": "xterm-256color"}
             os.execve(INTURN, [str(INTURN), *words], {**kept, **own, **environment})
+        # What is there to be read may end in the midst of a character, or of a code.
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._sent = ""
         self.printed = ""
 
     def read(self, until: str | None = None) -> str:
@@ -59,7 +63,8 @@ class Terminal:
                 except OSError:  # how Linux says that the other side is closed
                     assert until is None, self.printed
                     break
-                self.printed += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", chunk.decode())
+                self._sent += self._decoder.decode(chunk)
+                self.printed = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self._sent)
         return self.printed
 
     def interrupt(self) -> None:

@@ -54,6 +54,7 @@ while True:
     except psycopg.OperationalError:
         pass
 """
+_RAN_OUT = "SELECT count(*) FROM inturn.turn WHERE error LIKE 'the lease of%%'"
 
 
 class Clients:
@@ -141,7 +142,8 @@ def test_lease_clients_killed_stopped_and_cut_off_keep_every_key_in_turn(
     chance.shuffle(numbers)
     with oracle.watching(seconds_between=0.2):
         ends_at = time.monotonic() + 5
-        while time.monotonic() < ends_at:
+        # On a busy machine chance has few turns in that time.
+        while time.monotonic() < ends_at or not witness.value(_RAN_OUT):
             crowd.call(2, "'orders', 10, 30, rollbacks => 0.1")
             for key, seq in numbers[-20:]:
                 witness.execute("SELECT inturn.append('given', %s, 'insert', seq => %s)", [key, seq])
@@ -162,7 +164,4 @@ def test_lease_clients_killed_stopped_and_cut_off_keep_every_key_in_turn(
         "SELECT count(*), count(*) - count(DISTINCT (key, seq)) FROM app.outside"
     )[0]
     assert repeated < effects / 2
-    assert witness.value("SELECT count(*) FROM inturn.turn WHERE error LIKE 'the lease of%%'") > 0, (
-        "no lease ran out: this run proves little"
-    )
     assert claim(witness) == []

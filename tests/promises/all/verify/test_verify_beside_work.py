@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 from psycopg import errors
 from support.crowd import Crowd
-from support.database import Database
+from support.database import Database, until
 from support.oracle import Oracle
 from support.roles import OWNER
 from support.verifying import verified
@@ -88,7 +88,7 @@ def test_nothing_is_found_beside_leases_and_callers_that_number(witness: Databas
         stack.enter_context(repeating(lambda: witness.execute("CALL inturn.apply(max_seconds => 0.05)")))
         for seed in range(3):
             call_in_any_order(witness, seed)
-    assert len(looks) > 2
+        until(lambda: len(looks) > 2, "some looks")
     assert verified(witness) == []
     turns = dict(witness.execute("SELECT outcome, count(*) FROM inturn.turn GROUP BY 1"))
     assert turns.keys() >= {"applied", "retrying"}, turns
@@ -148,9 +148,15 @@ def operator(database: Database) -> Callable[[], None]:
     return act
 
 
+def _done(database: Database) -> set[str]:
+    found = database.execute("SELECT DISTINCT action FROM inturn.operator_action WHERE action <> 'create'")
+    return {action for (action,) in found}
+
+
 def test_nothing_is_found_beside_callers_appliers_and_operators_at_work(witness: Database) -> None:
     Oracle(witness)
     crowd = Crowd(witness)
+    every = {"skip", "cancel-rest", "retry", "pause", "resume", "replay", "amend"}
     witness.execute("UPDATE inturn.topic SET max_attempts = 2, on_exhausted = 'skip'")
     witness.execute(
         "CREATE OR REPLACE FUNCTION app.append(topic text, key text, name text DEFAULT 'insert')"
@@ -169,19 +175,11 @@ def test_nothing_is_found_beside_callers_appliers_and_operators_at_work(witness:
         for _ in range(2):
             stack.enter_context(repeating(operator(witness)))
         stack.enter_context(crowd.applying(2))
-        crowd.call(4, "'orders', 150, 20")
-    done = witness.execute(
-        "SELECT action, count(*) FROM inturn.operator_action WHERE action <> 'create' GROUP BY 1"
-    )
-    assert {action for action, _ in done} == {
-        "skip",
-        "cancel-rest",
-        "retry",
-        "pause",
-        "resume",
-        "replay",
-        "amend",
-    }
+        for _ in range(10):  # chance may leave an action out
+            crowd.call(4, "'orders', 150, 20")
+            if len(looks) > 2 and _done(witness) == every:
+                break
+    assert _done(witness) == every
     assert len(looks) > 2
     assert verified(witness) == []
 
