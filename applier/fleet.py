@@ -29,7 +29,8 @@ from inturn.applier.process.recovery import Recovery
 from inturn.applier.process.threads import NoThread
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import Bell, Bells, LoopBell, Stop
-from inturn.schema.errors import TargetRefused
+from inturn.schema.advice import advised
+from inturn.schema.errors import InturnError, TargetRefused
 from inturn.schema.source import DEFAULT_SCHEMA
 
 log = logging.getLogger("inturn.applier")
@@ -141,7 +142,7 @@ class Fleet:
         if self.stop.requested:
             return
         if not self.topics:
-            _report_nothing_to_serve(drain=self._drain)
+            _report_nothing_to_serve(self._schema, drain=self._drain)
         self._started_at = time.monotonic()
         try:
             for number in range(self._count):
@@ -185,6 +186,8 @@ class Fleet:
         with suppress(Exception):  # a log that fails takes nothing away of how it ended
             FAILURES.say(everything=True)
         error, held = self._crew.error or self._error, None
+        if isinstance(error, InturnError):  # a worker does not know what its schema is called
+            error.hint = advised(error.hint, self._schema)
         if self._crew.workers:
             # On it depends the exit code of a drain, to which the database has answered just now.
             seconds = None if self._drain and not cut and error is None else _COUNT_SECONDS
@@ -261,9 +264,11 @@ class Fleet:
             self._crew.add(self._outside, "inturn-outside-worker")
 
 
-def _report_nothing_to_serve(*, drain: bool) -> None:
+def _report_nothing_to_serve(schema: str, *, drain: bool) -> None:
     message = "there is no topic to serve"
-    hint = "Create one with a SQL target, or name handlers: inturn apply --app MODULE:APPLIER"
+    hint = advised(
+        "Create one with a SQL target, or name handlers: inturn apply --app MODULE:APPLIER", schema
+    )
     if drain:
         raise TargetRefused(message, hint=hint)
     log.warning("%s yet. %s", message, hint)

@@ -14,6 +14,7 @@ from inturn.applier.inside.python_target import PythonTarget
 from inturn.applier.inside.sql_target import SqlTarget
 from inturn.applier.outside.effect import Effect, HandlerEffect, Timeouts
 from inturn.applier.stop import Stop
+from inturn.schema.advice import advised
 from inturn.schema.errors import TargetRefused
 
 
@@ -173,6 +174,6 @@ def refuse_misfit(served: Served, parts: Parts, *, named: bool) -> None:
     if named and takes and not handled:
         raise TargetRefused(
             f"topic {served.topic!r} is applied by Python and no handler of it was given",
-            hint="Name the module: inturn apply --app MODULE:APPLIER",
+            hint=advised("Name the module: inturn apply --app MODULE:APPLIER", parts.schema),
             topic=served.topic,
         )

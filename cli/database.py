@@ -12,6 +12,7 @@ import click
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from inturn.cli.advice import named_by
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.output import echo
@@ -39,9 +40,7 @@ class Database:
     @property
     def source(self) -> str:
         """What names the database: --dsn, INTURN_DSN, PGHOST, PGSERVICE; otherwise `embedded`."""
-        if self.dsn is not None:
-            return "--dsn"
-        return next((n for n in ("INTURN_DSN", "PGHOST", "PGSERVICE") if os.environ.get(n)), "embedded")
+        return named_by(self.dsn)
 
     @property
     def named(self) -> bool:

@@ -7,6 +7,7 @@ import re
 import click
 import psycopg
 
+from inturn.cli.advice import advised
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.output import escape
 from inturn.schema.errors import (
@@ -77,7 +78,7 @@ def explain(error: BaseException) -> tuple[str, ExitCode]:
         if isinstance(error, InturnError):
             error.hint = _SHELL_HINTS.get(type(error), error.hint)
     message, hint, code = _parts(error)
-    line = ". ".join(" ".join(part.split()).rstrip(".") for part in (message, hint) if part)
+    line = ". ".join(" ".join(part.split()).rstrip(".") for part in (message, advised(hint)) if part)
     for pattern, replacement in _SECRETS:
         line = pattern.sub(replacement, line)
     return escape(line), code

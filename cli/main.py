@@ -112,8 +112,11 @@ def _set(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
         return
     if ctx.obj is None:  # a shell completes the line
         ctx.find_root().params[str(param.name)] = value
-    else:
-        setattr(ctx.obj, str(param.name), value)
+        return
+    from inturn.cli.advice import called
+
+    for named in (ctx.obj, called):
+        setattr(named, str(param.name), value)
 
 
 @click.group(
@@ -143,9 +146,11 @@ def cli(ctx: click.Context, dsn: str | None, schema: str) -> None:
 
         echo(Ours(ctx.get_help()))
         return
+    from inturn.cli.advice import called
     from inturn.cli.database import Database
 
     ctx.obj = Database(dsn=dsn, schema=schema)
+    called.dsn, called.schema = dsn, schema
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -147,7 +147,7 @@ def _report_problem(database: Database, problem: NotApplied, *, as_json: bool) -
         outcome = "held" if held else "timed out"
         print_json({**place, "outcome": outcome, **stands, "skipped": False, "error": because})
     else:
-        why = to_paste(database.schema, "why", str(problem.key), problem.topic)
+        why = to_paste("why", str(problem.key), problem.topic)
         hint = f"Find out more by: {why}"
         parts = (problem.message, because and f"It failed with: {first_line(because).rstrip('.')}", hint)
         line = ". ".join(" ".join(part.split()) for part in parts if part)

@@ -15,6 +15,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy.exc import DBAPIError
 
 from inturn.outbox.statement import check_place, check_seq
+from inturn.schema.advice import advised
 from inturn.schema.errors import KeyHeld, WaitTimedOut, WrongIsolation, from_database
 from inturn.schema.source import check_schema_name
 
@@ -173,6 +174,7 @@ class OneWait:
         kind = KeyHeld if outcome == "held" else WaitTimedOut
         raise kind(
             says,
+            hint=advised(kind.default_hint, self.schema),
             topic=self.topic,
             key=self.key,
             seq=self.seq,

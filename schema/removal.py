@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, inspect, text
 
+from inturn.schema.advice import advised
 from inturn.schema.errors import CommandsPending
 from inturn.schema.source import created_names, script
 
@@ -46,5 +47,5 @@ def check_nothing_pending(connection: Connection, schema: str) -> None:
         raise CommandsPending(
             f"schema {schema} has commands that are not applied, on {pending} key"
             + ("s" if pending > 1 else ""),
-            hint="Apply them first (inturn apply --drain), or lose them with --force",
+            hint=advised("Apply them first (inturn apply --drain), or lose them with --force", schema),
         )

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.resources import files
 
+from inturn.schema import advice
 from inturn.schema.errors import SchemaNameRefused
 
-DEFAULT_SCHEMA = "inturn"
+DEFAULT_SCHEMA = advice.DEFAULT_SCHEMA
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 # What others lie in. inturn takes PUBLIC's rights on its schema away.
@@ -66,7 +67,7 @@ def rename(sql: str, schema: str) -> str:
         SchemaNameRefused: see `check_schema_name`.
     """
     check_schema_name(schema)
-    return sql if schema == DEFAULT_SCHEMA else _MENTION.sub(schema, sql)
+    return sql if schema == DEFAULT_SCHEMA else advice.advised_in_sql(_MENTION.sub(schema, sql), schema)
 
 
 def manifest() -> list[str]:

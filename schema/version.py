@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from shlex import quote
 from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
+from inturn.schema.advice import advised
 from inturn.schema.errors import SchemaMismatch, SchemaNameRefused
 from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name
 
@@ -70,18 +70,14 @@ def check_version(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCH
     if version is None:
         raise SchemaMismatch(
             f"schema {schema} is not installed in database {connection.info.dbname}",
-            hint=f"Install it with: {_upgrade(schema)}",
+            hint=advised("Install it with: inturn upgrade", schema),
         )
     if version < HEAD:
         raise SchemaMismatch(
             f"schema {schema} is at revision {version}, older than the {HEAD} that this inturn serves",
-            hint=f"Upgrade it with: {_upgrade(schema)}",
+            hint=advised("Upgrade it with: inturn upgrade", schema),
         )
     check_not_newer(version, schema)
-
-
-def _upgrade(schema: str) -> str:
-    return "inturn upgrade" if schema == DEFAULT_SCHEMA else f"inturn --schema {quote(str(schema))} upgrade"
 
 
 #: Classes of SQLSTATE by which a database says that it has a part not, or otherwise than a statement expects:

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from shlex import quote
 from typing import Any, TypeVar
 
 import psycopg
@@ -21,6 +22,7 @@ from inturn.applier.outside.effect import Timeouts
 from inturn.applier.outside.lanes import OutsideTarget
 from inturn.applier.stop import Stop
 from inturn.applier.targets import KINDS, MissingPart, Parts, Served, is_known, kind_of, refuse_misfit
+from inturn.schema.advice import advised
 from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
 from inturn.schema.version import HEAD, check_version
 
@@ -159,7 +161,7 @@ class Chooser:
             if topic not in there:
                 raise UnknownTopic(
                     f"topic {topic!r} does not exist",
-                    hint=f"Create it first: inturn topic create {topic}",
+                    hint=advised(f"Create it first: inturn topic create {quote(topic)}", self._schema),
                     topic=topic,
                 )
         served = self._only or sorted(there)

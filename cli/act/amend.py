@@ -70,7 +70,7 @@ def amend(
             arguments = {"seq": seq, "reason": reason, "name": name, "payload": text, "was": was}
             recorded = operator.act(connection, database.schema, "amend", {**place, **arguments})
         held = _is_held(connection, database.schema, found_topic, found_key)
-    operator.report(recorded, lambda done: _amended(done, database.schema if held else None))
+    operator.report(recorded, lambda done: _amended(done, held=held))
 
 
 def _payload(connection: Connection[Any], schema: str, topic: str, key: str, seq: int) -> str | None:
@@ -108,8 +108,8 @@ def _is_held(connection: Connection[Any], schema: str, topic: str, key: str) -> 
     return row is not None and bool(row[0])
 
 
-def _amended(done: Recorded, held_in: str | None) -> str:
+def _amended(done: Recorded, *, held: bool) -> str:
     line = f"command {done['seq']} is amended"
-    if held_in is None:
+    if not held:
         return line
-    return f"{line}; the key stays held until: {to_paste(held_in, 'retry', done['key'], done['topic'])}"
+    return f"{line}; the key stays held until: {to_paste('retry', done['key'], done['topic'])}"

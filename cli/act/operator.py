@@ -163,7 +163,7 @@ def find_key(
     ).fetchall()
     if not found:
         say_hidden_topics(connection, database.schema)
-        hint = f"Look for keys like it with: {to_paste(database.schema, 'why', key)}"
+        hint = f"Look for keys like it with: {to_paste('why', key)}"
         raise UnknownKey(f"no topic has a key {shown(key)}", hint=hint, key=key)
     if len(found) > 1:
         names = ", ".join(escape(name) for (name,) in found)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import click
 
+from inturn.cli.advice import advised
 from inturn.cli.database import Database, pass_database
 from inturn.cli.doctor.checks import CHECKS, examine
 from inturn.cli.doctor.finding import Facts, Finding
@@ -47,7 +48,10 @@ def doctor(database: Database, /, *, strict: bool, long_seconds: float, as_json:
     For keys that stand still, see status and verify.
     """
     with database.connect(check=False) as connection:
-        found = list(examine(Facts(connection, database.schema, long_seconds)))
+        found = [
+            (check, finding._replace(do=advised(finding.do)))
+            for check, finding in examine(Facts(connection, database.schema, long_seconds))
+        ]
     if as_json:
         document = [{"check": check, **finding._asdict()} for check, finding in found]
         print_json({"checks": [check.name for check in CHECKS], "findings": document})

@@ -68,7 +68,7 @@ def show(
         where = f"in topic '{topic}'" if topic is not None else "in any topic"
         raise Failure(
             f"there is no key {shown(key)} {where}",
-            hint=f"List keys with: inturn keys; or ask: {to_paste(database.schema, 'why', key)}",
+            hint=f"List keys with: inturn keys; or ask: {to_paste('why', key)}",
         )
     if as_json:
         print_json([_document(each, payloads=payload is not False) for each in found])

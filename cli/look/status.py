@@ -11,10 +11,11 @@ import click
 import psycopg
 from psycopg import Connection, sql
 
+from inturn.cli.advice import program
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.sessions import say_what_is_hidden
-from inturn.cli.look.topics import require_topic, say_hidden_topics
+from inturn.cli.look.topics import no_topics, require_topic, say_hidden_topics
 from inturn.cli.terminal.key_text import TOPIC, shown
 from inturn.cli.terminal.output import (
     Column,
@@ -31,7 +32,6 @@ from inturn.cli.terminal.watch import watch_lines, watch_option
 
 _RECENT = timedelta(minutes=5)
 _MANY = 10
-_NO_TOPICS = "inturn: no topics yet. Create one with: inturn topic create NAME"
 _TOPICS = """
 SELECT t.*, least(t.oldest_pending_at, t.arrived_at) <= clock_timestamp() - %s::interval AS too_old
 FROM {}.topic_status(%s::text, %s) t
@@ -102,7 +102,7 @@ def status(
     elif found.topics:
         echo_all(_lines(found))
     else:
-        echo_all([_NO_TOPICS], err=True)
+        echo_all([no_topics()], err=True)
     return ExitCode.UNHEALTHY if problems else ExitCode.OK
 
 
@@ -203,7 +203,7 @@ def _says_arrived(topic: Row, now: datetime) -> str:
 
 
 def _watched(found: _Status) -> tuple[datetime, list[str]]:
-    return found.now, _lines(found) if found.topics else [_NO_TOPICS]
+    return found.now, _lines(found) if found.topics else [no_topics()]
 
 
 _STATES = ("held", "waiting", "retrying", "paused", "leased", "ready")
@@ -263,7 +263,7 @@ def _applier_lines(appliers: list[Row], now: datetime) -> Iterator[str]:
     alive = [applier for applier in appliers if applier["alive"]]
     gone = len(appliers) - len(alive)
     if not alive:
-        yield "no applier is alive. Start one with: inturn apply"
+        yield f"no applier is alive. Start one with: {program()} apply"
     else:
         yield from table_lines(
             [

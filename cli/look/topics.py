@@ -6,12 +6,18 @@ from typing import Any
 
 from psycopg import Connection, sql
 
+from inturn.cli.advice import advised
 from inturn.cli.terminal.key_text import shown
 from inturn.cli.terminal.output import echo
 from inturn.schema.errors import UnknownTopic
 
 #: How many topics are named of those that are not shown.
 _NAMED = 5
+
+
+def no_topics() -> str:
+    """Return what is said where no topic was ever created."""
+    return advised("inturn: no topics yet. Create one with: inturn topic create NAME")
 
 
 def require_topic(connection: Connection[Any], schema: str, topic: str) -> None:

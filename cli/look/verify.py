@@ -14,6 +14,7 @@ from psycopg.rows import dict_row
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from inturn.cli.advice import advised
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
@@ -115,7 +116,8 @@ def _warnings(statements: list[str]) -> list[str]:
         return []
     count = len(statements)
     what = "1 privilege is not as it" if count == 1 else f"{count} privileges are not as they"
-    return [f"{what} must be: run inturn upgrade, and see inturn doctor. The first: {statements[0]}"]
+    todo = advised("run inturn upgrade, and see inturn doctor")
+    return [f"{what} must be: {todo}. The first: {statements[0]}"]
 
 
 class _Reader:

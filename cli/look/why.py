@@ -11,11 +11,12 @@ from psycopg import Connection, sql
 from rich.console import Console
 from rich.text import Text
 
+from inturn.cli.advice import advised
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.sessions import say_what_is_hidden
 from inturn.cli.look.topics import say_hidden_topics
-from inturn.cli.terminal.key_text import KEY, TOPIC, program, quoted, resolve, shown
+from inturn.cli.terminal.key_text import KEY, TOPIC, quoted, resolve, shown
 from inturn.cli.terminal.output import age, echo, escape, json_option, print_json, terminal_width
 from inturn.cli.terminal.rows import fetch, load_time
 
@@ -75,16 +76,13 @@ def why(database: Database, key: str, *, topic: str | None, as_json: bool) -> in
         say_hidden_topics(connection, database.schema, topic)
     if as_json:
         print_json(
-            [
-                {**each, "to_do": ["  # ".join(filter(None, line)) for line in _to_do(each, database.schema)]}
-                for each in found
-            ]
+            [{**each, "to_do": ["  # ".join(filter(None, line)) for line in _to_do(each)]} for each in found]
         )
     else:
         for number, each in enumerate(found):
             if number:
                 echo()
-            _print(each, clock[0] if clock else None, database.schema)
+            _print(each, clock[0] if clock else None)
     return ExitCode.ERROR if any(each["cause"] == "no_such_key" for each in found) else ExitCode.OK
 
 
@@ -93,17 +91,17 @@ def _explained(connection: Connection[Any], schema: str, topic: str | None, key:
     return fetch(connection, sql.SQL(query).format(sql.Identifier(schema)), (topic, key))
 
 
-def _to_do(each: dict[str, Any], schema: str) -> list[tuple[str, str]]:
+def _to_do(each: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the next commands to type, ready for a shell, each with a remark or none."""
     lines = [line.partition("  # ") for line in each["to_do"].splitlines()]
     near = [(found["topic"], found["key"]) for found in each["details"].get("near", [])]
     return [
-        *((_fill(command, schema, each["topic"] or "", each["key"]), remark) for command, _, remark in lines),
-        *((_fill("inturn why --topic {topic} {key}", schema, *found), "") for found in near),
+        *((_fill(command, each["topic"] or "", each["key"]), remark) for command, _, remark in lines),
+        *((_fill("inturn why --topic {topic} {key}", *found), "") for found in near),
     ]
 
 
-def _fill(line: str, schema: str, topic: str, key: str) -> str:
+def _fill(line: str, topic: str, key: str) -> str:
     """Return a line with the topic and the key in their places; what they hold is not looked at again."""
 
     def put(place: re.Match[str]) -> str:
@@ -112,17 +110,17 @@ def _fill(line: str, schema: str, topic: str, key: str) -> str:
             return option + shown(topic)
         return option + ("-- " if key.startswith("-") and not option else "") + shown(key)
 
-    return _PLACEHOLDER.sub(put, re.sub(r"^inturn\b", lambda _: program(schema), line))
+    return _PLACEHOLDER.sub(put, advised(line))
 
 
-def _print(each: dict[str, Any], now: datetime | None, schema: str) -> None:
+def _print(each: dict[str, Any], now: datetime | None) -> None:
     width = None if (cells := terminal_width()) is None else min(cells, _WIDEST)
     of_topic = f" of topic {quoted(escape(each['topic']))}" if each["topic"] else ""
     echo(f"{shown(each['key'])}{of_topic}: {_title(each, now)}")
     says = escape(" ".join(each["says"].split()).rstrip(".")) + "."
     for line in _wrapped(says, width).splitlines():
         echo(line)
-    for command, remark in _to_do(each, schema):
+    for command, remark in _to_do(each):
         line = f"{_INDENT}$ {command}" + (f"  # {remark}" if remark else "")
         if width is not None and remark and len(line) > width:
             echo(f"{_INDENT}# {remark}:")

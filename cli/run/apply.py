@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from inturn.applier import Outcome
 from inturn.applier.process.connections import warn_superuser
+from inturn.cli.advice import program
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.run import logs
@@ -273,7 +274,7 @@ def _summarise(outcome: Outcome, log_format: str, *, quiet: bool, with_rate: boo
     if outcome.skipped:
         line += f", {outcome.skipped:,} skipped"
     if outcome.held:
-        line += f", {_count(outcome.held, 'key')} held: see inturn keys --held"
+        line += f", {_count(outcome.held, 'key')} held: see {program()} keys --held"
     if outcome.cut:
         line += ", cut off a command when the grace was over"
     echo(

@@ -27,6 +27,7 @@ from typing import Any
 
 from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.process.totals import Totals
+from inturn.cli.advice import called
 from inturn.cli.errors import explain
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.run import logs
@@ -155,6 +156,7 @@ def main() -> None:
     options = parent.options()
     if options is None:
         return
+    called.dsn, called.schema = options.named, options.schema
     logs.set_up(options.log_format, level=options.level)
     try:
         report = _serve(parent, options)

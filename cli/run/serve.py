@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
 from inturn.applier import Applier, Fleet, Outcome, Timeouts
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import Stop
+from inturn.cli.advice import called
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
 
@@ -42,6 +43,7 @@ class Options:
         quiet: no summary when there was nothing to do; log warnings only, unless log_level says else.
         counts: tell the parent what was counted for metrics.
         prune: see Fleet.
+        named: what --dsn says, for command lines that are advised; None when it was not given.
         log_level: `debug`, `info`, `warning` or `error`; None: as quiet says.
     """
 
@@ -61,6 +63,7 @@ class Options:
     log_level: str | None = None
     counts: bool = False
     prune: bool = False
+    named: str | None = field(default_factory=lambda: called.dsn)
 
     @property
     def level(self) -> str:

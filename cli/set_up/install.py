@@ -6,9 +6,9 @@ import click
 import psycopg
 from alembic.util import CommandError
 
+from inturn.cli.advice import program
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
-from inturn.cli.terminal.key_text import program
 from inturn.cli.terminal.output import Ours, echo
 from inturn.schema import privileges
 from inturn.schema.errors import SchemaMismatch
@@ -76,7 +76,7 @@ def upgrade(database: Database, *, as_script: bool, roles: bool, receiver_only: 
     except psycopg.errors.InsufficientPrivilege as error:
         if "create role" not in str(error):
             raise
-        roles_of = f"{program(database.schema)} upgrade --roles{' --receiver-only' * receiver_only}"
+        roles_of = f"{program()} upgrade --roles{' --receiver-only' * receiver_only}"
         raise Failure(
             "the database refused: this login may not create roles, and some are missing",
             hint=f"Have them made by a login that may: {roles_of} | psql; then run this again",

@@ -7,9 +7,10 @@ from typing import Any
 import click
 from psycopg import Connection, sql
 
+from inturn.cli.advice import program
 from inturn.cli.database import Database, pass_database
 from inturn.cli.look.topics import require_topic
-from inturn.cli.terminal.key_text import TOPIC
+from inturn.cli.terminal.key_text import TOPIC, shown
 from inturn.cli.terminal.output import Column, echo, json_option, print_json, print_table
 from inturn.cli.terminal.rows import Row, fetch
 
@@ -112,7 +113,7 @@ def _print_rules(name: str, rules: list[Row], *, as_json: bool) -> None:
     else:
         echo(
             f"inturn: topic {name} merges nothing. "
-            f"Set a rule with: inturn topic merge {name} FIRST THEN BECOMES",
+            f"Set a rule with: {program()} topic merge {shown(name)} FIRST THEN BECOMES",
             err=True,
         )
 

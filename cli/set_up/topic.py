@@ -11,7 +11,7 @@ from psycopg import Connection, sql
 
 from inturn.cli.act.operator import Operator, Recorded, operator_options_with, reason_option
 from inturn.cli.database import Database, pass_database
-from inturn.cli.look.topics import require_topic
+from inturn.cli.look.topics import no_topics, require_topic
 from inturn.cli.set_up.merge import merge
 from inturn.cli.set_up.topic_grants import grant, granted, revoke
 from inturn.cli.set_up.topic_settings import FIXED, INTERVALS, NO_VALUE, NONE_BY_0, SETTINGS
@@ -186,7 +186,7 @@ def list_topics(database: Database, *, as_json: bool) -> None:
             ],
         )
     else:
-        echo("inturn: no topics yet. Create one with: inturn topic create NAME", err=True)
+        echo(no_topics(), err=True)
 
 
 @topic.command(

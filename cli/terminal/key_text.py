@@ -11,10 +11,10 @@ from psycopg import Connection, sql
 from psycopg.conninfo import make_conninfo
 
 from inturn.cli import embedded
+from inturn.cli.advice import program
 from inturn.cli.database import Database
 from inturn.cli.terminal.output import escape
 from inturn.schema.connection import connect
-from inturn.schema.source import DEFAULT_SCHEMA
 
 _MOST_OFFERED = 50
 _SECONDS_TO_COMPLETE = 2  # libpq knows no shorter wait for a connection
@@ -43,17 +43,12 @@ def shown(key: str) -> str:
     return quoted(escaped(key))
 
 
-def program(schema: str) -> str:
-    """Return how a command line begins that is printed to be pasted, for the schema that was asked."""
-    return "inturn" if schema == DEFAULT_SCHEMA else f"inturn --schema {quoted(schema)}"
-
-
-def to_paste(schema: str, command: str, key: str, topic: str | None = None) -> str:
+def to_paste(command: str, key: str, topic: str | None = None) -> str:
     """Return a whole command line about a key, to be pasted."""
     of_topic = f" --topic {shown(topic)}" if topic is not None else ""
     if key.startswith("-"):
-        return f"{program(schema)} {command}{of_topic} -- {shown(key)}"
-    return f"{program(schema)} {command} {shown(key)}{of_topic}"
+        return f"{program()} {command}{of_topic} -- {shown(key)}"
+    return f"{program()} {command} {shown(key)}{of_topic}"
 
 
 def unescaped(text: str) -> str | None:

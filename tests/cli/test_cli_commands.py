@@ -96,21 +96,6 @@ def test_another_schema_is_chosen_by_option_or_environment(empty_database: Datab
     inturn(empty_database.dsn, "keys", code=5)
 
 
-def test_what_is_printed_to_be_pasted_means_the_schema_that_was_asked(empty_database: Database) -> None:
-    inturn(empty_database.dsn, "--schema", "queue", "upgrade")
-    empty_database.execute(members("queue"))
-    inturn(empty_database.dsn, "topic", "create", "orders", "--schema", "queue")
-    inturn(empty_database.dsn, "append", "orders", "k", "insert", "--schema", "queue")
-    (why,) = json.loads(inturn(empty_database.dsn, "why", "k", "--schema", "queue", "--json").stdout)
-    assert why["to_do"][0] == "inturn --schema queue apply --app MODULE:APPLIER --topic orders"
-    late = inturn(empty_database.dsn, "wait", "k", "1", "--timeout", "0", "--schema", "queue", code=11)
-    assert late.stderr.endswith("by: inturn --schema queue why k --topic orders\n")
-    nobody = inturn(empty_database.dsn, "retry", "x", "--schema", "queue", code=1)
-    assert nobody.stderr.endswith("with: inturn --schema queue why x\n")
-    mistyped = inturn(empty_database.dsn, "keys", "--schema", "queues", code=5)
-    assert mistyped.stderr.endswith("Install it with: inturn --schema queues upgrade\n")
-
-
 def test_downgrade_refuses_while_commands_are_pending(held: Database) -> None:
     assert "--force" in inturn(held.dsn, "downgrade", code=1).stderr
     held.execute("DROP FUNCTION app.apply_order")
