@@ -16,6 +16,8 @@ from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.key_text import KEY, TOPIC, shown, to_paste
 from inturn.cli.terminal.output import echo, first_line, json_option, print_json
 from inturn.cli.terminal.seconds import Seconds
+from inturn.outbox import bounded
+from inturn.outbox.bounded import Guard, made_within
 from inturn.outbox.one_wait import OneWait, Waited
 from inturn.outbox.waiting import run
 from inturn.schema.errors import KeyHeld, NotApplied, UnknownKey
@@ -65,19 +67,49 @@ def wait(
 
     A wait for a held key ends at once, because the key stands still until somebody
     acts. While the database is away, the command tries to connect again until the time
-    is over.
+    is over. The time bounds all of that: only what is under way at its end may take
+    longer, up to 5 seconds.
     """
     if seq is not None and idempotency_key is not None:
         raise click.UsageError("Give SEQ or --idempotency-key, not both.")
-    with database.connect() as connection:
-        topic, key = _place(connection, database, key, topic)
-        task = OneWait(topic, key, seq, timeout, idempotency_key, database.schema)
+    ends_at = time.monotonic() + timeout
+    with _connection(database, ends_at) as connection:
+        with _guarded(connection, ends_at):
+            topic, key = _place(connection, database, key, topic)
+        remaining = max(ends_at - time.monotonic(), 0)
+        task = OneWait(topic, key, seq, remaining, idempotency_key, database.schema)
         try:
             found = _waited(database, connection, task)
         except NotApplied as problem:
-            return _report_problem(database, problem, as_json=as_json)
+            because = _error_of(database, problem, ends_at) if isinstance(problem, KeyHeld) else None
+            return _report_problem(problem, because, as_json=as_json)
     _report(task, found, as_json=as_json)
     return ExitCode.OK
+
+
+def _connection(database: Database, ends_at: float) -> Connection[Any]:
+    """Return a connection; also where the time is short, there is some for it.
+
+    Raises:
+        Failure: it is not made in time.
+    """
+    return _made_within(max(ends_at - time.monotonic(), bounded.ANSWER_SECONDS), database)
+
+
+def _made_within(seconds: float, database: Database) -> Connection[Any]:
+    _ = database.conninfo  # starts the embedded server, which is not left in the middle of it
+    try:
+        return made_within(seconds, database.connect)
+    except TimeoutError:
+        raise Failure(
+            "cannot connect to the database in the time to wait",
+            hint="Check that it runs, and its address and login",
+            code=ExitCode.UNREACHABLE,
+        ) from None
+
+
+def _guarded(connection: Connection[Any], ends_at: float) -> Guard:
+    return Guard(connection, ends_at + bounded.ANSWER_SECONDS - time.monotonic())
 
 
 def _place(connection: Connection[Any], database: Database, text: str, topic: str | None) -> tuple[str, str]:
@@ -118,7 +150,7 @@ def _waited(database: Database, connection: Connection[Any], task: OneWait) -> W
 def _connected_again(database: Database, task: OneWait) -> Connection[Any]:
     while True:
         try:
-            return database.connect()
+            return _made_within(task.remaining(), database)
         except (Failure, psycopg.OperationalError) as error:
             # The second: it is lost again while the schema is looked at.
             is_away = not isinstance(error, Failure) or error.code == ExitCode.UNREACHABLE
@@ -138,9 +170,8 @@ def _report(task: OneWait, found: Waited, *, as_json: bool) -> None:
     echo(f"{task.topic} {shown(task.key)}: {says}, up to {found.applied_seq}")
 
 
-def _report_problem(database: Database, problem: NotApplied, *, as_json: bool) -> int:
+def _report_problem(problem: NotApplied, because: str | None, *, as_json: bool) -> int:
     held = isinstance(problem, KeyHeld)
-    because = _error_of(database, problem) if held else None
     if as_json:
         place = {"topic": problem.topic, "key": problem.key, "seq": problem.seq}
         stands = {"applied_seq": problem.applied_seq, "state": problem.state, "since": problem.since}
@@ -155,13 +186,13 @@ def _report_problem(database: Database, problem: NotApplied, *, as_json: bool) -
     return ExitCode.HELD if held else ExitCode.TIMED_OUT
 
 
-def _error_of(database: Database, problem: NotApplied) -> str | None:
+def _error_of(database: Database, problem: NotApplied, ends_at: float) -> str | None:
     """Return what the held command failed with, for those who may read it: operators."""
     query = sql.SQL("SELECT last_error FROM {}.key_cursor WHERE topic = %s AND key = %s").format(
         sql.Identifier(database.schema)
     )
     try:
-        with database.connect() as connection:
+        with _connection(database, ends_at) as connection, _guarded(connection, ends_at):
             row = connection.execute(query, (problem.topic, problem.key)).fetchone()
     except (psycopg.Error, Failure):
         return None

@@ -8,15 +8,16 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from sqlalchemy.exc import DBAPIError
 
+from inturn.outbox.bounded import Guard
 from inturn.outbox.statement import check_place, check_seq
 from inturn.schema.advice import advised
-from inturn.schema.errors import KeyHeld, WaitTimedOut, WrongIsolation, from_database
+from inturn.schema.errors import KeyHeld, NotApplied, WaitTimedOut, WrongIsolation, from_database
 from inturn.schema.source import check_schema_name
 
 #: As a wait is announced for 20 s. Then it looks again too: a notification is only a hint.
@@ -79,6 +80,7 @@ class Sleep:
     least: float
 
 
+_Problem = TypeVar("_Problem", bound=NotApplied)
 Step: TypeAlias = "Fetch | CanListen | Listen | Sleep"
 
 
@@ -114,6 +116,12 @@ class OneWait:
     def remaining(self) -> float:
         """Return the seconds until the time is over; infinity where there is no timeout."""
         return (math.inf if self.timeout is None else self.timeout) - self._elapsed()
+
+    def timed_out(self, why: str) -> WaitTimedOut:
+        """Return what is raised where the time is over and nothing was found out of the key."""
+        return self._problem(
+            WaitTimedOut, f"key {self.key!r} of topic {self.topic!r} is not known to be applied: {why}"
+        )
 
     def steps(self) -> Generator[Step, Any, Waited]:
         """Yield what is to be done next, and take its answer; return what the wait found.
@@ -172,16 +180,11 @@ class OneWait:
         if outcome != "held" and not is_over:
             return None
         kind = KeyHeld if outcome == "held" else WaitTimedOut
-        raise kind(
-            says,
-            hint=advised(kind.default_hint, self.schema),
-            topic=self.topic,
-            key=self.key,
-            seq=self.seq,
-            applied_seq=applied_seq,
-            state=state,
-            since=since,
-        )
+        raise self._problem(kind, says, applied_seq=applied_seq, state=state, since=since)
+
+    def _problem(self, kind: type[_Problem], says: str, **known: Any) -> _Problem:
+        hint = advised(kind.default_hint, self.schema)
+        return kind(says, hint=hint, topic=self.topic, key=self.key, seq=self.seq, **known)
 
 
 def in_transaction(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
@@ -202,11 +205,17 @@ def refuse_transaction(is_open: bool, task: OneWait) -> None:
 
 
 @contextmanager
-def errors_of(task: OneWait) -> Iterator[None]:
-    """Raise what the database says as one of our errors, where it is one."""
+def errors_of(task: OneWait, guard: Guard | None = None) -> Iterator[None]:
+    """Raise what the database says as one of our errors, where it is one.
+
+    Args:
+        guard: of the connection; where it has struck, the time is over.
+    """
     try:
         yield
     except (psycopg.Error, DBAPIError) as error:
+        if guard is not None and guard.struck:
+            raise task.timed_out("the database has not answered in time") from error
         cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
         known = from_database(cause, topic=task.topic, key=task.key)
         if known is None:

@@ -14,6 +14,8 @@ from psycopg.rows import tuple_row
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.orm import Session, scoped_session
 
+from inturn.outbox import bounded
+from inturn.outbox.bounded import Guard, connected, connected_async
 from inturn.outbox.one_wait import (
     CanListen,
     Ear,
@@ -58,8 +60,9 @@ def opened(connection: SyncConnection, task: OneWait) -> Iterator[WaitSession]:
         WrongIsolation: the connection is in a transaction.
     """
     if isinstance(connection, psycopg.Connection):
-        with errors_of(task):
-            refuse_transaction(in_transaction(connection), task)
+        refuse_transaction(in_transaction(connection), task)
+        guard = Guard(connection, task.remaining() + bounded.ANSWER_SECONDS)
+        with errors_of(task, guard), guard:
             session = _Listening(connection)
             try:
                 yield session
@@ -75,7 +78,7 @@ def opened(connection: SyncConnection, task: OneWait) -> Iterator[WaitSession]:
     if isinstance(connection, Session):
         bind = connection.get_bind()
         if isinstance(bind, Engine):
-            with bind.connect() as own, opened(own, task) as other:
+            with connected(bind, task) as own, opened(own, task) as other:
                 yield other
             return
         connection = bind
@@ -167,8 +170,10 @@ class _Deaf:
 async def opened_async(connection: AnyAsyncConnection, task: OneWait) -> AsyncIterator[AsyncWaitSession]:
     """Do as `opened`, for the running event loop."""
     if isinstance(connection, psycopg.AsyncConnection):
-        with errors_of(task):
-            refuse_transaction(in_transaction(connection), task)
+        refuse_transaction(in_transaction(connection), task)
+        later = asyncio.get_running_loop().call_later
+        guard = Guard(connection, task.remaining() + bounded.ANSWER_SECONDS, later)
+        with errors_of(task, guard), guard:
             session = _AsyncListening(connection)
             try:
                 await session.open()
@@ -188,7 +193,7 @@ async def opened_async(connection: AnyAsyncConnection, task: OneWait) -> AsyncIt
     if isinstance(connection, AsyncSession):
         bind = connection.get_bind()
         if isinstance(bind, Engine):
-            async with AsyncEngine(bind).connect() as own, opened_async(own, task) as other:
+            async with connected_async(AsyncEngine(bind), task) as own, opened_async(own, task) as other:
                 yield other
             return
         connection = AsyncConnection(AsyncEngine(bind.engine), bind)

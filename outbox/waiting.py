@@ -32,7 +32,8 @@ def wait(
         topic, key: which key.
         seq: up to where, as append returned it; it need not exist yet. None: up to everything that is
             committed on the key now, also where commands are numbered on arrival.
-        timeout: seconds to wait at most; 0: look once; None: for ever.
+        timeout: seconds to wait at most, connecting included; 0: look once; None: for ever. What is under
+            way at the end gets up to 5 seconds. A connection of psycopg that has not answered then is closed.
         idempotency_key: wait for the command that has it, whether that is committed yet or not; without a
             seq.
         schema: where inturn is installed.

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
+import psycopg
 import pytest
+from click.testing import CliRunner
 from support.database import Database, until
 from support.logins import login
 from support.own_server import own_database
 from support.process import InturnProcess, run_inturn
+from support.roles import OPERATOR, OWNER
 from support.server import Server
+
+from inturn.cli.database import Database as Named
+from inturn.cli.errors import Failure, explain
+from inturn.cli.main import cli
+from inturn.cli.wait import _connected_again
+from inturn.outbox.one_wait import OneWait
 
 OK, ERROR, USAGE, HELD, UNREACHABLE, TIMED_OUT, INTERRUPTED = 0, 1, 2, 3, 4, 11, 130
 ANNOUNCED = "SELECT count(*) FROM inturn.waiter"
@@ -134,6 +145,37 @@ def test_a_wait_outlives_a_restart_of_the_server(server: Server) -> None:
             )
             assert process.exit_code() == OK
             assert process.out == "orders a: applied, up to 1\n"
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Named]:
+    """A server that takes connections and says nothing."""
+    monkeypatch.setattr("inturn.outbox.bounded.ANSWER_SECONDS", 0.02)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield Named(f"host=127.0.0.1 port={listening.getsockname()[1]} user=x dbname=x")
+
+
+def test_no_attempt_to_connect_outlasts_the_time(silent: Named) -> None:
+    line = ["--dsn", str(silent.dsn), "wait", "a", "1", "--topic", "orders", "--timeout", "0"]
+    result = CliRunner().invoke(cli, line, standalone_mode=False)
+    assert isinstance(result.exception, Failure)
+    assert explain(result.exception) == (
+        "cannot connect to the database in the time to wait. Check that it runs, and its address and login",
+        UNREACHABLE,
+    )
+    with pytest.raises(Failure, match="in the time to wait"):  # nor does one once the first was lost
+        _connected_again(silent, OneWait("orders", "a", 1, 0.02, None, "inturn"))
+
+
+def test_no_question_outlasts_the_time(witness: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = witness.connect(user=OWNER, autocommit=False)
+    locked.execute("LOCK TABLE inturn.topic")
+    connection = witness.connect(user=OPERATOR)
+    monkeypatch.setattr("inturn.outbox.bounded.ANSWER_SECONDS", 0.02)
+    monkeypatch.setattr("inturn.cli.wait._connection", lambda *_: connection)
+    result = CliRunner().invoke(cli, ["wait", "a", "--timeout", "0"], standalone_mode=False)
+    assert isinstance(result.exception, psycopg.OperationalError)
+    locked.rollback()
 
 
 def test_what_the_driver_warns_of_is_not_printed_beside_the_line_that_says_what_happened() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -15,7 +17,7 @@ from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker, cre
 from sqlalchemy.orm import scoped_session, sessionmaker
 from support.callers import CALLERS, Caller, Pause, Step
 from support.database import Database, until
-from support.roles import CALLER
+from support.roles import CALLER, OWNER
 
 from inturn.outbox import (
     KeyHeld,
@@ -31,6 +33,7 @@ from inturn.outbox import (
     wait,
     wait_async,
 )
+from inturn.outbox.bounded import Guard
 from inturn.outbox.one_wait import CanListen, Fetch, OneWait, Sleep
 from inturn.outbox.session import _AsyncListening, _Deaf, _Listening
 
@@ -288,6 +291,69 @@ def test_a_timeout_that_is_none_is_refused(witness: Database, timeout: float) ->
 def test_a_timeout_may_be_as_long_as_one_likes(witness: Database, timeout: float | None) -> None:
     with witness.beside(apply_when(witness, lambda: witness.value("SELECT count(*) FROM inturn.waiter"))):
         assert wait(witness.connect(user=CALLER), "orders", "a", 1, timeout=timeout) == Waited(1, False)
+
+
+def test_an_answer_that_does_not_come_is_given_up_and_the_connection_with_it(
+    witness: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inturn.outbox.bounded.ANSWER_SECONDS", 0.02)
+    locked = witness.connect(user=OWNER, autocommit=False)
+    locked.execute("LOCK TABLE inturn.topic")
+    connection = witness.connect(user=CALLER)
+    with pytest.raises(WaitTimedOut, match=r"'a' of topic 'orders' .* has not answered") as found:
+        wait(connection, "orders", "a", 1, timeout=0)
+    assert connection.closed
+    assert (found.value.seq, found.value.applied_seq, found.value.state) == (1, None, None)
+
+    async def run() -> None:
+        async with await psycopg.AsyncConnection.connect(witness.caller_dsn) as other:
+            with pytest.raises(WaitTimedOut, match="has not answered"):
+                await wait_async(other, "orders", "a", 1, timeout=0)
+            assert other.closed
+
+    asyncio.run(run())
+    locked.rollback()
+
+
+def test_an_answer_in_time_leaves_the_connection(witness: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inturn.outbox.bounded.ANSWER_SECONDS", 0)
+    connection = witness.connect(user=CALLER)
+    append(connection, "orders", "a", "insert")
+    witness.execute("CALL inturn.apply()")
+    struck = threading.Event()
+    monkeypatch.setattr(Guard, "_strike", lambda _: struck.set())
+    assert wait(connection, "orders", "a", 1, timeout=1000) == Waited(1, False)
+    assert not struck.is_set()
+    assert [each for each in threading.enumerate() if isinstance(each, threading.Timer)] == []
+
+
+def test_a_pool_that_gives_no_connection_in_time_is_given_up(
+    witness: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inturn.outbox.bounded.ANSWER_SECONDS", 0.02)
+    only_one = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 600}
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(witness.caller_dsn), **only_one
+    )
+    with engine.connect(), sessionmaker(engine)() as session:
+        with pytest.raises(WaitTimedOut, match="no connection to the database was made in time"):
+            wait(session, "orders", "a", 1, timeout=0)
+        assert engine.pool.checkedout() == 1
+    until(lambda: engine.pool.checkedout() == 0, "what comes late is given back")
+    engine.dispose()
+
+    async def run() -> None:
+        async_engine = create_async_engine(
+            "postgresql+psycopg://",
+            async_creator=partial(psycopg.AsyncConnection.connect, witness.caller_dsn),
+            **only_one,
+        )
+        async with async_engine.connect(), async_sessionmaker(async_engine)() as session:
+            with pytest.raises(WaitTimedOut, match="no connection to the database was made in time"):
+                await wait_async(session, "orders", "a", 1, timeout=0)
+        await async_engine.dispose()
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("seq", [-1, True, "1", 1.0, 2**63])
