@@ -29,7 +29,8 @@ class Command:
     """One command of a key, as it was appended.
 
     Attributes:
-        topic, key, seq: its place; seq counts from 1 in every key.
+        topic, key: which key it is of.
+        seq: its number in the key, in which order commands take effect.
         name: what it is called.
         payload: the JSON value, made anew for every attempt.
         created_at: when it was appended (timezone-aware, the database's clock).

@@ -81,6 +81,9 @@ class Fleet:
         schema: where inturn is installed.
         http_timeouts: of the posts to HTTP targets; None: the defaults.
         prune: while nothing is ready, remove what the topics' retain allows.
+
+    Raises:
+        ValueError, TypeError: workers or max_keys is below 1; topics is one text.
     """
 
     def __init__(
@@ -97,10 +100,10 @@ class Fleet:
         http_timeouts: Timeouts | None = None,
         prune: bool = False,
     ) -> None:
+        _check_numbers(topics, workers, max_keys)
         self._connections = Connections(dsn, 5 if prepare else None)
         self._count, self._max_keys = workers, max_keys
-        self._drain, self._prune = drain, prune
-        self._schema = schema
+        self._schema, self._drain, self._prune = schema, drain, prune
         self.stop, self.bell = Stop(), Bell(workers)
         self.topics: list[str] = []
         self.tallies = Tallies()
@@ -124,7 +127,8 @@ class Fleet:
     def start(self, *, warn: bool = True) -> None:
         """Connect once, choose the topics, and start the threads; after a stop, none.
 
-        warn: of a login that is a superuser.
+        Args:
+            warn: log a warning of a login that is a superuser.
 
         Raises:
             psycopg.Error: the database cannot be reached or refuses.
@@ -185,9 +189,7 @@ class Fleet:
             self.wait(_CANCEL_SECONDS)
         with suppress(Exception):  # a log that fails takes nothing away of how it ended
             FAILURES.say(everything=True)
-        error, held = self._crew.error or self._error, None
-        if isinstance(error, InturnError):  # a worker does not know what its schema is called
-            error.hint = advised(error.hint, self._schema)
+        error, held = _advised(self._crew.error or self._error, self._schema), None
         if self._crew.workers:
             # On it depends the exit code of a drain, to which the database has answered just now.
             seconds = None if self._drain and not cut and error is None else _COUNT_SECONDS
@@ -262,6 +264,20 @@ class Fleet:
                 tallies=self.tallies,
             )
             self._crew.add(self._outside, "inturn-outside-worker")
+
+
+def _check_numbers(topics: object, workers: int, max_keys: int) -> None:
+    for name, number in (("workers", workers), ("max_keys", max_keys)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; 1 or more are needed")
+    if isinstance(topics, str):
+        raise TypeError(f"topics is the text {topics!r}; give a list of topics: [{topics!r}]")
+
+
+def _advised(error: Exception | None, schema: str) -> Exception | None:
+    if isinstance(error, InturnError):  # whoever raised it may not know what the schema is called
+        error.hint = advised(error.hint, schema)
+    return error
 
 
 def _report_nothing_to_serve(schema: str, *, drain: bool) -> None:

@@ -12,6 +12,7 @@ import psycopg
 from inturn.applier.command import ClaimedCommand, Command
 from inturn.schema.errors import InturnError
 
+#: Gets the connection of the transaction and the command; what it returns is ignored.
 Handler: TypeAlias = Callable[[psycopg.Connection[Any], Command], object]
 #: Gets commands of one key, in order; returns how many of them took effect, the first ones, or None: all.
 BatchHandler: TypeAlias = Callable[[psycopg.Connection[Any], list[Command]], int | None]
@@ -84,8 +85,11 @@ class Applier:
             ValueError: there is one already for this topic and name, or the topic has handlers of the
                 other kind.
             TypeError: a call would not run it: it is a generator function, or without outside=True an
-                `async def`.
+                `async def`. Or the topic or the name is not a text, as where the parentheses are missing.
         """
+        _check_text("topic", topic)
+        if name is not None:
+            _check_text("name", name)
 
         def register(function: Any) -> Any:
             _refuse_function(function, outside=outside)
@@ -118,8 +122,10 @@ class Applier:
 
         Raises:
             ValueError: the topic has a handler already.
-            TypeError: a call would not run it: it is an `async def` or a generator function; or outside.
+            TypeError: a call would not run it: it is an `async def` or a generator function; or outside; or
+                the topic is not a text, as where the parentheses are missing.
         """
+        _check_text("topic", topic)
         if outside:
             raise TypeError(
                 "a batch handler works in the transaction; outside the database each command is recorded "
@@ -228,6 +234,19 @@ def count_done(result: object, commands: int) -> int:
         f"the batch handler returned {shown} for {commands} commands",
         hint="Return how many of them took effect, from 1 on, or None: all. Raise when the first one cannot",
     )
+
+
+def _check_text(what: str, given: object) -> None:
+    """Make sure that a decorator was given a text: `@applier.handler` alone would register nothing.
+
+    Raises:
+        TypeError: it was given something else.
+    """
+    if not isinstance(given, str):
+        name = getattr(given, "__qualname__", None) or repr(given)
+        raise TypeError(
+            f'the {what} of a handler is {name}, not a text: write @applier.handler("TOPIC", "NAME")'
+        )
 
 
 def _refuse_function(function: object, *, outside: bool) -> None:

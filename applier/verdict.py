@@ -39,7 +39,7 @@ class _Later(Verdict):
             after: seconds, or a timedelta, to wait; None: the topic's usual backoff.
 
         Raises:
-            ValueError: after is negative, no number, or more than a year.
+            ValueError: after is negative, not a number, or more than a year.
         """
         super().__init__(reason)
         seconds = after.total_seconds() if isinstance(after, timedelta) else after

@@ -56,7 +56,9 @@ def append(
         UnknownTopic: the topic was never created.
         CommandRefused: a part of the command cannot be appended (see its subclasses).
         SeqBelowFirst, SeqTaken, SeqPassedOver, SeqTooFarAhead, SeqRefused: the number cannot be taken.
-        TypeError: the connection is for append_async.
+        TopicNotGranted: this login may not append to the topic.
+        TypeError: the connection is for append_async, or is none.
+        StatementPooling: a pooler in statement mode stands between, which has no transactions.
         AppendConflict: roll back and run the transaction again (REPEATABLE READ, SERIALIZABLE).
         psycopg.Error, sqlalchemy.exc.DBAPIError: anything else the database says.
     """

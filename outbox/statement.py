@@ -31,6 +31,7 @@ _MANY = """SELECT "{schema}".append_many({topic}, CAST({key} AS text[]), CAST({n
     CAST({payload} AS jsonb[]), CAST({idempotency_key} AS text[]))"""
 _PARAMETERS = ("topic", "key", "name", "payload", "idempotency_key", "seq")
 _LARGEST_SEQ = 2**63 - 1
+_ASYNC_KINDS = frozenset({"AsyncConnection", "AsyncSession", "async_scoped_session"})
 
 # What PostgreSQL raises for JSON that it cannot store: a lone surrogate, \u0000 or a character
 # that the database's encoding lacks, nesting beyond its stack.
@@ -133,22 +134,36 @@ def many(topic: str, commands: Sequence[NewCommand], schema: str) -> Statement:
 
 
 def check_kind(connection: object, *, is_async: bool) -> None:
-    """Refuse a connection that is of the other kind, before anything is sent on it.
+    """Refuse what is not a connection of the right kind, before anything is sent on it.
 
     Raises:
-        TypeError: an async function was given one that is not, or the other way round.
+        TypeError: an async function was given one that is not, or the other way round; or it is none at all,
+            such as an engine or a cursor.
     """
-    if is_async:
-        wrong = isinstance(connection, psycopg.Connection | Connection | Session | scoped_session)
-    else:
-        modules = (base.__module__ for base in type(connection).__mro__)
-        wrong = isinstance(connection, psycopg.AsyncConnection) or any(
-            module.startswith("sqlalchemy.ext.asyncio") for module in modules
-        )
-    if wrong:
-        kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
+    kinds = [_is_sync(connection), _is_async(connection)]
+    if kinds[is_async]:
+        return
+    kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
+    if kinds[not is_async]:
         functions = "append, append_many and wait" if is_async else "the functions that end in _async"
         raise TypeError(f"{kind} is a connection for {functions}")
+    prefix = "Async" * is_async
+    raise TypeError(
+        f"{kind} is not a connection: give psycopg's {prefix}Connection,"
+        f" or SQLAlchemy's {prefix}Connection or {prefix}Session"
+    )
+
+
+def _is_sync(connection: object) -> bool:
+    return isinstance(connection, psycopg.Connection | Connection | Session | scoped_session)
+
+
+def _is_async(connection: object) -> bool:
+    # By name, as importing them needs greenlet, which only their users install.
+    return isinstance(connection, psycopg.AsyncConnection) or any(
+        base.__module__.startswith("sqlalchemy.ext.asyncio") and base.__name__ in _ASYNC_KINDS
+        for base in type(connection).__mro__
+    )
 
 
 def check_seq(seq: object, topic: str, key: str, *, least: int = -_LARGEST_SEQ) -> None:
@@ -223,7 +238,7 @@ def _not_text(value: object) -> str:
     if value is None:
         return ""  # the database says what it thinks of that
     if not isinstance(value, str):
-        return f"is a {type(value).__name__}, no str"
+        return f"is of type {type(value).__name__}, not str"
     if "\0" in value:
         return "holds a NUL"
     try:

@@ -43,9 +43,11 @@ def wait(
         WaitTimedOut: the time is over.
         WrongIsolation: the connection is in a transaction.
         UnknownTopic: the topic was never created.
+        TopicNotGranted: this login may not see the topic.
         UnknownKey: no seq and no idempotency key was given, and nothing was ever committed on the key.
         KeyRefused, SeqRefused, IdempotencyKeyRefused: it cannot be one.
-        ValueError: the timeout is below 0, or not a number; TypeError: the connection is for wait_async.
+        ValueError: the timeout is below 0, or not a number; TypeError: the connection is for wait_async,
+            or is none.
         psycopg.Error, sqlalchemy.exc.DBAPIError: anything else the database says, also that the connection
             was lost; wait again, on another one.
     """

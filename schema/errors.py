@@ -331,7 +331,7 @@ class BodyRefused(RequestRefused):
 
 
 class SecretRefused(InturnError):
-    """A secret for signatures is empty, or none of the Standard Webhooks convention."""
+    """A secret for signatures is empty, or does not follow the Standard Webhooks convention."""
 
 
 class NotInTransaction(InturnError):

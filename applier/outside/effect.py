@@ -51,11 +51,19 @@ class Timeouts:
         connect: to resolve the name, connect, and greet by TLS.
         read: without a byte, of the answer or for the request.
         whole: all in all.
+
+    Raises:
+        ValueError: one is not over 0.
     """
 
     connect: float = 5.0
     read: float = 30.0
     whole: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("connect", "read", "whole"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; a timeout is over 0 seconds")
 
 
 class Effect(Protocol):

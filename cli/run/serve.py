@@ -40,7 +40,7 @@ class Options:
         max_seconds: when to stop, in seconds; None: never.
         grace: seconds that the command in hand may take once stopping.
         log_format: `text` or `json`.
-        quiet: no summary when there was nothing to do; log warnings only, unless log_level says else.
+        quiet: no summary when there was nothing to do; log warnings only, unless log_level says otherwise.
         counts: tell the parent what was counted for metrics.
         prune: see Fleet.
         named: what --dsn says, for command lines that are advised; None when it was not given.
@@ -241,7 +241,7 @@ def load_app(app: str) -> Applier:
         ) from error
     if not isinstance(found, Applier):
         raise Failure(
-            f"--app {app} is a {type(found).__name__}, no inturn.applier.Applier",
+            f"--app {app} is a {type(found).__name__}, not an inturn.applier.Applier",
             hint="Name the Applier that the handlers are registered with",
         )
     return found

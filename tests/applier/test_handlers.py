@@ -164,6 +164,15 @@ def test_an_async_method_is_refused(function: Callable[..., object]) -> None:
         Applier().handler(TOPIC)(function)
 
 
+def test_a_decorator_without_its_parentheses_is_refused() -> None:
+    handlers = Applier()
+    wrong: Any = (handlers.handler, handlers.batch_handler, functools.partial(handlers.handler, TOPIC))
+    for decorator in wrong:
+        with pytest.raises(TypeError, match=r"is _nothing, not a text: write @applier.handler\("):
+            decorator(_nothing)
+    assert handlers.topics == []
+
+
 def test_what_can_be_called_is_registered() -> None:
     handlers = Applier()
     called: list[Callable[..., object]] = [

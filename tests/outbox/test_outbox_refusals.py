@@ -237,6 +237,17 @@ def test_a_schema_that_is_called_as_a_word_of_sql_is_one_that_is_not_there(order
             function(orders.connect(user=CALLER))
 
 
+def test_what_is_not_a_connection_is_refused_in_words(orders: Database) -> None:
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(orders.caller_dsn))
+    with psycopg.connect(orders.caller_dsn) as connection, connection.cursor() as cursor:
+        mine: Any
+        for mine in (engine, sessionmaker(engine), cursor, orders.caller_dsn, None):
+            with pytest.raises(TypeError, match=r"is not a connection: give psycopg's Connection, or SQL"):
+                append(mine, "orders", "a", "insert")
+        with pytest.raises(TypeError, match=r"is not a connection: give psycopg's AsyncConnection, or SQL"):
+            asyncio.run(append_async(create_async_engine("postgresql+psycopg://"), "orders", "a", "x"))  # type: ignore[arg-type]
+
+
 def test_a_connection_of_the_other_kind_is_refused_before_anything_is_sent(orders: Database) -> None:
     engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(orders.caller_dsn))
     mine: Any

@@ -139,7 +139,7 @@ def test_only_the_named_topics_are_served(database: Database) -> None:
         ("support.shop", 2, "names no applier"),
         ("nosuch.module:applier", 1, "cannot be loaded: ModuleNotFoundError"),
         ("support.shop:nosuch", 1, "cannot be loaded: AttributeError"),
-        ("support.shop:append", 1, "no inturn.applier.Applier"),
+        ("support.shop:append", 1, "not an inturn.applier.Applier"),
     ],
 )
 def test_an_app_that_cannot_be_used_is_said_in_one_line(

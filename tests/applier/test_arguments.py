@@ -1,0 +1,27 @@
+"""What is given to Fleet and Timeouts and cannot be is refused at once, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from inturn.applier import Fleet, Timeouts
+
+
+def test_a_fleet_that_could_do_nothing_is_refused() -> None:
+    for wrong in ({"workers": 0}, {"workers": -1}, {"max_keys": 0}):
+        name, number = next(iter(wrong.items()))
+        with pytest.raises(ValueError, match=f"{name} is {number}; 1 or more are needed"):
+            Fleet("", **wrong)
+    letters: Any = "orders"
+    with pytest.raises(TypeError, match=r"topics is the text 'orders'; give a list of topics: \['orders'\]"):
+        Fleet("", topics=letters)
+
+
+def test_a_timeout_that_no_post_can_keep_is_refused() -> None:
+    for name in ("connect", "read", "whole"):
+        for wrong in (0, -1.5, float("nan")):
+            with pytest.raises(ValueError, match=f"{name} is {wrong}; a timeout is over 0 seconds"):
+                Timeouts(**{name: wrong})
+    assert Timeouts(whole=float("inf")).whole == float("inf")
