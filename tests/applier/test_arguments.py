@@ -10,8 +10,9 @@ from inturn.applier import Fleet, Timeouts
 
 
 def test_a_fleet_that_could_do_nothing_is_refused() -> None:
-    for wrong in ({"workers": 0}, {"workers": -1}, {"max_keys": 0}):
-        name, number = next(iter(wrong.items()))
+    wrong: Any
+    for name, number in (("workers", 0), ("workers", -1), ("max_keys", 0)):
+        wrong = {name: number}
         with pytest.raises(ValueError, match=f"{name} is {number}; 1 or more are needed"):
             Fleet("", **wrong)
     letters: Any = "orders"
