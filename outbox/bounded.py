@@ -97,8 +97,10 @@ async def connected_async(engine: AsyncEngine, task: OneWait) -> AsyncIterator[A
         if not limit.expired():
             raise
         raise task.timed_out(_NO_CONNECTION) from None
-    async with connection:
+    try:
         yield connection
+    finally:
+        await connection.close()
 
 
 class Guard:

@@ -30,10 +30,9 @@ def wait(
         connection: psycopg's Connection, or SQLAlchemy's Connection or Session, in no transaction. For a
             Session that is bound to an engine, another connection of the engine's pool is used.
         topic, key: which key.
-        seq: up to where, as append returned it; it need not exist yet. None: up to everything that is
-            committed on the key now, also where commands are numbered on arrival.
-        timeout: seconds to wait at most, connecting included; 0: look once; None: for ever. What is under
-            way at the end gets up to 5 seconds. A connection of psycopg that has not answered then is closed.
+        seq: up to where, as append returned it; it need not exist yet. None: up to all that is committed now.
+        timeout: seconds, connecting included; 0: look once; None: for ever. What is under way at the end gets
+            5 more; a connection of psycopg that has not answered then is closed.
         idempotency_key: wait for the command that has it, whether that is committed yet or not; without a
             seq.
         schema: where inturn is installed.
@@ -42,12 +41,10 @@ def wait(
         KeyHeld: the key stands still until an operator acts; raised as soon as that is so.
         WaitTimedOut: the time is over.
         WrongIsolation: the connection is in a transaction.
-        UnknownTopic: the topic was never created.
-        TopicNotGranted: this login may not see the topic.
+        UnknownTopic, TopicNotGranted: the topic was never created, or is granted to others only.
         UnknownKey: no seq and no idempotency key was given, and nothing was ever committed on the key.
         KeyRefused, SeqRefused, IdempotencyKeyRefused: it cannot be one.
-        ValueError: the timeout is below 0, or not a number; TypeError: the connection is for wait_async,
-            or is none.
+        ValueError: the timeout is below 0 or not a number; TypeError: the connection is none of these.
         psycopg.Error, sqlalchemy.exc.DBAPIError: anything else the database says, also that the connection
             was lost; wait again, on another one.
     """

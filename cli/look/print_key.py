@@ -54,7 +54,7 @@ def _state(key: Row) -> str:
         case "held":
             if key["waiting_at"]:
                 since = _since(key["held_at"], now)
-                return f"held for {since}, for command {key['applied_seq'] + 1} was not appended"
+                return f"held for {since}, because command {key['applied_seq'] + 1} was not appended"
             return f"held for {_since(key['held_at'], now)}, after {attempts}"
         case "waiting":
             text = f"waiting for {_since(key['waiting_at'], now)} for command {key['applied_seq'] + 1}"

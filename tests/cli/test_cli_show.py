@@ -283,7 +283,7 @@ def test_numbers_that_nobody_appended_are_shown_in_their_places(gap: Database) -
     gap.execute("SELECT inturn.set_topic('given', gap_timeout => '1 ms')")
     gap.execute("UPDATE inturn.key_cursor SET ready_at = clock_timestamp()")
     gap.execute("CALL inturn.apply()")
-    assert re.search(r"\nstate    held for \d+s, for command 8 was not appended\n", show(gap, "g"))
+    assert re.search(r"\nstate    held for \d+s, because command 8 was not appended\n", show(gap, "g"))
 
 
 def test_who_has_a_key_by_lease_is_said_and_that_it_ran_out(history: Database) -> None:

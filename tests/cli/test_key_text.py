@@ -83,8 +83,8 @@ def test_how_a_key_is_printed(key: str, printed: str) -> None:
 
 
 def test_a_key_that_begins_with_a_dash_is_no_option_in_what_is_to_be_pasted() -> None:
-    assert to_paste("inturn", "retry", "k", "orders") == "inturn retry k --topic orders"
-    assert to_paste("inturn", "retry", "-k", "orders") == "inturn retry --topic orders -- -k"
+    assert to_paste("retry", "k", "orders") == "inturn retry k --topic orders"
+    assert to_paste("retry", "-k", "orders") == "inturn retry --topic orders -- -k"
 
 
 @pytest.mark.parametrize(

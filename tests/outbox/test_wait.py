@@ -7,12 +7,12 @@ import math
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import NullPool, create_engine
+from sqlalchemy import NullPool, QueuePool, create_engine
 from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import scoped_session, sessionmaker
 from support.callers import CALLERS, Caller, Pause, Step
@@ -324,7 +324,7 @@ def test_an_answer_in_time_leaves_the_connection(witness: Database, monkeypatch:
     monkeypatch.setattr(Guard, "_strike", lambda _: struck.set())
     assert wait(connection, "orders", "a", 1, timeout=1000) == Waited(1, False)
     assert not struck.is_set()
-    assert [each for each in threading.enumerate() if isinstance(each, threading.Timer)] == []
+    until(lambda: not any(isinstance(t, threading.Timer) for t in threading.enumerate()), "its timer's end")
 
 
 def test_a_pool_that_gives_no_connection_in_time_is_given_up(
@@ -335,11 +335,12 @@ def test_a_pool_that_gives_no_connection_in_time_is_given_up(
     engine = create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(witness.caller_dsn), **only_one
     )
+    pool = cast(QueuePool, engine.pool)
     with engine.connect(), sessionmaker(engine)() as session:
         with pytest.raises(WaitTimedOut, match="no connection to the database was made in time"):
             wait(session, "orders", "a", 1, timeout=0)
-        assert engine.pool.checkedout() == 1
-    until(lambda: engine.pool.checkedout() == 0, "what comes late is given back")
+        assert pool.checkedout() == 1
+    until(lambda: pool.checkedout() == 0, "what comes late is given back")
     engine.dispose()
 
     async def run() -> None:
