@@ -12,7 +12,7 @@ import psycopg
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from inturn.schema import locks, owners, privileges, removal, strangers
+from inturn.schema import locks, owners, privileges, removal, row_security, strangers
 from inturn.schema.connection import connect
 from inturn.schema.errors import SchemaInUse, SchemaMismatch, SchemaNameRefused, TransactionNeeded
 from inturn.schema.privileges import Report
@@ -111,8 +111,7 @@ def upgrade_script(
         check_not_newer(from_revision, schema)
     parts: list[str] = []
     if from_revision is None:
-        parts.append(f"CREATE SCHEMA IF NOT EXISTS {schema};")
-        parts.append(strangers.guard_script(schema))
+        parts += [f"CREATE SCHEMA IF NOT EXISTS {schema};", strangers.guard_script(schema)]
     walk.up(parts.append, schema=schema, installed=from_revision, head=HEAD)
     if transaction:
         # Nobody is to queue for long behind a script that waits for a lock: it fails, and is run again.
@@ -128,20 +127,22 @@ def _upgrade(connection: Connection, schema: str, report: Report | None) -> tupl
         if since is not None and since <= HEAD:
             return before, before
         check_not_newer(before, schema)
-    # Where it exists already, a DBA may have made it for a login that may not.
+    ask, run = _asker(connection), _runner(connection)
+    lock = partial(locks.try_until_free, connection, schema)
     if before is None:
-        strangers.refuse_no_privilege(_asker(connection), schema)
-    if before is None and not inspect(connection).has_schema(schema):
-        connection.execute(text(f"CREATE SCHEMA {schema}"))
-    elif before is None:
-        strangers.refuse_taken(_asker(connection), schema, strangers.receiver_objects())
-    if before is None:
-        walk.up(_runner(connection), schema=schema, installed=None, head=HEAD)
+        # Where it exists already, a DBA may have made it for a login that may not.
+        strangers.refuse_no_privilege(ask, schema)
+        if not inspect(connection).has_schema(schema):
+            connection.execute(text(f"CREATE SCHEMA {schema}"))
+        else:
+            strangers.refuse_taken(ask, schema, strangers.receiver_objects())
+        walk.up(run, schema=schema, installed=None, head=HEAD)
     elif before != HEAD:
-        up = partial(walk.up, _runner(connection), schema=schema, installed=before, head=HEAD)
-        locks.try_until_free(connection, schema, up)
-    privileges.set_right(_asker(connection), _runner(connection), schema, report if before else None)
-    owners.record_anew(_asker(connection), schema, report if before else None)
+        lock(partial(walk.up, run, schema=schema, installed=before, head=HEAD))
+    told = report if before else None
+    privileges.set_right(ask, run, schema, told)
+    row_security.set_right(ask, run, lock, schema, partial(privileges.tell, told))
+    owners.record_anew(ask, schema, told)
     return before, HEAD
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import psycopg
 
+from inturn.schema import row_security
 from inturn.schema.source import (
     created_names,
     grants_script,
@@ -31,6 +32,15 @@ _COMMENT = re.compile(r"--[^\n]*")
 _BETWEEN = re.compile(r",\s*(?![^()]*\))")
 _ROLES = ("caller", "applier", "operator", "admin")
 
+#: A partition, and the sequence of a column, are their table's: bare is the name of that.
+_RELATIONS = """
+    SELECT '{schema}.' || pg_catalog.quote_ident(c.relname) AS name, coalesce(t.relname, c.relname) AS bare,
+           (CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END)::"char" AS kind, c.oid, c.relacl, c.relowner
+    FROM pg_catalog.pg_class c
+    LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
+        AND d.refclassid = d.classid AND d.deptype IN ('a', 'i') AND (c.relkind = 'S' OR c.relispartition)
+    LEFT JOIN pg_catalog.pg_class t ON t.oid = d.refobjid
+    WHERE c.relnamespace = pg_catalog.to_regnamespace('{schema}') AND c.relkind IN ('r', 'p', 'v', 'S')"""
 #: Whoever has let our roles, or everybody, have something by an option to grant it, is named too.
 _ACTUAL = """
     SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::text END,
@@ -44,16 +54,12 @@ _ACTUAL = """
           FROM pg_catalog.pg_proc p
           WHERE p.pronamespace = pg_catalog.to_regnamespace('{schema}')
           UNION ALL
-          SELECT 'TABLE', '{schema}.' || c.relname, c.relname, '',
-                 coalesce(c.relacl, pg_catalog.acldefault('r', c.relowner))
-          FROM pg_catalog.pg_class c
-          WHERE c.relnamespace = pg_catalog.to_regnamespace('{schema}') AND c.relkind IN ('r', 'v')
+          SELECT 'TABLE', c.name, c.bare, '', coalesce(c.relacl, pg_catalog.acldefault(c.kind, c.relowner))
+          FROM ({relations}) c
           UNION ALL
-          SELECT 'TABLE', '{schema}.' || c.relname, c.relname,
-                 ' (' || pg_catalog.quote_ident(t.attname) || ')', t.attacl
-          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute t ON t.attrelid = c.oid
-          WHERE c.relnamespace = pg_catalog.to_regnamespace('{schema}') AND c.relkind IN ('r', 'v')
-            AND t.attacl IS NOT NULL AND NOT t.attisdropped) o
+          SELECT 'TABLE', c.name, c.bare, ' (' || pg_catalog.quote_ident(t.attname) || ')', t.attacl
+          FROM ({relations}) c JOIN pg_catalog.pg_attribute t ON t.attrelid = c.oid
+          WHERE t.attacl IS NOT NULL AND NOT t.attisdropped) o
     CROSS JOIN LATERAL pg_catalog.aclexplode(o.acl) a
     WHERE a.grantee = 0 OR a.grantee::pg_catalog.regrole::text = ANY ('{{{roles}}}')
        OR a.is_grantable AND EXISTS (
@@ -72,9 +78,6 @@ _TABLES = """
 _ALIKE = """
     SELECT f.given, p.oid::pg_catalog.regprocedure::text FROM pg_catalog.unnest(ARRAY[{functions}]) f (given)
     JOIN pg_catalog.pg_proc p ON p.oid = pg_catalog.to_regprocedure(f.given)"""
-_RELATIONS = """
-    SELECT '{schema}.' || relname FROM pg_catalog.pg_class
-    WHERE relnamespace = pg_catalog.to_regnamespace('{schema}') AND relkind IN ('r', 'v')"""
 
 
 class Grant(NamedTuple):
@@ -166,7 +169,9 @@ def differences(ask: Ask, schema: str) -> Differences:
     ours = {"", *created_names(script()), *created_names(receiver_source())}
     actual = {
         grant
-        for role, privilege, kind, name, bare, grantable in ask(_ACTUAL.format(schema=schema, roles=listed))
+        for role, privilege, kind, name, bare, grantable in ask(
+            _ACTUAL.format(schema=schema, roles=listed, relations=_RELATIONS.format(schema=schema))
+        )
         if bare in ours
         for grant in _held(
             Grant(role, privilege, kind, name), counts=role in {"PUBLIC", *names}, grantable=grantable
@@ -208,7 +213,7 @@ def set_right(ask: Ask, run: Callable[[str], None], schema: str, report: Report 
         for statement in statements(missing_roles_script(schema, found.roles)):
             run(statement)
         made, found = found.roles, differences(ask, schema)
-        _tell(report, [f"CREATE ROLE {role} NOLOGIN" for role in made], done=True)
+        tell(report, [f"CREATE ROLE {role} NOLOGIN" for role in made], done=True)
     superuser = bool([*ask("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = current_user AND rolsuper")])
     wanted = found.statements()
     if not superuser:
@@ -218,11 +223,12 @@ def set_right(ask: Ask, run: Callable[[str], None], schema: str, report: Report 
         run(statement)
     # A role that may not grant anything on an object gets a warning, not an error.
     left = differences(ask, schema).statements() if wanted or found.powerful else []
-    _tell(report, [each for each in wanted if each not in left], done=True)
-    _tell(report, left, done=False)
+    tell(report, [each for each in wanted if each not in left], done=True)
+    tell(report, left, done=False)
 
 
-def _tell(report: Report | None, made: Iterable[str], *, done: bool) -> None:
+def tell(report: Report | None, made: Iterable[str], *, done: bool) -> None:
+    """Say what was changed; or, where this login may not change it, what is not as it must be."""
     for statement in made:
         if report is not None:
             report(Change(statement, done))
@@ -236,8 +242,13 @@ def wrong(connection: psycopg.Connection[Any], schema: str) -> list[str]:
     Raises:
         psycopg.Error: the database refused the question.
     """
-    found = differences(lambda query: connection.execute(query.encode()).fetchall(), schema)
-    return [*(f"CREATE ROLE {role} NOLOGIN" for role in found.roles), *found.statements()]
+
+    def ask(query: str) -> list[Any]:
+        return connection.execute(query.encode()).fetchall()
+
+    found = differences(ask, schema)
+    roles = [f"CREATE ROLE {role} NOLOGIN" for role in found.roles]
+    return [*roles, *found.statements(), *row_security.wrong(ask, schema)]
 
 
 def missing_roles_script(schema: str, roles: Iterable[str]) -> str:
@@ -258,7 +269,7 @@ def _expected(ask: Ask, schema: str) -> Iterator[Grant]:
     granted = [*_granted(schema, grants_script()), *_granted(schema, receiver_source())]
     functions = sorted({f"'{grant.object}'" for grant in granted if grant.kind == "FUNCTION"})
     alike = {row[0]: row[1] for row in ask(_ALIKE.format(functions=", ".join(functions)))}
-    relations = {name for (name,) in ask(_RELATIONS.format(schema=schema))}
+    relations = {row[0] for row in ask(_RELATIONS.format(schema=schema))}
     for grant in granted:
         if grant.kind == "FUNCTION" and grant.object in alike:
             yield grant._replace(object=alike[grant.object])

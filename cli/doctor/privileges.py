@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inturn.cli.doctor.finding import Facts, Finding
+from inturn.schema import row_security
 from inturn.schema.privileges import differences, powers_sql
 
 
@@ -46,6 +47,14 @@ def privileges(facts: Facts) -> Iterator[Finding]:
                 "As the schema's owner, run inturn upgrade, or what follows",
                 tuple(grant.sql(verb) for grant in grants),
             )
+    if policies := row_security.wrong(facts.ask, facts.schema):
+        yield Finding(
+            "error",
+            "row level security is not as it must be: operators read keys and payloads of topics that are"
+            " granted to others",
+            "As the schema's owner, run inturn upgrade, or what follows",
+            tuple(policies),
+        )
 
 
 def owner(facts: Facts) -> Iterator[Finding]:

@@ -27,11 +27,12 @@ from inturn.schema.source import roles_script
 from inturn.schema.version import HEAD, installed_receiver, installed_version
 
 #: What a change begins with, and what is said of it.
-_CHANGES = {
+_CHANGES: dict[str | tuple[str, ...], str] = {
     "CREATE ROLE": "roles made",
     "ALTER ROLE": "powers taken away from roles",
     "REVOKE": "privileges taken away that nobody should have so",
     "GRANT": "privileges granted that roles lacked",
+    ("ALTER TABLE", "ALTER VIEW", "DROP POLICY", "CREATE POLICY"): "row level security brought back",
     "SELECT": "targets and merge functions called again, whose owners were recorded on another server",
 }
 

@@ -1,6 +1,7 @@
 -- Every privilege, in one place. Nothing here is granted to PUBLIC.
 REVOKE ALL ON SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA inturn FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA inturn FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA inturn TO inturn_caller, inturn_applier, inturn_operator, inturn_admin;
@@ -204,22 +205,46 @@ TO inturn_admin;
 -- Whoever reads a table that names keys sees those of topics that are open or granted to it as operator. Who owns the
 -- tables sees all, and so does every function that runs as the owner: those that operators read by ask for themselves.
 -- An array that is looked up once a statement, and not compared by an index: no plan changes for it.
+ALTER TABLE inturn.command_log ENABLE ROW LEVEL SECURITY;
+ALTER TABLE inturn.intake ENABLE ROW LEVEL SECURITY;
+ALTER TABLE inturn.key_sequence ENABLE ROW LEVEL SECURITY;
+ALTER TABLE inturn.key_mark ENABLE ROW LEVEL SECURITY;
+ALTER TABLE inturn.merge_plan ENABLE ROW LEVEL SECURITY;
+ALTER TABLE inturn.operator_action ENABLE ROW LEVEL SECURITY;
+ALTER TABLE inturn.prune_pass ENABLE ROW LEVEL SECURITY;
+ALTER TABLE inturn.skip ENABLE ROW LEVEL SECURITY;
+ALTER TABLE inturn.ticket ENABLE ROW LEVEL SECURITY;
+ALTER TABLE inturn.turn ENABLE ROW LEVEL SECURITY;
+ALTER TABLE inturn.waiter ENABLE ROW LEVEL SECURITY;
+ALTER TABLE inturn.wake_hint ENABLE ROW LEVEL SECURITY;
+-- What it says of a target that does not answer has a key and an error in it.
+ALTER TABLE inturn.applier ENABLE ROW LEVEL SECURITY;
+CREATE POLICY granted ON inturn.command_log USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]));
+CREATE POLICY granted ON inturn.intake USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]));
+CREATE POLICY granted ON inturn.key_sequence USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]));
+CREATE POLICY granted ON inturn.key_mark USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]));
+CREATE POLICY granted ON inturn.merge_plan USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]));
+CREATE POLICY granted ON inturn.operator_action USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]));
+CREATE POLICY granted ON inturn.prune_pass USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]));
+CREATE POLICY granted ON inturn.skip USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]));
+CREATE POLICY granted ON inturn.ticket USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]));
+CREATE POLICY granted ON inturn.turn USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]));
+CREATE POLICY granted ON inturn.waiter USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]));
+CREATE POLICY granted ON inturn.wake_hint USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]));
+CREATE POLICY granted ON inturn.applier USING (NOT down ?| (SELECT inturn._hidden_topics()));
+-- A partition, where whoever installs has made some, has none of its own: it is read by its table alone.
 DO $$
 DECLARE
-    name text;
+    partition regclass;
 BEGIN
-    FOREACH name IN ARRAY
-        '{command_log,intake,key_sequence,key_mark,merge_plan,operator_action,prune_pass,skip,ticket,turn,waiter,
-                            wake_hint}'::text[] LOOP
-        EXECUTE format('ALTER TABLE inturn.%I ENABLE ROW LEVEL SECURITY', name);
-        EXECUTE format('CREATE POLICY granted ON inturn.%I'
-                       ' USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]))', name);
+    FOR partition IN
+        SELECT c.oid FROM pg_class c JOIN pg_class t ON t.relnamespace = c.relnamespace
+        WHERE t.oid = 'inturn.topic'::regclass AND c.relispartition AND c.relkind IN ('r', 'p')
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s FROM PUBLIC, inturn_operator', partition);
     END LOOP;
 END
 $$;
--- What it says of a target that does not answer has a key and an error in it.
-ALTER TABLE inturn.applier ENABLE ROW LEVEL SECURITY;
-CREATE POLICY granted ON inturn.applier USING (NOT down ?| (SELECT inturn._hidden_topics()));
 -- A view reads as its owner, unless it is told otherwise. PostgreSQL 14 cannot be told: there they have the condition
 -- themselves.
 DO $$

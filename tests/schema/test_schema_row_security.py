@@ -1,0 +1,146 @@
+"""`upgrade` brings row level security to what it must be, and reaches partitions and sequences too."""
+
+from __future__ import annotations
+
+import json
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from support import partitioned
+from support.database import Database
+from support.dump import dump
+from support.logins import connect_as, login
+from support.process import run_inturn
+
+from inturn.schema.install import upgrade
+from inturn.schema.privileges import Change
+
+POLICY = "CREATE POLICY granted ON inturn.{} USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]))"
+#: What somebody did, and what puts it right.
+WRONG = [
+    (
+        "ALTER TABLE inturn.command_log DISABLE ROW LEVEL SECURITY",
+        ["ALTER TABLE inturn.command_log ENABLE ROW LEVEL SECURITY"],
+    ),
+    ("DROP POLICY granted ON inturn.turn", [POLICY.format("turn")]),
+    (
+        "ALTER POLICY granted ON inturn.ticket USING (true)",
+        ["DROP POLICY granted ON inturn.ticket", POLICY.format("ticket")],
+    ),
+    (
+        "ALTER POLICY granted ON inturn.skip TO inturn_caller",
+        ["DROP POLICY granted ON inturn.skip", POLICY.format("skip")],
+    ),
+    # As it comes from 14, where a view cannot be told.
+    (
+        "ALTER VIEW inturn.merge RESET (security_invoker)",
+        ["ALTER VIEW inturn.merge SET (security_invoker = true)"],
+    ),
+]
+
+
+def reported(database: Database, dsn: str | None = None) -> list[Change]:
+    """Return what `upgrade` says that it changed."""
+    changes: list[Change] = []
+    upgrade(dsn or database.dsn, report=changes.append)
+    return changes
+
+
+def test_it_puts_policies_right_and_says_so_once_and_until_then_everything_warns(database: Database) -> None:
+    before = dump(database)
+    for wrong, rights in WRONG:
+        database.execute(wrong)
+        assert reported(database) == [Change(right, done=True) for right in rights]
+        assert reported(database) == []
+    assert dump(database) == before
+    for wrong, _ in WRONG:
+        database.execute(wrong)
+    expected = sorted(right for _, rights in WRONG for right in rights)
+    found = json.loads(run_inturn(database.dsn, "doctor", "--json")[1])["findings"]
+    (finding,) = (each for each in found if each["check"] == "privileges")
+    assert (finding["level"], sorted(finding["sql"])) == ("error", expected)
+    assert "warning: 7 privileges are not as they must be" in run_inturn(database.dsn, "verify")[2]
+    script = run_inturn(database.dsn, "upgrade", "--sql")[1]
+    assert {f"{right};" for right in expected} <= {*script.splitlines()}
+    says = "row level security brought back: 7. The first: ALTER TABLE inturn.command_log"
+    assert says in run_inturn(database.dsn, "upgrade")[1]
+    assert dump(database) == before
+
+
+def test_after_a_restore_without_policies_an_upgrade_brings_them_all(database: Database) -> None:
+    """As `pg_restore --no-policies` leaves it, which 18 has."""
+    before = dump(database)
+    secured = [
+        table
+        for (table,) in database.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'inturn'::regnamespace AND relrowsecurity"
+        )
+    ]
+    assert len(secured) == 13
+    for table in secured:
+        database.execute(
+            f"DROP POLICY granted ON inturn.{table}; ALTER TABLE inturn.{table} DISABLE ROW LEVEL SECURITY"
+        )
+    assert len(reported(database)) == 26
+    assert dump(database) == before
+
+
+def test_a_login_that_may_not_changes_nothing_and_hears_so(database: Database) -> None:
+    stranger = login(database)
+    database.execute(f"GRANT inturn_operator TO {conninfo_to_dict(stranger)['user']}")
+    wrong, rights = WRONG[0]
+    database.execute(wrong)
+    assert reported(database, stranger) == [Change(right, done=False) for right in rights]
+    assert run_inturn(stranger, "upgrade")[0] == 1
+
+
+def test_it_waits_for_no_table_for_long(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers would queue behind it."""
+    monkeypatch.setattr("inturn.schema.locks.PATIENCE", 0)
+    database.execute("SELECT inturn.create_topic('orders')")
+    database.execute(WRONG[0][0])
+    with database.connect(user="test_caller", autocommit=False) as caller:
+        caller.execute("SELECT inturn.append('orders', 'a', 'insert')")
+        with pytest.raises(Exception, match="tables were in use"):
+            reported(database)
+        caller.rollback()
+    assert len(reported(database)) == 1
+
+
+def test_a_sequence_is_for_nobody(database: Database) -> None:
+    """Whoever could set it would have later commands come before earlier ones."""
+    database.execute("GRANT UPDATE ON SEQUENCE inturn.intake_id_seq TO PUBLIC")
+    right = "REVOKE UPDATE ON TABLE inturn.intake_id_seq FROM PUBLIC"
+    assert reported(database) == [Change(right, done=True)]
+    assert reported(database) == []
+
+
+def test_default_privileges_on_sequences_open_none_of_a_script_s(empty_database: Database) -> None:
+    empty_database.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO PUBLIC")
+    partitioned.install(empty_database, 2)
+    open_to_all = (
+        "SELECT relname FROM pg_class WHERE relkind = 'S' AND relacl::text ~ '[{,]=' AND relname ~ 'id_seq'"
+    )
+    assert empty_database.execute(open_to_all) == []
+
+
+def test_partitions_show_an_operator_nothing_beside_their_tables_policy(empty_database: Database) -> None:
+    partitioned.install(empty_database, 2)
+    assert reported(empty_database) == []
+    operator = connect_as(empty_database, "inturn_operator")
+    for partition in ("command_log_0", "turn_1"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            operator.execute(f"SELECT FROM inturn.{partition}")
+    operator.execute("SELECT FROM inturn.command_log")
+    empty_database.execute(
+        "GRANT SELECT ON inturn.command_log_1 TO inturn_operator; GRANT SELECT ON inturn.turn TO PUBLIC"
+    )
+    assert {change.sql for change in reported(empty_database)} == {
+        "REVOKE SELECT ON TABLE inturn.command_log_1 FROM inturn_operator",
+        "REVOKE SELECT ON TABLE inturn.turn FROM PUBLIC",
+    }
+    empty_database.execute("ALTER TABLE inturn.turn DISABLE ROW LEVEL SECURITY")
+    assert [change.sql for change in reported(empty_database)] == [
+        "ALTER TABLE inturn.turn ENABLE ROW LEVEL SECURITY"
+    ]
