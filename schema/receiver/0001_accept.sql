@@ -60,5 +60,23 @@ COMMENT ON FUNCTION inturn.accept IS 'Says whether a command is to take effect n
 REVOKE ALL ON SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON inturn.receiver_version, inturn.accepted FROM PUBLIC;
 REVOKE ALL ON FUNCTION inturn.accept FROM PUBLIC;
+-- Nor is anything for those to whom the owner lets have all that it makes (ALTER DEFAULT PRIVILEGES).
+DO $$
+DECLARE
+    given record;
+BEGIN
+    FOR given IN
+        SELECT o.kind, o.name, a.grantee::regrole AS grantee FROM (
+            SELECT 'TABLE' AS kind, c.oid::regclass::text AS name, c.relowner AS owner, c.relacl AS acl
+            FROM pg_class c WHERE c.oid IN ('inturn.accepted'::regclass, 'inturn.receiver_version'::regclass)
+            UNION ALL
+            SELECT 'ROUTINE', p.oid::regprocedure::text, p.proowner, p.proacl
+            FROM pg_proc p WHERE p.oid = 'inturn.accept'::regproc) o
+        CROSS JOIN LATERAL (SELECT DISTINCT g.grantee FROM aclexplode(o.acl) g WHERE g.grantee <> o.owner) a
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s %s FROM %s', given.kind, given.name, given.grantee);
+    END LOOP;
+END
+$$;
 GRANT USAGE ON SCHEMA inturn TO inturn_receiver;
 GRANT EXECUTE ON FUNCTION inturn.accept(text, text, bigint, bigint) TO inturn_receiver;

@@ -3,6 +3,28 @@ REVOKE ALL ON SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA inturn FROM PUBLIC;
+-- Nor to whom the owner lets have all that it makes (ALTER DEFAULT PRIVILEGES). The receiver's guard may have been here
+-- before.
+DO $$
+DECLARE
+    given record;
+BEGIN
+    FOR given IN
+        SELECT o.kind, o.name, a.grantee::regrole AS grantee FROM (
+            SELECT 'TABLE' AS kind, c.oid::regclass::text AS name, c.relnamespace AS schema, c.relname AS bare,
+                   c.relowner AS owner, c.relacl AS acl
+            FROM pg_class c WHERE c.relkind IN ('r', 'p', 'v', 'S')
+            UNION ALL
+            SELECT 'ROUTINE', p.oid::regprocedure::text, p.pronamespace, p.proname, p.proowner, p.proacl
+            FROM pg_proc p) o
+        CROSS JOIN LATERAL (SELECT DISTINCT g.grantee FROM aclexplode(o.acl) g WHERE g.grantee <> o.owner) a
+        WHERE o.schema = (SELECT t.relnamespace FROM pg_class t WHERE t.oid = 'inturn.topic'::regclass)
+          AND o.bare NOT IN ('accept', 'accepted', 'receiver_version') AND a.grantee <> 0
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s %s FROM %s', given.kind, given.name, given.grantee);
+    END LOOP;
+END
+$$;
 
 GRANT USAGE ON SCHEMA inturn TO inturn_caller, inturn_applier, inturn_operator, inturn_admin;
 GRANT SELECT ON inturn.schema_version TO inturn_caller, inturn_applier, inturn_operator, inturn_admin;

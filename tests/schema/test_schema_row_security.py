@@ -12,9 +12,12 @@ from support.database import Database
 from support.dump import dump
 from support.logins import connect_as, login
 from support.process import run_inturn
+from support.refusal import refusal
+from support.roles import APPLIER, CALLER
 
 from inturn.schema.install import upgrade
 from inturn.schema.privileges import Change
+from inturn.schema.receiver import upgrade_receiver
 
 POLICY = "CREATE POLICY granted ON inturn.{} USING (topic <> ALL ((SELECT inturn._hidden_topics())::text[]))"
 #: What somebody did, and what puts it right.
@@ -116,13 +119,29 @@ def test_a_sequence_is_for_nobody(database: Database) -> None:
     assert reported(database) == []
 
 
-def test_default_privileges_on_sequences_open_none_of_a_script_s(empty_database: Database) -> None:
-    empty_database.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO PUBLIC")
-    partitioned.install(empty_database, 2)
-    open_to_all = (
-        "SELECT relname FROM pg_class WHERE relkind = 'S' AND relacl::text ~ '[{,]=' AND relname ~ 'id_seq'"
+def test_default_privileges_open_nothing_of_ours(empty_database: Database) -> None:
+    """Whoever migrates often lets the services have all that it makes."""
+    for what in ("TABLES", "SEQUENCES", "ROUTINES"):
+        empty_database.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON {what} TO PUBLIC, {CALLER}")
+    upgrade_receiver(empty_database.dsn)
+    empty_database.execute(
+        f"GRANT EXECUTE ON FUNCTION inturn.accept TO {APPLIER}"
+    )  # said of it alone: it stays
+    upgrade(empty_database.dsn)
+    assert empty_database.value(
+        f"SELECT has_function_privilege('{APPLIER}', 'inturn.accept(text, text, bigint, bigint)', 'EXECUTE')"
     )
-    assert empty_database.execute(open_to_all) == []
+    assert reported(empty_database) == []
+    open_to_it = f"""
+        SELECT relname, relacl FROM pg_class WHERE relacl::text ~ '[{{,](|{CALLER})='
+            AND relnamespace = 'inturn'::regnamespace
+        UNION ALL SELECT proname, proacl FROM pg_proc WHERE proacl::text ~ '[{{,](|{CALLER})='
+            AND pronamespace = 'inturn'::regnamespace ORDER BY 1
+    """
+    assert empty_database.execute(open_to_it) == []
+    caller = empty_database.connect(user=CALLER)
+    assert refusal(caller, "SELECT inturn.skip('orders', 'a', 1, 'because I can')").sqlstate == "42501"
+    assert refusal(caller, "DELETE FROM inturn.turn").sqlstate == "42501"
 
 
 def test_partitions_show_an_operator_nothing_beside_their_tables_policy(empty_database: Database) -> None:
