@@ -142,6 +142,29 @@ def test_p6_arrival_a_caller_never_waits_for_an_applier_or_an_operator(posts: Da
     running.result()
 
 
+def test_p6_arrival_nobody_waits_for_a_caller_for_whom_the_trigger_of_replicas_fires(posts: Database) -> None:
+    """As of a subscription, whose table has a trigger that appends; or once all triggers were enabled."""
+    appended(posts, "x", "before")  # a pass has been, and left a row
+    able = "ALTER TABLE inturn.intake ENABLE {} TRIGGER take_replicated"
+    names = ["before"]
+    for kind, setting in (
+        ("", "SET lock_timeout = 0"),
+        ("REPLICA", "SET session_replication_role = replica"),
+    ):
+        posts.execute(able.format(kind))
+        caller, other, passing = posts.session(user=roles.OWNER), posts.session(), posts.session()
+        caller.execute(setting)
+        for session, name in ((caller, "open"), (other, "committed")):
+            assert unblocked(posts, session, APPEND, ["x", name]) == [(None,)]
+        other.commit()
+        assert unblocked(posts, passing, "SELECT inturn._number_arrivals(%s)", [["posts"]]) == [(1,)]
+        passing.commit()
+        caller.commit()
+        assert number(posts) == 1
+        names += ["committed", "open"]
+    assert numbered(posts, "x") == names
+
+
 @pytest.mark.parametrize(
     ("arguments", "sqlstate"),
     [
