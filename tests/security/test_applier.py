@@ -9,6 +9,7 @@ import pytest
 from support.database import Database
 from support.logins import connect_as
 from support.refusal import refusal
+from support.roles import APPLIER
 
 #: Claims key a, and reports on it what the parameters say.
 FINISH = "SELECT inturn.finish('orders', '{{a}}', '{{{epoch}}}', '{{{first}}}', '{{{last}}}', 'me')"
@@ -67,6 +68,39 @@ def test_it_reads_no_commands_but_of_what_it_has_claimed(
     with connect_as(witness, "inturn_applier", "inturn_caller") as other:
         for query in (batch, claimed, leased):
             assert other.execute(query).fetchall() == []
+
+
+def test_it_claims_by_hand_nothing_that_is_held_paused_or_leased(witness: Database) -> None:
+    """What has a ticket's lock counts as its claim: a held key would be moved past what failed."""
+    witness.execute("UPDATE inturn.topic SET max_attempts = 1")
+    witness.execute("SELECT inturn.append('orders', 'held', 'fail')")
+    witness.execute("CALL inturn.apply()")
+    witness.execute("SELECT inturn.append('orders', k, 'insert') FROM unnest('{paused,leased}'::text[]) k")
+    witness.execute("SELECT inturn.pause('orders', 'paused')")
+    witness.execute("SELECT inturn.claim('{orders}', 9, '1 minute', 'other')")
+    states = "SELECT key, inturn.key_state(c), epoch FROM inturn.key_cursor c ORDER BY key"
+    before = witness.execute(states)
+    assert [(key, state) for key, state, _ in before] == [(key, key) for key in ("held", "leased", "paused")]
+    for key, _, epoch in before:
+        _check_refused(witness, "SELECT inturn._lock_ticket('orders', %s, %s)", key, epoch)
+        if key != "leased":  # whoever guesses the epoch of a lease has it
+            _check_refused(witness, PROGRESS, key, epoch)
+    assert witness.execute(states) == before
+
+
+#: Reports nothing on a lease but that it goes on.
+PROGRESS = """
+    SELECT inturn._record_progress('{orders}', ARRAY[%s], ARRAY[%s]::bigint[], '{NULL}', '{false}')
+"""
+
+
+def _check_refused(database: Database, lock: str, key: str, epoch: int) -> None:
+    """Make sure that after a lock of a key no turn of it can be ended."""
+    with database.connect(user=APPLIER, autocommit=False) as session:
+        session.execute(lock.encode(), [key, epoch])
+        finish = "SELECT inturn.finish('orders', ARRAY[%s], ARRAY[%s]::bigint[], '{1}', '{1}', 'me')"
+        assert refusal(session, finish, [key, epoch + 1]).sqlstate == "IT030"
+        session.rollback()
 
 
 def test_its_target_runs_as_itself(witness: Database) -> None:

@@ -25,8 +25,12 @@ BEGIN
         place := step.place;
         outcome := 'kept';
         seconds := NULL;
+        -- What is not leased is not locked: that would count as a claim of it.
         PERFORM FROM inturn.ticket t
-        WHERE t.topic = step.topic AND t.key = step.key AND t.epoch = step.epoch AND t.marked FOR UPDATE;
+        WHERE t.topic = step.topic AND t.key = step.key AND t.epoch = step.epoch AND t.marked AND EXISTS (
+            SELECT FROM inturn.key_mark m
+            WHERE m.topic = step.topic AND m.key = step.key AND m.epoch = step.epoch AND m.claimed_by IS NOT NULL)
+        FOR UPDATE;
         -- Asked, not caught: each exception caught would be a subtransaction.
         IF NOT FOUND OR NOT EXISTS (
             SELECT FROM inturn.key_mark m

@@ -1,6 +1,7 @@
--- Locks the ticket of a key once more, as a claim does; returns whether it is there and was free. Internal to the
--- appliers.
+-- Locks the ticket of a key once more, as a claim does; returns whether it is there and ready, and was free. Internal
+-- to the appliers.
 --
+-- Nobody claims by it what is held, paused or leased.
 -- Raises IT014 when the topic is granted to other appliers only: what has locked a ticket counts as its claim.
 CREATE FUNCTION inturn._lock_ticket(topic text, key text, epoch bigint) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -14,6 +15,7 @@ BEGIN
     END IF;
     PERFORM FROM inturn.ticket t
     WHERE t.topic = _lock_ticket.topic AND t.key = _lock_ticket.key AND t.epoch = _lock_ticket.epoch
+      AND t.ready_at <= clock_timestamp()
     FOR UPDATE SKIP LOCKED;
     RETURN FOUND;
 END
