@@ -8,7 +8,7 @@ from support.database import Database
 from support.logins import connect_as
 from support.race import replace_in
 from support.refusal import refusal
-from support.roles import OWNER
+from support.roles import OPERATOR, OWNER
 
 ROLES = ("inturn_caller", "inturn_applier", "inturn_operator", "inturn_admin")
 #: what is done to a topic, in this order, and how it is recorded
@@ -107,3 +107,25 @@ def test_on_a_snapshot_that_does_not_show_the_last_action_it_is_refused(database
             late.execute(record)
         late.rollback()
     assert database.value(record) == 2
+
+
+def test_an_operator_who_removes_what_he_did_to_a_key_leaves_a_record_of_that(witness: Database) -> None:
+    first, second = connect_as(witness, "inturn_operator"), witness.connect(user=OPERATOR)
+    recorded = (
+        "SELECT key, action, db_user, after FROM inturn.operator_action WHERE action <> 'create' ORDER BY id"
+    )
+    witness.execute("SELECT inturn.append('orders', k, 'insert') FROM unnest('{a,b,c}'::text[]) k")
+    prune = "CALL inturn.prune('orders', older_than => '0')"
+    first.execute(prune)
+    assert witness.execute(recorded) == []  # there was nothing to remove
+    expected = []
+    for operator, key in ((first, "a"), (first, "b"), (second, "c")):
+        operator.execute("SELECT inturn.skip('orders', %s, 1, 'hush')", [key])
+        operator.execute(prune)
+        if key != "b":  # once, while he goes on
+            expected.append(("", "prune", operator.info.user, {"older_than": "00:00:00"}))
+        assert witness.execute(recorded) == expected
+    witness.execute("SELECT inturn.append('orders', 'd', 'insert'); UPDATE inturn.topic SET retain = '1 us'")
+    first.execute("SELECT inturn.skip('orders', 'd', 1, 'by the rule')")
+    first.execute("CALL inturn.prune('orders')")
+    assert witness.execute(recorded) == expected  # who has set that is recorded

@@ -12,7 +12,7 @@ AS $$
 --
 -- from_key: '' for all. It goes from the last key to the first, each found by the one after it, and so from the end of
 -- its entries, where its newest version is: what a held snapshot keeps of the others is not walked over.
--- older_than: how long ago the turn of a command has to have ended; NULL: the topic's retain.
+-- older_than: how long ago the turn of a command has to have ended, which is recorded; NULL: the topic's retain.
 -- next_key: the from_key with which to go on; NULL: all keys before from_key were looked at. Nothing is removed of a
 -- paused topic.
 -- Looks at 200 keys at most, and removes less than twice max_rows rows, but always whole turns.
@@ -48,6 +48,10 @@ BEGIN
         FROM inturn._find_cuts(settings, keys, done_before, kept_before, idle_before, most) c
         WINDOW v AS (ORDER BY c.key DESC)) c
     WHERE c.before < most AND c.stops = 0;
+    -- Before the locks: it may wait for another operator's transaction.
+    IF older_than IS NOT NULL AND chosen.keys IS NOT NULL THEN
+        PERFORM inturn._record_prune(topic, older_than);
+    END IF;
     keys := ARRAY(SELECT s.key FROM unnest(chosen.keys) k (key) CROSS JOIN LATERAL (
                       SELECT s.key FROM inturn.key_sequence s
                       WHERE s.topic = prune_batch.topic AND s.key >= k.key AND s.key <= k.key
