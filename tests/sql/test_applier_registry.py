@@ -160,6 +160,25 @@ def test_one_that_idles_unseen_is_not_alive_and_one_behind_a_pooler_by_its_word(
     assert listed(database, *alive) == [("pooled", True), ("direct", False)]
 
 
+def test_a_session_of_another_database_is_no_applier_of_a_copy_of_it(database: Database) -> None:
+    """A dump has the entries too, and its original may go on beside it, on the same server."""
+    database.execute("SELECT inturn.create_topic('orders')")
+    database.execute(SAY, ["copied"])
+    metrics = "SELECT sum(value) FROM inturn.topic_metrics() WHERE metric = 'inturn_appliers'"
+    for name, is_alive in (("postgres", False), (database.name, True)):
+        with database.server.connect(name) as session:
+            session.execute("BEGIN")
+            database.administer(f"""
+                UPDATE inturn.applier SET (backend_pid, backend_start, seen_at) = (
+                    SELECT pid, backend_start, now() - interval '1 hour' FROM pg_stat_activity
+                    WHERE pid = {session.info.backend_pid})""")
+            assert listed(database, "alive") == [(is_alive,)]
+            assert database.value(metrics) == int(is_alive)
+            careful = database.value("SELECT inturn._careful_keys('{orders}', 'another', 20)")
+            assert careful == [0 if is_alive else 20]
+            database.execute("UPDATE inturn.applier SET ended = false")
+
+
 def test_a_name_that_comes_back_later_is_another_applier(database: Database) -> None:
     first, second = database.session(autocommit=True), database.session(autocommit=True)
     first.execute(SAY, ["me"])

@@ -42,7 +42,8 @@ SELECT p.applier, p.topics, p.host, p.pid, p.backend_pid, p.revision, p.started_
        CASE WHEN d.alive AND claim.xid IS NOT NULL THEN inturn._session_waits_for(a.pid) END, coalesce(h.leases, 0),
        p.down - hidden.topics, p.abandoned
 FROM inturn.applier p
-LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND coalesce(a.backend_start, p.backend_start) = p.backend_start
+LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND a.datname = current_database()
+                               AND coalesce(a.backend_start, p.backend_start) = p.backend_start
 CROSS JOIN LATERAL (SELECT inturn._is_alive(p, a.pid, a.state, a.query_start) AS alive) d
 -- A transaction that has claimed a key has a number, and a lock of this mode on the table.
 LEFT JOIN LATERAL (

@@ -47,7 +47,7 @@ FROM unnest(ARRAY['session', 'prepared']) k (holder) LEFT JOIN holder h USING (h
 UNION ALL
 SELECT 'inturn_abandoned_threads', '{}', coalesce(sum(p.abandoned), 0) FROM (
     SELECT max(p.abandoned) AS abandoned FROM inturn.applier p
-    LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid
+    LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND a.datname = current_database()
                                    AND coalesce(a.backend_start, p.backend_start) = p.backend_start
     WHERE inturn._is_alive(p, a.pid, a.state, a.query_start) GROUP BY p.host, p.pid) p
 UNION ALL

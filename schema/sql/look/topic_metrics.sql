@@ -15,7 +15,7 @@ AS $$
 WITH budget AS (SELECT least(1000, greatest(3000 / greatest(count(*), 1), 20))::integer AS most FROM inturn.topic),
 alive AS MATERIALIZED (
     SELECT p.applier, p.topics, p.host, p.pid, p.down FROM inturn.applier p
-    LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid
+    LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND a.datname = current_database()
                                    AND coalesce(a.backend_start, p.backend_start) = p.backend_start
     WHERE inturn._is_alive(p, a.pid, a.state, a.query_start)
 ),

@@ -25,7 +25,7 @@ BEGIN
             SELECT FROM unnest(a.topics) l (topic) JOIN inturn.key_mark m ON m.topic = l.topic
             WHERE m.lease_until IS NOT NULL AND m.claimed_by = a.applier) AS leased
         FROM inturn.applier a
-        LEFT JOIN pg_stat_activity s ON s.pid = a.backend_pid
+        LEFT JOIN pg_stat_activity s ON s.pid = a.backend_pid AND s.datname = current_database()
                                        AND coalesce(s.backend_start, a.backend_start) = a.backend_start
         WHERE NOT a.ended AND a.topics && _careful_keys.topics
           AND (a.applier = _careful_keys.applier OR NOT inturn._is_alive(a, s.pid, s.state, s.query_start))
