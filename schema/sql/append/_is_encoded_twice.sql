@@ -7,7 +7,7 @@ AS $$
 DECLARE
     content constant text := payload #>> '{}';
 BEGIN
-    RETURN jsonb_typeof(payload) = 'string' AND content ~ '^\s*[{[]'
+    RETURN jsonb_typeof(payload) = 'string' AND content ~ E'^\\s*[{[]'
         AND json_typeof(content::json) IN ('object', 'array');
 EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
     RETURN false; -- a text that begins like JSON

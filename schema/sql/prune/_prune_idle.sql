@@ -22,7 +22,7 @@ BEGIN
     WHERE t.retain IS NOT NULL AND (p.began_at IS NULL OR p.next_key IS NOT NULL
         OR clock_timestamp() - p.began_at NOT BETWEEN '0' AND greatest('1 second', least(t.retain / 20, '1 hour')))
     ORDER BY p.began_at NULLS FIRST LIMIT 1;
-    IF NOT FOUND OR NOT pg_try_advisory_xact_lock(hashtextextended('inturn prunes', 0)) THEN
+    IF NOT FOUND OR NOT pg_try_advisory_xact_lock(hashtextextended('inturn.prunes', 0)) THEN
         RETURN false;
     END IF;
     PERFORM inturn.prune_batch(due.name, due.from_key);

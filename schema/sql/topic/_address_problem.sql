@@ -16,13 +16,13 @@ SELECT CASE
                     '|key|code)(=|&|$)')
         THEN 'its target holds a secret in its query, which would be readable here; secrets come from the applier''s '
              'environment'
-    WHEN target ~ '[[:space:][:cntrl:]#\\]'
+    WHEN target ~ E'[[:space:][:cntrl:]#\\\\]'
         THEN 'its target holds a space, a backslash or a fragment (#), and is not an address'
-    WHEN target !~ '^https?://([^][/?#:{}%]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?]|$)'
+    WHEN target !~ E'^https?://([^][/?#:{}%]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?([/?]|$)'
         THEN 'its target names no host; {name} and {key} may stand in its path only'
     WHEN substring(target FROM '^https?://[^/?]*:([0-9]{1,5})(?:[/?]|$)')::integer NOT BETWEEN 1 AND 65535
         THEN 'its target has a port that no machine has; 1 to 65535 are allowed'
-    WHEN target ~ '[?].*[{}]' OR regexp_replace(target, '\{(name|key)\}', '', 'g') ~ '[{}]'
+    WHEN target ~ '[?].*[{}]' OR regexp_replace(target, E'\\{(name|key)\\}', '', 'g') ~ '[{}]'
         THEN 'its target holds braces; only {name} and {key} are replaced, in its path only'
     END
 $$;
