@@ -10,7 +10,8 @@
 -- among them, and of later ones. It does not walk over what a held snapshot keeps of the others. It does not wait for a
 -- key whose row in key_sequence an operator has locked, and a key whose numbering fails does not stop the others: what
 -- arrives on it is left behind, and from then on numbered by _number_left_behind alone.
--- max_commands: in one pass; and as many octets as a claim takes, as they are stored.
+-- max_commands: in one pass; and as many octets as a claim takes, as they are stored. Where passes are full one after
+-- the other, up to ten times as much: each has to look at all that there is, so that small ones would never catch up.
 -- Locks, without waiting: an advisory lock of the topic, so that one pass runs at a time; then, skipping locked ones,
 -- the keys' rows in key_sequence, in byte order, and those of the keys left behind. Raises IT031 outside READ
 -- COMMITTED.
@@ -23,6 +24,7 @@ SET jit = off
 AS $$
 DECLARE
     last inturn.arrival_pass;
+    factor integer;
     batch record;
     locked text[];
     busy text[];
@@ -38,12 +40,14 @@ BEGIN
     END IF;
     -- After the lock: whoever had it has committed.
     last := inturn._last_arrival_pass(topic);
+    factor := least(greatest(cardinality(last.own) - 1, 1), 10); -- a pass that is not full leaves one
+    max_commands := least(max_commands, 200000000) * factor;
     -- One statement, for the snapshot that it returns is the one that it sees by.
     SELECT array_agg(a.tid) FILTER (WHERE a.fits) AS tids, array_agg(DISTINCT a.key) FILTER (WHERE a.fits) AS keys,
            count(*) AS commands, count(*) = max_commands
                OR bool_or(NOT a.fits) AS full, pg_current_snapshot() AS snapshot
     INTO batch FROM (
-        SELECT a.tid, a.key, sum(a.octets) OVER (ORDER BY a.id) - a.octets < inturn._max_claim_octets() AS fits
+        SELECT a.tid, a.key, sum(a.octets) OVER (ORDER BY a.id) - a.octets < inturn._max_claim_octets() * factor AS fits
         FROM (SELECT a.* FROM inturn._appeared(topic, last.seen, last.own) a ORDER BY a.id LIMIT max_commands) a) a;
     IF batch.commands > 0 THEN
         locked := inturn._lock_arrived_keys(topic, batch.keys);

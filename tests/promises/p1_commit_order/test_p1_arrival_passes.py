@@ -127,6 +127,20 @@ def test_p1_arrival_what_an_applier_appends_is_not_lost_after_a_pass_that_took_a
     assert numbered(posts, "x") == ["a", "b", "c", "d"]
 
 
+def test_p1_arrival_passes_that_are_full_take_more_and_more(posts: Database) -> None:
+    """Each looks at all that there is: the fewer there are, the sooner a backlog is numbered."""
+    posts.execute("SELECT inturn.append('posts', 'x', n::text) FROM generate_series(1, 1000) n")
+    taken = []
+    while found := number(posts, 10):
+        taken.append(found)
+    assert taken[:5] == [10, 10, 10, 20, 30]
+    assert max(taken) == 100
+    assert len(taken) < 22
+    assert numbered(posts, "x") == [str(n) for n in range(1, 1001)]
+    posts.execute("SELECT inturn.append('posts', 'x', 'later') FROM generate_series(1, 30)")
+    assert [number(posts, 10) for _ in range(3)] == [10, 10, 10]
+
+
 def test_p1_arrival_a_pass_takes_no_more_octets_than_a_claim(posts: Database) -> None:
     posts.execute(
         "SELECT inturn.append('posts', 'k' || n, 'a', to_jsonb((SELECT string_agg(md5(n::text || i), '')"
