@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, LiteralString, NamedTuple
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
@@ -71,6 +71,17 @@ class Announced(NamedTuple):
     now: datetime
 
 
+#: Behind a pooler the client is told another backend than the one that it has.
+_SAY: LiteralString = (
+    "pg_catalog.clock_timestamp(), {schema}.announce_applier(%s, %s::pg_catalog.text[], %s, %s, %s,"
+    " %s::integer OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid(), %s, %s)"
+)
+_ASK: LiteralString = (
+    "{schema}._note_careful(%s, %s, c.careful)"
+    " FROM (SELECT {schema}._careful_keys(%s, %s, %s) AS careful OFFSET 0) c"
+)
+
+
 def announce_applier(
     schema: str,
     applier_id: str,
@@ -88,20 +99,23 @@ def announce_applier(
         down: which of the topics have a target that is down; see breaker.reports.
         abandoned: how many threads were left behind.
         most: ask, before it is announced, how many keys are taken alone at first: so many where another
-            applier may have died of one. In one statement: who dies in between would have noted that death.
+            applier may have died of one, and note that. In one statement: who dies in between would have
+            noted that death.
     """
-    asked = () if most is None else (topics, applier_id, most)
+    says = (applier_id, topics, *process, backend_pid, Jsonb(down), abandoned)
+    asks = () if most is None else (applier_id, topics, topics, applier_id, most)
     return Call(
-        # Behind a pooler the client is told another backend than the one that it has.
-        statement(
-            "SELECT " + ("NULL" if most is None else "{schema}._careful_keys(%s, %s, %s)") + ","
-            " pg_catalog.clock_timestamp(), {schema}.announce_applier("
-            "%s, %s::pg_catalog.text[], %s, %s, %s,"
-            " %s::integer OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid(), %s, %s)",
-            schema,
-        ),
-        (*asked, applier_id, topics, *process, backend_pid, Jsonb(down), abandoned),
+        statement(f"SELECT NULL, {_SAY}" if most is None else f"SELECT c.careful, {_SAY}, {_ASK}", schema),
+        (*says, *asks),
         lambda rows: Announced(*rows[0][:2]),
+    )
+
+
+def note_careful(schema: str, applier_id: str, topics: list[str]) -> Call[None]:
+    """Return the call that notes of which topics an applier takes the next keys alone."""
+    careful = [1] * len(topics)
+    return Call(
+        statement("SELECT {schema}._note_careful(%s, %s, %s)", schema), (applier_id, topics, careful), nothing
     )
 
 

@@ -99,6 +99,13 @@ class Rounds:
                 poll_seconds = pacing.next_poll(poll_seconds) if heard is None else pacing.FIRST_POLL_SECONDS
 
     @property
+    def careful_topics(self) -> list[str] | None:
+        """The topics with ready keys whose next one is taken alone; None: it has not looked yet."""
+        if not self._targets:
+            return None
+        return [t for t in self._targets if self._visits.is_careful(t) and self._passes.has_ready(t)]
+
+    @property
     def are_careful(self) -> bool:
         """Whether a key that may have cost an applier its connection may still be ready, in any topic."""
         drained = self._drain and not self._ended()

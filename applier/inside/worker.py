@@ -10,14 +10,15 @@ from typing import Any
 
 import psycopg
 
-from inturn.applier import calls, pacing
+from inturn.applier import pacing
 from inturn.applier.failure import on_one_line
 from inturn.applier.inside.alone import TurnLost, is_lost
 from inturn.applier.inside.batch import Target
+from inturn.applier.inside.entry import Entry
 from inturn.applier.inside.hand import Hand
 from inturn.applier.inside.passes import Passes
 from inturn.applier.inside.rounds import Rounds
-from inturn.applier.inside.session import SessionChanged, session_of
+from inturn.applier.inside.session import SessionChanged
 from inturn.applier.inside.sleep import Sleep
 from inturn.applier.inside.visits import Visits, careful_at_first
 from inturn.applier.metrics.tallies import Tallies
@@ -67,7 +68,7 @@ class Worker:
         careful: Callable[[str], int] = careful_at_first,
     ) -> None:
         self._connect, self._choose = connect, choose
-        self._schema, self._applier_id = schema, applier_id
+        self._schema, self._entry = schema, Entry(schema, applier_id)
         self._drain, self._stop, self._thread, self._failed_in_a_row = drain, stop, 0, 0
         self._connection: psycopg.Connection[Any] | None = None
         self._is_back = True  # since it last failed, the database has served it
@@ -112,6 +113,7 @@ class Worker:
     def _chosen(self, connection: psycopg.Connection[Any]) -> Sequence[Target]:
         """Choose topics, which writes: where that is done after a failure, the database is back."""
         targets = self._choose(connection)
+        self._entry.say_careful(connection, self._rounds.careful_topics)
         if not self._is_back:
             self._is_back = True
             self._recovery.succeeded()
@@ -160,18 +162,8 @@ class Worker:
         except psycopg.Error as error:
             check_after(error, connection, self._schema)
             raise
-        self._say_end(connection)
-
-    def _say_end(self, connection: psycopg.Connection[Any]) -> None:
-        """Say that it has ended as it should, where no key that it has met is suspected of anything.
-
-        So a CALL inturn.apply() need not take the first keys alone; see _careful_keys. What it cannot say, it
-        leaves: that costs a CALL a second, and no key anything.
-        """
-        doubts = self.abandoned or self._stop.expired or self._has_lost or self._rounds.are_careful
-        if self._applier_id is not None and not doubts:
-            with suppress(psycopg.Error):
-                session_of(connection).call(calls.appliers.end_applier(self._schema, self._applier_id))
+        if not (self.abandoned or self._stop.expired or self._has_lost or self._rounds.are_careful):
+            self._entry.say_end(connection)
 
     def _after_lost(self, error: BaseException, *, lost: bool, careful: bool = True) -> bool:
         """Wait after the database was lost, or refused; return whether to go on.

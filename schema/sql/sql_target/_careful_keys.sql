@@ -4,7 +4,9 @@
 -- So it is where one that served the topic is gone and has not said its end (see _end_applier), unless it has left a
 -- lease: that is of the key that it took alone. This notes each such end for the topics that are asked for, so that
 -- the next applier of them is not careful for it again, and one of its other topics is. Whoever asks announces itself
--- in the same transaction: if it dies, too, the next one is careful again.
+-- and says where it is careful (see _note_careful) in the same transaction: if it dies, too, the next one is careful
+-- again; and whoever starts while it still is so does the same: of several processes that start together each might
+-- die of the key. Nobody waits: who asks at the same time sees either the end or who has noted it.
 -- So it is too where no applier of the topic is known: after a crash of the server none is.
 -- applier: who asks; what was announced by that name before is gone. most: NULL for what the session's
 -- inturn.careful_keys says, or 20.
@@ -16,32 +18,37 @@ AS $$
 #variable_conflict use_column
 DECLARE
     setting constant text := nullif(current_setting('inturn.careful_keys', true), '');
+    -- Before the statement below: who comes between is seen there.
     known constant text[] := (SELECT coalesce(array_agg(DISTINCT t.name), '{}')
                               FROM inturn.applier a, unnest(a.topics) t (name));
     suspected text[];
 BEGIN
-    WITH gone AS (
-        SELECT a.applier, a.topics, EXISTS (
-            SELECT FROM unnest(a.topics) l (topic) JOIN inturn.key_mark m ON m.topic = l.topic
-            WHERE m.lease_until IS NOT NULL AND m.claimed_by = a.applier) AS leased
+    WITH other AS (
+        SELECT a.applier, a.topics, a.careful,
+               a.applier <> _careful_keys.applier
+                   AND inturn._is_alive(a, s.pid, s.state, s.query_start) AS alive,
+               EXISTS (
+                   SELECT FROM unnest(a.topics) l (topic) JOIN inturn.key_mark m ON m.topic = l.topic
+                   WHERE m.lease_until IS NOT NULL AND m.claimed_by = a.applier) AS leased
         FROM inturn.applier a
         LEFT JOIN pg_stat_activity s ON s.pid = a.backend_pid AND s.datname = current_database()
                                        AND coalesce(s.backend_start, a.backend_start) = a.backend_start
         WHERE NOT a.ended AND a.topics && _careful_keys.topics
-          AND (a.applier = _careful_keys.applier OR NOT inturn._is_alive(a, s.pid, s.state, s.query_start))
-        FOR UPDATE OF a SKIP LOCKED
+    ),
+    gone AS (
+        SELECT o.applier, o.leased FROM other o JOIN inturn.applier a ON a.applier = o.applier
+        WHERE NOT o.alive AND NOT a.ended FOR UPDATE OF a SKIP LOCKED
     ),
     noted AS (
-        UPDATE inturn.applier a SET
-            ended = left_over.topics = '{}',
-            topics = CASE left_over.topics WHEN '{}' THEN a.topics ELSE left_over.topics END
-        FROM gone g, LATERAL (SELECT CASE WHEN g.leased THEN '{}' ELSE ARRAY(
-            SELECT t.name FROM unnest(g.topics) WITH ORDINALITY t (name, place)
-            WHERE t.name <> ALL (_careful_keys.topics) ORDER BY t.place) END AS topics OFFSET 0) left_over
-        WHERE a.applier = g.applier
+        UPDATE inturn.applier a SET (ended, topics) = (
+            SELECT g.leased OR l.topics = '{}', CASE WHEN g.leased OR l.topics = '{}' THEN a.topics ELSE l.topics END
+            FROM (SELECT ARRAY(
+                SELECT t.name FROM unnest(a.topics) WITH ORDINALITY t (name, place)
+                WHERE t.name <> ALL (_careful_keys.topics) ORDER BY t.place) AS topics OFFSET 0) l)
+        FROM gone g WHERE a.applier = g.applier
     )
-    SELECT coalesce(array_agg(DISTINCT t.name), '{}') INTO suspected FROM gone g, unnest(g.topics) t (name)
-    WHERE NOT g.leased;
+    SELECT coalesce(array_agg(DISTINCT t.name), '{}') INTO suspected
+    FROM other o, unnest(CASE WHEN o.alive THEN o.careful WHEN NOT o.leased THEN o.topics END) t (name);
     RETURN ARRAY(SELECT CASE WHEN t.name = ANY (suspected) OR t.name <> ALL (known)
                              THEN coalesce(most, setting::integer, 20) ELSE 0 END
                  FROM unnest(topics) WITH ORDINALITY t (name, place) ORDER BY t.place);

@@ -55,6 +55,7 @@ BEGIN
                 pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '5 seconds') THEN
                 PERFORM inturn.announce_applier(applier, topics, 'database session', NULL,
                                                 (SELECT v.version_num FROM inturn.schema_version v));
+                PERFORM inturn._note_careful(applier, topics, careful);
                 COMMIT AND CHAIN;
                 announced_at := pg_catalog.clock_timestamp();
             END IF;

@@ -12,7 +12,8 @@ CREATE UNLOGGED TABLE inturn.applier (
     pooled boolean NOT NULL DEFAULT false,
     down jsonb NOT NULL DEFAULT '{}',
     abandoned integer NOT NULL DEFAULT 0,
-    ended boolean NOT NULL DEFAULT false
+    ended boolean NOT NULL DEFAULT false,
+    careful text[] NOT NULL DEFAULT '{}'
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE inturn.applier IS 'Who applies what, as each applier said of itself when it was last seen.';
 COMMENT ON COLUMN inturn.applier.applier IS 'The applier, as in turn.';
@@ -25,4 +26,6 @@ COMMENT ON COLUMN inturn.applier.down IS
     'The topics whose breaker is open in its process: topic to since, key (the last one tried) and error.';
 COMMENT ON COLUMN inturn.applier.abandoned IS
     'How many threads its process has left behind, because a handler did not return.';
+COMMENT ON COLUMN inturn.applier.careful IS
+    'The topics of which it takes the first keys alone still, as another applier may have died of one.';
 COMMENT ON COLUMN inturn.applier.ended IS 'It has said its end, or the next call of apply has noted that it is gone.';

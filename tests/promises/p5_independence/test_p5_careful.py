@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import psycopg
 import pytest
 from support import roles, shop
 from support.database import Database, until
+from support.key_hands import Connection
 from support.race import kill, replace_in
+from support.roles import OWNER
 
-from inturn.applier import Applier, Fleet, pacing
+from inturn.applier import Applier, Fleet, calls, pacing
+from inturn.schema.version import HEAD
 
 _APPLIED = "SELECT count(*) FROM app.witness WHERE key <> 'bad'"
 _BAD = "SELECT attempts, lost FROM inturn.key_cursor WHERE key = 'bad'"
@@ -81,6 +86,20 @@ def test_p5_a_call_is_careful_once_after_one_that_has_died(topic: Database) -> N
     kill(topic, dying, running)
     assert _careful(topic, "t") == [20]
     assert _careful(topic, "t") == [0], "that was noted"
+
+
+def test_p5_a_call_is_careful_beside_one_that_is(topic: Database) -> None:
+    """It may be about to die of the same key as the one before."""
+    _append(topic, "bad", "hang")
+    careful = topic.session(user=roles.APPLIER, autocommit=True)
+    careful.execute("SET inturn.careful_keys = 20")
+    running = careful.begin("CALL inturn.apply()")  # nobody is known
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
+    until(lambda: topic.value(sleeping, [careful.pid]), "its command hangs")
+    assert _careful(topic, "t") == [20]
+    topic.execute("SELECT pg_cancel_backend(%s)", [careful.pid])
+    assert isinstance(running.exception(60), psycopg.errors.QueryCanceled)
+    assert _careful(topic, "t") == [0], "it has said its end"
 
 
 def test_p5_a_call_is_careful_after_one_of_its_session_that_an_error_has_ended(topic: Database) -> None:
@@ -177,6 +196,63 @@ def test_p5_a_worker_that_starts_takes_keys_alone_where_another_may_have_died_of
     _gone(topic)
     assert _transactions(topic, "after-a-death-") == 5
     assert _transactions(topic, "that-was-noted-") < 5
+
+
+def _starting(connection: Connection, name: str, *topics: str) -> list[int] | None:
+    """Announce an applier as the first one of a process; return how many keys it takes alone at first."""
+    process = calls.appliers.Process(name, 1, HEAD)
+    pid = connection.info.backend_pid
+    call = calls.appliers.announce_applier("inturn", f"{name}:1:1", list(topics), process, pid, {}, 0, 20)
+    return call.on(connection).careful
+
+
+@pytest.mark.parametrize("death", ["one that served it", "all, in a crash of the server"])
+def test_p5_every_process_that_starts_after_a_death_takes_keys_alone(topic: Database, death: str) -> None:
+    """Until one of them has got through: another would die of the same key again."""
+    if death == "one that served it":
+        _transactions(topic, "first-")
+        _gone(topic)
+    with ExitStack() as stack:
+        a, b, c, d, e = (stack.enter_context(topic.connect(user=roles.APPLIER)) for _ in range(5))
+        assert _starting(a, "a", "t", "u") == [20, 20]  # of u nobody is known
+        assert _starting(b, "b", "t") == [20]
+        calls.appliers.note_careful("inturn", "a:1:1", ["u"]).on(a)
+        assert _starting(c, "c", "t", "u") == [20, 20], "b is still careful"
+        calls.appliers.end_applier("inturn", "b:1:1").on(b)
+        calls.appliers.note_careful("inturn", "c:1:1", []).on(c)
+        assert _starting(d, "d", "t", "u") == [0, 20], "a is still careful"
+        calls.appliers.note_careful("inturn", "a:1:1", []).on(a)
+        calls.appliers.note_careful("inturn", "d:1:1", []).on(d)
+        assert _starting(e, "e", "t", "u") == [0, 0]
+
+
+def test_p5_processes_that_start_at_the_same_moment_after_a_death_all_take_keys_alone(
+    topic: Database,
+) -> None:
+    _transactions(topic, "first-")
+    _gone(topic)
+    with ExitStack() as stack:
+        a, b = (stack.enter_context(topic.connect(user=roles.APPLIER)) for _ in range(2))
+        with a.transaction():
+            assert _starting(a, "a", "t") == [20]
+            assert _starting(b, "b", "t") == [20], "it waits for nobody"
+
+
+def test_p5_a_worker_says_for_how_long_it_takes_keys_alone(
+    topic: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as keys are ready of which one may have ended an applier, in whosever hands."""
+    monkeypatch.setattr(pacing, "CHOOSE_SECONDS", 0.01)
+    _append(topic, "k")
+    says = "SELECT careful, xmin::text FROM inturn.applier"
+    with topic.connect(user=OWNER, autocommit=False) as somebody:
+        somebody.execute("SELECT FROM inturn.ticket FOR UPDATE")
+        with shop.at_work(topic, Applier(), steady=False):
+            seen = set()
+            until(lambda: seen.add(topic.execute(says)[0][1]) or len(seen) > 5, "it was announced again")
+            assert topic.execute(says)[0][0] == ["t"]
+            somebody.rollback()
+            until(lambda: topic.execute(says)[0][0] == [], "nothing is ready")
 
 
 def test_p5_a_process_that_ends_before_it_was_announced_forgets_no_death(topic: Database) -> None:

@@ -1,0 +1,15 @@
+-- Notes in which topics an applier takes the first keys alone still: whoever starts meanwhile does the same (see
+-- _careful_keys). Internal to appliers.
+--
+-- careful: how many keys of each topic. Locks: the applier's row, if that changes.
+CREATE FUNCTION inturn._note_careful(applier text, topics text[], careful integer[]) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+UPDATE inturn.applier a SET careful = n.topics
+FROM (SELECT ARRAY(SELECT t.name FROM unnest(topics, careful) t (name, keys) WHERE t.keys > 0 ORDER BY t.name)
+             AS topics OFFSET 0) n
+WHERE a.applier = _note_careful.applier AND a.careful <> n.topics
+$$;
+COMMENT ON FUNCTION inturn._note_careful IS
+    'Internal to appliers: notes in which topics an applier takes the first keys alone still.';
