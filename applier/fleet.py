@@ -206,7 +206,7 @@ class Fleet:
         with self._connections.connect() as connection:
             return calls.appliers.pending_commands(self._schema, self.topics).on(connection)
 
-    def _add_worker(self, number: int, careful: Callable[[str], int]) -> None:
+    def _add_worker(self, number: int, careful: Callable[[str], float]) -> None:
         hand = Hand()
         worker = Worker(
             self._connections.connect,

@@ -111,6 +111,21 @@ def announce_applier(
     )
 
 
+class LeftSession(NamedTuple):
+    """A session of an applier, which is there."""
+
+    applier: str
+    topics: list[str]
+    pid: int
+    backend_pid: int
+    backend_start: datetime
+
+
+def list_sessions(schema: str, host: str) -> Call[list[LeftSession]]:
+    """Return the call that lists the sessions of the appliers of a host that are there."""
+    return Call(statement("SELECT * FROM {schema}._list_sessions(%s)", schema), (host,), all_as(LeftSession))
+
+
 def note_careful(schema: str, applier_id: str, topics: list[str]) -> Call[None]:
     """Return the call that notes of which topics an applier takes the next keys alone."""
     careful = [1] * len(topics)

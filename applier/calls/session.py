@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from psycopg import sql
 
 from inturn.applier.calls.call import Call, first_value, nothing, statement, value
@@ -91,6 +93,20 @@ def is_idle(backend_pid: int) -> Call[bool]:
             " AND (state IS NULL OR NOT pg_catalog.starts_with(state, 'idle')))"
         ),
         (backend_pid,),
+        value,
+    )
+
+
+def which_are_there(backend_pids: list[int], starts: list[datetime]) -> Call[list[int]]:
+    """Return the call that says which of some sessions are there still, each with when it began."""
+    return Call(
+        statement(
+            "SELECT coalesce(pg_catalog.array_agg(s.pid), '{{}}') FROM pg_catalog.pg_stat_activity s"
+            " JOIN ROWS FROM (pg_catalog.unnest(%s::integer[]), pg_catalog.unnest(%s::timestamptz[]))"
+            " l (pid, start) ON l.pid OPERATOR(pg_catalog.=) s.pid"
+            " AND coalesce(s.backend_start, l.start) OPERATOR(pg_catalog.=) l.start"
+        ),
+        (backend_pids, starts),
         value,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -58,7 +59,7 @@ class Visits:
         totals: Totals,
         tallies: Tallies,
         found: Callable[[], None],
-        careful: Callable[[str], int],
+        careful: Callable[[str], float],
     ) -> None:
         """Make them.
 
@@ -66,7 +67,7 @@ class Visits:
             max_keys: the most keys that share a transaction.
             totals, tallies: what was done is added to them.
             found: called when keys were claimed.
-            careful: says how many of the first keys of a topic are taken alone.
+            careful: says how many of the first keys of a topic are taken alone; inf: as long as it says so.
         """
         # What a key of a topic takes, by the quickest of the last batches.
         self._seconds_per_key: dict[str, float] = {}
@@ -79,8 +80,9 @@ class Visits:
         self._found = found
         # Of each topic, how many keys are still to be taken alone; of one that is not here: as at first.
         # A key that cost an applier its connection is among the first ready ones.
-        self._careful: dict[str, int] = {}
+        self._careful: dict[str, float] = {}
         self._careful_at_first = careful
+        self._careful_since_lost = 0
         # That of the topic that is probed just now.
         self._probed: Breaker | None = None
         #: Topics with ready keys that the last pass left, because their breaker is open.
@@ -90,9 +92,9 @@ class Visits:
         """Return whether the next key of a topic is taken alone."""
         return self._careful_keys(topic) > 0
 
-    def _careful_keys(self, topic: str) -> int:
-        found = self._careful.get(topic)
-        return self._careful_at_first(topic) if found is None else found
+    def _careful_keys(self, topic: str) -> float:
+        first = max(self._careful_at_first(topic), self._careful_since_lost)
+        return first if first == math.inf else self._careful.get(topic, first)
 
     def width(self, topic: str) -> int:
         """Return how many keys of a topic the next batch takes."""
@@ -101,7 +103,7 @@ class Visits:
     def be_careful(self) -> None:
         """Take the next keys of every topic alone: one of them may have cost the connection."""
         self._careful.clear()
-        self._careful_at_first = lambda _: CAREFUL_KEYS
+        self._careful_since_lost = CAREFUL_KEYS
 
     def visit(self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str) -> Visit:
         """Apply batches of a topic, from the keys on that became ready at `hand`.
@@ -202,7 +204,7 @@ class Visits:
                 raise
             return Batch(keys=1, redo=True, lost=True)
         careful = self._careful_keys(target.topic)
-        if batch.keys and careful > 0:
+        if batch.keys and 0 < careful < math.inf:
             self._careful[target.topic] = careful - 1
         return batch
 

@@ -65,7 +65,7 @@ class Worker:
         recovery: Recovery | None = None,
         tallies: Tallies | None = None,
         prune: bool = False,
-        careful: Callable[[str], int] = careful_at_first,
+        careful: Callable[[str], float] = careful_at_first,
     ) -> None:
         self._connect, self._choose = connect, choose
         self._schema, self._entry = schema, Entry(schema, applier_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from inturn.applier.inside.visits import careful_at_first
 from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.outside.effect import Timeouts
 from inturn.applier.outside.lanes import OutsideTarget
+from inturn.applier.process.doubt import Doubt, note_announced
 from inturn.applier.stop import Stop
 from inturn.applier.targets import KINDS, MissingPart, Parts, Served, is_known, kind_of, refuse_misfit
 from inturn.schema.advice import advised
@@ -70,7 +72,7 @@ class Chooser:
         self._refused: set[str] = set()
         self._posted: frozenset[str] = frozenset()
         self._careful: dict[str, int] = {}
-        self._careful_later = 0
+        self._most, self._doubt = 0, Doubt(schema)
 
     def inside(
         self,
@@ -102,9 +104,11 @@ class Chooser:
         """Choose the topics to be served outside of them; see _agreed."""
         return self._agreed(connection, applier_id, lambda: self.outside_targets(self.served(connection)))
 
-    def careful_keys(self, topic: str) -> int:
-        """Return how many keys of a topic each worker takes alone at first; what was asked at the start."""
-        return self._careful.get(topic, self._careful_later)
+    def careful_keys(self, topic: str) -> float:
+        """Return how many keys of a topic each worker takes alone at first; inf: while there is doubt."""
+        if self._doubt.is_about(topic):
+            return math.inf
+        return self._most if topic in self._doubt.topics else self._careful.get(topic, self._most)
 
     def _agreed(
         self,
@@ -140,11 +144,16 @@ class Chooser:
         down = reports({**self._breakers, **self._others_breakers()}, topics, connection.info)
         process = calls.appliers.Process(socket.gethostname(), os.getpid(), HEAD)
         backend_pid, abandoned = connection.info.backend_pid, self._abandoned()
+        if most:
+            self._doubt.find(connection)
+        elif most is None:
+            self._doubt.look(connection)
+        note_announced(applier_id)
         careful, now = calls.appliers.announce_applier(
             self._schema, applier_id, topics, process, backend_pid, down, abandoned, most
         ).on(connection)
         if most is not None and careful is not None:
-            self._careful, self._careful_later = dict(zip(topics, careful, strict=True)), most
+            self._careful, self._most = dict(zip(topics, careful, strict=True)), most
         self._tallies.set_clock(now)
 
     def served(self, connection: psycopg.Connection[Any], *, strict: bool = False) -> list[Served]:

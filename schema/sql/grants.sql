@@ -109,6 +109,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._careful_keys(text[], text, integer),
     inturn._end_applier(text),
     inturn._note_careful(text, text[], integer[]),
+    inturn._list_sessions(text),
     inturn._leave_at(text[]),
     inturn._target_function(text, text),
     inturn._target_query(inturn.topic, text, regprocedure),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import psycopg
 import pytest
@@ -253,6 +256,53 @@ def test_p5_a_worker_says_for_how_long_it_takes_keys_alone(
             assert topic.execute(says)[0][0] == ["t"]
             somebody.rollback()
             until(lambda: topic.execute(says)[0][0] == [], "nothing is ready")
+
+
+#: A number above every limit for those of processes.
+_NO_PROCESS = 2**31 - 1
+
+
+@contextmanager
+def _session_of(database: Database, pid: int, number: int = 77) -> Iterator[None]:
+    """Have a session announce itself as an applier of a process on this host, until the block is left."""
+    host = socket.gethostname()
+    with database.connect(user=roles.APPLIER) as session:
+        name = f"{host}:{pid}:{number}"
+        session.execute("SELECT inturn.announce_applier(%s, '{t}', %s, %s, '0001')", [name, host, pid])
+        backend = session.info.backend_pid
+        yield
+    here = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
+    until(lambda: not database.value(here, [backend]), "it is gone")
+
+
+@pytest.mark.parametrize("pid", [_NO_PROCESS, os.getpid()], ids=["a process", "one of the same number"])
+def test_p5_a_process_that_starts_before_the_database_has_seen_a_death_takes_keys_alone(
+    topic: Database, pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the session of the dead one has its keys in hand, and then the first ones."""
+    _transactions(topic, "first-")
+    append = "SELECT count(inturn.append('t', %s || n, 'do')) FROM generate_series(1, 25) n"
+    count = "SELECT count(*), count(DISTINCT xmin::text) FROM app.witness WHERE starts_with(key, %s)"
+
+    def transactions(keys: str) -> int:
+        topic.execute(append, [keys])
+        until(lambda: topic.execute(count, [keys])[0][0] == 25, "they are applied")
+        return int(topic.execute(count, [keys])[0][1])
+
+    monkeypatch.setattr(pacing, "CHOOSE_SECONDS", 0.01)
+    with ExitStack() as dead:
+        dead.enter_context(_session_of(topic, pid))
+        with shop.at_work(topic, Applier(), steady=False) as fleet:
+            assert transactions("there-") == 25
+            dead.close()
+            until(lambda: fleet._chooser.careful_keys("t") == 20, "that is noticed")
+            assert 20 < transactions("gone-") < 25
+
+
+def test_p5_a_process_that_starts_beside_others_of_its_host_takes_no_keys_alone(topic: Database) -> None:
+    _transactions(topic, "first-")
+    with _session_of(topic, os.getppid()):
+        assert _transactions(topic, "beside-") < 5
 
 
 def test_p5_a_process_that_ends_before_it_was_announced_forgets_no_death(topic: Database) -> None:
