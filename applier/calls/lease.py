@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, LiteralString, NamedTuple, TypeAlias
 
 from inturn.applier.calls.call import Call, all_as, first_as, nothing, statement, value
 from inturn.applier.verdict import Requested
@@ -134,19 +134,26 @@ class Leased(NamedTuple):
     created_at: datetime
 
 
-def claim(schema: str, topic: str, max_keys: int, applier_id: str) -> Call[list[Leased]]:
-    return Call(
-        statement(
-            "SELECT key, epoch, attempt, extract("
-            "epoch FROM lease_until OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp())::double precision,"
-            " extract(epoch FROM pg_catalog.clock_timestamp())::double precision,"
-            " seq, name, payload::pg_catalog.text, created_at"
-            " FROM {schema}.claim(ARRAY[%s::pg_catalog.text], %s, NULL, %s)",
-            schema,
-        ),
-        (topic, max_keys, applier_id),
-        all_as(Leased),
-    )
+_LEASED: LiteralString = (
+    "SELECT key, epoch, attempt, extract("
+    "epoch FROM lease_until OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp())::double precision,"
+    " extract(epoch FROM pg_catalog.clock_timestamp())::double precision,"
+    " seq, name, payload::pg_catalog.text, created_at "
+)
+
+
+def claim(
+    schema: str, topic: str, max_keys: int, applier_id: str, octets: int | None = None
+) -> Call[list[Leased]]:
+    """Return the call that claims keys by lease.
+
+    octets: only those whose next command is short, and as many as have so many together.
+    """
+    if octets is None:
+        claimed = "FROM {schema}.claim(ARRAY[%s::pg_catalog.text], %s, NULL, %s)"
+        return Call(statement(_LEASED + claimed, schema), (topic, max_keys, applier_id), all_as(Leased))
+    short = "FROM {schema}._claim_small(%s, %s, %s, %s)"
+    return Call(statement(_LEASED + short, schema), (topic, max_keys, applier_id, octets), all_as(Leased))
 
 
 class Progress(NamedTuple):

@@ -76,11 +76,13 @@ class Work:
         at_work: the effect is under way, so that a cancel of the task ends it.
         was_cut: a cancel is ours. One that is not comes from the handler, and is its failure.
         cut_at: when it was cancelled last, by time.monotonic().
+        short: it was claimed while there was room for short payloads only.
         fenced: the lease was found to be gone, which is counted when the turn ends.
     """
 
     lease: Lease
     probe: bool
+    short: bool = False
     task: asyncio.Task[None] | None = None
     at_work: bool = False
     was_cut: bool = False
@@ -96,9 +98,12 @@ class Work:
             self.task.cancel()
 
 
-#: No more is claimed while the payloads in hand are as long, without those of the key that has most: no key
-#: keeps the others from being claimed. A claim brings as much again, and no more.
+#: While the payloads in hand are as long, without those of the key that has most, only short ones are
+#: claimed: no key keeps the others from being claimed. A claim brings as much again, and no more.
 PAYLOADS_IN_HAND = 16 * 1024 * 1024
+#: How long those claimed then may be together. A claim brings at most a quarter of what is left of that, so
+#: that something is left for shorter ones, whatever comes.
+SHORT_IN_HAND = 4 * 1024 * 1024
 
 
 class Lanes:
@@ -136,10 +141,13 @@ class Lanes:
         return {lane.topic: lane.breaker for lane in self}
 
     @property
-    def laden(self) -> bool:
-        """Whether the payloads in hand are so long that no more is claimed."""
-        sizes = [work.lease.size for work in self.works()]
-        return sum(sizes) - max(sizes, default=0) >= PAYLOADS_IN_HAND
+    def octets(self) -> int | None:
+        """How long the payloads of the next claim may be; None: as long as those of any."""
+        works = self.works()
+        sizes = [work.lease.size for work in works]
+        if sum(sizes) - max(sizes, default=0) < PAYLOADS_IN_HAND:
+            return None
+        return max(SHORT_IN_HAND - sum(work.lease.size for work in works if work.short), 0) // 4
 
     def cut_all(self) -> None:
         """Cut off what is in flight."""

@@ -76,17 +76,25 @@ class Leases:
         self._applier_id = applier_id
 
     async def claim(
-        self, connection: Connection, topic: str, max_keys: int, *, seconds: float | None = None
+        self,
+        connection: Connection,
+        topic: str,
+        max_keys: int,
+        *,
+        seconds: float | None = None,
+        octets: int | None = None,
     ) -> list[Lease]:
         """Claim ready keys of a topic by lease.
 
-        seconds: how long a function that merges commands may take; None: for ever.
+        Args:
+            seconds: how long a function that merges commands may take; None: for ever.
+            octets: how many the payloads may have together; None: as many as a claim may bring.
 
         Raises:
             psycopg.Error: the database refused (UnknownTopic's SQLSTATE: the topic is gone), or was lost.
         """
         asked_at = time.monotonic()
-        call = calls.lease.claim(self._schema, topic, max_keys, self._applier_id)
+        call = calls.lease.claim(self._schema, topic, max_keys, self._applier_id, octets)
         if seconds is None:
             rows = await call.on_async(connection)
         else:

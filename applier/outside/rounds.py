@@ -103,7 +103,7 @@ class OutsideRounds:
             if found:
                 poll_seconds = pacing.FIRST_POLL_SECONDS
                 continue
-            open_lanes = [lane for lane in self._lanes if lane.room and not self._lanes.laden]
+            open_lanes = [lane for lane in self._lanes if lane.room and self._lanes.octets != 0]
             due = None
             if self._drain and self._is_at_rest():
                 if await self._has_ended():
@@ -170,8 +170,8 @@ class OutsideRounds:
         """Take up ready keys where there is room; return whether there were any."""
         found = False
         for lane in self._lanes if lanes is None else lanes:
-            wanted = min(lane.room, CLAIM_KEYS)
-            if not wanted or self._lanes.laden or self._stop.requested or (lanes is None and not lane.look):
+            wanted, octets = min(lane.room, CLAIM_KEYS), self._lanes.octets
+            if not wanted or octets == 0 or self._stop.requested or (lanes is None and not lane.look):
                 continue
             probe = lane.breaker.open
             try:
@@ -181,6 +181,7 @@ class OutsideRounds:
                         topic=lane.topic,
                         max_keys=wanted,
                         seconds=lane.claim_seconds,
+                        octets=octets,
                     )
                 )
             except psycopg.DatabaseError as error:
@@ -195,11 +196,11 @@ class OutsideRounds:
             self._refused.pop(lane.topic, None)
             # A short claim does not mean that nothing is left: a key may have had nothing to apply, or was
             # held at last. Only an empty one does.
-            lane.look = bool(leases)
+            lane.look = bool(leases) or octets is not None
             if leases:
                 self._tallies.count(CLAIMS, lane.topic)
             for lease in leases:
-                work = Work(lease, probe)
+                work = Work(lease, probe, short=octets is not None)
                 lane.in_flight.add(work)
                 work.task = asyncio.create_task(self._take(lane, work))
             found = found or bool(leases)

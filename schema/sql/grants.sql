@@ -64,6 +64,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.claim(text[], integer, interval, text),
     inturn._check_lease(text[], interval),
     inturn._claim_leases(text[], integer, interval, text, boolean),
+    inturn._claim_small(text, integer, text, bigint),
     inturn._lease_claimed(text, text, bigint, interval, text, boolean, bigint),
     inturn._max_claim_octets(),
     inturn.advance(text, text, bigint, bigint, interval),

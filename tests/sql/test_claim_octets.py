@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -188,6 +189,7 @@ def test_outside_work_claims_no_more_than_it_can_hold(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "PAYLOADS_IN_HAND", 300)
+    monkeypatch.setattr(lanes, "SHORT_IN_HAND", 300)  # of which a claim may have 75, then 62, 50, and 37
     database.execute("SELECT inturn.create_topic('outside', batch_commands => 2)")
     handlers = Applier()
     most = 0
@@ -204,4 +206,52 @@ def test_outside_work_claims_no_more_than_it_can_hold(
         database, handlers, dsn=f"{database.applier_dsn} options='-c inturn.max_claim_octets=100'"
     ) as fleet:
         until(lambda: fleet.totals.commands == 40, "all commands")
-    assert 1 < most <= 4
+    assert 1 < most <= 4 + 3
+
+
+def test_outside_work_goes_on_with_short_payloads_while_it_can_hold_no_long_ones(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two keys that are in hand for long are no reason for the others to wait."""
+    monkeypatch.setattr(lanes, "PAYLOADS_IN_HAND", 1000)
+    database.execute("SELECT inturn.create_topic('outside')")
+    handlers, over = Applier(), threading.Event()
+
+    @handlers.handler("outside", outside=True)
+    def work(command: Command) -> None:
+        if command.key.startswith("long"):
+            assert over.wait(100)
+
+    monkeypatch.setattr(lanes, "SHORT_IN_HAND", 4000)
+    for key in ("long 1", "long 2"):
+        _put(database, "outside", key, 1200)
+    leased = "SELECT array_agg(key ORDER BY key) FROM inturn.key_mark WHERE claimed_by IS NOT NULL"
+    with at_work(database, handlers) as fleet:
+        try:
+            until(lambda: database.value(leased) == ["long 1", "long 2"], "those in hand")
+            _put(database, "outside", "long 3", 1200)
+            for number in range(30):
+                _put(database, "outside", f"short {number}", 50, 50)
+            until(lambda: fleet.totals.commands == 60, "the short ones")
+            assert database.value(leased) == ["long 1", "long 2"], "no more than it can hold"
+        finally:
+            over.set()
+        until(lambda: fleet.totals.commands == 63, "all of them")
+
+
+def test_short_payloads_are_claimed_behind_long_ones_and_have_no_more_octets_than_asked_for(
+    database: Database,
+) -> None:
+    database.execute("SELECT inturn.create_topic('outside')")
+    for number in range(60):
+        _put(database, "outside", f"long {number}", 200_000)
+    for number in range(10):
+        _put(database, "outside", f"short {number}", 100, 100)
+    claim = "SELECT key, seq, octet_length(payload::text) FROM inturn._claim_small('outside', %s, 'me', %s)"
+    rows = database.execute(claim, [4, 1000])
+    assert rows == [(f"short {number}", 1, 100) for number in range(4)]
+    rows = database.execute(claim, [50, 250])
+    assert rows == [(f"short {number}", 1, 100) for number in (4, 5)]
+    assert database.execute(claim, [50, 99]) == []
+    database.execute("UPDATE inturn.topic SET merges = true")
+    assert database.execute(claim, [50, 1000]) == [], "how long they become is not known"

@@ -33,7 +33,10 @@ BEGIN
                              key, topic);
     END IF;
     fits := max_octets IS NULL OR (
-        SELECT octet_length(l.payload::text) > max_octets FROM inturn.command_log l
+        -- As it is stored, which is seen at once.
+        SELECT CASE WHEN pg_column_size(l.payload) > greatest(max_octets, 65536) THEN true
+                    ELSE octet_length(l.payload::text) > max_octets END
+        FROM inturn.command_log l
         WHERE l.topic = _lease_claimed.topic AND l.key = _lease_claimed.key AND l.seq = standing + 1) IS NOT TRUE;
     IF NOT fits THEN
         RETURN;
