@@ -52,13 +52,14 @@ class HttpEffect:
         if _climbs(self._address, url):
             what = f"the command's name {order.name!r} and key {order.key!r}"
             return Failed(storable(f"{what} make no address"), Requested(Hold.sqlstate))
+        watch = _Watch(lease)
         try:
-            async with asyncio.timeout(self._timeouts.whole) as limit:
-                try:
-                    return await self._post(url, order, lease, limit)
-                except _Stale:
-                    # The service closed a kept connection just then: asking on a new one is not a failure.
-                    return await self._post(url, order, lease, limit, fresh=True)
+            return await self._ask(url, order, watch)
+        except asyncio.CancelledError:
+            # By the topic's timeout, or when the applier ends. Once the status has come, that decides.
+            if watch.response is None:
+                raise
+            return meaning(url, watch.response, b"", lease)
         except TimeoutError:
             return Failed(f"POST {shown(url)}: no answer within {self._timeouts.whole:g} s", outage=True)
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:
@@ -75,22 +76,31 @@ class HttpEffect:
         """Close all connections."""
         await self._connections.close()
 
+    async def _ask(self, url: str, order: ClaimedCommand, watch: _Watch) -> Failed | None:
+        async with asyncio.timeout(self._timeouts.whole) as limit:
+            try:
+                return await self._post(url, order, watch, limit)
+            except _Stale:
+                # The service closed a kept connection just then: asking on a new one is not a failure.
+                return await self._post(url, order, watch, limit, fresh=True)
+
     async def _post(
-        self, url: str, order: ClaimedCommand, lease: Lease, limit: asyncio.Timeout, *, fresh: bool = False
+        self, url: str, order: ClaimedCommand, watch: _Watch, limit: asyncio.Timeout, *, fresh: bool = False
     ) -> Failed | None:
-        watch = _Watch(lease)
-        request = self._request(url, order, lease, watch)
+        watch.connected = False
+        request = self._request(url, order, watch)
         connection = Connection() if fresh else await self._connections.take()
         kept = connection.used
         reusable = False
         try:
             response = await connection.transport.handle_async_request(request)
             limit.reschedule(None)  # its status decides; the rest is read for a bounded time
+            watch.response = response
             try:
                 start, reusable = await read(response)
             finally:
                 await close(response)
-            return meaning(url, response, start, lease)
+            return meaning(url, response, start, watch.lease)
         except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError) as error:
             if kept and not watch.connected and not _is_garbled(error):
                 raise _Stale from error
@@ -101,12 +111,12 @@ class HttpEffect:
             else:
                 await connection.close()
 
-    def _request(self, url: str, order: ClaimedCommand, lease: Lease, watch: _Watch) -> httpx2.Request:
+    def _request(self, url: str, order: ClaimedCommand, watch: _Watch) -> httpx2.Request:
         return httpx2.Request(
             "POST",
             url,
             content=order.payload.encode(),
-            headers=self._headers(order, lease),
+            headers=self._headers(order, watch.lease),
             extensions={
                 "timeout": {
                     "connect": self._timeouts.connect,
@@ -158,15 +168,21 @@ class _Stale(Exception):
 
 
 class _Watch:
-    """Sees a post through: refuses to begin it once the lease is over."""
+    """Sees a post through: refuses to begin it once the lease is over.
+
+    Attributes:
+        connected: it has a connection of its own, not a kept one.
+        response: what was answered, once the status has come.
+    """
 
     def __init__(self, lease: Lease) -> None:
-        self._lease = lease
+        self.lease = lease
         self.connected = False
+        self.response: httpx2.Response | None = None
 
     async def see(self, event: str, _info: dict[str, Any]) -> None:
         if event == "connection.connect_tcp.started":
             self.connected = True
         # After the connect, which may take long: what is sent now is the first that the service sees.
-        elif event == "http11.send_request_headers.started" and not self._lease.alive():
+        elif event == "http11.send_request_headers.started" and not self.lease.alive():
             raise LeaseOver
