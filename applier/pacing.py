@@ -37,6 +37,8 @@ DRAIN_RECONNECTS = 5
 #: Anybody may NOTIFY. How many notifications in a row may find nothing before the process limits how many it
 #: hears a second, and that limit; what it did not hear, it looks for with the next one.
 VAIN_WAKES, VAIN_WAKES_A_SECOND = 10, 4.0
+#: What is lost against another transaction runs again after this, then after twice as long, and so on.
+FIRST_AGAIN_SECONDS = 0.01
 NEVER = float("inf")
 
 
@@ -116,4 +118,13 @@ def reconnect_seconds(failed_in_a_row: int) -> float:
     """Return how long to wait before connecting again; by chance, so that not all come at once."""
     # Of an outage of half an hour, the power itself would be more than a float holds.
     seconds: float = min(FIRST_RECONNECT_SECONDS * 2 ** min(failed_in_a_row, 30), LAST_RECONNECT_SECONDS)
+    return seconds * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+
+
+def again_seconds(times: int) -> float:
+    """Return how long to wait before what was lost against another transaction runs again.
+
+    By chance, so that the two do not meet again. times: how often it has run again before.
+    """
+    seconds: float = FIRST_AGAIN_SECONDS * 2**times
     return seconds * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret

@@ -20,8 +20,8 @@ from inturn.schema.version import may_be_upgraded
 log = logging.getLogger("inturn.applier")
 
 _T = TypeVar("_T")
-#: Lost against another transaction: run again at once.
-_AGAIN = {"40001", "40P01"}
+#: Lost against another transaction: run again, after ever longer pauses, so many times.
+_AGAIN, AGAIN_TIMES = {"40001", "40P01"}, 8
 _CHECK_STOP_SECONDS = 0.1
 
 
@@ -61,6 +61,7 @@ class SharedConnection:
     ) -> _T:
         """Run an operation, again on a new connection when the database was lost meanwhile.
 
+        One that is lost against another transaction runs again too; over and over, the database refuses it.
         An operation that was cut off may have been committed: it must be one that can be repeated.
 
         Args:
@@ -71,6 +72,7 @@ class SharedConnection:
             psycopg.Error: the database refused, or it was lost while draining or stopping.
             SchemaMismatch: it refused because the schema was upgraded meanwhile.
         """
+        lost_against_others = 0
         while True:
             connection: psycopg.AsyncConnection[Any] | None = None
             try:
@@ -78,11 +80,13 @@ class SharedConnection:
                 async with self._busy:
                     result = await operation(connection)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                if error.sqlstate in _AGAIN:
+                if error.sqlstate in _AGAIN and lost_against_others < AGAIN_TIMES and not self._ends(patient):
+                    await asyncio.sleep(pacing.again_seconds(lost_against_others))
+                    lost_against_others += 1
                     continue
                 if connection is not None and not (connection.closed or connection.broken):
                     raise
-                if self._stop.expired or (self._stop.requested and not patient):
+                if self._ends(patient):
                     raise
                 await self._wait_to_reconnect(error, connection)
             except psycopg.DatabaseError as error:
@@ -99,6 +103,10 @@ class SharedConnection:
     async def close(self) -> None:
         if self._connection is not None:
             await self._connection.close()
+
+    def _ends(self, patient: bool) -> bool:
+        """Return whether nothing is tried again any more, as the applier ends."""
+        return self._stop.expired or (self._stop.requested and not patient)
 
     async def _check_after(self, error: psycopg.DatabaseError) -> None:
         """Do as inturn.schema.version.check_after."""

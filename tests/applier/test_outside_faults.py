@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from support.b_server import TOPIC
 
-from inturn.applier import Applier, Command
+from inturn.applier import Applier, Command, pacing
 from inturn.applier.breaker import Breaker
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.http.effect import HttpEffect
@@ -23,10 +23,12 @@ from inturn.applier.outside.effect import Effect, HandlerEffect, Timeouts
 from inturn.applier.outside.keeper import keep_leases
 from inturn.applier.outside.lanes import Lane, OutsideTarget, Work
 from inturn.applier.outside.leases import Lease, LeaseStep
+from inturn.applier.outside.link import AGAIN_TIMES, SharedConnection
 from inturn.applier.outside.loop import WorkLoop
 from inturn.applier.outside.recorder import Recorder
 from inturn.applier.outside.turns import OutsideTurns
 from inturn.applier.outside.worker import OutsideWorker
+from inturn.applier.process.recovery import Recovery
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import LoopBell, Stop
 
@@ -198,6 +200,42 @@ def test_a_command_that_takes_too_long_fails_though_its_topic_has_no_timeout_by_
 
     failed = asyncio.run(run()).args[0].keywords
     assert "took longer than the topic's timeout of 0.01 s" in failed["error"]
+
+
+@pytest.mark.parametrize(
+    "error", [psycopg.errors.SerializationFailure("lost"), psycopg.errors.DeadlockDetected("lost")]
+)
+def test_what_is_lost_against_others_over_and_over_is_refused_after_ever_longer_pauses(
+    monkeypatch: pytest.MonkeyPatch, error: psycopg.Error
+) -> None:
+    pauses: list[int] = []
+    monkeypatch.setattr(pacing, "again_seconds", lambda times: pauses.append(times) or 0.0)
+    operation = AsyncMock(side_effect=error)
+
+    def link(stop: Stop) -> SharedConnection:
+        return SharedConnection(
+            AsyncMock(return_value=Mock(closed=False, broken=False)),
+            stop=stop,
+            drain=False,
+            recovery=Recovery(),
+            check=Mock(),
+            mismatch=Mock(),
+        )
+
+    for patient in (False, True):
+        pauses.clear(), operation.reset_mock()
+        with pytest.raises(type(error)):
+            asyncio.run(link(Stop()).run(operation, patient=patient))
+        assert pauses == list(range(AGAIN_TIMES))
+        assert operation.await_count == AGAIN_TIMES + 1
+    operation.side_effect = [error, error, "done"]
+    assert asyncio.run(link(Stop()).run(operation)) == "done"
+    over = Stop()
+    over.expire()
+    operation.side_effect, pauses[:] = error, []
+    with pytest.raises(type(error)):
+        asyncio.run(link(over).run(operation, patient=True))
+    assert pauses == [], "nobody waits for it"
 
 
 def test_whatever_an_effect_raises_fails_its_command() -> None:
