@@ -139,9 +139,13 @@ class Rounds:
         return seconds is not None
 
     def _end_drain(self) -> None:
-        """Raise OwnerChanged when a topic was left out, and so not drained."""
-        for refusal in self._refused.values():
-            raise refusal
+        """Raise OwnerChanged when a topic was left out, and so not drained.
+
+        Where none of its keys is ready by now, somebody else has drained it since it was put right.
+        """
+        for topic, refusal in self._refused.items():
+            if self._passes.has_ready(topic):
+                raise refusal
 
     def _choose_when_due(self, connection: psycopg.Connection[Any]) -> None:
         if self._drain and self._suspects.began_at is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -13,6 +14,7 @@ from support.roles import OWNER
 
 from inturn.applier import Applier, Command, Fleet
 from inturn.applier.breaker import TargetDown
+from inturn.schema.errors import OwnerChanged
 
 KEYS = 38
 #: Asks for what is ready already too, so that no test depends on how fast it is; the drain began long ago.
@@ -207,3 +209,34 @@ def test_a_key_whose_lease_has_run_out_is_a_suspect_before_anybody_says_so(datab
     open_topic(database, "python")
     _die_with(database, 1)
     assert database.value(NEXT)
+
+
+def test_a_drain_does_not_fail_for_a_topic_that_was_put_right_and_drained_meanwhile(
+    database: Database,
+) -> None:
+    """Its target belonged to somebody else, when the drain looked first; it says so where keys are left."""
+    database.execute("""
+        CREATE SCHEMA app; GRANT USAGE ON SCHEMA app TO PUBLIC;
+        CREATE FUNCTION app.apply(command inturn.command) RETURNS void LANGUAGE sql AS 'SELECT';
+        SELECT inturn.create_topic('refused', 'sql:app.apply'), inturn.create_topic('inside', 'python');
+    """)
+    is_mine = "UPDATE inturn.topic SET target_owner_id = %s WHERE name = 'refused'"
+    owner = database.value("SELECT target_owner_id FROM inturn.topic WHERE name = 'refused'")
+
+    def drain(meanwhile: Callable[[], object]) -> Exception | None:
+        database.execute(is_mine, [None])
+        database.execute("SELECT inturn.append('refused', 'a', 'do')")
+        database.execute("SELECT inturn.append('inside', 'b', 'do')")
+        applier = Applier()
+        applier.handler("inside")(lambda _connection, _command: meanwhile() and None)
+        fleet = Fleet(database.applier_dsn, applier, drain=True)
+        fleet.start()
+        assert fleet.wait(60)
+        return fleet.end(1).error
+
+    def put_right() -> None:
+        database.execute(is_mine, [owner])
+        database.execute("CALL inturn.apply(ARRAY['refused'])")
+
+    assert isinstance(drain(lambda: None), OwnerChanged)
+    assert drain(put_right) is None
