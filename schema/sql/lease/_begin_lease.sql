@@ -2,10 +2,11 @@
 -- it.
 -- Internal to the claims by lease.
 --
--- A lease that ran out on the key: see _lose_lease. Of the keys that were lost so, a process works on one at a time:
--- another one is put off for a moment, up to 100 ms. So whichever of them loses the process again is the one that did
--- it. They do not come back all at once, or only one of them would be taken in each 100 ms; nor each at a time of its
--- own, since their process looks as often while one of them takes long.
+-- A lease that ran out on the key: see _lose_lease. Of the keys that were lost so, a process works on one at a time, or
+-- on a few where there are many (see _find_company): another one is put off for a moment, up to 100 ms. So whichever of
+-- them loses the process again alone is the one that did it. They do not come back all at once, or only one of them
+-- would be taken in each 100 ms; nor each at a time of its own, since their process looks as often while one of them
+-- takes long.
 -- Without a command to apply the claim is an empty turn, and ends here: not by finish, which does not know a claim that
 -- a client has made under a savepoint.
 -- Locks what _requeue and _lock_process lock. Raises what _lease_end raises.
@@ -41,7 +42,9 @@ BEGIN
     END IF;
     IF was.lost > 0 THEN
         PERFORM inturn._lock_process(applier);
-        IF inturn._has_leases(applier, true) THEN
+        leased.lost := inturn._find_company(was, applier);
+        IF leased.lost IS NULL THEN
+            leased.lost := was.lost;
             leased.ready_at := inturn._next_ready_at(
                 leased, date_bin('10 ms', clock_timestamp(), 'epoch') + ceil(random() * 10) * interval '10 ms');
             PERFORM inturn._save_key(was, leased);

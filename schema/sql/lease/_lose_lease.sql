@@ -2,8 +2,8 @@
 -- outcome of a failure. Internal.
 --
 -- The first loss is suspicion: other keys were in hand too, and any of them may have been the cause. So it counts as no
--- attempt, and the key is taken alone from now on (see _begin_lease). A loss while it was alone is a failed attempt of
--- its next command.
+-- attempt, and the key is taken alone from now on, or in ever smaller company (see _find_company). A loss while it was
+-- alone is a failed attempt of its next command.
 -- error: what is known of the cause; NULL: nothing but that the lease ran out. What was noted during the lease counts
 -- more, and is a failed attempt (see _blame_alone). The caller has locked the key's ticket.
 CREATE FUNCTION inturn._lose_lease(was inturn.key_cursor, error text) RETURNS text
@@ -22,12 +22,12 @@ BEGIN
         RETURN inturn._record_failure(cursor, was.epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1,
                                       was.last_error,
                                       was.claimed_by, was.claimed_at, NULL, NULL);
-    ELSIF was.lost > 0 THEN
+    ELSIF was.lost > 1 THEN
         RETURN inturn._record_failure(was, was.epoch, was.applied_seq + 1, was.applied_seq + 1,
                                       was.attempts + 1, reason,
                                       was.claimed_by, was.claimed_at, NULL, NULL);
     END IF;
-    cursor.lost := 1;
+    cursor.lost := was.lost + 1;
     cursor.last_error := left(reason, 8000); cursor.failed_at := clock_timestamp();
     cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL;
     cursor.ready_at := inturn._next_ready_at(cursor, clock_timestamp());

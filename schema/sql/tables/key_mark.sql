@@ -24,8 +24,10 @@ CREATE INDEX key_mark_retrying ON inturn.key_mark (topic, ready_at) WHERE attemp
 CREATE INDEX key_mark_waiting ON inturn.key_mark (topic, waiting_at) WHERE waiting_at IS NOT NULL;
 CREATE INDEX key_mark_leased ON inturn.key_mark (topic, lease_until) WHERE lease_until IS NOT NULL;
 CREATE INDEX key_mark_paused ON inturn.key_mark (topic, paused_at) WHERE paused_at IS NOT NULL;
--- Of the suspects, which a process works on one at a time.
+-- Of the suspects, which a process works on one at a time; and of those that wait for that and were lost once.
 CREATE INDEX key_mark_lost ON inturn.key_mark (claimed_by) WHERE lost > 0 AND claimed_by IS NOT NULL;
+CREATE INDEX key_mark_suspect ON inturn.key_mark (topic)
+WHERE lost = 1 AND attempts = 0 AND claimed_by IS NULL AND held_at IS NULL;
 COMMENT ON TABLE inturn.key_mark IS 'What is exceptional about a key, while it lasts.';
 COMMENT ON COLUMN inturn.key_mark.attempts IS 'How often the next command has failed.';
 COMMENT ON COLUMN inturn.key_mark.last_error IS 'The latest failure of the next command.';
@@ -44,4 +46,5 @@ COMMENT ON COLUMN inturn.key_mark.ready_at IS
     'When the key is ready, as its ticket says, while it is retrying: operators list those by it.';
 COMMENT ON COLUMN inturn.key_mark.lost IS
     'Over 0: the key is taken alone. An applier was lost with it in hand, perhaps with others, or what its command '
-    'does to the session or the transaction would meet others.';
+    'does to the session or the transaction would meet others. 1, leased: in company of few others; over 1, leased: '
+    'alone.';

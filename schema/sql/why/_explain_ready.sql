@@ -18,7 +18,7 @@ DECLARE
                inturn._describe_lease(c),
                to_char(c.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'),
                -- See _lose_lease.
-               CASE WHEN c.lost > 0 THEN 'counts that as a failed attempt'
+               CASE WHEN c.lost > 1 THEN 'counts that as a failed attempt'
                     ELSE 'takes it alone, and counts no attempt' END) END;
     refused constant record := inturn._target_refusal(t);
     serving jsonb;
