@@ -28,27 +28,42 @@ class Recorder:
         self._link = link
         self._waiting: list[tuple[LeaseStep, asyncio.Future[LeaseOutcome]]] = []
         self._arrived = asyncio.Event()
+        # Of those who wait, also for what is being written.
+        self._futures: set[asyncio.Future[LeaseOutcome]] = set()
+        self._ended = False
 
     async def record(self, step: LeaseStep) -> LeaseOutcome:
         """Have a step recorded; return what became of its lease once that is committed.
 
         Raises:
-            psycopg.Error: the database was lost for good.
+            psycopg.Error: the database was lost for good, or `run` has ended.
             SchemaMismatch: the schema was upgraded meanwhile.
         """
+        if self._ended:
+            raise _not_any_more()
         future: asyncio.Future[LeaseOutcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((step, future))
+        self._futures.add(future)
         self._arrived.set()
-        return await future
+        try:
+            return await future
+        finally:
+            self._futures.discard(future)
 
     async def run(self) -> None:
-        """Record what arrives, until cancelled or the database is lost for good."""
-        while True:
-            await self._arrived.wait()
-            taken, self._waiting = self._waiting[:MAX_STEPS], self._waiting[MAX_STEPS:]
-            if not self._waiting:
-                self._arrived.clear()
-            await self._write(taken)
+        """Record what arrives, until cancelled or the database is lost for good; then nobody waits."""
+        try:
+            while True:
+                await self._arrived.wait()
+                taken, self._waiting = self._waiting[:MAX_STEPS], self._waiting[MAX_STEPS:]
+                if not self._waiting:
+                    self._arrived.clear()
+                await self._write(taken)
+        finally:
+            self._ended = True
+            for future in self._futures:
+                if not future.done():
+                    future.set_exception(_not_any_more())
 
     async def _write(self, taken: list[tuple[LeaseStep, asyncio.Future[LeaseOutcome]]]) -> None:
         steps = [step for step, _ in taken]
@@ -72,3 +87,7 @@ class Recorder:
         for (_, future), outcome in zip(taken, outcomes, strict=True):
             if not future.done():
                 future.set_result(outcome)
+
+
+def _not_any_more() -> psycopg.Error:
+    return psycopg.OperationalError("nothing is recorded any more: the worker ends")

@@ -8,13 +8,15 @@ import signal
 import threading
 from typing import NoReturn
 
+import psycopg
 import pytest
 from support.b_server import TOPIC, apply_all, open_topic, put, state
 from support.database import Database, until
 from support.process import inturn_apply
 
-from inturn.applier import Applier, Command
+from inturn.applier import Applier, Command, Fleet
 from inturn.applier.outside.effect import NoThread
+from inturn.applier.outside.leases import Leases
 from inturn.applier.outside.loop import MOST_THREADS, WorkLoop
 
 
@@ -47,6 +49,31 @@ def test_what_a_handler_left_on_the_loop_cleans_up_at_the_end(database: Database
 
     assert apply_all(database, handlers).commands == 1
     assert ends == ["closed"]
+
+
+def test_a_worker_that_ends_by_an_error_does_not_wait_for_what_is_in_hand(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is recorded any more by then: a drain whose database was lost for good stayed for ever."""
+    open_topic(database, "python")
+    put(database, "a", "one")
+    handlers, begun, refused = Applier(), threading.Event(), psycopg.errors.InsufficientPrivilege("refused")
+
+    @handlers.handler(TOPIC, outside=True)
+    async def hang(_: Command) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def refuse(*_: object, **__: object) -> NoReturn:
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        raise refused
+
+    monkeypatch.setattr(Leases, "announce_sleep", refuse)
+    fleet = Fleet(database.applier_dsn, handlers, drain=True)
+    fleet.start()
+    assert fleet.wait(60)
+    assert fleet.end(1).error is refused
 
 
 def test_what_is_given_to_threads_runs_in_so_many_at_a_time_and_all_of_it(
