@@ -36,11 +36,13 @@ class Failed:
         error: for people, storable.
         asked: what becomes of it, if that was said.
         outage: the service as a whole seems to be down; it did not refuse this command.
+        unhandled: no handler takes it; one of another process may.
     """
 
     error: str
     asked: Requested = NOTHING
     outage: bool = False
+    unhandled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,8 @@ def _unrun(returned: object) -> Failed | None:
 
 def _failed(error: BaseException) -> Failed:
     asks = asked(error)
-    return Failed(describe(error), asks, outage=asks.sqlstate is None and is_outage(error))
+    outage = asks.sqlstate is None and is_outage(error)
+    return Failed(describe(error), asks, outage=outage, unhandled=isinstance(error, NoHandler))
 
 
 def _loop_runs() -> bool:

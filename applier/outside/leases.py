@@ -169,6 +169,10 @@ class Leases:
             self._schema, lease.topic, lease.key, lease.epoch, error, is_clear=True
         ).on_async(connection)
 
+    async def has_others(self, connection: Connection, topic: str) -> bool:
+        """Return whether an applier of another process serves a topic."""
+        return await calls.appliers.has_others(self._schema, topic, self._applier_id).on_async(connection)
+
     async def announce_sleep(self, connection: Connection, topics: list[str]) -> datetime:
         """Have appends notify this process for a while; return the database's time."""
         return await calls.appliers.announce_sleep(self._schema, topics).on_async(connection)

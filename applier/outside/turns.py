@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import psycopg
 
@@ -15,6 +16,7 @@ from inturn.applier.calls.lease import LeaseOutcome
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.failure import describe, log_failure
 from inturn.applier.inside.batch import Handled
+from inturn.applier.inside.python.judge import NO_HANDLER_WAIT
 from inturn.applier.metrics.tallies import COMMANDS, LOST_LEASES, TURNS, Tallies
 from inturn.applier.outside.effect import Effect, Failed, LeaseOver
 from inturn.applier.outside.lanes import Lane, Work, place
@@ -24,6 +26,7 @@ from inturn.applier.outside.recorder import Recorder
 from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import LoopBell, Stop
+from inturn.applier.verdict import Outage, Requested
 from inturn.schema.errors import Fenced, SchemaMismatch
 
 log = logging.getLogger("inturn.applier")
@@ -174,7 +177,13 @@ class OutsideTurns:
             if not lane.breaker.failed(order.key, failed.error, probe=work.probe):
                 await self._record(work, release=True)
                 return
-        else:
+        elif failed.unhandled:
+            if await self._link.run(
+                functools.partial(self._leases.has_others, topic=lane.topic), patient=True
+            ):
+                # A deployment is under way: another process may know the command.
+                failed = replace(failed, asked=Requested(Outage.sqlstate, NO_HANDLER_WAIT))
+        elif not failed.asked.outage:
             lane.breaker.succeeded()
         try:
             outcome, skipped = await self._link.run(

@@ -193,12 +193,13 @@ def test_p5_what_a_handler_calls_an_outage_is_no_attempt(database: Database, kin
     assert held is None
 
 
-def test_p5_a_command_that_another_process_may_know_is_put_off(database: Database) -> None:
+@pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
+def test_p5_a_command_that_another_process_may_know_is_put_off(database: Database, outside: bool) -> None:
     """A rolling deployment: the old process gets the new command first."""
     shop.open_shop(database, settings="max_attempts => 1")
     shop.append(database, "k", "new")
     old = Applier()
-    old.handler(shop.TOPIC, "insert")(shop.write_witness)
+    old.handler(shop.TOPIC, "insert", outside=outside)(lambda *_: None)  # type: ignore[call-overload]
     database.execute("SELECT inturn.announce_applier('elsewhere:1:1', '{shop}', 'elsewhere', 1, '0001')")
     with shop.at_work(database, old):
         until(lambda: database.value("SELECT count(*) FROM inturn.turn"), "a try")
