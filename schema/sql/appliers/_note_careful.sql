@@ -7,8 +7,8 @@ LANGUAGE sql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 UPDATE inturn.applier a SET careful = n.topics
-FROM (SELECT ARRAY(SELECT t.name FROM unnest(topics, careful) t (name, keys) WHERE t.keys > 0 ORDER BY t.name)
-             AS topics OFFSET 0) n
+FROM (SELECT ARRAY(SELECT t.name FROM unnest(_note_careful.topics, _note_careful.careful) t (name, keys)
+                   WHERE t.keys > 0 ORDER BY t.name) AS topics OFFSET 0) n
 WHERE a.applier = _note_careful.applier AND a.careful <> n.topics
 $$;
 COMMENT ON FUNCTION inturn._note_careful IS
