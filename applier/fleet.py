@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 
 from inturn.applier import calls
@@ -21,7 +21,7 @@ from inturn.applier.metrics.tallies import Tallies
 from inturn.applier.outside.effect import Timeouts
 from inturn.applier.outside.worker import OutsideWorker
 from inturn.applier.process.chooser import Chooser
-from inturn.applier.process.connections import Connections, warn_superuser
+from inturn.applier.process.connections import Connections, FirstConnection, warn_superuser
 from inturn.applier.process.crew import Crew
 from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.process.helpers import count_held, start_helpers
@@ -102,6 +102,7 @@ class Fleet:
     ) -> None:
         _check_numbers(topics, workers, max_keys)
         self._connections = Connections(dsn, 5 if prepare else None)
+        self._first = FirstConnection(self._connections.connect)
         self._count, self._max_keys = workers, max_keys
         self._schema, self._drain, self._prune = schema, drain, prune
         self.stop, self.bell = Stop(), Bell(workers)
@@ -137,16 +138,19 @@ class Fleet:
                 there is none to drain.
             NoThread: there are not enough; `end` ends those that there are.
         """
-        with self._connections.connect() as connection:
+        with ExitStack() as unless_begun:
+            connection = self._first.connect()
+            unless_begun.callback(self._first.close)
             targets = self._chooser.inside(connection, _name(1), strict=True)
             outside = self._chooser.outside_targets(self._chooser.served(connection), strict=True)
             if warn:
                 warn_superuser(connection)
             self.topics = sorted([*(each.topic for each in targets), *(each.topic for each in outside)])
-        if self.stop.requested:
-            return
-        if not self.topics:
-            _report_nothing_to_serve(self._schema, drain=self._drain)
+            if self.stop.requested:
+                return
+            if not self.topics:
+                _report_nothing_to_serve(self._schema, drain=self._drain)
+            unless_begun.pop_all()
         self._started_at = time.monotonic()
         try:
             for number in range(self._count):
@@ -189,6 +193,7 @@ class Fleet:
             self.wait(_CANCEL_SECONDS)
         with suppress(Exception):  # a log that fails takes nothing away of how it ended
             FAILURES.say(everything=True)
+        self._first.close()
         error, held = _advised(self._crew.error or self._error, self._schema), None
         if self._crew.workers:
             # On it depends the exit code of a drain, to which the database has answered just now.
@@ -209,7 +214,7 @@ class Fleet:
     def _add_worker(self, number: int, careful: Callable[[str], float]) -> None:
         hand = Hand()
         worker = Worker(
-            self._connections.connect,
+            self._first.take if number == 1 else self._connections.connect,
             functools.partial(self._chooser.inside, applier_id=_name(number), hand=hand),
             schema=self._schema,
             applier_id=_name(number),

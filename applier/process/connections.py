@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -78,6 +79,36 @@ class Connections:
         timed.server = server
         with self._lock:
             self._made.add(timed)
+
+
+class FirstConnection:
+    """The one on which a process announces its first worker, which goes on with it.
+
+    Were it closed before that has one of its own, whoever starts meanwhile would take the process for dead.
+    """
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Any]]) -> None:
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._made: psycopg.Connection[Any] | None = None
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Make it, and return it."""
+        self._made = self._connect()
+        return self._made
+
+    def take(self) -> psycopg.Connection[Any]:
+        """Return it, to whoever asks first; to others, a new one."""
+        with self._lock:
+            made, self._made = self._made, None
+        return self._connect() if made is None else made
+
+    def close(self) -> None:
+        """Close it, if nobody has taken it."""
+        with self._lock:
+            made, self._made = self._made, None
+        if made is not None:
+            made.close()
 
 
 def warn_superuser(connection: psycopg.Connection[Any]) -> None:

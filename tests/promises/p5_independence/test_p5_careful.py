@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -16,6 +17,7 @@ from support.race import kill, replace_in
 from support.roles import OWNER
 
 from inturn.applier import Applier, Fleet, calls, pacing
+from inturn.applier.inside.worker import Worker
 from inturn.schema.version import HEAD
 
 _APPLIED = "SELECT count(*) FROM app.witness WHERE key <> 'bad'"
@@ -297,6 +299,20 @@ def test_p5_a_process_that_starts_before_the_database_has_seen_a_death_takes_key
             dead.close()
             until(lambda: fleet._chooser.careful_keys("t") == 20, "that is noticed")
             assert 20 < transactions("gone-") < 25
+
+
+def test_p5_a_process_that_starts_is_at_no_time_taken_for_dead(
+    topic: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its announcement and that of its first worker, which comes from that worker's thread."""
+    _transactions(topic, "first-")
+    begins, run = threading.Event(), Worker.run
+    monkeypatch.setattr(Worker, "run", lambda worker: begins.wait(60) and run(worker))
+    with shop.at_work(topic, Applier()):
+        assert _careful(topic, "t") == [0]
+        begins.set()
+        _append(topic, "k")
+        until(lambda: topic.value(_APPLIED) == 6, "at work")
 
 
 def test_p5_a_process_that_starts_beside_others_of_its_host_takes_no_keys_alone(topic: Database) -> None:
