@@ -36,6 +36,9 @@ _PINNED_DIRECTLY = {
     "array_nulls": "on",
     "quote_all_identifiers": "off",
 }
+#: The server too gives a session up whose client's host is gone, after 25 s, and what it has locked. It would
+#: wait for two hours otherwise. Not set behind a pooler, which is the client there.
+_PROBED = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
 #: Names mean PostgreSQL's own. Not where handlers run.
 _PATH = {"search_path": "pg_catalog, pg_temp"}
 
@@ -137,7 +140,7 @@ def pins(backend_pid: int, *, for_handlers: bool) -> sql.Composed:
     A pooler tells its clients another backend than the one that they have. There the search_path stays,
     as it would stay behind in a session that others use: operators connect directly, see security.md.
     """
-    pinned_directly = _PINNED_DIRECTLY if for_handlers else {**_PINNED_DIRECTLY, **_PATH}
+    pinned_directly = _PINNED_DIRECTLY | _PROBED | ({} if for_handlers else _PATH)
     everywhere = [
         sql.SQL("pg_catalog.set_config({}, {}, false)").format(name, value) for name, value in _PINNED.items()
     ]
@@ -153,7 +156,7 @@ def pins(backend_pid: int, *, for_handlers: bool) -> sql.Composed:
 
 def pinned_for_handlers() -> tuple[list[str], list[str]]:
     """Return the names and the values that `pins` sets directly where handlers run."""
-    pinned = _PINNED | _PINNED_DIRECTLY
+    pinned = _PINNED | _PINNED_DIRECTLY | _PROBED
     return [*pinned], [*pinned.values()]
 
 

@@ -252,6 +252,19 @@ def test_a_dead_connection_is_noticed_by_default_and_what_is_given_stays(
     assert kept("") == defaults
 
 
+def test_the_server_probes_a_session_that_is_idle(database: Database) -> None:
+    """Where its client's host is gone, its keys are free before two hours have passed."""
+    probes = "SELECT setting FROM pg_settings WHERE name LIKE 'tcp_keepalives%' ORDER BY name"
+    with connections.connect(make_conninfo(database.dsn, host="127.0.0.1"), for_handlers=True) as connection:
+        assert connection.execute(probes).fetchall() == [("3",), ("10",), ("5",)]
+        session = session_of(connection)
+        session.changed = True
+        with connection.transaction():
+            connection.execute("RESET ALL")
+            session.put_back(connection)
+        assert connection.execute(probes).fetchall() == [("3",), ("10",), ("5",)]
+
+
 def test_the_kernel_probes_a_connection_that_is_idle(database: Database) -> None:
     import socket
 
