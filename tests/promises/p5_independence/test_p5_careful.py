@@ -283,22 +283,22 @@ def test_p5_a_process_that_starts_before_the_database_has_seen_a_death_takes_key
 ) -> None:
     """As long as the session of the dead one has its keys in hand, and then the first ones."""
     _transactions(topic, "first-")
-    append = "SELECT count(inturn.append('t', %s || n, 'do')) FROM generate_series(1, 25) n"
+    append = "SELECT count(inturn.append('t', %s || n, 'do')) FROM generate_series(1, 40) n"
     count = "SELECT count(*), count(DISTINCT xmin::text) FROM app.witness WHERE starts_with(key, %s)"
 
     def transactions(keys: str) -> int:
         topic.execute(append, [keys])
-        until(lambda: topic.execute(count, [keys])[0][0] == 25, "they are applied")
+        until(lambda: topic.execute(count, [keys])[0][0] == 40, "they are applied")
         return int(topic.execute(count, [keys])[0][1])
 
     monkeypatch.setattr(pacing, "CHOOSE_SECONDS", 0.01)
     with ExitStack() as dead:
         dead.enter_context(_session_of(topic, pid))
         with shop.at_work(topic, Applier(), steady=False) as fleet:
-            assert transactions("there-") == 25
+            assert transactions("there-") == 40
             dead.close()
             until(lambda: fleet._chooser.careful_keys("t") == 20, "that is noticed")
-            assert 20 < transactions("gone-") < 25
+            assert 20 < transactions("gone-") < 40
 
 
 def test_p5_a_process_that_starts_is_at_no_time_taken_for_dead(
