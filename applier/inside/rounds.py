@@ -22,6 +22,9 @@ from inturn.schema.errors import InturnError, OwnerChanged, TargetRefused, from_
 
 log = logging.getLogger("inturn.applier")
 
+#: For how long whoever starts is as careful as a worker that is.
+PASSED_ON_SECONDS = 600.0
+
 
 class Rounds:
     """Of one worker, on one connection after the other."""
@@ -100,9 +103,14 @@ class Rounds:
 
     @property
     def careful_topics(self) -> list[str] | None:
-        """The topics with ready keys whose next one is taken alone; None: it has not looked yet."""
+        """The topics with ready keys whose next one is taken alone; None: it has not looked yet.
+
+        Not for long: one after the other, they would be careful for ever where few keys come.
+        """
         if not self._targets:
             return None
+        if time.monotonic() - self._visits.careful_from > PASSED_ON_SECONDS:
+            return []
         return [t for t in self._targets if self._visits.is_careful(t) and self._passes.has_ready(t)]
 
     @property

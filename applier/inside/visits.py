@@ -83,6 +83,8 @@ class Visits:
         self._careful: dict[str, float] = {}
         self._careful_at_first = careful
         self._careful_since_lost = 0
+        #: When it began to be careful, by time.monotonic().
+        self.careful_from = time.monotonic()
         # That of the topic that is probed just now.
         self._probed: Breaker | None = None
         #: Topics with ready keys that the last pass left, because their breaker is open.
@@ -104,6 +106,7 @@ class Visits:
         """Take the next keys of every topic alone: one of them may have cost the connection."""
         self._careful.clear()
         self._careful_since_lost = CAREFUL_KEYS
+        self.careful_from = time.monotonic()
 
     def visit(self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str) -> Visit:
         """Apply batches of a topic, from the keys on that became ready at `hand`.

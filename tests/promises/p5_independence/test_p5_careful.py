@@ -17,6 +17,7 @@ from support.race import kill, replace_in
 from support.roles import OWNER
 
 from inturn.applier import Applier, Fleet, calls, pacing
+from inturn.applier.inside import rounds
 from inturn.applier.inside.worker import Worker
 from inturn.schema.version import HEAD
 
@@ -256,6 +257,10 @@ def test_p5_a_worker_says_for_how_long_it_takes_keys_alone(
             seen = set()
             until(lambda: seen.add(topic.execute(says)[0][1]) or len(seen) > 5, "it was announced again")
             assert topic.execute(says)[0][0] == ["t"]
+            monkeypatch.setattr(rounds, "PASSED_ON_SECONDS", 0.0)
+            until(lambda: topic.execute(says)[0][0] == [], "that was long ago")
+            monkeypatch.setattr(rounds, "PASSED_ON_SECONDS", 3600.0)
+            until(lambda: topic.execute(says)[0][0] == ["t"], "it was not")
             somebody.rollback()
             until(lambda: topic.execute(says)[0][0] == [], "nothing is ready")
 
