@@ -209,7 +209,12 @@ def test_what_is_lost_against_others_over_and_over_is_refused_after_ever_longer_
     monkeypatch: pytest.MonkeyPatch, error: psycopg.Error
 ) -> None:
     pauses: list[int] = []
-    monkeypatch.setattr(pacing, "again_seconds", lambda times: pauses.append(times) or 0.0)
+
+    def pause(times: int) -> float:
+        pauses.append(times)
+        return 0.0
+
+    monkeypatch.setattr(pacing, "again_seconds", pause)
     operation = AsyncMock(side_effect=error)
 
     def link(stop: Stop) -> SharedConnection:
@@ -223,7 +228,8 @@ def test_what_is_lost_against_others_over_and_over_is_refused_after_ever_longer_
         )
 
     for patient in (False, True):
-        pauses.clear(), operation.reset_mock()
+        pauses.clear()
+        operation.reset_mock()
         with pytest.raises(type(error)):
             asyncio.run(link(Stop()).run(operation, patient=patient))
         assert pauses == list(range(AGAIN_TIMES))
