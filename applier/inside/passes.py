@@ -87,9 +87,10 @@ class Passes:
         """Return from when on to claim in a topic."""
         return self._hands.get(topic, self._safe_at)
 
-    def has_ready(self, topic: str) -> bool:
-        """Return whether the last pass found ready keys in a topic, in whosever hands."""
-        return topic in self._hands
+    @property
+    def ready(self) -> list[str]:
+        """The topics in which the last pass found ready keys, in whosever hands."""
+        return sorted(self._hands)
 
     def hand_among_many(self, connection: psycopg.Connection[Any], topic: str, width: int) -> str:
         """Return from when on to claim in a topic with more keys than a visit takes, beside other workers.

@@ -22,9 +22,6 @@ from inturn.schema.errors import InturnError, OwnerChanged, TargetRefused, from_
 
 log = logging.getLogger("inturn.applier")
 
-#: For how long whoever starts is as careful as a worker that is.
-PASSED_ON_SECONDS = 600.0
-
 
 class Rounds:
     """Of one worker, on one connection after the other."""
@@ -103,15 +100,8 @@ class Rounds:
 
     @property
     def careful_topics(self) -> list[str] | None:
-        """The topics with ready keys whose next one is taken alone; None: it has not looked yet.
-
-        Not for long: one after the other, they would be careful for ever where few keys come.
-        """
-        if not self._targets:
-            return None
-        if time.monotonic() - self._visits.careful_from > PASSED_ON_SECONDS:
-            return []
-        return [t for t in self._targets if self._visits.is_careful(t) and self._passes.has_ready(t)]
+        """For Entry.say_careful: of those that have ready keys; None: it has not looked yet."""
+        return self._visits.careful_among(self._passes.ready) if self._targets else None
 
     @property
     def are_careful(self) -> bool:
@@ -147,12 +137,9 @@ class Rounds:
         return seconds is not None
 
     def _end_drain(self) -> None:
-        """Raise OwnerChanged when a topic was left out, and so not drained.
-
-        Where none of its keys is ready by now, somebody else has drained it since it was put right.
-        """
+        """Raise OwnerChanged when a topic was left out, and has ready keys: nobody else has drained it."""
         for topic, refusal in self._refused.items():
-            if self._passes.has_ready(topic):
+            if topic in self._passes.ready:
                 raise refusal
 
     def _choose_when_due(self, connection: psycopg.Connection[Any]) -> None:

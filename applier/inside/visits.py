@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ from inturn.schema.version import check_after
 #: How many keys of a topic a worker takes alone after its start, where an applier before it may have died of
 #: one of them, and after a connection was lost with several keys in hand.
 CAREFUL_KEYS = 20
+#: For how long whoever starts is as careful as a worker that is.
+PASSED_ON_SECONDS = 600.0
 #: Whether it does so after its start: tests of later behaviour turn that off.
 STARTS_CAREFULLY = True
 
@@ -83,8 +85,8 @@ class Visits:
         self._careful: dict[str, float] = {}
         self._careful_at_first = careful
         self._careful_since_lost = 0
-        #: When it began to be careful, by time.monotonic().
-        self.careful_from = time.monotonic()
+        # When it began to be careful, by time.monotonic().
+        self._careful_from = time.monotonic()
         # That of the topic that is probed just now.
         self._probed: Breaker | None = None
         #: Topics with ready keys that the last pass left, because their breaker is open.
@@ -98,6 +100,14 @@ class Visits:
         first = max(self._careful_at_first(topic), self._careful_since_lost)
         return first if first == math.inf else self._careful.get(topic, first)
 
+    def careful_among(self, topics: Iterable[str]) -> list[str]:
+        """Return the topics whose next key is taken alone; none, once it has been careful for long.
+
+        Whoever starts is as careful: one after the other, for ever, where few keys come.
+        """
+        is_long = time.monotonic() - self._careful_from > PASSED_ON_SECONDS
+        return [] if is_long else [topic for topic in topics if self.is_careful(topic)]
+
     def width(self, topic: str) -> int:
         """Return how many keys of a topic the next batch takes."""
         return pacing.fitting_keys(self._seconds_per_key.get(topic, pacing.NEVER), self.max_keys)
@@ -106,7 +116,7 @@ class Visits:
         """Take the next keys of every topic alone: one of them may have cost the connection."""
         self._careful.clear()
         self._careful_since_lost = CAREFUL_KEYS
-        self.careful_from = time.monotonic()
+        self._careful_from = time.monotonic()
 
     def visit(self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str) -> Visit:
         """Apply batches of a topic, from the keys on that became ready at `hand`.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import psycopg
 
@@ -61,7 +61,6 @@ class SharedConnection:
     ) -> _T:
         """Run an operation, again on a new connection when the database was lost meanwhile.
 
-        One that is lost against another transaction runs again too; over and over, the database refuses it.
         An operation that was cut off may have been committed: it must be one that can be repeated.
 
         Args:
@@ -72,7 +71,7 @@ class SharedConnection:
             psycopg.Error: the database refused, or it was lost while draining or stopping.
             SchemaMismatch: it refused because the schema was upgraded meanwhile.
         """
-        lost_against_others = 0
+        times = 0
         while True:
             connection: psycopg.AsyncConnection[Any] | None = None
             try:
@@ -80,13 +79,11 @@ class SharedConnection:
                 async with self._busy:
                     result = await operation(connection)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                if error.sqlstate in _AGAIN and lost_against_others < AGAIN_TIMES and not self._ends(patient):
-                    await asyncio.sleep(pacing.again_seconds(lost_against_others))
-                    lost_against_others += 1
+                if error.sqlstate in _AGAIN and times < AGAIN_TIMES and not self._ends(patient):
+                    await asyncio.sleep(pacing.again_seconds(times))
+                    times += 1
                     continue
-                if connection is not None and not (connection.closed or connection.broken):
-                    raise
-                if self._ends(patient):
+                if self._ends(patient) or _is_usable(connection):
                     raise
                 await self._wait_to_reconnect(error, connection)
             except psycopg.DatabaseError as error:
@@ -123,7 +120,7 @@ class SharedConnection:
 
     async def _connected(self) -> psycopg.AsyncConnection[Any]:
         async with self._lock:
-            if self._connection is None or self._connection.closed or self._connection.broken:
+            if not _is_usable(self._connection):
                 self._connection = None
                 self._connection = await self._connect()
             return self._connection
@@ -148,3 +145,7 @@ class SharedConnection:
                 await asyncio.sleep(_CHECK_STOP_SECONDS)
                 if self._stop.requested:
                     return
+
+
+def _is_usable(connection: psycopg.AsyncConnection[Any] | None) -> TypeGuard[psycopg.AsyncConnection[Any]]:
+    return connection is not None and not (connection.closed or connection.broken)

@@ -17,7 +17,7 @@ from support.race import kill, replace_in
 from support.roles import OWNER
 
 from inturn.applier import Applier, Fleet, calls, pacing
-from inturn.applier.inside import rounds
+from inturn.applier.inside import visits
 from inturn.applier.inside.worker import Worker
 from inturn.schema.version import HEAD
 
@@ -257,9 +257,9 @@ def test_p5_a_worker_says_for_how_long_it_takes_keys_alone(
         with shop.at_work(topic, Applier(), steady=False):
             until(lambda: topic.value(announced), "it was announced again and again")
             assert topic.value(says) == ["t"]
-            monkeypatch.setattr(rounds, "PASSED_ON_SECONDS", 0.0)
+            monkeypatch.setattr(visits, "PASSED_ON_SECONDS", 0.0)
             until(lambda: topic.value(says) == [], "that was long ago")
-            monkeypatch.setattr(rounds, "PASSED_ON_SECONDS", 3600.0)
+            monkeypatch.setattr(visits, "PASSED_ON_SECONDS", 3600.0)
             until(lambda: topic.value(says) == ["t"], "it was not")
             somebody.rollback()
             until(lambda: topic.value(says) == [], "nothing is ready")
