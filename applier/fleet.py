@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from inturn.applier import calls
@@ -71,8 +71,7 @@ class Fleet:
 
     Args:
         dsn: libpq connection string.
-        applier: the handlers of the topics with target `python`; without it only topics with
-            SQL and HTTP targets are served.
+        applier: the handlers of the topics with target `python`; None: those are not served.
         topics: which to serve; empty: every topic that can be, also those created later.
         workers: how many threads and connections.
         max_keys: the most keys that share a transaction.
@@ -105,9 +104,8 @@ class Fleet:
         self._first = FirstConnection(self._connections.connect)
         self._count, self._max_keys = workers, max_keys
         self._schema, self._drain, self._prune = schema, drain, prune
-        self.stop, self.bell = Stop(), Bell(workers)
+        self.stop, self.bell, self.tallies = Stop(), Bell(workers), Tallies()
         self.topics: list[str] = []
-        self.tallies = Tallies()
         self._chooser = Chooser(
             applier,
             topics,
@@ -138,9 +136,7 @@ class Fleet:
                 there is none to drain.
             NoThread: there are not enough; `end` ends those that there are.
         """
-        with ExitStack() as unless_begun:
-            connection = self._first.connect()
-            unless_begun.callback(self._first.close)
+        with self._first as connection:  # if nobody takes it, `end` closes it
             targets = self._chooser.inside(connection, _name(1), strict=True)
             outside = self._chooser.outside_targets(self._chooser.served(connection), strict=True)
             if warn:
@@ -150,7 +146,6 @@ class Fleet:
                 return
             if not self.topics:
                 _report_nothing_to_serve(self._schema, drain=self._drain)
-            unless_begun.pop_all()
         self._started_at = time.monotonic()
         try:
             for number in range(self._count):

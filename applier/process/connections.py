@@ -92,10 +92,14 @@ class FirstConnection:
         self._lock = threading.Lock()
         self._made: psycopg.Connection[Any] | None = None
 
-    def connect(self) -> psycopg.Connection[Any]:
-        """Make it, and return it."""
+    def __enter__(self) -> psycopg.Connection[Any]:
+        """Make it, for a block that closes it when it fails."""
         self._made = self._connect()
         return self._made
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.close()
 
     def take(self) -> psycopg.Connection[Any]:
         """Return it, to whoever asks first; to others, a new one."""
