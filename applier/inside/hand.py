@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import psycopg
@@ -15,6 +15,9 @@ from inturn.schema.errors import InturnError
 
 #: How many abandoned threads end a process: they take memory and processor, and stay.
 MOST_ABANDONED = 10
+
+#: For commands that may take for ever: one for all, since it comes with each command.
+_NOT_HELD = nullcontext()
 
 
 class TooManyAbandoned(InturnError):
@@ -50,9 +53,10 @@ class Hand:
         self._is_alone = False
         self._was_cut = False
 
-    @contextmanager
-    def holding(self, order: ClaimedCommand, timeout: float | None, *, is_alone: bool) -> Iterator[None]:
-        """Hold a command.
+    def holding(
+        self, order: ClaimedCommand, timeout: float | None, *, is_alone: bool
+    ) -> AbstractContextManager[None]:
+        """Hold a command while a block runs.
 
         Args:
             timeout: how long it may take, in seconds; None: for ever.
@@ -61,9 +65,10 @@ class Hand:
         Raises:
             TookTooLong: in place of what the driver says of the cancel, that the user asked for it.
         """
-        if timeout is None:
-            yield
-            return
+        return _NOT_HELD if timeout is None else self._holding(order, timeout, is_alone=is_alone)
+
+    @contextmanager
+    def _holding(self, order: ClaimedCommand, timeout: float, *, is_alone: bool) -> Iterator[None]:
         with self._lock:
             self._order, self._length, self._is_alone = order, timeout, is_alone
             self._end_at, self._was_cut = time.monotonic() + timeout, False

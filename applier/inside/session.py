@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import psycopg
@@ -95,6 +96,7 @@ class Session:
         connection.cursor_factory = WatchedCursor
         self._attributes = {name: getattr(connection, name) for name in _ATTRIBUTES}
         self._modes = {name: getattr(connection, name) for name in _MODES}
+        self._made = _as_made(connection)
         self.changed = False
         self.worn = False
         self.spent = False
@@ -133,6 +135,8 @@ class Session:
         Raises:
             psycopg.Error: the connection is lost.
         """
+        if _as_made(connection) == self._made:  # one look, for it comes after each command
+            return
         for name, value in self._attributes.items():
             if getattr(connection, name) is not value:
                 setattr(connection, name, value)
@@ -194,6 +198,7 @@ class Session:
 _ATTRIBUTES = ("row_factory", "cursor_factory", "prepare_threshold", "server_cursor_factory")
 #: How transactions begin. The driver lets nobody change that while one is open.
 _MODES = ("autocommit", "isolation_level", "read_only", "deferrable")
+_as_made = attrgetter(*_ATTRIBUTES, *_MODES)
 #: Of a connection, the attribute that has its Session. Not a dictionary of all of them, even a weak one: a
 #: Session has a cursor, which has the connection, so none would ever be forgotten.
 _BESIDE = "_inturn_session"

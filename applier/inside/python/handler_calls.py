@@ -144,13 +144,13 @@ class HandlerCalls:
             raise psycopg.OperationalError(
                 "the handler closed the connection, left a pipeline, a stream or a COPY open, or it was lost"
             )
-        status = connection.info.transaction_status
-        if status is TransactionStatus.INERROR:
+        status = connection.pgconn.transaction_status  # connection.info makes an object of it each time
+        if status == TransactionStatus.INERROR:
             raise psycopg.errors.InFailedSqlTransaction(
                 "the handler returned although a statement of its had failed: "
                 "it must raise, or run the statement in a savepoint (connection.transaction())"
             )
-        if status is not TransactionStatus.INTRANS:
+        if status != TransactionStatus.INTRANS:
             raise self.broke(order)
 
     def broke(self, order: ClaimedCommand) -> HandlerBrokeTransaction:

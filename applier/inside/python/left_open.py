@@ -38,9 +38,9 @@ def free(connection: psycopg.Connection[Any], count: int, error: BaseException |
     if error is not None and (connection.lock.locked() or blocks(connection) != count):
         for each in _behind(error):
             traceback.clear_frames(each.__traceback__)
-    status = connection.info.transaction_status
     # Nothing but what has begun it ends a pipeline or a COPY.
-    if connection.lock.locked() or connection.pgconn.pipeline_status or status is TransactionStatus.ACTIVE:
+    status = connection.pgconn.transaction_status
+    if connection.lock.locked() or connection.pgconn.pipeline_status or status == TransactionStatus.ACTIVE:
         connection.close()
     if blocks(connection) == count:
         return False
