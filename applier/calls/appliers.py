@@ -149,7 +149,7 @@ def has_others(schema: str, topic: str, applier_id: str) -> Call[bool]:
 
 
 class Pass(NamedTuple):
-    """What a pass over topics found; see _begin_pass.
+    """What a pass over topics found; see _begin_saved_pass.
 
     Attributes:
         found: the topics with ready keys, the one whose key has been ready the longest first.
@@ -167,13 +167,14 @@ class Pass(NamedTuple):
 
 
 def begin_pass(schema: str, topics: Sequence[str], last: str | None) -> Call[Pass]:
+    """Return the call that begins a pass. last: the state of the last one; None: look at everything."""
     return Call(
         statement(
             # Times as text: one of them may be -infinity, which Python has no datetime for.
             "SELECT p.found, p.starts::pg_catalog.text[],"
             " extract(epoch FROM p.due OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp()),"
             " p.looked_at::pg_catalog.text, p.safe_at::pg_catalog.text, p::pg_catalog.text"
-            " FROM {schema}._begin_pass(%s, %s::{schema}._pass) p",
+            " FROM {schema}._begin_saved_pass(%s, %s::{schema}._pass, true) p",
             schema,
         ),
         (topics, last),

@@ -197,7 +197,7 @@ def test_inturn_apply_serves_those_that_its_login_may(two: Database) -> None:
     assert two.execute("SELECT topic FROM inturn.turn") == [("stock",)]
 
 
-_BEGIN = "SELECT inturn._begin_pass('{orders}', NULL)"
+_BEGIN = "SELECT inturn._begin_saved_pass('{orders}', NULL)"
 _SUSPECT = "SELECT inturn._next_suspect('{orders}', NULL, now())"
 ACTIONS = (
     "pause('orders', 'x', 'because')",

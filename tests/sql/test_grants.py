@@ -219,7 +219,7 @@ APPLIER_STEPS = {
         "_batch_commands",
         "_turn_commands",
     ),
-    *("_begin_pass", "_begin_saved_pass", "_spread_out", "_announce_applier"),
+    *("_begin_saved_pass", "_spread_out", "_announce_applier"),
     *("_careful_keys", "_note_careful", "_list_sessions", "_end_applier"),
     *("_sql_topic", "_sql_topics", "_leave_at", "_list_topics", "_arrival_topics"),
     *("_has_others", "_count_held", "_next_suspect"),

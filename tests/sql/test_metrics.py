@@ -7,7 +7,10 @@ from support.arrivals import number
 from support.database import Database, Session, until
 from support.logins import connect_as
 from support.plans import buffers, explain
-from support.roles import OWNER
+from support.race import replace_in
+from support.roles import APPLIER, OWNER
+
+from inturn.applier.inside.passes import Passes
 
 TOPIC_METRICS, SERVER_METRICS = (
     "SELECT * FROM inturn.topic_metrics()",
@@ -86,6 +89,7 @@ def test_keys_that_only_hints_tell_of_are_ready(orders: Database) -> None:
         caller.execute("SELECT inturn.append('orders', %s, 'insert')", [key])
         caller.commit()
     orders.execute("UPDATE inturn.wake_hint SET left_at = left_at - interval '1 h'")
+    orders.execute("DELETE FROM inturn.saved_pass")  # nothing but a test leaves a hint in the past
     orders.execute(
         "UPDATE inturn.command_log SET created_at = created_at - interval '1 h' WHERE key = 'a' AND seq = 2"
     )
@@ -98,7 +102,6 @@ def test_keys_that_only_hints_tell_of_are_ready(orders: Database) -> None:
     assert orders.execute("""
         SELECT ready, pending, oldest_pending_at < now() - interval '1 h' FROM inturn.topic_status('orders')
     """) == [(5, 11, True)]
-    orders.execute("DELETE FROM inturn.saved_pass")  # nothing but a test leaves a hint in the past
     orders.execute("CALL inturn.apply()")
     assert orders.execute("SELECT ready, pending FROM inturn.topic_status('orders')") == [(0, 3)]
     assert metrics(orders)["inturn_oldest_ready_age_seconds", "orders"] == 0
@@ -127,7 +130,7 @@ def test_a_scrape_does_not_walk_over_what_a_held_snapshot_keeps_of_numbered_comm
     holder = witness.session()
     holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     holder.execute("SELECT FROM inturn.topic")
-    look = "SELECT * FROM inturn._count_topic('posts', 1000)"
+    look = "SELECT * FROM inturn._count_topic('posts', 1000, '-infinity', '-infinity')"
     costs = []
     with witness.connect(user=OWNER) as connection:
         for _ in range(6):
@@ -140,27 +143,77 @@ def test_a_scrape_does_not_walk_over_what_a_held_snapshot_keeps_of_numbered_comm
     assert metrics(witness)["inturn_arrived_commands", "posts"] == 0
 
 
-def test_a_scrape_walks_once_over_what_a_held_snapshot_keeps_of_turns(orders: Database) -> None:
-    """To count the keys it has to; to find the oldest ones it begins where it has found the first."""
+def _pass(database: Database, times: int = 3) -> None:
+    """As an applier that keeps in memory where its passes begin, and whose commands do not count."""
+    connection = database.connect(user=APPLIER)
+    passes = Passes("inturn")
+    passes.serve(connection, ["orders"])
+    for _ in range(times):
+        passes.begin(connection)
+
+
+def _walk(database: Database, query: str) -> tuple[list[tuple[object, ...]], int]:
+    """Return what it gives, and how many entries it has read where turns leave some, dead ones too."""
+    with database.connect(user=OWNER, autocommit=False) as connection:
+        rows = connection.execute(query).fetchall()
+        ((read,),) = connection.execute("""
+            SELECT sum(pg_stat_get_xact_tuples_returned(i.indexrelid))::integer FROM pg_index i
+            WHERE i.indrelid = ANY ('{inturn.ticket,inturn.key_mark,inturn.wake_hint}'::regclass[])
+        """)
+    return rows, read
+
+
+def test_no_look_walks_over_what_a_held_snapshot_keeps_of_turns(orders: Database) -> None:
+    """Ten minutes of 5,000 turns a second are three million entries in each of these indexes."""
+    replace_in(orders, "_begin_saved_pass", (r"interval '100 ms'", "interval '0'"))
     orders.execute("CALL inturn.apply()")
+    orders.execute("DELETE FROM inturn.saved_pass")
     report = orders.session()
     report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     report.execute("SELECT FROM inturn.topic")
-    orders.execute(
-        "INSERT INTO inturn.ticket SELECT 'orders', 'k' || n, 0, 0, clock_timestamp()"
-        " FROM generate_series(1, 2000) n"
-    )
-    orders.execute("DELETE FROM inturn.ticket WHERE key LIKE 'k%'")
-    walked = "SELECT pg_stat_get_xact_tuples_returned('inturn.ticket_ready'::regclass)"
-    for appended, ready in ((0, 0), (1, 1)):
-        orders.execute(
-            "SELECT inturn.append('orders', 'd', 'insert') FROM generate_series(1, %s)", [appended]
-        )
-        with orders.connect(user=OWNER, autocommit=False) as connection:
-            found = connection.execute("SELECT ready, exact FROM inturn._count_topic('orders', 1000)")
-            assert found.fetchone() == (ready, True)
-            ((entries,),) = connection.execute(walked)
-            assert 2000 <= entries < 2100
+    orders.execute("""
+        INSERT INTO inturn.ticket SELECT 'orders', 'k' || n, 0, 0, clock_timestamp() + s * interval '1 min'
+        FROM generate_series(1, 2000) n, mod(n, 2) s;
+        INSERT INTO inturn.key_mark (topic, key, epoch, attempts, claimed_by, lease_until, ready_at)
+        SELECT 'orders', 'k' || n, 0, 1, 'a', now(), now() FROM generate_series(1, 1000) n;
+        INSERT INTO inturn.wake_hint
+        SELECT 'orders', 'k' || n, clock_timestamp() FROM generate_series(1, 1000) n;
+        DELETE FROM inturn.ticket WHERE key LIKE 'k%'; DELETE FROM inturn.key_mark WHERE key LIKE 'k%';
+        DELETE FROM inturn.wake_hint;
+    """)
+    for key in ("d", "e", "g"):
+        orders.execute("SELECT inturn.append('orders', %s, 'insert')", [key])
+    applier = orders.session()
+    applier.execute("SELECT inturn.announce_applier('me', '{orders}', 'h', 1, '0001')")
+    applier.commit()
+    _pass(orders)
+    ((first,),) = applier.execute("SELECT key FROM inturn.claim('orders', max_keys => 1)")
+    found, read = _walk(orders, "SELECT ready, held, paused, exact FROM inturn.topic_status('orders')")
+    assert (found, read > 1000) == ([(3, 1, 1, True)], True), "it may: it counts them all"
+    looks = {
+        "SELECT value FROM inturn.topic_metrics() WHERE metric = 'inturn_keys' AND labels->>'state' = 'ready'"
+        " AND labels->>'topic' = 'orders'": (3.0,),
+        "SELECT doing, topic, key FROM inturn.list_appliers() LIMIT 1": (
+            "applying",
+            "orders",
+            first,
+        ),
+        "SELECT details->'ahead' FROM inturn.why('orders', 'g')": (2,),
+    }
+    for query, expected in looks.items():
+        found, read = _walk(orders, query)
+        assert (found, read < 100) == ([expected], True), (query, found, read)
+
+
+def test_a_key_that_was_committed_late_is_counted_though_passes_went_on(orders: Database) -> None:
+    replace_in(orders, "_begin_saved_pass", (r"interval '100 ms'", "interval '0'"))
+    caller = orders.session()
+    caller.execute("SELECT inturn.append('orders', 'late', 'insert')")
+    orders.execute("CALL inturn.apply()")
+    _pass(orders)
+    assert keys(orders)["ready"] == 0
+    caller.commit()
+    assert keys(orders)["ready"] == 1
 
 
 def _plant_ready(database: Database, count: int) -> None:
@@ -171,7 +224,7 @@ def _plant_ready(database: Database, count: int) -> None:
         """,
         [count],
     )
-    database.execute("ANALYZE inturn.ticket")
+    database.execute("ANALYZE inturn.ticket; DELETE FROM inturn.saved_pass")
 
 
 def test_of_very_many_keys_the_statistics_say_how_many(orders: Database) -> None:
@@ -189,7 +242,7 @@ def test_so_are_keys_that_are_held_very_many(orders: Database) -> None:
         SELECT 'orders', 'many' || n, 0, 0, 'infinity', true FROM generate_series(1, 20000) n;
         INSERT INTO inturn.key_mark (topic, key, epoch, held_at)
         SELECT 'orders', 'many' || n, 0, now() FROM generate_series(1, 20000) n;
-        ANALYZE inturn.ticket; ANALYZE inturn.key_mark;
+        ANALYZE inturn.ticket; ANALYZE inturn.key_mark; DELETE FROM inturn.saved_pass;
     """)
     assert keys(orders)["held"] == pytest.approx(20001, rel=0.1)
 

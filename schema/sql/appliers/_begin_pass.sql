@@ -1,6 +1,6 @@
 -- Finds the topics that have ready keys, in one statement, and where a pass over each may begin; the longest ready
 -- first.
--- Internal to the appliers.
+-- Internal to _begin_saved_pass.
 --
 -- last: what the applier's pass before returned, over the same topics; NULL: the first one.
 -- found, starts: the topics, and from when on to claim there: nothing that can be seen is older. due: when the next key
@@ -24,7 +24,7 @@
 -- The caller commits at once. Raises IT014 for a topic that is granted to other appliers only. Locks what
 -- _number_arrivals and _take_hints lock.
 CREATE FUNCTION inturn._begin_pass(topics text[], last inturn._pass) RETURNS inturn._pass
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off

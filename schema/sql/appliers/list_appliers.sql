@@ -33,29 +33,21 @@ WITH lease AS MATERIALIZED (
         WHERE m.topic = t.name AND m.lease_until > statement_timestamp()) c
     GROUP BY c.claimed_by
 ),
-hidden AS MATERIALIZED (SELECT inturn._hidden_topics() AS topics)
+hidden AS MATERIALIZED (SELECT inturn._hidden_topics() AS topics),
+turn AS MATERIALIZED (SELECT t.* FROM inturn._find_turns() t)
 SELECT p.applier, p.topics, p.host, p.pid, p.backend_pid, p.revision, p.started_at, p.seen_at, d.alive,
-       CASE WHEN NOT d.alive THEN 'gone' WHEN claim.xid IS NOT NULL OR h.leases > 0 THEN 'applying' ELSE 'idle' END,
-       CASE WHEN NOT d.alive THEN p.seen_at WHEN claim.xid IS NOT NULL THEN a.xact_start
+       CASE WHEN NOT d.alive THEN 'gone' WHEN turn.backend_pid IS NOT NULL OR h.leases > 0 THEN 'applying'
+            ELSE 'idle' END,
+       CASE WHEN NOT d.alive THEN p.seen_at WHEN turn.backend_pid IS NOT NULL THEN a.xact_start
             WHEN h.leases > 0 THEN h.since ELSE a.state_change END,
        now.topic, now.key, now.seq,
-       CASE WHEN d.alive AND claim.xid IS NOT NULL THEN inturn._session_waits_for(a.pid) END, coalesce(h.leases, 0),
-       p.down - hidden.topics, p.abandoned
+       CASE WHEN d.alive AND turn.backend_pid IS NOT NULL THEN inturn._session_waits_for(a.pid) END,
+       coalesce(h.leases, 0), p.down - hidden.topics, p.abandoned
 FROM inturn.applier p
 LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND a.datname = current_database()
                                AND coalesce(a.backend_start, p.backend_start) = p.backend_start
 CROSS JOIN LATERAL (SELECT inturn._is_alive(p, a.pid, a.state, a.query_start) AS alive) d
--- A transaction that has claimed a key has a number, and a lock of this mode on the table.
-LEFT JOIN LATERAL (
-    SELECT x.transactionid AS xid FROM pg_locks x JOIN pg_locks r ON r.pid = x.pid
-    WHERE x.pid = a.pid AND x.locktype = 'transactionid' AND x.granted
-      AND r.relation = 'inturn.ticket'::regclass AND r.mode = 'RowShareLock'
-    ORDER BY age(x.transactionid) DESC LIMIT 1) claim ON d.alive
-LEFT JOIN LATERAL (
-    SELECT c.* FROM unnest(p.topics) t (name) CROSS JOIN LATERAL (
-        SELECT c.topic, c.key, c.applied_seq, c.xmax AS locker FROM inturn.ticket c
-        WHERE c.topic COLLATE "POSIX" = t.name ORDER BY c.ready_at LIMIT 200) c
-    WHERE c.locker = claim.xid LIMIT 1) turn ON claim.xid IS NOT NULL
+LEFT JOIN turn ON d.alive AND turn.backend_pid = a.pid
 LEFT JOIN lease h ON h.claimed_by = p.applier
 CROSS JOIN hidden
 LEFT JOIN LATERAL (

@@ -7,8 +7,8 @@ AS $$
 -- Names no key. Takes no locks.
 --
 -- It looks at some thousand rows at most, shared out over the topics: so a scrape takes tens of milliseconds at a
--- million keys.
--- Where a topic has more, inturn_counts_exact is 0: the states are scaled up to what the planner expects, as of the
+-- million keys. It does not walk over what turns before the last pass of an applier left, which a held snapshot keeps.
+-- Where a topic has more, inturn_counts_exact is 0: the states are filled up to what the planner expects, as of the
 -- last ANALYZE, and pending counts one command for each key that was not looked at. Idle keys are not counted: no index
 -- lists them.
 -- An age is 0 where there is nothing.
@@ -21,13 +21,16 @@ alive AS MATERIALIZED (
 ),
 serving AS MATERIALIZED (SELECT s.topic, count(*) AS appliers FROM alive a CROSS JOIN unnest(a.topics) s (topic)
                          GROUP BY s.topic),
+walk AS MATERIALIZED (SELECT w.* FROM inturn._walk_from() w),
 down AS MATERIALIZED (
     SELECT d.topic, count(DISTINCT (a.host, a.pid)) AS processes FROM alive a
     CROSS JOIN jsonb_object_keys(a.down) d (topic)
     GROUP BY d.topic)
 SELECT v.metric, jsonb_build_object('topic', t.name) || v.more, v.value
 FROM inturn.topic t CROSS JOIN budget b
-CROSS JOIN LATERAL inturn._count_topic(t.name, b.most) c
+LEFT JOIN walk w ON w.topic = t.name
+CROSS JOIN LATERAL inturn._count_topic(
+    t.name, b.most, coalesce(w.since, '-infinity'), coalesce(w.hints_since, '-infinity')) c
 LEFT JOIN serving s ON s.topic = t.name
 LEFT JOIN down d ON d.topic = t.name
 CROSS JOIN LATERAL (VALUES

@@ -1,5 +1,5 @@
 -- Where an applier's next pass over the tickets of its topics may begin: see _begin_pass. An applier keeps it in
--- memory, from one pass to the next; nobody else can use it.
+-- memory, from one pass to the next, or in saved_pass.
 CREATE TYPE inturn._pass AS (
     found text[],
     hands timestamptz[],

@@ -18,6 +18,8 @@ SELECT 'queued',
 FROM (SELECT
     (SELECT count(*) FROM (SELECT FROM inturn.ticket k
                            WHERE k.topic COLLATE "POSIX" = c.topic AND k.ready_at < c.ready_at
+                             AND k.ready_at >= coalesce((SELECT w.since FROM inturn._walk_from() w
+                                                         WHERE w.topic = c.topic), '-infinity')
                            ORDER BY k.ready_at LIMIT 10001) k) AS ahead,
     jsonb_array_length(serving) AS appliers,
     (SELECT count(*) FROM jsonb_array_elements(serving) s WHERE s->>'doing' = 'applying') AS busy,

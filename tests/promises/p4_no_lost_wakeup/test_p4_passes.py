@@ -269,7 +269,7 @@ def test_p5_a_claim_by_lease_does_not_walk_over_passes_that_were_replaced(
     witness.execute(CLAIM)
     _hold_a_snapshot(witness)
     witness.execute(
-        "INSERT INTO inturn.saved_pass SELECT topics_hash, saved_at - n * interval '1 minute', pass"
+        "INSERT INTO inturn.saved_pass SELECT topics_hash, topics, saved_at - n * interval '1 minute', pass"
         " FROM inturn.saved_pass, generate_series(1, 1000) n"
     )
     witness.execute(
