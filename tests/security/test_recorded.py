@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import psycopg
 import pytest
 from support.database import Database
 from support.logins import connect_as
-from support.race import replace_in
+from support.race import replace_in, unblocked
 from support.refusal import refusal
 from support.roles import OPERATOR, OWNER
 
@@ -76,37 +75,25 @@ def test_no_operator_or_caller_writes_a_table(database: Database, role: str, tab
         assert said.sqlstate == "42501"
 
 
-def test_actions_on_one_key_that_come_at_once_are_numbered_one_after_the_other(database: Database) -> None:
+RECORD = "SELECT id FROM inturn._record_action('orders', 'k', 1, 'note', %s, NULL, NULL)"
+
+
+def test_actions_on_one_key_that_come_at_once_do_not_wait_for_each_other(database: Database) -> None:
+    """Also on a snapshot that does not show the last one."""
     database.execute("SELECT inturn.create_topic('orders')")
-    record = "SELECT id FROM inturn._record_action('orders', 'k', 1, 'note', %s, NULL, NULL)"
-    first, second = database.session(), database.session()
-    first.execute(record, ["committed"])
-    waiting = second.begin(record, ["after it"])
-    second.wait_blocked()
-    first.commit()
-    assert waiting.result(30) == [(2,)]
-    second.rollback()
-    first.execute(record, ["rolled back"])
-    waiting = second.begin(record, ["instead of it"])
-    second.wait_blocked()
-    first.rollback()
-    assert waiting.result(30) == [(2,)]
-    second.commit()
+    late, first, second = (database.session(user=OWNER) for _ in range(3))
+    late.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    late.execute("SELECT FROM inturn.schema_version")
+    reasons = {"first": first, "second": second, "third": first, "late": late}
+    ids = [unblocked(database, session, RECORD, [reason])[0][0] for reason, session in reasons.items()]
+    assert ids == sorted(set(ids))
+    for session in (second, late, first):
+        session.commit()
     rows = "SELECT id, reason FROM inturn.operator_action WHERE key = 'k' ORDER BY id"
-    assert database.execute(rows) == [(1, "committed"), (2, "instead of it")]
-
-
-def test_on_a_snapshot_that_does_not_show_the_last_action_it_is_refused(database: Database) -> None:
-    database.execute("SELECT inturn.create_topic('orders')")
-    record = "SELECT id FROM inturn._record_action('orders', 'k', 1, 'note', 'because', NULL, NULL)"
-    with database.connect(autocommit=False, user=OWNER) as late:
-        late.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        late.execute("SELECT FROM inturn.schema_version")
-        database.execute(record)
-        with pytest.raises(psycopg.errors.SerializationFailure):
-            late.execute(record)
-        late.rollback()
-    assert database.value(record) == 2
+    assert database.execute(rows) == list(zip(ids, reasons, strict=True))
+    # Above those that are there, whatever the clock says.
+    database.execute("UPDATE inturn.operator_action SET id = id + 3600000000 WHERE reason = 'late'")
+    assert database.value(RECORD, ["when the clock was set back"]) == ids[-1] + 3600000001
 
 
 def test_an_operator_who_removes_what_he_did_to_a_key_leaves_a_record_of_that(witness: Database) -> None:
@@ -129,3 +116,25 @@ def test_an_operator_who_removes_what_he_did_to_a_key_leaves_a_record_of_that(wi
     first.execute("SELECT inturn.skip('orders', 'd', 1, 'by the rule')")
     first.execute("CALL inturn.prune('orders')")
     assert witness.execute(recorded) == expected  # who has set that is recorded
+
+
+def test_two_operators_who_act_on_the_same_keys_in_transactions_meet_no_deadlock(witness: Database) -> None:
+    """Each has keys locked that the other wants: neither waits for what the other has recorded."""
+    witness.execute("UPDATE inturn.topic SET max_attempts = 1")
+    for key in ("b", "a"):
+        for name in ("insert", "fail"):
+            witness.execute("SELECT inturn.append('orders', %s, %s)", [key, name])
+        witness.execute("CALL inturn.apply()")  # b is held the longest
+    replay, retry = "SELECT inturn.replay('orders', %s, 1, 'why')", "SELECT inturn.retry('orders', %s)"
+    for act, step, next_step in (
+        ("SELECT inturn.retry_all('orders')", (replay, "a"), (replay, "b")),
+        ("SELECT inturn.cancel_rest_all('why', 'orders')", (replay, "a"), (replay, "b")),
+        ("SELECT inturn.replay('orders', 'a', 1, 'why')", (retry, "a"), (replay, "a")),
+    ):
+        first, second = witness.session(), witness.session()
+        first.execute(step[0], step[1:])
+        unblocked(witness, second, act, [])
+        running = first.begin(next_step[0], next_step[1:])
+        second.rollback()
+        running.result()
+        first.rollback()

@@ -1,10 +1,9 @@
 -- Records what an operator did, and returns the entry. Internal to the operators' functions.
 --
--- Its id is the next one of the key, or of the topic itself: no sequence, which a move by logical replication leaves
--- behind. Most actions hold a lock of the key or the topic; where two come at once (a replay), the second waits for the
--- first to end.
--- Raises 40001 at REPEATABLE READ and SERIALIZABLE where an action on the key came after the snapshot; IT014 when the
--- topic is granted to other operators only.
+-- Its id is the time in microseconds, above those of the key, or of the topic itself: no sequence, which a move by
+-- logical replication leaves behind; and no count, for which two operators at once would wait for each other's commit,
+-- each with keys locked that the other one wants.
+-- Takes no locks. Raises IT014 when the topic is granted to other operators only.
 -- Who: the session's login; and, as far as the session says so, inturn.os_user and inturn.acting_as (set_config).
 CREATE FUNCTION inturn._record_action(
     topic text, key text, seq bigint, action text, reason text, before jsonb, after jsonb
@@ -18,12 +17,12 @@ BEGIN
     -- Whatever is recorded passes here, so nothing is done that is not granted.
     PERFORM inturn._require_grant(topic, 'operator');
     LOOP
-        -- Each round has a snapshot of its own: it sees the action that was in the way of the last one.
+        -- Again where another one came in the same microsecond.
         INSERT INTO inturn.operator_action (topic, key, id, seq, action, reason, os_user, acting_as, before, after)
         VALUES (_record_action.topic, _record_action.key,
-                coalesce((SELECT a.id FROM inturn.operator_action a
-                          WHERE a.topic = _record_action.topic AND a.key = _record_action.key
-                          ORDER BY a.id DESC LIMIT 1), 0) + 1,
+                greatest(extract(epoch FROM clock_timestamp()) * 1000000, 1 + (
+                    SELECT a.id FROM inturn.operator_action a
+                    WHERE a.topic = _record_action.topic AND a.key = _record_action.key ORDER BY a.id DESC LIMIT 1)),
                 _record_action.seq, _record_action.action,
                 CASE WHEN NOT inturn._is_blank(_record_action.reason) THEN trim(_record_action.reason) END,
                 nullif(current_setting('inturn.os_user', true), ''),

@@ -16,7 +16,7 @@ CREATE TABLE inturn.operator_action (
 );
 COMMENT ON TABLE inturn.operator_action IS 'What operators did: who, when, why, and what it was before.';
 COMMENT ON COLUMN inturn.operator_action.id IS
-    'Counts the actions on the key, or on the topic itself; a new one is above those that are there.';
+    'When it was recorded, in microseconds since 1970; above those of the key, or of the topic itself, before it.';
 COMMENT ON COLUMN inturn.operator_action.key IS 'Empty: the action was on the whole topic.';
 COMMENT ON COLUMN inturn.operator_action.db_user IS 'Whose login the session had.';
 COMMENT ON COLUMN inturn.operator_action.os_user IS
