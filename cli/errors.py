@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 
 import click
 import psycopg
@@ -23,6 +24,12 @@ _MISSING = (
     "A part of the schema is missing, or was upgraded just now: run it again, or compare it with:"
     " inturn upgrade --sql"
 )
+_MISSING_TO = (
+    "The function {0}, which is not inturn's, looks for it with the search_path that inturn pins:"
+    " have it name the schema, or run ALTER FUNCTION {0} SET search_path TO ...; then run this again"
+)
+#: The innermost one that the context of an error names.
+_FUNCTION = re.compile(r'function "?(?P<function>(?:[^\s(".]+\.)?(?P<name>[^\s(".]+)(?:\([^)]*\))?)')
 _PRIMARY = "Name the primary server: this one, or this session, takes no writes"
 _HINTS = {
     "0A000": _PRIMARY,
@@ -143,4 +150,15 @@ def _database_parts(error: psycopg.Error) -> tuple[str, str, ExitCode]:
 def _hint(error: psycopg.Error) -> str:
     if error.sqlstate == "0A000" and "during recovery" not in str(error):  # a standby has no unlogged tables
         return ""
-    return _HINTS.get(error.sqlstate or "", "")
+    hint = _HINTS.get(error.sqlstate or "", "")
+    stranger = _stranger(error) if hint == _MISSING else None
+    return _MISSING_TO.format(stranger) if stranger else hint
+
+
+def _stranger(error: psycopg.Error) -> str | None:
+    """Return the function in which the error came up, if that is not ours: of a trigger, as on DDL."""
+    from inturn.schema.source import manifest
+
+    found = _FUNCTION.search(error.diag.context or "")
+    ours = {"inline_code_block", *(PurePath(path).stem for path in manifest())}
+    return None if found is None or found["name"] in ours else found["function"]

@@ -14,6 +14,7 @@ from support.database import Database, set_revision
 from support.dump import dump
 from support.installers import upgrade_at_once
 from support.logins import login
+from support.process import run_inturn
 from support.roles import OWNER
 from support.server import Server
 
@@ -329,3 +330,36 @@ def test_a_failed_installation_leaves_nothing(empty_database: Database) -> None:
     assert empty_database.execute(
         "SELECT relname FROM pg_class WHERE relnamespace = 'inturn'::regnamespace"
     ) == [("turn",)]
+
+
+def test_where_a_trigger_of_others_relies_on_the_search_path_it_is_named_with_what_to_do(
+    empty_database: Database,
+) -> None:
+    """A trigger on DDL, which runs at an upgrade; and one on a table, which runs at an append."""
+    empty_database.administer("""
+        CREATE SCHEMA audit; GRANT USAGE ON SCHEMA audit TO PUBLIC;
+        CREATE TABLE audit.seen (tag text); GRANT ALL ON audit.seen TO PUBLIC;
+        CREATE FUNCTION audit.note_ddl() RETURNS event_trigger LANGUAGE plpgsql AS
+            'BEGIN INSERT INTO seen VALUES (tg_tag); END';
+        CREATE FUNCTION audit.note_row() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN INSERT INTO seen VALUES (tg_op); RETURN NEW; END';
+        CREATE EVENT TRIGGER note ON ddl_command_end EXECUTE FUNCTION audit.note_ddl();
+    """)
+
+    def refused(function: str, *arguments: str) -> bool:
+        code, _, said = run_inturn(empty_database.dsn, *arguments)
+        assert code == 0 or f'relation "seen" does not exist. The function {function}, which' in said, said
+        empty_database.administer(f"ALTER FUNCTION {function} SET search_path TO audit")
+        return code != 0
+
+    assert refused("audit.note_ddl()", "upgrade")
+    assert not refused("audit.note_ddl()", "upgrade")
+    empty_database.execute("SELECT inturn.create_topic('orders')")
+    empty_database.administer(
+        "CREATE TRIGGER note AFTER INSERT ON inturn.command_log"
+        " FOR EACH ROW EXECUTE FUNCTION audit.note_row()"
+    )
+    append = ("append", "orders", "k", "insert")
+    assert refused("audit.note_row()", *append)
+    assert not refused("audit.note_row()", *append)
+    assert empty_database.value("SELECT count(*) > 100 FROM audit.seen")
