@@ -337,6 +337,29 @@ def test_no_lag_is_missed_wherever_the_key_was_drained(witness: Database, lag: i
     assert _keys(witness, f"min_lag => {lag + 1}") == []
 
 
+def test_an_idle_key_that_only_a_hint_tells_of_is_ready(orders: Database) -> None:
+    """Its caller appended on a snapshot, and no applier has looked at it yet."""
+    caller = orders.session()
+    caller.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    caller.execute("SELECT inturn.append('orders', 'idle1', 'insert') FROM generate_series(1, 50)")
+    caller.commit()
+    assert orders.execute("SELECT state, pending, oldest_pending_at > ready_at FROM inturn.list_keys()")[
+        -1
+    ] == ("ready", 50, False)
+    orders.execute("UPDATE inturn.command_log SET created_at = now() - interval '1 h' WHERE key = 'idle1'")
+    assert _keys(orders, "of_state => 'ready'") == ["ready1", "ready2", "ready3", "idle1"]
+    assert _keys(orders, "of_state => 'idle'") == []
+    for arguments in ("older_than => '10 min'", "min_lag => 50", "min_lag => 50, sort_by => 'lag'"):
+        assert _keys(orders, arguments) == ["idle1"]
+    for arguments in ("older_than => '2 h'", "min_lag => 51", "of_like => 'x', min_lag => 50", "'bills'"):
+        assert _keys(orders, arguments) == []
+    for sort in ("lag", "age"):
+        assert _keys(orders, f"sort_by => '{sort}'")[0] == "idle1"
+        assert sorted(_keys(orders, f"sort_by => '{sort}'")) == sorted(_keys(orders))
+    status = "SELECT ready, pending, oldest_pending_at < now() - interval '1 min', exact"
+    assert orders.execute(f"{status} FROM inturn.topic_status('orders')") == [(4, 96, True, True)]
+
+
 def test_sorted_by_lag_age_or_attempts(orders: Database) -> None:
     orders.execute("UPDATE inturn.command_log SET created_at = now() - interval '1 h' WHERE key = 'ready2'")
     assert _keys(orders, "sort_by => 'lag'")[0] == "ready3"

@@ -1,10 +1,11 @@
--- Returns the query by which list_keys reads the keys of one state, from that state's own index. Internal to list_keys.
+-- Returns the query by which list_keys reads the keys of one state, from that state's own index; with the ready ones
+-- those that only hints tell of. Internal to list_keys.
 --
 -- state: one of key_state's, or arrived. order_by: what comes before the state's own order, with a comma at its end.
 -- hidden: the topics to leave out. deep: only keys on which more than 32 commands are pending, all of them, whatever
 -- $5.
 -- $1 topic, $2 pattern of the key, $3 least number pending, $4 appended by then at the latest, $6 pattern of the
--- error's first line: NULL for any; $5 how many; $7, where idle ones are read, what _arrived_keys returns.
+-- error's first line: NULL for any; $5 how many; $7, where idle ones are read, what _unwoken_keys returns.
 -- A key that has a ticket is read from that and its marks, as key_cursor has it: a probe for each that is marked.
 -- What is pending is looked for by subqueries: from a join, or from EXISTS, a planner may read the whole log.
 CREATE FUNCTION inturn._keys_query(state text, order_by text DEFAULT '', deep boolean DEFAULT false,
@@ -39,7 +40,7 @@ $query$,
         SELECT c.*, inturn.key_state(c) AS state FROM inturn.key_sequence f
         CROSS JOIN LATERAL (SELECT c.* FROM inturn.key_cursor c WHERE c.topic = f.topic AND c.key = f.key OFFSET 0) c
         WHERE f.topic = t.name
-          AND CASE WHEN t.numbering = 'arrival' THEN $7 ? pg_catalog.jsonb_build_array(f.topic, f.key)::text
+          AND CASE WHEN $7 <> '{}' THEN $7 ? pg_catalog.jsonb_build_array(f.topic, f.key)::text
                    ELSE false END IS FALSE$source$
     ELSE format($source$
         SELECT (c.cursor).*, inturn.key_state(c.cursor) AS state
@@ -67,6 +68,7 @@ $query$,
         WHEN 'leased' THEN 'f.lease_until' WHEN 'idle' THEN 'f.key' ELSE 'f.ready_at' END,
     state, n.least, n.least, n.least,
     CASE WHEN NOT deep THEN 'LIMIT $5' END, hidden) END
+    || CASE WHEN state = 'ready' THEN 'UNION ALL' || inturn._hinted_query(deep, hidden) ELSE '' END
 FROM (SELECT CASE WHEN deep THEN 'greatest($3, 33)' ELSE '$3' END) n (least)
 $$;
 COMMENT ON FUNCTION inturn._keys_query IS 'Internal to list_keys: the query that reads the keys of one state.';

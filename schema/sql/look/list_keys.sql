@@ -30,7 +30,7 @@ AS $$
 -- What its topic does, topic_paused says. pending counts commands that are committed and not
 -- applied; oldest_pending_at is when the next one was appended; last_error is of its latest attempt. Where callers
 -- number, the next one may be missing: pending counts what is there, and oldest_pending_at is the first that came of
--- it.
+-- it. An idle key of which a hint says that something is pending counts as ready since then: see _hinted_keys.
 -- waiting_at: since when it is missing. claimed_by, lease_until: who had or has the key by lease.
 --
 -- Each state is read from its own index, and only as far as max_keys: quick with millions of keys. Every filter is
@@ -94,7 +94,7 @@ BEGIN
         -- State by state: the search for an idle key must not begin while there are others to list.
         FOREACH state IN ARRAY states LOOP
             RETURN QUERY EXECUTE format(details, inturn._keys_query(state, hidden => hidden), '')
-            USING of_topic, of_like, min_lag, appended_by, max_keys - listed, of_error, CASE state WHEN 'idle' THEN inturn._arrived_keys(of_topic) END, ranks, max_keys - listed;
+            USING of_topic, of_like, min_lag, appended_by, max_keys - listed, of_error, CASE state WHEN 'idle' THEN inturn._unwoken_keys(of_topic) END, ranks, max_keys - listed;
             GET DIAGNOSTICS passing = ROW_COUNT;
             listed := listed + passing;
             EXIT WHEN listed >= max_keys;
@@ -130,7 +130,7 @@ BEGIN
                       CASE sort_by WHEN 'lag' THEN 'coalesce(c.arrived, CASE t.numbering WHEN ''given'' THEN g.pending ELSE l.last_seq - c.applied_seq END) DESC,'
                                    WHEN 'age' THEN 'coalesce(c.arrived_at, g.first_at, o.created_at),'
                                    WHEN 'attempts' THEN 'c.attempts DESC,' END)
-    USING of_topic, of_like, min_lag, appended_by, most, of_error, CASE WHEN 'idle' = ANY (states) THEN inturn._arrived_keys(of_topic) END, ranks, max_keys
+    USING of_topic, of_like, min_lag, appended_by, most, of_error, CASE WHEN 'idle' = ANY (states) THEN inturn._unwoken_keys(of_topic) END, ranks, max_keys
     LOOP
         RETURN NEXT;
     END LOOP;

@@ -28,9 +28,9 @@ WITH lately AS MATERIALIZED (
     WHERE r.finished_at > statement_timestamp() - least(greatest(recent, '-1000 years'), '1000 years') GROUP BY r.topic
 )
 SELECT t.name, t.target, k.held, k.retrying, k.paused, k.ready + h.keys,
-       p.pending + h.pending + greatest(k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased - p.keys, 0),
+       p.pending + greatest(k.held + k.retrying + k.paused + k.ready + h.keys + k.waiting + k.leased - p.keys, 0),
        least(p.oldest_pending_at, h.first_at),
-       k.held + k.retrying + k.paused + k.ready + k.waiting + k.leased <= p.keys,
+       k.held + k.retrying + k.paused + k.ready + h.keys + k.waiting + k.leased <= p.keys,
        coalesce(y.applied, 0)::bigint, coalesce(y.failed, 0), s.paused_at, s.paused_until, k.waiting, k.leased,
        a.arrived, a.arrived_at
 FROM inturn.topic t
@@ -54,7 +54,7 @@ CROSS JOIN LATERAL (
            min(l.oldest_pending_at) AS oldest_pending_at
     FROM inturn.list_keys(t.name, 'held,waiting,retrying,paused,leased,ready', 50000) l) p
 CROSS JOIN LATERAL (
-    SELECT count(*) AS keys, coalesce(sum(h.pending), 0)::bigint AS pending, min(h.first_at) AS first_at
+    SELECT count(*) AS keys, min(h.first_at) AS first_at
     FROM inturn._hinted_keys(t.name, 50000) h) h
 CROSS JOIN LATERAL (
     SELECT count(*) AS arrived, min(i.created_at) AS arrived_at FROM inturn.intake i WHERE i.topic = t.name) a
