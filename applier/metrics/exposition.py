@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import exposition
@@ -13,6 +14,8 @@ from inturn.applier.metrics.reading import Reading
 from inturn.applier.metrics.tallies import BOUNDS, Place, Snapshot, Span
 
 OPENMETRICS, OLDER = "application/openmetrics-text", ""
+#: What an escape in a label begins with.
+_ESCAPE = re.compile(r"\\[\\rtuUx]")
 
 
 class _Found(Collector):
@@ -87,12 +90,16 @@ def _labels(place: Place) -> dict[str, str]:
 def _plain(labels: Mapping[str, str]) -> dict[str, str]:
     """Return labels of which no terminal obeys a value: what cannot be printed is written as an escape.
 
-    The format itself has one for the end of a line.
+    No two values are written alike: in one that looks like that, backslashes are escaped too. The format has
+    an escape for the end of a line.
     """
-    return {
-        name: "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in value)
-        for name, value in labels.items()
-    }
+    return {name: _plain_value(value) for name, value in labels.items()}
+
+
+def _plain_value(value: str) -> str:
+    if value.replace("\n", "").isprintable() and not _ESCAPE.search(value):
+        return value
+    return "".join(c if c == "\n" or (c.isprintable() and c != "\\") else repr(c)[1:-1] for c in value)
 
 
 def _add_histogram(metric: Metric, place: Place, span: Span) -> None:

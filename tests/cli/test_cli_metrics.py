@@ -13,7 +13,10 @@ from support.process import inturn_apply, run_inturn
 from support.scrape import get, metrics_port, read, sample, scrape
 from support.shop import TOPIC, append, open_shop
 
+from inturn.applier.calls.metrics import Sample
+from inturn.applier.metrics.exposition import openmetrics
 from inturn.applier.metrics.families import FAMILIES
+from inturn.applier.metrics.reading import Reading
 from inturn.applier.metrics.server import MOST_CLIENTS
 
 
@@ -60,6 +63,15 @@ def test_keys_are_named_only_where_that_is_asked_for(shop: Database) -> None:
     assert (
         sample(read(out), "inturn_key_pending_commands", topic=TOPIC, key='odd "key"\n\\', state="ready") == 1
     )
+
+
+def test_topics_that_differ_are_never_labelled_alike() -> None:
+    """Also where one is called as another one is written."""
+    names = ["a\x07", r"a\x07", r"a\\x07", "a\\", "a\n", r"a\n", "a\t", r"a\t", r"C:\abc"]
+    said = openmetrics(Reading([Sample("inturn_appliers", {"topic": name}, 1.0) for name in names]))
+    labels = [dict(labels)["topic"] for name, labels in read(said) if name == "inturn_appliers"]
+    assert len(set(labels)) == len(names), labels
+    assert {"a\\", "a\n", r"a\n", r"C:\abc", r"a\x07"} <= set(labels)  # unless one looks like an escape
 
 
 def test_the_older_format_is_for_a_textfile_collector(shop: Database) -> None:
