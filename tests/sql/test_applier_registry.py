@@ -10,6 +10,7 @@ import pytest
 from support.database import Database, set_revision, until
 from support.logins import connect_as
 from support.process import inturn_apply
+from support.race import unblocked
 from support.roles import APPLIER, OWNER
 from support.shop import append, append_keys, at_work, gate_shut, open_shop, wait_at_gate
 
@@ -261,3 +262,20 @@ def test_an_applier_that_names_a_topic_twice_sleeps_as_well(database: Database) 
     open_shop(database)
     database.execute("SELECT inturn.announce_sleep('{shop,other,shop}')")
     assert database.execute("SELECT topic FROM inturn.listener ORDER BY 1") == [("other",), ("shop",)]
+
+
+def test_an_applier_that_does_not_commit_its_sleep_keeps_no_other_one_from_sleeping(
+    database: Database,
+) -> None:
+    """As a client that is notified in a transaction that it leaves open; also for a topic's first sleep."""
+    announce = "SELECT inturn.announce_sleep('{orders}')"
+    for wakes_at in ([], [(True,)]):
+        first, second = database.session(), database.session()
+        first.execute(announce)
+        unblocked(database, second, announce, [])
+        second.commit()
+        rows = "SELECT asleep_until < now() FROM inturn.listener"
+        assert database.execute(rows) == wakes_at
+        first.commit()
+        assert database.execute(rows) == [(False,)]
+        database.execute("UPDATE inturn.listener SET asleep_until = now() - interval '1 h'")

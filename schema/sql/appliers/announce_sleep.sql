@@ -7,16 +7,22 @@ AS $$
 --
 -- The applier commits, looks once more for ready keys, and only then sleeps, for a second at most.
 -- Looks at the keys that callers with old snapshots could not wake (see _take_hints).
--- Locks the topics' rows in listener, in byte order, and writes them at most once a second.
+-- Locks the topics' rows in listener, skipping locked ones, and writes them at most once a second; for a row that is
+-- not there yet an advisory lock, unless somebody else has it. So an applier that does not commit keeps no other one
+-- from going on: those look within a second anyway.
 BEGIN
-    INSERT INTO inturn.listener AS l (topic, asleep_until)
-    SELECT t.topic, clock_timestamp() + interval '2 seconds'
-    FROM (SELECT DISTINCT u.topic COLLATE "C" FROM unnest(topics) u (topic)) t (topic)
-    WHERE t.topic IS NOT NULL
-      AND NOT EXISTS (SELECT FROM inturn.listener l
-                      WHERE l.topic = t.topic AND l.asleep_until > clock_timestamp() + interval '1 second')
-    ORDER BY t.topic
-    ON CONFLICT (topic) DO UPDATE SET asleep_until = EXCLUDED.asleep_until;
+    UPDATE inturn.listener l SET asleep_until = clock_timestamp() + interval '2 seconds'
+    WHERE l.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM inturn.listener o
+        WHERE o.topic = ANY (topics) AND o.asleep_until <= clock_timestamp() + interval '1 second'
+        FOR UPDATE SKIP LOCKED));
+    INSERT INTO inturn.listener (topic, asleep_until)
+    SELECT t.topic, clock_timestamp() + interval '2 seconds' FROM (
+        SELECT DISTINCT u.topic COLLATE "C" FROM unnest(topics) u (topic)
+        WHERE u.topic IS NOT NULL AND NOT EXISTS (SELECT FROM inturn.listener l WHERE l.topic = u.topic)
+        OFFSET 0) t (topic)
+    WHERE pg_try_advisory_xact_lock(hashtextextended('inturn listens ' || t.topic, 0))
+    ON CONFLICT DO NOTHING;
     PERFORM inturn._take_hints(topics);
 END
 $$;
