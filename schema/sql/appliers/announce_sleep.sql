@@ -21,7 +21,7 @@ BEGIN
         SELECT DISTINCT u.topic COLLATE "C" FROM unnest(topics) u (topic)
         WHERE u.topic IS NOT NULL AND NOT EXISTS (SELECT FROM inturn.listener l WHERE l.topic = u.topic)
         OFFSET 0) t (topic)
-    WHERE pg_try_advisory_xact_lock(hashtextextended('inturn listens ' || t.topic, 0))
+    WHERE pg_try_advisory_xact_lock(hashtextextended('inturn.listens ' || t.topic, 0))
     ON CONFLICT DO NOTHING;
     PERFORM inturn._take_hints(topics);
 END

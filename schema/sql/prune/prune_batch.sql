@@ -16,8 +16,9 @@ AS $$
 -- next_key: the from_key with which to go on; NULL: all keys before from_key were looked at. Nothing is removed of a
 -- paused topic.
 -- Looks at 200 keys at most, and removes less than twice max_rows rows, but always whole turns.
--- Locks, skipping locked ones: the rows in key_sequence of the keys of which something is to go; last of all the
--- topic's rows in forgotten and prune_pass, for which only other prunes wait. A caller of such a key waits for the
+-- Locks an advisory lock of the topic (see _prune_lock), shared with other prunes; skipping locked ones, the rows in
+-- key_sequence of the keys of which something is to go; last of all the topic's rows in forgotten and prune_pass, for
+-- which only other prunes wait. A caller of such a key waits for the
 -- commit, an applier does not.
 -- A key that is locked is left for the next time. Raises IT001; IT014 for an older_than where the topic is granted to
 -- other operators only; IT070 without a retention; IT031 outside READ COMMITTED.
@@ -38,6 +39,7 @@ DECLARE
     cuts inturn._cut[];
     last_key text;
 BEGIN
+    PERFORM pg_advisory_xact_lock_shared(inturn._prune_lock(topic));
     next_key := keys[200];
     -- Looked at without a lock; the first of them, up to the bound, and to the first that has more.
     SELECT array_agg(c.key ORDER BY c.place) AS keys, bool_or(c.more) OR max(c.place) < max(c.of) AS stopped

@@ -57,6 +57,30 @@ def test_a_caller_that_waits_for_a_key_that_is_forgotten_goes_on_above_it(orders
     _check(orders)
 
 
+def test_an_idle_applier_does_not_wait_for_an_operator_who_has_not_committed_a_prune(
+    orders: Database,
+) -> None:
+    """It would apply nothing meanwhile. Another topic it prunes."""
+    orders.execute("SELECT inturn.create_topic('bills', retain => '1 h')")
+    idle = "SELECT inturn._prune_idle()"
+    for begun in (False, True):
+        operator, applier = orders.session(), orders.session()
+        append(orders, "a")
+        orders.execute("CALL inturn.apply()")
+        if begun:  # once its row is there
+            orders.execute("DELETE FROM inturn.prune_pass WHERE topic = 'bills'")
+        operator.execute(BATCH)
+        assert unblocked(orders, applier, idle, []) == [(True,)]
+        applier.commit()
+        assert ("bills",) in orders.execute("SELECT topic FROM inturn.prune_pass")
+        assert unblocked(orders, applier, idle, []) == [(False,)]
+        applier.commit()
+        operator.commit()
+        orders.execute("UPDATE inturn.prune_pass SET began_at = began_at - interval '1 h'")
+        assert orders.value(idle)
+    _check(orders)
+
+
 def test_a_caller_that_waits_for_a_forgetting_that_is_undone_finds_its_key(orders: Database) -> None:
     prune, caller = orders.session(), orders.session()
     assert prune.execute(BATCH)[0][3] == 1
