@@ -8,15 +8,20 @@ AS $$
 -- are.
 -- Takes no locks, but ACCESS SHARE on the tables.
 --
--- Rows are those that PostgreSQL's statistics count, inserts of transactions that were rolled back included.
+-- Rows are those that PostgreSQL's statistics count, inserts of transactions that were rolled back included. A table's
+-- partitions count together.
 -- Holders of snapshots: session, of this database; prepared, a prepared transaction in it; slot, a replication slot of
 -- the server; standby, one that reports its snapshots. Their age is in transactions, of the first two in seconds too.
 -- Runs as its owner, so that other users' sessions are seen: the owner needs pg_monitor, or is a superuser.
 WITH tables AS MATERIALIZED (
-    SELECT c.oid, jsonb_build_object('table', c.relname) AS labels, s.n_live_tup, s.n_dead_tup, s.n_tup_ins, c.relname
-    FROM pg_class c LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
+    SELECT c.relname, jsonb_build_object('table', c.relname) AS labels, sum(s.n_live_tup) AS n_live_tup,
+           sum(s.n_dead_tup) AS n_dead_tup, sum(s.n_tup_ins) AS n_tup_ins,
+           sum(pg_total_relation_size(coalesce(p.relid, c.oid)))::double precision AS size
+    FROM pg_class c LEFT JOIN LATERAL pg_partition_tree(c.oid) p ON p.isleaf
+    LEFT JOIN pg_stat_all_tables s ON s.relid = coalesce(p.relid, c.oid)
     WHERE c.relnamespace = (SELECT o.relnamespace FROM pg_class o WHERE o.oid = 'inturn.topic'::regclass)
-      AND c.relkind = 'r'
+      AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+    GROUP BY c.relname
 ),
 holder AS MATERIALIZED (
     SELECT 'session' AS holder, age(coalesce(a.backend_xmin, a.backend_xid)) AS xids,
@@ -32,7 +37,7 @@ holder AS MATERIALIZED (
     UNION ALL
     SELECT 'standby', age(r.backend_xmin), NULL FROM pg_stat_replication r
 )
-SELECT 'inturn_table_size_bytes', t.labels, pg_total_relation_size(t.oid)::double precision FROM tables t
+SELECT 'inturn_table_size_bytes', t.labels, t.size FROM tables t
 UNION ALL SELECT 'inturn_table_live_rows', t.labels, t.n_live_tup FROM tables t
 UNION ALL SELECT 'inturn_table_dead_rows', t.labels, t.n_dead_tup FROM tables t
 UNION ALL SELECT 'inturn_appended_commands_total', '{}', t.n_tup_ins FROM tables t WHERE t.relname = 'command_log'

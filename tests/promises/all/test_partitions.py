@@ -46,3 +46,19 @@ def test_by_the_place_alone_it_would(orders: Database, table: str, function: str
     replace_in(orders, function, (rf"{delete}d\.tableoid = place\.of AND ", delete))
     commands, turns = orders.execute(_PRUNE)[0]
     assert (commands, turns) != (80, 40)
+
+
+def test_metrics_count_a_tables_partitions_together(orders: Database) -> None:
+    """Their rows, their sizes, and what was ever appended."""
+    rows = orders.execute("SELECT metric, labels->>'table', value FROM inturn.server_metrics()")
+    found = {(metric, table): value for metric, table, value in rows}
+    tables = {table for _, table in found if table is not None}
+    assert {"command_log", "turn", "ticket"} <= tables
+    assert not any("_0" in table for table in tables)
+    size = (
+        "SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('inturn.command_log') WHERE isleaf"
+    )
+    assert found["inturn_table_size_bytes", "command_log"] == orders.value(size)
+    orders.execute("SELECT pg_stat_force_next_flush()")
+    total = ("inturn_appended_commands_total", "inturn_recorded_turns_total")
+    assert {(name, None) for name in total} <= found.keys()
