@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from support.database import Database, Session, until
 from support.race import append, replace_in, unblocked
-from support.roles import APPLIER
+from support.roles import APPLIER, OWNER
 
 from inturn.applier.inside.passes import Passes
 
@@ -286,3 +286,20 @@ def test_p5_a_claim_by_lease_does_not_walk_over_passes_that_were_replaced(
     client.commit()
     assert witness.value("SELECT saved_at > %s FROM inturn.saved_pass", [saved_at])
     assert read < 100
+
+
+def test_p5_a_claim_alone_does_not_walk_over_leases_that_are_over(witness: Database) -> None:
+    _hold_a_snapshot(witness)
+    witness.execute(
+        "INSERT INTO inturn.key_mark (topic, key, epoch, claimed_by, lease_until)"
+        " SELECT 'orders', 'k' || n, 0, 'host:1:1', now() FROM generate_series(1, 1000) n"
+    )
+    witness.execute("DELETE FROM inturn.key_mark WHERE key LIKE 'k%'")
+    witness.execute(
+        "INSERT INTO inturn.key_mark (topic, key, epoch, claimed_by, lease_until)"
+        " VALUES ('orders', 'x', 0, 'host:2:1', now() + interval '1 h')"
+    )
+    owner = witness.session(user=OWNER)
+    for process, has in (("host:1", False), ("host:2", True), ("host:3", False)):
+        assert owner.execute("SELECT inturn._has_leases(%s, false)", [process]) == [(has,)]
+    assert _entries_read(owner, "key_mark_leased") < 10
