@@ -3,13 +3,16 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- Makes a held or retrying key ready now, with all its attempts before it again; returns the recorded action.
+-- So it does a key that was put off after what counts as no attempt, such as an outage of its target.
 --
 -- Locks what _lock_cursor locks.
--- Raises IT041 when the key is neither held nor retrying, and what _lock_cursor raises.
+-- Raises IT041 when the key waits for no next attempt, and what _lock_cursor raises.
 DECLARE
     was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
 BEGIN
-    IF inturn.key_state(was) NOT IN ('held', 'retrying') THEN
+    IF inturn.key_state(was) NOT IN ('held', 'retrying') AND (
+        inturn.key_state(was) = 'ready' AND was.last_error IS NOT NULL AND was.ready_at > clock_timestamp()) IS NOT TRUE
+    THEN
         PERFORM inturn._refuse_action(topic, key, format('is %s: there is no failed command to retry',
                                                          inturn.key_state(was)),
             CASE inturn.key_state(was) WHEN 'paused' THEN 'Resume it instead.'
@@ -19,4 +22,5 @@ BEGIN
     RETURN inturn._retry_key(was, reason);
 END
 $$;
-COMMENT ON FUNCTION inturn.retry IS 'Makes a held or retrying key ready now, with all its attempts before it again.';
+COMMENT ON FUNCTION inturn.retry IS
+    'Makes a held, retrying or put off key ready now, with all its attempts before it again.';

@@ -17,7 +17,7 @@ from support.operating import (
 )
 from support.race import blocked
 from support.refusal import refusal
-from support.roles import OWNER
+from support.roles import APPLIER, OWNER
 
 # Retry.
 
@@ -46,6 +46,22 @@ def test_retry_takes_a_retrying_key_before_its_time(orders: Database) -> None:
     orders.execute("SELECT inturn.retry('orders', 'x')")
     apply(orders)
     assert orders.value("SELECT count(*) FROM inturn.turn") == 2
+
+
+def test_retry_takes_a_key_before_its_time_that_was_put_off_by_an_outage(orders: Database) -> None:
+    """That counts as no attempt, so the key is not retrying; it may be an hour until it is tried again."""
+    put(orders, "x", "insert")
+    with orders.connect(user=APPLIER, autocommit=False) as applier:
+        applier.execute("SELECT FROM inturn.claim('orders')")
+        down = "SELECT inturn.fail('orders', 'x', 1, 1, 1, 'down', 'me', 'outage', '1 h')"
+        assert applier.execute(down).fetchall() == [("retrying",)]
+    assert state(orders, "x")[0] == "ready"
+    apply(orders)
+    assert state(orders, "x")[0] == "ready"
+    orders.execute("SELECT inturn.retry('orders', 'x', 'it is back')")
+    assert refusal(orders, "SELECT inturn.retry('orders', 'x')").sqlstate == REFUSED
+    apply(orders)
+    assert state(orders, "x")[0] == "idle"
 
 
 def test_retry_wakes_a_sleeping_applier(orders: Database) -> None:
