@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import click
 import psycopg
-from psycopg import sql
+from psycopg import Connection, sql
 
+from inturn.cli.advice import program
 from inturn.cli.database import Database, pass_database
 from inturn.cli.terminal.key_text import TOPIC
 from inturn.cli.terminal.output import echo, json_option, print_json
@@ -61,6 +63,7 @@ def prune(
             row = connection.execute(call, (topic, older_than, max_seconds)).fetchone()
         except psycopg.DataError as error:
             raise refuse_interval(error, "--older-than", older_than) from None
+        keeps_all = older_than is None and not _has_retain(connection, database.schema)
     commands, turns, forgotten, done = row or (0, 0, 0, True)
     seconds = time.monotonic() - started_at
     if as_json:
@@ -70,7 +73,15 @@ def prune(
     line = f"pruned {_count(commands, 'command')} and {_count(turns, 'turn')}"
     if forgotten:
         line += f", forgot {_count(forgotten, 'key')}"
-    echo(f"{line} in {seconds:.1f} s" + ("" if done else "; the time was over: run it again"))
+    line = f"{line} in {seconds:.1f} s" + ("" if done else "; the time was over: run it again")
+    if keeps_all:
+        line += f"; no topic has a retain, so all is kept: {program()} topic set NAME --retain 30d"
+    echo(line)
+
+
+def _has_retain(connection: Connection[Any], schema: str) -> bool:
+    query = "SELECT FROM {}.topic WHERE retain IS NOT NULL LIMIT 1"
+    return connection.execute(sql.SQL(query).format(sql.Identifier(schema))).fetchone() is not None
 
 
 def _count(number: int, noun: str) -> str:

@@ -50,6 +50,15 @@ def test_every_command_of_the_help_can_be_loaded_and_says_the_same() -> None:
     assert top == {name for section in COMMANDS.values() for name in section}
 
 
+def test_a_mistyped_command_is_told_the_one_that_may_be_meant() -> None:
+    for typed, says in (
+        ("shwo", "'shwo'. Did you mean show?"),
+        ("fillgap", "'fillgap'. Did you mean fill-gap?"),
+    ):
+        assert says in CliRunner().invoke(cli, [typed]).output
+    assert "mean" not in CliRunner().invoke(cli, ["parrot"]).output
+
+
 def test_help_needs_neither_database_driver_nor_extras() -> None:
     code = (
         "import sys; from inturn.cli.main import main\n"

@@ -46,7 +46,10 @@ def test_prune_says_what_went_and_show_where_the_history_begins(witness: Databas
 
 def test_prune_leaves_alone_what_has_no_retention_and_says_so_when_asked_for(witness: Database) -> None:
     _applied(witness)
-    assert _run(witness, "prune").stdout.startswith("pruned 0 commands and 0 turns")
+    said = _run(witness, "prune").stdout
+    assert said.startswith("pruned 0 commands and 0 turns")
+    assert said.endswith("; no topic has a retain, so all is kept: inturn topic set NAME --retain 30d\n")
+    assert "retain" not in _run(witness, "prune", "--older-than", "1d").stdout
     refused = _run(witness, "prune", "--topic", "orders")
     assert refused.returncode == 1
     assert "inturn topic set orders --retain 30d" in refused.stderr
