@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
@@ -12,7 +13,7 @@ from support.logins import login
 from support.process import run_inturn
 
 from inturn.schema.install import upgrade
-from inturn.schema.privileges import Change
+from inturn.schema.privileges import Change, differences
 from inturn.schema.receiver import upgrade_receiver
 
 #: What somebody did, and what puts it right.
@@ -271,3 +272,16 @@ def test_the_receivers_guard_has_its_own_alone_and_beside_the_schema(
     database.execute(wrong)
     assert reported(database) == changes
     assert reported(database) == []
+
+
+def test_of_the_guard_alone_nothing_is_asked_that_is_not_there(empty_database: Database) -> None:
+    """Before 16, to ask about a function of a type that is not there is an error."""
+    upgrade_receiver(empty_database.dsn)
+    asked = []
+
+    def ask(query: str) -> list[tuple[Any, ...]]:
+        asked.append(query)
+        return empty_database.execute(query)
+
+    assert differences(ask, "inturn").statements() == []
+    assert [query for query in asked if "inturn.topic)" in query] == []
