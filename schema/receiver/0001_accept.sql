@@ -76,6 +76,14 @@ BEGIN
     LOOP
         EXECUTE format('REVOKE ALL ON %s %s FROM %s', given.kind, given.name, given.grantee);
     END LOOP;
+    FOR given IN
+        SELECT DISTINCT a.grantee::regrole AS grantee
+        FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a
+        WHERE n.oid = (SELECT t.relnamespace FROM pg_class t WHERE t.oid = 'inturn.accepted'::regclass)
+          AND a.privilege_type = 'CREATE' AND a.grantee NOT IN (0, n.nspowner)
+    LOOP
+        EXECUTE format('REVOKE CREATE ON SCHEMA inturn FROM %s', given.grantee);
+    END LOOP;
 END
 $$;
 GRANT USAGE ON SCHEMA inturn TO inturn_receiver;

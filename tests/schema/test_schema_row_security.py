@@ -121,7 +121,7 @@ def test_a_sequence_is_for_nobody(database: Database) -> None:
 
 def test_default_privileges_open_nothing_of_ours(empty_database: Database) -> None:
     """Whoever migrates often lets the services have all that it makes."""
-    for what in ("TABLES", "SEQUENCES", "ROUTINES"):
+    for what in ("TABLES", "SEQUENCES", "ROUTINES", "SCHEMAS"):
         empty_database.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON {what} TO PUBLIC, {CALLER}")
     upgrade_receiver(empty_database.dsn)
     empty_database.execute(
@@ -142,6 +142,7 @@ def test_default_privileges_open_nothing_of_ours(empty_database: Database) -> No
     caller = empty_database.connect(user=CALLER)
     assert refusal(caller, "SELECT inturn.skip('orders', 'a', 1, 'because I can')").sqlstate == "42501"
     assert refusal(caller, "DELETE FROM inturn.turn").sqlstate == "42501"
+    assert refusal(caller, "CREATE TABLE inturn.mine ()").sqlstate == "42501"
 
 
 def test_partitions_show_an_operator_nothing_beside_their_tables_policy(empty_database: Database) -> None:
