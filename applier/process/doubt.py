@@ -17,6 +17,9 @@ from inturn.schema.pooling import is_pooled
 #: ends when it has something to say or to hear.
 MOST_SECONDS = 600.0
 
+#: How long a start waits for the database to notice it.
+NOTICED_SECONDS, _LOOK_SECONDS = 1.0, 0.02
+
 #: The appliers that this process has announced: another one of its number may have been before it, as in a
 #: container that was started again.
 _announced: set[str] = set()
@@ -47,6 +50,10 @@ class Doubt:
         found = calls.appliers.list_sessions(self._schema, socket.gethostname()).on(connection)
         self._left = [each for each in found if _is_gone(each)]
         self._found_at = time.monotonic()
+        # Most are noticed at once: those that wait for their client.
+        while self._left and time.monotonic() - self._found_at < NOTICED_SECONDS:
+            time.sleep(_LOOK_SECONDS)
+            self.look(connection)
         self.topics = {topic for each in self._left for topic in each.topics}
 
     def look(self, connection: psycopg.Connection[Any]) -> None:

@@ -297,6 +297,7 @@ def test_p5_a_process_that_starts_before_the_database_has_seen_a_death_takes_key
         return int(topic.execute(count, [keys])[0][1])
 
     monkeypatch.setattr(pacing, "CHOOSE_SECONDS", 0.01)
+    monkeypatch.setattr("inturn.applier.process.doubt.NOTICED_SECONDS", 0.05)
     with ExitStack() as dead:
         dead.enter_context(_session_of(topic, pid))
         with shop.at_work(topic, Applier(), steady=False) as fleet:
