@@ -93,9 +93,9 @@ class _Commands(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             near = get_close_matches(args[0], self.list_commands(ctx), n=1)
-            if near:
-                error.message = f"{error.message} Did you mean {near[0]}?"
-            raise
+            if not near:
+                raise
+            raise click.UsageError(f"No such command {args[0]!r} (there is {near[0]})", ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         for heading, section in COMMANDS.items():

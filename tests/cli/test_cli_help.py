@@ -52,11 +52,11 @@ def test_every_command_of_the_help_can_be_loaded_and_says_the_same() -> None:
 
 def test_a_mistyped_command_is_told_the_one_that_may_be_meant() -> None:
     for typed, says in (
-        ("shwo", "'shwo'. Did you mean show?"),
-        ("fillgap", "'fillgap'. Did you mean fill-gap?"),
+        ("shwo", "'shwo' (there is show)"),
+        ("fillgap", "'fillgap' (there is fill-gap)"),
     ):
         assert says in CliRunner().invoke(cli, [typed]).output
-    assert "mean" not in CliRunner().invoke(cli, ["parrot"]).output
+    assert "there is" not in CliRunner().invoke(cli, ["parrot"]).output
 
 
 def test_help_needs_neither_database_driver_nor_extras() -> None:

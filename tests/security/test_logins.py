@@ -38,6 +38,7 @@ BY_NAME = {
     "recovery/test_failover.py": "is the DBA: replication, ALTER SYSTEM",
     "recovery/test_logical_replication.py": "is the DBA: publication and subscription of everything",
     "recovery/test_point_in_time.py": "is the DBA: restore point, archive",
+    "schema/test_schema_install.py": "makes an event trigger",
     "schema/test_schema_privileges.py": "takes roles away, and powers from roles",
     "security/test_code_of_others.py": "applies as one: the warning, and the attack of a session's function",
     "security/test_logins.py": "tests that one is found",
