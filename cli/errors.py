@@ -85,7 +85,8 @@ def explain(error: BaseException) -> tuple[str, ExitCode]:
         if isinstance(error, InturnError):
             error.hint = _SHELL_HINTS.get(type(error), error.hint)
     message, hint, code = _parts(error)
-    line = ". ".join(" ".join(part.split()).rstrip(".") for part in (message, advised(hint)) if part)
+    said, advice = (" ".join(part.split()).rstrip(".") for part in (message, advised(hint)))
+    line = f"{said}{'' if said.endswith('?') else '.'} {advice}" if advice else said
     for pattern, replacement in _SECRETS:
         line = pattern.sub(replacement, line)
     return escape(line), code

@@ -95,7 +95,7 @@ class _Commands(click.Group):
             near = get_close_matches(args[0], self.list_commands(ctx), n=1)
             if not near:
                 raise
-            raise click.UsageError(f"No such command {args[0]!r} (there is {near[0]})", ctx) from error
+            raise click.UsageError(f"No such command {args[0]!r}. Did you mean {near[0]!r}?", ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         for heading, section in COMMANDS.items():
