@@ -147,6 +147,8 @@ class Year:
         """Let the clock move on by a day; see the head of this file."""
         for (statement,) in self.database.execute(_TIMES, [DEFAULT_SCHEMA]):
             self.database.execute(statement)
+        # Where passes began is known no more, as after a crash: nothing older than that would be looked for.
+        self.database.execute("DELETE FROM inturn.saved_pass")
         self.day += 1
 
     def prune(self) -> None:
