@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
+from unittest.mock import Mock
 
 import psycopg
 import pytest
@@ -16,7 +17,7 @@ from sqlalchemy import NullPool, QueuePool, create_engine
 from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import scoped_session, sessionmaker
 from support.callers import CALLERS, Caller, Pause, Step
-from support.database import Database, until
+from support.database import PATIENCE, Database, until
 from support.roles import CALLER, OWNER
 
 from inturn.outbox import (
@@ -33,7 +34,7 @@ from inturn.outbox import (
     wait,
     wait_async,
 )
-from inturn.outbox.bounded import Guard
+from inturn.outbox.bounded import Guard, made_within
 from inturn.outbox.one_wait import CanListen, Fetch, OneWait, Sleep
 from inturn.outbox.session import _AsyncListening, _Deaf, _Listening
 
@@ -313,6 +314,20 @@ def test_an_answer_that_does_not_come_is_given_up_and_the_connection_with_it(
 
     asyncio.run(run())
     locked.rollback()
+
+
+def test_what_is_made_too_late_is_closed() -> None:
+    late, go_on = Mock(), threading.Event()
+
+    def connect() -> Mock:
+        go_on.wait(PATIENCE)
+        return late
+
+    with pytest.raises(TimeoutError):
+        made_within(0, connect)
+    assert not late.close.called
+    go_on.set()
+    until(lambda: late.close.called, "the close of what came late")
 
 
 def test_an_answer_in_time_leaves_the_connection(witness: Database, monkeypatch: pytest.MonkeyPatch) -> None:
