@@ -93,11 +93,11 @@ def _connection(database: Database, ends_at: float) -> Connection[Any]:
     Raises:
         Failure: it is not made in time.
     """
+    _ = database.conninfo  # may start the embedded server, which is not left in the middle of that
     return _made_within(max(ends_at - time.monotonic(), bounded.ANSWER_SECONDS), database)
 
 
 def _made_within(seconds: float, database: Database) -> Connection[Any]:
-    _ = database.conninfo  # starts the embedded server, which is not left in the middle of it
     try:
         return made_within(seconds, database.connect)
     except TimeoutError:
