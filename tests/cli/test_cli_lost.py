@@ -57,6 +57,12 @@ def test_a_wait_connects_again_where_a_new_connection_is_lost_at_once(
     for_ever = OneWait("orders", "k", 1, None, None, "inturn")
     connected: Any = waiting._connected_again(Named(), for_ever)
     assert connected == "a connection"
-    given[:] = [lost]
+    task = OneWait("orders", "k", 1, 1000, None, "inturn")
+
+    def connect_at_the_end(_: Named) -> Any:
+        task.timeout = 0
+        raise lost
+
+    monkeypatch.setattr(Named, "connect", connect_at_the_end)
     with pytest.raises(psycopg.OperationalError):
-        waiting._connected_again(Named(), OneWait("orders", "k", 1, 0, None, "inturn"))
+        waiting._connected_again(Named(), task)
