@@ -101,7 +101,7 @@ class Fleet:
     ) -> None:
         _check_numbers(topics, workers, max_keys)
         self._connections = Connections(dsn, 5 if prepare else None)
-        self._first = FirstConnection(self._connections.connect)
+        self._first = FirstConnection(self._connections)
         self._count, self._max_keys = workers, max_keys
         self._schema, self._drain, self._prune = schema, drain, prune
         self.stop, self.bell, self.tallies = Stop(), Bell(workers), Tallies()

@@ -67,6 +67,8 @@ class HttpEffect:
         except (httpx2.TransportError, OSError, ValueError) as error:
             what = str(error) or type(error).__name__
             return Failed(storable(f"POST {shown(url)}: {what}"), outage=True)
+        finally:
+            watch.response = None  # or each would keep the other, and the payload, for long
 
     async def tidy(self) -> None:
         """Close the connections that were idle for long."""
@@ -96,10 +98,12 @@ class HttpEffect:
             response = await connection.transport.handle_async_request(request)
             limit.reschedule(None)  # its status decides; the rest is read for a bounded time
             watch.response = response
+            whole = False
             try:
-                start, reusable = await read(response)
+                start, whole = await read(response)
             finally:
                 await close(response)
+            reusable = whole  # unless what came meanwhile has left it open
             return meaning(url, response, start, watch.lease)
         except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError) as error:
             if kept and not watch.connected and not _is_garbled(error):

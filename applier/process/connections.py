@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -87,14 +86,14 @@ class FirstConnection:
     Were it closed before that has one of its own, whoever starts meanwhile would take the process for dead.
     """
 
-    def __init__(self, connect: Callable[[], psycopg.Connection[Any]]) -> None:
-        self._connect = connect
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
         self._lock = threading.Lock()
         self._made: psycopg.Connection[Any] | None = None
 
     def __enter__(self) -> psycopg.Connection[Any]:
         """Make it, for a block that closes it when it fails."""
-        self._made = self._connect()
+        self._made = self._connections.connect()
         return self._made
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -105,7 +104,7 @@ class FirstConnection:
         """Return it, to whoever asks first; to others, a new one."""
         with self._lock:
             made, self._made = self._made, None
-        return self._connect() if made is None else made
+        return self._connections.connect() if made is None else made
 
     def close(self) -> None:
         """Close it, if nobody has taken it."""

@@ -89,6 +89,7 @@ def test_the_status_counts_though_the_time_of_the_command_ends_before_the_body(
         await there.wait()
         task.cancel()
         failed = await task
+        await target.close()
         for _ in range(2):  # a closed transport lets go of its socket a round of the loop later
             await asyncio.sleep(0)
         return failed

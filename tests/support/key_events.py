@@ -128,7 +128,7 @@ def lease_after_the_last_attempt(key: Key) -> None:
     key.set("max_attempts = 1")
     # Lost while it was alone: the first time is no attempt.
     key.hands.execute(
-        "UPDATE inturn.key_mark SET lost = 1 WHERE topic = %s AND lease_until <= clock_timestamp()",
+        "UPDATE inturn.key_mark SET lost = 2 WHERE topic = %s AND lease_until <= clock_timestamp()",
         [key.topic],
     )
     key.lease()

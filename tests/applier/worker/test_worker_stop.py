@@ -25,7 +25,7 @@ from support.shop import (
 
 from inturn.applier import Applier, Fleet
 from inturn.applier.inside.worker import Worker
-from inturn.applier.process.connections import Connections
+from inturn.applier.process.connections import Connections, FirstConnection
 from inturn.applier.process.crew import Crew
 from inturn.applier.process.totals import Totals
 
@@ -291,7 +291,12 @@ def test_a_worker_that_only_connects_has_nothing_that_could_be_cut_off(
         release.wait(60)
         raise psycopg.OperationalError("away")
 
+    def lost(first: FirstConnection) -> psycopg.Connection[Any]:
+        first.close()
+        return away(first._connections)
+
     monkeypatch.setattr(Connections, "connect", away)
+    monkeypatch.setattr(FirstConnection, "take", lost)
     fleet = Fleet(database.applier_dsn, applier)
     fleet.start()
     try:
