@@ -10,14 +10,16 @@ AS $$
 -- Locks the topics' rows in listener, skipping locked ones, and writes them at most once a second; for a row that is
 -- not there yet an advisory lock, unless somebody else has it. So an applier that does not commit keeps no other one
 -- from going on: those look within a second anyway.
+DECLARE
+    until constant timestamptz := clock_timestamp() + interval '2 seconds';
 BEGIN
-    UPDATE inturn.listener l SET asleep_until = clock_timestamp() + interval '2 seconds'
+    UPDATE inturn.listener l SET asleep_until = until
     WHERE l.ctid = ANY (ARRAY(
         SELECT o.ctid FROM inturn.listener o
         WHERE o.topic = ANY (topics) AND o.asleep_until <= clock_timestamp() + interval '1 second'
         FOR UPDATE SKIP LOCKED));
     INSERT INTO inturn.listener (topic, asleep_until)
-    SELECT t.topic, clock_timestamp() + interval '2 seconds' FROM (
+    SELECT t.topic, until FROM (
         SELECT DISTINCT u.topic COLLATE "C" FROM unnest(topics) u (topic)
         WHERE u.topic IS NOT NULL AND NOT EXISTS (SELECT FROM inturn.listener l WHERE l.topic = u.topic)
         OFFSET 0) t (topic)
