@@ -136,13 +136,14 @@ class Fleet:
                 there is none to drain.
             NoThread: there are not enough; `end` ends those that there are.
         """
-        with self._first as connection:  # if nobody takes it, `end` closes it
+        with self._first as connection:
             targets = self._chooser.inside(connection, _name(1), strict=True)
             outside = self._chooser.outside_targets(self._chooser.served(connection), strict=True)
             if warn:
                 warn_superuser(connection)
             self.topics = sorted([*(each.topic for each in targets), *(each.topic for each in outside)])
             if self.stop.requested:
+                self._first.close()
                 return
             if not self.topics:
                 _report_nothing_to_serve(self._schema, drain=self._drain)
@@ -227,10 +228,9 @@ class Fleet:
 
     def _replace(self, worker: Worker, careful: bool) -> None:
         """Start a worker in the place of one that was given up; too many of them end the process."""
-        given_up = self._crew.given_up
         try:
-            if given_up >= MOST_ABANDONED:
-                self._error = TooManyAbandoned(given_up)
+            if self._crew.given_up >= MOST_ABANDONED:
+                self._error = TooManyAbandoned(self._crew.given_up)
             elif not self.stop.requested:
                 self._add_worker(len(self._crew.workers) + 2, careful_at_first if careful else lambda _: 0)
         except NoThread as error:  # a new process may get one

@@ -34,5 +34,5 @@ def test_texts_are_read_and_cut_the_same(database: Database) -> None:
 def test_two_schemas_of_one_database_share_no_advisory_lock() -> None:
     """A pass over the topic of one would wait for the passes over that of the other."""
     names = re.findall(r"hashtextextended\('([^']+)'", rename(script(), "other"))
-    assert len(names) == 4
+    assert len(names) == 6
     assert [name for name in names if not name.startswith("other.")] == []
