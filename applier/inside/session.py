@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any, TypeVar
 
 import psycopg
@@ -135,7 +135,8 @@ class Session:
         Raises:
             psycopg.Error: the connection is lost.
         """
-        if _as_made(connection) == self._made:  # one look, for it comes after each command
+        # One look after each command. By identity: what a handler has set may be equal to anything.
+        if all(map(is_, _as_made(connection), self._made)):
             return
         for name, value in self._attributes.items():
             if getattr(connection, name) is not value:

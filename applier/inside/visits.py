@@ -103,7 +103,7 @@ class Visits:
     def careful_among(self, topics: Iterable[str]) -> list[str]:
         """Return the topics whose next key is taken alone; none, once it has been careful for long.
 
-        Whoever starts is as careful: one after the other, for ever, where few keys come.
+        Whoever starts meanwhile is as careful: where few keys come, that would never end.
         """
         is_long = time.monotonic() - self._careful_from > PASSED_ON_SECONDS
         return [] if is_long else [topic for topic in topics if self.is_careful(topic)]

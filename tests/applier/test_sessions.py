@@ -315,3 +315,25 @@ def test_what_a_handler_runs_again_and_again_is_looked_through_once(database: Da
             kept.worn = False
             connection.execute("CREATE TEMP TABLE IF NOT EXISTS t ()")
             assert kept.worn
+
+
+class _Equal:
+    """A row factory that says it is equal to any other."""
+
+    def __eq__(self, _: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]  # nothing needs one
+
+    def __call__(self, _: Any) -> Any:
+        raise AssertionError("it meets the next command")
+
+
+def test_what_a_handler_has_set_on_the_connection_is_put_back_whatever_it_is_equal_to(
+    database: Database,
+) -> None:
+    with database.connect(user=APPLIER) as connection:
+        kept, made = session_of(connection), connection.row_factory
+        connection.row_factory = _Equal()
+        kept.restore(connection)
+        assert connection.row_factory is made

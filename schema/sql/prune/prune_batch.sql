@@ -18,8 +18,7 @@ AS $$
 -- Looks at 200 keys at most, and removes less than twice max_rows rows, but always whole turns.
 -- Locks an advisory lock of the topic (see _prune_lock), shared with other prunes; skipping locked ones, the rows in
 -- key_sequence of the keys of which something is to go; last of all the topic's rows in forgotten and prune_pass, for
--- which only other prunes wait. A caller of such a key waits for the
--- commit, an applier does not.
+-- which only other prunes wait. A caller of such a key waits for the commit, an applier does not.
 -- A key that is locked is left for the next time. Raises IT001; IT014 for an older_than where the topic is granted to
 -- other operators only; IT070 without a retention; IT031 outside READ COMMITTED.
 DECLARE
