@@ -17,6 +17,10 @@ from support.door import DOOR
 from support.pooler import Pooler
 from support.server import Server, make_user
 
+from inturn.cli import advice
+from inturn.cli.advice import Called
+from inturn.schema.advice import DEFAULT_SCHEMA
+
 _TEMPLATE = "inturn_template"
 _PROMISES = Path(__file__).parents[1] / "docs" / "explanation" / "promises.md"
 _numbers = itertools.count(1)
@@ -98,6 +102,13 @@ def roles_only() -> Iterator[None]:
     for running in Server.running:
         strange += running.strange_logins()
     assert not strange, f"no role's login, see support.roles: {strange}"
+
+
+@pytest.fixture(autouse=True)
+def called() -> Iterator[Called]:
+    """What this process was called with, forgotten afterwards: the next test's advice would name it."""
+    yield advice.called
+    advice.called.dsn, advice.called.schema = None, DEFAULT_SCHEMA
 
 
 @pytest.fixture(scope="session")

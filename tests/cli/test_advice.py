@@ -87,11 +87,10 @@ def test_every_command_line_in_sql_names_the_schema_that_it_is_installed_in() ->
 
 
 @pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> advice.Called:
+def called(called: advice.Called, monkeypatch: pytest.MonkeyPatch) -> advice.Called:
     for name in ("INTURN_DSN", "PGHOST", "PGSERVICE"):
         monkeypatch.delenv(name, raising=False)
-    called = advice.Called()
-    monkeypatch.setattr(advice, "called", called)
+    assert called == advice.Called(), "another test has left its own"
     return called
 
 
