@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from support.database import Database
 from support.roles import OWNER
 
-from bench import cpu
+from bench import cpu, pgbench
 from bench.callers import append_script, at_call
 from bench.ground import Ground
 from bench.kinds import APPLICATION, KINDS
@@ -30,12 +30,14 @@ class Found:
 
     Attributes:
         applied: commands a second.
+        plain: INSERTs a second of the client beside them, which inturn has no part in.
         cpu: seconds that the server took for each command.
         sizes: megabytes.
         behind: what was left to prune, at the end.
     """
 
     applied: list[float]
+    plain: list[float]
     cpu: list[float]
     sizes: list[float]
     behind: int
@@ -47,13 +49,16 @@ def measure(ground: Ground, held: float | None) -> Section:
     section = Section(
         f"A steady load, pruned, for {seconds:g} seconds",
         [
-            *("work", "applied/s", "to unpruned", "last / first tenth", "CPU first, µs", "CPU last, µs"),
-            *("MB first", "MB last", "left to prune"),
+            *("work", "applied/s", "to unpruned", "last / first", "that of plain", "quotient"),
+            *("CPU first", "CPU last", "MB first", "MB last", "left to prune"),
         ],
         notes=[
             f"{_CALLERS} callers over {_KEYS:,} keys, as many commands as they can; one session applies.",
             f"Commands are kept for {seconds * _KEPT:g} seconds.",
-            "CPU: of the whole server for each command, in the first tenth and in the last.",
+            "last / first: of the commands applied in the last tenth and in the first.",
+            "that of plain: the same of one more client, whose INSERTs have nothing to do with inturn.",
+            "quotient: of the two. What remains is ours; the rest is the machine's.",
+            "CPU: microseconds of the whole server for each command, in the first tenth and in the last.",
             "MB: all tables of inturn with their indexes, after the first tenth and after the last.",
             "left to prune: commands that were applied long enough ago and are there still, at the end.",
             "Measured from when the first commands were kept for so long: before, there is nothing to prune.",
@@ -68,13 +73,14 @@ def measure(ground: Ground, held: float | None) -> Section:
         found = _run(ground, seconds, pruned=pruned, snapshot=snapshot)
         whole = statistics.mean(found.applied)
         unpruned = unpruned or whole
-        tail = ratio(found.applied[-1], found.applied[0])
-        cells = [rate(whole), ratio(whole, unpruned), tail]
+        tail, of_plain = (rates[-1] / rates[0] for rates in (found.applied, found.plain))
+        cells = [rate(whole), ratio(whole, unpruned), f"{tail:.2f}", f"{of_plain:.2f}"]
+        cells.append(ratio(tail, of_plain))
         cells += [f"{each * 1e6:,.0f}" for each in (found.cpu[0], found.cpu[-1])]
         cells += [f"{size:,.0f}" for size in (found.sizes[0], found.sizes[-1])]
         section.rows.append([name, *cells, f"{found.behind:,}"])
-        tenths = " ".join(map(rate, found.applied))
-        ground.say(f"{name}: {' '.join(cells)}, left {found.behind:,}; each tenth: {tenths}")
+        tenths, beside = (" ".join(map(rate, rates)) for rates in (found.applied, found.plain))
+        ground.say(f"{name}: {' '.join(cells)}, left {found.behind:,}; tenths: {tenths}; plain: {beside}")
     return section
 
 
@@ -83,8 +89,10 @@ def _run(ground: Ground, seconds: float, *, pruned: bool, snapshot: bool) -> Fou
         database.execute(APPLICATION)
         kind = KINDS["call"](database)
         stack.enter_context(kind.at_work())
+        at_most = seconds * (1 + _KEPT) + 60
         script = append_script(kind.topic, _KEYS)
-        stack.enter_context(at_call(database, script, clients=_CALLERS, seconds=seconds * (1 + _KEPT) + 60))
+        stack.enter_context(at_call(database, script, clients=_CALLERS, seconds=at_most))
+        stack.enter_context(at_call(database, pgbench.PLAIN, clients=1, seconds=at_most))
         kept = f"{seconds * _KEPT} seconds"
         if pruned:
             database.execute("UPDATE inturn.topic SET retain = %s WHERE name = %s", [kept, kind.topic])
@@ -94,12 +102,15 @@ def _run(ground: Ground, seconds: float, *, pruned: bool, snapshot: bool) -> Fou
             holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             holder.execute("SELECT FROM inturn.topic")
         time.sleep(seconds * _KEPT)
-        applied, spent, sizes = [], [], []
+        applied, plain, spent, sizes = [], [], [], []
         for _ in range(10):
-            before, began_at, began_with = kind.applied(), time.monotonic(), cpu.seconds(ground.server)
+            before, beside = kind.applied(), _inserted(database)
+            began_at, began_with = time.monotonic(), cpu.seconds(ground.server)
             time.sleep(seconds / 10)
-            commands = kind.applied() - before
-            applied.append(commands / (time.monotonic() - began_at))
+            commands, inserted = kind.applied() - before, _inserted(database) - beside
+            taken = time.monotonic() - began_at
+            applied.append(commands / taken)
+            plain.append(inserted / taken)
             spent.append((cpu.seconds(ground.server) - began_with) / max(commands, 1))
             sizes.append(_megabytes(database))
         behind = database.value(
@@ -108,7 +119,7 @@ def _run(ground: Ground, seconds: float, *, pruned: bool, snapshot: bool) -> Fou
             " WHERE finished_at < now() - %s::interval * 1.5 AND t.to_seq >= coalesce(s.history_seq, 1)",
             [kept],
         )
-        return Found(applied, spent, sizes, int(behind))
+        return Found(applied, plain, spent, sizes, int(behind))
 
 
 @contextlib.contextmanager
@@ -128,6 +139,11 @@ def _pruning(database: Database, pause: float) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def _inserted(database: Database) -> int:
+    """Return how many rows of measures.PREPARE's plain table were begun: whatever snapshot is held."""
+    return int(database.value("SELECT last_value FROM app.plain_id_seq"))
 
 
 def _megabytes(database: Database) -> float:
