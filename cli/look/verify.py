@@ -11,14 +11,13 @@ from typing import Any
 import click
 from psycopg import Connection, sql
 from psycopg.rows import dict_row
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from inturn.cli.advice import advised
 from inturn.cli.database import Database, pass_database
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.topics import require_topic, say_hidden_topics
+from inturn.cli.terminal.bar import Bar
 from inturn.cli.terminal.key_text import KEY, TOPIC, resolve, shown
 from inturn.cli.terminal.output import echo, echo_all, first_line, json_option, print_json
 from inturn.schema.privileges import wrong
@@ -88,11 +87,11 @@ def verify(database: Database, *, topic: str | None, key: str | None, limit: int
         reader = _Reader(connection, database.schema)
         topics = [topic] if topic is not None else reader.topics()
         if key is None:
-            with _bar(reader.estimate(topic)) as bar:
+            with Bar("verifying", reader.estimate(topic), shown=sys.stderr.isatty()) as bar:
                 for each in topics:
                     for found in reader.slices(each, work):
                         _take(work, found, limit)
-                        _advance(bar, work.commands)
+                        bar.update(work.commands)
         else:
             key = resolve(connection, database.schema, key, topic)
             for each in topics:
@@ -171,25 +170,6 @@ class _Reader:
 def _take(work: _Work, found: list[dict[str, Any]], limit: int) -> None:
     work.found += len(found)
     work.violations += found[: max(0, limit - len(work.violations))]
-
-
-def _bar(total: int) -> Progress:
-    bar = Progress(
-        TextColumn("verifying"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-        transient=True,
-    )
-    bar.add_task("verifying", total=total)
-    return bar
-
-
-def _advance(bar: Progress, done: int) -> None:
-    (task,) = bar.tasks
-    bar.update(task.id, completed=done, total=max(done, int(task.total or 0)))
 
 
 def _print(work: _Work, seconds: float) -> None:

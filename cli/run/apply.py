@@ -6,8 +6,6 @@ import functools
 import sys
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from inturn.applier import Outcome
 from inturn.applier.process.connections import warn_superuser
@@ -18,6 +16,7 @@ from inturn.cli.run import logs
 from inturn.cli.run.metrics import Port, metrics_options, serving
 from inturn.cli.run.processes import Processes
 from inturn.cli.run.serve import Attended, Options, Signals, attend, begun, ending, exit_code
+from inturn.cli.terminal.bar import Bar
 from inturn.cli.terminal.output import echo
 from inturn.cli.terminal.seconds import Seconds
 
@@ -215,9 +214,14 @@ def _check(database: Database, *, warn: bool = False) -> None:
 
 
 def _attend(fleet: Attended, signals: Signals, options: Options) -> Outcome:
-    with _Bar(fleet, shown=options.drain and not options.quiet and sys.stderr.isatty()) as bar:
+    shown = options.drain and not options.quiet and sys.stderr.isatty()
+    with Bar("applying", fleet.pending() if shown else 0, shown=shown) as bar:
         return attend(
-            fleet, signals.requests, bar.update, grace=options.grace, max_seconds=options.max_seconds
+            fleet,
+            signals.requests,
+            lambda: bar.update(fleet.totals.commands),
+            grace=options.grace,
+            max_seconds=options.max_seconds,
         )
 
 
@@ -228,36 +232,6 @@ def _conclude(outcome: Outcome, options: Options, *, ran: bool = True) -> int:
     if outcome.error is not None:
         raise outcome.error
     return exit_code(outcome, options)
-
-
-class _Bar:
-    """A progress bar over what was ready at the start; nothing when it is not to be shown."""
-
-    def __init__(self, fleet: Attended, *, shown: bool) -> None:
-        self._fleet = fleet
-        self._progress = Progress(
-            TextColumn("applying"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not shown,
-            transient=True,
-        )
-        self._task = self._progress.add_task("applying", total=fleet.pending() if shown else None)
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def update(self) -> None:
-        done = self._fleet.totals.commands
-        total = self._progress.tasks[0].total
-        more = max(done, total) if total is not None else None
-        self._progress.update(self._task, completed=done, total=more)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
 
 
 def _summarise(outcome: Outcome, log_format: str, *, quiet: bool, with_rate: bool) -> None:
