@@ -34,6 +34,8 @@ ANNOUNCED_SECONDS = 1.0
 FIRST_RECONNECT_SECONDS, LAST_RECONNECT_SECONDS = 0.1, 2.0
 #: A draining worker gives up after this many attempts in a row to connect again.
 DRAIN_RECONNECTS = 5
+#: How long a worker outside the database waits after that has refused.
+REFUSED_SECONDS = 1.0
 #: Anybody may NOTIFY. How many notifications in a row may find nothing before the process limits how many it
 #: hears a second, and that limit; what it did not hear, it looks for with the next one.
 VAIN_WAKES, VAIN_WAKES_A_SECOND = 10, 4.0

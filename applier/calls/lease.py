@@ -100,9 +100,12 @@ def fail_alone(
 
 
 def lose_alone(
-    schema: str, topic: str, key: str, epoch: int, error: str | None, *, is_clear: bool
+    schema: str, topic: str, key: str, epoch: int, error: str | None, *, is_clear: bool | None
 ) -> Call[str]:
-    """Return the call that ends a lease of which nothing else can be recorded; it says the outcome."""
+    """Return the call that ends a lease of which nothing else can be recorded; it says the outcome.
+
+    is_clear: None: inturn's own statements have lost against another transaction; see _lose_alone.
+    """
     return Call(
         statement("SELECT {schema}._lose_alone(%s, %s, %s, %s, %s)", schema),
         (topic, key, epoch, error, is_clear),

@@ -194,8 +194,10 @@ def _take(
             raise
         _end_if_upgraded(error, connection, alone)
         if is_transient(error):
-            # Handlers' own are caught before: this was in a statement of inturn.
-            _lose(connection, alone, None, is_clear=False)
+            # Handlers' own are caught before: this was in a statement of inturn, and may be so each time.
+            said = f"lost against another transaction: {on_one_line(error)}"
+            outcome = _lose(connection, alone, said, is_clear=None)
+            _log(alone, f"a turn was not recorded ({outcome})", said)
             return Batch(keys=1, hand=alone.ready_at)
         text = describe(error)
         outcome = _lose(connection, alone, text, is_clear=True)
@@ -259,7 +261,9 @@ class Blame:
             call.on(connection)
 
 
-def _lose(connection: psycopg.Connection[Any], alone: Alone, error: str | None, *, is_clear: bool) -> str:
+def _lose(
+    connection: psycopg.Connection[Any], alone: Alone, error: str | None, *, is_clear: bool | None
+) -> str:
     session = session_of(connection)
     if connection.info.transaction_status is not TransactionStatus.IDLE:
         # A transaction that a handler has begun, or one that the driver left open.

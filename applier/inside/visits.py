@@ -32,6 +32,8 @@ from inturn.schema.version import check_after
 CAREFUL_KEYS = 20
 #: For how long whoever starts is as careful as a worker that is.
 PASSED_ON_SECONDS = 600.0
+#: How often the pause is doubled after which a claim that was lost against another transaction runs again.
+MOST_DOUBLINGS = 6
 #: Whether it does so after its start: tests of later behaviour turn that off.
 STARTS_CAREFULLY = True
 
@@ -74,17 +76,16 @@ class Visits:
         # What a key of a topic takes, by the quickest of the last batches.
         self._seconds_per_key: dict[str, float] = {}
         self.max_keys = max_keys
-        self._stop = stop
-        self._bell = bell
-        self._sleep = sleep
-        self._totals = totals
-        self._tallies = tallies
+        self._stop, self._bell, self._sleep = stop, bell, sleep
+        self._totals, self._tallies = totals, tallies
         self._found = found
         # Of each topic, how many keys are still to be taken alone; of one that is not here: as at first.
         # A key that cost an applier its connection is among the first ready ones.
         self._careful: dict[str, float] = {}
         self._careful_at_first = careful
         self._careful_since_lost = 0
+        # How many claims of a key alone have lost against another transaction.
+        self._lost_in_a_row = 0
         # When it began to be careful, by time.monotonic().
         self._careful_from = time.monotonic()
         # That of the topic that is probed just now.
@@ -215,7 +216,10 @@ class Visits:
         except psycopg.Error as error:
             if not is_transient(error):
                 raise
+            self._stop.wait(pacing.again_seconds(min(self._lost_in_a_row, MOST_DOUBLINGS)))
+            self._lost_in_a_row += 1
             return Batch(keys=1, redo=True, lost=True)
+        self._lost_in_a_row = 0
         careful = self._careful_keys(target.topic)
         if batch.keys and 0 < careful < math.inf:
             self._careful[target.topic] = careful - 1

@@ -50,6 +50,8 @@ class Lane:
     #: Whether there may be ready keys that nobody has looked for.
     look: bool = True
     served: bool = True
+    #: Until when, by time.monotonic(), it is not claimed: the database has refused that.
+    refused_until: float = 0.0
     timeout: float | None = None
     merges: bool = False
 

@@ -151,11 +151,14 @@ class Leases:
             ).on_async(connection)
             return outcome, skipped
 
-    async def lose(self, connection: Connection, lease: Lease, error: str | None) -> str:
+    async def lose(
+        self, connection: Connection, lease: Lease, error: str | None, *, is_clear: bool | None = True
+    ) -> str:
         """End a lease of which something could not be recorded: a failed attempt; if not even that, put off.
 
         Args:
             error: why; None: by no fault of the command, which is not charged with it.
+            is_clear: None: it was lost against another transaction, again and again: put off.
 
         Returns:
             the outcome, or `put off`, or `fenced` when the lease was gone.
@@ -166,7 +169,7 @@ class Leases:
         if error is not None:
             error = encodable(error, connection.info)
         return await calls.lease.lose_alone(
-            self._schema, lease.topic, lease.key, lease.epoch, error, is_clear=True
+            self._schema, lease.topic, lease.key, lease.epoch, error, is_clear=is_clear
         ).on_async(connection)
 
     async def has_others(self, connection: Connection, topic: str) -> bool:

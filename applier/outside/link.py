@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import psycopg
 
 from inturn.applier import pacing
+from inturn.applier.inside.alone import is_transient
 from inturn.applier.outside.effect import in_thread
 from inturn.applier.process.recovery import Recovery
 from inturn.applier.stop import Stop
@@ -20,8 +21,9 @@ from inturn.schema.version import may_be_upgraded
 log = logging.getLogger("inturn.applier")
 
 _T = TypeVar("_T")
-#: Lost against another transaction: run again, after ever longer pauses, so many times.
-_AGAIN, AGAIN_TIMES = {"40001", "40P01"}, 8
+_Operation: TypeAlias = Callable[[psycopg.AsyncConnection[Any]], Awaitable[_T]]
+#: What was lost against another transaction runs again, after ever longer pauses, so many times.
+AGAIN_TIMES = 8
 _CHECK_STOP_SECONDS = 0.1
 
 
@@ -56,9 +58,7 @@ class SharedConnection:
         self._check, self._tell = check, mismatch
         self._mismatch: SchemaMismatch | None = None
 
-    async def run(
-        self, operation: Callable[[psycopg.AsyncConnection[Any]], Awaitable[_T]], *, patient: bool = False
-    ) -> _T:
+    async def run(self, operation: _Operation[_T], *, patient: bool = False, again: bool = True) -> _T:
         """Run an operation, again on a new connection when the database was lost meanwhile.
 
         An operation that was cut off may have been committed: it must be one that can be repeated.
@@ -66,6 +66,7 @@ class SharedConnection:
         Args:
             patient: what is lost with it would be missed: keep trying until the grace time is over, not only
                 until a stop is requested.
+            again: run it again, for some seconds, when it was lost against another transaction.
 
         Raises:
             psycopg.Error: the database refused, or it was lost while draining or stopping.
@@ -79,7 +80,7 @@ class SharedConnection:
                 async with self._busy:
                     result = await operation(connection)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                if error.sqlstate in _AGAIN and times < AGAIN_TIMES and not self._ends(patient):
+                if again and is_transient(error) and times < AGAIN_TIMES and not self._ends(patient):
                     await asyncio.sleep(pacing.again_seconds(times))
                     times += 1
                     continue

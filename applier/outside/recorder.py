@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from typing import TypeAlias
 
 import psycopg
 
 from inturn.applier.calls.lease import LeaseOutcome
 from inturn.applier.failure import on_one_line
+from inturn.applier.inside.alone import is_transient
 from inturn.applier.outside.lanes import place
 from inturn.applier.outside.leases import Leases, LeaseStep
 from inturn.applier.outside.link import SharedConnection
@@ -18,6 +20,7 @@ from inturn.schema.errors import SchemaMismatch
 
 #: The most steps of a transaction: it stays far below a second.
 MAX_STEPS = 200
+_Waiting: TypeAlias = tuple[LeaseStep, asyncio.Future[LeaseOutcome]]
 
 
 class Recorder:
@@ -26,10 +29,12 @@ class Recorder:
     def __init__(self, leases: Leases, link: SharedConnection) -> None:
         self._leases = leases
         self._link = link
-        self._waiting: list[tuple[LeaseStep, asyncio.Future[LeaseOutcome]]] = []
+        self._waiting: list[_Waiting] = []
         self._arrived = asyncio.Event()
         # Of those who wait, also for what is being written.
         self._futures: set[asyncio.Future[LeaseOutcome]] = set()
+        # What could not be written together, each step by itself: none waits for another.
+        self._alone: set[asyncio.Task[None]] = set()
         self._ended = False
 
     async def record(self, step: LeaseStep) -> LeaseOutcome:
@@ -61,24 +66,30 @@ class Recorder:
                 await self._write(taken)
         finally:
             self._ended = True
+            for task in self._alone:
+                task.cancel()
             for future in self._futures:
                 if not future.done():
                     future.set_exception(_not_any_more())
 
-    async def _write(self, taken: list[tuple[LeaseStep, asyncio.Future[LeaseOutcome]]]) -> None:
+    async def _write(self, taken: list[_Waiting], *, again: bool = False) -> None:
+        """Write steps in one transaction. again: for some seconds, where it loses against another one."""
         steps = [step for step, _ in taken]
+        record = functools.partial(self._leases.record, steps=steps)
         try:
-            outcomes = await self._link.run(functools.partial(self._leases.record, steps=steps), patient=True)
+            outcomes = await self._link.run(record, patient=True, again=again)
         except SchemaMismatch as error:
             for _, future in taken:
                 if not future.done():
                     future.set_exception(error)
             return
         except psycopg.Error as error:
-            if len(taken) > 1:
-                # One of them is not as the database has it: find it out alone.
+            if len(taken) > 1 or (is_transient(error) and not again):
+                # One of them is not as the database has it, or loses each time: alone, it is found out.
                 for one in taken:
-                    await self._write([one])
+                    task = asyncio.create_task(self._write_alone(one))
+                    self._alone.add(task)
+                    task.add_done_callback(self._alone.discard)
                 return
             FAILURES.log(logging.ERROR, "progress was refused", on_one_line(error), place(steps[0].lease))
             if not taken[0][1].done():
@@ -87,6 +98,13 @@ class Recorder:
         for (_, future), outcome in zip(taken, outcomes, strict=True):
             if not future.done():
                 future.set_result(outcome)
+
+    async def _write_alone(self, one: _Waiting) -> None:
+        try:
+            await self._write([one], again=True)
+        finally:
+            if not one[1].done():
+                one[1].set_exception(_not_any_more())
 
 
 def _not_any_more() -> psycopg.Error:

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import psycopg
 
 from inturn.applier import pacing
-from inturn.applier.metrics.tallies import CLAIMS, Tallies
+from inturn.applier.metrics.tallies import Tallies
+from inturn.applier.outside.claims import Claims
 from inturn.applier.outside.drain_end import DrainEnd
 from inturn.applier.outside.effect import in_thread
 from inturn.applier.outside.lanes import Lane, Lanes, Work
 from inturn.applier.outside.leases import Leases
 from inturn.applier.outside.link import SharedConnection
 from inturn.applier.stop import LoopBell, Stop
-from inturn.schema.errors import InturnError, OwnerChanged, UnknownTopic, from_database
 
 log = logging.getLogger("inturn.applier")
 
-#: The most keys of one claim: its transaction stays far below a second.
-CLAIM_KEYS = 50
-#: The wait after the database refused.
-REFUSED_SECONDS = 1.0
 #: How often a stop is looked for.
 CHECK_STOP_SECONDS = 0.25
 
@@ -58,7 +53,7 @@ class OutsideRounds:
         self._lanes = lanes
         self._leases = leases
         self._link = link
-        self._take = take
+        self._claims = Claims(lanes, leases, link, take, drain=drain, stop=stop, tallies=tallies)
         self._drain = drain
         self._end = DrainEnd(lanes, leases, link)
         self._stop = stop
@@ -68,8 +63,6 @@ class OutsideRounds:
         # Whether the bell was rung, and it has not looked since.
         self._heard = False
         self._tallies = tallies
-        # Topics that are left out because what merges their commands belongs to somebody else now.
-        self._refused: dict[str, InturnError] = {}
 
     async def serve_on(self) -> None:
         """Serve, again after a while when the database refused."""
@@ -84,7 +77,7 @@ class OutsideRounds:
                 if self._drain:
                     raise
                 log.warning("the database refused, trying again: %s", " ".join(str(error).split()))
-            await in_thread(functools.partial(self._stop.wait, REFUSED_SECONDS))
+            await in_thread(functools.partial(self._stop.wait, pacing.REFUSED_SECONDS))
         return None
 
     async def _serve(self) -> None:
@@ -96,7 +89,7 @@ class OutsideRounds:
                 await self._lanes.take_up()
                 self._bell.serve(lane.topic for lane in self._lanes)
                 self._tallies.begin(lane.topic for lane in self._lanes)
-            found = await self._claim_round()
+            found = await self._claims.make()
             if self._heard:
                 self._bell.looked(found=found)
                 self._heard = False
@@ -115,7 +108,7 @@ class OutsideRounds:
                     functools.partial(self._leases.announce_sleep, topics=topics)
                 )
                 # Looks once more: a key that became ready before the announcement notified nobody.
-                if await self._claim_round(open_lanes):
+                if await self._claims.make(open_lanes):
                     poll_seconds = pacing.FIRST_POLL_SECONDS
                     continue
                 due = await self._link.run(
@@ -138,7 +131,7 @@ class OutsideRounds:
             await self._sleep(due, None)
             return False
         await self._end.check_down()
-        for refusal in self._refused.values():
+        for refusal in self._claims.left_out.values():
             raise refusal
         return True
 
@@ -165,55 +158,6 @@ class OutsideRounds:
         for lane in self._lanes:
             lane.look = True
         return time.monotonic() < end_at
-
-    async def _claim_round(self, lanes: Sequence[Lane] | None = None) -> bool:
-        """Take up ready keys where there is room; return whether there were any."""
-        found = False
-        for lane in self._lanes if lanes is None else lanes:
-            wanted, octets = min(lane.room, CLAIM_KEYS), self._lanes.octets
-            if not wanted or octets == 0 or self._stop.requested or (lanes is None and not lane.look):
-                continue
-            probe = lane.breaker.open
-            try:
-                leases = await self._link.run(
-                    functools.partial(
-                        self._leases.claim,
-                        topic=lane.topic,
-                        max_keys=wanted,
-                        seconds=lane.claim_seconds,
-                        octets=octets,
-                    )
-                )
-            except psycopg.DatabaseError as error:
-                if error.sqlstate == OwnerChanged.sqlstate:
-                    self._leave_out(lane, error)
-                    continue
-                if error.sqlstate != UnknownTopic.sqlstate:
-                    raise
-                self._lanes.ask_again()
-                lane.served = False
-                continue
-            self._refused.pop(lane.topic, None)
-            # A short claim does not mean that nothing is left: a key may have had nothing to apply, or was
-            # held at last. Only an empty one does.
-            lane.look = bool(leases) or octets is not None
-            if leases:
-                self._tallies.count(CLAIMS, lane.topic)
-            for lease in leases:
-                work = Work(lease, probe, short=octets is not None)
-                lane.in_flight.add(work)
-                work.task = asyncio.create_task(self._take(lane, work))
-            found = found or bool(leases)
-        return found
-
-    def _leave_out(self, lane: Lane, error: psycopg.DatabaseError) -> None:
-        """Leave a topic out that is refused: nothing was claimed. It is asked again when others are."""
-        refusal = from_database(error, topic=lane.topic)
-        assert refusal is not None  # noqa: S101 - for mypy: OwnerChanged
-        if lane.topic not in self._refused:
-            log.warning("left out: %s", refusal, extra={"topic": lane.topic})
-        self._refused[lane.topic] = refusal
-        lane.look = False
 
     def _is_at_rest(self) -> bool:
         """Return whether nothing is ready, nothing in flight, and nobody at work who may append more."""

@@ -15,6 +15,7 @@ import psycopg
 from inturn.applier.calls.lease import LeaseOutcome
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.failure import describe, log_failure
+from inturn.applier.inside.alone import is_transient
 from inturn.applier.inside.batch import Handled
 from inturn.applier.inside.python.judge import NO_HANDLER_WAIT
 from inturn.applier.metrics.tallies import COMMANDS, LOST_LEASES, TURNS, Tallies
@@ -122,7 +123,10 @@ class OutsideTurns:
             return  # the database is gone
         try:
             lose = functools.partial(
-                self._leases.lose, lease=lease, error=f"what became of it could not be recorded: {reason}"
+                self._leases.lose,
+                lease=lease,
+                error=f"what became of it could not be recorded: {reason}",
+                is_clear=None if is_transient(error) else True,
             )
             outcome = await self._link.run(lose, patient=True)
         except psycopg.Error:

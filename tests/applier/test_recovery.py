@@ -169,7 +169,7 @@ def test_a_worker_outside_leaves_a_server_that_only_reads(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As a standby to which a failover has led it: the primary takes its work, on a new connection."""
-    monkeypatch.setattr("inturn.applier.outside.rounds.REFUSED_SECONDS", 0.05)
+    monkeypatch.setattr(pacing, "REFUSED_SECONDS", 0.05)
     database.execute("SELECT inturn.create_topic('outside')")
     applier, done = Applier(), threading.Event()
     applier.handler("outside", outside=True)(lambda _: done.set())

@@ -15,7 +15,7 @@ from support.shop import TOPIC, append, at_work, open_shop, wait_applied
 
 from inturn.applier import pacing
 from inturn.applier.inside.rounds import Rounds
-from inturn.applier.outside.rounds import OutsideRounds
+from inturn.applier.outside.claims import Claims
 from inturn.applier.pacing import VAIN_WAKES, VAIN_WAKES_A_SECOND, Wakes
 from inturn.applier.stop import Bell, LoopBell
 
@@ -194,7 +194,7 @@ def test_a_flood_costs_an_idle_applier_of_outside_topics_few_claims(
 ) -> None:
     open_shop(database)
     database.execute("SELECT inturn.create_topic('posts', 'http://127.0.0.1:1/')")
-    looks = _counted_looks(monkeypatch, OutsideRounds, "_claim_round")
+    looks = _counted_looks(monkeypatch, Claims, "make")
     with at_work(database, topics=["posts"]):
         until(lambda: looks, "the first look")
         with Flood(database, ["posts"]) as flood:

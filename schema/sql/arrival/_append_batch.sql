@@ -1,8 +1,8 @@
 -- Moves commands from the intake to the log as _append_arrived does. If that fails because of one key, the key's
--- commands are left behind.
+-- commands are left behind; also where it lost against another transaction, which it might do each time.
 -- Internal to _number_topic.
 --
--- Raises errors that no key is to blame for: 40001 and 40P01, 55P03, 53100 (see _try_lease).
+-- Raises errors that no key is to blame for: 55P03, 53100 (see _try_lease).
 CREATE FUNCTION inturn._append_batch(topic text, tids tid[]) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -15,7 +15,7 @@ DECLARE
 BEGIN
     RETURN inturn._append_arrived(topic, tids);
 EXCEPTION WHEN OTHERS THEN
-    IF SQLSTATE LIKE '40%' OR SQLSTATE IN ('53100', '55P03') THEN
+    IF SQLSTATE IN ('53100', '55P03') THEN
         RAISE;
     END IF;
     FOR one IN

@@ -10,7 +10,7 @@ AS $$
 BEGIN
     moved := inturn._append_arrived(topic, tids);
 EXCEPTION WHEN OTHERS THEN
-    IF SQLSTATE LIKE '40%' OR SQLSTATE IN ('53100', '55P03') THEN
+    IF SQLSTATE IN ('53100', '55P03') THEN
         RAISE;
     END IF;
     moved := 0;

@@ -2,10 +2,11 @@
 -- returns the outcome. Internal to the appliers, which say it in a transaction of its own.
 --
 -- error: what it was rolled back with; NULL: by no fault of the command, so that the key is let go as it was. is_clear:
--- only the command can be the cause, so it counts as an attempt; otherwise see _lose_lease. Its key is taken alone
--- again, as what it does to its transaction or session it would do to others in a batch.
+-- only the command can be the cause, so it counts as an attempt; false: see _lose_lease; NULL: inturn's own statements
+-- have lost against another transaction, so the key is put off (see _put_off). Its key is taken alone again, as what it
+-- does to its transaction or session it would do to others in a batch.
 -- No row is changed when the lease is gone: whoever has the key now has found out. When the failure of this key cannot
--- be recorded, the key is put off (see _put_off).
+-- be recorded, the key is put off too.
 -- Locks the key's ticket, and what release locks.
 CREATE FUNCTION inturn._lose_alone(topic text, key text, epoch bigint, error text, is_clear boolean) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -16,8 +17,13 @@ DECLARE
     was inturn.key_cursor;
     outcome text;
     problem text;
+    state text;
 BEGIN
     was := inturn._hold_lease(topic, key, epoch);
+    IF is_clear IS NULL THEN
+        PERFORM inturn._put_off(was, error, '40001');
+        RETURN 'put off';
+    END IF;
     BEGIN
         IF error IS NULL THEN
             PERFORM inturn.release(topic, key, epoch);
@@ -31,12 +37,9 @@ BEGIN
         END IF;
         RETURN inturn._lose_lease(was, error);
     EXCEPTION WHEN OTHERS THEN
-        IF SQLSTATE LIKE '40%' THEN
-            RAISE; -- lost against another transaction: to be said again
-        END IF;
-        GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
+        GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT, state = RETURNED_SQLSTATE;
     END;
-    PERFORM inturn._put_off(was, concat_ws(E'\n', 'its failure could not be recorded: ' || problem, error));
+    PERFORM inturn._put_off(was, concat_ws(E'\n', 'its failure could not be recorded: ' || problem, error), state);
     RETURN 'put off';
 EXCEPTION WHEN SQLSTATE 'IT030' THEN
     RETURN 'fenced';

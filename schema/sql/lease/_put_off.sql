@@ -2,17 +2,20 @@
 --
 -- It counts no attempt, as that might fail too; the wait doubles from a second up to five minutes. It keeps the error
 -- if it can, and a key that has a mark is taken alone from then on, so that it makes no batch fail.
+-- state: the SQLSTATE that they failed with. What was lost against another transaction may go well at once: there the
+-- wait begins at 10 ms.
 -- The caller has locked the key's ticket.
-CREATE FUNCTION inturn._put_off(was inturn.key_cursor, error text) RETURNS void
+CREATE FUNCTION inturn._put_off(was inturn.key_cursor, error text, state text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE
     now constant timestamptz := clock_timestamp();
+    first constant interval := CASE WHEN state LIKE '40%' THEN '10 ms' ELSE '1 s' END;
 BEGIN
     UPDATE inturn.ticket t SET
-        ready_at = now + make_interval(secs => least(power(2, least(t.empty_turns, 10)), 300)),
+        ready_at = now + least(first * power(2, least(t.empty_turns, 15)), interval '5 minutes'),
         empty_turns = t.empty_turns + 1
     WHERE t.topic = was.topic AND t.key = was.key AND t.epoch = was.epoch;
     UPDATE inturn.key_mark m SET

@@ -46,7 +46,7 @@ BEGIN
     BEGIN
         RETURN QUERY SELECT * FROM inturn._claim_leases(topics, max_keys, lease, who, false);
     EXCEPTION WHEN OTHERS THEN
-        IF SQLSTATE LIKE '40%' OR SQLSTATE IN ('53100', '55P03', 'IT013') THEN
+        IF SQLSTATE IN ('53100', '55P03', 'IT013') THEN
             RAISE; -- no key's fault: see _try_lease, _require_merges
         END IF;
         -- None of its rows has been returned: a function in FROM returns them all or none.

@@ -42,10 +42,11 @@ BEGIN
     IF NOT held AND state OPERATOR(pg_catalog.=) ANY ('{55P03,IT030}') THEN
         RETURN; -- somebody else has it locked, or claimed: the lease runs out
     ELSIF state IS NOT NULL THEN
-        -- The turn itself could not be ended. Lost against another transaction, the key is let go as it was.
+        -- The turn itself could not be ended. Lost against another transaction, the key is put off.
         upgraded := pg_catalog.starts_with(state, '42') AND inturn._revision() OPERATOR(pg_catalog.<>) revision;
         blameless := upgraded OR pg_catalog.starts_with(state, '40');
-        PERFORM inturn._lose_alone(topic, claimed.key, claimed.epoch, CASE WHEN NOT blameless THEN problem END, true);
+        PERFORM inturn._lose_alone(topic, claimed.key, claimed.epoch, CASE WHEN NOT upgraded THEN problem END,
+                                   CASE WHEN upgraded OR NOT blameless THEN true END);
         COMMIT AND CHAIN;
         IF upgraded THEN
             RAISE USING ERRCODE = state, MESSAGE = problem,
