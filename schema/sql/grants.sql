@@ -73,6 +73,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._check_lease(text[], interval),
     inturn._claim_leases(text[], integer, interval, text, boolean),
     inturn._claim_small(text, integer, text, bigint),
+    inturn._first_merged(inturn.topic, text, bigint, bigint, integer, bigint),
     inturn._lease_claimed(text, text, bigint, interval, text, boolean, bigint),
     inturn._max_claim_octets(),
     inturn.advance(text, text, bigint, bigint, interval),

@@ -255,5 +255,41 @@ def test_short_payloads_are_claimed_behind_long_ones_and_have_no_more_octets_tha
     rows = database.execute(claim, [50, 250])
     assert rows == [(f"short {number}", 1, 100) for number in (4, 5)]
     assert database.execute(claim, [50, 99]) == []
-    database.execute("UPDATE inturn.topic SET merges = true")
-    assert database.execute(claim, [50, 1000]) == [], "how long they become is not known"
+
+
+def test_of_a_topic_with_merge_rules_what_commands_become_is_claimed_if_it_is_short(
+    database: Database,
+) -> None:
+    """Otherwise the first one is as it is: while long payloads are in hand, it goes on as other topics do."""
+    database.execute("""
+        SELECT inturn.create_topic('outside');
+        CREATE SCHEMA app; GRANT USAGE ON SCHEMA app TO PUBLIC;
+        CREATE FUNCTION app.both(first inturn.command, second inturn.command) RETURNS jsonb
+            LANGUAGE sql IMMUTABLE AS $$
+                SELECT to_jsonb(repeat('x', octet_length(first.payload::text || second.payload::text))) $$;
+        SELECT inturn.merge_rule('outside', 'x', 'x', 'sql:app.both'),
+               inturn.merge_rule('outside', 'x', 'not', 'nothing')
+    """)
+    replace_in(database, "_claim_small", ("interval '100 ms'", "interval '1 hour'"))  # however slow it is
+    _put(database, "outside", "short", 100, 100, 100)
+    _put(database, "outside", "nothing", 100)
+    database.execute("SELECT inturn.append('outside', 'nothing', 'not')")
+    _put(database, "outside", "becomes long", 600, 600)
+    _put(database, "outside", "long", 2000, 100)
+    claim = """
+        SELECT key, epoch, seq, octet_length(payload::text)
+        FROM inturn._claim_small('outside', 50, 'me', 1000)"""
+    with database.connect(user=APPLIER) as applier:
+        claimed = applier.execute(claim).fetchall()
+    assert claimed == [("short", 1, 3, 304), ("becomes long", 1, 1, 600)]
+    assert database.execute("SELECT key FROM inturn.key_cursor WHERE lease_until IS NULL ORDER BY key") == [
+        ("long",), ("nothing",)
+    ]  # fmt: skip
+    assert database.value("SELECT applied_seq FROM inturn.key_cursor WHERE key = 'nothing'") == 2
+    # What was sent as it is, is recorded so, and what comes after it is whole.
+    database.execute("SELECT inturn.advance('outside', 'short', 1, 3), inturn.release('outside', 'short', 1)")
+    database.execute("SELECT inturn.advance('outside', 'becomes long', 1, 1)")
+    database.execute("SELECT inturn.release('outside', 'becomes long', 1)")
+    assert [row[0:3] for row in database.execute(claim)] == [("becomes long", 2, 2)]
+    database.execute("SELECT inturn.advance('outside', 'becomes long', 2, 2)")
+    assert database.execute("SELECT FROM inturn.verify('outside')") == []

@@ -2,9 +2,11 @@
 -- for outside work, which has long payloads in hand and memory for short ones only.
 --
 -- octets: how many the payloads may have together, as text. What is longer is passed over, among the 200 keys that have
--- been ready the longest, for 100 ms. Where the topic has merge rules nothing is claimed: how long commands become is
--- not known before. A key that itself makes its claim fail is put off (see _try_lease).
--- Locks and raises what claim by lease does.
+-- been ready the longest, for 100 ms. A key that itself makes its claim fail is put off (see _try_lease).
+-- Where the topic has merge rules, the next commands come as what they become if that is short; otherwise the first one
+-- comes as it is: only what has become of commands tells how long that is.
+-- Runs as the applier: so do the functions that merge. Locks what claim by lease does, and raises that; IT013 where a
+-- function that merges belongs to somebody else than when its rule was set.
 CREATE FUNCTION inturn._claim_small(topic text, max_keys integer, applier text, octets bigint)
 RETURNS TABLE (
     key text, epoch bigint, attempt integer, lease_until timestamptz,
@@ -17,25 +19,27 @@ AS $$
 DECLARE
     leave_at constant timestamptz := clock_timestamp() + interval '100 ms';
     pass constant inturn._pass := inturn._begin_saved_pass(ARRAY[_claim_small.topic]);
+    settings constant inturn.topic := inturn._settings_of(_claim_small.topic);
     left_octets bigint := octets;
     taken integer := 0;
-    claimed record;
-    begun record;
+    claimed record; begun record; command record;
 BEGIN
-    IF pass.found = '{}' OR (inturn._settings_of(_claim_small.topic)).merges THEN
+    IF pass.found = '{}' THEN
         RETURN;
     END IF;
+    PERFORM inturn._require_merges(settings);
     FOR claimed IN SELECT * FROM inturn.claim(_claim_small.topic, pass.starts[1], 200) LOOP
         EXIT WHEN taken >= max_keys OR clock_timestamp() >= leave_at;
         SELECT * INTO begun FROM inturn._lease_claimed(
             _claim_small.topic, claimed.key, claimed.epoch, NULL, applier, true, left_octets);
         CONTINUE WHEN NOT begun.fits OR (begun.leased).key IS NULL;
         taken := taken + 1;
+        SELECT * INTO command FROM inturn._first_merged(
+            settings, claimed.key, claimed.applied_seq, claimed.epoch, begun.max_commands, left_octets);
+        CONTINUE WHEN command.seq IS NULL;
         key := claimed.key; epoch := claimed.epoch;
         attempt := (begun.leased).attempts + 1; lease_until := (begun.leased).lease_until;
-        SELECT l.seq, l.name, l.payload, l.created_at INTO seq, name, payload, created_at
-        FROM inturn._turn_commands(_claim_small.topic, ARRAY[claimed.key], ARRAY[claimed.epoch],
-                                   ARRAY[claimed.applied_seq], 1) l;
+        seq := command.seq; name := command.name; payload := command.payload; created_at := command.created_at;
         left_octets := left_octets - octet_length(payload::text);
         RETURN NEXT;
     END LOOP;
