@@ -112,13 +112,20 @@ def announce_applier(
 
 
 class LeftSession(NamedTuple):
-    """A session of an applier, which is there."""
+    """A session of an applier, which is there.
+
+    Attributes:
+        seen_at: when the applier announced itself last, on this session.
+        seconds: for how long the session has been there.
+    """
 
     applier: str
     topics: list[str]
     pid: int
     backend_pid: int
     backend_start: datetime
+    seen_at: datetime
+    seconds: float
 
 
 def list_sessions(schema: str, host: str) -> Call[list[LeftSession]]:

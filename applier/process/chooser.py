@@ -108,7 +108,7 @@ class Chooser:
         """Return how many keys of a topic each worker takes alone at first; inf: while there is doubt."""
         if self._doubt.is_about(topic):
             return math.inf
-        return self._most if topic in self._doubt.topics else self._careful.get(topic, self._most)
+        return self._most if self._doubt.was_about(topic) else self._careful.get(topic, self._most)
 
     def _agreed(
         self,

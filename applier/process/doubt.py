@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -11,10 +12,12 @@ import psycopg
 
 from inturn.applier import calls
 from inturn.applier.calls.appliers import LeftSession
+from inturn.applier.process.pids import is_gone
 from inturn.schema.pooling import is_pooled
 
-#: No longer than that, should a number have come to belong to somebody else: a session whose client is gone
-#: ends when it has something to say or to hear.
+log = logging.getLogger("inturn.applier")
+
+#: No longer than that: a session whose client is gone ends when it has something to say or to hear.
 MOST_SECONDS = 600.0
 
 #: How long a start waits for the database to notice it.
@@ -29,15 +32,16 @@ class Doubt:
     """Of one process: a session of one that is gone has its keys in hand as long as it is there.
 
     What the process died of is among them, so the next keys of its topics are taken alone until the session
-    is gone, and the first ones after that. Found once, at the start.
+    is gone, and the first ones after that. Found once, at the start. Another host may have the name of this
+    one: its processes seem to be gone, until they announce themselves again.
     """
 
     def __init__(self, schema: str) -> None:
         self._schema = schema
+        self._host = socket.gethostname()
         self._left: list[LeftSession] = []
+        self._gone: list[LeftSession] = []
         self._found_at = 0.0
-        #: The topics of those that were found, whether they are there still or not.
-        self.topics: set[str] = set()
 
     def find(self, connection: psycopg.Connection[Any]) -> None:
         """Look which processes of this host are gone, but for their sessions.
@@ -47,14 +51,14 @@ class Doubt:
         """
         if is_pooled(connection):
             return  # there no number names a session
-        found = calls.appliers.list_sessions(self._schema, socket.gethostname()).on(connection)
-        self._left = [each for each in found if _is_gone(each)]
+        self._left = [each for each in self._sessions(connection) if _is_gone(each)]
         self._found_at = time.monotonic()
         # Most are noticed at once: those that wait for their client.
         while self._left and time.monotonic() - self._found_at < NOTICED_SECONDS:
             time.sleep(_LOOK_SECONDS)
             self.look(connection)
-        self.topics = {topic for each in self._left for topic in each.topics}
+        # Of those the registry tells.
+        self._gone = []
 
     def look(self, connection: psycopg.Connection[Any]) -> None:
         """Look which of those sessions are there still.
@@ -62,17 +66,37 @@ class Doubt:
         Raises:
             psycopg.Error: the connection or the database failed.
         """
-        if self._left and time.monotonic() - self._found_at > MOST_SECONDS:
-            self._left = []
-        if self._left:
-            backends = [each.backend_pid for each in self._left]
-            starts = [each.backend_start for each in self._left]
-            there = calls.session.which_are_there(backends, starts).on(connection)
-            self._left = [each for each in self._left if each.backend_pid in there]
+        if not self._left:
+            return
+        backends = [each.backend_pid for each in self._left]
+        starts = [each.backend_start for each in self._left]
+        there = calls.session.which_are_there(backends, starts).on(connection)
+        seen = {(each.backend_pid, each.backend_start): each.seen_at for each in self._sessions(connection)}
+        doubted = []
+        for each in self._left:
+            if seen.get((each.backend_pid, each.backend_start), each.seen_at) == each.seen_at:
+                doubted.append(each)
+            else:
+                log.warning(
+                    "applier %s is alive, though no process of this host is: another host or container is"
+                    " called %s too. Give each a name of its own",
+                    each.applier,
+                    self._host,
+                )
+        is_over = time.monotonic() - self._found_at > MOST_SECONDS
+        self._gone += [each for each in doubted if is_over or each.backend_pid not in there]
+        self._left = [each for each in doubted if not is_over and each.backend_pid in there]
 
     def is_about(self, topic: str) -> bool:
         """Return whether a session that served a topic is there still."""
         return any(topic in each.topics for each in self._left)
+
+    def was_about(self, topic: str) -> bool:
+        """Return whether one was, after the start."""
+        return any(topic in each.topics for each in self._gone)
+
+    def _sessions(self, connection: psycopg.Connection[Any]) -> list[LeftSession]:
+        return calls.appliers.list_sessions(self._schema, self._host).on(connection)
 
 
 def note_announced(applier_id: str) -> None:
@@ -83,12 +107,4 @@ def note_announced(applier_id: str) -> None:
 def _is_gone(session: LeftSession) -> bool:
     if session.pid == os.getpid():
         return session.applier not in _announced
-    if os.name != "posix":
-        return False
-    try:
-        os.kill(session.pid, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False  # somebody else's
-    return False
+    return is_gone(session.pid, session.seconds)
