@@ -39,6 +39,9 @@ _PINNED_DIRECTLY = {
 #: The server too gives a session up whose client's host is gone, after 25 s, and what it has locked. It would
 #: wait for two hours otherwise. Not set behind a pooler, which is the client there.
 _PROBED = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
+#: How often it looks for the client of a session that is at work, where its system can tell: what a killed
+#: process has left would go on to its end otherwise, with its keys locked.
+_CHECK_INTERVAL, _CHECKED = "client_connection_check_interval", "5s"
 #: Names mean PostgreSQL's own. Not where handlers run.
 _PATH = {"search_path": "pg_catalog, pg_temp"}
 
@@ -148,15 +151,24 @@ def pins(backend_pid: int, *, for_handlers: bool) -> sql.Composed:
         sql.SQL("pg_catalog.set_config({}, {}, false)").format(name, value)
         for name, value in pinned_directly.items()
     ]
+    directly.append(
+        sql.SQL(
+            "pg_catalog.set_config({name}, CASE WHEN pg_catalog.version() OPERATOR(pg_catalog.~) 'linux'"
+            " THEN {} ELSE pg_catalog.current_setting({name}) END, false)"
+        ).format(_CHECKED, name=_CHECK_INTERVAL)
+    )
     return sql.SQL(
         "SELECT {}, CASE WHEN pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {}"
         " THEN pg_catalog.concat({}) END"
     ).format(sql.SQL(", ").join(everywhere), backend_pid, sql.SQL(", ").join(directly))
 
 
-def pinned_for_handlers() -> tuple[list[str], list[str]]:
-    """Return the names and the values that `pins` sets directly where handlers run."""
-    pinned = _PINNED | _PINNED_DIRECTLY | _PROBED
+def pinned_for_handlers(check_interval: str) -> tuple[list[str], list[str]]:
+    """Return the names and the values that `pins` sets directly where handlers run.
+
+    check_interval: what it has made of that one.
+    """
+    pinned = _PINNED | _PINNED_DIRECTLY | _PROBED | {_CHECK_INTERVAL: check_interval}
     return [*pinned], [*pinned.values()]
 
 

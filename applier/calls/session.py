@@ -15,6 +15,11 @@ def settings() -> Call[str]:
     return Call(statement("SELECT {settings}"), (), value)
 
 
+def check_interval() -> Call[str]:
+    """Return the call that says how often the server looks for the client of a session that is at work."""
+    return Call(statement("SELECT pg_catalog.current_setting('client_connection_check_interval')"), (), value)
+
+
 def is_littered() -> Call[bool]:
     """Return the call that says whether something was left that only a new session gets rid of."""
     return Call(

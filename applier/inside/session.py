@@ -106,7 +106,9 @@ class Session:
         # Composed once: that takes longer than to run it.
         self._put_back: dict[float | None, bytes] = {}
         self._is_pooled = is_pooled(connection)
-        self.pinned: calls.sql_target.Settings = (None, None) if self._is_pooled else pinned_for_handlers()
+        self.pinned: calls.sql_target.Settings = (None, None)
+        if not self._is_pooled:
+            self.pinned = pinned_for_handlers(self.call(calls.session.check_interval()))
 
     def call(self, call: Call[_T]) -> _T:
         """Run a statement of inturn; see Call."""

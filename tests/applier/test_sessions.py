@@ -252,17 +252,27 @@ def test_a_dead_connection_is_noticed_by_default_and_what_is_given_stays(
     assert kept("") == defaults
 
 
-def test_the_server_probes_a_session_that_is_idle(database: Database) -> None:
-    """Where its client's host is gone, its keys are free before two hours have passed."""
-    probes = "SELECT setting FROM pg_settings WHERE name LIKE 'tcp_keepalives%' ORDER BY name"
+def test_the_server_looks_for_the_client_of_a_session(database: Database) -> None:
+    """Where that is gone, its keys are free before two hours have passed, or its statement has ended."""
+    probes = """
+        SELECT name, setting FROM pg_settings
+        WHERE name LIKE 'tcp_keepalives%' OR name = 'client_connection_check_interval' ORDER BY name"""
+    expected = [
+        ("client_connection_check_interval", "5000"),
+        ("tcp_keepalives_count", "3"),
+        ("tcp_keepalives_idle", "10"),
+        ("tcp_keepalives_interval", "5"),
+    ]
     with connections.connect(make_conninfo(database.dsn, host="127.0.0.1"), for_handlers=True) as connection:
-        assert connection.execute(probes).fetchall() == [("3",), ("10",), ("5",)]
+        assert connection.execute(probes).fetchall() == expected
         session = session_of(connection)
         session.changed = True
         with connection.transaction():
             connection.execute("RESET ALL")
             session.put_back(connection)
-        assert connection.execute(probes).fetchall() == [("3",), ("10",), ("5",)]
+        assert connection.execute(probes).fetchall() == expected
+        connection.execute("SELECT inturn._reset_session(%s, %s)", session.pinned)  # after a SQL target
+        assert connection.execute(probes).fetchall() == expected
 
 
 def test_the_kernel_probes_a_connection_that_is_idle(database: Database) -> None:
