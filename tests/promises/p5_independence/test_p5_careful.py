@@ -26,8 +26,9 @@ _BAD = "SELECT attempts, lost FROM inturn.key_cursor WHERE key = 'bad'"
 
 
 @pytest.fixture
-def topic(database: Database) -> Database:
+def topic(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
     """Topic t, whose target writes a witness, and goes wrong as a command is named."""
+    monkeypatch.setattr(pacing, "BATCH_SECONDS", 3600.0)  # on a busy machine few keys share a transaction
     database.execute("""
         CREATE SCHEMA app; GRANT USAGE ON SCHEMA app TO PUBLIC;
         CREATE TABLE app.witness (key text, seq bigint); GRANT INSERT ON app.witness TO PUBLIC;
@@ -194,9 +195,8 @@ def _gone(database: Database) -> None:
 
 
 def test_p5_a_worker_that_starts_takes_keys_alone_where_another_may_have_died_of_one(
-    topic: Database, monkeypatch: pytest.MonkeyPatch
+    topic: Database,
 ) -> None:
-    monkeypatch.setattr(pacing, "BATCH_SECONDS", 3600.0)  # on a busy machine few keys share a transaction
     assert _transactions(topic, "first-") == 5, "nobody is known"
     assert _transactions(topic, "after-a-good-end-") < 5
     _gone(topic)

@@ -16,7 +16,7 @@ from support.race import replace_in
 
 from inturn.applier import Applier, Command, Fleet
 from inturn.applier.command import ClaimedCommand
-from inturn.applier.inside.alone import Alone, take_alone
+from inturn.applier.inside.alone import Alone, hold, take_alone
 from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.hand import Hand
 from inturn.applier.inside.python_target import PythonTarget
@@ -83,14 +83,20 @@ def _is_charged(database: Database) -> bool:
 @pytest.mark.parametrize("setting", ["lock_timeout", "statement_timeout"])
 @pytest.mark.parametrize("target", ["python", "sql"])
 def test_p5_a_key_that_somebody_has_locked_is_charged_with_no_timeout_of_the_session(
-    database: Database, target: str, setting: str
+    database: Database, target: str, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operator, for as long as her transaction is open: of the command, nothing was begun."""
     _open(database, target)
     operator = database.session()
     between = _Between(_target(target), lambda: operator.execute(_LOCK))
+
+    def hold_in_time(connection: psycopg.Connection[Any], alone: Alone) -> None:
+        # Of this wait alone: on a busy machine a new session's claim may take longer.
+        connection.execute(f"SET LOCAL {setting} = '50 ms'")
+        hold(connection, alone)
+
+    monkeypatch.setattr(f"inturn.applier.inside.{target}_target.hold", hold_in_time)
     with Connections(database.applier_dsn, None).connect() as connection:
-        connection.execute(f"SET {setting} = '100 ms'")
         batch = take_alone(between, connection, "-infinity")
     operator.rollback()
     assert (batch.keys, batch.failures) == (1, 0)
