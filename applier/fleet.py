@@ -134,7 +134,7 @@ class Fleet:
             SchemaMismatch: its schema is not one that this package serves.
             UnknownTopic, TargetRefused: a topic asked for is not there or cannot be served, or
                 there is none to drain.
-            NoThread: there are not enough; `end` ends those that there are.
+            NoThread: there are not enough; `end` ends those that there are. RuntimeError: started before.
         """
         with self._first as connection:
             targets = self._chooser.inside(connection, _name(1), strict=True)

@@ -90,14 +90,23 @@ class FirstConnection:
         self._connections = connections
         self._lock = threading.Lock()
         self._made: psycopg.Connection[Any] | None = None
+        self._is_due = True
 
     def __enter__(self) -> psycopg.Connection[Any]:
-        """Make it, for a block that closes it when it fails."""
+        """Make it, for a block that closes it when it fails.
+
+        Raises:
+            RuntimeError: it was made before: by that, two workers would have one name.
+            psycopg.Error: the database cannot be reached or refuses.
+        """
+        if not self._is_due:
+            raise RuntimeError("this fleet was started before: make another one")
         self._made = self._connections.connect()
         return self._made
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
+        self._is_due = kind is not None
+        if self._is_due:
             self.close()
 
     def take(self) -> psycopg.Connection[Any]:
