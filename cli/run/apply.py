@@ -55,7 +55,7 @@ FEW_TOPICS = 5
     help="Processes, each with that many workers. Use several if Python keeps one processor busy.",
 )
 @click.option(
-    "--batch",
+    "--max-keys",
     type=click.IntRange(1, 60),
     default=50,
     show_default=True,
@@ -122,7 +122,7 @@ def apply(
     topics: tuple[str, ...],
     workers: int,
     processes: int,
-    batch: int,
+    max_keys: int,
     http_timeout: float,
     http_read_timeout: float,
     http_connect_timeout: float,
@@ -152,7 +152,7 @@ def apply(
         app=app,
         topics=topics,
         workers=workers,
-        batch=batch,
+        max_keys=max_keys,
         http_timeouts=(http_connect_timeout, http_read_timeout, http_timeout),
         drain=drain,
         prepare=not no_prepare,

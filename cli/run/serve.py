@@ -35,7 +35,7 @@ class Options:
         schema: where inturn is installed.
         app: MODULE:NAME of the Applier; None without one.
         topics: which to serve; empty: all that can be.
-        workers, batch, drain, prepare: see Fleet.
+        workers, max_keys, drain, prepare: see Fleet.
         http_timeouts: seconds to connect, to the next byte, and all in all.
         max_seconds: when to stop, in seconds; None: never.
         grace: seconds that the command in hand may take once stopping.
@@ -52,7 +52,7 @@ class Options:
     app: str | None
     topics: tuple[str, ...]
     workers: int
-    batch: int
+    max_keys: int
     http_timeouts: tuple[float, float, float]
     drain: bool
     prepare: bool
@@ -89,7 +89,7 @@ class Options:
             load_app(self.app) if self.app else None,
             topics=self.topics,
             workers=self.workers,
-            max_keys=self.batch,
+            max_keys=self.max_keys,
             drain=self.drain,
             prepare=self.prepare,
             schema=self.schema,

@@ -114,7 +114,7 @@ def test_callers_and_the_appliers_of_the_release_before_go_on_through_a_compatib
     callers = Callers(database)
     now = "SELECT clock_timestamp()"
     with ExitStack() as stack:
-        appliers = [stack.enter_context(inturn_apply(database.dsn, "--batch", "1")) for _ in range(2)]
+        appliers = [stack.enter_context(inturn_apply(database.dsn, "--max-keys", "1")) for _ in range(2)]
         with callers.at_work():
             began_at = database.value(now)
             until(

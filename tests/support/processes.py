@@ -63,7 +63,7 @@ def both_busy(database: Database, *args: str) -> Iterator[InturnProcess]:
     """Run two processes; in the block each has one of the keys a and b in hand. The gate is shut."""
     append(database, "a", "after")
     append(database, "b", "after")
-    with inturn_apply(database.dsn, *TWO, "--batch", "1", *args) as process:
+    with inturn_apply(database.dsn, *TWO, "--max-keys", "1", *args) as process:
         wait_at_gate(database, 2)
         yield process
 
@@ -85,7 +85,7 @@ def options(dsn: str) -> Options:
         app=None,
         topics=(),
         workers=1,
-        batch=1,
+        max_keys=1,
         http_timeouts=(1.0, 1.0, 1.0),
         drain=False,
         prepare=True,

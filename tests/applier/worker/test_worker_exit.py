@@ -166,7 +166,7 @@ def test_an_app_that_ends_itself_is_said_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "args", [("--workers", "0"), ("--batch", "0"), ("--max-seconds", "0"), ("--grace", "-1")]
+    "args", [("--workers", "0"), ("--max-keys", "0"), ("--max-seconds", "0"), ("--grace", "-1")]
 )
 def test_options_out_of_range_are_wrong_usage(database: Database, args: tuple[str, ...]) -> None:
     assert run_inturn(database.dsn, "apply", *args)[0] == 2

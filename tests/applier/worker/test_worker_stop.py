@@ -89,7 +89,7 @@ def test_when_the_grace_is_over_the_command_is_cut_off_and_another_worker_does_i
     append(database, "a", "insert", "after", "insert")
     append(database, "b", "insert")
     with gate_shut(database) as gate:
-        with inturn_apply(database.dsn, "--grace", "0.2", "--batch", "1") as process:
+        with inturn_apply(database.dsn, "--grace", "0.2", "--max-keys", "1") as process:
             wait_at_gate(database)
             process.send(signal.SIGTERM)
             assert process.exit_code() == 6

@@ -117,7 +117,7 @@ def test_processes_killed_again_and_again_apply_everything_once(database: Databa
         for _ in range(5):
             for name in ("insert", "update", "delete"):
                 append_keys(database, 40, name=name)
-        with inturn_apply(database.dsn, "--workers", "2", "--batch", "4"):
+        with inturn_apply(database.dsn, "--workers", "2", "--max-keys", "4"):
             _wait_for_more(database, chance.randrange(20, 200))
         kills += not _drained(database)  # otherwise it was through before it was killed
     until(lambda: run_apply(database.dsn, "--drain") and _drained(database), "drained")
