@@ -9,7 +9,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from support.database import Database
 from support.dump import dump
-from support.logins import login
+from support.logins import let_owner_become, login
 from support.process import run_inturn
 
 from inturn.schema.install import upgrade
@@ -85,7 +85,8 @@ def reported(database: Database, schema: str = "inturn", dsn: str | None = None)
 def owned(database: Database) -> str:
     """Give the database and the schema `mine` in it to a login that may do nothing else; return its DSN."""
     owner = login(database)
-    user = conninfo_to_dict(owner)["user"]
+    user = str(conninfo_to_dict(owner)["user"])
+    let_owner_become(database, user)
     upgrade(database.dsn, schema="mine")  # makes the roles, which such a login may not
     database.execute(f"DROP SCHEMA mine CASCADE; ALTER DATABASE {database.name} OWNER TO {user}")
     upgrade(owner, schema="mine")
@@ -137,7 +138,8 @@ def test_what_was_granted_on_by_such_an_option_goes_with_it(database: Database) 
 
 
 def test_what_another_login_has_let_the_roles_have_goes_and_its_own_stays(database: Database) -> None:
-    reader = conninfo_to_dict(login(database))["user"]
+    reader = str(conninfo_to_dict(login(database))["user"])
+    let_owner_become(database, reader)
     database.execute(f"GRANT USAGE ON SCHEMA inturn TO {reader}; GRANT SELECT ON inturn.turn TO {reader}")
     before = lines(database)
     database.execute(f"""

@@ -22,6 +22,12 @@ def login(database: Database, *roles: str) -> str:
     return make_conninfo(database.dsn, user=name)
 
 
+def let_owner_become(database: Database, name: str) -> None:
+    """Let the tests' owner become a login that it has made. From 16 on it may: see roles.SELF_GRANT."""
+    if database.server.version < 16:
+        database.execute(f"GRANT {name} TO {OWNER}")
+
+
 def connect_as(database: Database, *roles: str) -> psycopg.Connection[Any]:
     """Return a connection, in autocommit, of a new login with these roles."""
     return database.connect(user=str(conninfo_to_dict(login(database, *roles))["user"]))
