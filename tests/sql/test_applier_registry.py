@@ -180,6 +180,34 @@ def test_a_session_of_another_database_is_no_applier_of_a_copy_of_it(database: D
             database.execute("UPDATE inturn.applier SET ended = false")
 
 
+def test_a_start_looks_for_the_leases_of_all_that_are_gone_at_once_and_for_none_of_long_ago(
+    database: Database,
+) -> None:
+    """A held snapshot keeps millions that are over, and a host that ends takes many appliers along."""
+    database.execute("SELECT inturn.create_topic('orders')")
+    for name in ("a", "b", "c", "d"):
+        database.execute(SAY, [name])
+    database.execute("UPDATE inturn.applier SET backend_start = now() - interval '1 day'")  # they are gone
+    database.execute("""
+        INSERT INTO inturn.key_mark (topic, key, epoch, claimed_by, lease_until)
+        SELECT 'orders', 'k' || n, 0, 'another', now() - (n % 2) * interval '1 hour'
+        FROM generate_series(1, 400) n
+    """)
+    counter = "SELECT pg_stat_get_xact_tuples_returned('inturn.key_mark_leased'::regclass)"
+    with database.connect(user=OWNER, autocommit=False) as connection:
+        ((careful,),) = connection.execute("SELECT inturn._careful_keys('{orders}', 'me', 20)").fetchall()
+        ((read,),) = connection.execute(counter).fetchall()
+        connection.rollback()
+    assert (careful, read) == ([20], 200)
+    for name in ("a", "b", "c", "d"):
+        database.execute(
+            "INSERT INTO inturn.key_mark (topic, key, epoch, claimed_by, lease_until)"
+            " VALUES ('orders', %s, 0, %s, now())",
+            [name, name],
+        )
+    assert database.value("SELECT inturn._careful_keys('{orders}', 'me', 20)") == [0], "each took one alone"
+
+
 def test_a_name_that_comes_back_later_is_another_applier(database: Database) -> None:
     first, second = database.session(autocommit=True), database.session(autocommit=True)
     first.execute(SAY, ["me"])

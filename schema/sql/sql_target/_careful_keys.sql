@@ -7,6 +7,8 @@
 -- and says where it is careful (see _note_careful) in the same transaction: if it dies, too, the next one is careful
 -- again; and whoever starts while it still is so does the same: of several processes that start together each might
 -- die of the key. Nobody waits: who asks at the same time sees either the end or who has noted it.
+-- The leases of all that are gone are looked for in one walk, and none that was over a minute before its applier was
+-- last seen: with a lease that is missed so, the next one is careful for nothing.
 -- So it is too where no applier of the topic is known: after a crash of the server none is.
 -- applier: who asks; what was announced by that name before is gone. most: NULL for what the session's
 -- inturn.careful_keys says, or 20.
@@ -14,6 +16,9 @@
 CREATE FUNCTION inturn._careful_keys(topics text[], applier text, most integer) RETURNS integer[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -23,17 +28,26 @@ DECLARE
                               FROM inturn.applier a, unnest(a.topics) t (name));
     suspected text[];
 BEGIN
-    WITH other AS (
-        SELECT a.applier, a.topics, a.careful,
+    WITH entry AS MATERIALIZED (
+        SELECT a.applier, a.topics, a.careful, a.seen_at,
                a.applier <> _careful_keys.applier
-                   AND inturn._is_alive(a, s.pid, s.state, s.query_start) AS alive,
-               EXISTS (
-                   SELECT FROM unnest(a.topics) l (topic) JOIN inturn.key_mark m ON m.topic = l.topic
-                   WHERE m.lease_until IS NOT NULL AND m.claimed_by = a.applier) AS leased
+                   AND inturn._is_alive(a, s.pid, s.state, s.query_start) AS alive
         FROM inturn.applier a
         LEFT JOIN pg_stat_activity s ON s.pid = a.backend_pid AND s.datname = current_database()
                                        AND coalesce(s.backend_start, a.backend_start) = a.backend_start
         WHERE NOT a.ended AND a.topics && _careful_keys.topics
+    ),
+    leased AS MATERIALIZED (
+        SELECT DISTINCT t.name AS topic, m.claimed_by AS applier
+        FROM (SELECT t.name, min(e.seen_at) - interval '1 minute' AS since
+              FROM entry e CROSS JOIN unnest(e.topics) t (name) WHERE NOT e.alive GROUP BY t.name) t
+        CROSS JOIN LATERAL (
+            SELECT m.claimed_by FROM inturn.key_mark m
+            WHERE m.topic = t.name AND m.lease_until >= t.since OFFSET 0) m
+    ),
+    other AS (
+        SELECT e.*, EXISTS (SELECT FROM leased l WHERE l.applier = e.applier AND l.topic = ANY (e.topics)) AS leased
+        FROM entry e
     ),
     gone AS (
         SELECT o.applier, o.leased FROM other o JOIN inturn.applier a ON a.applier = o.applier
