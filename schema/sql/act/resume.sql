@@ -10,9 +10,10 @@ AS $$
 DECLARE
     was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
     cursor inturn.key_cursor := was;
+    state constant text := inturn._state_now(was);
 BEGIN
-    IF inturn.key_state(was) <> 'paused' THEN
-        PERFORM inturn._refuse_action(topic, key, format('is %s, not paused', inturn.key_state(was)),
+    IF state <> 'paused' THEN
+        PERFORM inturn._refuse_action(topic, key, format('is %s, not paused', state),
             CASE WHEN was.held_at IS NOT NULL THEN 'Retry it, or skip the command that failed.'
                  ELSE 'There is nothing to resume.' END);
     END IF;

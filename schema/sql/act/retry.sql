@@ -9,13 +9,13 @@ AS $$
 -- Raises IT041 when the key waits for no next attempt, and what _lock_cursor raises.
 DECLARE
     was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
+    state constant text := inturn._state_now(was);
 BEGIN
-    IF inturn.key_state(was) NOT IN ('held', 'retrying') AND (
-        inturn.key_state(was) = 'ready' AND was.last_error IS NOT NULL AND was.ready_at > clock_timestamp()) IS NOT TRUE
+    IF state NOT IN ('held', 'retrying') AND (
+        state = 'ready' AND was.last_error IS NOT NULL AND was.ready_at > clock_timestamp()) IS NOT TRUE
     THEN
-        PERFORM inturn._refuse_action(topic, key, format('is %s: there is no failed command to retry',
-                                                         inturn.key_state(was)),
-            CASE inturn.key_state(was) WHEN 'paused' THEN 'Resume it instead.'
+        PERFORM inturn._refuse_action(topic, key, format('is %s: there is no failed command to retry', state),
+            CASE state WHEN 'paused' THEN 'Resume it instead.'
                  ELSE 'What is pending is applied in its turn.' END);
     END IF;
     PERFORM inturn._notify_appliers(topic);

@@ -4,6 +4,8 @@ AS $$
 -- Returns the state of a key: held (its next command failed for good; or was not appended in time: then waiting_at is
 -- set too), paused, leased (an applier works on it outside the database), waiting (for a number that nobody has
 -- appended), retrying (its next command failed and is tried again), ready or idle.
+-- It is that of when the client's statement began, for all keys that the statement looks at. In a procedure that goes
+-- on for long, ask progress.
 -- Takes no locks. It does not say what is pending on a paused or held key; nor what has arrived on an idle one and has
 -- no number yet: who lists and shows keys calls that one arrived. Qualified, not pinned: it is inlined.
 SELECT CASE

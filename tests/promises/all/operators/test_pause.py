@@ -16,6 +16,7 @@ from support.operating import (
     state,
 )
 from support.race import Turn, append
+from support.roles import OWNER
 
 # Pause and resume.
 
@@ -161,6 +162,53 @@ def test_a_topics_pause_until_a_time_ends_by_itself(orders: Database) -> None:
     orders.execute("UPDATE inturn.topic SET paused_until = clock_timestamp() + interval '300 ms'")
     until(lambda: applied(orders) and effects(orders) == [1], "the pause to end")
     orders.execute("SELECT inturn.pause_topic('orders')")
+
+
+#: What comes in a statement after the pause of key `x` has ended in it, and what it says. The key is
+#: retrying; then its command is in hand by lease.
+AFTER_PAUSE = (
+    ("SELECT state FROM inturn.progress('orders', 'x')", "retrying"),
+    ("SELECT state FROM inturn.wait_state('orders', 'x', 1)", "retrying"),
+    ("SELECT inturn.resume('orders', 'x')", "key 'x' of topic 'orders' is retrying, not paused"),
+    ("SELECT before->>'state' FROM inturn.pause('orders', 'x')", "retrying"),
+    ("SELECT before->>'state' FROM inturn.retry('orders', 'x')", "retrying"),
+    ("SELECT count(*)::text FROM inturn.claim('{orders}'::text[], 1, '1 hour', 'me')", "1"),
+    ("SELECT (inturn.advance('orders', 'x', epoch, 1) IS NULL)::text FROM inturn.key_cursor", "false"),
+    ("SELECT inturn.release('orders', 'x', epoch)::text FROM inturn.key_cursor", ""),
+)
+
+
+def test_what_comes_after_a_pause_has_ended_in_the_same_statement_knows_that(orders: Database) -> None:
+    """CALL apply is one statement for minutes, and so is an operator's that waits for a lock."""
+    orders.execute("""
+        UPDATE inturn.topic SET max_attempts = 2, backoff_base = '1 hour', backoff_cap = '1 hour';
+        CREATE FUNCTION app.after_pause(does text) RETURNS text LANGUAGE plpgsql AS $$
+        DECLARE
+            said text;
+            long interval := '1 ms';
+        BEGIN
+            LOOP
+                BEGIN
+                    PERFORM inturn.pause('orders', 'x', until => clock_timestamp() + long);
+                    EXIT;
+                EXCEPTION WHEN SQLSTATE 'IT041' THEN
+                    long := long * 2; -- it is past already
+                END;
+            END LOOP;
+            WHILE (SELECT paused_until > clock_timestamp() FROM inturn.key_cursor) LOOP END LOOP;
+            EXECUTE does INTO said;
+            RETURN said;
+        EXCEPTION WHEN SQLSTATE 'IT041' THEN
+            RETURN split_part(SQLERRM, ' (', 1);
+        END $$;
+    """)
+    put(orders, "x", "fail")
+    apply(orders)
+    with orders.connect(user=OWNER) as session:
+        for does, says in AFTER_PAUSE:
+            said = session.execute("SELECT app.after_pause(%s)", [does]).fetchone()
+            assert (does, said) == (does, (says,))
+    assert state(orders, "x") == ("idle", 1)
 
 
 # Settings.
