@@ -168,9 +168,10 @@ class Chooser:
         self._posted = frozenset(row.name for row in rows if row.target.startswith(KINDS["http"].begins))
         for topic in named:
             if topic not in there:
+                name = ("-- " if topic.startswith("-") else "") + quote(topic)
                 raise UnknownTopic(
                     f"topic {topic!r} does not exist",
-                    hint=advised(f"Create it first: inturn topic create {quote(topic)}", self._schema),
+                    hint=advised(f"Create it first: inturn topic create {name}", self._schema),
                     topic=topic,
                 )
         served = self._only or sorted(there)

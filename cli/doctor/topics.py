@@ -8,7 +8,7 @@ import psycopg
 
 from inturn.cli.doctor.finding import Facts, Finding
 from inturn.cli.errors import explain
-from inturn.cli.terminal.key_text import shown
+from inturn.cli.terminal.key_text import shown, shown_topic
 from inturn.cli.terminal.output import age
 from inturn.schema.errors import OwnerChanged
 
@@ -26,7 +26,7 @@ def appliers(facts: Facts) -> Iterator[Finding]:
         GROUP BY t.name HAVING max(m.value) FILTER (WHERE m.metric = 'inturn_appliers') = 0 ORDER BY t.name
         """
     ):
-        topic, ready = shown(row["name"]), float(row["ready"])
+        topic, ready = shown_topic(row["name"]), float(row["ready"])
         if ready > READY_SECONDS:
             yield Finding(
                 "error",

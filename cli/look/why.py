@@ -16,7 +16,7 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.look.sessions import say_what_is_hidden
 from inturn.cli.look.topics import say_hidden_topics
-from inturn.cli.terminal.key_text import KEY, TOPIC, quoted, resolve, shown
+from inturn.cli.terminal.key_text import KEY, TOPIC, quoted, resolve, shown, shown_topic
 from inturn.cli.terminal.output import age, echo, escape, json_option, print_json, terminal_width
 from inturn.cli.terminal.rows import fetch, load_time
 
@@ -44,7 +44,7 @@ TITLES = {
 
 _WIDEST = 100
 _INDENT = "  "
-_PLACEHOLDER = re.compile(r"(--key )?\{(key|topic)\}")
+_PLACEHOLDER = re.compile(r"(--key |--topic )?\{(key|topic)\}")
 
 
 @click.command(
@@ -105,10 +105,8 @@ def _fill(line: str, topic: str, key: str) -> str:
     """Return a line with the topic and the key in their places; what they hold is not looked at again."""
 
     def put(place: re.Match[str]) -> str:
-        option = place[1] or ""
-        if place[2] == "topic":
-            return option + shown(topic)
-        return option + ("-- " if key.startswith("-") and not option else "") + shown(key)
+        name, word = (key, shown(key)) if place[2] == "key" else (topic, shown_topic(topic))
+        return (place[1] or ("-- " if name.startswith("-") else "")) + word
 
     return _PLACEHOLDER.sub(put, advised(line))
 

@@ -43,9 +43,14 @@ def shown(key: str) -> str:
     return quoted(escaped(key))
 
 
+def shown_topic(topic: str) -> str:
+    """Return the topic as command lines name it: it is taken as it is typed, so no backslash is doubled."""
+    return quoted(escape(topic))
+
+
 def to_paste(command: str, key: str, topic: str | None = None) -> str:
     """Return a whole command line about a key, to be pasted."""
-    of_topic = f" --topic {shown(topic)}" if topic is not None else ""
+    of_topic = f" --topic {shown_topic(topic)}" if topic is not None else ""
     if key.startswith("-"):
         return f"{program()} {command}{of_topic} -- {shown(key)}"
     return f"{program()} {command} {shown(key)}{of_topic}"

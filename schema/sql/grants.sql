@@ -126,6 +126,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._trusted_target(inturn.topic),
     inturn._require_target(inturn.topic),
     inturn._target_refusal(inturn.topic),
+    inturn._shell_word(text, boolean),
     inturn._require_owner(text, regprocedure, text, text, text),
     inturn._role_id(oid),
     inturn._server_id(),

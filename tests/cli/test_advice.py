@@ -151,7 +151,7 @@ SAYINGS = {
     "topic merge orders": "Set a rule with: {} topic merge orders FIRST THEN BECOMES",
     "topic create orders --max-attempts 2": "Compare with: {} topic list",
     "append nope k insert": "Create it with: {} topic create NAME; or see: {} topic list",
-    "prune --topic orders": "Say how long to keep what was applied: {} topic set orders --retain 30d",
+    "prune --topic orders": "Say how long to keep what was applied: {} topic set --retain 30d orders",
     "apply --topic orders": "Name the module: {} apply --app MODULE:APPLIER",
     "apply --topic nope": "Create it first: {} topic create nope",
     "downgrade": "Apply them first ({} apply --drain), or lose them with --force",

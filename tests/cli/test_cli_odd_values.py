@@ -236,7 +236,7 @@ def test_what_is_cut_is_cut_after_a_word(database: Database) -> None:
 def test_a_topic_that_sql_cannot_apply_is_refused_with_the_command_that_can(database: Database) -> None:
     database.execute("SELECT inturn.create_topic('calls', 'http://b.internal/')")
     database.execute("SELECT inturn.create_topic('mails')")
-    served = {"calls": "Apply it with: inturn apply --topic 'calls'.", "mails": "--app MODULE:APPLIER"}
+    served = {"calls": "Apply it with: inturn apply --topic calls", "mails": "--app MODULE:APPLIER"}
     for topic, hint in served.items():
         found = refusal(database, f"CALL inturn.apply(ARRAY['{topic}'])")
         assert found.sqlstate == "IT012"

@@ -52,7 +52,7 @@ def test_prune_leaves_alone_what_has_no_retention_and_says_so_when_asked_for(wit
     assert "retain" not in _run(witness, "prune", "--older-than", "1d").stdout
     refused = _run(witness, "prune", "--topic", "orders")
     assert refused.returncode == 1
-    assert "inturn topic set orders --retain 30d" in refused.stderr
+    assert "inturn topic set --retain 30d orders" in refused.stderr
     mistyped = _run(witness, "prune", "--older-than", "soon")
     assert mistyped.returncode == 2
     assert "--older-than cannot be 'soon'" in mistyped.stderr

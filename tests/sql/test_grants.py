@@ -237,7 +237,7 @@ APPLIER_OWN = {
     *(
         "_trusted_target",
         "_require_target",
-        "_target_refusal",
+        *("_target_refusal", "_shell_word"),
         "_require_owner",
         "_require_merges",
         *("_role_id", "_server_id"),

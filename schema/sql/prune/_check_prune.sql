@@ -21,8 +21,8 @@ BEGIN
             HINT = 'Nothing was removed.';
     ELSIF coalesce(older_than, settings.retain) IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT070', MESSAGE = format('topic %L keeps everything: it has no retain', topic),
-            HINT = format('Nothing was removed. Say how long to keep what was applied: inturn topic set %s --retain '
-                          '30d', topic);
+            HINT = 'Nothing was removed. Say how long to keep what was applied: inturn topic set --retain 30d '
+                   || inturn._shell_word(topic, positional => true);
     END IF;
     RETURN settings;
 END

@@ -14,7 +14,7 @@ BEGIN
     ELSIF topic.target NOT LIKE 'sql:%' THEN
         RAISE EXCEPTION USING ERRCODE = 'IT012',
             MESSAGE = format('topic %L has the target %s, which SQL cannot apply', name, topic.target),
-            HINT = (SELECT 'Apply it with: ' || replace(k.to_run, '{topic}', quote_literal(name)) || '.'
+            HINT = (SELECT 'Apply it with: ' || replace(k.to_run, '{topic}', inturn._shell_word(name))
                     FROM inturn._target_kinds() k WHERE topic.target ~ k.pattern);
     END IF;
     RETURN topic;

@@ -14,7 +14,8 @@ EXCEPTION WHEN SQLSTATE 'IT013' THEN
     GET STACKED DIAGNOSTICS says = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
     to_do := concat_ws(E'\n', CASE WHEN hint LIKE '%: inturn upgrade.%'
                                        THEN 'inturn upgrade  # by who owns the schema, after a restore or a move' END,
-        CASE WHEN says LIKE 'the target of %' THEN format('inturn topic set {topic} --target %s', settings.target)
+        CASE WHEN says LIKE 'the target of %' THEN format('inturn topic set --target %s {topic}',
+                                                               inturn._shell_word(settings.target))
              ELSE 'inturn topic merge {topic} FIRST THEN sql:SCHEMA.FUNCTION' END
                  || '  # by a deployer, who has looked at what it does now');
 END

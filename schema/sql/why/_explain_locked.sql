@@ -23,7 +23,7 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
               -- Ending one session after the other does not help: the command would hang the next one.
               || CASE WHEN h.applies AND NOT EXISTS (SELECT FROM inturn.topic t
                                                      WHERE t.name = _explain_locked.topic AND t.timeout IS NOT NULL)
-                      THEN E'\ninturn topic set {topic} --timeout 30s  # so that a command that hangs fails instead'
+                      THEN E'\ninturn topic set --timeout 30s {topic}  # so that a command that hangs fails instead'
                           ELSE '' END END,
     jsonb_build_object('sessions', h.sessions, 'seq', next.seq)
 FROM (

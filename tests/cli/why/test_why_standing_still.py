@@ -108,7 +108,7 @@ def test_its_target_belongs_to_somebody_else_now(drained: Database) -> None:
     drained.administer(f"CREATE ROLE {other}; ALTER FUNCTION app.apply_order OWNER TO {other}")
     answer, out = explained(drained, "a", "target_refused")
     assert f"belongs to {other} now" in answer["says"]
-    assert "$ inturn topic set orders --target sql:app.apply_order" in out
+    assert "$ inturn topic set --target sql:app.apply_order orders" in out
     drained.administer(f"REASSIGN OWNED BY {other} TO {OWNER}; DROP ROLE {other}")
     assert asked(drained, "a")["cause"] == "no_applier"
 
