@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import psycopg
 
-from inturn.schema import row_security
+from inturn.schema import acls, row_security
 from inturn.schema.source import (
     created_names,
     grants_script,
@@ -32,53 +32,8 @@ _COMMENT = re.compile(r"--[^\n]*")
 _BETWEEN = re.compile(r",\s*(?![^()]*\))")
 _ROLES = ("caller", "applier", "operator", "admin")
 
-#: A partition, and the sequence of a column, are their table's: bare is the name of that.
-_RELATIONS = """
-    SELECT '{schema}.' || pg_catalog.quote_ident(c.relname) AS name, coalesce(t.relname, c.relname) AS bare,
-           (CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END)::"char" AS kind, c.oid, c.relacl, c.relowner
-    FROM pg_catalog.pg_class c
-    LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
-        AND d.refclassid = d.classid AND d.deptype IN ('a', 'i') AND (c.relkind = 'S' OR c.relispartition)
-    LEFT JOIN pg_catalog.pg_class t ON t.oid = d.refobjid
-    WHERE c.relnamespace = pg_catalog.to_regnamespace('{schema}') AND c.relkind IN ('r', 'p', 'v', 'S')"""
-#: Whoever has let our roles, or everybody, have something by an option to grant it, is named too.
-_ACTUAL = """
-    SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::text END,
-           a.privilege_type || o.part, o.kind, o.name, o.bare, a.is_grantable
-    FROM (SELECT 'SCHEMA' AS kind, n.oid::pg_catalog.regnamespace::text AS name, '' AS bare, '' AS part,
-                 coalesce(n.nspacl, pg_catalog.acldefault('n', n.nspowner)) AS acl
-          FROM pg_catalog.pg_namespace n WHERE n.nspname = '{schema}'
-          UNION ALL
-          SELECT 'FUNCTION', p.oid::pg_catalog.regprocedure::text, p.proname, '',
-                 coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))
-          FROM pg_catalog.pg_proc p
-          WHERE p.pronamespace = pg_catalog.to_regnamespace('{schema}')
-          UNION ALL
-          SELECT 'TABLE', c.name, c.bare, '', coalesce(c.relacl, pg_catalog.acldefault(c.kind, c.relowner))
-          FROM ({relations}) c
-          UNION ALL
-          SELECT 'TABLE', c.name, c.bare, ' (' || pg_catalog.quote_ident(t.attname) || ')', t.attacl
-          FROM ({relations}) c JOIN pg_catalog.pg_attribute t ON t.attrelid = c.oid
-          WHERE t.attacl IS NOT NULL AND NOT t.attisdropped) o
-    CROSS JOIN LATERAL pg_catalog.aclexplode(o.acl) a
-    WHERE a.grantee = 0 OR a.grantee::pg_catalog.regrole::text = ANY ('{{{roles}}}')
-       OR a.is_grantable AND EXISTS (
-           SELECT FROM pg_catalog.aclexplode(o.acl) b
-           WHERE b.grantor = a.grantee AND b.privilege_type = a.privilege_type
-             AND (b.grantee = 0 OR b.grantee::pg_catalog.regrole::text = ANY ('{{{roles}}}')))"""
 #: What a role may grant on, and did: without CASCADE it would stay.
 _OPTION = "GRANT OPTION FOR "
-
-_POWERFUL = """
-    SELECT rolname, rolsuper OR rolcreaterole OR rolbypassrls FROM pg_catalog.pg_roles
-    WHERE rolname = ANY ('{{{roles}}}')"""
-_TABLES = """
-    SELECT relname FROM pg_catalog.pg_class
-    WHERE relname IN ('topic', 'accepted') AND relnamespace = pg_catalog.to_regnamespace('{schema}')"""
-_ALIKE = """
-    SELECT f.given, p.oid::pg_catalog.regprocedure::text
-    FROM pg_catalog.unnest(ARRAY[{functions}]::text[]) f (given)
-    JOIN pg_catalog.pg_proc p ON p.oid = pg_catalog.to_regprocedure(f.given)"""
 
 
 class Grant(NamedTuple):
@@ -126,6 +81,7 @@ class Differences(NamedTuple):
         missing: what the roles that are there lack.
         extra: what they have more than they need, and the options of others by which they, or everybody,
             were granted something.
+        opened: what others have by default privileges, as after a restore.
     """
 
     roles: list[str]
@@ -133,6 +89,7 @@ class Differences(NamedTuple):
     public: list[Grant]
     missing: list[Grant]
     extra: list[Grant]
+    opened: list[Grant]
 
     def statements(self) -> list[str]:
         """Return the statements that put it right, except for missing roles."""
@@ -140,7 +97,7 @@ class Differences(NamedTuple):
             *(powers_sql(role) for role in self.powerful),
             *(
                 each.sql("REVOKE")
-                for each in sorted(self.public + self.extra, key=lambda one: not one.is_option)
+                for each in sorted(self.public + self.extra + self.opened, key=lambda one: not one.is_option)
             ),
             *(grant.sql("GRANT") for grant in self.missing),
         ]
@@ -154,7 +111,8 @@ def powers_sql(role: str) -> str:
 def differences(ask: Ask, schema: str) -> Differences:
     """Compare what the roles and PUBLIC may do in a schema of today's revision with what they must.
 
-    What lies in the schema and is not ours is left out, and so is what is granted to anybody else.
+    What lies in the schema and is not ours is left out. So is what is granted to anybody else, unless default
+    privileges give him just that on whatever is created: then nobody has meant it.
 
     Args:
         ask: in a session whose search_path does not name the schema.
@@ -166,16 +124,16 @@ def differences(ask: Ask, schema: str) -> Differences:
     wanted = [name for name in (*_ROLES, "receiver") if name in _parts(ask, schema)]
     names = [f"{schema}_{name}" for name in wanted]
     listed = ",".join(names)
-    there = {row[0]: row[1] for row in ask(_POWERFUL.format(roles=listed))}
+    there = {row[0]: row[1] for row in ask(acls.POWERFUL.format(roles=listed))}
     ours = {"", *created_names(script()), *created_names(receiver_source())}
+    relations = acls.RELATIONS.format(schema=schema)
+    rows = ask(acls.ACTUAL.format(schema=schema, roles=listed, relations=relations))
     actual = {
         grant
-        for role, privilege, kind, name, bare, grantable in ask(
-            _ACTUAL.format(schema=schema, roles=listed, relations=_RELATIONS.format(schema=schema))
-        )
+        for *said, bare, grantable, by_default in rows
         if bare in ours
         for grant in _held(
-            Grant(role, privilege, kind, name), counts=role in {"PUBLIC", *names}, grantable=grantable
+            Grant(*said), counts=by_default or said[0] in {"PUBLIC", *names}, grantable=grantable
         )
     }
     expected = {grant for grant in _expected(ask, schema, wanted) if grant.role in names}
@@ -184,7 +142,8 @@ def differences(ask: Ask, schema: str) -> Differences:
         powerful=[name for name in names if there.get(name)],
         public=sorted(grant for grant in actual if grant.role == "PUBLIC"),
         missing=sorted(grant for grant in expected - actual if grant.role in there),
-        extra=sorted(grant for grant in actual - expected if grant.role != "PUBLIC"),
+        extra=sorted(grant for grant in actual - expected if grant.role in names or grant.is_option),
+        opened=sorted(grant for grant in actual if not (grant.role in {"PUBLIC", *names} or grant.is_option)),
     )
 
 
@@ -261,7 +220,7 @@ def missing_roles_script(schema: str, roles: Iterable[str]) -> str:
 
 def _parts(ask: Ask, schema: str) -> set[str]:
     """Return whose roles the schema needs: it may be the receiver's guard alone, or have none."""
-    tables = {name for (name,) in ask(_TABLES.format(schema=schema))}
+    tables = {name for (name,) in ask(acls.TABLES.format(schema=schema))}
     return {*(_ROLES if "topic" in tables else ()), *(("receiver",) if "accepted" in tables else ())}
 
 
@@ -271,8 +230,8 @@ def _expected(ask: Ask, schema: str, wanted: list[str]) -> Iterator[Grant]:
     scripts = {"caller": grants_script(), "receiver": receiver_source()}
     granted = [grant for role in scripts if role in wanted for grant in _granted(schema, scripts[role])]
     functions = sorted({f"'{grant.object}'" for grant in granted if grant.kind == "FUNCTION"})
-    alike = {row[0]: row[1] for row in ask(_ALIKE.format(functions=", ".join(functions)))}
-    relations = {row[0] for row in ask(_RELATIONS.format(schema=schema))}
+    alike = {row[0]: row[1] for row in ask(acls.ALIKE.format(functions=", ".join(functions)))}
+    relations = {row[0] for row in ask(acls.RELATIONS.format(schema=schema))}
     for grant in granted:
         if grant.kind == "FUNCTION" and grant.object in alike:
             yield grant._replace(object=alike[grant.object])

@@ -33,6 +33,12 @@ def privileges(facts: Facts) -> Iterator[Finding]:
         ("error", found.public, "REVOKE", "everybody (PUBLIC) has {} that nobody should have so"),
         (
             "error",
+            found.opened,
+            "REVOKE",
+            "default privileges (ALTER DEFAULT PRIVILEGES) have given others {}, as after a restore",
+        ),
+        (
+            "error",
             found.missing,
             "GRANT",
             "the roles lack {}: a part of callers, appliers, operators or deployers cannot work",

@@ -12,7 +12,7 @@ from support.dump import dump
 from support.logins import login
 from support.moved import check_goes_on, check_verified, fill
 from support.process import run_inturn
-from support.roles import OWNER, THEIR_APP, members
+from support.roles import OWNER, RECEIVER, THEIR_APP, members
 from support.server import Server
 
 from inturn.schema.install import upgrade
@@ -22,6 +22,15 @@ from inturn.schema.version import HEAD, installed_version
 # Each starts programs, one after the other, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(600)
 
+#: What in the schema is open to everybody, or to a login of a service that is not inturn's.
+OPEN = f"""
+    SELECT name FROM (
+        SELECT relname, relacl FROM pg_class WHERE relnamespace = 'inturn'::regnamespace
+        UNION ALL SELECT proname, coalesce(proacl, acldefault('f', proowner)) FROM pg_proc
+        WHERE pronamespace = 'inturn'::regnamespace
+        UNION ALL SELECT nspname, nspacl FROM pg_namespace WHERE nspname = 'inturn') o (name, acl)
+    WHERE acl::text ~ '[{{,](|{RECEIVER})='
+"""
 BARE = ("--no-owner", "--no-privileges")
 
 
@@ -64,6 +73,8 @@ def test_until_it_is_upgraded_a_restore_is_open_to_everybody_and_everything_warn
     witness: Database, restored: Database, tmp_path: Path
 ) -> None:
     fill(witness)
+    for what in ("TABLES", "SEQUENCES", "ROUTINES", "SCHEMAS"):
+        restored.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON {what} TO PUBLIC, {RECEIVER}")
     copy(witness, restored, "custom", tmp_path)
     # What everybody tries first when an applier is refused.
     restored.execute("GRANT USAGE ON SCHEMA inturn TO PUBLIC")
@@ -83,6 +94,7 @@ def test_until_it_is_upgraded_a_restore_is_open_to_everybody_and_everything_warn
     assert granted.startswith("privileges granted that roles lacked: ")
     with psycopg.connect(stranger) as session, pytest.raises(psycopg.errors.InsufficientPrivilege):
         session.execute(attack)
+    assert restored.execute(OPEN) == [("inturn",)], "it may look there, and finds nothing that it may use"
     check_verified(restored)
 
 
