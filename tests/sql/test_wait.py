@@ -215,6 +215,65 @@ def test_where_numbers_are_given_on_arrival_it_waits_for_what_has_arrived(databa
     assert _refused(database, "'posts', 'a', timeout => '0 s'").sqlstate == "IT065"
 
 
+def _look(database: Database, mark: int | None = None) -> tuple[tuple[int | None, int, str], int]:
+    """Look once at key `a` of topic posts; return what is known, and how many entries of arrivals it read."""
+    counter = "SELECT pg_stat_get_xact_tuples_returned('inturn.intake_pkey'::regclass)"
+    look = "SELECT seq, mark, outcome FROM inturn.wait_state('posts', 'a', NULL, NULL, %s::bigint)"
+    with database.connect(user=OWNER, autocommit=False) as connection:
+        before = connection.execute(counter).fetchall()[0][0]
+        found = connection.execute(look, [mark]).fetchall()[0]
+        read = connection.execute(counter).fetchall()[0][0] - before
+    return found, read
+
+
+def test_a_look_reads_what_has_arrived_back_to_the_last_of_its_key_and_no_wait_twice(
+    database: Database,
+) -> None:
+    """A backlog may be long, and a wait looks once a second at least."""
+    database.execute("SELECT inturn.create_topic('posts', numbering => 'arrival')")
+    others = "SELECT inturn.append('posts', 'b' || n, 'insert') FROM generate_series(1, 300) n"
+    arrive(database, "a", "first")
+    database.execute(others)
+    (_, mark, outcome), read = _look(database)
+    assert (outcome, read >= 300) == ("pending", True)
+    assert _look(database, mark) == ((None, mark, "pending"), 1)
+    arrive(database, "a", "last")
+    (_, later, _), read = _look(database)
+    assert (later > mark, read) == (True, 1)
+    assert number(database, 1) == 1
+    found, read = _look(database, mark)
+    assert (found, read <= 2) == ((1, mark, "pending"), True), "first has a number"
+    assert _look(database, later)[0] == (None, later, "pending")
+
+
+def test_a_wait_goes_on_until_the_last_of_what_had_arrived_has_a_number(database: Database) -> None:
+    """Whatever transactions it came by, whichever is the older, and whatever passes left behind."""
+    database.execute("SELECT inturn.create_topic('posts', numbering => 'arrival')")
+    old, running = database.session(), database.session()
+    arrive(old, "b", "insert")
+    arrive(running, "b", "insert")
+    arrive(database, "a", "first")
+    arrive(old, "a", "second")  # by an older transaction than the first
+    old.commit()
+    (_, mark, _), _ = _look(database)
+    assert number(database, 2) == 2
+    (seq, older, outcome), _ = _look(database, mark)
+    assert (seq, outcome, older < mark) == (None, "pending", True), "the second has none yet"
+    assert number(database) == 1
+    assert _look(database, older)[0] == (2, older, "pending")
+    arrive(running, "a", "third")  # the pass has seen it running
+    running.commit()
+    (seq, mark, _), _ = _look(database)
+    assert seq is None
+    operator = database.session()
+    operator.execute("SELECT FROM inturn.key_sequence WHERE key = 'a' FOR UPDATE")
+    assert number(database) == 1
+    assert _look(database, mark)[0] == (None, mark, "pending"), "it was left behind"
+    operator.rollback()
+    until(lambda: number(database), "a pass that looks at what was left behind")
+    assert _look(database, mark)[0] == (3, mark, "pending")
+
+
 def test_a_command_that_has_arrived_is_waited_for_by_its_idempotency_key(database: Database) -> None:
     database.execute("SELECT inturn.create_topic('posts', numbering => 'arrival')")
     look = "SELECT seq, outcome FROM inturn.wait_state('posts', 'a', NULL, %s)"

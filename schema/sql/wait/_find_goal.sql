@@ -2,9 +2,9 @@
 -- locks.
 --
 -- With an idempotency key it is the number of the command that has it, once that has one; without, that of the last
--- command committed on the key. Where numbers are given on arrival that may have none yet: mark is the last one that
--- had arrived when the wait began (0: none had), and as soon as everything up to it has a number, it is the last number
--- there is then.
+-- command committed on the key. Where numbers are given on arrival that may have none yet: mark is the newest
+-- transaction up to which anything is left of what had arrived when the wait began (0: nothing had), and as soon as
+-- nothing is, it is the last number there is then. What a transaction up to mark commits later counts too.
 -- Raises IT040 when nothing was ever committed on the key.
 CREATE FUNCTION inturn._find_goal(topic text, key text, idempotency_key text, INOUT mark bigint, OUT goal bigint)
 LANGUAGE plpgsql STABLE
@@ -13,9 +13,7 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
 DECLARE
-    last constant inturn.arrival_pass := inturn._last_arrival_pass(topic);
-    first_arrived bigint;
-    last_arrived bigint;
+    newest xid8;
 BEGIN
     IF idempotency_key IS NOT NULL THEN
         SELECT l.seq INTO goal FROM inturn.command_log l
@@ -23,14 +21,9 @@ BEGIN
         RETURN;
     END IF;
     IF mark IS DISTINCT FROM 0 THEN
-        -- Not the whole intake: see _number_topic.
-        SELECT min(a.id), max(a.id) INTO first_arrived, last_arrived FROM (
-            SELECT a.id FROM inturn._appeared(_find_goal.topic, last.seen, last.own) a WHERE a.key = _find_goal.key
-            UNION ALL
-            SELECT i.id FROM inturn.intake i
-            WHERE i.topic = _find_goal.topic AND i.key = _find_goal.key AND i.left_because IS NOT NULL) a;
-        mark := coalesce(mark, last_arrived, 0);
-        IF first_arrived <= mark THEN
+        newest := inturn._newest_arrival(topic, key, mark::text::xid8);
+        mark := coalesce(newest::text::bigint, mark, 0);
+        IF newest IS NOT NULL THEN
             RETURN;
         END IF;
     END IF;
