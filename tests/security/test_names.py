@@ -29,7 +29,7 @@ INLINED = {
     # Not inlined, but a part of appends, of which a pin would be some per cent.
     *("_wake_key", "_append_first", "_append_arrival"),
     *("key_state", "_next_ready_at", "_empty_turn_wait", "_process_of", "_max_claim_octets"),
-    *("_appeared", "_held_keys", "_find_cursor", "_first_line", "_target_kinds"),
+    *("_appeared", "_planned_arrivals", "_held_keys", "_find_cursor", "_first_line", "_target_kinds"),
 }
 _UNREAD = re.compile(
     r"--[^\n]*|'(?:[^']|'')*'"  # comments and texts

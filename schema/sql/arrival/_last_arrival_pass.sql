@@ -19,7 +19,8 @@ BEGIN
     END IF;
     IF last.topic IS NULL OR last.cluster IS DISTINCT FROM here
         OR pg_snapshot_xmax(last.seen) > pg_snapshot_xmax(pg_current_snapshot()) THEN
-        last := ROW(topic, coalesce(last.pass, 0), NULL, '{}', coalesce(here, 0), NULL);
+        last := ROW(topic, coalesce(last.pass, 0), NULL, '{}', coalesce(here, 0), NULL, false,
+                    NULL, NULL, NULL, NULL, NULL, NULL);
     END IF;
     RETURN last;
 END

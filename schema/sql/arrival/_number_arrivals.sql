@@ -20,7 +20,6 @@ BEGIN
                WHERE t.name = ANY (topics) LOOP
         stop_at := clock_timestamp() + interval '200 ms';
         LOOP
-            -- Many at once, for a pass looks at all that there is, to find the lowest ids.
             SELECT * INTO pass FROM inturn._number_topic(one, 50000);
             numbered := numbered + pass.numbered;
             EXIT WHEN NOT pass.more OR clock_timestamp() >= stop_at;

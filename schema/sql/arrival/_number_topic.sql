@@ -6,12 +6,12 @@
 -- append began, it has the lower id, and a snapshot that shows the later one shows it too: so it is numbered earlier in
 -- this pass, or was in one before. That holds whatever part of the ids a pass takes, as long as it takes the lowest;
 -- and never for a part of the transactions, or for the ids above the last one taken: a lower one may commit later.
+-- Where it leaves some of that, the next pass plans the rest (_plan_arrivals), and those after it each read their part.
 -- It looks only at what the last pass did not see (_appeared): the rows of transactions that it saw running, its own
 -- among them, and of later ones. It does not walk over what a held snapshot keeps of the others. It does not wait for a
 -- key whose row in key_sequence an operator has locked, and a key whose numbering fails does not stop the others: what
 -- arrives on it is left behind, and from then on numbered by _number_left_behind alone.
--- max_commands: in one pass; and as many octets as a claim takes, as they are stored. Where passes are full one after
--- the other, up to ten times as much: each has to look at all that there is, so that small ones would never catch up.
+-- max_commands: in one pass; and as many octets as a claim takes, as they are stored.
 -- Locks, without waiting: an advisory lock of the topic, so that one pass runs at a time; then, skipping locked ones,
 -- the keys' rows in key_sequence, in byte order, and those of the keys left behind. Raises IT031 outside READ
 -- COMMITTED.
@@ -24,7 +24,6 @@ SET jit = off
 AS $$
 DECLARE
     last inturn.arrival_pass;
-    factor integer;
     batch record;
     locked text[];
     busy text[];
@@ -40,16 +39,11 @@ BEGIN
     END IF;
     -- After the lock: whoever had it has committed.
     last := inturn._last_arrival_pass(topic);
-    factor := least(greatest(cardinality(last.own) - 1, 1), 10); -- a pass that is not full leaves one
-    max_commands := least(max_commands, 200000000) * factor;
-    -- One statement, for the snapshot that it returns is the one that it sees by.
-    SELECT array_agg(a.tid) FILTER (WHERE a.fits) AS tids, array_agg(DISTINCT a.key) FILTER (WHERE a.fits) AS keys,
-           count(*) AS commands, count(*) = max_commands
-               OR bool_or(NOT a.fits) AS full, pg_current_snapshot() AS snapshot
-    INTO batch FROM (
-        SELECT a.tid, a.key, sum(a.octets) OVER (ORDER BY a.id) - a.octets < inturn._max_claim_octets() * factor AS fits
-        FROM (SELECT a.* FROM inturn._appeared(topic, last.seen, last.own) a ORDER BY a.id LIMIT max_commands) a) a;
-    IF batch.commands > 0 THEN
+    IF last.is_full AND last.planned IS NULL THEN
+        last := inturn._plan_arrivals(last, max_commands);
+    END IF;
+    SELECT * INTO batch FROM inturn._next_arrivals(last, max_commands);
+    IF batch.tids IS NOT NULL THEN
         locked := inturn._lock_arrived_keys(topic, batch.keys);
         -- What was left behind of a key comes before what arrives later.
         busy := ARRAY(SELECT unnest(batch.keys) EXCEPT SELECT unnest(locked)
@@ -67,8 +61,12 @@ BEGIN
         last.looked_back_at := clock_timestamp();
     END IF;
     -- After a full batch there is more of the same: the next pass looks from there on again, at this transaction too.
-    more := coalesce(batch.full, false);
-    IF NOT more THEN
+    more := batch.is_full;
+    last.is_full := more;
+    IF last.planned IS NOT NULL THEN
+        last := inturn._end_part(last, batch.last_id);
+        more := true;
+    ELSIF NOT more THEN
         last.seen := batch.snapshot;
         last.own := '{}';
     END IF;

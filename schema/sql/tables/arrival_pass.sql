@@ -8,6 +8,13 @@ CREATE UNLOGGED TABLE inturn.arrival_pass (
     own xid8[] NOT NULL,
     cluster bigint NOT NULL,
     looked_back_at timestamptz,
+    is_full boolean NOT NULL DEFAULT false,
+    planned pg_snapshot,
+    planned_by xid8,
+    from_id bigint,
+    to_ids bigint[],
+    from_xids bigint[],
+    to_xids bigint[],
     PRIMARY KEY (topic, pass)
 );
 COMMENT ON TABLE inturn.arrival_pass IS 'What the last pass over a topic''s intake saw.';
@@ -17,3 +24,13 @@ COMMENT ON COLUMN inturn.arrival_pass.own IS
     'The transactions of passes since then, which may have appended more afterwards.';
 COMMENT ON COLUMN inturn.arrival_pass.looked_back_at IS 'When a pass last looked at what was left behind.';
 COMMENT ON COLUMN inturn.arrival_pass.cluster IS 'Of which server: transaction ids of another one mean nothing here.';
+COMMENT ON COLUMN inturn.arrival_pass.is_full IS
+    'Whether it left some of what it saw: then the next one makes a plan.';
+COMMENT ON COLUMN inturn.arrival_pass.planned IS
+    'What the plan saw by which passes number a backlog part by part; NULL: there is none.';
+COMMENT ON COLUMN inturn.arrival_pass.planned_by IS 'The transaction that made the plan.';
+COMMENT ON COLUMN inturn.arrival_pass.from_id IS
+    'Everything of the plan up to this id has a number, or is left behind.';
+COMMENT ON COLUMN inturn.arrival_pass.to_ids IS 'The last id of each part that is left.';
+COMMENT ON COLUMN inturn.arrival_pass.from_xids IS 'The oldest transaction of each.';
+COMMENT ON COLUMN inturn.arrival_pass.to_xids IS 'The newest transaction of each.';

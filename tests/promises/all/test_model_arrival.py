@@ -214,7 +214,7 @@ def _append_more_than_a_pass_takes(model: Machine) -> None:
         ),
         pytest.param(
             "_number_topic",
-            r"more := coalesce\(batch\.full, false\);",
+            r"more := batch\.is_full;",
             "",
             _append_more_than_a_pass_takes,
             id="more_of_the_same",
