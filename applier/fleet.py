@@ -51,7 +51,7 @@ class Outcome:
         seconds: how long it ran.
         cut: some command was not finished within the grace time and was rolled back.
         error: what ended a worker before its time.
-        skipped: commands that were passed over, because a handler asked for it or attempts ran out.
+        skipped: commands that were skipped, because a handler asked for it or attempts ran out.
     """
 
     keys: int

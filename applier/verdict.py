@@ -80,7 +80,7 @@ class Hold(Verdict):
 
 
 class Skip(Verdict):
-    """Pass over the command, for good: it stays in the log, with an entry in skip, and the key goes on."""
+    """Skip the command, for good: it stays in the log, with an entry in skip, and the key goes on."""
 
     sqlstate = "IT022"
     _fallback = "the handler asked to skip"

@@ -110,7 +110,7 @@ class SeqTaken(CommandRefused):
 
 
 class SeqPassedOver(CommandRefused):
-    """A given seq comes too late: an operator has passed over it."""
+    """A given seq comes too late: an operator has skipped it."""
 
     sqlstate = "IT052"
 

@@ -96,7 +96,7 @@ def fail(
 
 
 def count_skipped(schema: str, topic: str, key: str, seq: int, epoch: int) -> Call[int]:
-    """Return the call that says how many commands a turn passed over, from seq on."""
+    """Return the call that says how many commands a turn skipped, from seq on."""
     return Call(
         statement("SELECT {schema}._count_skipped(%s, %s, %s, %s)", schema),
         (topic, key, seq, epoch),

@@ -38,7 +38,7 @@ class Batch:
             failure.
         redo: nothing was changed; the keys have to be claimed again one at a time.
         hand: when the last claimed key had become ready: where the next claim starts.
-        skipped: how many commands were passed over.
+        skipped: how many commands were skipped.
         target_seconds: how long the handlers or the SQL target were at work.
         lost: as redo: an applier was lost with one of them, which apply_alone has to take, from `hand` on.
         empty: how many turns found nothing to apply.

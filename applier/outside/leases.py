@@ -134,7 +134,7 @@ class Leases:
     async def fail(
         self, connection: Connection, order: ClaimedCommand, error: str, asked: Requested
     ) -> tuple[str, int]:
-        """End a lease whose next command failed; return the outcome, and how many commands were passed over.
+        """End a lease whose next command failed; return the outcome, and how many commands were skipped.
 
         Raises:
             psycopg.Error: the database refused (Fenced's SQLSTATE: the lease is gone), or was lost.

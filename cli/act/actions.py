@@ -66,7 +66,7 @@ def _cancelled(done: Recorded) -> str:
     which = (
         f"command {first} is" if count == 1 else f"{count:,} commands, {first} to {first + count - 1}, are"
     )
-    return f"{_change(done)}; {which} passed over"
+    return f"{_change(done)}; {which} skipped"
 
 
 def _read_until(connection: Connection[Any], typed: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ ACTIONS = (
         "skip",
         "Skip a key's next command.",
         help="""
-        Pass over a key's next command, for good.
+        Skip a key's next command, for good.
 
         It stays in the log, marked as skipped, and never takes effect; the commands
         after it do. To have it take effect after all: inturn replay.
@@ -113,13 +113,13 @@ ACTIONS = (
         """,
         parameters=(_seq_option("The number of the command that you expect to be next."),),
         reason_required=True,
-        says=lambda done: f"{_change(done)}; command {done['seq']} is passed over",
+        says=lambda done: f"{_change(done)}; command {done['seq']} is skipped",
     ),
     Action(
         "fill-gap",
         "Skip a number that nobody appended.",
         help="""
-        Pass over a number that a key waits for, for good: it will not be appended.
+        Skip a number that a key waits for, for good, because nobody will append it.
 
         The commands after it are applied, and a late append of the number is refused.
         Only in topics whose callers number; one number at a time.
@@ -129,7 +129,7 @@ ACTIONS = (
         """,
         parameters=(_seq_option("The number that you expect to be missing."),),
         reason_required=True,
-        says=lambda done: f"{_change(done)}; missing command {done['seq']} is passed over",
+        says=lambda done: f"{_change(done)}; missing command {done['seq']} is skipped",
     ),
     Action("amend", "Change a pending command.", where="inturn.cli.act.amend:amend"),
     Action(
@@ -188,7 +188,7 @@ ACTIONS = (
         "cancel-rest",
         "Skip everything pending on a key.",
         help="""
-        Pass over everything that is pending on a key now, for good.
+        Skip everything that is pending on a key now, for good.
 
         What is appended later is applied as usual.
         """,

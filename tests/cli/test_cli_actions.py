@@ -68,10 +68,7 @@ def test_each_action_says_in_a_line_what_it_did(orders: Database) -> None:
     assert said(orders, "amend", "x", "3", "--payload", '{"amount": 2}', *reason) == (
         "orders x: command 3 is amended; the key stays held until: inturn retry x --topic orders"
     )
-    assert (
-        said(orders, "skip", "x", "--seq", "2", *reason)
-        == "orders x: held -> ready; command 2 is passed over"
-    )
+    assert said(orders, "skip", "x", "--seq", "2", *reason) == "orders x: held -> ready; command 2 is skipped"
     assert said(orders, "replay", "x", "2", *reason) == "orders x: command 2 is appended again as 4"
     assert said(orders, "pause", "x") == "orders x: paused until it is resumed; appends go on"
     assert re.fullmatch(
@@ -80,7 +77,7 @@ def test_each_action_says_in_a_line_what_it_did(orders: Database) -> None:
     )
     assert said(orders, "resume", "x") == "orders x: paused -> ready"
     assert said(orders, "cancel-rest", "x", *reason) == (
-        "orders x: ready -> idle; 2 commands, 3 to 4, are passed over"
+        "orders x: ready -> idle; 2 commands, 3 to 4, are skipped"
     )
     assert (
         said(orders, "pause", "--topic", "orders")
@@ -297,7 +294,7 @@ def test_keys_are_retried_and_cancelled_by_their_error(orders: Database) -> None
     cancel = ("cancel-rest", "--all", "--error", "refused y%", "--reason", "r")
     assert "1 held key would be cancelled" in refused(orders, *cancel, code=USAGE)
     yes = on_terminal(orders, b"y\n", *cancel)
-    assert yes.stdout == "orders y: held -> idle; 2 commands, 2 to 3, are passed over\n"
+    assert yes.stdout == "orders y: held -> idle; 2 commands, 2 to 3, are skipped\n"
     assert "Cancel all that is pending on 1 held key? [y/N]" in yes.stderr
     assert state(orders)[0] == "held"
     assert run_inturn(orders.dsn, *cancel, "--yes") == (0, "", "inturn: no such keys\n")
@@ -456,10 +453,10 @@ def gap(witness: Database) -> Database:
 def test_fill_gap_passes_over_the_missing_number_and_is_recorded(gap: Database) -> None:
     fill = ("fill-gap", "x", "--seq", "2", "--reason", "lost at A, ticket 99", "--as", "alice")
     assert said(gap, *fill, "--dry-run") == (
-        "dry run, nothing changed: orders x: waiting -> ready; missing command 2 is passed over"
+        "dry run, nothing changed: orders x: waiting -> ready; missing command 2 is skipped"
     )
     assert state(gap) == ("waiting", 1)
-    assert said(gap, *fill) == "orders x: waiting -> ready; missing command 2 is passed over"
+    assert said(gap, *fill) == "orders x: waiting -> ready; missing command 2 is skipped"
     assert gap.execute(
         "SELECT action, seq, reason, acting_as FROM inturn.operator_action WHERE action <> 'create'"
     ) == [("fill-gap", 2, "lost at A, ticket 99", "alice")]

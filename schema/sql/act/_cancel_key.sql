@@ -28,4 +28,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION inturn._cancel_key IS
-    'Internal to the operators'' functions: passes over all that is pending on a key.';
+    'Internal to the operators'' functions: skips all that is pending on a key.';

@@ -1,4 +1,4 @@
--- Moves a key past the commands that an operator passes over, and requeues it; returns where it stands then. Internal.
+-- Moves a key past the commands that an operator skips, and requeues it; returns where it stands then. Internal.
 --
 -- was: the key, as _lock_cursor returned it. Locks what _requeue locks.
 CREATE FUNCTION inturn._move_past(was inturn.key_cursor, seq bigint) RETURNS inturn.key_cursor
@@ -16,4 +16,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION inturn._move_past IS
-    'Internal to skip, cancel_rest and fill_gap: moves a key past what is passed over.';
+    'Internal to skip, cancel_rest and fill_gap: moves a key past what is skipped.';

@@ -5,7 +5,7 @@ SET enable_seqscan = off
 AS $$
 -- Passes over every command that is pending on a key now, for good; returns the recorded action.
 --
--- What is committed later is applied as usual. after says how many were passed over (cancelled).
+-- What is committed later is applied as usual. after says how many were skipped (cancelled).
 -- Locks, in this order: the key's ticket (see _lock_cursor); its row in key_sequence, if no caller holds it.
 -- Raises IT041 when nothing is pending, or more than a million numbers are missing between; IT043 without a reason, and
 -- what _lock_cursor raises.

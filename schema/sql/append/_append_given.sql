@@ -7,7 +7,7 @@
 -- unless somebody else has it in hand: then it leaves a hint, and an applier looks (see _take_hints). Before that, at
 -- REPEATABLE READ and SERIALIZABLE, the table skip, as whoever writes there does.
 -- Raises IT007 when the topic numbers by itself, IT050 for a number below the first, IT051 for one that has other
--- content, IT052 for one that was passed over, IT071 for one that was pruned, IT053 for one too far ahead; IT014; and
+-- content, IT052 for one that was skipped, IT071 for one that was pruned, IT053 for one too far ahead; IT014; and
 -- what _refuse_command raises.
 CREATE FUNCTION inturn._append_given(
     topic text, key text, seq bigint, name text, payload jsonb, idempotency_key text

@@ -1,8 +1,8 @@
--- Refuses a number that was passed over since the snapshot of a caller at REPEATABLE READ or SERIALIZABLE was taken,
+-- Refuses a number that was skipped since the snapshot of a caller at REPEATABLE READ or SERIALIZABLE was taken,
 -- which does not show it. Internal to append.
 --
--- It tries to pass over the number itself, which is undone. It does not wait for a turn or an operator's cancel_rest
--- that passes over it right now: that passes over everything pending, also this command. fill_gap, which does not,
+-- It tries to skip the number itself, which is undone. It does not wait for a turn or an operator's cancel_rest
+-- that skips it right now: that skips everything pending, also this command. fill_gap, which does not,
 -- holds the key's row in key_sequence, as the caller does now.
 -- The caller has locked the table: a wait for whoever rebuilds an index of it would be taken for such a turn.
 -- Raises 40001: run the transaction again.
@@ -20,4 +20,4 @@ EXCEPTION
 END
 $$;
 COMMENT ON FUNCTION inturn._refuse_passed IS
-    'Internal to append: refuses a number that was passed over since the caller''s snapshot.';
+    'Internal to append: refuses a number that was skipped since the caller''s snapshot.';

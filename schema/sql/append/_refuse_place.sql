@@ -1,6 +1,6 @@
 -- Refuses a given number that the key has passed, or that is too far ahead of it. Internal to append. Takes no locks.
 --
--- Raises IT071 for one from before the key's history, IT052 for one that was passed over, without the reason, which is
+-- Raises IT071 for one from before the key's history, IT052 for one that was skipped, without the reason, which is
 -- the operators'; IT053 for one further ahead than the topic's max_ahead.
 CREATE FUNCTION inturn._refuse_place(settings inturn.topic, key text, seq bigint, applied_seq bigint) RETURNS void
 LANGUAGE plpgsql STABLE
@@ -19,7 +19,7 @@ BEGIN
                    'keep commands longer with the topic''s retain.';
     ELSIF seq <= applied_seq THEN
         RAISE EXCEPTION USING ERRCODE = 'IT052',
-            MESSAGE = format('seq %s of key %L of topic %L was passed over', seq, key, settings.name),
+            MESSAGE = format('seq %s of key %L of topic %L was skipped', seq, key, settings.name),
             HINT = format('The key is at %s and does not go back: append it with a new number.', applied_seq);
     END IF;
     RAISE EXCEPTION USING ERRCODE = 'IT053',

@@ -4,7 +4,7 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
--- Says how far a key is: up to where everything has taken effect or was passed over, and its state (see key_state).
+-- Says how far a key is: up to where everything has taken effect or was skipped, and its state (see key_state).
 --
 -- Callers may ask for the topics that they may append to; it shows no payload, name or error. Both are NULL for a key
 -- that has no number yet.

@@ -5,7 +5,7 @@
 -- What it asks for is in its SQLSTATE (see _read_verdict). Begins no further command once it has lasted a second,
 -- except those that run again.
 -- done_seq: the last applied one. outcome: the one after it failed, and fail has ended the turn, with this outcome;
--- NULL: none failed. failures: 1 then, 0 when it only asked to be skipped. skipped: how many fail has passed over.
+-- NULL: none failed. failures: 1 then, 0 when it only asked to be skipped. skipped: how many fail has skipped.
 -- cancellation: what a cancelled query says (statement_timeout): the command in hand has failed by it, and no timeout
 -- is in force any more.
 -- Locks and raises what fail does. A terminated session ends the transaction, which is no failure of the command. Nor

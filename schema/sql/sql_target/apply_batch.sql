@@ -11,7 +11,7 @@ AS $$
 --
 -- Begins no further command once it has lasted a second, so that whoever waits for a key (see _lock_cursor) waits only
 -- for the command in hand; keys that it has not begun stay ready as they were.
--- failures: commands that failed; skipped: commands that were passed over, because they asked for it or attempts ran
+-- failures: commands that failed; skipped: commands that were skipped, because they asked for it or attempts ran
 -- out.
 -- target_time: how long the target was at work.
 -- since: as in claim; pass the returned hand to the next call. keys = 0: none was ready, there is no hand.

@@ -20,7 +20,7 @@ COMMENT ON COLUMN inturn.key_sequence.given IS
 COMMENT ON COLUMN inturn.key_sequence.arrival IS
     'Whether its commands are numbered on arrival: callers do not lock it, whoever numbers does.';
 COMMENT ON COLUMN inturn.key_sequence.history_seq IS
-    'Where its history begins: what has a lower number took effect or was passed over, and was pruned; NULL: nothing '
+    'Where its history begins: what has a lower number took effect or was skipped, and was pruned; NULL: nothing '
     'was.';
 COMMENT ON COLUMN inturn.key_sequence.history_epoch IS
     'The turn after which it begins, which stays; earlier ones were pruned.';

@@ -20,7 +20,7 @@ CREATE INDEX ticket_ready ON inturn.ticket (topic COLLATE "POSIX", ready_at);
 COMMENT ON TABLE inturn.ticket IS 'The keys that are not idle: where each stands, and when it is ready.';
 COMMENT ON COLUMN inturn.ticket.epoch IS
     'Counts the turns of the key, and the operators'' moves of its cursor; the fencing token.';
-COMMENT ON COLUMN inturn.ticket.applied_seq IS 'Everything up to here has taken effect, or was passed over (see skip).';
+COMMENT ON COLUMN inturn.ticket.applied_seq IS 'Everything up to here has taken effect, or was skipped (see skip).';
 COMMENT ON COLUMN inturn.ticket.ready_at IS
     'From when on an applier may claim the key; infinity: not before somebody acts (held, paused without an end, '
     'waiting).';

@@ -21,10 +21,10 @@ CREATE TABLE inturn.turn (
 CREATE INDEX turn_finished ON inturn.turn USING brin (finished_at) WITH (autosummarize = on);
 COMMENT ON TABLE inturn.turn IS
     'What each turn did: commands from_seq to to_seq were applied; then, unless the outcome is applied or idle, to_seq '
-    '+ 1 failed. retrying, held; skipped: it was passed over; cancelled: with all that was pending; lost: the applier '
+    '+ 1 failed. retrying, held; skipped: for good; cancelled: with all that was pending; lost: the applier '
     'was. idle: no turn, the key went idle in another way.';
 COMMENT ON COLUMN inturn.turn.to_seq IS 'The last command applied; from_seq - 1 when none was.';
 COMMENT ON COLUMN inturn.turn.applied_seq IS
-    'Where the key stood then: everything up to here had taken effect, or was passed over.';
+    'Where the key stood then: everything up to here had taken effect, or was skipped.';
 COMMENT ON COLUMN inturn.turn.drained IS
     'Whether the key went idle. While its last turn says so, the append of the next command has to wake it.';

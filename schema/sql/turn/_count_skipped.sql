@@ -1,4 +1,4 @@
--- Returns how many commands of a key a turn passed over, from seq on. Internal to the appliers. Takes no locks.
+-- Returns how many commands of a key a turn skipped, from seq on. Internal to the appliers. Takes no locks.
 CREATE FUNCTION inturn._count_skipped(topic text, key text, seq bigint, epoch bigint) RETURNS bigint
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -8,4 +8,4 @@ SELECT count(*) FROM inturn.skip s
 WHERE s.topic = _count_skipped.topic AND s.key = _count_skipped.key AND s.seq >= _count_skipped.seq
   AND s.epoch = _count_skipped.epoch
 $$;
-COMMENT ON FUNCTION inturn._count_skipped IS 'Internal to the appliers: how many commands a turn passed over.';
+COMMENT ON FUNCTION inturn._count_skipped IS 'Internal to the appliers: how many commands a turn skipped.';

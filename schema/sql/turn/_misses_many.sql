@@ -14,4 +14,4 @@ FROM (SELECT max(l.seq) - _misses_many.applied_seq AS ahead FROM inturn.command_
       WHERE l.topic = _misses_many.topic AND l.key = _misses_many.key) n
 $$;
 COMMENT ON FUNCTION inturn._misses_many IS
-    'Internal: whether too many of the pending numbers of a key are missing to pass over each.';
+    'Internal: whether too many of the pending numbers of a key are missing to skip each.';

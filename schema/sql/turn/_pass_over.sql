@@ -24,4 +24,4 @@ WITH passed AS (
 SELECT max(passed.seq) FROM passed
 $$;
 COMMENT ON FUNCTION inturn._pass_over IS
-    'Internal to fail and the operators'' functions: passes over commands, an entry in skip each.';
+    'Internal to fail and the operators'' functions: skips commands, an entry in skip each.';

@@ -29,7 +29,7 @@ AS $$
 -- at history_seq, after the turn history_epoch, which is there and stood just before it. Nothing earlier is left, but
 -- commands from kept_seq on that have an idempotency key.
 -- What was merged together was done by one turn, all of it or nothing: its numbers are there, each planned alike, and
--- the turn came past the last of them; none of them was passed over too.
+-- the turn came past the last of them; none of them was skipped too.
 -- What has arrived and has no number yet is what the next pass of an applier looks at (see _number_topic).
 -- A lease is whole, or there is none; no applier may claim the key while it runs, and one comes when it is over.
 -- Epochs may have holes: a lease takes one when it is claimed, and leaves no row when nothing came of it. Whether there
@@ -83,7 +83,7 @@ last_turn AS (
     WHERE u.topic = of_topic AND u.key >= from_key COLLATE "C" AND u.key <= (SELECT b.last_key FROM bound b)
     GROUP BY u.key
 ),
--- Runs of numbers that were passed over under one epoch.
+-- Runs of numbers that were skipped under one epoch.
 passed AS MATERIALIZED (
     SELECT k.key, k.epoch, k.by_operator, min(k.seq) AS lo, max(k.seq) AS hi, max(k.skipped_at) AS ended_at
     FROM (SELECT k.key, k.epoch, k.seq, k.skipped_at, k.skipped_by = 'operator' AS by_operator,
@@ -92,7 +92,7 @@ passed AS MATERIALIZED (
           WHERE k.topic = of_topic AND k.key >= from_key COLLATE "C" AND k.key <= (SELECT b.last_key FROM bound b)) k
     GROUP BY k.key, k.epoch, k.by_operator, k.run
 ),
--- Everything that moved a key. kind: 0 a turn, 1 what it passed over, 2 what an operator passed over; 3 moved nothing:
+-- Everything that moved a key. kind: 0 a turn, 1 what it skipped, 2 what an operator skipped; 3 moved nothing:
 -- the key went idle without a turn.
 move AS MATERIALIZED (
     SELECT t.key, t.epoch, CASE t.outcome WHEN 'idle' THEN 3 ELSE 0 END AS kind, t.from_seq AS lo, t.to_seq AS hi, t.outcome,
@@ -168,7 +168,7 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
     CROSS JOIN LATERAL (SELECT greatest(l.before, k.base) + 1 AS lo,
                                CASE WHEN k.given THEN least(l.seq - 1, k.applied_seq) ELSE l.seq - 1 END AS hi) h
     WHERE (k.faults > 0 OR k.first_seq <> k.base + 1) AND l.seq <> l.before + 1 AND NOT (l.seq = k.base + 1 AND l.before <= k.base)
-      -- A hole that is accounted for: each of its numbers was passed over as one that was not there.
+      -- A hole that is accounted for: each of its numbers was skipped as one that was not there.
       AND NOT (k.given AND l.seq > k.base AND l.seq > l.before AND h.hi - h.lo + 1 <= (
           SELECT count(*) FROM inturn.skip p
           WHERE h.hi >= h.lo AND p.topic = of_topic AND p.key = k.key AND p.seq BETWEEN h.lo AND h.hi
@@ -260,12 +260,12 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
     UNION ALL
     SELECT 'passed-beyond-cursor', k.key, greatest(m.lo, k.applied_seq + 1),
            format('applied_seq is %s, yet epoch %s %s %s', k.applied_seq, m.epoch,
-                  CASE m.kind WHEN 0 THEN 'applied' ELSE 'passed over' END, concat_ws(' to ', m.lo, nullif(m.hi, m.lo))),
+                  CASE m.kind WHEN 0 THEN 'applied' ELSE 'skipped' END, concat_ws(' to ', m.lo, nullif(m.hi, m.lo))),
            '{ticket,turn,skip}', ARRAY[m.epoch], m.lo, m.hi
     FROM move m JOIN key k USING (key) WHERE k.hi > k.applied_seq AND m.hi > k.applied_seq AND m.kind < 3
     UNION ALL
     SELECT 'passed-twice', c.key, c.lo,
-           format('%s was applied or passed over twice, the second time in epoch %s',
+           format('%s was applied or skipped twice, the second time in epoch %s',
                   concat_ws(' to ', c.lo, nullif(least(c.hi, c.reached), c.lo)), c.epoch),
            '{ticket,turn,skip}', ARRAY[c.epoch_before, c.epoch], c.lo, least(c.hi, c.reached)
     FROM cover c WHERE c.lo <= c.reached
@@ -284,7 +284,7 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
                WHEN 'turn-malformed' THEN format('epoch %s cannot be: %s, applied %s to %s, %s error, from %s to %s',
                    w.epoch, w.outcome, w.lo, w.hi, CASE WHEN w.well THEN 'no' ELSE 'an' END, w.started_at, w.ended_at)
                WHEN 'turn-without-skip' THEN format('epoch %s %s %s, and skip does not say so', w.epoch, w.outcome, w.hi + 1)
-               ELSE format('%s was passed over in epoch %s by no turn that skipped or cancelled',
+               ELSE format('%s was skipped in epoch %s by no turn that skipped or cancelled',
                    concat_ws(' to ', w.lo, nullif(w.hi, w.lo)), w.epoch) END,
            '{ticket,turn,skip}', ARRAY[w.epoch_before, w.epoch], w.lo, w.hi
     FROM numbers n CROSS JOIN walk w CROSS JOIN LATERAL (VALUES
@@ -303,7 +303,7 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
             AND (w.outcome = 'cancelled' OR w.hi_after = w.lo_after)) IS NOT TRUE),
         ('skip-without-turn', w.kind = 1 AND (w.epoch = w.epoch_before AND w.after_skipping) IS NOT TRUE)
     ) f (violation, broken)
-    -- What the witness of a pruned key passed over was pruned.
+    -- What the witness of a pruned key skipped was pruned.
     WHERE f.broken AND NOT (f.violation = 'turn-without-skip' AND (
         SELECT true FROM inturn.key_sequence s
         WHERE s.topic = of_topic AND s.key = w.key AND s.history_epoch = w.epoch AND s.history_seq > w.hi + 1 LIMIT 1) IS NOT NULL)
@@ -398,9 +398,9 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
     -- The operators.
     UNION ALL
     SELECT CASE WHEN a.action IS NULL THEN 'skip-without-action' ELSE 'action-without-skip' END, a.key, a.lo,
-           CASE WHEN a.action IS NULL THEN format('an operator passed over %s in epoch %s, and no action says so',
+           CASE WHEN a.action IS NULL THEN format('an operator skipped %s in epoch %s, and no action says so',
                                                   concat_ws(' to ', a.lo, nullif(a.hi, a.lo)), a.epoch)
-                ELSE format('an operator''s %s of %s is recorded, and skip does not have what it passed over',
+                ELSE format('an operator''s %s of %s is recorded, and skip does not have what it skipped',
                             a.action, a.lo) END,
            '{ticket,skip,operator_action}', '{}', a.lo, a.hi
     FROM acted a

@@ -24,7 +24,7 @@ LEFT JOIN LATERAL (
     WHERE t.marked AND m.topic = s.topic AND m.key = s.key AND m.epoch = t.epoch LIMIT 1) m ON true;
 COMMENT ON VIEW inturn.key_cursor IS 'Where each key stands: its ticket and its marks; an idle key''s last turn.';
 COMMENT ON COLUMN inturn.key_cursor.applied_seq IS
-    'Everything up to here has taken effect, or was passed over (see skip).';
+    'Everything up to here has taken effect, or was skipped (see skip).';
 COMMENT ON COLUMN inturn.key_cursor.ready_at IS
     'From when on an applier may claim the key; NULL: idle, held, paused or waiting.';
 COMMENT ON COLUMN inturn.key_cursor.epoch IS

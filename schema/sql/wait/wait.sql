@@ -6,8 +6,8 @@ CREATE FUNCTION inturn.wait(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Waits until a key has been applied, or passed over, up to a number; returns where it stands then, and whether command
--- seq itself was passed over: then it never took effect.
+-- Waits until a key has been applied, or skipped, up to a number; returns where it stands then, and whether command
+-- seq itself was skipped: then it never took effect.
 --
 -- seq: NULL for the command with that idempotency key; without one, for everything that is committed on the key now.
 -- timeout: the longest wait; NULL: no limit.
@@ -48,4 +48,4 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION inturn.wait IS 'Waits until a key has been applied, or passed over, up to a number.';
+COMMENT ON FUNCTION inturn.wait IS 'Waits until a key has been applied, or skipped, up to a number.';

@@ -16,7 +16,7 @@ AS $$
 -- now.
 -- Both come back with what is known by then: give the next look the seq and the mark that the last one returned.
 -- outcome: applied; pending; or held: the key stands still until an operator acts. skipped: command seq itself was
--- passed over; one that was merged, into nothing too, counts as applied: see the view merge.
+-- skipped; one that was merged, into nothing too, counts as applied: see the view merge.
 -- state, since: of the key, as key_state has it, or topic paused. says: the same in words, where it is not applied.
 -- in_hand: a transaction had the key in hand that may have looked for waiters before this wait was announced: look
 -- again soon, until none has. Whoever takes the key in hand later sees the announcement, and notifies.

@@ -237,7 +237,7 @@ def test_it_waits_for_a_number_that_nobody_appended(gap: Database) -> None:
     words = answer["to_do"].replace("TEXT", "lost").replace("{topic}", "given").replace("{key}", "a").split()
     code, out, err = run_inturn(gap.dsn, *words[1 : words.index("#")])
     assert (code, err) == (0, "")
-    assert out == "given a: waiting -> ready; missing command 2 is passed over\n"
+    assert out == "given a: waiting -> ready; missing command 2 is skipped\n"
     gap.execute("CALL inturn.apply()")
     give(gap, 9)
     answer, _ = explained(gap, "a", "waiting", "given")

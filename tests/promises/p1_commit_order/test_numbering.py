@@ -403,7 +403,7 @@ def test_fill_gap_passes_over_the_missing_number_and_its_late_append_is_refused(
     ]
     late = refusal(given, "SELECT inturn.append('given', 'x', 'insert', seq => 2)")
     assert late.sqlstate == PASSED
-    assert late.message == "seq 2 of key 'x' of topic 'given' was passed over"
+    assert late.message == "seq 2 of key 'x' of topic 'given' was skipped"
 
 
 def test_fill_gap_of_one_of_two_leaves_the_key_waiting_for_the_other(given: Database) -> None:

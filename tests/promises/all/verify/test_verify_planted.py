@@ -28,7 +28,7 @@ def test_the_rows_of_a_violation_are_those_that_show_it(history: Database) -> No
     history.execute(f"UPDATE inturn.turn SET from_seq = 3 WHERE {OF_A} AND epoch = 2")
     ((violation, topic, key, seq, says, rows),) = verified(history)
     assert (violation, topic, key, seq) == ("passed-twice", "orders", "a", 3)
-    assert says == "3 was applied or passed over twice, the second time in epoch 2"
+    assert says == "3 was applied or skipped twice, the second time in epoch 2"
     turns = [(row["epoch"], row["from_seq"], row["to_seq"]) for row in rows if row["table"] == "turn"]
     assert turns == [(1, 1, 3), (2, 3, 3)]
     assert {row["table"] for row in rows} == {"turn"}
