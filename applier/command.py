@@ -29,13 +29,13 @@ class Command:
     """One command of a key, as it was appended.
 
     Attributes:
-        topic, key: which key it is of.
-        seq: its number in the key, in which order commands take effect.
+        topic, key: the key that it was appended to.
+        seq: its number in the key; commands take effect in the order of these numbers.
         name: what it is called.
         payload: the JSON value, made anew for every attempt.
-        created_at: when it was appended (timezone-aware, the database's clock).
+        created_at: when it was appended, by the database's clock; timezone-aware.
         attempt: 1 at the first try, 2 after one failure, and so on.
-        epoch: the number of the key's turn; grows with every turn.
+        epoch: the number of this turn of the key; it grows with every turn.
     """
 
     topic: str

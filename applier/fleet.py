@@ -46,11 +46,12 @@ class Outcome:
     """How a fleet ended.
 
     Attributes:
-        keys, commands, failures: turns taken, commands applied, commands failed (each time counts).
-        held: keys of its topics that are held now; None when the database could not tell.
+        keys: how many turns it took; a key that was claimed twice counts twice.
+        commands, failures: how many commands it applied, and how many attempts failed.
+        held: how many keys of its topics are held now; None when the database could not tell.
         seconds: how long it ran.
-        cut: some command was not finished within the grace time and was rolled back.
-        error: what ended a worker before its time.
+        cut: whether a command was not finished within the grace time, so that it was rolled back.
+        error: what ended a worker before it was asked to end; None: nothing did.
         skipped: commands that were skipped, because a handler asked for it or attempts ran out.
     """
 
@@ -65,24 +66,25 @@ class Outcome:
 
 
 class Fleet:
-    """Workers in threads, each on its own connection, applying the same topics; one more for work outside.
+    """Workers in threads, each with its own connection, that apply the same topics: what `inturn apply` runs.
 
-    Nothing is connected before `start`.
+    One more thread does the work outside the database, for all keys. `start` connects; nothing does before.
 
     Args:
-        dsn: libpq connection string.
-        applier: the handlers of the topics with target `python`; None: those are not served.
-        topics: which to serve; empty: every topic that can be, also those created later.
-        workers: how many threads and connections.
+        dsn: libpq connection string; what it leaves out comes from the PG* variables.
+        applier: the handlers of the topics with target `python`; None: those topics are not served.
+        topics: the topics to serve; empty: every topic that can be served, also those created later.
+        workers: how many threads, each with a connection.
         max_keys: the most keys that share a transaction.
-        drain: stop when nothing is ready.
-        prepare: let the driver prepare statements on the server; not every pooler knows them.
-        schema: where inturn is installed.
-        http_timeouts: of the posts to HTTP targets; None: the defaults.
-        prune: while nothing is ready, remove what the topics' retain allows.
+        drain: stop when nothing is ready, instead of waiting for more.
+        prepare: whether the driver may prepare statements on the server; not every pooler supports them.
+        schema: the schema in which inturn is installed.
+        http_timeouts: those of the posts to HTTP targets; None: the defaults.
+        prune: whether to remove what the topics' retain allows, while nothing is ready.
 
     Raises:
-        ValueError, TypeError: workers or max_keys is below 1; topics is one text.
+        ValueError: workers or max_keys is below 1.
+        TypeError: topics is a text, not a list of texts.
     """
 
     def __init__(
@@ -124,17 +126,19 @@ class Fleet:
         self._started_at = time.monotonic()
 
     def start(self, *, warn: bool = True) -> None:
-        """Connect once, choose the topics, and start the threads; after a stop, none.
+        """Connect once, choose the topics, and start the threads. After `request_stop` it starts none.
 
         Args:
-            warn: log a warning of a login that is a superuser.
+            warn: whether to log a warning when the login is a superuser.
 
         Raises:
-            psycopg.Error: the database cannot be reached or refuses.
-            SchemaMismatch: its schema is not one that this package serves.
-            UnknownTopic, TargetRefused: a topic asked for is not there or cannot be served, or
-                there is none to drain.
-            NoThread: there are not enough; `end` ends those that there are. RuntimeError: started before.
+            psycopg.Error: the database cannot be reached, or refuses.
+            SchemaMismatch: this package does not serve the schema that is installed.
+            StatementPooling: the database is reached through a pooler in statement mode.
+            UnknownTopic: a topic of `topics` does not exist.
+            TargetRefused: a topic of `topics` cannot be served, or with `drain` there is no topic to serve.
+            NoThread: the system gives the process too few threads; call `end` to end those that run.
+            RuntimeError: it was started before.
         """
         with self._first as connection:
             targets = self._chooser.inside(connection, _name(1), strict=True)
@@ -161,7 +165,7 @@ class Fleet:
 
     @property
     def running(self) -> bool:
-        """Whether a worker is still at work."""
+        """Whether a worker is still running."""
         return self._crew.running
 
     @property
@@ -170,17 +174,17 @@ class Fleet:
         return self._crew.totals
 
     def request_stop(self) -> None:
-        """Ask every worker to end after the command in hand."""
+        """Ask every worker to end after its current command, and return at once."""
         self.stop.request()
         self.bell.ring_all()
         self._outside_bell.ring()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the workers to end, for at most that many seconds; return whether they have."""
+        """Wait for the workers to end, for at most that many seconds; return whether they have ended."""
         return self._crew.wait(seconds)
 
     def end(self, grace: float) -> Outcome:
-        """End the workers: after the commands in hand, which are cancelled after `grace` seconds."""
+        """End the workers after their current commands; cancel what still runs after `grace` seconds."""
         self.request_stop()
         cut = not self.wait(grace)
         if cut:
@@ -199,10 +203,12 @@ class Fleet:
         return Outcome(**asdict(self.totals), held=held, seconds=ran_for, cut=cut, error=error)
 
     def pending(self) -> int:
-        """Return how many commands are ready to be applied now. Reads them all.
+        """Return how many commands of its topics are ready to be applied now, on a connection of its own.
+
+        It reads every one of them, so do not ask often.
 
         Raises:
-            psycopg.Error: the database cannot be reached or refuses.
+            psycopg.Error: the database cannot be reached, or refuses.
         """
         with self._connections.connect() as connection:
             return calls.appliers.pending_commands(self._schema, self.topics).on(connection)

@@ -40,19 +40,19 @@ class AnswerRefused(InturnError):
 class Applier:
     """The handlers of an application, registered per topic and command name.
 
-    A handler gets the transaction's connection, on which its effects commit together with the
-    key's progress, and the command. It neither commits nor rolls back. What it raises fails the
-    command.
+    A handler gets two arguments: the connection of the transaction that also commits the key's progress, and
+    the command. It must neither commit nor roll back. If it raises, the command fails.
 
-    One registered with outside=True gets the command alone, and no transaction waits for it: its key is
-    kept by a lease. It may be called again for a command that took effect. A plain function runs in a
-    thread of its own, an `async def` on the worker's event loop, each beside others for other keys.
+    A handler with outside=True gets only the command. No transaction is open while it runs: a lease keeps
+    the key. It may be called again for a command that took effect before. A plain function runs in a thread
+    of its own, an `async def` on an event loop that all of them share.
 
-    A batch handler gets several commands of one key at a time, of whatever name; see batch_handler.
+    A batch handler gets several commands of one key at a time, whatever their names: see batch_handler.
 
     Args:
-        parse_float: makes the numbers of payloads that have a fraction, as for json.loads. None: floats,
-            which round; decimal.Decimal keeps every digit. What it raises fails the command.
+        parse_float: is called with each number of a payload that has a fraction, as by json.loads, and
+            returns what the handler gets. None: floats, which round; decimal.Decimal keeps every digit. If it
+            raises, the command fails.
     """
 
     def __init__(self, *, parse_float: Callable[[str], Any] | None = None) -> None:
@@ -78,14 +78,15 @@ class Applier:
 
         Args:
             topic: the topic whose commands it applies.
-            name: the command it applies; None: every command of the topic without its own handler.
-            outside: it works outside the database: handler(command), by lease.
+            name: the name of the commands that it applies; None: all that have no handler of their own.
+            outside: whether it works outside the database, by lease, and gets only the command.
 
         Raises:
-            ValueError: there is one already for this topic and name, or the topic has handlers of the
+            ValueError: there is a handler already for this topic and name, or the topic has handlers of the
                 other kind.
-            TypeError: a call would not run it: it is a generator function, or without outside=True an
-                `async def`. Or the topic or the name is not a text, as where the parentheses are missing.
+            TypeError: the topic or the name is not a text, as where the parentheses of the decorator are
+                missing. From the decorator: the function is a generator function, or without outside=True an
+                `async def`, so that a call would not run its body.
         """
         _check_text("topic", topic)
         if name is not None:
@@ -111,19 +112,20 @@ class Applier:
     def batch_handler(self, topic: str, *, outside: Literal[False] = False) -> Callable[[_B], _B]:
         """Return a decorator that registers the batch handler of a topic, which takes all of its commands.
 
-        It gets the transaction's connection, and the next commands of one key in order, at most the topic's
-        batch_commands. It returns None when all of them took effect, or how many did: the first ones, and at
-        least one. What it raises undoes all that it did, and the commands are given again in smaller
-        batches: so the one that cannot take effect is found, and charged alone.
+        The handler gets the transaction's connection and a list of the next commands of one key, in order, at
+        most the topic's batch_commands. It returns None when all of them took effect; otherwise how many did,
+        counted from the first, at least 1. If it raises, everything that it did is undone, and it gets the
+        commands again in smaller batches, until the one that cannot take effect is found. Only that one is
+        counted as failed.
 
         Args:
             topic: the topic whose commands it applies.
-            outside: there are no batches outside the database, where each command is recorded for itself.
+            outside: must be False: outside the database each command is recorded by itself.
 
         Raises:
             ValueError: the topic has a handler already.
-            TypeError: a call would not run it: it is an `async def` or a generator function; or outside; or
-                the topic is not a text, as where the parentheses are missing.
+            TypeError: outside is True, or the topic is not a text, as where the parentheses of the decorator
+                are missing. From the decorator: the function is an `async def` or a generator function.
         """
         _check_text("topic", topic)
         if outside:

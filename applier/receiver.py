@@ -1,4 +1,4 @@
-"""The other end of a post: which command it is, and whether it is to take effect now.
+"""The receiving end of a post: which command it brings, and whether the command is to take effect now.
 
 For a service that applies another one's commands, with any web framework: it needs the headers and the body::
 
@@ -75,11 +75,11 @@ class Received:
     """One command of a key, as it was received.
 
     Attributes:
-        topic, key, seq: its place.
-        epoch: the turn that brought it.
+        topic, key, seq: which command it is.
+        epoch: the number of the turn in which the applier posted it; it grows with every turn of the key.
         name: what it is called.
         attempt: 1 at the first try, 2 after one failure, and so on.
-        body: the payload, as JSON.
+        body: the payload, as JSON in UTF-8.
     """
 
     topic: str
@@ -105,21 +105,24 @@ class Received:
             ) from None
 
     def accept(self, connection: AnyConnection, *, schema: str = DEFAULT_SCHEMA) -> bool:
-        """Say whether the command is to take effect now; see the SQL function accept.
+        """Record the command as accepted, and say whether it is to take effect now: the SQL function accept.
 
-        Other requests of the key wait until the transaction ends.
+        Call it in the transaction of the effect, before the effect: both are committed or rolled back
+        together. Other requests for the key wait until the transaction ends.
 
         Args:
-            connection: psycopg's Connection, SQLAlchemy's Connection or Session, or a DBAPI cursor: with the
-                transaction in which the effect will be, and with which this is committed or rolled back.
-            schema: where the receiver is installed.
+            connection: psycopg's Connection, SQLAlchemy's Connection, Session or scoped_session, or a DBAPI
+                cursor, in the transaction of the effect.
+            schema: the schema in which the receiver is installed.
 
         Returns:
-            False when it took effect before, or comes too late to.
+            True: make the effect and commit. False: the command took effect before, or this request comes
+            too late; do nothing.
 
         Raises:
-            NotInTransaction: the connection commits every statement by itself, accept without the effect.
-            psycopg.Error, sqlalchemy.exc.DBAPIError, ...: what the database says, in the driver's own words.
+            NotInTransaction: the connection is in autocommit, which would commit accept without the effect.
+            SchemaNameRefused: no schema of inturn can have this name.
+            psycopg.Error, sqlalchemy.exc.DBAPIError or the driver's own: what the database says.
         """
         if isinstance(connection, scoped_session):
             registered: Session = connection()
@@ -136,7 +139,7 @@ class Received:
         return _answer(connection.fetchone())
 
     async def accept_async(self, connection: AnyAsyncConnection, *, schema: str = DEFAULT_SCHEMA) -> bool:
-        """Do as `accept`, on psycopg's AsyncConnection or SQLAlchemy's async ones."""
+        """Do what `accept` does, on psycopg's AsyncConnection or SQLAlchemy's async kinds of connection."""
         if isinstance(connection, psycopg.AsyncConnection):
             _require_transaction(connection)
             async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
@@ -152,20 +155,22 @@ class Received:
 
 
 def receive(headers: Headers, body: bytes, *, secret: str | Sequence[str] | None) -> Received:
-    """Return the command that a request is.
+    """Check a request's signature, and return the command that the request brings.
 
     Args:
-        headers: the request's: a mapping, pairs of text or of bytes (ASGI's), or a WSGI environ.
-        body: the request's, as it came.
-        secret: for its signature, as `whsec_...`: what the applier has in INTURN_HTTP_SECRET. Several, with
-            a space between or as a sequence: one of them, while the secret is being changed.
-            None takes any request, signed or not: for a network where nobody else can post.
+        headers: those of the request: a mapping, pairs of text or of bytes (ASGI's), or a WSGI environ.
+        body: that of the request, unchanged.
+        secret: what the applier has in INTURN_HTTP_SECRET, as `whsec_...`. While you replace the secret, give
+            both, with a space between them or as a sequence: either is accepted. None accepts any request,
+            signed or not, for a network where nobody else can post.
 
     Raises:
-        SignatureRefused: not signed with the secret, or more than 5 minutes ago.
-        HeaderMissing: it is not a post of an applier.
+        SignatureRefused: the request is not signed, is signed with another secret, was altered in transit, or
+            its time is more than 5 minutes away from this machine's.
+        HeaderMissing: a header is missing that every applier sends.
         HeaderRefused: a header is there twice, or cannot be read.
         SecretRefused: a secret cannot be used.
+        ImportError: the extra is not installed: pip install 'inturn[receiver]'.
     """
     given = _Given(headers)
     if secret is not None:

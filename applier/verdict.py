@@ -13,9 +13,10 @@ LONGEST_RETRY = timedelta(days=365)
 
 
 class Verdict(Exception):
-    """What a handler asks for by raising it: its effects are undone, and the reason stays on record.
+    """What a handler raises to say what becomes of its command; its effects are undone.
 
-    Raise Retry, Outage, Hold or Skip, `from` the error that is behind it, if one is: that is kept too.
+    Raise one of the subclasses: Retry, Outage, Hold, Skip. The reason is recorded, and with `raise ... from
+    error` the original error too.
     """
 
     #: What a SQL target raises for the same.
@@ -35,8 +36,8 @@ class _Later(Verdict):
         """Make one.
 
         Args:
-            reason: kept as the key's error.
-            after: seconds, or a timedelta, to wait; None: the topic's usual backoff.
+            reason: recorded as the key's error.
+            after: how long to wait, in seconds or as a timedelta; None: the topic's usual backoff.
 
         Raises:
             ValueError: after is negative, not a number, or more than a year.
@@ -52,7 +53,7 @@ class _Later(Verdict):
 class Retry(_Later):
     """Try the command again, after a while.
 
-    It counts as an attempt: after max_attempts the topic's on_exhausted decides.
+    It counts as an attempt: after the topic's max_attempts of them, its on_exhausted decides.
     """
 
     sqlstate = "IT020"
@@ -60,9 +61,9 @@ class Retry(_Later):
 
 
 class Outage(_Later):
-    """An outage, not the command, is at fault: a service that it needs does not answer.
+    """Try the command again later, without counting an attempt: something that it needs is down.
 
-    It counts as no attempt. The command is tried again after a while, however often.
+    There is no limit to how often.
     """
 
     sqlstate = "IT023"
@@ -70,7 +71,7 @@ class Outage(_Later):
 
 
 class Hold(Verdict):
-    """Hold the key at this command now, whatever attempts are left: an operator decides."""
+    """Hold the key at this command at once, even if attempts are left: an operator decides."""
 
     sqlstate = "IT021"
     _fallback = "the handler asked to hold"

@@ -37,30 +37,36 @@ def append(
 ) -> int | None:
     """Append one command to a key, in the transaction of the given connection, and return its seq.
 
-    The key is locked for other callers until that transaction ends: its commit decides the order.
-    In a topic with numbering `arrival` nothing is locked, and None is returned: an applier numbers the
-    command after the commit.
+    The append never commits. It locks the key for other callers until the transaction ends, because the
+    commits decide the order. In a topic with numbering `arrival` it locks nothing and returns None: an
+    applier numbers the command after the commit.
 
     Args:
-        connection: psycopg's Connection, or SQLAlchemy's Connection or Session.
-        topic: what kind of command, and who applies it.
-        key: what must stay in order; 1 to 512 octets, compared byte by byte.
+        connection: psycopg's Connection, or SQLAlchemy's Connection, Session or scoped_session.
+        topic: the name of a topic that exists.
+        key: what must stay in order, such as an order id; 1 to 512 octets, compared byte by byte.
         name: what the command is called; 1 to 128 octets.
-        payload: anything that json.dumps takes; None stands for {}.
-        idempotency_key: the same again on the same key appends nothing and returns the first seq.
-        seq: the command's number in its key, in a topic whose callers number; None in every other.
+        payload: anything that json.dumps accepts, up to the topic's max_payload_bytes; None stands for {}.
+        idempotency_key: 1 to 512 octets. A second append with the same one on the same key adds nothing and
+            returns the first seq.
+        seq: the command's number in its key, in a topic whose callers number; None in every other topic.
             Numbers may come in any order, from many machines, and be repeated with the same content.
-        schema: where inturn is installed.
+        schema: the schema in which inturn is installed.
+
+    Returns:
+        The command's seq, its number within its key; None in a topic with numbering `arrival`.
 
     Raises:
         UnknownTopic: the topic was never created.
-        CommandRefused: a part of the command cannot be appended (see its subclasses).
-        SeqBelowFirst, SeqTaken, SeqPassedOver, SeqTooFarAhead, SeqRefused: the number cannot be taken.
-        TopicNotGranted: this login may not append to the topic.
-        TypeError: the connection is for append_async, or is none.
-        StatementPooling: a pooler in statement mode stands between, which has no transactions.
+        CommandRefused: the command cannot be appended as it is. Its subclasses say why: KeyRefused,
+            NameRefused, PayloadRefused, IdempotencyKeyRefused, IdempotencyKeyReused, TooManyPending; and
+            for a seq SeqRefused, SeqBelowFirst, SeqTaken, SeqPassedOver, SeqTooFarAhead, SeqPruned.
         AppendConflict: roll back and run the transaction again (REPEATABLE READ, SERIALIZABLE).
-        psycopg.Error, sqlalchemy.exc.DBAPIError: anything else the database says.
+        TopicNotGranted: this login may not append to the topic.
+        StatementPooling: the connection goes through a pooler in statement mode, which has no transactions.
+        SchemaNameRefused: no schema of inturn can have this name.
+        TypeError: it is not a connection, or one for append_async.
+        psycopg.Error, sqlalchemy.exc.DBAPIError: anything else that the database says.
     """
     command = NewCommand(key, name, payload, idempotency_key)
     return _as_seq(_run(connection, statement.one(topic, command, seq, schema)))
@@ -73,18 +79,21 @@ def append_many(
     *,
     schema: str = DEFAULT_SCHEMA,
 ) -> list[int | None]:
-    """Append many commands in one round trip and return their seqs in the same order.
+    """Append many commands in one round trip, in the transaction of the given connection.
 
-    In a topic with numbering `arrival`, each is None.
-    Keys are locked in byte order: two transactions that each make one such call never deadlock.
+    It locks the keys in the order of their bytes, so two transactions that each make one such call never
+    deadlock.
 
     Args:
         connection, topic, schema: as for `append`.
-        commands: commands of one key keep their order. They have no numbers of yours: where callers number,
-            SeqRefused is raised.
+        commands: commands of one key keep their order. They cannot carry a seq, so a topic whose callers
+            number refuses them all (SeqRefused).
+
+    Returns:
+        Their seqs, in the same order; in a topic with numbering `arrival` None for each.
 
     Raises:
-        As `append` does; nothing is appended then.
+        The same as `append`. Nothing is appended then.
     """
     commands = list(commands)
     return list(_run(connection, statement.many(topic, commands, schema))) if commands else []
@@ -101,7 +110,7 @@ async def append_async(
     seq: int | None = None,
     schema: str = DEFAULT_SCHEMA,
 ) -> int | None:
-    """Do as `append`, on psycopg's AsyncConnection or SQLAlchemy's async ones."""
+    """Do what `append` does, on psycopg's AsyncConnection or SQLAlchemy's AsyncConnection or AsyncSession."""
     command = NewCommand(key, name, payload, idempotency_key)
     return _as_seq(await _run_async(connection, statement.one(topic, command, seq, schema)))
 
@@ -113,7 +122,7 @@ async def append_many_async(
     *,
     schema: str = DEFAULT_SCHEMA,
 ) -> list[int | None]:
-    """Do as `append_many`, on psycopg's AsyncConnection or SQLAlchemy's async ones."""
+    """Do what `append_many` does, on the same kinds of connection as `append_async`."""
     commands = list(commands)
     if not commands:
         return []

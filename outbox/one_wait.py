@@ -35,8 +35,8 @@ class Waited:
     """What a wait found.
 
     Attributes:
-        applied_seq: where the key stands: everything up to here has taken effect, or was skipped.
-        skipped: whether the command that was waited for was itself skipped: it never took effect.
+        applied_seq: where the key stands: every command up to this seq has taken effect or was skipped.
+        skipped: whether the command that you waited for was itself skipped, so that it never took effect.
     """
 
     applied_seq: int

@@ -43,13 +43,14 @@ _TEXT_HINT = "Give a str that PostgreSQL can store; encode anything else first, 
 
 @dataclass(frozen=True, slots=True)
 class NewCommand:
-    """A command to be appended by `append_many`, in a topic that numbers by itself.
+    """A command for `append_many`.
 
     Attributes:
         key: what must stay in order; 1 to 512 octets of text, compared byte by byte.
         name: what the command is called; 1 to 128 octets.
-        payload: anything that json.dumps takes, up to the topic's max_payload_bytes; None: {}.
-        idempotency_key: the same again on the same key appends nothing and gives the first seq.
+        payload: anything that json.dumps accepts, up to the topic's max_payload_bytes; None stands for {}.
+        idempotency_key: 1 to 512 octets. A second append with the same one on the same key adds nothing and
+            returns the first seq.
     """
 
     key: str

@@ -19,34 +19,39 @@ def wait(
     idempotency_key: str | None = None,
     schema: str = DEFAULT_SCHEMA,
 ) -> Waited:
-    """Wait until a key has been applied, or skipped, up to a number: then what the commands did can be read.
+    """Wait until a key has been applied up to a command, so that you can read what the command did.
 
-    Commit first. The connection is used for nothing else meanwhile, and no transaction stays open in it.
-    It LISTENs; where it cannot (behind a pooler, on a standby, on another driver than psycopg, or in a
-    session that listens to something already) it looks again after an eighth of the time waited so far, at
-    least 10 ms and at most a second.
+    Commit first. Use the connection for nothing else meanwhile; no transaction stays open in it.
+    The wait LISTENs. Where it cannot (behind a pooler, on a standby, on another driver than psycopg, or in a
+    session that listens to something already), it polls: it looks again after an eighth of the time waited so
+    far, at least 10 ms and at most a second.
 
     Args:
-        connection: psycopg's Connection, or SQLAlchemy's Connection or Session, in no transaction. For a
-            Session that is bound to an engine, another connection of the engine's pool is used.
-        topic, key: which key.
-        seq: up to where, as append returned it; it need not exist yet. None: up to all that is committed now.
-        timeout: seconds, connecting included; 0: look once; None: for ever. What is under way at the end gets
-            5 more; a connection of psycopg that has not answered then is closed.
-        idempotency_key: wait for the command that has it, whether that is committed yet or not; without a
-            seq.
-        schema: where inturn is installed.
+        connection: psycopg's Connection, or SQLAlchemy's Connection, Session or scoped_session, in no
+            transaction. For a Session that is bound to an engine, another connection of its pool is used.
+        topic, key: the key to wait for.
+        seq: the number to wait for, as append returned it; the command need not exist yet. None: wait for
+            everything that is committed on the key now.
+        timeout: in seconds, connecting included; 0: look once; None: for ever. What is under way at the end
+            gets 5 seconds more; then a connection of psycopg that has not answered is closed.
+        idempotency_key: wait for the command that has it, committed or not; only without a seq.
+        schema: the schema in which inturn is installed.
+
+    Returns:
+        Where the key stands, and whether the command that you waited for was skipped.
 
     Raises:
-        KeyHeld: the key stands still until an operator acts; raised as soon as that is so.
+        KeyHeld: the key is held, and moves only when an operator acts; raised as soon as that is so.
         WaitTimedOut: the time is over.
         WrongIsolation: the connection is in a transaction.
         UnknownTopic, TopicNotGranted: the topic was never created, or is granted to others only.
         UnknownKey: no seq and no idempotency key was given, and nothing was ever committed on the key.
-        KeyRefused, SeqRefused, IdempotencyKeyRefused: it cannot be one.
-        ValueError: the timeout is below 0 or not a number; TypeError: the connection is none of these.
-        psycopg.Error, sqlalchemy.exc.DBAPIError: anything else the database says, also that the connection
-            was lost; wait again, on another one.
+        KeyRefused, SeqRefused, IdempotencyKeyRefused: no key, seq or idempotency key can be like this one.
+        SchemaNameRefused: no schema of inturn can have this name.
+        ValueError: the timeout is below 0 or not a number.
+        TypeError: it is not a connection, or one for wait_async.
+        psycopg.Error, sqlalchemy.exc.DBAPIError: anything else that the database says, also that the
+            connection was lost; then wait again, on another one.
     """
     return run(connection, OneWait(topic, key, seq, timeout, idempotency_key, schema))
 
@@ -61,7 +66,7 @@ async def wait_async(
     idempotency_key: str | None = None,
     schema: str = DEFAULT_SCHEMA,
 ) -> Waited:
-    """Do as `wait`, on psycopg's AsyncConnection or SQLAlchemy's async ones; it can be cancelled."""
+    """Do what `wait` does, on the same kinds of connection as `append_async`; it can be cancelled."""
     check_kind(connection, is_async=True)
     task = OneWait(topic, key, seq, timeout, idempotency_key, schema)
     async with opened_async(connection, task) as session:

@@ -281,7 +281,7 @@ class PruneRefused(InturnError):
 
 
 class NoPrivilege(InturnError):
-    """The login may not create the schema, or nothing in it."""
+    """The login may not create the schema, or anything in it."""
 
 
 class StatementPooling(InturnError):

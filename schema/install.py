@@ -27,17 +27,17 @@ def upgrade(
     """Install the schema, or upgrade it to the revision that this package serves.
 
     Any number may run at once: one does the work, the others wait for it and find it done.
-    Roles and privileges are brought to what they must be, also where the revision is there already: a restore
-    may have left them out. Where the schema is newer and serves this package too, nothing is done.
+    It also sets roles and privileges to what they must be, even if the schema is up to date: a restore may
+    have left them out. If the schema is newer and serves this package too, it does nothing.
 
-    Callers and appliers go on meanwhile. Locks on tables are waited for briefly and asked for again, for a
-    minute: nobody queues behind an upgrade that cannot get them.
+    Callers and appliers go on meanwhile. It asks for locks on tables briefly, again and again for a minute
+    at most, so nobody queues behind an upgrade that cannot get them.
 
     Args:
         dsn: libpq connection string; what it leaves out comes from the PG* variables.
         schema: the schema's name; the roles are named after it.
-        report: is told of each privilege, role or recorded owner that was not as it must be in a schema that
-            was there.
+        report: is called with a Change for each privilege, role or recorded owner of an installed schema that
+            was not as it must be. None: what could not be changed is logged as a warning.
 
     Returns:
         The revision before (None: not installed) and the one now.
@@ -47,8 +47,8 @@ def upgrade(
         SchemaInUse: the schema is there and holds what is not inturn's, or others may create in it; or a
             table that changes was in use for a minute.
         SchemaMismatch: the schema in the database is newer than this package, and does not serve it.
-        NoPrivilege: the login may not create the schema, or nothing in it.
-        psycopg.Error: the database refused; nothing was changed.
+        NoPrivilege: the login may not create the schema, or anything in it.
+        psycopg.Error: the database cannot be reached, or refused; nothing was changed.
     """
     with _locked(dsn, schema) as connection:
         return _upgrade(connection, schema, report)
@@ -63,8 +63,7 @@ def upgrade_on(
 
     Args:
         connection: SQLAlchemy's, to PostgreSQL. In a migration of Alembic: `op.get_bind()`.
-        schema: as for `upgrade`.
-        report: as for `upgrade`.
+        schema, report: as for `upgrade`.
 
     Returns:
         The revision before (None: not installed) and the one now.
@@ -74,8 +73,8 @@ def upgrade_on(
         SchemaInUse: the schema is there and holds what is not inturn's, or others may create in it; or a
             table that changes was in use for a minute.
         SchemaMismatch: the schema in the database is newer than this package, and does not serve it.
-        NoPrivilege: the login may not create the schema, or nothing in it.
-        TransactionNeeded: the connection is in autocommit: a half of it would stay if it failed.
+        NoPrivilege: the login may not create the schema, or anything in it.
+        TransactionNeeded: the connection is in autocommit, where a failed upgrade would be left half done.
         sqlalchemy.exc.DBAPIError: the database refused.
     """
     check_schema_name(schema)
@@ -98,12 +97,12 @@ def upgrade_script(
 
     Args:
         schema: the schema's name.
-        from_revision: what is installed now; None for a database without it.
-        transaction: whether it begins and commits one; not where it becomes a part of another script.
+        from_revision: the revision that is installed now; None: none is.
+        transaction: whether the script begins and commits a transaction; False for a part of another script.
 
     Raises:
         SchemaNameRefused: the name cannot be used.
-        SchemaMismatch: what is installed is newer than this package.
+        SchemaMismatch: the installed revision is newer than this package.
         alembic.util.CommandError: there is no such revision.
     """
     check_schema_name(schema)
@@ -200,15 +199,16 @@ def _pinned(connection: Connection) -> Iterator[None]:
 def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base", force: bool = False) -> None:
     """Take the schema back to an earlier revision; `base` removes it. The roles stay.
 
-    What only a later revision knows is lost; no command is, but by removing the schema.
+    What only a later revision stores is lost. Commands are lost only if the schema is removed.
 
     Args:
-        dsn: libpq connection string.
+        dsn: libpq connection string; what it leaves out comes from the PG* variables.
         schema: the schema's name.
         revision: the revision to go back to.
-        force: also when commands are pending, which removing the schema loses.
+        force: whether to remove the schema even if commands are pending; they are lost.
 
     Raises:
+        SchemaNameRefused: no schema of inturn can have this name.
         CommandsPending: some key has commands that are not applied, and force is not set.
         SchemaMismatch: the schema is not installed, or newer than this package.
         SchemaInUse: something outside depends on it: a SQL target that takes the type `command`; or

@@ -47,15 +47,15 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long a post may take, in seconds.
+    """How long a post to a service may take, in seconds.
 
     Attributes:
-        connect: to resolve the name, connect, and greet by TLS.
-        read: without a byte, of the answer or for the request.
-        whole: all in all.
+        connect: to resolve the name, connect, and shake hands for TLS.
+        read: from one byte to the next, of the request or of the answer.
+        whole: in total.
 
     Raises:
-        ValueError: one is not over 0.
+        ValueError: one of them is not over 0.
     """
 
     connect: float = 5.0

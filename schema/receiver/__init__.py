@@ -41,7 +41,7 @@ def upgrade_receiver(
         SchemaNameRefused: the name cannot be used.
         SchemaInUse: the schema is there and holds what is not inturn's, or others may create in it.
         SchemaMismatch: what is in the database is newer than this package.
-        NoPrivilege: the login may not create the schema, or nothing in it.
+        NoPrivilege: the login may not create the schema, or anything in it.
         psycopg.Error: the database refused; nothing was changed.
     """
     with installing(dsn, schema) as connection:
@@ -97,6 +97,7 @@ def downgrade_receiver(dsn: str, *, schema: str = DEFAULT_SCHEMA, force: bool = 
         force: also when commands were accepted. A repeat of one of them would take effect again.
 
     Raises:
+        SchemaNameRefused: no schema of inturn can have this name.
         SchemaMismatch: it is not installed, or newer than this package.
         SchemaInUse: commands were accepted, and force is not set; or the schema would go, and something
             in it is not inturn's.

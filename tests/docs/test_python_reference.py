@@ -11,6 +11,7 @@ import inturn.applier
 import inturn.applier.receiver
 import inturn.outbox
 import inturn.schema.install
+from inturn.schema.errors import ArraysDiffer, CommandRefused
 
 _PAGE = DOCS / "reference" / "python.md"
 
@@ -39,3 +40,20 @@ def test_python_reference_has_the_signatures_that_there_are() -> None:
             assert shown.replace('"', "'") == plain, f"{name} {method}"
             compared.add(name)
     assert {"append", "wait", "Fleet", "receive", "upgrade_on"} <= compared
+
+
+def test_docstrings_name_the_errors_that_a_caller_has_to_expect() -> None:
+    """append names every way to be refused, and each function that takes a schema that it may be refused."""
+    refused = {error.__name__ for error in CommandRefused.__subclasses__() if error is not ArraysDiffer}
+    assert {name for name in refused if name not in (inturn.outbox.append.__doc__ or "")} == set()
+    silent = [
+        f"{module.__name__}.{name}"
+        for module in (inturn.outbox, inturn.applier.receiver.Received, inturn.schema.install)
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if not name.startswith("_")
+        and "schema" in inspect.signature(function).parameters
+        and "Raises:" in (function.__doc__ or "")
+        and "The same as `append`" not in (function.__doc__ or "")
+        and "SchemaNameRefused" not in (function.__doc__ or "")
+    ]
+    assert silent == []
