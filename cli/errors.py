@@ -13,6 +13,7 @@ from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.output import escape
 from inturn.schema.errors import (
     InturnError,
+    KeyBusy,
     SchemaMismatch,
     TargetRefused,
     TopicExists,
@@ -53,6 +54,9 @@ _SHELL_HINTS: dict[type[InturnError], str] = {
     TargetRefused: "Write sql:SCHEMA.FUNCTION, and create it before: it takes one inturn.command",
 }
 
+#: What the hint of KeyBusy advises in SQL: a shell needs psql for it.
+_END_SESSION = re.compile(r"SELECT pg_terminate_backend\(\d+\)")
+
 # Belt and braces: no message is built from a password, but a usage error quotes what was typed.
 _SECRETS = (
     (re.compile(r"(://[^\s:/@]*):[^\s]*@"), r"\1:***@"),
@@ -84,6 +88,8 @@ def explain(error: BaseException) -> tuple[str, ExitCode]:
         error = from_database(error) or error
         if isinstance(error, InturnError):
             error.hint = _SHELL_HINTS.get(type(error), error.hint)
+        if isinstance(error, KeyBusy):
+            error.hint = _END_SESSION.sub(r'psql "$INTURN_DSN" -c "\g<0>"', error.hint)
     message, hint, code = _parts(error)
     said, advice = (" ".join(part.split()).rstrip(".") for part in (message, advised(hint)))
     line = f"{said}{'' if said.endswith('?') else '.'} {advice}" if advice else said

@@ -20,25 +20,28 @@ READY_SECONDS = 120
 def appliers(facts: Facts) -> Iterator[Finding]:
     for row in facts.rows(
         """
-        SELECT t.name, max(m.value) FILTER (WHERE m.metric = 'inturn_oldest_ready_age_seconds') AS ready
+        SELECT t.name, max(m.value) FILTER (WHERE m.metric = 'inturn_oldest_ready_age_seconds') AS ready,
+            (SELECT split_part(k.to_run, E'\\n', 1) FROM {schema}._target_kinds() k
+             WHERE t.target ~ k.pattern) AS to_run
         FROM {schema}.topic t JOIN {schema}.topic_metrics() m ON m.labels->>'topic' = t.name
         WHERE t.paused_at IS NULL OR clock_timestamp() >= t.paused_until
-        GROUP BY t.name HAVING max(m.value) FILTER (WHERE m.metric = 'inturn_appliers') = 0 ORDER BY t.name
+        GROUP BY t.name, t.target HAVING max(m.value) FILTER (WHERE m.metric = 'inturn_appliers') = 0
+        ORDER BY t.name
         """
     ):
         topic, ready = shown_topic(row["name"]), float(row["ready"])
+        start = f"Start one: {row['to_run'].replace('{topic}', topic)}"
         if ready > READY_SECONDS:
             yield Finding(
                 "error",
                 f"no applier of topic {topic} is alive, and a key of it has been ready for {age(ready)}",
-                f"Start one: inturn apply --topic {topic}",
+                start,
             )
         elif not _known(facts, row["name"]):
             yield Finding(
                 "warning",
                 f"no applier has served topic {topic} in the last day",
-                f"Start one: inturn apply --topic {topic}; or, if the topic is not in use:"
-                f" inturn pause --topic {topic}",
+                f"{start}; or, if the topic is not in use: inturn pause --topic {topic}",
             )
 
 

@@ -219,7 +219,7 @@ def _lines(found: _Status) -> list[str]:
         *_topic_lines(found.topics, unserved, found.now),
         *(f"topic {shown(problem['topic'])}: {problem['says']}" for problem in problems),
         "",
-        *_applier_lines(found.appliers, found.now),
+        *_applier_lines(found),
     ]
 
 
@@ -259,11 +259,13 @@ def _rate(per_second: float) -> str:
     return f"{per_second:,.0f}/s" if per_second >= _MANY else f"{per_second:.2g}/s"
 
 
-def _applier_lines(appliers: list[Row], now: datetime) -> Iterator[str]:
+def _applier_lines(found: _Status) -> Iterator[str]:
+    appliers, now = found.appliers, found.now
     alive = [applier for applier in appliers if applier["alive"]]
     gone = len(appliers) - len(alive)
     if not alive:
-        yield f"no applier is alive. Start one with: {program()} apply"
+        app = " --app MODULE:APPLIER" if all(each["target"] == "python" for each in found.topics) else ""
+        yield f"no applier is alive. Start one with: {program()} apply{app}"
     else:
         yield from table_lines(
             [

@@ -141,7 +141,8 @@ def test_where_the_environment_names_the_database_it_is_not_repeated(
 #: What is said in a schema `queue` that has a topic `orders` with one command of key `k`, and by what it is.
 SAYINGS = {
     "status": "Start one with: {} apply",
-    "doctor": "Start one: {} apply --topic orders; or, if the topic is not in use: {} pause --topic orders",
+    "doctor": "Start one: {} apply --app MODULE:APPLIER --topic orders; or, if the topic is not in use:"
+    " {} pause --topic orders",
     "why k": "$ {} apply --app MODULE:APPLIER --topic orders",
     "show x": "List keys with: {} keys; or ask: {} why x",
     "show k --topic nope": "List them with: {} topic list",

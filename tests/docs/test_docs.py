@@ -63,7 +63,7 @@ _VARIES = (
     (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d[\d:.+Z]*"), "TIME"),
     (re.compile(r"\b(?:\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d)\b"), "TIME"),
     (re.compile(r"[\w.-]+:\d+:\d+\b"), "APPLIER"),
-    (re.compile(r"\bbackend \d+\b"), "BACKEND"),
+    (re.compile(r"backend[ (]\d+\b"), "BACKEND"),
     (re.compile(r"\bsql:\d+\b"), "APPLIER"),
     (re.compile(r"\b\d+(?:\.\d+)? ?(?:ms|s|m)\b"), "SPAN"),
     (re.compile(r" \([\d,]+/s\)"), ""),

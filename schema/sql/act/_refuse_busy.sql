@@ -8,22 +8,21 @@ SET enable_bitmapscan = off
 AS $$
 DECLARE
     holder text;
+    backend integer; -- the holder's; NULL: it is not a session, or cannot be seen
+    lease text;
 BEGIN
-    SELECT coalesce(
-        (SELECT inturn._describe_locker(l.locker, l.relation)
-         FROM inturn._find_locker(_refuse_busy.topic, _refuse_busy.key) l),
-        CASE WHEN c.lease_until > clock_timestamp()
-             THEN format('leased by %s until %s', c.claimed_by,
-                         to_char(c.lease_until AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"')) END,
-        'nobody any more') INTO holder
-    FROM inturn._find_cursor(_refuse_busy.topic, _refuse_busy.key) c;
+    SELECT inturn._describe_locker(l.locker, l.relation), inturn._lock_holder(l.locker, l.relation)
+    INTO holder, backend FROM inturn._find_locker(_refuse_busy.topic, _refuse_busy.key) l;
+    SELECT format('leased by %s until %s', c.claimed_by,
+                  to_char(c.lease_until AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"')) INTO lease
+    FROM inturn._find_cursor(_refuse_busy.topic, _refuse_busy.key) c WHERE c.lease_until > clock_timestamp();
     RAISE EXCEPTION USING ERRCODE = 'IT042',
-        MESSAGE = format('key %L of topic %L is in hand: %s', key, topic, holder),
+        MESSAGE = format('key %L of topic %L is in hand: %s', key, topic, coalesce(holder, lease, 'nobody any more')),
         HINT = format('Nothing was changed. Waited for %s; try again%s.', current_setting('lock_timeout'),
-                      CASE WHEN holder LIKE 'leased%' THEN ' when the lease is over'
-                           WHEN holder LIKE 'the prepared transaction %'
-                               THEN ', or end it: COMMIT PREPARED, ROLLBACK PREPARED'
-                           ELSE ', or end that session: SELECT pg_terminate_backend(PID)' END);
+                      CASE WHEN backend IS NOT NULL
+                               THEN format(', or end that session: SELECT pg_terminate_backend(%s)', backend)
+                           WHEN holder IS NOT NULL THEN ', or end it: COMMIT PREPARED, ROLLBACK PREPARED'
+                           WHEN lease IS NOT NULL THEN ' when the lease is over' ELSE '' END);
 END
 $$;
 COMMENT ON FUNCTION inturn._refuse_busy IS 'Internal to _lock_cursor: says who has a key in hand.';

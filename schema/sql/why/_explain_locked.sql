@@ -13,7 +13,7 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
                                                 'applied by %s',
                                              'It is in the hands of %s'), h.who)
                              || coalesce('. It waits for ' || (h.first->>'waits_for'), '')
-         ELSE 'No applier gets at it, because its ticket is locked by ' || h.who END,
+         ELSE 'No applier can take it, because it is locked by ' || h.who END,
     CASE WHEN h.blocker IS NOT NULL
              THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # ends what it waits for', h.blocker)
          WHEN h.first IS NULL THEN inturn._find_unseen()

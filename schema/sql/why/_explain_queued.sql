@@ -13,7 +13,8 @@ SELECT 'queued',
     || coalesce('; ' || (b.first->>'applier') || ' since '
                 || to_char((b.first->>'since')::timestamptz AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"')
                 || coalesce(', waiting for ' || (b.first->>'waits_for'), ''), ''),
-    E'inturn status\ninturn apply --workers N  # more appliers, if these are too few',
+    (SELECT E'inturn status\n' || split_part(k.to_run, E'\n', 1) || '  # another applier, if these are too few'
+     FROM inturn.topic t JOIN inturn._target_kinds() k ON t.target ~ k.pattern WHERE t.name = c.topic),
     jsonb_build_object('ahead', b.ahead, 'appliers', serving)
 FROM (SELECT
     (SELECT count(*) FROM (SELECT FROM inturn.ticket k
