@@ -23,8 +23,12 @@ def test_a_key_is_held(witness: Database) -> None:
     assert (answer["details"]["attempts"], answer["details"]["seq"]) == (1, 1)
     assert "refused a" in answer["details"]["error"]
     assert "Its next command, 1 (fail), failed for good at attempt 1 of 1: refused a" in " ".join(out.split())
-    assert "$ inturn retry --topic orders a" in out
-    assert "$ inturn skip --topic orders --seq 1 --reason TEXT a" in out
+    shown, retry, amend, skip = (line.partition("  # ")[0] for line in answer["to_do"].splitlines())
+    for advice in (shown, amend, retry, skip):
+        line = advice.replace("{topic}", "orders").replace("{key}", "a")
+        assert f"$ {line}" in out
+        code, _, err = run_inturn(witness.dsn, *line.split()[1:], EDITOR="sed -i s/{}/[1]/")
+        assert (code, err) == (0, ""), line
 
 
 def test_a_key_is_tried_again_later(witness: Database) -> None:
