@@ -61,14 +61,13 @@ def wait(
 ) -> int:
     """Wait until a key has been applied up to a command.
 
-    SEQ is the command's number, as append prints it; without it, everything that is
-    committed on the key now is waited for. A command that an operator skips counts:
-    the line says so.
+    SEQ is the command's number, as append prints it. Without it, wait for everything
+    that is committed on the key now. A command that was skipped counts as applied; the
+    line that is printed says so.
 
-    A wait for a held key ends at once, because the key stands still until somebody
-    acts. While the database is away, the command tries to connect again until the time
-    is over. The time bounds all of that: only what is under way at its end may take
-    longer, up to 5 seconds.
+    A wait for a held key ends at once, because the key stands still until an operator
+    acts. While the database is away, it tries to connect again. --timeout bounds all of
+    this; only what is under way when the time ends may take up to 5 seconds longer.
     """
     if seq is not None and idempotency_key is not None:
         raise click.UsageError("Give SEQ or --idempotency-key, not both.")

@@ -1,4 +1,4 @@
-"""`inturn doctor`: what is not as it should be with the server, the schema and the fleet."""
+"""`inturn doctor`: what is not as it should be with the server, the schema and the appliers."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ Example:
     metavar="SECONDS",
     default=300.0,
     show_default=True,
-    help="From how long on an open transaction is reported.",
+    help="Report transactions that have been open for this long.",
 )
 @json_option
 @pass_database
 def doctor(database: Database, /, *, strict: bool, long_seconds: float, as_json: bool) -> int:
-    """Examine the server, the schema and the fleet, and say what to do about each finding.
+    """Examine the server, the schema and the appliers, and say what to do about each finding.
 
     Looks at version and settings, roles and privileges, long transactions, topics
     that nobody serves, missing targets and more. It only reads. Needs inturn_operator.

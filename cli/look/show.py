@@ -55,7 +55,7 @@ def show(
 ) -> None:
     """Show where a key stands, its commands, its turns and what operators did.
 
-    Commands are the ones around the cursor; turns and actions come newest first.
+    The commands are those around the next one; turns and actions come newest first.
     """
     most = 0 if payload is False else None if payload or as_json else PAYLOAD_CHARACTERS + 1
     with database.connect() as connection:

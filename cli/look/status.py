@@ -76,12 +76,11 @@ def status(
     """Summarize the topics, and the appliers and what each is doing.
 
     Keys are counted by state, except idle ones. pending counts the commands that are
-    not applied, oldest is how long the longest of them has waited. rate is the
-    commands applied per second and failed the number of failures, both in the last
-    five minutes.
+    not applied; oldest is how long the oldest of them has waited. rate is the commands
+    applied per second and failed the number of failures, both in the last five minutes.
 
     --check finds something wrong if a topic that is not paused has ready or retrying
-    keys, or commands without a number, and no living applier; or if a topic's target
+    keys, or commands without a number, and no applier is alive; or if a topic's target
     does not answer.
     """
     _check_options(older_than=older_than, check=check, watch=watch, as_json=as_json)

@@ -21,10 +21,11 @@ from inturn.cli.terminal.output import echo
 from inturn.cli.terminal.seconds import Seconds
 
 _EPILOG = """\b
-Exit codes: 0 nothing is ready any more, or stopped as asked; 3 drained, but
-some keys are held; 4 database unreachable; 5 schema missing or of another
-revision; 6 the grace ran out and a command was cut off (it is rolled back,
-and tried again later).
+Exit codes: 0 nothing is ready any more, or stopped as asked; 1 refused or
+failed, or a process died; 3 drained, but some keys are held; 4 database
+unreachable; 5 schema missing or of another revision; 6 the grace ran out and
+a command was cut off (it is rolled back, and tried again later); 10 too many
+handlers hang.
 
 \b
 Example:

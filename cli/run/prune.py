@@ -34,7 +34,7 @@ Example:
 @click.option(
     "--max-seconds",
     type=Seconds(min=0, min_open=True),
-    help="Stop after this many seconds; the next prune goes on there.",
+    help="Stop after this many seconds; the next prune goes on from there.",
 )
 @json_option
 @pass_database
@@ -52,9 +52,9 @@ def prune(
     a pending command, a key's progress, or anything of a held or paused key. It removes
     whole keys that were idle for the topic's forget_idle_after.
 
-    It removes a little at a time, and nobody waits for longer than that takes: run it
-    at any time, from cron or with several at once. inturn apply --prune does the same
-    while it has nothing to apply.
+    It removes a little at a time, so nobody waits for long. Run it at any time, from
+    cron, several at once if you like. inturn apply --prune does the same while it has
+    nothing to apply.
     """
     started_at = time.monotonic()
     with database.connect() as connection:

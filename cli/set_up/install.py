@@ -57,7 +57,7 @@ def upgrade(database: Database, *, as_script: bool, roles: bool, receiver_only: 
     and privileges to what they must be, and says what it changed. --sql changes
     nothing and needs no database; if you name one, the script starts at the
     revision that is installed there. Where your login may not create roles, a DBA
-    runs what --roles prints, once a server.
+    runs what --roles prints, once per server.
     """
     if roles and as_script:
         raise click.UsageError("Give --sql or --roles, not both.")

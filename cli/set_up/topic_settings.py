@@ -42,7 +42,13 @@ SETTINGS: Settings = (
     ("--max-in-flight", "N", INTEGER, "How many keys an applier process works on outside at a time.", "100"),
     ("--max-pending", "N", BIGINT, "The most commands that a key may have pending; 0: no limit.", "no limit"),
     ("--retain", "INTERVAL", str, "How long to keep what was applied; 0: for ever.", "for ever"),
-    ("--retain-idempotency", "INTERVAL", str, "The same with an idempotency key; 0: as retain.", "as retain"),
+    (
+        "--retain-idempotency",
+        "INTERVAL",
+        str,
+        "The same for commands with an idempotency key; 0: as retain.",
+        "as retain",
+    ),
     ("--forget-idle-after", "INTERVAL", str, "Prune whole keys that were idle this long; 0: never.", "never"),
 )
 
