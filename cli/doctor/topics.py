@@ -53,7 +53,7 @@ def targets(facts: Facts) -> Iterator[Finding]:
                 row["name"],
             )
         except psycopg.Error as error:
-            yield _refused(error)
+            yield _refused(error, f"merge {shown(row['name'])} FIRST THEN BECOMES")
     for row in facts.rows("SELECT name FROM {schema}.topic WHERE target LIKE 'sql:%%' ORDER BY name"):
         try:
             found = facts.rows(
@@ -65,7 +65,7 @@ def targets(facts: Facts) -> Iterator[Finding]:
                 row["name"],
             )
         except psycopg.Error as error:
-            yield _refused(error)
+            yield _refused(error, f"set {shown(row['name'])} --target sql:SCHEMA.FUNCTION")
             continue
         if not found[0]["granted"]:
             function = found[0]["function"]
@@ -77,11 +77,17 @@ def targets(facts: Facts) -> Iterator[Finding]:
             )
 
 
-def _refused(error: psycopg.Error) -> Finding:
+def _refused(error: psycopg.Error, again: str) -> Finding:
+    """Return the finding for a function that is not called: a topic's target, or that of a merge rule.
+
+    Args:
+        error: what its call was refused with.
+        again: how `inturn topic` names another function.
+    """
     says, _, remedy = explain(error)[0].partition(". ")
-    if error.sqlstate != OwnerChanged.sqlstate:
-        remedy = "Create it, or look at what it does now, and set the topic's target"
-    return Finding("error", says, remedy)
+    if error.sqlstate == OwnerChanged.sqlstate:
+        return Finding("error", says, remedy)
+    return Finding("error", says, f"Create it, or name another one: inturn topic {again}")
 
 
 def _known(facts: Facts, topic: str) -> bool:

@@ -1,4 +1,4 @@
--- Passes over everything that is pending on a key, and records who wanted it; NULL when nothing is.
+-- Skips everything that is pending on a key, and records who wanted it; NULL when nothing is.
 -- Internal to cancel_rest and cancel_rest_all.
 --
 -- was: the key, whose ticket the caller has locked. Locks its row in key_sequence, if no caller holds it.

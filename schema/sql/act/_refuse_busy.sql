@@ -17,7 +17,8 @@ BEGIN
                   to_char(c.lease_until AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"')) INTO lease
     FROM inturn._find_cursor(_refuse_busy.topic, _refuse_busy.key) c WHERE c.lease_until > clock_timestamp();
     RAISE EXCEPTION USING ERRCODE = 'IT042',
-        MESSAGE = format('key %L of topic %L is in hand: %s', key, topic, coalesce(holder, lease, 'nobody any more')),
+        MESSAGE = format('key %L of topic %L %s', key, topic,
+                         coalesce('is in hand: ' || coalesce(holder, lease), 'was in hand until just now')),
         HINT = format('Nothing was changed. Waited for %s; try again%s.', current_setting('lock_timeout'),
                       CASE WHEN backend IS NOT NULL
                                THEN format(', or end that session: SELECT pg_terminate_backend(%s)', backend)

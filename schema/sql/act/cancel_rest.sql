@@ -3,7 +3,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
--- Passes over every command that is pending on a key now, for good; returns the recorded action.
+-- Skips every command that is pending on a key now, for good; returns the recorded action.
 --
 -- What is committed later is applied as usual. after says how many were skipped (cancelled).
 -- Locks, in this order: the key's ticket (see _lock_cursor); its row in key_sequence, if no caller holds it.

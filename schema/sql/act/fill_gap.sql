@@ -3,7 +3,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
--- Passes over a number that a key waits for and that nobody has appended; returns the recorded action.
+-- Skips a number that a key waits for and that nobody has appended; returns the recorded action.
 --
 -- It has an entry in skip and no command; its late append is refused.
 -- Locks, in this order: the key's ticket (see _lock_cursor); its row in key_sequence, waiting for its callers, who wait
@@ -21,7 +21,7 @@ BEGIN
     IF EXISTS (SELECT FROM inturn.command_log l
                WHERE l.topic = fill_gap.topic AND l.key = fill_gap.key AND l.seq = fill_gap.seq) THEN
         PERFORM inturn._refuse_action(topic, key, format('has command %s: it is not missing', seq),
-                                      'To pass over a command: skip.');
+                                      'To skip a command that is there, use skip.');
     ELSIF was.waiting_at IS NULL OR seq IS DISTINCT FROM was.applied_seq + 1 THEN
         PERFORM inturn._refuse_action(topic, key, CASE WHEN was.waiting_at IS NULL THEN 'waits for no number'
             ELSE format('waits for %s, not %s', was.applied_seq + 1, seq) END, 'Look again with inturn why.');

@@ -15,6 +15,9 @@ BEGIN
     IF state <> 'paused' THEN
         PERFORM inturn._refuse_action(topic, key, format('is %s, not paused', state),
             CASE WHEN was.held_at IS NOT NULL THEN 'Retry it, or skip the command that failed.'
+                 WHEN (SELECT t.paused_at IS NOT NULL AND coalesce(t.paused_until, 'infinity') > clock_timestamp()
+                       FROM inturn.topic t WHERE t.name = resume.topic)
+                     THEN 'Its whole topic is paused: resume the topic, without a key.'
                  ELSE 'There is nothing to resume.' END);
     END IF;
     cursor.paused_at := NULL; cursor.paused_until := NULL; cursor.empty_turns := 0;

@@ -16,6 +16,9 @@ BEGIN
     THEN
         PERFORM inturn._refuse_action(topic, key, format('is %s: there is no failed command to retry', state),
             CASE state WHEN 'paused' THEN 'Resume it instead.'
+                 WHEN 'waiting' THEN 'Append the command that it waits for, or go on without it by fill-gap.'
+                 WHEN 'leased' THEN 'An applier is at work on it.'
+                 WHEN 'idle' THEN 'Nothing is pending on it.'
                  ELSE 'What is pending is applied in its turn.' END);
     END IF;
     PERFORM inturn._notify_appliers(topic);

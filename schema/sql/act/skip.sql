@@ -3,7 +3,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
--- Passes over the next command of a key, for good; returns the recorded action.
+-- Skips the next command of a key, for good; returns the recorded action.
 --
 -- seq: which command the operator takes to be the next. It stays in the log, and has an entry in skip; replay appends
 -- it again. A turn that an applier may have begun without a lock is fenced off by the next epoch.
@@ -20,6 +20,10 @@ BEGIN
             'Look again with inturn show; only the next command can be skipped.');
     END IF;
     IF inturn._pass_over(topic, key, seq, seq, was.epoch + 1, 'operator', reason) IS NULL THEN
+        IF (inturn._find_later(was)).later > 0 THEN
+            PERFORM inturn._refuse_action(topic, key, format('waits for command %s, which nobody has appended', seq),
+                                          'To go on without it, use fill-gap.');
+        END IF;
         PERFORM inturn._refuse_action(topic, key, format('has no command %s: nothing is pending', seq),
                                       'There is nothing to skip.');
     END IF;

@@ -1,4 +1,4 @@
--- Passes over the commands from_seq to to_seq of a key, an entry in skip each; returns the last. Internal to fail and
+-- Skips the commands from_seq to to_seq of a key, an entry in skip each; returns the last. Internal to fail and
 -- the operators' functions.
 --
 -- to_seq: NULL for all that are committed now, and the missing ones between them where callers number. They stay in the
