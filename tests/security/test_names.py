@@ -14,6 +14,7 @@ from support.process import run_inturn
 from support.roles import LOGIN_OF, OWNER
 
 from inturn.applier import Applier, Command, Fleet
+from inturn.cli.act.actions import ACTIONS
 
 PINNED = "search_path=pg_catalog, pg_temp"
 #: On the way to a user's target, or to the constraints on what it did, which the session's search_path has
@@ -157,6 +158,8 @@ def test_every_command_is_run_beside_what_is_planted() -> None:
     assert set(LOGIN_OF) - run == without_the_database | in_a_database_of_its_own
 
 
+#: The actions with a line of their own below, as they take more than a key and a reason.
+WITH_MORE = {"amend", "cancel-rest", "fill-gap", "pause", "replay", "resume", "retry", "skip"}
 COMMANDS: list[tuple[str, ...]] = [
     ("topic", "merge", "batches", "insert", "insert", "last"),
     ("topic", "merge", "batches", "insert", "change", "sql:app.combine"),
@@ -201,6 +204,7 @@ COMMANDS: list[tuple[str, ...]] = [
     ("resume", "a", "--reason", "r"),
     ("cancel-rest", "a", "--reason", "r"),
     ("fill-gap", "n", "--seq", "2", "--reason", "r"),
+    *((action.name, "a", "--reason", "r") for action in ACTIONS if action.name not in WITH_MORE),
     ("wait", "a", "1", "--topic", "orders"),
     ("topic", "create", "more"),
     ("topic", "grant", "more", "--caller", "inturn_caller", "--reason", "r"),

@@ -14,6 +14,7 @@ from support.place import ROOT
 from support.roles import APPLIER, with_login
 from support.terminal import commands_of
 
+from inturn.cli.act.actions import ACTIONS
 from inturn.cli.look import why
 from inturn.cli.main import cli, main
 from inturn.cli.run.logs import _TextFormatter
@@ -28,6 +29,8 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 #: Every command, with arguments that make it print what is evil. The last ones are wrong on purpose.
 COMMANDS: dict[str, list[list[str]]] = {
+    # An operator's action, unless it has a line of its own below.
+    **{action.name: [[K, "--reason", EVIL], ["no" + EVIL, "--reason", EVIL]] for action in ACTIONS},
     "upgrade": [["--schema", EVIL], ["--sql", "--schema", EVIL]],
     "downgrade": [["--schema", EVIL], ["--to", EVIL]],
     "topic create": [["made" + EVIL], ["x", "--target", "sql:" + EVIL], ["x", "--lease", EVIL]],
@@ -60,7 +63,6 @@ COMMANDS: dict[str, list[list[str]]] = {
     "doctor": [["--long", "0"], ["--long", EVIL]],
     "retry": [["k-held" + EVIL, "--as", EVIL, "--reason", EVIL], ["no" + EVIL]],
     "skip": [["k-held" + EVIL, "--reason", EVIL, "--dry-run"], ["no" + EVIL, "--reason", EVIL]],
-    "fill-gap": [[K, "--reason", EVIL], ["no" + EVIL, "--reason", EVIL]],
     "amend": [["k-held" + EVIL, "--reason", EVIL, "--name", EVIL], ["no" + EVIL, "--reason", EVIL]],
     "replay": [[K, "1", "--reason", EVIL], ["no" + EVIL, "1", "--reason", EVIL]],
     "cancel-rest": [["k-held" + EVIL, "--reason", EVIL, "--dry-run"], ["no" + EVIL, "--reason", EVIL]],

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from inturn.cli.act.actions import ACTIONS
+
 #: Owns the databases and what is in them: installs, creates topics, names code, and looks.
 OWNER = "test_owner"
 CALLER, APPLIER, OPERATOR, DEPLOYER = "test_caller", "test_applier", "test_operator", "test_deployer"
@@ -109,14 +111,7 @@ LOGIN_OF: dict[str, str | None] = {
     "metrics": OPERATOR,
     "verify": OPERATOR,
     "prune": OPERATOR,
-    "retry": OPERATOR,
-    "skip": OPERATOR,
-    "fill-gap": OPERATOR,
-    "amend": OPERATOR,
-    "replay": OPERATOR,
-    "cancel-rest": OPERATOR,
-    "pause": OPERATOR,
-    "resume": OPERATOR,
+    **{action.name: OPERATOR for action in ACTIONS},
 }
 
 _AS_OWNER = re.compile(rf"(?<=user=){OWNER}\b|(?<=//){OWNER}(?=@)")
