@@ -2,15 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
-# An installation links the files there are: it is made again when one is added or removed.
+# An installation links the files that exist, so it is made again when one is added or removed.
 FOLDERS := $(shell find schema outbox applier cli -type d -not -name __pycache__)
 # Compiled once, not by each of the hundreds of processes of a run.
 export PYTHONDONTWRITEBYTECODE :=
-# The whole suite runs on this version; what the page of promises names, but for random walks and removed guards, on
-# every one. Of some tests with several parameters `make test` tries each value, and `make rest` all combinations.
+# The whole suite runs on this version. The tests that docs/explanation/promises.md names run on every version, except
+# for random walks and removed guards. Of some tests with several parameters `make test` tries each value, and
+# `make rest` all combinations.
 POSTGRES := 18
 OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
-# Each has a server of its own. Tests wait as much as they compute: with two a core, a quarter of a run was idle.
+# Each worker has a server of its own. Tests wait as much as they compute: with two workers a core, a quarter of the
+# time was idle.
 WORKERS ?= $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN))
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 # Debian's, in transaction mode: callers and appliers of the tests connect through it.
@@ -24,7 +26,7 @@ OTHER_PYTHONS ?= $(foreach version,3.12 3.13 3.14,$(firstword \
 # Where bench-full writes its tables.
 FRAGMENT ?= build/peers.md
 
-# Those tests in a virtual environment of its own: its folder, the interpreter, and more for pip.
+# Runs tests in a virtual environment of their own. Arguments: its folder, the interpreter, more options for pip.
 define in_venv
 test -x $(1)/bin/python || $(2) -m venv $(1)
 $(1)/bin/python -m pip --quiet --disable-pip-version-check install $(3) \

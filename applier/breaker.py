@@ -45,7 +45,7 @@ class TargetDown(InturnError):
 
 
 class Breaker:
-    """Of one topic. Closed: as many keys at a time as its limit allows. Open: one, after a pause.
+    """The breaker of one topic. Closed: its limit of keys at a time. Open: one key, after a pause.
 
     Threads may share one.
 
@@ -73,7 +73,7 @@ class Breaker:
         return int(in_flight == 0 and time.monotonic() >= self._probe_at)
 
     def seconds_to_probe(self) -> float | None:
-        """Return how long it pauses still; None while closed."""
+        """Return for how many seconds it still pauses; None while it is closed."""
         return max(self._probe_at - time.monotonic(), 0.0) if self.open else None
 
     def begin_probe(self) -> bool:
@@ -96,7 +96,7 @@ class Breaker:
         return self._prober == threading.get_ident()
 
     def succeeded(self) -> None:
-        """Learn that a command took effect, or failed for a reason of its own."""
+        """Note that a command took effect, or failed for a reason of its own."""
         if not self.open and not self._failed:
             return
         with self._lock:
@@ -107,7 +107,7 @@ class Breaker:
             log.info("answers again", extra={"topic": self._topic})
 
     def report(self) -> dict[str, object] | None:
-        """Return what is to be announced: for how many seconds it has been open, and the last failure."""
+        """Return what to announce: for how many seconds it has been open, and the last failure."""
         with self._lock:
             if not self.open:
                 return None
@@ -115,7 +115,7 @@ class Breaker:
             return {"seconds": time.monotonic() - self._opened_at, "key": key, "error": error}
 
     def failed(self, key: str, error: str = "", *, probe: bool) -> bool:
-        """Learn that a command of a key failed; return whether that counts as an attempt of it.
+        """Note that a command of a key failed; return whether that counts as an attempt.
 
         While it is open nothing does, and no probe either: the command is not at fault. A key that always
         fails so does not keep it open where there are others: the next probe is of one of them.
@@ -147,7 +147,7 @@ class Breaker:
 def reports(
     breakers: Mapping[str, Breaker], topics: Iterable[str], info: psycopg.ConnectionInfo
 ) -> dict[str, object]:
-    """Return what is to be announced of those of the topics whose breaker is open."""
+    """Return what to announce about the topics whose breaker is open."""
     found = {topic: breakers[topic].report() for topic in topics if topic in breakers}
     return {
         topic: report | {"error": encodable(str(report["error"]), info)}

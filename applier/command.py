@@ -16,7 +16,7 @@ in_hand: ContextVar[Sequence[Command]] = ContextVar("inturn_in_hand", default=()
 
 @contextmanager
 def handling(*commands: Command) -> Iterator[None]:
-    """Have log lines that are written meanwhile carry the command, or the batch."""
+    """Make the log lines that are written in this block carry the command, or the batch."""
     token = in_hand.set(commands)
     try:
         yield

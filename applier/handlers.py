@@ -34,7 +34,7 @@ class HandlerDidNotRun(InturnError):
 
 
 class AnswerRefused(InturnError):
-    """A batch handler returned something else than None, or how many of its commands took effect."""
+    """A batch handler returned neither None nor how many of its commands took effect."""
 
 
 class Applier:

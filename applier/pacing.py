@@ -70,7 +70,7 @@ class Trips:
 
 
 class Wakes:
-    """What notifications may cost: a bucket of tokens, of which one is spent by each that finds nothing."""
+    """A budget for notifications: a bucket of tokens; each notification that finds nothing spends one."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -153,7 +153,7 @@ class TargetRefused(InturnError):
 
 
 class OwnerChanged(InturnError):
-    """What a target or merge rule names belongs to somebody else than when it was set: it is not called."""
+    """The function of a target or merge rule has another owner than when it was set: it is not called."""
 
     sqlstate = "IT013"
 
@@ -165,7 +165,7 @@ class Fenced(InturnError):
 
 
 class WrongIsolation(InturnError):
-    """A turn was taken outside READ COMMITTED, or wait called in a transaction that cannot see its end."""
+    """A turn was taken outside READ COMMITTED, or wait was called inside a transaction."""
 
     sqlstate = "IT031"
 
@@ -237,7 +237,7 @@ class UnknownMergeRule(InturnError):
 
 
 class NotApplied(InturnError):
-    """The key has not been applied up to where it was waited for.
+    """The key has not been applied as far as was waited for.
 
     Attributes:
         applied_seq: everything up to here has taken effect, or was skipped.
@@ -275,7 +275,7 @@ class KeyHeld(NotApplied):
 
 
 class PruneRefused(InturnError):
-    """Nothing says how long to keep what was applied, or what was said cannot be."""
+    """Neither topic nor call says how long to keep what was applied, or the time is negative."""
 
     sqlstate = "IT070"
 
@@ -299,7 +299,7 @@ class CommandsPending(InturnError):
 
 
 class SchemaInUse(InturnError):
-    """The schema cannot be changed now: what is outside depends on it, or somebody has its tables locked."""
+    """The schema cannot be changed now: something outside depends on it, or its tables are locked."""
 
 
 class SchemaNameRefused(InturnError):
@@ -335,7 +335,7 @@ class SecretRefused(InturnError):
 
 
 class NotInTransaction(InturnError):
-    """What belongs into the transaction of an effect was called outside any."""
+    """accept was called outside a transaction, and would be committed without the effect."""
 
 
 def _concrete(base: type[InturnError]) -> list[type[InturnError]]:

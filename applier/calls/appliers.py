@@ -13,7 +13,7 @@ from inturn.applier.calls.call import Call, all_as, nothing, one_as, seconds, st
 
 
 class TopicRow(NamedTuple):
-    """A topic, as far as its appliers have to know it.
+    """What an applier has to know of a topic.
 
     Attributes:
         timeout: in seconds; None: there is none.
@@ -52,7 +52,7 @@ def list_arrival_topics(schema: str, topics: Sequence[str]) -> Call[list[str]]:
 
 
 class Process(NamedTuple):
-    """Whose applier it is: its machine, its process there, and the revision of the schema that it knows."""
+    """Where an applier runs: its machine and process, and the revision of the schema that it knows."""
 
     host: str
     pid: int
@@ -112,7 +112,7 @@ def announce_applier(
 
 
 class LeftSession(NamedTuple):
-    """A session of an applier, which is there.
+    """A session of an applier that still exists.
 
     Attributes:
         seen_at: when the applier announced itself last, on this session.
@@ -129,12 +129,12 @@ class LeftSession(NamedTuple):
 
 
 def list_sessions(schema: str, host: str) -> Call[list[LeftSession]]:
-    """Return the call that lists the sessions of the appliers of a host that are there."""
+    """Return the call that lists the sessions of a host's appliers that still exist."""
     return Call(statement("SELECT * FROM {schema}._list_sessions(%s)", schema), (host,), all_as(LeftSession))
 
 
 def note_careful(schema: str, applier_id: str, topics: list[str]) -> Call[None]:
-    """Return the call that notes of which topics an applier takes the next keys alone."""
+    """Return the call that notes the topics whose next keys an applier takes alone."""
     careful = [1] * len(topics)
     return Call(
         statement("SELECT {schema}._note_careful(%s, %s, %s)", schema), (applier_id, topics, careful), nothing
@@ -221,7 +221,7 @@ def next_ready(schema: str, topics: list[str], since: datetime | str) -> Call[fl
 
 
 class Suspects(NamedTuple):
-    """Of the keys that an applier was lost with, those that were put off; see _next_suspect.
+    """The suspects (keys that an applier was lost with) that were put off; see _next_suspect.
 
     Attributes:
         looked_at: to be given to the next call.
@@ -257,7 +257,7 @@ def listen(schema: str) -> sql.Composed:
 
 
 def prune_idle(schema: str) -> Call[bool]:
-    """Return the call that prunes one batch, of whatever topic it is due for; it says whether one was."""
+    """Return the call that prunes one batch of a topic that is due; it says whether there was one."""
     return Call(statement("SELECT {schema}._prune_idle()", schema), (), value)
 
 

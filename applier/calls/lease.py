@@ -170,7 +170,7 @@ class Progress(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """What became of a lease. seconds: how long it lasts from now on; None: it does not."""
+    """What became of a lease. seconds: how long it lasts from now on; None: it is over."""
 
     outcome: LeaseOutcome
     seconds: float | None

@@ -105,7 +105,7 @@ def count_skipped(schema: str, topic: str, key: str, seq: int, epoch: int) -> Ca
 
 
 def keep_alone(schema: str, topic: str, key: str, epoch: int) -> Call[None]:
-    """Return the call that has a key taken alone whose failure was just recorded."""
+    """Return the call after which a key whose failure was just recorded is taken alone."""
     return Call(statement("SELECT {schema}._keep_alone(%s, %s, %s)", schema), (topic, key, epoch), nothing)
 
 

@@ -1,4 +1,4 @@
-"""Entry: what a worker says in the registry of appliers, beside that it is there."""
+"""Entry: what a worker says in the registry of appliers, apart from being there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inturn.applier.inside.session import session_of
 
 
 class Entry:
-    """Of one worker; one without a name says nothing."""
+    """The entry of one worker; a worker without a name says nothing."""
 
     def __init__(self, schema: str, applier_id: str | None) -> None:
         self._schema = schema
@@ -21,7 +21,7 @@ class Entry:
         self._careful: list[str] | None = None
 
     def say_careful(self, connection: psycopg.Connection[Any], topics: list[str] | None) -> None:
-        """Say of which topics it takes the next keys alone, if that has changed: see _careful_keys.
+        """Name the topics whose next keys it takes alone, if these have changed: see _careful_keys.
 
         topics: None: it has not looked yet.
 
@@ -34,7 +34,7 @@ class Entry:
         self._careful = topics
 
     def say_end(self, connection: psycopg.Connection[Any]) -> None:
-        """Say that it has ended as it should, where no key that it has met is suspected of anything.
+        """Say that it has ended as it should, unless a key that it has met is a suspect.
 
         So whoever starts next need not take the first keys alone; see _careful_keys. What it cannot say, it
         leaves: that costs the next one a second, and no key anything.

@@ -43,7 +43,7 @@ class Overdue(NamedTuple):
 
 
 class Hand:
-    """Of one worker. Its thread holds a command while the handler runs; another thread looks at it."""
+    """The hand of one worker: its thread holds a command while the handler runs, and another thread looks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -24,7 +24,7 @@ log = logging.getLogger("inturn.applier")
 
 
 class Rounds:
-    """Of one worker, on one connection after the other."""
+    """The rounds of one worker, on one connection after the other."""
 
     def __init__(
         self,

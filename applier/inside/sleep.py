@@ -18,7 +18,7 @@ EVERY_TOPIC = ""
 
 
 class Sleep:
-    """Of one worker."""
+    """The sleep of one worker."""
 
     def __init__(self, schema: str) -> None:
         self._schema = schema

@@ -51,7 +51,7 @@ class Visit(NamedTuple):
 
 
 class Visits:
-    """Of one worker. `visit` applies what is ready in a topic, for a while."""
+    """The visits of one worker. `visit` applies what is ready in a topic, for a while."""
 
     def __init__(
         self,

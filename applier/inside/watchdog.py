@@ -47,7 +47,7 @@ _W = TypeVar("_W", bound=Watched)
 
 
 class Watchdog(Generic[_W]):
-    """One of a process. `run` is what a thread runs."""
+    """The watchdog of one process. A thread runs `run`."""
 
     def __init__(
         self,

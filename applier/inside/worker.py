@@ -95,7 +95,7 @@ class Worker:
         )
 
     def give_up(self) -> None:
-        """Take it for lost, from another thread: a handler of its does not return."""
+        """Give the worker up for lost, from another thread: its handler does not return."""
         self.abandoned = True
         self._visits.end_probe(self._thread)
 

@@ -25,7 +25,7 @@ Said: TypeAlias = Callable[[str], tuple[bytes, str]]
 
 
 class MetricsServer:
-    """Of one process. Serves GET /metrics.
+    """The server of one process. It answers GET /metrics.
 
     Args:
         host, port: where it listens; port 0: any that is free.

@@ -94,7 +94,7 @@ class Snapshot:
 
 
 class Tallies:
-    """Those of one process. Threads may share it."""
+    """The tallies of one process. Threads may share them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -109,7 +109,7 @@ SHORT_IN_HAND = 4 * 1024 * 1024
 
 
 class Lanes:
-    """Those of one process, by topic."""
+    """The lanes of one process, by topic."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ CHECK_STOP_SECONDS = 0.25
 
 
 class OutsideRounds:
-    """Of one worker. `serve_on` goes on until a stop, or with drain until nothing is left."""
+    """The rounds of one worker. `serve_on` goes on until a stop, or with drain until nothing is left."""
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ _T = TypeVar("_T", Target, OutsideTarget)
 
 
 class Chooser:
-    """Of one process. Its workers ask it again every few seconds, each on its own connection."""
+    """The chooser of one process. Its workers ask it again every few seconds, each on its own connection."""
 
     def __init__(
         self,

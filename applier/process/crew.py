@@ -18,10 +18,10 @@ _LOOK_SECONDS = 0.1
 
 
 class Crew:
-    """Of one process. Threads may share it."""
+    """The crew of one process. Threads may share it."""
 
     def __init__(self, ended_badly: Callable[[], None]) -> None:
-        """Make one, of nobody yet.
+        """Make an empty one.
 
         Args:
             ended_badly: called when a worker has ended with an error.
@@ -50,7 +50,7 @@ class Crew:
         self._threads[worker] = start_thread(run, name)
 
     def leave(self, worker: AnyWorker) -> None:
-        """Wait for a worker no longer that was given up, now that another has its place, or none is to."""
+        """Stop waiting for a worker that was given up: another has its place, or none will."""
         self._left.add(worker)
 
     def watched(self) -> list[Worker]:
@@ -88,7 +88,7 @@ class Crew:
 
     @property
     def error(self) -> Exception | None:
-        """What ended a worker before its time."""
+        """What ended a worker before it was asked to end."""
         return next((worker.error for worker in self.workers if worker.error), None)
 
     def wait(self, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""Doubt: processes of this host that are gone, of which the database has not noticed it."""
+"""Doubt: processes of this host that are gone, which the database has not noticed yet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _announced: set[str] = set()
 
 
 class Doubt:
-    """Of one process: a session of one that is gone has its keys in hand as long as it is there.
+    """The doubt of one process: the sessions of a process that is gone keep their keys as long as they exist.
 
     What the process died of is among them, so the next keys of its topics are taken alone until the session
     is gone, and the first ones after that. Found once, at the start. Another host may have the name of this
@@ -44,7 +44,7 @@ class Doubt:
         self._found_at = 0.0
 
     def find(self, connection: psycopg.Connection[Any]) -> None:
-        """Look which processes of this host are gone, but for their sessions.
+        """Find processes of this host that are gone although their sessions still exist.
 
         Raises:
             psycopg.Error: the connection or the database failed.
@@ -61,7 +61,7 @@ class Doubt:
         self._gone = []
 
     def look(self, connection: psycopg.Connection[Any]) -> None:
-        """Look which of those sessions are there still.
+        """Look which of those sessions still exist.
 
         Raises:
             psycopg.Error: the connection or the database failed.
@@ -88,7 +88,7 @@ class Doubt:
         self._left = [each for each in doubted if not is_over and each.backend_pid in there]
 
     def is_about(self, topic: str) -> bool:
-        """Return whether a session that served a topic is there still."""
+        """Return whether a session that served a topic still exists."""
         return any(topic in each.topics for each in self._left)
 
     def was_about(self, topic: str) -> bool:

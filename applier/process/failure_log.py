@@ -1,4 +1,4 @@
-"""FailureLog: the log lines of failures, of which equal ones are counted rather than repeated."""
+"""FailureLog: logs failures; equal ones are counted instead of repeated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Equal:
 
 
 class FailureLog:
-    """Of one process. Threads may share it.
+    """The log of one process. Threads may share it.
 
     Failures are equal when their topic, what became of them and the first line of their error are. After a
     time without a further one they are new again.

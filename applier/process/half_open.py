@@ -73,7 +73,7 @@ Timed: TypeAlias = TimedConnection | AsyncTimedConnection
 
 
 class HalfOpen:
-    """Finds those of one process. `run` is what a thread runs."""
+    """Finds the half-open connections of one process. A thread runs `run`."""
 
     def __init__(
         self,

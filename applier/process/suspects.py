@@ -6,7 +6,7 @@ from inturn.applier.calls.appliers import Suspects
 
 
 class SuspectLooks:
-    """Of one worker, which looks where it found nothing ready: see the SQL function _next_suspect.
+    """The looks of one worker, when it found nothing ready: see the SQL function _next_suspect.
 
     Attributes:
         began_at: when the drain began, by the database's clock; None: it has not.

@@ -36,7 +36,7 @@ _WORST_FIRST = (ExitCode.USAGE, ExitCode.SCHEMA, ExitCode.UNREACHABLE)
 
 
 class Processes:
-    """So many processes with a fleet each, which one attends like a single fleet; see serve.Attended.
+    """Several processes with a fleet each, attended like a single fleet; see serve.Attended.
 
     Leaving its block kills what still runs: nothing does after `end`.
     """

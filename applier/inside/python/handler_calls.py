@@ -32,7 +32,7 @@ def _is_open(connection: psycopg.Connection[Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class HandlerCalls:
-    """Those of one topic, by one worker."""
+    """The calls that one worker makes for one topic."""
 
     applier: Applier
     stop: Stop

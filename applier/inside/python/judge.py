@@ -23,7 +23,7 @@ NO_HANDLER_WAIT = "5 seconds"
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """That of one topic and one applier."""
+    """The judge of one topic and one applier."""
 
     schema: str
     topic: str

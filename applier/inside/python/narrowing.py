@@ -24,7 +24,7 @@ SLOW_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Narrowing:
-    """That of one topic, by one worker."""
+    """The narrowing that one worker does for one topic."""
 
     calls: HandlerCalls
     judge: Judge

@@ -23,7 +23,7 @@ MOST_COMMANDS_ALONE = 50
 
 @dataclass(frozen=True, slots=True)
 class TurnRecords:
-    """Those of one topic, as one applier makes them."""
+    """The records that one applier makes for one topic."""
 
     schema: str
     topic: str
@@ -104,7 +104,7 @@ class TurnRecords:
         turn: Turn,
         error: HandlerBrokeTransaction,
     ) -> None:
-        """Record, in a transaction of its own, that a turn failed by which its transaction was ended."""
+        """Record, in a transaction of its own, that a turn failed and ended its transaction."""
         # What the turn did before was committed or rolled back with it: nobody can tell. The whole
         # turn counts as failed, so that nothing is lost.
         turn.done_seq = turn.applied_seq
