@@ -68,7 +68,7 @@ class Outcome:
 class Fleet:
     """Workers in threads, each with its own connection, that apply the same topics: what `inturn apply` runs.
 
-    One more thread does the work outside the database, for all keys. `start` connects; nothing does before.
+    One more thread works outside the database. Nothing is connected before `start`.
 
     Args:
         dsn: libpq connection string; what it leaves out comes from the PG* variables.
@@ -83,8 +83,7 @@ class Fleet:
         prune: whether to remove what the topics' retain allows, while nothing is ready.
 
     Raises:
-        ValueError: workers or max_keys is below 1.
-        TypeError: topics is a text, not a list of texts.
+        ValueError, TypeError: workers or max_keys is below 1; topics is a text, not a list of texts.
     """
 
     def __init__(
@@ -133,10 +132,10 @@ class Fleet:
 
         Raises:
             psycopg.Error: the database cannot be reached, or refuses.
-            SchemaMismatch: this package does not serve the schema that is installed.
-            StatementPooling: the database is reached through a pooler in statement mode.
-            UnknownTopic: a topic of `topics` does not exist.
-            TargetRefused: a topic of `topics` cannot be served, or with `drain` there is no topic to serve.
+            SchemaMismatch, StatementPooling: this package does not serve the schema that is installed, or the
+                database is reached through a pooler in statement mode.
+            UnknownTopic, TargetRefused: a topic of `topics` does not exist or cannot be served; or with
+                `drain` there is no topic to serve.
             NoThread: the system gives the process too few threads; call `end` to end those that run.
             RuntimeError: it was started before.
         """
@@ -203,13 +202,7 @@ class Fleet:
         return Outcome(**asdict(self.totals), held=held, seconds=ran_for, cut=cut, error=error)
 
     def pending(self) -> int:
-        """Return how many commands of its topics are ready to be applied now, on a connection of its own.
-
-        It reads every one of them, so do not ask often.
-
-        Raises:
-            psycopg.Error: the database cannot be reached, or refuses.
-        """
+        """Return how many commands of its topics are ready now; it reads them all. Raises psycopg.Error."""
         with self._connections.connect() as connection:
             return calls.appliers.pending_commands(self._schema, self.topics).on(connection)
 

@@ -37,9 +37,7 @@ def append(
 ) -> int | None:
     """Append one command to a key, in the transaction of the given connection, and return its seq.
 
-    The append never commits. It locks the key for other callers until the transaction ends, because the
-    commits decide the order. In a topic with numbering `arrival` it locks nothing and returns None: an
-    applier numbers the command after the commit.
+    It never commits, and locks the key for other callers until the transaction ends.
 
     Args:
         connection: psycopg's Connection, or SQLAlchemy's Connection, Session or scoped_session.
@@ -47,25 +45,21 @@ def append(
         key: what must stay in order, such as an order id; 1 to 512 octets, compared byte by byte.
         name: what the command is called; 1 to 128 octets.
         payload: anything that json.dumps accepts, up to the topic's max_payload_bytes; None stands for {}.
-        idempotency_key: 1 to 512 octets. A second append with the same one on the same key adds nothing and
-            returns the first seq.
+        idempotency_key: a second append with the same one on the key adds nothing and returns the first seq.
         seq: the command's number in its key, in a topic whose callers number; None in every other topic.
-            Numbers may come in any order, from many machines, and be repeated with the same content.
         schema: the schema in which inturn is installed.
 
     Returns:
-        The command's seq, its number within its key; None in a topic with numbering `arrival`.
+        The seq; None with numbering `arrival`, where appliers number the command, and nothing is locked.
 
     Raises:
         UnknownTopic: the topic was never created.
-        CommandRefused: the command cannot be appended as it is. Its subclasses say why: KeyRefused,
-            NameRefused, PayloadRefused, IdempotencyKeyRefused, IdempotencyKeyReused, TooManyPending; and
-            for a seq SeqRefused, SeqBelowFirst, SeqTaken, SeqPassedOver, SeqTooFarAhead, SeqPruned.
+        KeyRefused, NameRefused, PayloadRefused, IdempotencyKeyRefused, IdempotencyKeyReused, TooManyPending,
+            SeqRefused, SeqBelowFirst, SeqTaken, SeqPassedOver, SeqTooFarAhead, SeqPruned: see CommandRefused.
         AppendConflict: roll back and run the transaction again (REPEATABLE READ, SERIALIZABLE).
         TopicNotGranted: this login may not append to the topic.
-        StatementPooling: the connection goes through a pooler in statement mode, which has no transactions.
-        SchemaNameRefused: no schema of inturn can have this name.
-        TypeError: it is not a connection, or one for append_async.
+        StatementPooling: the connection goes through a pooler in statement mode, without transactions.
+        SchemaNameRefused, TypeError: no schema has such a name; it is not a connection, or an async one.
         psycopg.Error, sqlalchemy.exc.DBAPIError: anything else that the database says.
     """
     command = NewCommand(key, name, payload, idempotency_key)

@@ -21,10 +21,8 @@ def wait(
 ) -> Waited:
     """Wait until a key has been applied up to a command, so that you can read what the command did.
 
-    Commit first. Use the connection for nothing else meanwhile; no transaction stays open in it.
-    The wait LISTENs. Where it cannot (behind a pooler, on a standby, on another driver than psycopg, or in a
-    session that listens to something already), it polls: it looks again after an eighth of the time waited so
-    far, at least 10 ms and at most a second.
+    Commit first, and use the connection for nothing else meanwhile. The wait LISTENs; where it cannot (behind
+    a pooler, on a standby, on another driver than psycopg, or in a session that listens already), it polls.
 
     Args:
         connection: psycopg's Connection, or SQLAlchemy's Connection, Session or scoped_session, in no
@@ -32,8 +30,8 @@ def wait(
         topic, key: the key to wait for.
         seq: the number to wait for, as append returned it; the command need not exist yet. None: wait for
             everything that is committed on the key now.
-        timeout: in seconds, connecting included; 0: look once; None: for ever. What is under way at the end
-            gets 5 seconds more; then a connection of psycopg that has not answered is closed.
+        timeout: seconds, connecting included; 0: look once; None: for ever. What is under way at the end gets
+            5 more; then a connection of psycopg that has not answered is closed.
         idempotency_key: wait for the command that has it, committed or not; only without a seq.
         schema: the schema in which inturn is installed.
 
@@ -46,12 +44,9 @@ def wait(
         WrongIsolation: the connection is in a transaction.
         UnknownTopic, TopicNotGranted: the topic was never created, or is granted to others only.
         UnknownKey: no seq and no idempotency key was given, and nothing was ever committed on the key.
-        KeyRefused, SeqRefused, IdempotencyKeyRefused: no key, seq or idempotency key can be like this one.
-        SchemaNameRefused: no schema of inturn can have this name.
-        ValueError: the timeout is below 0 or not a number.
-        TypeError: it is not a connection, or one for wait_async.
-        psycopg.Error, sqlalchemy.exc.DBAPIError: anything else that the database says, also that the
-            connection was lost; then wait again, on another one.
+        KeyRefused, SeqRefused, IdempotencyKeyRefused, SchemaNameRefused: there can be no such key, seq, ...
+        ValueError, TypeError: the timeout is below 0 or not a number; it is not such a connection.
+        psycopg.Error, sqlalchemy.exc.DBAPIError: anything else that the database says; also a lost connection.
     """
     return run(connection, OneWait(topic, key, seq, timeout, idempotency_key, schema))
 

@@ -259,9 +259,8 @@ def _rate(per_second: float) -> str:
 
 
 def _applier_lines(found: _Status) -> Iterator[str]:
-    appliers, now = found.appliers, found.now
-    alive = [applier for applier in appliers if applier["alive"]]
-    gone = len(appliers) - len(alive)
+    alive = [applier for applier in found.appliers if applier["alive"]]
+    gone = len(found.appliers) - len(alive)
     if not alive:
         app = " --app MODULE:APPLIER" if all(each["target"] == "python" for each in found.topics) else ""
         yield f"no applier is alive. Start one with: {program()} apply{app}"
@@ -277,7 +276,7 @@ def _applier_lines(found: _Status) -> Iterator[str]:
                 Column("key", cut="middle", whole=True),
                 Column("seq", right=True),
             ],
-            [_applier_row(applier, now) for applier in alive],
+            [_applier_row(applier, found.now) for applier in alive],
             [f"waits for {applier['waits_for']}" if applier["waits_for"] else "" for applier in alive],
         )
     left = {(each["host"], each["pid"]): each["abandoned"] for each in alive if each["abandoned"]}

@@ -51,6 +51,7 @@ def test_docstrings_name_the_errors_that_a_caller_has_to_expect() -> None:
         for module in (inturn.outbox, inturn.applier.receiver.Received, inturn.schema.install)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if not name.startswith("_")
+        and function.__module__ != "inturn.schema.version"
         and "schema" in inspect.signature(function).parameters
         and "Raises:" in (function.__doc__ or "")
         and "The same as `append`" not in (function.__doc__ or "")

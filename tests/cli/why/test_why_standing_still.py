@@ -27,7 +27,7 @@ def test_a_key_is_held(witness: Database) -> None:
     for advice in (shown, amend, retry, skip):
         line = advice.replace("{topic}", "orders").replace("{key}", "a")
         assert f"$ {line}" in out
-        code, _, err = run_inturn(witness.dsn, *line.split()[1:], EDITOR="sed -i s/{}/[1]/")
+        code, _, err = run_inturn(witness.dsn, *line.split()[1:], EDITOR="sed -i 's/}/\"b\": 1}/'")
         assert (code, err) == (0, ""), line
 
 
