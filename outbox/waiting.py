@@ -46,7 +46,7 @@ def wait(
         UnknownKey: no seq and no idempotency key was given, and nothing was ever committed on the key.
         KeyRefused, SeqRefused, IdempotencyKeyRefused, SchemaNameRefused: there can be no such key, seq, ...
         ValueError, TypeError: the timeout is below 0 or not a number; it is not such a connection.
-        psycopg.Error, sqlalchemy.exc.DBAPIError: anything else that the database says; also a lost connection.
+        psycopg.Error, sqlalchemy.exc.DBAPIError: anything else the database says; also a lost connection.
     """
     return run(connection, OneWait(topic, key, seq, timeout, idempotency_key, schema))
 
