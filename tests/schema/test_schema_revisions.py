@@ -27,6 +27,10 @@ OVERLOADED = {"claim_lease": "claim", "fail_lease": "fail"}
 #: The folders of the script that hold no functions.
 NOT_CHAPTERS = {"tables", "views"}
 
+#: How much of a revision is written by hand, beside the copies of functions that changed; 0001 is all of it.
+REVISION_LINES = 300
+COPY = re.compile(r"^CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE) .*?^\$\$;$", re.MULTILINE | re.DOTALL)
+
 VERSIONS = files("inturn.schema.revisions.versions")
 
 
@@ -44,6 +48,21 @@ def test_every_released_revision_is_what_it_was() -> None:
         if entry.name.endswith(".sql")
     }
     assert frozen == RELEASED
+
+
+def test_a_revision_carries_only_what_changed() -> None:
+    def by_hand(text: str) -> int:
+        return len([line for line in COPY.sub("", text).splitlines() if line.strip()])
+
+    copied = (files("inturn.schema") / "sql" / "append" / "append.sql").read_text("utf-8")
+    assert by_hand("ALTER TABLE topic ADD x int;\n" + copied) < by_hand(copied.replace("$$;", "")) / 5
+    lines: dict[str, int] = {}
+    for entry in VERSIONS.iterdir():
+        if entry.name.endswith((".sql", ".py")) and entry.name != "__init__.py":
+            number = entry.name.partition("_")[0]
+            lines[number] = lines.get(number, 0) + by_hand(entry.read_text("utf-8"))
+    del lines["0001"]
+    assert {number: size for number, size in lines.items() if size > REVISION_LINES} == {}
 
 
 def test_the_package_serves_the_newest_revision_and_there_is_one_line_of_them() -> None:

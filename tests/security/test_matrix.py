@@ -59,6 +59,9 @@ def test_every_function_has_a_line_and_is_granted_as_that_says(database: Databas
     )
     assert {signature: set(roles) for signature, roles, _ in rows} == _functions()
     assert [signature for signature, _, public in rows if public] == []
+    # What has no underscore is for somebody; only the schema's owner hands out topics.
+    nobodys = {signature.partition("(")[0] for signature, roles, _ in rows if not roles}
+    assert {name for name in nobodys if not name.startswith("_")} == {"grant_topic", "revoke_topic"}
 
 
 def test_every_relation_has_a_line_and_is_granted_as_that_says(database: Database, nobody: str) -> None:

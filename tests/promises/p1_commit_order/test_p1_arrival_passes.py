@@ -134,7 +134,8 @@ def test_p1_arrival_passes_over_a_backlog_read_it_twice_and_then_their_part_each
     replace_in(posts, "_plan_arrivals", ("5000", "10"))
     posts.execute("SELECT inturn.append('posts', 'x', n::text) FROM generate_series(1, 1000) n")
     counter = "SELECT pg_stat_get_xact_tuples_returned('inturn.intake_pkey'::regclass)"
-    taken, read = [], []
+    taken: list[int] = []
+    read: list[int] = []
     with posts.connect(user=OWNER, autocommit=False) as session:
         while not taken or taken[-1]:
             before, numbered_now, after = (
