@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
+from support import initdb
 from support.combinations import mark_rest
 from support.database import Database
 from support.door import DOOR
 from support.pooler import Pooler
-from support.server import Server, make_user
+from support.server import Server, make_folder, make_user
 
 from inturn.cli import advice
 from inturn.cli.advice import Called
@@ -26,15 +29,20 @@ _PROMISES = Path(__file__).parents[1] / "docs" / "explanation" / "promises.md"
 _numbers = itertools.count(1)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let what the tests start hear Ctrl-C, also where a shell has started pytest in the background.
 
     Such a shell has it ignored, which programs inherit; a handler they do not. The servers' user is made
-    here too: the workers, which start after this, would all make it at once.
+    here too, and the folder for what initdb makes: the workers, which start after this, would all do so.
     """
     make_user()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: None)
+    if not hasattr(config, "workerinput"):
+        folder, maker = make_folder("inturn-pg-initdb-")
+        os.environ[initdb.FOLDER] = str(folder)
+        config.add_cleanup(partial(shutil.rmtree, folder))
+        config.add_cleanup(maker.close)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -117,7 +117,7 @@ def test_a_restore_into_a_server_without_the_roles_makes_them(
     witness: Database, server: Server, tmp_path: Path
 ) -> None:
     fill(witness)
-    other = Server(server.version)
+    other = Server(server.version, distinct=True)
     other.start()
     with other.connect() as admin:
         admin.execute("DROP ROLE inturn_caller, inturn_applier, inturn_operator, inturn_admin")

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module")
 def blue(server: Server) -> Iterator[Database]:
     """The database to move, on a server of its own."""
-    with own_database(server, extra_settings="wal_level = logical") as database:
+    with own_database(server, extra_settings="wal_level = logical", distinct=True) as database:
         open_witness(database)
         fill(database)
         database.administer("CREATE PUBLICATION moving FOR ALL TABLES")
@@ -139,7 +139,7 @@ def test_a_database_that_has_nothing_else_goes_on_after_the_switch(
 ) -> None:
     green = Database(server, f"{empty_database.name}_green")
     try:
-        with own_database(server, extra_settings="wal_level = logical") as quiet:
+        with own_database(server, extra_settings="wal_level = logical", distinct=True) as quiet:
             open_witness(quiet)
             fill(quiet)
             quiet.administer("CREATE PUBLICATION moving FOR ALL TABLES")

@@ -10,9 +10,15 @@ from support.server import Server
 
 
 @contextmanager
-def own_database(server: Server | int, *, extra_settings: str = "") -> Iterator[Database]:
-    """Give a database, with the schema, on a server of the test's own, of the same version or of this one."""
-    own = Server(server if isinstance(server, int) else server.version, extra_settings=extra_settings)
+def own_database(
+    server: Server | int, *, extra_settings: str = "", distinct: bool = False
+) -> Iterator[Database]:
+    """Give a database, with the schema, on a server of the test's own, of the same version or of this one.
+
+    distinct: as for `Server`.
+    """
+    version = server if isinstance(server, int) else server.version
+    own = Server(version, extra_settings=extra_settings, distinct=distinct)
     own.start()
     try:
         database = Database(own, "own")

@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from inturn.cli.embedded_root import USER, is_root
 from support import roles
+from support.initdb import init_once
 
 if TYPE_CHECKING:
     from support.pooler import Pooler
@@ -75,6 +76,7 @@ class Server:
         standby_of: another one, stopped, whose files this one begins with, as a standby.
         on_disk: keep its files where temporary files are, not in memory.
         logins: whether it gets those of the tests.
+        distinct: it has a system identifier of its own, by which it is told from other servers of the run.
     """
 
     #: What callers and appliers connect through, see conftest; what a test itself looks with does not.
@@ -93,6 +95,7 @@ class Server:
         standby_of: Server | None = None,
         on_disk: bool = False,
         logins: bool = True,
+        distinct: bool = False,
     ) -> None:
         self.version = version
         self.directory, self._maker = make_folder(f"inturn-pg{version}-", on_disk=on_disk)
@@ -107,7 +110,8 @@ class Server:
         if debian is not None:
             self._server.bin_path = debian
         # As root it makes the files readable to a user of their own, and changes to that.
-        self._server.ensure_pgdata_inited()
+        init = self._server.ensure_pgdata_inited
+        init() if distinct else init_once(self._data, version, init)
         self._is_new = standby_of is None and logins
         self.binaries: Path = self._server.bin_path
         self.user: str | None = self._server.system_user
