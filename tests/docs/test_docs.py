@@ -17,8 +17,6 @@ as docs/how-to/give-each-process-a-login.md has it: a page that takes more right
 
 from __future__ import annotations
 
-import codecs
-import os
 import re
 import subprocess
 import sys
@@ -31,11 +29,11 @@ import pytest
 from click.testing import CliRunner
 from psycopg.conninfo import make_conninfo
 from support.database import Database, until
-from support.forked import folder_of_inturn
 from support.place import DOCS, ROOT
 from support.roles import DEPLOYER, OWNER
 from support.sentences import broken, pages
 from support.server import Server
+from support.shell import Shell
 from support.statements import login_of
 
 import inturn.applier
@@ -43,6 +41,7 @@ import inturn.schema.errors
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.main import cli
 from inturn.schema.errors import BY_SQLSTATE
+from inturn.schema.install import upgrade
 from inturn.schema.receiver import receiver_roles_script
 from inturn.schema.source import roles_script, statements
 
@@ -130,67 +129,36 @@ def _matches(shown: str, printed: str) -> bool:
     return re.fullmatch(pattern, "".join(line + "\n" for line in _settled(printed))) is not None
 
 
-class Shell:
-    """A bash that keeps its variables and jobs from command to command, on a terminal of 80 columns."""
-
-    _END = "=== end of command ==="
-
-    def __init__(self, folder: Path, dsn: str, binaries: Path) -> None:
-        ours, theirs = os.openpty()
-        self._output = os.fdopen(ours, "rb", buffering=0)
-        path = os.pathsep.join(
-            [str(folder_of_inturn()), str(Path(sys.executable).parent), str(binaries), os.environ["PATH"]]
-        )
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN", "PYTHON"))}
-        self._process = subprocess.Popen(
-            ["bash", "--noprofile", "--norc"],
-            stdin=subprocess.PIPE,
-            stdout=theirs,
-            stderr=theirs,
-            cwd=folder,
-            env={
-                **environment,
-                "PATH": path,
-                "INTURN_DSN": dsn,
-                "TERM": "dumb",
-                "PAGER": "cat",
-                "COLUMNS": "80",
-            },
-        )
-        os.close(theirs)
-
-    def run(self, command: str) -> tuple[str, int]:
-        """Return what a command prints, on both streams, and its exit status."""
-        assert self._process.stdin is not None
-        # What is started in the background may not hold the terminal, nor read what we write.
-        script = f"{{ {command}\n}} </dev/null\nprintf '\\n{self._END}%s\\n' $?\n"
-        self._process.stdin.write(script.encode())
-        self._process.stdin.flush()
-        printed, decoder = "", codecs.getincrementaldecoder("utf-8")()  # a character may come in two parts
-        while not (found := re.search(rf"\r?\n{self._END}(\d+)\r?\n", printed)):
-            printed += decoder.decode(self._output.read(65536))
-        return printed[: found.start()], int(found[1])
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"\nkill $(jobs -p) 2>/dev/null; wait\n")
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._output.close()
-
-
-@pytest.fixture
-def shop(server: Server) -> Iterator[Database]:
-    """The database that the pages call shop, without the schema, and the logins that a DBA made for it."""
-    database = Database(server, "shop")
-    there = "SELECT rolname::text FROM pg_roles"
-    before = database.execute(there)
+def _make_logins(database: Database) -> None:
     database.execute(roles_script())
     database.execute(receiver_roles_script())
     for name, role in LOGINS.items():
         if not database.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]):
             database.administer(f"CREATE ROLE {name} LOGIN {role}")
-    database.administer(_DEPLOYER)
+    database.administer(_DEPLOYER.format(database=database.name))
+
+
+@pytest.fixture(scope="session")
+def shop_template(server: Server) -> str:
+    """A database in which the deployer has installed the schema, for the pages that begin with that."""
+    database = Database(server, "shop_template")
+    _make_logins(database)
+    upgrade(make_conninfo(database.dsn, user="shop_deployer"))
+    database.close()
+    return database.name
+
+
+@pytest.fixture
+def shop(request: pytest.FixtureRequest, server: Server) -> Iterator[Database]:
+    """The database that the pages call shop, and the logins that a DBA made for it; without the schema,
+    unless the page takes it for granted."""
+    page = request.node.callspec.params["page"] if hasattr(request.node, "callspec") else None
+    granted = page is not None and "<!-- prepare\ninturn upgrade\n" in page.read_text()
+    template = request.getfixturevalue("shop_template") if granted else None
+    database = Database(server, "shop", template=template)
+    there = "SELECT rolname::text FROM pg_roles"
+    before = database.execute(there)
+    _make_logins(database)
     yield database
     made = [name for (name,) in database.execute(there) if (name,) not in before and name not in LOGINS]
     database.drop()
@@ -215,7 +183,7 @@ LOGINS = {
 }
 #: Besides, some pages are about logins, so it may grant the roles; and in none the tables are the point.
 _DEPLOYER = """
-    ALTER DATABASE shop OWNER TO shop_deployer;
+    ALTER DATABASE {database} OWNER TO shop_deployer;
     GRANT pg_monitor TO shop_deployer;
     GRANT inturn_caller, inturn_applier, inturn_operator, inturn_admin, inturn_receiver
         TO shop_deployer WITH ADMIN OPTION;

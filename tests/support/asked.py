@@ -1,5 +1,7 @@
 """`inturn` for a shell, or for whoever starts a program by its path: it asks the process of `support.forked`.
 
+A `python` that runs a script in the same way lies in a folder of its own, `scripts`, beside it.
+
 It passes on all that a process is given: the words, the folder, the environment, the umask, the standard
 streams, and the signals that are ignored; then the signals that it gets; at the end the exit code, or the
 signal. When it is killed, so is the command. What Python reads when it starts is not passed on: with a
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 INSTALLED = Path(sys.executable).with_name("inturn")
+SCRIPTS = "scripts"
 #: It imports next to nothing: a start of Python itself is most of what it costs.
 _PROGRAM = """#!{python} -IS
 import _signal, _socket, os, sys
@@ -32,7 +35,8 @@ def run():
     ignored = [n for n in SIGNALS if _signal.getsignal(n) == _signal.SIG_IGN]
     umask = os.umask(0)
     os.umask(umask)
-    parts = [" ".join(map(str, part)).encode() for part in (streams, ignored, [umask], [len(sys.argv) - 1])]
+    numbers = (streams, ignored, [umask], [len(sys.argv) - 1], [{is_python:d}])
+    parts = [" ".join(map(str, part)).encode() for part in numbers]
     parts += [os.getcwdb(), *map(os.fsencode, sys.argv[1:])]
     parts += [b"%s=%s" % each for each in os.environb.items()]
     asked = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
@@ -43,7 +47,7 @@ def run():
     rights = b"".join(n.to_bytes(4, sys.byteorder) for n in streams)
     asked.sendmsg([b"\\0".join(parts)], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
     return int(asked.recv(100) or 71 << 8)
-try: status = run()
+try: status = -1 if {is_python} and sys.argv[1:2] and sys.argv[1].startswith("-") else run()
 except OSError: status = -1
 if status == -1: os.execv({installed!r}, [{installed!r}, *sys.argv[1:]])
 if os.WIFSIGNALED(status):
@@ -52,16 +56,17 @@ if os.WIFSIGNALED(status):
 os._exit(os.waitstatus_to_exitcode(status))
 """
 #: What Python reads when it starts, and does here too.
-_DONE_HERE = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
+DONE_HERE = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
 
 
 def write_program(folder: Path, address: str) -> None:
-    """Write the program into a folder, to ask at this address."""
-    program = folder / "inturn"
-    program.write_text(
-        _PROGRAM.format(python=sys.executable, address=address, installed=str(INSTALLED)), "utf-8"
-    )
-    program.chmod(0o755)
+    """Write the programs into a folder, to ask at this address."""
+    scripts = folder / SCRIPTS
+    scripts.mkdir()
+    for program, installed in ((folder / "inturn", str(INSTALLED)), (scripts / "python", sys.executable)):
+        named = {"installed": installed, "is_python": installed == sys.executable}
+        program.write_text(_PROGRAM.format(python=sys.executable, address=address, **named), "utf-8")
+        program.chmod(0o755)
 
 
 class Door:
@@ -134,12 +139,13 @@ class Door:
 
 
 def _read(message: bytes) -> dict[str, Any]:
-    streams, ignored, umask, count, directory, *rest = message.split(b"\0")
+    streams, ignored, umask, count, is_python, directory, *rest = message.split(b"\0")
     args, environment = rest[: int(count)], rest[int(count) :]
     return {
         "streams": [int(number) for number in streams.split()],
         "ignored": [int(number) for number in ignored.split()],
         "umask": int(umask),
+        "script": bool(int(is_python)),
         "directory": os.fsdecode(directory),
         "args": [os.fsdecode(word) for word in args],
         "environment": dict(os.fsdecode(each).split("=", 1) for each in environment),
@@ -148,12 +154,14 @@ def _read(message: bytes) -> dict[str, Any]:
 
 def is_as_here(environment: Mapping[str, str]) -> bool:
     """Whether Python would start with these variables as it has started here."""
-    named = {name for name in environment if name.startswith("PYTHON")} - _DONE_HERE
+    named = {name for name in environment if name.startswith("PYTHON")} - DONE_HERE
     return not named and _locale(environment) == _locale(os.environ)
 
 
 def _locale(environment: Mapping[str, str]) -> str:
-    return next(filter(None, map(environment.get, ("LC_ALL", "LC_CTYPE", "LANG"))), "")
+    """Return the locale that these variables make, in which Python puts UTF-8 for ASCII."""
+    named = next(filter(None, map(environment.get, ("LC_ALL", "LC_CTYPE", "LANG"))), "C")
+    return "C.UTF-8" if named in {"C", "POSIX"} and not environment.get("LC_ALL") else named
 
 
 def become(request: Mapping[str, Any], descriptors: list[int], tests: str) -> None:

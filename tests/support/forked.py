@@ -19,13 +19,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 from inturn.cli.main import COMMANDS, main
-from support.asked import Door, become, write_program
+from support.asked import SCRIPTS, Door, become, write_program
 from support.place import TESTS
 
 #: What commands import only when they need it, and what the modules of `support` need that are run.
@@ -33,6 +34,8 @@ _LATER = (
     *("alembic.command", "httpx2", "prometheus_client", "rich.table", "rich.text", "inturn.cli.run.child"),
     *("inturn.applier.receiver", "socketserver", "standardwebhooks", "wsgiref.simple_server"),
     *("support.database", "support.race"),
+    # What the scripts that the documentation shows need.
+    *("asyncio", "inturn.outbox", "sqlalchemy.ext.asyncio"),
 )
 
 
@@ -134,8 +137,13 @@ def folder_of_inturn() -> Path:
     return _pool().folder
 
 
-def _serve(asked: socket.socket, door: Door) -> str:
-    """Fork for each request; return in the child, ready to run the command, or the module returned."""
+def folder_of_python() -> Path:
+    """Return the folder of a `python` that runs scripts, of a file or of its standard input, in that way."""
+    return folder_of_inturn() / SCRIPTS
+
+
+def _serve(asked: socket.socket, door: Door) -> dict[str, Any]:
+    """Fork for each request; return it in the child, ready to run what it asks for."""
     while True:
         for ready in select.select([asked, *door.all()], [], [])[0]:
             child = _answer(asked, door) if ready is asked else door.answer(ready)
@@ -143,7 +151,7 @@ def _serve(asked: socket.socket, door: Door) -> str:
                 asked.close()
                 door.close()
                 become(*child, str(TESTS))
-                return str(child[0].get("module", ""))
+                return child[0]
 
 
 def _answer(asked: socket.socket, door: Door) -> tuple[dict[str, Any], list[int]] | None:
@@ -173,15 +181,30 @@ def _run() -> NoReturn:
     gc.freeze()  # else each child, at its end, looks through all of it once more, and copies it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest
     asked, door = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
-    module = _serve(asked, Door(door))
+    request = _serve(asked, Door(door))
     try:
-        if module:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-            sys.exit(0)
-        main()
+        if request.get("module"):
+            runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        elif request.get("script"):
+            _run_script(request["args"])
+        else:
+            main()
+        sys.exit(0)
     except SystemExit as end:
         _END.append(end.code)
         raise
+
+
+def _run_script(words: list[str]) -> None:
+    """Do what Python does with these words: the name of a script and its own, or none for standard input."""
+    sys.argv = words or [""]
+    if words:
+        sys.path.insert(0, str(Path(words[0]).resolve().parent))
+        runpy.run_path(words[0], run_name="__main__")
+    else:
+        sys.path.insert(0, "")
+        module = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(sys.stdin.read(), "<stdin>", "exec"), module.__dict__)
 
 
 #: The exit code of the command, once it has ended.

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from support.asked import DONE_HERE
 from support.forked import Forked
 from support.place import TESTS
 from support.roles import with_login
@@ -45,7 +46,9 @@ class InturnProcess:
             self._out.fileno(),
             self._err.fileno(),
             # Python itself reads these when it starts.
-            fork=not any(name.startswith(("PYTHON", "LC_", "LANG")) for name in environment or {}),
+            fork=not any(
+                name.startswith(("PYTHON", "LC_", "LANG")) for name in {*(environment or {})} - DONE_HERE
+            ),
         )
 
     @property

@@ -10,17 +10,15 @@ import re
 import select
 import signal
 import struct
-import sys
 import termios
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 
+from support.forked import folder_of_inturn
 from support.roles import with_login
 
-INTURN = Path(sys.executable).with_name("inturn")
 #: What a terminal must not be given as it is.
 EVIL = "evil\x1b[2J\u202e\nkey"
 
@@ -42,11 +40,12 @@ class Terminal:
     def __init__(self, dsn: str, *args: str, columns: int = 80, lines: int = 24, **environment: str) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "INTURN_", "COLUMNS"))}
         dsn, *words = with_login(dsn, *args)
+        program = folder_of_inturn() / "inturn"
         self._pid, self._terminal = pty.fork()
         if self._pid == 0:
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
             own = {"INTURN_DSN": dsn, "TERM": "xterm-256color"}
-            os.execve(INTURN, [str(INTURN), *words], {**kept, **own, **environment})
+            os.execve(program, [str(program), *words], {**kept, **own, **environment})
         # What is there to be read may end in the midst of a character, or of a code.
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._sent = ""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import psycopg
 from psycopg.rows import dict_row
 
 from inturn.cli.look.why import TITLES
@@ -15,6 +17,8 @@ from support.terminal import Terminal
 
 Explained = dict[str, Any]
 
+#: One who may do nothing else, of each database that was asked.
+_operators: WeakKeyDictionary[Database, psycopg.Connection[Any]] = WeakKeyDictionary()
 _COLUMNS = ("topic", "key", "cause", "since", "says", "to_do", "details")
 
 
@@ -28,15 +32,10 @@ def explained(database: Database, key: str, cause: str, topic: str = "orders") -
     """Ask in every way; return the function's answer, and what the command prints."""
     answer = asked(database, key, topic)
     assert answer["cause"] == cause, answer
-    operator = connect_as(database, "inturn_operator")
-    seen = (
-        operator.cursor(row_factory=dict_row)
-        .execute("SELECT * FROM inturn.why(%s, %s)", [topic, key])
-        .fetchone()
-    )
-    user = operator.info.user
-    operator.close()
-    database.execute(f"DROP ROLE {user}")
+    if database not in _operators:
+        _operators[database] = connect_as(database, "inturn_operator")
+    cursor = _operators[database].cursor(row_factory=dict_row)
+    seen = cursor.execute("SELECT * FROM inturn.why(%s, %s)", [topic, key]).fetchone()
     assert seen is not None
     for column in ("cause", "since", "to_do"):
         assert seen[column] == answer[column], column
