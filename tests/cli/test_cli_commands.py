@@ -328,7 +328,9 @@ def test_sessions_are_called_inturn_unless_the_dsn_says_otherwise(witness: Datab
         session = witness.session()
         session.execute("SELECT inturn.append('orders', 'k', 'insert')")
         process = subprocess.Popen(
-            [INSTALLED, "append", "orders", "k", "n"], stdout=subprocess.DEVNULL, env=_environment(dsn)
+            [folder_of_inturn() / "inturn", "append", "orders", "k", "n"],
+            stdout=subprocess.DEVNULL,
+            env=_environment(dsn),
         )
         until(partial(witness.value, called, [name, witness.name]), f"a session called {name}")
         session.commit()
@@ -338,26 +340,27 @@ def test_sessions_are_called_inturn_unless_the_dsn_says_otherwise(witness: Datab
 # -- failing
 
 
-@pytest.mark.parametrize(
-    ("dsn", "code"),
-    [
-        ("postgresql://app:s3cret@127.0.0.1:1/x", 4),
-        ("host=127.0.0.1 port=1 password=s3cret", 4),
-        ("postgresql://app:s3@cret@127.0.0.1:1/x", 2),
-        ("postgresql://app:s3/cret@127.0.0.1:1/x", 2),
-        ("postgresql://app:s3%zzcret@127.0.0.1:1/x", 2),
-        ("postgresql+psycopg://app:s3cret@127.0.0.1:1/x", 2),
-        ("host=127.0.0.1 password=a s3cret", 2),
-    ],
-)
-def test_an_unreachable_database_is_one_line_and_hides_the_password(dsn: str, code: int) -> None:
-    for line in (
-        inturn(dsn, "keys", code=code).stderr,
-        inturn(None, "upgrade", "--dsn", dsn, code=code).stderr,
-        inturn(None, "keys", dsn, code=2).stderr if "://" in dsn else "",
-    ):
-        assert "s3" not in line
-        assert "cret" not in line
+#: Connection strings with a password that lead nowhere, and the exit code.
+NOWHERE = [
+    ("postgresql://app:s3cret@127.0.0.1:1/x", 4),
+    ("host=127.0.0.1 port=1 password=s3cret", 4),
+    ("postgresql://app:s3@cret@127.0.0.1:1/x", 2),
+    ("postgresql://app:s3/cret@127.0.0.1:1/x", 2),
+    ("postgresql://app:s3%zzcret@127.0.0.1:1/x", 2),
+    ("postgresql+psycopg://app:s3cret@127.0.0.1:1/x", 2),
+    ("host=127.0.0.1 password=a s3cret", 2),
+]
+
+
+def test_an_unreachable_database_is_one_line_and_hides_the_password() -> None:
+    for dsn, code in NOWHERE:
+        for line in (
+            inturn(dsn, "keys", code=code).stderr,
+            inturn(None, "upgrade", "--dsn", dsn, code=code).stderr,
+            inturn(None, "keys", dsn, code=2).stderr if "://" in dsn else "",
+        ):
+            assert "s3" not in line
+            assert "cret" not in line
 
 
 def test_a_traceback_or_log_that_shows_the_database_hides_its_password() -> None:
@@ -372,13 +375,11 @@ def test_a_database_that_is_not_there_is_named(database: Database) -> None:
     assert '"nosuch" does not exist' in inturn(database.server.dsn("nosuch"), "keys", code=4).stderr
 
 
-@pytest.mark.parametrize(("revision", "remedy"), [("0000", "inturn upgrade"), ("9999", "pip install")])
-@pytest.mark.parametrize("command", [("keys",), ("show", "k"), ("topic", "list"), ("append", "t", "k", "n")])
-def test_a_schema_older_or_newer_is_one_line(
-    database: Database, revision: str, remedy: str, command: tuple[str, ...]
-) -> None:
-    set_revision(database, revision)
-    assert remedy in inturn(database.dsn, *command, code=5).stderr
+def test_a_schema_older_or_newer_is_one_line(database: Database) -> None:
+    for revision, remedy in (("0000", "inturn upgrade"), ("9999", "pip install")):
+        set_revision(database, revision)
+        for command in (("keys",), ("show", "k"), ("topic", "list"), ("append", "t", "k", "n")):
+            assert remedy in inturn(database.dsn, *command, code=5).stderr, command
 
 
 def test_a_schema_that_is_not_installed_is_one_line(empty_database: Database) -> None:
@@ -395,7 +396,7 @@ def test_a_connection_lost_in_the_middle_is_one_line(witness: Database) -> None:
     session = witness.session()
     session.execute("SELECT inturn.append('orders', 'k', 'insert')")
     process = subprocess.Popen(
-        [INSTALLED, "append", "orders", "k", "insert"],
+        [folder_of_inturn() / "inturn", "append", "orders", "k", "insert"],
         stderr=subprocess.PIPE,
         text=True,
         env=_environment(witness.caller_dsn),

@@ -41,21 +41,30 @@ def keys(database: Database) -> Database:
 
 def _offered(dsn: str | None, line: str) -> list[str]:
     """Return what our function offers in bash for the end of a line whose words have no quotes."""
+    return _offered_each(dsn, line)[0]
+
+
+def _offered_each(dsn: str | None, *lines: str) -> list[list[str]]:
+    """Return it for each of some lines of one bash."""
     script = """
         eval "$(inturn completion bash)"
-        COMP_LINE=$1 COMP_POINT=${#1} COMP_WORDS=($1) COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
-        _inturn_completion inturn
-        printf '%s\\n' "${COMPREPLY[@]}"
+        for line; do
+            COMP_LINE=$line COMP_POINT=${#line} COMP_WORDS=($line) COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
+            COMPREPLY=()
+            _inturn_completion inturn
+            printf '%s\\n' "${COMPREPLY[@]}"
+            printf '\\036'
+        done
     """
     run = subprocess.run(
-        ["bash", "--norc", "-c", script, "bash", line],
+        ["bash", "--norc", "-c", script, "bash", *lines],
         capture_output=True,
         text=True,
         check=True,
         env=_environment(dsn),
     )
     assert run.stderr == ""
-    return run.stdout.split("\n")[:-1]
+    return [each.split("\n")[:-1] for each in run.stdout.split("\x1e")[:-1]]
 
 
 def _typed(dsn: str, typed: str) -> str:
@@ -97,50 +106,50 @@ def _typed(dsn: str, typed: str) -> str:
         os.waitpid(pid, 0)
 
 
-@pytest.mark.parametrize(
-    ("line", "offered"),
-    [
-        ("inturn why ord", ["order-42", "order-9", "order:7"]),
-        ("inturn why --topic bills ord", ["order-9"]),
-        ("inturn why --topic=bills ord", ["order-9"]),
-        ("inturn why --topic or", ["orders"]),
-        ("inturn why --topic=or", ["orders"]),
-        ("inturn keys --topic b", ["bills"]),
-        ("inturn append b", ["bills"]),
-        ("inturn why evil", [r"'evil\x1b[2J\u202e'"]),
-        (r"inturn why evil\\x1", [r"'evil\x1b[2J\u202e'"]),
-        ("inturn why it", ["'it'\"'\"'s a\\\\b'"]),
-        ("inturn why 50%_", ["50%_x"]),
-        ("inturn why 5%", []),
-        # bash has the part up to the last : or = on the line already.
-        ("inturn why order:", ["7"]),
-        ("inturn why tenant:eu:", ["1"]),
-        ("inturn why eq=", ["1"]),
-        ("inturn nosuch ord", []),
-        ("inturn stat", ["status"]),
-    ],
-)
-def test_bash_is_offered_commands_topics_and_keys(keys: Database, line: str, offered: list[str]) -> None:
-    assert _offered(keys.dsn, line) == (offered or [""])
+#: A line, and what is offered at its end.
+OFFERED: dict[str, list[str]] = {
+    "inturn why ord": ["order-42", "order-9", "order:7"],
+    "inturn why --topic bills ord": ["order-9"],
+    "inturn why --topic=bills ord": ["order-9"],
+    "inturn why --topic or": ["orders"],
+    "inturn why --topic=or": ["orders"],
+    "inturn keys --topic b": ["bills"],
+    "inturn append b": ["bills"],
+    "inturn why evil": [r"'evil\x1b[2J\u202e'"],
+    r"inturn why evil\\x1": [r"'evil\x1b[2J\u202e'"],
+    "inturn why it": ["'it'\"'\"'s a\\\\b'"],
+    "inturn why 50%_": ["50%_x"],
+    "inturn why 5%": [],
+    # bash has the part up to the last : or = on the line already.
+    "inturn why order:": ["7"],
+    "inturn why tenant:eu:": ["1"],
+    "inturn why eq=": ["1"],
+    "inturn nosuch ord": [],
+    "inturn stat": ["status"],
+}
 
 
-@pytest.mark.parametrize(
-    ("typed", "key"),
-    [
-        ("why order-4", "order-42"),
-        ("why order:", "order:7"),
-        ("why ten", "tenant:eu:1"),
-        ("why 'ten", "tenant:eu:1"),
-        ("why evil", r"evil\x1b[2J\u202e"),
-        ("why it", "it's a\\\\b"),
-        ("why Gr", "Grüße 1"),
-        ("why --topic bills ord", "order-9"),
-    ],
-)
-def test_a_tab_in_a_real_bash_puts_in_a_key_that_the_shell_takes(
-    keys: Database, typed: str, key: str
-) -> None:
-    assert _typed(keys.dsn, typed) == key
+def test_bash_is_offered_commands_topics_and_keys(keys: Database) -> None:
+    found = dict(zip(OFFERED, _offered_each(keys.dsn, *OFFERED), strict=True))
+    assert found == {line: offered or [""] for line, offered in OFFERED.items()}
+
+
+#: What is typed before a tab, and the key that it becomes.
+TYPED = [
+    ("why order-4", "order-42"),
+    ("why order:", "order:7"),
+    ("why ten", "tenant:eu:1"),
+    ("why 'ten", "tenant:eu:1"),
+    ("why evil", r"evil\x1b[2J\u202e"),
+    ("why it", "it's a\\\\b"),
+    ("why Gr", "Grüße 1"),
+    ("why --topic bills ord", "order-9"),
+]
+
+
+def test_a_tab_in_a_real_bash_puts_in_a_key_that_the_shell_takes(keys: Database) -> None:
+    for typed, key in TYPED:
+        assert _typed(keys.dsn, typed) == key, typed
 
 
 def test_the_line_itself_may_name_the_database_and_the_schema(keys: Database) -> None:

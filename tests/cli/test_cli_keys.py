@@ -45,59 +45,57 @@ def _keys(database: Database, *args: str) -> list[str]:
     return [row["key"] for row in _json(database, *args)]
 
 
-@pytest.mark.parametrize(
-    ("args", "keys"),
-    [
-        (("--held",), ["order-42"]),
-        (("--state", "held"), ["order-42"]),
-        (("--retrying",), ["order-43"]),
-        (("--paused",), ["order-45"]),
-        (("--ready",), [EVIL, "deep"]),
-        (("--idle",), ["order-44"]),
-        (("--held", "--idle"), ["order-42", "order-44"]),
-        (("--topic", "bills"), ["deep"]),
-        (("--like", "order-4_", "--ready", "--idle"), ["order-44"]),
-        (("--lagging",), ["deep"]),
-        (("--lagging", "--topic", "orders"), []),
-        (("--lagging", "121"), []),
-        (("--lagging", "1", "--held"), ["order-42"]),
-        (("--sort", "lag", "--limit", "1"), ["deep"]),
-        (("--sort", "attempts", "--limit", "2"), ["order-42", "order-43"]),
-        (("--older-than", "2h"), []),
-    ],
-)
-def test_keys_are_found_by_state_topic_name_lag_and_age(
-    orders: Database, args: tuple[str, ...], keys: list[str]
-) -> None:
-    assert _keys(orders, *args) == keys
+#: What is asked for, and what is found.
+QUESTIONS: list[tuple[tuple[str, ...], list[str]]] = [
+    (("--held",), ["order-42"]),
+    (("--state", "held"), ["order-42"]),
+    (("--retrying",), ["order-43"]),
+    (("--paused",), ["order-45"]),
+    (("--ready",), [EVIL, "deep"]),
+    (("--idle",), ["order-44"]),
+    (("--held", "--idle"), ["order-42", "order-44"]),
+    (("--topic", "bills"), ["deep"]),
+    (("--like", "order-4_", "--ready", "--idle"), ["order-44"]),
+    (("--lagging",), ["deep"]),
+    (("--lagging", "--topic", "orders"), []),
+    (("--lagging", "121"), []),
+    (("--lagging", "1", "--held"), ["order-42"]),
+    (("--sort", "lag", "--limit", "1"), ["deep"]),
+    (("--sort", "attempts", "--limit", "2"), ["order-42", "order-43"]),
+    (("--older-than", "2h"), []),
+]
 
 
-@pytest.mark.parametrize("span", ["90s", "10m", "1h", "1 hour 5 min", "PT10M"])
-def test_spans_are_written_shortly_or_as_postgresql_reads_them(orders: Database, span: str) -> None:
+def test_keys_are_found_by_state_topic_name_lag_and_age(orders: Database) -> None:
+    for args, keys in QUESTIONS:
+        assert _keys(orders, *args) == keys, args
+
+
+def test_spans_are_written_shortly_or_as_postgresql_reads_them(orders: Database) -> None:
     orders.execute("UPDATE inturn.command_log SET created_at = now() - interval '90 min' WHERE key = 'deep'")
-    assert _keys(orders, "--older-than", span) == ["deep"]
+    for span in ("90s", "10m", "1h", "1 hour 5 min", "PT10M"):
+        assert _keys(orders, "--older-than", span) == ["deep"], span
     assert _keys(orders, "--sort", "age")[0] == "deep"
 
 
-@pytest.mark.parametrize(
-    ("args", "word"),
-    [
-        (("--older-than", "10x"), "10m"),
-        (("--lagging", "0"), "lagging"),
-        (("--sort", "key"), "sort"),
-        (("--check",), "--held"),
-        (("--check", "--topic", "orders"), "--held"),
-        (("--watch", "--held"), "terminal"),
-        (("--watch", "inf"), "range"),
-    ],
-)
-def test_a_wrong_option_is_one_line_that_says_what_is_right(
-    orders: Database, args: tuple[str, ...], word: str
-) -> None:
-    code, out, err = run_inturn(orders.dsn, "keys", *args)
-    assert (code, out) == (2, "")
-    assert re.fullmatch(r"inturn: [^\n]+\n", err)
-    assert word in err
+#: Wrong options, and what the answer names.
+MISTAKES: list[tuple[tuple[str, ...], str]] = [
+    (("--older-than", "10x"), "10m"),
+    (("--lagging", "0"), "lagging"),
+    (("--sort", "key"), "sort"),
+    (("--check",), "--held"),
+    (("--check", "--topic", "orders"), "--held"),
+    (("--watch", "--held"), "terminal"),
+    (("--watch", "inf"), "range"),
+]
+
+
+def test_a_wrong_option_is_one_line_that_says_what_is_right(database: Database) -> None:
+    for args, word in MISTAKES:
+        code, out, err = run_inturn(database.dsn, "keys", *args)
+        assert (code, out) == (2, ""), args
+        assert re.fullmatch(r"inturn: [^\n]+\n", err), args
+        assert word in err
 
 
 def test_check_exits_with_7_when_there_are_such_keys_and_is_silent_when_not(orders: Database) -> None:

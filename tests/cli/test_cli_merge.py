@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from support.database import Database
 from support.merging import append, open_orders
 from support.process import run_inturn
@@ -52,38 +51,30 @@ def test_what_is_set_and_removed_is_json_where_that_is_wanted(database: Database
     assert json.loads(_merge(database, "insert", "delete", "--remove", "--json")) == removed
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
+def test_half_a_rule_is_a_usage_error(database: Database) -> None:
+    open_orders(database, rules=())
+    for words, says in (
         (("insert",), "Give a whole rule"),
         (("insert", "delete"), "Give a whole rule"),
         (("insert", "delete", "nothing", "--remove"), "Give the two names"),
         (("--remove",), "Give the two names"),
         (("--remove", "--dry-run"), "exclude each other"),
-    ],
-)
-def test_half_a_rule_is_a_usage_error(database: Database, words: tuple[str, ...], says: str) -> None:
+    ):
+        assert says in _merge(database, *words, code=2), words
+
+
+def test_what_the_database_refuses_is_said_without_a_traceback(database: Database) -> None:
     open_orders(database, rules=())
-    assert says in _merge(database, *words, code=2)
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
+    for words, says in (
         (("*", "delete", "nothing"), "nobody named"),
         (("insert", "delete", "first"), "nothing, last and sql:SCHEMA.FUNCTION"),
         (("insert", "delete", "sql:app.nowhere"), "there is no function app.nowhere"),
         (("insert", "delete", "--remove"), "no merge rule"),
-    ],
-)
-def test_what_the_database_refuses_is_said_without_a_traceback(
-    database: Database, words: tuple[str, ...], says: str
-) -> None:
-    open_orders(database, rules=())
-    found, _, err = run_inturn(database.dsn, "topic", "merge", "orders", *words)
-    assert found not in (0, 2)
-    assert says in err
-    assert "Traceback" not in err
+    ):
+        found, _, err = run_inturn(database.dsn, "topic", "merge", "orders", *words)
+        assert found not in (0, 2), words
+        assert says in err
+        assert "Traceback" not in err
 
 
 def test_a_dry_run_says_what_it_would_save_and_changes_nothing(database: Database) -> None:

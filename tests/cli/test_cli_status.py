@@ -203,19 +203,16 @@ def test_check_says_what_is_wrong_and_nothing_else(orders: Database) -> None:
     assert checked("--older-than", "3 hours") == (0, "")
 
 
-@pytest.mark.parametrize(
-    ("args", "word"),
-    [
+def test_a_wrong_option_is_named(database: Database) -> None:
+    for args, word in (
         (("--older-than", "10m"), "--check"),
         (("--check", "--older-than", "10x"), "--older-than cannot be '10x'"),
         (("--check", "--watch"), "--check"),
         (("--watch",), "terminal"),
-    ],
-)
-def test_a_wrong_option_is_named(orders: Database, args: tuple[str, ...], word: str) -> None:
-    code, out, err = run_inturn(orders.dsn, "status", *args)
-    assert (code, out) == (2, "")
-    assert word in err
+    ):
+        code, out, err = run_inturn(database.dsn, "status", *args)
+        assert (code, out) == (2, ""), args
+        assert word in err
 
 
 def test_watch_sums_up_again_until_ctrl_c(orders: Database) -> None:

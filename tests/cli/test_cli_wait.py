@@ -83,25 +83,24 @@ def test_the_end_of_the_time_has_a_code_of_its_own(orders: Database) -> None:
     assert (code, json.loads(out)["outcome"]) == (TIMED_OUT, "timed out")
 
 
-@pytest.mark.parametrize(
-    ("args", "code", "says"),
-    [
-        (("b", "1"), ERROR, "--topic"),
-        (("b", "--topic", "orders"), ERROR, "nothing was ever committed"),
-        (("a", "1", "--topic", "order"), ERROR, "topic 'order' does not exist"),
-        (("a", "-1"), USAGE, ""),
-        (("a", "1", "--timeout", "-1"), USAGE, ""),
-        (("a", "1", "--timeout", "nan"), USAGE, "not a number"),
-        (("a", "1", "--idempotency-key", "k"), USAGE, "not both"),
-    ],
-)
-def test_what_cannot_be_waited_for_is_refused(
-    orders: Database, args: tuple[str, ...], code: int, says: str
-) -> None:
-    ended, out, err = run_inturn(orders.dsn, "wait", *args)
-    assert (ended, out) == (code, "")
-    assert says in err
-    assert err.count("\n") == 1 or code == USAGE
+#: What cannot be waited for, the exit code, and a part of what is said.
+REFUSED: list[tuple[tuple[str, ...], int, str]] = [
+    (("b", "1"), ERROR, "--topic"),
+    (("b", "--topic", "orders"), ERROR, "nothing was ever committed"),
+    (("a", "1", "--topic", "order"), ERROR, "topic 'order' does not exist"),
+    (("a", "-1"), USAGE, ""),
+    (("a", "1", "--timeout", "-1"), USAGE, ""),
+    (("a", "1", "--timeout", "nan"), USAGE, "not a number"),
+    (("a", "1", "--idempotency-key", "k"), USAGE, "not both"),
+]
+
+
+def test_what_cannot_be_waited_for_is_refused(orders: Database) -> None:
+    for args, code, says in REFUSED:
+        ended, out, err = run_inturn(orders.dsn, "wait", *args)
+        assert (ended, out) == (code, ""), args
+        assert says in err
+        assert err.count("\n") == 1 or code == USAGE, args
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,12 @@ OF_THE_TESTS = {"durability"}
 def found(database: Database, *, dsn: str = "", long_seconds: float = 300.0) -> list[tuple[str, Finding]]:
     """Return what is found, but for what the tests' server is to blame for."""
     with psycopg.connect(dsn or database.dsn, autocommit=True) as connection:
-        return [
-            (check, finding)
-            for check, finding in examine(Facts(connection, "inturn", long_seconds))
-            if check not in OF_THE_TESTS
-        ]
+        return found_by(connection, long_seconds)
+
+
+def found_by(connection: psycopg.Connection[Any], long_seconds: float = 300.0) -> list[tuple[str, Finding]]:
+    facts = Facts(connection, "inturn", long_seconds)
+    return [(check, finding) for check, finding in examine(facts) if check not in OF_THE_TESTS]
 
 
 def checks(database: Database, **options: Any) -> list[str]:
@@ -125,26 +126,29 @@ def test_autovacuum_that_is_off_for_a_table_is_found_and_repaired(database: Data
     assert repaired(database) == []
 
 
-@pytest.mark.parametrize(
-    ("broken", "level"),
-    [
-        ("GRANT USAGE ON SCHEMA inturn TO PUBLIC", "error"),
-        ("GRANT EXECUTE ON FUNCTION inturn.cancel_rest(text, text, text) TO PUBLIC", "error"),
-        ("GRANT SELECT ON inturn.command_log TO PUBLIC", "error"),
-        ("REVOKE EXECUTE ON FUNCTION inturn.topic_metrics() FROM inturn_applier", "error"),
-        ("REVOKE USAGE ON SCHEMA inturn FROM inturn_operator", "error"),
-        ("REVOKE SELECT, INSERT ON inturn.outbox FROM inturn_caller", "error"),
-        ("REVOKE SELECT ON inturn.skip FROM inturn_operator", "error"),
-        ("GRANT DELETE ON inturn.command_log TO inturn_operator", "warning"),
-        ("GRANT EXECUTE ON FUNCTION inturn.skip(text, text, bigint, text) TO inturn_caller", "warning"),
-    ],
-)
-def test_a_privilege_too_many_or_too_few_is_found_and_repaired(
-    database: Database, broken: str, level: str
-) -> None:
-    database.execute(broken)
-    assert checks(database) == [f"{level} privileges"]
-    assert repaired(database) == []
+#: Privileges too many or too few, and how bad each is.
+PRIVILEGES = [
+    ("GRANT USAGE ON SCHEMA inturn TO PUBLIC", "error"),
+    ("GRANT EXECUTE ON FUNCTION inturn.cancel_rest(text, text, text) TO PUBLIC", "error"),
+    ("GRANT SELECT ON inturn.command_log TO PUBLIC", "error"),
+    ("REVOKE EXECUTE ON FUNCTION inturn.topic_metrics() FROM inturn_applier", "error"),
+    ("REVOKE USAGE ON SCHEMA inturn FROM inturn_operator", "error"),
+    ("REVOKE SELECT, INSERT ON inturn.outbox FROM inturn_caller", "error"),
+    ("REVOKE SELECT ON inturn.skip FROM inturn_operator", "error"),
+    ("GRANT DELETE ON inturn.command_log TO inturn_operator", "warning"),
+    ("GRANT EXECUTE ON FUNCTION inturn.skip(text, text, bigint, text) TO inturn_caller", "warning"),
+]
+
+
+def test_a_privilege_too_many_or_too_few_is_found_and_repaired(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        for broken, level in PRIVILEGES:
+            database.execute(broken)
+            (one,) = found_by(connection)  # and nothing of those before
+            assert (one[0], one[1].level) == ("privileges", level), broken
+            for statement in one[1].sql:
+                database.execute(statement)
+        assert found_by(connection) == []
 
 
 def test_a_restore_without_privileges_is_found_and_repaired(database: Database) -> None:

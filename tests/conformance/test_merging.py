@@ -45,6 +45,8 @@ def _applied(database: Database) -> bool:
     return not database.value("SELECT count(*) FROM inturn.ticket")
 
 
+@pytest.mark.each_value
+@pytest.mark.parametrize("subject", KINDS, indirect=True)
 @pytest.mark.parametrize("steady", [True, False], ids=["together", "alone"])
 def test_what_is_merged_takes_effect_once_and_under_the_last_number(
     database: Database, subject: Subject, steady: bool
@@ -77,6 +79,8 @@ def test_what_fails_as_merged_is_taken_as_it_stands(database: Database, subject:
     assert merging.violations(database) == []
 
 
+@pytest.mark.each_value
+@pytest.mark.parametrize("subject", KINDS, indirect=True)
 @pytest.mark.parametrize("name", ["bad", "void"])
 def test_what_cannot_be_merged_is_charged_to_its_key_and_taken_as_it_stands(
     database: Database, subject: Subject, name: str
@@ -94,6 +98,8 @@ def test_what_cannot_be_merged_is_charged_to_its_key_and_taken_as_it_stands(
     assert merging.violations(database) == []
 
 
+@pytest.mark.each_value
+@pytest.mark.parametrize("subject", KINDS, indirect=True)
 @pytest.mark.parametrize("steady", [True, False], ids=["together", "alone"])
 def test_a_function_that_changed_hands_leaves_the_topic_out_and_charges_nobody(
     database: Database, subject: Subject, steady: bool, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import psycopg
 import pytest
 from support.arrivals import number
@@ -26,27 +28,26 @@ def topics(witness: Database) -> Database:
     return witness
 
 
-@pytest.mark.parametrize("reserved", ["inturn.replay:1", "inturn.", "inturn.anything"])
-@pytest.mark.parametrize("key", ["new", "x"])
-@pytest.mark.parametrize("topic", ["orders", "posts"])
-def test_a_caller_cannot_take_one(topics: Database, topic: str, key: str, reserved: str) -> None:
+def test_a_caller_cannot_take_one(topics: Database) -> None:
     caller = connect_as(topics, "inturn_caller")
-    said = refusal(caller, "SELECT inturn.append(%s, %s, 'pay', '{}', %s)", [topic, key, reserved])
-    assert said.sqlstate == "IT005"
-    assert "begins with inturn." in said.message
-    many = "SELECT inturn.append_many(%s, ARRAY[%s, %s], '{a,b}', NULL, ARRAY[NULL, %s])"
-    assert refusal(caller, many, [topic, key, key, reserved]).sqlstate == "IT005"
-    outbox = "INSERT INTO inturn.outbox (topic, key, name, idempotency_key) VALUES (%s, %s, 'a', %s)"
-    assert refusal(caller, outbox, [topic, key, reserved]).sqlstate == "IT005"
-    with pytest.raises(IdempotencyKeyRefused):
-        append(caller, topic, key, "pay", idempotency_key=reserved)
+    some = ("inturn.replay:1", "inturn.", "inturn.anything")
+    for topic, key, reserved in product(("orders", "posts"), ("new", "x"), some):
+        said = refusal(caller, "SELECT inturn.append(%s, %s, 'pay', '{}', %s)", [topic, key, reserved])
+        assert said.sqlstate == "IT005", (topic, key, reserved)
+        assert "begins with inturn." in said.message
+        many = "SELECT inturn.append_many(%s, ARRAY[%s, %s], '{a,b}', NULL, ARRAY[NULL, %s])"
+        assert refusal(caller, many, [topic, key, key, reserved]).sqlstate == "IT005", (topic, key, reserved)
+        outbox = "INSERT INTO inturn.outbox (topic, key, name, idempotency_key) VALUES (%s, %s, 'a', %s)"
+        assert refusal(caller, outbox, [topic, key, reserved]).sqlstate == "IT005", (topic, key, reserved)
+        with pytest.raises(IdempotencyKeyRefused):
+            append(caller, topic, key, "pay", idempotency_key=reserved)
     assert topics.value("SELECT count(*) FROM inturn.command_log") == 2
     assert topics.value("SELECT count(*) FROM inturn.key_sequence WHERE key = 'new'") == 0
 
 
-@pytest.mark.parametrize("other", ["Inturn.replay:1", "inturn", "intern.x", " inturn.replay:1"])
-def test_what_only_looks_like_one_is_taken(topics: Database, other: str) -> None:
-    assert topics.value(APPEND, ["orders", other]) == 2
+def test_what_only_looks_like_one_is_taken(topics: Database) -> None:
+    for seq, other in enumerate(("Inturn.replay:1", "inturn", "intern.x", " inturn.replay:1"), 2):
+        assert topics.value(APPEND, ["orders", other]) == seq
 
 
 @pytest.mark.parametrize("topic", ["orders", "posts"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from itertools import product
 
 import pytest
 from support.database import Database
@@ -51,44 +52,47 @@ def refused_by_psql(database: Database, script: str) -> str:
     return str(refused.value.stderr)
 
 
-@pytest.mark.parametrize(
-    "schema",
-    ["public", "information_schema", "pg_catalog", "pg_toast", "pg_temp", "pg_temp_1", "pg_toast_temp_3"],
+#: Schemas of everybody, or of PostgreSQL.
+OF_EVERYBODY = (
+    *("public", "information_schema", "pg_catalog", "pg_toast"),
+    *("pg_temp", "pg_temp_1", "pg_toast_temp_3"),
 )
-@pytest.mark.parametrize("more", [(), ("--receiver-only",)], ids=["all", "receiver"])
-def test_no_schema_of_everybody_is_taken_over(
-    empty_database: Database, schema: str, more: tuple[str, ...]
-) -> None:
+
+
+def test_no_schema_of_everybody_is_taken_over(empty_database: Database) -> None:
     before = rights(empty_database)
-    for command in ("upgrade", "downgrade"):
-        code, _, said = run_inturn(empty_database.dsn, "--schema", schema, command, *more)
-        assert code != 0
-        assert repr(schema) in said
-        assert "schema of its own" in said
-        assert "Traceback" not in said
-    for refuse in (upgrade_script, receiver_script):
-        with pytest.raises(SchemaNameRefused, match=schema):
-            refuse(schema=schema)
+    for schema in OF_EVERYBODY:
+        for command, more in product(("upgrade", "downgrade"), ((), ("--receiver-only",))):
+            code, _, said = run_inturn(empty_database.dsn, "--schema", schema, command, *more)
+            assert code != 0
+            assert repr(schema) in said
+            assert "schema of its own" in said
+            assert "Traceback" not in said
+        for refuse in (upgrade_script, receiver_script):
+            with pytest.raises(SchemaNameRefused, match=schema):
+                refuse(schema=schema)
     assert rights(empty_database) == before
 
 
-@pytest.mark.parametrize(("theirs", "named"), STRANGERS.items(), ids=lambda text: text[:24])
 def test_a_schema_that_holds_something_is_refused_before_anything_is_touched(
-    empty_database: Database, theirs: str, named: str
+    empty_database: Database,
 ) -> None:
-    empty_database.execute("CREATE SCHEMA inturn; GRANT USAGE ON SCHEMA inturn TO PUBLIC")
-    empty_database.execute(theirs)
-    before = rights(empty_database), dump(empty_database)
-    for install in (upgrade, upgrade_receiver):
-        with pytest.raises(SchemaInUse) as refused:
-            install(empty_database.dsn)
-        assert named in refused.value.message
-        assert "--schema" in refused.value.hint
-    for script in (upgrade_script(), receiver_script()):
-        said = refused_by_psql(empty_database, script)
-        assert "is not inturn's alone" in said
-        assert named in said
-    assert (rights(empty_database), dump(empty_database)) == before
+    scripts = (upgrade_script(), receiver_script())
+    for theirs, named in STRANGERS.items():
+        empty_database.execute("CREATE SCHEMA inturn; GRANT USAGE ON SCHEMA inturn TO PUBLIC")
+        empty_database.execute(theirs)
+        before = rights(empty_database), dump(empty_database)
+        for install in (upgrade, upgrade_receiver):
+            with pytest.raises(SchemaInUse) as refused:
+                install(empty_database.dsn)
+            assert named in refused.value.message
+            assert "--schema" in refused.value.hint
+        for script in scripts:
+            said = refused_by_psql(empty_database, script)
+            assert "is not inturn's alone" in said
+            assert named in said
+        assert (rights(empty_database), dump(empty_database)) == before
+        empty_database.execute("DROP SCHEMA inturn CASCADE")
 
 
 def test_the_first_strangers_are_named_and_the_others_counted(empty_database: Database) -> None:
@@ -152,28 +156,29 @@ def test_the_schema_and_the_guard_lie_beside_each_other(empty_database: Database
     assert empty_database.value("SELECT to_regnamespace('inturn')") is None
 
 
-@pytest.mark.parametrize(
-    ("theirs", "named"),
-    [
-        ("CREATE TABLE inturn.theirs (id integer)", r"table inturn\.theirs"),
-        (
-            "CREATE FUNCTION inturn.append(text) RETURNS int LANGUAGE sql AS 'SELECT 1'",
-            r"append\(pg_catalog\.text\)",
-        ),
-        ("CREATE FUNCTION inturn.turn() RETURNS int LANGUAGE sql AS 'SELECT 1'", r"inturn\.turn\(\)"),
-        ("CREATE PROCEDURE inturn.skip() LANGUAGE sql AS 'SELECT 1'", r"procedure inturn\.skip\(\)"),
-        ("CREATE TYPE inturn.verify AS ENUM ('a')", r"type inturn\.verify"),
-    ],
-)
-@pytest.mark.parametrize("force", [False, True], ids=["asked", "forced"])
-def test_removing_takes_nothing_that_is_not_ours(
-    database: Database, theirs: str, named: str, force: bool
-) -> None:
-    database.execute(theirs)
-    before = dump(database)
-    with pytest.raises(SchemaInUse, match=named):
-        downgrade(database.dsn, force=force)
-    assert dump(database) == before
+#: What is in a schema of ours and not ours, and how the refusal names it.
+GUESTS = [
+    ("TABLE inturn.theirs", "(id integer)", r"table inturn\.theirs"),
+    (
+        "FUNCTION inturn.append(text)",
+        "RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        r"append\(pg_catalog\.text\)",
+    ),
+    ("FUNCTION inturn.turn()", "RETURNS int LANGUAGE sql AS 'SELECT 1'", r"inturn\.turn\(\)"),
+    ("PROCEDURE inturn.skip()", "LANGUAGE sql AS 'SELECT 1'", r"procedure inturn\.skip\(\)"),
+    ("TYPE inturn.verify", "AS ENUM ('a')", r"type inturn\.verify"),
+]
+
+
+def test_removing_takes_nothing_that_is_not_ours(database: Database) -> None:
+    for theirs, what, named in GUESTS:
+        database.execute(f"CREATE {theirs} {what}")
+        before = dump(database)
+        for force in (False, True):
+            with pytest.raises(SchemaInUse, match=named):
+                downgrade(database.dsn, force=force)
+        assert dump(database) == before
+        database.execute(f"DROP {theirs}")
 
 
 def test_what_has_the_name_of_something_of_ours_does_not_go_beside_the_guard_either(

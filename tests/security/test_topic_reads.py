@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from support.database import Database
 from support.logins import connect_as, login
 from support.process import run_inturn
-from support.race import replace_in
+from support.race import replaced
 from support.refusal import refusal
 from support.roles import OWNER
 
@@ -140,34 +140,36 @@ ONE = (
 )
 
 
-@pytest.mark.parametrize("function", ALL)
-def test_what_reads_over_all_topics_leaves_theirs_out(theirs: Database, function: str) -> None:
+def test_what_reads_over_all_topics_leaves_theirs_out(theirs: Database) -> None:
     operator = connect_as(theirs, "inturn_operator")
-    found = operator.execute(f"SELECT t::text FROM {function} t").fetchall()
-    # The key that was asked for comes back, and nothing that was not.
-    asked = "(Geheim-[km])" if "why" in function else "$^"
-    assert MARK not in re.sub(asked, "", str(found))
-    if "why" in function:
-        assert "no_such_key" in str(found)
-        assert '""near"": []' in str(found)
+    for function in ALL:
+        with operator.transaction(force_rollback=True):
+            found = str(operator.execute(f"SELECT t::text FROM {function} t").fetchall())
+        # The key that was asked for comes back, and nothing that was not.
+        asked = "(Geheim-[km])" if "why" in function else "$^"
+        assert MARK not in re.sub(asked, "", found), function
+        if "why" in function:
+            assert "no_such_key" in found, function
+            assert '""near"": []' in found, function
 
 
-@pytest.mark.parametrize("function", ONE)
-def test_what_is_asked_of_theirs_is_refused(theirs: Database, function: str) -> None:
+def test_what_is_asked_of_theirs_is_refused(theirs: Database) -> None:
     operator = connect_as(theirs, "inturn_operator")
-    said = refusal(operator, f"SELECT * FROM {function}")
-    assert said.sqlstate == NOT_GRANTED
-    assert said.message == f"topic 'theirs' is not granted to {operator.info.user} as operator"
-    operator.execute(f"SELECT * FROM {function.replace('theirs', 'own')}")
+    for function in ONE:
+        said = refusal(operator, f"SELECT * FROM {function}")
+        assert said.sqlstate == NOT_GRANTED, function
+        assert said.message == f"topic 'theirs' is not granted to {operator.info.user} as operator"
+        with operator.transaction(force_rollback=True):
+            operator.execute(f"SELECT * FROM {function.replace('theirs', 'own')}")
 
 
-@pytest.mark.parametrize("function", ["inturn.why(NULL, 'Geheim-k')", "inturn.list_keys()", *ONE[:8]])
-def test_whoever_it_is_granted_to_and_whoever_deploys_sees_it(theirs: Database, function: str) -> None:
+def test_whoever_it_is_granted_to_and_whoever_deploys_sees_it(theirs: Database) -> None:
     granted = connect_as(theirs, "inturn_operator")
     theirs.execute("SELECT inturn.grant_topic('theirs', 'operator', %s)", [granted.info.user])
     deployer = connect_as(theirs, "inturn_operator", "inturn_admin")
     for session in (granted, deployer, theirs.connect(user=OWNER)):
-        session.execute(f"SELECT * FROM {function}")
+        for function in ("inturn.why(NULL, 'Geheim-k')", "inturn.list_keys()", *ONE[:8]):
+            session.execute(f"SELECT * FROM {function}")
         assert _marked(session, PLANTED) == PLANTED
     assert MARK in str(granted.execute("SELECT t::text FROM inturn.list_keys() t").fetchall())
 
@@ -198,56 +200,56 @@ def _operators_dsn(database: Database) -> str:
 LEFT_OUT = "inturn: 1 topic is not shown, granted to other operators only: theirs"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("status",),
-        ("keys",),
-        ("keys", "--errors"),
-        ("keys", "--held", "--json"),
-        ("status", "--json"),
-        ("verify",),
-        ("verify", "--key", "plain-k"),
-        ("show", "plain-k"),
-        ("why", "plain-k"),
-        ("show", "Geheim-k"),
-        ("retry", "Geheim-k"),
-        ("retry", "--all", "--yes"),
-    ],
-)
-def test_the_command_line_says_which_topics_it_leaves_out(theirs: Database, command: tuple[str, ...]) -> None:
+#: In this order, the last of which changes something.
+COMMANDS = [
+    ("status",),
+    ("keys",),
+    ("keys", "--errors"),
+    ("keys", "--held", "--json"),
+    ("status", "--json"),
+    ("verify",),
+    ("verify", "--key", "plain-k"),
+    ("show", "plain-k"),
+    ("why", "plain-k"),
+    ("show", "Geheim-k"),
+    ("retry", "Geheim-k"),
+    ("retry", "--all", "--yes"),
+]
+NAMING_THEIRS = [
+    ("status",),
+    ("keys",),
+    ("keys", "--errors"),
+    ("verify",),
+    ("verify", "--key", "Geheim-k"),
+    ("show", "Geheim-k"),
+    ("why", "Geheim-k"),
+    ("retry", "Geheim-k"),
+    ("retry", "--all", "--yes"),
+    ("amend", "Geheim-k", "2", "--payload", "{}", "--reason", "because"),
+]
+
+
+def test_the_command_line_says_which_topics_it_leaves_out(theirs: Database) -> None:
     operator = _operators_dsn(theirs)
-    _, out, err = run_inturn(operator, *command)
-    assert LEFT_OUT in err.splitlines()
-    assert MARK not in (out + err).replace("Geheim-k", "" if "Geheim-k" in command else "Geheim-k")
-    # Where one is named it says nothing.
-    if not {"--all", "Geheim-k", "--yes"} & {*command}:
-        _, _, err = run_inturn(operator, *command, "--topic", "own")
-        assert "not shown, granted" not in err
+    for command in COMMANDS:
+        _, out, err = run_inturn(operator, *command)
+        assert LEFT_OUT in err.splitlines(), command
+        shown = (out + err).replace("Geheim-k", "" if "Geheim-k" in command else "Geheim-k")
+        assert MARK not in shown, command
+        # Where one is named it says nothing.
+        if not {"--all", "Geheim-k", "--yes"} & {*command}:
+            _, _, err = run_inturn(operator, *command, "--topic", "own")
+            assert "not shown, granted" not in err, command
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("status",),
-        ("keys",),
-        ("keys", "--errors"),
-        ("verify",),
-        ("verify", "--key", "Geheim-k"),
-        ("show", "Geheim-k"),
-        ("why", "Geheim-k"),
-        ("retry", "Geheim-k"),
-        ("retry", "--all", "--yes"),
-        ("amend", "Geheim-k", "2", "--payload", "{}", "--reason", "because"),
-    ],
-)
-def test_a_command_that_names_theirs_is_refused_in_a_line(theirs: Database, command: tuple[str, ...]) -> None:
+def test_a_command_that_names_theirs_is_refused_in_a_line(theirs: Database) -> None:
     operator = _operators_dsn(theirs)
     user = conninfo_to_dict(operator)["user"]
-    code, out, err = run_inturn(operator, *command, "--topic", "theirs")
-    assert (code, out) == (1, "")
-    assert f"topic 'theirs' is not granted to {user} as operator" in err
-    assert "Traceback" not in err
+    for command in NAMING_THEIRS:
+        code, out, err = run_inturn(operator, *command, "--topic", "theirs")
+        assert (code, out) == (1, ""), command
+        assert f"topic 'theirs' is not granted to {user} as operator" in err, command
+        assert "Traceback" not in err, command
 
 
 def test_whoever_sees_everything_is_told_of_nothing(theirs: Database) -> None:
@@ -283,40 +285,37 @@ def test_every_table_that_names_a_key_has_a_policy(theirs: Database) -> None:
     assert rows == []
 
 
-@pytest.mark.parametrize("table", ["command_log", "key_mark", "operator_action", "applier"])
-def test_without_its_policy_a_table_would_show_it(theirs: Database, table: str) -> None:
+def test_without_its_policy_a_table_would_show_it(theirs: Database) -> None:
     operator = connect_as(theirs, "inturn_operator")
-    theirs.execute(f"ALTER TABLE inturn.{table} DISABLE ROW LEVEL SECURITY")
-    assert table in _marked(operator, {table})
+    for table in ("command_log", "key_mark", "operator_action", "applier"):
+        assert _marked(operator, {table}) == set()
+        theirs.execute(f"ALTER TABLE inturn.{table} DISABLE ROW LEVEL SECURITY")
+        assert _marked(operator, {table}) == {table}
 
 
-@pytest.mark.parametrize(
-    ("function", "edit", "call"),
-    [
-        ("list_keys", ("PERFORM inturn._require_grant[^;]*;", ""), "list_keys('theirs')"),
-        ("timeline", ("SELECT inturn._require_grant[^;]*;", ""), "timeline('theirs', 'Geheim-k')"),
-        ("why", ("PERFORM inturn._require_grant[^;]*;", ""), "why('theirs', 'Geheim-k')"),
-        ("list_errors", (r"\sAND t.name <> ALL [^;]*?\[\]\)", ""), "list_errors()"),
-        ("_keys_query", (r" AND t.name <> ALL [^$]*?\[\]\)", ""), "list_keys()"),
-        ("why", (r"t.name <> ALL [^;]*?\[\]\) AND", ""), "why(NULL, 'Geheim-k')"),
-        ("_similar_keys", (r"t.name <> ALL [^;]*?\[\]\) AND", ""), "why('own', 'Geheim-m')"),
-        ("list_appliers", (" - hidden.topics", ""), "list_appliers()"),
-    ],
-)
-def test_without_the_guard_it_would_show_it(
-    theirs: Database, function: str, edit: tuple[str, str], call: str
-) -> None:
+#: Of a function: what is taken out, and what then tells of theirs.
+GUARDS = [
+    ("list_keys", ("PERFORM inturn._require_grant[^;]*;", ""), "list_keys('theirs')"),
+    ("timeline", ("SELECT inturn._require_grant[^;]*;", ""), "timeline('theirs', 'Geheim-k')"),
+    ("why", ("PERFORM inturn._require_grant[^;]*;", ""), "why('theirs', 'Geheim-k')"),
+    ("list_errors", (r"\sAND t.name <> ALL [^;]*?\[\]\)", ""), "list_errors()"),
+    ("_keys_query", (r" AND t.name <> ALL [^$]*?\[\]\)", ""), "list_keys()"),
+    ("why", (r"t.name <> ALL [^;]*?\[\]\) AND", ""), "why(NULL, 'Geheim-k')"),
+    ("_similar_keys", (r"t.name <> ALL [^;]*?\[\]\) AND", ""), "why('own', 'Geheim-m')"),
+    ("list_appliers", (" - hidden.topics", ""), "list_appliers()"),
+]
+
+
+def test_without_the_guard_it_would_show_it(theirs: Database) -> None:
     """Each of them is needed; what else keeps a row back is the same login's."""
     operator = connect_as(theirs, "inturn_operator")
-    replace_in(theirs, function, edit)
-    if call == "list_keys('theirs')":  # it would say that there is nothing
-        assert operator.execute(f"SELECT FROM inturn.{call}").fetchall() == []
-        return
-    found = str(operator.execute(f"SELECT t::text FROM inturn.{call} t").fetchall())
-    if call == "why('own', 'Geheim-m')":
-        assert "theirs" in found
-    else:
-        assert MARK in found
+    for function, edit, call in GUARDS:
+        with replaced(theirs, function, edit):
+            if call == "list_keys('theirs')":  # it would say that there is nothing
+                assert operator.execute(f"SELECT FROM inturn.{call}").fetchall() == []
+                continue
+            found = str(operator.execute(f"SELECT t::text FROM inturn.{call} t").fetchall())
+        assert ("theirs" if call == "why('own', 'Geheim-m')" else MARK) in found, (function, call)
 
 
 def test_the_condition_changes_no_plan(theirs: Database) -> None:

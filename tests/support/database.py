@@ -233,13 +233,13 @@ class Database:
         """Run a statement in autocommit and return its rows: as the role whose it is, see `login_of`."""
         if is_setting(query):
             for login in {*self._own} - {roles.OWNER}:
-                self._as(login).execute(query, parameters)
-        cursor = self._as(login_of(query)).execute(query, parameters)
+                self.as_login(login).execute(query, parameters)
+        cursor = self.as_login(login_of(query)).execute(query, parameters)
         if is_setting(query):
             self._settings.append((query, parameters))
         return [] if cursor.description is None else cursor.fetchall()
 
-    def _as(self, login: str) -> psycopg.Connection[Any]:
+    def as_login(self, login: str) -> psycopg.Connection[Any]:
         """Return the database's own connection of a login, with what was set in the others."""
         connection = self._own.get(login)
         if connection is None or connection.closed:

@@ -15,7 +15,7 @@ from support.roles import OWNER
 def login(database: Database, *roles: str) -> str:
     """Create a login with these roles, named for the test's database, and return its DSN."""
     name = "_".join([database.name, *(role.rpartition("_")[2] for role in roles)])
-    owner = database.connect(user=OWNER)
+    owner = database.as_login(OWNER)
     owner.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
     for role in roles:
         owner.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(name)))

@@ -127,6 +127,17 @@ def replace_in(database: Database, function: str, *edits: tuple[str, str]) -> No
 
 
 @contextmanager
+def replaced(database: Database, function: str, *edits: tuple[str, str]) -> Iterator[None]:
+    """Have an edited copy in the place of a function while the block runs: see `replace_in`."""
+    before: str = database.value("SELECT pg_get_functiondef(%s::regproc)", [f"inturn.{function}"])
+    replace_in(database, function, *edits)
+    try:
+        yield
+    finally:
+        database.execute(before)
+
+
+@contextmanager
 def gate_shut(database: Database) -> Iterator[None]:
     """Keep app.gate_pass() waiting while the block runs."""
     with database.connect(user=OWNER) as keeper:

@@ -26,10 +26,10 @@ def refusal(
     """Run a statement that has to fail, and return what was said.
 
     Args:
-        by: a connection, or the database: then by a new one, of the role whose the statement is.
+        by: a connection, or the database: then by its own one of the role whose the statement is.
         query, parameters: the statement.
     """
-    connection = by.connect(user=login_of(query)) if isinstance(by, Database) else by
+    connection = by.as_login(login_of(query)) if isinstance(by, Database) else by
     with pytest.raises(psycopg.Error) as raised:
         connection.execute(query, parameters)
     diagnostic = raised.value.diag
