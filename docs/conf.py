@@ -24,7 +24,7 @@ autodoc_member_order = "bysource"
 # A page's first lines may be a comment for the tests.
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 
-#: A link to a file of the repository that is no page of the site.
+#: A link to a file of the repository that the site has no page of.
 _ELSEWHERE = re.compile(
     r"\[([^\]]+)\]\((?:\.\./)+(?:CHANGELOG|CONTRIBUTING|README|schema/sql/README)\.md[^)]*\)"
     r"|\[([^\]]+)\]\((?:\.\./)+monitoring/[^)]*\)"

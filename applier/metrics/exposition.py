@@ -32,7 +32,7 @@ def form_of(accept: str) -> str:
     """Return which of two forms is served to the header Accept: OPENMETRICS, or Prometheus's older one."""
     try:
         _, content_type = exposition.choose_encoder(accept)
-    except (TypeError, ValueError):  # at a version that is no number
+    except (TypeError, ValueError):  # at a version that is not a number
         return OLDER
     return OPENMETRICS if content_type.startswith(OPENMETRICS) else OLDER
 

@@ -102,7 +102,7 @@ class _Completed(click.ParamType):  # type: ignore[type-arg]  # generic since cl
         start, _ = _unescaped_start(incomplete)
         try:
             found = self._ask(ctx, start)
-        except Exception:  # noqa: BLE001 - whatever it is, a key press is no place to say so
+        except Exception:  # noqa: BLE001 - whatever it is, nobody can read it while a key is pressed
             return []
         texts = [escaped(text) for text in found]
         return [CompletionItem(text) for text in texts if text.startswith(incomplete)][:_MOST_OFFERED]
