@@ -21,6 +21,8 @@ EXCEPTIONS = {
     "schema/errors.py": 380,  # one tree: a class for each SQLSTATE
 }
 TEST_LINES, SQL_COLUMNS = 500, 120
+#: A chapter of SQL has a file for each function, so more than another folder: as many as a screen lists.
+CHAPTER_FILES = 35
 #: The files of tests that are longer, and up to how many lines.
 LONG_TESTS = {"security/test_code_of_others.py": 610, "sql/test_grants.py": 610, "support/model.py": 570}
 #: Functions of SQL that would no longer fit on a screen if their long lines were broken.
@@ -61,6 +63,13 @@ def test_sql_fits_beside_another_window() -> None:
     ]
     assert [each for each in wide if each[1].lstrip().startswith("--")] == []
     assert {path for path, _ in wide} == WIDE_SQL
+
+
+def test_a_chapter_of_sql_is_seen_at_once() -> None:
+    chapters = [folder for folder in (ROOT / "schema" / "sql").iterdir() if folder.is_dir()]
+    sizes = {folder.name: len(list(folder.iterdir())) for folder in chapters}
+    assert {name: size for name, size in sizes.items() if size > CHAPTER_FILES} == {}
+    assert "look" in sizes
 
 
 def _sizes(root: Path) -> dict[str, tuple[int, int]]:

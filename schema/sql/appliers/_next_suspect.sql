@@ -5,7 +5,7 @@
 --
 -- A key that has failed since the drain began is left out: its next attempt is for the next run. So is one by whose
 -- lease somebody is at work (one that has run out makes a suspect: _claim_alone puts that off as it is), one that is
--- held, paused or waiting, and a paused topic. began_at: when the drain began. A loss is not a failure, unless it counted
+-- held, paused or waiting, and a paused topic. began_at: when the drain began. A loss is a failure only if it counted
 -- as an attempt.
 -- since: what was looked_at before the last claim that found nothing: what was ready then is in somebody else's hands.
 -- NULL: from now on; then the caller claims and asks once more. looked_at: to be given to the next call.

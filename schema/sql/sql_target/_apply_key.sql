@@ -8,7 +8,7 @@
 -- NULL: none failed. failures: 1 then, 0 when it only asked to be skipped. skipped: how many fail has skipped.
 -- cancellation: what a cancelled query says (statement_timeout): the command in hand has failed by it, and no timeout
 -- is in force any more.
--- Locks and raises what fail does. A terminated session ends the transaction, for which the command is not to blame. Nor
+-- Locks and raises what fail does. A terminated session ends the transaction: the command is not to blame for it. Nor
 -- is that a part of the schema is gone because an upgrade has committed meanwhile: that is raised.
 CREATE FUNCTION inturn._apply_key(
     topic text, key text, epoch bigint, applied_seq bigint, attempt integer, max_commands integer,
