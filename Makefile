@@ -67,11 +67,18 @@ test: lint  ## Lint, types, all tests; the promises on every server version ther
 rest: .venv/installed-dev  ## The combinations of parameters that `make test` leaves out.
 	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "rest and not soak"
 
+# Side by side, for each worker of each run imports and collects the tests, and starts a server.
+RUNS = $(OTHERS:%=promises-%) $(if $(PGBOUNCER),promises-pooled)
 promises: .venv/installed-dev  ## What the promises name on the other server versions, and its core through PgBouncer.
-	for version in $(OTHERS); do \
-		INTURN_TEST_PG=$$version $(PYTEST) tests/promises -m "promise and not soak and not slow and not rest" || exit 1; \
-	done
-	$(if $(PGBOUNCER),$(POOLED) $(CORE) -m "not soak and not slow and not rest")
+	@echo "Side by side, printed as each ends: $(RUNS)"
+	$(MAKE) --jobs --output-sync=target --no-print-directory $(RUNS) \
+		WORKERS=$(shell expr \( $(WORKERS) + $(words $(RUNS)) - 1 \) / $(words $(RUNS)))
+
+promises-pooled:
+	$(POOLED) $(CORE) -m "not soak and not slow and not rest"
+
+promises-%:
+	INTURN_TEST_PG=$* $(PYTEST) tests/promises -m "promise and not soak and not slow and not rest"
 
 versions: .venv/installed-dev  ## All promise tests and all of conformance on the other server versions.
 	for version in $(OTHERS); do \
