@@ -82,12 +82,15 @@ def test_a_repeat_changes_nothing_whatever_its_epoch(receiver: Database) -> None
     assert accept(receiver, 6, epoch=2)
 
 
-@pytest.mark.parametrize(
-    "place", ["NULL, 'x', 2, 1", "'orders', NULL, 2, 1", "'orders', 'x', NULL, 1", "'orders', 'x', 2, NULL"]
-)
-def test_a_part_that_is_missing_is_refused_and_no_answer(receiver: Database, place: str) -> None:
+def test_a_part_that_is_missing_is_refused_and_no_answer(receiver: Database) -> None:
     accept(receiver, 1)
-    assert refusal(receiver, f"SELECT inturn.accept({place})").sqlstate == "23502"
+    for place in (
+        "NULL, 'x', 2, 1",
+        "'orders', NULL, 2, 1",
+        "'orders', 'x', NULL, 1",
+        "'orders', 'x', 2, NULL",
+    ):
+        assert refusal(receiver, f"SELECT inturn.accept({place})").sqlstate == "23502", place
 
 
 # In the transaction of the effect.
@@ -258,10 +261,10 @@ def test_another_schema_name_works_and_mentions_the_default_one_nowhere(empty_da
     assert empty_database.value("SELECT to_regnamespace('elsewhere')") is None
 
 
-def test_twenty_at_once_install_it_once(receiver: Database, server: Server) -> None:
+def test_eight_at_once_install_it_once(receiver: Database, server: Server) -> None:
     other = Database(server, f"{receiver.name}_other")
     try:
-        upgrade_at_once([other.dsn] * 20, schema="inturn", receiver=True)
+        upgrade_at_once([other.dsn] * 8, schema="inturn", receiver=True)
         assert dump(other) == dump(receiver)
     finally:
         other.drop()
@@ -272,7 +275,7 @@ def test_installs_into_several_databases_at_once_share_the_role_that_none_had(
 ) -> None:
     others = [Database(server, f"{receiver.name}_{n}") for n in range(4)]
     try:
-        upgrade_at_once([other.dsn for other in others] * 5, schema="strangers", receiver=True)
+        upgrade_at_once([other.dsn for other in others] * 2, schema="strangers", receiver=True)
         assert len({dump(other, "strangers") for other in others}) == 1
     finally:
         for other in others:

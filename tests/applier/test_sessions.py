@@ -130,6 +130,8 @@ def _applier() -> Applier:
     return applier
 
 
+@pytest.mark.each_value
+@pytest.mark.parametrize("hostile", ["database", "role"], indirect=True)
 @pytest.mark.parametrize("settings", _HOSTILE)
 def test_every_command_and_worker_works_whatever_the_defaults_are(
     empty_database: Database, hostile: str

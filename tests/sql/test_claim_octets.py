@@ -61,9 +61,10 @@ def _tickets(database: Database, key: str) -> list[tuple[Any, ...]]:
 def test_forty_deep_keys_with_large_payloads_come_in_claims_of_16_mebibytes(
     database: Database, topic: str
 ) -> None:
+    # The first ones fill a claim; together the others are more than another.
     database.execute(
         "SELECT count(inturn.append(%s, 'k' || k, 'x', jsonb_build_object('x', repeat('x', 200000))))"
-        " FROM generate_series(1, 50) c, generate_series(1, 40) k",
+        " FROM generate_series(1, 40) k, generate_series(1, CASE WHEN k <= 2 THEN 50 ELSE 3 END) c",
         [topic],
     )
     untouched = _tickets(database, "k40")

@@ -187,6 +187,7 @@ def test_a_great_lag_is_found_by_one_look_into_the_log_for_each_key(
         assert buffers(explain(connection, query)) < 450_000
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("statistics", _STATISTICS)
 @pytest.mark.parametrize(("sort", "most"), [("lag", 600_000), ("age", 300_000)])
 def test_what_is_sorted_is_probed_and_nothing_else(

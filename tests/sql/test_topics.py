@@ -28,25 +28,20 @@ def test_the_defaults_are_settings_as_any_other(database: Database) -> None:
     ) == [("00:00:01", "00:05:00", 1_048_576, 100)]
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
+def test_the_same_name_with_another_setting_is_refused_and_nothing_changes(database: Database) -> None:
+    database.execute("SELECT inturn.create_topic('orders')")
+    for setting in (
         "max_attempts => 6",
         "backoff_base => '2 seconds'",
         "backoff_cap => '6 minutes'",
         "max_payload_bytes => 2000",
         "batch_commands => 99",
-    ],
-)
-def test_the_same_name_with_another_setting_is_refused_and_nothing_changes(
-    database: Database, setting: str
-) -> None:
-    database.execute("SELECT inturn.create_topic('orders')")
-    said = refusal(database, f"SELECT inturn.create_topic('orders', {setting})")
-    assert said.sqlstate == "IT010"
-    assert said.message == "topic 'orders' exists already, with other settings"
-    assert "inturn.topic" in said.hint
-    assert topics(database) == [("orders", "python", 5)]
+    ):
+        said = refusal(database, f"SELECT inturn.create_topic('orders', {setting})")
+        assert said.sqlstate == "IT010", setting
+        assert said.message == "topic 'orders' exists already, with other settings"
+        assert "inturn.topic" in said.hint
+        assert topics(database) == [("orders", "python", 5)], setting
 
 
 def test_another_target_is_another_setting(witness: Database) -> None:
@@ -111,41 +106,31 @@ def test_a_setting_that_is_null_is_called_null(database: Database) -> None:
         assert ("NULL" in said.message) == ("NULL" in arguments), said
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_a_setting_at_the_end_of_its_range_is_taken(database: Database) -> None:
+    for arguments in (
         "repeat('ü', 64)",
-        "'t', max_attempts => 1",
-        "'t', backoff_base => '1 microsecond'",
-        "'t', backoff_base => '7 days', backoff_cap => '7 days'",
-        "'t', max_payload_bytes => 67108864",
-        "'t', batch_commands => 1",
-        "'t', batch_commands => 10000",
+        "'1', max_attempts => 1",
+        "'2', backoff_base => '1 microsecond'",
+        "'3', backoff_base => '7 days', backoff_cap => '7 days'",
+        "'4', max_payload_bytes => 67108864",
+        "'5', batch_commands => 1",
+        "'6', batch_commands => 10000",
         "E'it''s % \\x1b \"a\" topic'",
-    ],
-)
-def test_a_setting_at_the_end_of_its_range_is_taken(database: Database, arguments: str) -> None:
-    assert database.value(f"SELECT inturn.create_topic({arguments})") is True
-    name = topics(database)[0][0]
-    assert database.value("SELECT inturn.append(%s, 'a', 'n')", [name]) == 1
+    ):
+        before = {name for name, *_ in topics(database)}
+        assert database.value(f"SELECT inturn.create_topic({arguments})") is True, arguments
+        (name,) = {name for name, *_ in topics(database)} - before
+        assert database.value("SELECT inturn.append(%s, 'a', 'n')", [name]) == 1, arguments
 
 
-@pytest.mark.parametrize(
-    ("target", "says"),
-    [
-        ("sql:app.missing", "there is no function app.missing(inturn.command)"),
-        ("sql:missing.apply", "there is no function missing.apply(inturn.command)"),
-        ("sql:app.wrong", "there is no function app.wrong(inturn.command)"),
-        ("sql:lower", "there is no function lower(inturn.command)"),
-    ],
-)
-def test_a_target_that_cannot_be_called_is_refused_by_name(witness: Database, target: str, says: str) -> None:
+def test_a_target_that_cannot_be_called_is_refused_by_name(witness: Database) -> None:
     witness.execute("CREATE FUNCTION app.wrong(text) RETURNS void LANGUAGE sql AS ''")
-    said = refusal(witness, "SELECT inturn.create_topic('t', %s)", [target])
-    assert said.sqlstate == "IT012"
-    assert says in said.message
-    assert "CREATE FUNCTION" in said.hint
-    assert [name for name, *_ in topics(witness)] == ["orders"]
+    for target in ("app.missing", "missing.apply", "app.wrong", "lower"):
+        said = refusal(witness, "SELECT inturn.create_topic('t', %s)", [f"sql:{target}"])
+        assert said.sqlstate == "IT012", target
+        assert f"there is no function {target}(inturn.command)" in said.message
+        assert "CREATE FUNCTION" in said.hint
+        assert [name for name, *_ in topics(witness)] == ["orders"], target
 
 
 def test_a_target_that_is_no_name_is_refused_and_never_run(witness: Database) -> None:

@@ -126,30 +126,30 @@ def test_what_a_key_that_was_forgotten_had_applied_is_not_waited_for(witness: Da
     assert "it is at 2 and ready" in _refused(witness, "'orders', 'a', 3, '0 s'").message
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sqlstate", "message"),
-    [
-        ("'order', 'a', 1", "IT001", "topic 'order' does not exist"),
-        ("NULL, 'a', 1", "IT001", "topic NULL does not exist"),
-        ("'orders', '', 1", "IT002", "key is empty"),
-        ("'orders', 'a', idempotency_key => ''", "IT005", "idempotency key"),
-        ("'orders', 'a'", "IT040", "key 'a' of topic 'orders' has no commands"),
-        ("'orders', 'a', -1", "22023", "seq is -1"),
-        ("'orders', 'a', 1, '-1 s'", "22023", "timeout is -00:00:01"),
-        ("'orders', 'a', 1, '0 s'", "IT065", "nothing was ever committed on it"),
-        ("'orders', 'a', 9223372036854775807, '0 s'", "IT065", "nothing was ever committed on it"),
-        ("'orders', 'a', timeout => '0 s', idempotency_key => 'k'", "IT065", "idempotency key 'k'"),
-        ("'given', 'a', 0, '0 s'", "IT065", "nothing was ever committed on it"),
-    ],
-)
-def test_what_cannot_be_waited_for_is_refused_by_name(
-    witness: Database, arguments: str, sqlstate: str, message: str
-) -> None:
+#: What cannot be waited for, the SQLSTATE, and a part of the message.
+REFUSED = [
+    ("'order', 'a', 1", "IT001", "topic 'order' does not exist"),
+    ("NULL, 'a', 1", "IT001", "topic NULL does not exist"),
+    ("'orders', '', 1", "IT002", "key is empty"),
+    ("'orders', 'a', idempotency_key => ''", "IT005", "idempotency key"),
+    ("'orders', 'a'", "IT040", "key 'a' of topic 'orders' has no commands"),
+    ("'orders', 'a', -1", "22023", "seq is -1"),
+    ("'orders', 'a', 1, '-1 s'", "22023", "timeout is -00:00:01"),
+    ("'orders', 'a', 1, '0 s'", "IT065", "nothing was ever committed on it"),
+    ("'orders', 'a', 9223372036854775807, '0 s'", "IT065", "nothing was ever committed on it"),
+    ("'orders', 'a', timeout => '0 s', idempotency_key => 'k'", "IT065", "idempotency key 'k'"),
+    ("'given', 'a', 0, '0 s'", "IT065", "nothing was ever committed on it"),
+]
+
+
+def test_what_cannot_be_waited_for_is_refused_by_name(witness: Database) -> None:
     witness.execute("SELECT inturn.create_topic('given', numbering => 'given', first_seq => 0)")
-    refused = _refused(witness, arguments)
-    assert refused.sqlstate == sqlstate
-    assert message in refused.message
-    assert witness.value("SELECT count(*) FROM inturn.waiter") == 0
+    caller = witness.connect(user=CALLER)
+    for arguments, sqlstate, message in REFUSED:
+        refused = refusal(caller, f"SELECT inturn.wait({arguments})")
+        assert refused.sqlstate == sqlstate, arguments
+        assert message in refused.message
+        assert witness.value("SELECT count(*) FROM inturn.waiter") == 0, arguments
 
 
 @pytest.mark.parametrize("timeout", ["'170000 years'", "'2147483647 months'", "NULL"])

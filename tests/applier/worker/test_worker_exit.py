@@ -133,22 +133,17 @@ def test_only_the_named_topics_are_served(database: Database) -> None:
     assert database.execute("SELECT key FROM app.witness ORDER BY id") == [("o",), ("a",)]
 
 
-@pytest.mark.parametrize(
-    ("app", "code", "said"),
-    [
+def test_an_app_that_cannot_be_used_is_said_in_one_line(database: Database) -> None:
+    open_shop(database)
+    for app, code, said in (
         ("support.shop", 2, "names no applier"),
         ("nosuch.module:applier", 1, "cannot be loaded: ModuleNotFoundError"),
         ("support.shop:nosuch", 1, "cannot be loaded: AttributeError"),
         ("support.shop:append", 1, "not an inturn.applier.Applier"),
-    ],
-)
-def test_an_app_that_cannot_be_used_is_said_in_one_line(
-    database: Database, app: str, code: int, said: str
-) -> None:
-    open_shop(database)
-    returned, _, err = run_apply(database.dsn, "--drain", app=app)
-    assert returned == code
-    assert said in _one_line(err)
+    ):
+        returned, _, err = run_apply(database.dsn, "--drain", app=app)
+        assert returned == code, app
+        assert said in _one_line(err)
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -165,11 +160,9 @@ def test_an_app_that_ends_itself_is_said_in_one_line(
     assert "--app a_script:applier cannot be loaded: SystemExit: 0" in _one_line(err)
 
 
-@pytest.mark.parametrize(
-    "args", [("--workers", "0"), ("--max-keys", "0"), ("--max-seconds", "0"), ("--grace", "-1")]
-)
-def test_options_out_of_range_are_wrong_usage(database: Database, args: tuple[str, ...]) -> None:
-    assert run_inturn(database.dsn, "apply", *args)[0] == 2
+def test_options_out_of_range_are_wrong_usage(database: Database) -> None:
+    for args in (("--workers", "0"), ("--max-keys", "0"), ("--max-seconds", "0"), ("--grace", "-1")):
+        assert run_inturn(database.dsn, "apply", *args)[0] == 2, args
 
 
 def test_an_applier_without_the_right_to_apply_is_refused_in_one_line(database: Database) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from itertools import product
 from typing import Any
 
 import psycopg
 import pytest
 from support.database import Database
 from support.refusal import refusal
-from support.roles import CALLER, OWNER
+from support.roles import CALLER
 
 APPEND = "SELECT inturn.append(%s, %s, %s, %s::jsonb, %s)"
 LEVELS = list(psycopg.IsolationLevel)
@@ -58,25 +59,26 @@ def test_what_was_given_is_what_is_stored(orders: Database) -> None:
     assert stored == [("orders", "a", 1, "insert", payload, "first", True)]
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        "SELECT inturn.append('orders', 'a', 'insert')",
-        "SELECT inturn.append('orders', 'a', 'insert', NULL)",
-        "SELECT inturn.append('orders', 'a', 'insert', NULL, NULL)",
-        "SELECT inturn.append(topic => 'orders', key => 'a', name => 'insert')",
-        "SELECT inturn.append('orders', 'a', 'insert', idempotency_key => 'once')",
-    ],
-)
-def test_without_a_payload_it_is_an_empty_object(orders: Database, call: str) -> None:
-    assert orders.value(call) == 1
-    assert log(orders) == [("a", 1, "insert", {})]
+def test_without_a_payload_it_is_an_empty_object(orders: Database) -> None:
+    for seq, call in enumerate(
+        (
+            "SELECT inturn.append('orders', 'a', 'insert')",
+            "SELECT inturn.append('orders', 'a', 'insert', NULL)",
+            "SELECT inturn.append('orders', 'a', 'insert', NULL, NULL)",
+            "SELECT inturn.append(topic => 'orders', key => 'a', name => 'insert')",
+            "SELECT inturn.append('orders', 'a', 'insert', idempotency_key => 'once')",
+        ),
+        1,
+    ):
+        assert orders.value(call) == seq, call
+    assert log(orders) == [("a", seq, "insert", {}) for seq in range(1, 6)]
 
 
-@pytest.mark.parametrize("payload", ["null", "[]", "0", '""', "false"])
-def test_any_json_value_is_a_payload(orders: Database, payload: str) -> None:
-    orders.value(APPEND, ["orders", "a", "insert", payload, None])
-    assert log(orders) == [("a", 1, "insert", json.loads(payload))]
+def test_any_json_value_is_a_payload(orders: Database) -> None:
+    payloads = ("null", "[]", "0", '""', "false")
+    for payload in payloads:
+        orders.value(APPEND, ["orders", "a", "insert", payload, None])
+    assert log(orders) == [("a", n, "insert", json.loads(text)) for n, text in enumerate(payloads, 1)]
 
 
 # What it refuses.
@@ -133,60 +135,57 @@ def test_a_refusal_leaves_the_transaction_to_its_savepoint(orders: Database) -> 
     assert [row[:3] for row in log(orders)] == [("a", 1, "insert"), ("a", 2, "delete")]
 
 
-@pytest.mark.parametrize(
-    "payload",
-    [
-        '"@"',
-        '"ü@"',
-        '"😀@"',
-        '{"a":1,"b":"@"}',  # the text that PostgreSQL makes of it has its blanks
-        '{"a":                 "@"}',
-        r'"\u00fc@"',
-        r'"\n\"@"',
-        '["@", 1e30]',
-    ],
-)
-def test_the_payloads_limit_is_in_octets_of_its_text(orders: Database, payload: str) -> None:
-    octets = "SELECT octet_length(%s::jsonb::text)"
-    pad = "x" * (2000 - orders.value(octets, [payload]) + 1)
-    allowed, too_long = payload.replace("@", pad), payload.replace("@", pad + "x")
-    assert [orders.value(octets, [text]) for text in (allowed, too_long)] == [2000, 2001]
-    assert orders.value(APPEND, ["small", "a", "n", allowed, None]) == 1
-    for key in ("a", "new"):  # a key with commands, and one without
-        said = refusal(orders, APPEND, ["small", key, "n", too_long, None])
-        assert said.sqlstate == "IT003"
-        assert f"for key '{key}' is 2001 bytes, over the 2000" in said.message
-    assert len(log(orders)) == 1
+def test_the_payloads_limit_is_in_octets_of_its_text(orders: Database) -> None:
+    octets, caller = "SELECT octet_length(%s::jsonb::text)", orders.connect(user=CALLER)
+    for seq, payload in enumerate(
+        (
+            '"@"',
+            '"ü@"',
+            '"😀@"',
+            '{"a":1,"b":"@"}',  # the text that PostgreSQL makes of it has its blanks
+            '{"a":                 "@"}',
+            r'"\u00fc@"',
+            r'"\n\"@"',
+            '["@", 1e30]',
+        ),
+        1,
+    ):
+        pad = "x" * (2000 - orders.value(octets, [payload]) + 1)
+        allowed, too_long = payload.replace("@", pad), payload.replace("@", pad + "x")
+        assert [orders.value(octets, [text]) for text in (allowed, too_long)] == [2000, 2001]
+        assert orders.value(APPEND, ["small", "a", "n", allowed, None]) == seq, payload
+        for key in ("a", "new"):  # a key with commands, and one without
+            said = refusal(caller, APPEND, ["small", key, "n", too_long, None])
+            assert said.sqlstate == "IT003", payload
+            assert f"for key '{key}' is 2001 bytes, over the 2000" in said.message
+    assert len(log(orders)) == 8
 
 
-@pytest.mark.parametrize("key", [None, "", "x" * 513])
-@pytest.mark.parametrize("idempotency_key", [None, "once"])
-def test_a_bad_key_is_refused_by_a_topic_that_has_keys(
-    orders: Database, key: str | None, idempotency_key: str | None
-) -> None:
+def test_a_bad_key_is_refused_by_a_topic_that_has_keys(orders: Database) -> None:
     orders.value(APPEND, ["orders", "a", "n", "{}", None])
-    said = refusal(orders, APPEND, ["orders", key, "n", "{}", idempotency_key])
-    assert said.sqlstate == "IT002"
+    caller = orders.connect(user=CALLER)
+    for key, idempotency_key in product((None, "", "x" * 513), (None, "once")):
+        said = refusal(caller, APPEND, ["orders", key, "n", "{}", idempotency_key])
+        assert said.sqlstate == "IT002", (key, idempotency_key)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sqlstate"),
-    [
-        (("orders", "a", None, "{}", None), "IT004"),
-        (("orders", "a", "", "{}", None), "IT004"),
-        (("orders", "a", "x" * 129, "{}", None), "IT004"),
-        (("orders", "a", "n", "{}", ""), "IT005"),
-        (("orders", "a", "n", "{}", "x" * 513), "IT005"),
-        (("orders", "a", "", "{}", "first"), "IT004"),
-        (("nowhere", "a", "n", "{}", None), "IT001"),
-    ],
-    ids=lambda value: str(value)[:60],
-)
-def test_a_key_that_has_commands_refuses_the_same(
-    orders: Database, arguments: tuple[Any, ...], sqlstate: str
-) -> None:
+#: What is refused, and the SQLSTATE.
+REFUSED_OF_A_KEY: list[tuple[tuple[str | None, ...], str]] = [
+    (("orders", "a", None, "{}", None), "IT004"),
+    (("orders", "a", "", "{}", None), "IT004"),
+    (("orders", "a", "x" * 129, "{}", None), "IT004"),
+    (("orders", "a", "n", "{}", ""), "IT005"),
+    (("orders", "a", "n", "{}", "x" * 513), "IT005"),
+    (("orders", "a", "", "{}", "first"), "IT004"),
+    (("nowhere", "a", "n", "{}", None), "IT001"),
+]
+
+
+def test_a_key_that_has_commands_refuses_the_same(orders: Database) -> None:
     orders.value(APPEND, ["orders", "a", "n", "{}", "first"])
-    assert refusal(orders, APPEND, arguments).sqlstate == sqlstate
+    caller = orders.connect(user=CALLER)
+    for arguments, sqlstate in REFUSED_OF_A_KEY:
+        assert refusal(caller, APPEND, arguments).sqlstate == sqlstate, arguments
     assert len(log(orders)) == 1
 
 
@@ -448,31 +447,31 @@ def test_it_works_for_every_row_of_a_query(orders: Database) -> None:
     assert [seq for (seq,) in orders.execute(query)] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "search_path = ''",
-        "standard_conforming_strings = off",
-        "plpgsql.variable_conflict = use_column",
-        "datestyle = 'German'",
-        "client_encoding = 'latin1'",
-        "default_transaction_isolation = 'serializable'",
-        "row_security = off",
-        "plpgsql.extra_errors = 'all'",
-        "lock_timeout = '1s'",
-        "plan_cache_mode = force_generic_plan",
-        "plan_cache_mode = force_custom_plan",
-        "enable_indexscan = off",
-    ],
-)
-def test_a_setting_of_the_callers_session_changes_nothing(orders: Database, setting: str) -> None:
-    admin = orders.connect(user=OWNER)
-    with orders.connect(user=CALLER) as caller:
-        caller.execute(f"SET {setting}")
-        for seq in (1, 2, 3):
-            row = caller.execute("SELECT inturn.append('orders', 'ü', 'insert')").fetchone()
-            assert row == (seq,)
-        caller.execute("INSERT INTO inturn.outbox (topic, key, name) VALUES ('orders', 'ü', 'x')")
-        caller.execute("SELECT inturn.append_many('orders', '{ü}', '{x}')")
-    row = admin.execute("SELECT key, max(seq) FROM inturn.command_log GROUP BY key").fetchall()
-    assert row == [("ü", 5)]
+#: What a caller's session may have set.
+SETTINGS = [
+    "search_path = ''",
+    "standard_conforming_strings = off",
+    "plpgsql.variable_conflict = use_column",
+    "datestyle = 'German'",
+    "client_encoding = 'latin1'",
+    "default_transaction_isolation = 'serializable'",
+    "row_security = off",
+    "plpgsql.extra_errors = 'all'",
+    "lock_timeout = '1s'",
+    "plan_cache_mode = force_generic_plan",
+    "plan_cache_mode = force_custom_plan",
+    "enable_indexscan = off",
+]
+
+
+def test_a_setting_of_the_callers_session_changes_nothing(orders: Database) -> None:
+    for number, setting in enumerate(SETTINGS):
+        with orders.connect(user=CALLER) as caller:
+            caller.execute(f"SET {setting}")
+            for seq in (1, 2, 3):
+                row = caller.execute("SELECT inturn.append('orders', 'ü', 'insert')").fetchone()
+                assert row == (5 * number + seq,), setting
+            caller.execute("INSERT INTO inturn.outbox (topic, key, name) VALUES ('orders', 'ü', 'x')")
+            caller.execute("SELECT inturn.append_many('orders', '{ü}', '{x}')")
+        last = orders.execute("SELECT key, max(seq) FROM inturn.command_log GROUP BY key")
+        assert last == [("ü", 5 * number + 5)], setting
