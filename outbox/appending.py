@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
 from psycopg.rows import tuple_row
-from sqlalchemy import Connection
-from sqlalchemy.orm import Session, scoped_session
 
 from inturn.outbox import statement
 from inturn.outbox.statement import NewCommand, Statement, check_kind
 from inturn.schema.source import DEFAULT_SCHEMA
 
 if TYPE_CHECKING:
-    # Needs greenlet when it is imported, which only its users install.
+    # See drivers; and asyncio's needs greenlet when it is imported, which only its users install.
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+    from sqlalchemy.orm import Session, scoped_session
 
 SyncConnection: TypeAlias = "psycopg.Connection[Any] | Connection | Session | scoped_session[Any]"
 AnyAsyncConnection: TypeAlias = (

@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine
 
 if TYPE_CHECKING:
-    # Needs greenlet when it is imported, which only its users install.
+    # See drivers; and asyncio's needs greenlet when it is imported, which only its users install.
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from inturn.outbox.one_wait import OneWait

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from sqlalchemy.exc import DBAPIError
 
 from inturn.outbox.bounded import Guard
+from inturn.outbox.drivers import cause_of, database_errors
 from inturn.outbox.statement import check_place, check_seq
 from inturn.schema.advice import advised
 from inturn.schema.errors import KeyHeld, NotApplied, WaitTimedOut, WrongIsolation, from_database
@@ -213,11 +213,10 @@ def errors_of(task: OneWait, guard: Guard | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (psycopg.Error, DBAPIError) as error:
+    except database_errors() as error:
         if guard is not None and guard.struck:
             raise task.timed_out("the database has not answered in time") from error
-        cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-        known = from_database(cause, topic=task.topic, key=task.key)
+        known = from_database(cause_of(error), topic=task.topic, key=task.key)
         if known is None:
             raise
         known.seq = task.seq

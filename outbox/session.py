@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
-from sqlalchemy import Connection, Engine, text
-from sqlalchemy.orm import Session, scoped_session
 
 from inturn.outbox import bounded
 from inturn.outbox.bounded import Guard, connected, connected_async
@@ -29,6 +27,8 @@ from inturn.outbox.one_wait import (
 )
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from inturn.outbox.appending import AnyAsyncConnection, SyncConnection
     from inturn.outbox.one_wait import Step
 
@@ -69,6 +69,9 @@ def opened(connection: SyncConnection, task: OneWait) -> Iterator[WaitSession]:
             finally:
                 session.close()
         return
+    from sqlalchemy import Engine  # whose it is: see drivers
+    from sqlalchemy.orm import Session, scoped_session
+
     if isinstance(connection, scoped_session):
         registered: Session = connection()
         with opened(registered, task) as other:
@@ -159,6 +162,8 @@ class _Deaf:
     def do(self, step: Step) -> Any:
         match step:
             case Fetch():
+                from sqlalchemy import text
+
                 with self._connection.begin():
                     return self._connection.execute(text(step.written(":{}")), step.parameters).one()
             case Sleep():
@@ -181,6 +186,8 @@ async def opened_async(connection: AnyAsyncConnection, task: OneWait) -> AsyncIt
             finally:
                 await session.close()
         return
+    from sqlalchemy import Engine
+
     # Needs greenlet when it is imported, which only its users install.
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 
@@ -275,6 +282,8 @@ class _AsyncDeaf:
     async def do(self, step: Step) -> Any:
         match step:
             case Fetch():
+                from sqlalchemy import text
+
                 async with self._connection.begin():
                     found = await self._connection.execute(text(step.written(":{}")), step.parameters)
                     return found.one()

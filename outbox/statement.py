@@ -6,13 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
-from sqlalchemy import Connection, TextClause, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, scoped_session
-
+from inturn.outbox.drivers import cause_of, database_errors, is_async_connection, is_sync_connection
 from inturn.schema.errors import (
     CommandRefused,
     IdempotencyKeyRefused,
@@ -25,13 +21,15 @@ from inturn.schema.errors import (
 )
 from inturn.schema.source import check_schema_name
 
+if TYPE_CHECKING:
+    from sqlalchemy import TextClause
+
 _ONE = """SELECT "{schema}".append(
     {topic}, {key}, {name}, CAST({payload} AS jsonb), {idempotency_key}, CAST({seq} AS bigint))"""
 _MANY = """SELECT "{schema}".append_many({topic}, CAST({key} AS text[]), CAST({name} AS text[]),
     CAST({payload} AS jsonb[]), CAST({idempotency_key} AS text[]))"""
 _PARAMETERS = ("topic", "key", "name", "payload", "idempotency_key", "seq")
 _LARGEST_SEQ = 2**63 - 1
-_ASYNC_KINDS = frozenset({"AsyncConnection", "AsyncSession", "async_scoped_session"})
 
 # What PostgreSQL raises for JSON that it cannot store: a lone surrogate, \u0000 or a character
 # that the database's encoding lacks, nesting beyond its stack.
@@ -74,6 +72,8 @@ class Statement:
         return self.template.format(schema=self.schema, **places).encode()
 
     def for_sqlalchemy(self) -> TextClause:
+        from sqlalchemy import text
+
         places = {name: f":{name}" for name in _PARAMETERS}
         return text(self.template.format(schema=self.schema, **places))
 
@@ -84,8 +84,8 @@ class Statement:
             yield
         except UnicodeEncodeError as error:  # psycopg speaks the encoding of the database
             raise self._not_encodable(str(error)) from error
-        except (psycopg.Error, DBAPIError) as error:
-            cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+        except database_errors() as error:
+            cause = cause_of(error)
             known = from_database(cause, topic=self.topic, key=self.key)
             if known is None and "has no equivalent in encoding" in str(cause):  # 22P05, of any part
                 known = self._not_encodable(str(cause).splitlines()[0])
@@ -141,7 +141,7 @@ def check_kind(connection: object, *, is_async: bool) -> None:
         TypeError: an async function was given one that is not, or the other way round; or it is none at all,
             such as an engine or a cursor.
     """
-    kinds = [_is_sync(connection), _is_async(connection)]
+    kinds = [is_sync_connection(connection), is_async_connection(connection)]
     if kinds[is_async]:
         return
     kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
@@ -152,18 +152,6 @@ def check_kind(connection: object, *, is_async: bool) -> None:
     raise TypeError(
         f"{kind} is not a connection: give psycopg's {prefix}Connection,"
         f" or SQLAlchemy's {prefix}Connection or {prefix}Session"
-    )
-
-
-def _is_sync(connection: object) -> bool:
-    return isinstance(connection, psycopg.Connection | Connection | Session | scoped_session)
-
-
-def _is_async(connection: object) -> bool:
-    # By name, as importing them needs greenlet, which only their users install.
-    return isinstance(connection, psycopg.AsyncConnection) or any(
-        base.__module__.startswith("sqlalchemy.ext.asyncio") and base.__name__ in _ASYNC_KINDS
-        for base in type(connection).__mro__
     )
 
 
