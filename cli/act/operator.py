@@ -163,12 +163,20 @@ def find_key(
     ).fetchall()
     if not found:
         say_hidden_topics(connection, database.schema)
-        hint = f"Look for keys like it with: {to_paste('why', key)}"
-        raise UnknownKey(f"no topic has a key {shown(key)}", hint=hint, key=key)
+        raise _unknown(connection, database.schema, key)
     if len(found) > 1:
         names = ", ".join(escape(name) for (name,) in found)
         raise Failure(f"key {shown(key)} is in several topics: {names}", hint="Name one with --topic")
     return found[0][0], key
+
+
+def _unknown(connection: Connection[Any], schema: str, key: str) -> UnknownKey:
+    query = sql.SQL("SELECT topic FROM {}.arrived_key WHERE key = %s LIMIT 1").format(sql.Identifier(schema))
+    if connection.execute(query, (key,)).rowcount:
+        problem = f"the commands of key {shown(key)} have no number yet, so nothing can be done to it"
+        return UnknownKey(problem, hint=f"What they wait for says: {to_paste('why', key)}", key=key)
+    hint = f"Look for keys like it with: {to_paste('why', key)}"
+    return UnknownKey(f"no topic has a key {shown(key)}", hint=hint, key=key)
 
 
 def _place(done: Recorded) -> str:

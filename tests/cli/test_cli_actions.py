@@ -479,18 +479,6 @@ def test_fill_gap_of_what_is_no_gap_is_refused(gap: Database) -> None:
     assert f"is in hand: a session (backend {caller.pid}" in busy
 
 
-def test_what_makes_no_sense_is_refused_with_what_would(gap: Database) -> None:
-    """The wrong action for what a key waits for: a number, an applier, its topic."""
-    skip = refused(gap, "skip", "x", "--seq", "2", "--reason", "no")
-    assert "waits for command 2, which nobody has appended" in skip
-    assert skip.endswith("To go on without it, use fill-gap\n")
-    assert "or go on without it by fill-gap" in refused(gap, "retry", "x")
-    gap.execute("SELECT inturn.fill_gap('orders', 'x', 2, 'lost'), inturn.pause_topic('orders')")
-    resume = refused(gap, "resume", "x")
-    assert "is ready, not paused" in resume
-    assert "Its whole topic is paused: resume the topic, without a key" in resume
-
-
 def test_a_key_in_an_appliers_lease_is_busy_and_says_whose(gap: Database) -> None:
     gap.execute("SELECT inturn.append('orders', 'x', 'insert', seq => 2)")
     gap.execute(

@@ -14,7 +14,9 @@ DECLARE
 BEGIN
     IF state <> 'paused' THEN
         PERFORM inturn._refuse_action(topic, key, format('is %s, not paused', state),
-            CASE WHEN was.held_at IS NOT NULL THEN 'Retry it, or skip the command that failed.'
+            CASE WHEN was.held_at IS NOT NULL AND was.waiting_at IS NOT NULL
+                     THEN 'It is held at a missing number: retry it to wait once more, or use fill-gap.'
+                 WHEN was.held_at IS NOT NULL THEN 'Retry it, or skip the command that failed.'
                  WHEN (SELECT t.paused_at IS NOT NULL AND coalesce(t.paused_until, 'infinity') > clock_timestamp()
                        FROM inturn.topic t WHERE t.name = resume.topic)
                      THEN 'Its whole topic is paused: resume the topic, without a key.'
