@@ -95,6 +95,7 @@ def _situations(numbering: str) -> list[str]:
     return [situation for situation in SITUATIONS if numbering == "given" or situation not in GAPS]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("numbering", NUMBERINGS)
 @pytest.mark.parametrize("matrix", MATRICES, ids=lambda table: table.columns[0].replace(" ", "_"))
 def test_every_event_does_in_every_situation_what_the_page_says(
