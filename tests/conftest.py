@@ -27,6 +27,24 @@ from inturn.schema.advice import DEFAULT_SCHEMA
 _TEMPLATE = "inturn_template"
 _PROMISES = Path(__file__).parents[1] / "docs" / "explanation" / "promises.md"
 _numbers = itertools.count(1)
+_WITNESS = """
+    CREATE SCHEMA app;
+    CREATE TABLE app.witness (
+        id bigserial PRIMARY KEY, key text COLLATE "C" NOT NULL, seq bigint NOT NULL,
+        name text NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+        at timestamptz NOT NULL DEFAULT clock_timestamp());
+    CREATE TABLE app.gate (key text PRIMARY KEY);
+    CREATE FUNCTION app.apply_order(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO app.witness (key, seq, name) VALUES (command.key, command.seq, command.name);
+        IF command.name = 'fail' THEN
+            RAISE EXCEPTION 'refused %', command.key;
+        ELSIF command.name = 'hang' THEN
+            PERFORM FROM app.gate WHERE gate.key = command.key FOR UPDATE;
+        END IF;
+    END $$;
+    SELECT inturn.create_topic('orders', 'sql:app.apply_order', backoff_base => '10 ms');
+"""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -152,9 +170,20 @@ def empty_database(server: Server) -> Iterator[Database]:
     database.drop()
 
 
+@pytest.fixture(scope="session")
+def witness_template(server: Server, template: str) -> str:
+    """The name of a database with what `witness` has, to copy: to make it anew takes as long as a test."""
+    database = Database(server, "inturn_witness", template=template)
+    database.execute(_WITNESS)
+    database.close()
+    return database.name
+
+
 @pytest.fixture
-def database(server: Server, template: str) -> Iterator[Database]:
+def database(request: pytest.FixtureRequest, server: Server, template: str) -> Iterator[Database]:
     """A fresh database with the schema installed."""
+    if "witness" in request.fixturenames:
+        template = request.getfixturevalue("witness_template")
     database = Database(server, f"test_{next(_numbers)}", template=template)
     yield database
     database.drop()
@@ -167,22 +196,4 @@ def witness(database: Database) -> Database:
     app.witness (id, key, seq, name, xid, at) is append-only, in the order of the effects. A command
     named `fail` raises after its effect; `hang` waits for app.gate's row, which a test may lock.
     """
-    database.execute("""
-        CREATE SCHEMA app;
-        CREATE TABLE app.witness (
-            id bigserial PRIMARY KEY, key text COLLATE "C" NOT NULL, seq bigint NOT NULL,
-            name text NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
-            at timestamptz NOT NULL DEFAULT clock_timestamp());
-        CREATE TABLE app.gate (key text PRIMARY KEY);
-        CREATE FUNCTION app.apply_order(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
-        BEGIN
-            INSERT INTO app.witness (key, seq, name) VALUES (command.key, command.seq, command.name);
-            IF command.name = 'fail' THEN
-                RAISE EXCEPTION 'refused %', command.key;
-            ELSIF command.name = 'hang' THEN
-                PERFORM FROM app.gate WHERE gate.key = command.key FOR UPDATE;
-            END IF;
-        END $$;
-        SELECT inturn.create_topic('orders', 'sql:app.apply_order', backoff_base => '10 ms');
-    """)
     return database
