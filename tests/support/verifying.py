@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from support.database import Database
+from support.database import Database, Session
 
 # What would refuse the plants; a superuser could have dropped it too.
 NO_CONSTRAINTS = """
@@ -36,7 +38,15 @@ FROM given, generate_series(1, keys) k, generate_series(1, commands) s
 """
 
 
-def verified(database: Database, commands_a_slice: int = 50_000) -> list[tuple[Any, ...]]:
+@contextmanager
+def undone(session: Session) -> Iterator[None]:
+    """Undo, at the end of the block, what a session did in it."""
+    session.execute("SAVEPOINT before")
+    yield
+    session.execute("ROLLBACK TO before")
+
+
+def verified(database: Database | Session, commands_a_slice: int = 50_000) -> list[tuple[Any, ...]]:
     """Verify everything, slice by slice, as the command does."""
     found = []
     for (topic,) in database.execute("SELECT inturn.verify_topics()"):

@@ -202,9 +202,10 @@ def test_p1_arrival_what_is_replicated_during_a_pass_is_looked_at(posts: Databas
 
 
 def test_p1_arrival_a_pass_takes_no_more_octets_than_a_claim(posts: Database) -> None:
+    posts.execute("SET inturn.max_claim_octets = 1048576")
     posts.execute(
-        "SELECT inturn.append('posts', 'k' || n, 'a', to_jsonb((SELECT string_agg(md5(n::text || i), '')"
-        " FROM generate_series(1, 30000) i))) FROM generate_series(1, 40) n"
+        "SELECT inturn.append('posts', 'k' || n, 'a', to_jsonb(long)) FROM generate_series(1, 40) n,"
+        " (SELECT string_agg(md5(i::text), '') AS long FROM generate_series(1, 1800) i) l"
     )
     assert 10 < number(posts) < 25
     assert posts.value("SELECT inturn._number_arrivals('{posts}')") > 0

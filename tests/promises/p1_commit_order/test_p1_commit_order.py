@@ -12,10 +12,12 @@ from support.crowd import Crowd, together
 from support.database import Database, Session
 from support.oracle import Oracle
 from support.race import APPEND, append, unblocked
-from support.roles import OWNER
+from support.roles import CALLER, OWNER
 
 #: What a key may have behind it when callers meet on it, with its last seq.
 STATES = {"new": 0, "pending": 2, "drained": 2}
+#: One in each of them: each scene is played on one after the other.
+KEYS = {f"a {state} key": state for state in STATES}
 
 
 @pytest.fixture
@@ -41,23 +43,22 @@ def end(session: Session, how: str) -> None:
     {"commit": session.commit, "rollback": session.rollback, "kill": session.kill}[how]()
 
 
-@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("how", ["commit", "rollback", "kill"])
-def test_p1_commit_order_overlapping_transactions(
-    witness: Database, oracle: Oracle, state: str, how: str
-) -> None:
+def test_p1_commit_order_overlapping_transactions(witness: Database, oracle: Oracle, how: str) -> None:
     """The second caller of a key waits for the first to end, and gets the number that is then next."""
-    last = bring(witness, "x", state)
-    first, second, other = witness.session(), witness.session(), witness.session()
-    assert append(first, "x") == last + 1
-    waiting = second.begin(APPEND, ["x"])
-    assert second.wait_blocked() == [first.pid]
-    assert unblocked(witness, other, APPEND, ["y"]) == [(1,)]
-    other.commit()
-    end(first, how)
-    assert waiting.result() == [(last + (2 if how == "commit" else 1),)]
-    second.commit()
-    scenes.drain(witness, oracle)
+    second, other = witness.session(), witness.session()
+    for key, state in KEYS.items():
+        last = bring(witness, key, state)
+        first = witness.session()
+        assert append(first, key) == last + 1
+        waiting = second.begin(APPEND, [key])
+        assert second.wait_blocked() == [first.pid]
+        assert unblocked(witness, other, APPEND, [f"beside {key}"]) == [(1,)]
+        other.commit()
+        end(first, how)
+        assert waiting.result() == [(last + (2 if how == "commit" else 1),)]
+        second.commit()
+        scenes.drain(witness, oracle)
 
 
 def test_p1_commit_order_transactions_that_end_in_the_other_order(witness: Database, oracle: Oracle) -> None:
@@ -73,169 +74,170 @@ def test_p1_commit_order_transactions_that_end_in_the_other_order(witness: Datab
     scenes.drain(witness, oracle)
 
 
-@pytest.mark.parametrize("state", STATES)
 def test_p1_no_hole_after_a_backend_killed_in_the_middle_of_an_append(
-    witness: Database, oracle: Oracle, state: str
+    witness: Database, oracle: Oracle
 ) -> None:
-    last = bring(witness, "x", state)
-    first, killed, third = witness.session(), witness.session(), witness.session()
-    append(first, "x")
-    inside = killed.begin(APPEND, ["x"])
-    killed.wait_blocked()
-    killed.kill()
-    with pytest.raises(psycopg.OperationalError):
-        inside.result()
-    waiting = third.begin(APPEND, ["x"])
-    assert third.wait_blocked() == [first.pid]
-    first.commit()
-    assert waiting.result() == [(last + 2,)]
-    third.commit()
-    scenes.drain(witness, oracle)
+    first, third = witness.session(), witness.session()
+    for key, state in KEYS.items():
+        last = bring(witness, key, state)
+        killed = witness.session()
+        append(first, key)
+        inside = killed.begin(APPEND, [key])
+        killed.wait_blocked()
+        killed.kill()
+        with pytest.raises(psycopg.OperationalError):
+            inside.result()
+        waiting = third.begin(APPEND, [key])
+        assert third.wait_blocked() == [first.pid]
+        first.commit()
+        assert waiting.result() == [(last + 2,)]
+        third.commit()
+        scenes.drain(witness, oracle)
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_p1_several_appends_of_a_key_in_one_transaction(
-    witness: Database, oracle: Oracle, state: str
-) -> None:
-    last = bring(witness, "x", state)
+def test_p1_several_appends_of_a_key_in_one_transaction(witness: Database, oracle: Oracle) -> None:
     first, second = witness.session(), witness.session()
-    assert [append(first, "x") for _ in range(3)] == [last + 1, last + 2, last + 3]
-    waiting = second.begin(APPEND, ["x"])
-    second.wait_blocked()
-    first.commit()
-    assert waiting.result() == [(last + 4,)]
-    second.commit()
-    scenes.drain(witness, oracle)
+    for key, state in KEYS.items():
+        last = bring(witness, key, state)
+        assert [append(first, key) for _ in range(3)] == [last + 1, last + 2, last + 3]
+        waiting = second.begin(APPEND, [key])
+        second.wait_blocked()
+        first.commit()
+        assert waiting.result() == [(last + 4,)]
+        second.commit()
+        scenes.drain(witness, oracle)
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_p1_a_savepoint_gives_its_numbers_back(witness: Database, oracle: Oracle, state: str) -> None:
-    last = bring(witness, "x", state)
+def test_p1_a_savepoint_gives_its_numbers_back(witness: Database, oracle: Oracle) -> None:
     caller, other = witness.session(), witness.session()
-    assert append(caller, "x") == last + 1
-    for _ in range(2):
-        caller.execute("SAVEPOINT s")
-        assert append(caller, "x") == last + 2
-        caller.execute("ROLLBACK TO s")
-    caller.execute("SAVEPOINT kept")
-    assert append(caller, "x") == last + 2
-    caller.execute("RELEASE kept")
-    waiting = other.begin(APPEND, ["x"])
-    assert other.wait_blocked() == [caller.pid]
-    caller.commit()
-    assert waiting.result() == [(last + 3,)]
-    other.commit()
-    scenes.drain(witness, oracle)
+    for key, state in KEYS.items():
+        last = bring(witness, key, state)
+        assert append(caller, key) == last + 1
+        for _ in range(2):
+            caller.execute("SAVEPOINT s")
+            assert append(caller, key) == last + 2
+            caller.execute("ROLLBACK TO s")
+        caller.execute("SAVEPOINT kept")
+        assert append(caller, key) == last + 2
+        caller.execute("RELEASE kept")
+        waiting = other.begin(APPEND, [key])
+        assert other.wait_blocked() == [caller.pid]
+        caller.commit()
+        assert waiting.result() == [(last + 3,)]
+        other.commit()
+        scenes.drain(witness, oracle)
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_p1_a_savepoint_that_took_the_key_lets_it_go(witness: Database, oracle: Oracle, state: str) -> None:
-    last = bring(witness, "x", state)
-    first, second = witness.session(), witness.session()
-    first.execute("SAVEPOINT s")
-    append(first, "x")
-    waiting = second.begin(APPEND, ["x"])
-    assert second.wait_blocked() == [first.pid]
-    first.execute("ROLLBACK TO s")
-    assert waiting.result() == [(last + 1,)]
-    again = first.begin(APPEND, ["x"])
-    assert first.wait_blocked() == [second.pid]
-    second.commit()
-    assert again.result() == [(last + 2,)]
-    first.commit()
-    scenes.drain(witness, oracle)
+def test_p1_a_savepoint_that_took_the_key_lets_it_go(witness: Database, oracle: Oracle) -> None:
+    first, second = witness.session(user=CALLER), witness.session(user=CALLER)
+    for key, state in KEYS.items():
+        last = bring(witness, key, state)
+        first.execute("SAVEPOINT s")
+        append(first, key)
+        waiting = second.begin(APPEND, [key])
+        assert second.wait_blocked() == [first.pid]
+        first.execute("ROLLBACK TO s")
+        assert waiting.result() == [(last + 1,)]
+        again = first.begin(APPEND, [key])
+        assert first.wait_blocked() == [second.pid]
+        second.commit()
+        assert again.result() == [(last + 2,)]
+        first.commit()
+        scenes.drain(witness, oracle)
 
 
-@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
-@pytest.mark.parametrize("between", ["append", "drain", "append and drain", "nothing"])
 def test_p1_a_caller_with_an_old_snapshot_gets_40001_or_the_right_number(
-    witness: Database, oracle: Oracle, state: str, isolation: str, between: str
+    witness: Database, oracle: Oracle, isolation: str
 ) -> None:
-    last = bring(witness, "x", state)
     caller = witness.session()
 
-    def attempt() -> int:
+    def begin() -> None:
         caller.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
         caller.execute("SELECT FROM app.witness")
-        return last
 
-    attempt()
-    if "append" in between:
-        last = append(witness, "x")
-    if "drain" in between:
-        witness.execute("CALL inturn.apply()")
-    try:
-        seq = append(caller, "x")
-        assert between in ("drain", "nothing"), "appended on a snapshot that lacks a command"
-    except SerializationFailure:
-        assert between != "nothing"
-        caller.rollback()
-        attempt()
-        seq = append(caller, "x")
-    assert seq == last + 1
-    caller.commit()
-    scenes.drain(witness, oracle)
+    for between in ("append", "drain", "append and drain", "nothing"):
+        for state in STATES:
+            key = f"{state}, then {between}"
+            last = bring(witness, key, state)
+            begin()
+            if "append" in between:
+                last = append(witness, key)
+            if "drain" in between:
+                witness.execute("CALL inturn.apply()")
+            try:
+                seq = append(caller, key)
+                assert between in ("drain", "nothing"), f"appended on a snapshot that lacks a command: {key}"
+            except SerializationFailure:
+                assert between != "nothing", key
+                caller.rollback()
+                begin()
+                seq = append(caller, key)
+            assert seq == last + 1, key
+            caller.commit()
+            scenes.drain(witness, oracle)
 
 
-@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
-@pytest.mark.parametrize("how", ["commit", "rollback"])
 def test_p1_a_caller_that_waited_on_one_snapshot_gets_40001_or_the_right_number(
-    witness: Database, oracle: Oracle, state: str, isolation: str, how: str
+    witness: Database, oracle: Oracle, isolation: str
 ) -> None:
-    last = bring(witness, "x", state)
     first, second = witness.session(), witness.session()
-    append(first, "x")
-    second.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
-    waiting = second.begin(APPEND, ["x"])
-    assert second.wait_blocked() == [first.pid]
-    end(first, how)
-    if how == "rollback":
-        assert waiting.result() == [(last + 1,)]
-    else:
-        with pytest.raises(SerializationFailure):
-            waiting.result()
-        second.rollback()
-        assert append(second, "x") == last + 2
-    second.commit()
-    scenes.drain(witness, oracle)
+    for how in ("commit", "rollback"):
+        for state in STATES:
+            key = f"{state}, then {how}"
+            last = bring(witness, key, state)
+            append(first, key)
+            second.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
+            waiting = second.begin(APPEND, [key])
+            assert second.wait_blocked() == [first.pid]
+            end(first, how)
+            if how == "rollback":
+                assert waiting.result() == [(last + 1,)]
+            else:
+                with pytest.raises(SerializationFailure):
+                    waiting.result()
+                second.rollback()
+                assert append(second, key) == last + 2
+            second.commit()
+            scenes.drain(witness, oracle)
 
 
-ONCE = "SELECT inturn.append('orders', 'x', 'insert', '{}', 'request-1')"
+ONCE = "SELECT inturn.append('orders', %s, 'insert', '{}', 'request-1')"
 
 
-@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("how", ["commit", "rollback", "kill"])
 def test_p1_an_idempotency_key_in_flight_twice_is_one_command(
-    witness: Database, oracle: Oracle, state: str, how: str
+    witness: Database, oracle: Oracle, how: str
 ) -> None:
     """Also when the reply to the first was lost: the third call is that caller's retry."""
-    last = bring(witness, "x", state)
-    first, second = witness.session(), witness.session()
-    assert first.execute(ONCE) == [(last + 1,)]
-    waiting = second.begin(ONCE)
-    assert second.wait_blocked() == [first.pid]
-    end(first, how)
-    assert waiting.result() == [(last + 1,)]
-    second.commit()
-    assert append(witness, "x") == last + 2
-    assert witness.value(ONCE) == last + 1
-    scenes.drain(witness, oracle)
-    assert witness.value(ONCE) == last + 1
-    scenes.drain(witness, oracle)
-    assert witness.value("SELECT count(*) FROM inturn.command_log") == last + 2
+    second = witness.session()
+    for key, state in KEYS.items():
+        last = bring(witness, key, state)
+        first = witness.session()
+        assert first.execute(ONCE, [key]) == [(last + 1,)]
+        waiting = second.begin(ONCE, [key])
+        assert second.wait_blocked() == [first.pid]
+        end(first, how)
+        assert waiting.result() == [(last + 1,)]
+        second.commit()
+        assert append(witness, key) == last + 2
+        assert witness.value(ONCE, [key]) == last + 1
+        scenes.drain(witness, oracle)
+        assert witness.value(ONCE, [key]) == last + 1
+        scenes.drain(witness, oracle)
+        assert witness.value("SELECT count(*) FROM inturn.command_log WHERE key = %s", [key]) == last + 2
 
 
 def test_p1_an_idempotency_key_on_an_old_snapshot_is_one_command(witness: Database, oracle: Oracle) -> None:
     caller = witness.session()
     caller.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     caller.execute("SELECT FROM app.witness")
-    assert witness.value(ONCE) == 1
+    assert witness.value(ONCE, ["x"]) == 1
     with pytest.raises(SerializationFailure):
-        caller.execute(ONCE)
+        caller.execute(ONCE, ["x"])
     caller.rollback()
-    assert caller.execute(ONCE) == [(1,)]
+    assert caller.execute(ONCE, ["x"]) == [(1,)]
     caller.commit()
     scenes.drain(witness, oracle)
 

@@ -6,78 +6,19 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg.types.json import Jsonb
 from support.database import Database, until, wait_transactions_over
 from support.oracle import Oracle
 from support.process import run_apply
+from support.verdicts import BY, TARGET, Way, append, cursor, drain, effects, handlers_of
 
-from inturn.applier import Applier, Command, Fleet, Hold, Outcome, Retry, Skip, Verdict
+from inturn.applier import Applier, Command, Fleet, Hold, Retry, Skip, Verdict
 
 Connection = psycopg.Connection[Any]
-
-_TARGET = """
-    -- What a payload says: state and detail of what is raised after the effect, while attempt <= until.
-    CREATE FUNCTION app.ask(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
-    BEGIN
-        INSERT INTO app.witness (key, seq, name) VALUES (command.key, command.seq, command.name);
-        IF command.payload ? 'state'
-           AND command.attempt <= coalesce((command.payload->>'until')::integer, 99) THEN
-            RAISE EXCEPTION USING ERRCODE = command.payload->>'state', MESSAGE = command.payload->>'reason',
-                DETAIL = coalesce(command.payload->>'detail', '');
-        END IF;
-    END $$;
-"""
-#: Who applies: a SQL target; a Python handler that raises; one that lets a SQL function's error pass.
-BY = ["sql", "python", "function"]
-
-
-def handlers() -> Applier:
-    applier = Applier()
-
-    @applier.handler("python")
-    def ask(connection: Connection, command: Command) -> None:
-        connection.execute(
-            "INSERT INTO app.witness (key, seq, name) VALUES (%s, %s, %s)",
-            [command.key, command.seq, command.name],
-        )
-        said = command.payload
-        if "state" not in said or command.attempt > said.get("until", 99):
-            return
-        if said["state"] == "IT020":
-            after = said.get("detail")
-            raise Retry(said["reason"], after=float(after.split()[0]) if after else None)
-        raise {"IT021": Hold, "IT022": Skip}.get(said["state"], ValueError)(said["reason"])
-
-    @applier.handler("function")
-    def call(connection: Connection, command: Command) -> None:
-        connection.execute(
-            "SELECT app.ask(ROW(%s, %s, %s, %s, %s, now(), %s)::inturn.command)",
-            (*_place(command), command.name, Jsonb(command.payload), command.attempt),
-        )
-
-    return applier
-
-
-def _place(command: Command) -> tuple[str, str, int]:
-    return command.topic, command.key, command.seq
-
-
-@pytest.fixture(params=BY)
-def topic(request: pytest.FixtureRequest, witness: Database) -> str:
-    """A topic for each way of applying, of which this test uses one."""
-    witness.execute(_TARGET)
-    for name in BY:
-        target = "sql:app.ask" if name == "sql" else "python"
-        witness.execute(
-            "SELECT inturn.create_topic(%s, %s, max_attempts => 3, backoff_base => '1 ms')", [name, target]
-        )
-    by: str = request.param
-    return by
 
 
 @pytest.fixture
@@ -85,122 +26,93 @@ def oracle(witness: Database) -> Oracle:
     return Oracle(witness)
 
 
-def append(database: Database, topic: str, key: str = "x", **payload: Any) -> None:
-    database.execute("SELECT inturn.append(%s, %s, 'do', %s)", [topic, key, Jsonb(payload)])
-
-
-def _handlers(topic: str) -> Applier | None:
-    """The handlers of one topic: an applier refuses to start without any of its topics."""
-    if topic == "sql":
-        return None
-    applier = Applier()
-    applier.handler(topic)(handlers().find(Command(topic, "x", 1, "do", {}, datetime.now(UTC), 1, 1)))
-    return applier
-
-
-def drain(database: Database, topic: str) -> Outcome:
-    fleet = Fleet(database.applier_dsn, _handlers(topic), topics=[topic], drain=True)
-    fleet.start()
-    assert fleet.wait(60)
-    outcome = fleet.end(0)
-    assert outcome.error is None
-    return outcome
-
-
-def effects(database: Database, key: str = "x") -> list[int]:
-    rows = database.execute("SELECT seq FROM app.witness WHERE key = %s ORDER BY id", [key])
-    return [seq for (seq,) in rows]
-
-
-def cursor(database: Database, *columns: str, key: str = "x") -> Any:
-    (row,) = database.execute(f"SELECT {', '.join(columns)} FROM inturn.key_cursor WHERE key = %s", [key])
-    return row[0] if len(columns) == 1 else row
-
-
-def skips(database: Database) -> list[tuple[Any, ...]]:
-    return database.execute("SELECT key, seq, skipped_by, reason FROM inturn.skip ORDER BY key, seq")
-
-
-def outcomes(database: Database, key: str = "x") -> list[str]:
-    rows = database.execute(
-        "SELECT outcome FROM inturn.turn WHERE key = %s AND outcome <> 'idle' ORDER BY epoch", [key]
-    )
-    return [outcome for (outcome,) in rows]
+@pytest.fixture
+def ways(witness: Database) -> list[Way]:
+    """Those of BY, each with a topic and keys of its own."""
+    witness.execute(TARGET)
+    return [Way(witness, by) for by in BY]
 
 
 def test_skip_passes_over_the_command_and_undoes_its_effect(
-    witness: Database, oracle: Oracle, topic: str
+    witness: Database, oracle: Oracle, ways: list[Way]
 ) -> None:
-    append(witness, topic)
-    append(witness, topic, state="IT022", reason="a duplicate")
-    append(witness, topic)
-    append(witness, topic, "beside")
-    outcome = drain(witness, topic)
-    assert (outcome.commands, outcome.failures, outcome.skipped, outcome.held) == (3, 0, 1, 0)
-    assert (effects(witness), effects(witness, "beside")) == ([1, 3], [1])
-    assert skips(witness) == [("x", 2, "handler", "a duplicate")]
-    assert outcomes(witness) == ["skipped", "applied"]
-    assert witness.value("SELECT error FROM inturn.turn WHERE outcome = 'skipped'") == "a duplicate"
-    oracle.check_drained()
+    for way in ways:
+        way.append()
+        way.append(state="IT022", reason="a duplicate")
+        way.append()
+        way.append("beside")
+        outcome = way.drain()
+        assert (outcome.commands, outcome.failures, outcome.skipped, outcome.held) == (3, 0, 1, 0), way.topic
+        assert (way.effects(), way.effects("beside")) == ([1, 3], [1]), way.topic
+        assert way.skips() == [("x", 2, "handler", "a duplicate")]
+        assert way.outcomes() == ["skipped", "applied"]
+        error = "SELECT error FROM inturn.turn WHERE outcome = 'skipped' AND topic = %s"
+        assert witness.value(error, [way.topic]) == "a duplicate"
+        oracle.check_drained()
 
 
-def test_skip_of_a_key_s_last_command_lets_it_go_idle(witness: Database, oracle: Oracle, topic: str) -> None:
-    append(witness, topic, state="IT022", reason="never mind")
-    drain(witness, topic)
-    assert cursor(witness, "applied_seq", "ready_at", "last_error", "attempts") == (1, None, None, 0)
-    oracle.check_drained()
-    append(witness, topic)
-    drain(witness, topic)
-    assert effects(witness) == [2]
-    oracle.check_drained()
+def test_skip_of_a_key_s_last_command_lets_it_go_idle(oracle: Oracle, ways: list[Way]) -> None:
+    for way in ways:
+        way.append(state="IT022", reason="never mind")
+        way.drain()
+        assert way.cursor("applied_seq", "ready_at", "last_error", "attempts") == (1, None, None, 0)
+        oracle.check_drained()
+        way.append()
+        way.drain()
+        assert way.effects() == [2], way.topic
+        oracle.check_drained()
 
 
-def test_hold_holds_the_key_at_once_with_its_reason(witness: Database, oracle: Oracle, topic: str) -> None:
-    append(witness, topic)
-    append(witness, topic, state="IT021", reason="wait for the auditor")
-    append(witness, topic)
-    outcome = drain(witness, topic)
-    assert (outcome.commands, outcome.failures, outcome.skipped, outcome.held) == (1, 1, 0, 1)
-    assert cursor(witness, "applied_seq", "attempts", "last_error") == (1, 1, "wait for the auditor")
-    assert effects(witness) == [1]
-    assert outcomes(witness) == ["held"]
-    oracle.check()
+def test_hold_holds_the_key_at_once_with_its_reason(oracle: Oracle, ways: list[Way]) -> None:
+    for way in ways:
+        way.append()
+        way.append(state="IT021", reason="wait for the auditor")
+        way.append()
+        outcome = way.drain()
+        assert (outcome.commands, outcome.failures, outcome.skipped, outcome.held) == (1, 1, 0, 1), way.topic
+        assert way.cursor("applied_seq", "attempts", "last_error") == (1, 1, "wait for the auditor")
+        assert way.effects() == [1]
+        assert way.outcomes() == ["held"]
+        oracle.check()
 
 
-def test_retry_waits_as_long_as_it_asked(witness: Database, oracle: Oracle, topic: str) -> None:
-    append(witness, topic, state="IT020", reason="busy", detail="1800 seconds")
-    append(witness, topic)
-    outcome = drain(witness, topic)
-    assert (outcome.commands, outcome.failures, outcome.skipped) == (0, 1, 0)
-    wait = cursor(witness, "extract(epoch FROM ready_at - failed_at)::float8")
-    assert wait == pytest.approx(1800, abs=0.1)
-    assert cursor(witness, "attempts", "held_at") == (1, None)
-    assert cursor(witness, "split_part(last_error, E'\\n', 1)") == "busy"
-    assert effects(witness) == []
-    oracle.check()
+def test_retry_waits_as_long_as_it_asked(oracle: Oracle, ways: list[Way]) -> None:
+    for way in ways:
+        way.append(state="IT020", reason="busy", detail="1800 seconds")
+        way.append()
+        outcome = way.drain()
+        assert (outcome.commands, outcome.failures, outcome.skipped) == (0, 1, 0), way.topic
+        wait = way.cursor("extract(epoch FROM ready_at - failed_at)::float8")
+        assert wait == pytest.approx(1800, abs=0.1)
+        assert way.cursor("attempts", "held_at") == (1, None)
+        assert way.cursor("split_part(last_error, E'\\n', 1)") == "busy"
+        assert way.effects() == []
+        oracle.check()
 
 
 def test_retry_without_a_time_waits_the_usual_backoff_and_counts_as_an_attempt(
-    witness: Database, oracle: Oracle, topic: str
+    oracle: Oracle, ways: list[Way]
 ) -> None:
-    append(witness, topic, state="IT020", reason="busy")
-    until(lambda: drain(witness, topic).held, "the third attempt")
-    assert outcomes(witness) == ["retrying", "retrying", "held"]
-    assert cursor(witness, "attempts") == 3
-    oracle.check()
+    for way in ways:
+        way.append(state="IT020", reason="busy")
+        until(lambda way=way: way.drain().held, "the third attempt")  # type: ignore[misc]
+        assert way.outcomes() == ["retrying", "retrying", "held"], way.topic
+        assert way.cursor("attempts") == 3
+        oracle.check()
 
 
-def test_after_a_retry_the_key_goes_on_in_turn(witness: Database, oracle: Oracle, topic: str) -> None:
-    append(witness, topic)
-    append(witness, topic, state="IT020", reason="busy", detail="0 seconds", until=1)
-    append(witness, topic)
-    until(lambda: drain(witness, topic) and effects(witness) == [1, 2, 3], "all")
-    oracle.check_drained()
+def test_after_a_retry_the_key_goes_on_in_turn(oracle: Oracle, ways: list[Way]) -> None:
+    for way in ways:
+        way.append()
+        way.append(state="IT020", reason="busy", detail="0 seconds", until=1)
+        way.append()
+        until(lambda way=way: way.drain() and way.effects() == [1, 2, 3], f"all by {way.topic}")  # type: ignore[misc]
+        oracle.check_drained()
 
 
 @pytest.mark.parametrize("detail", ["soon", "1 second; DROP", "99999999999999 years"])
 def test_a_malformed_interval_is_said_and_the_usual_backoff_taken(witness: Database, detail: str) -> None:
-    witness.execute(_TARGET)
+    witness.execute(TARGET)
     witness.execute("SELECT inturn.create_topic('sql', 'sql:app.ask')")
     witness.execute("SELECT inturn.create_topic('function')")
     for topic in ("sql", "function"):
@@ -220,7 +132,7 @@ def test_a_malformed_interval_is_said_and_the_usual_backoff_taken(witness: Datab
 def test_an_interval_out_of_bounds_is_brought_within_them(
     witness: Database, detail: str, seconds: float
 ) -> None:
-    witness.execute(_TARGET)
+    witness.execute(TARGET)
     witness.execute("SELECT inturn.create_topic('sql', 'sql:app.ask')")
     append(witness, "sql", state="IT020", reason="busy", detail=detail)
     witness.execute("SELECT inturn.apply_batch('sql', '-infinity', 1, 'test')")
@@ -272,76 +184,77 @@ def test_the_error_behind_a_verdict_is_kept(witness: Database, how: str) -> None
     assert ("article 7" in error) == ("Traceback" in error) == (how != "from None")
 
 
-def test_another_exception_of_a_handler_is_a_failure_as_ever(
-    witness: Database, oracle: Oracle, topic: str
-) -> None:
+def test_another_exception_of_a_handler_is_a_failure_as_ever(oracle: Oracle, ways: list[Way]) -> None:
     """Also one whose SQLSTATE is only like those."""
-    append(witness, topic, state="IT029", reason="broken")
-    until(lambda: drain(witness, topic).held, "held")
-    assert outcomes(witness) == ["retrying", "retrying", "held"]
-    assert "broken" in cursor(witness, "last_error")
-    oracle.check()
+    for way in ways:
+        way.append(state="IT029", reason="broken")
+        until(lambda way=way: way.drain().held, "held")  # type: ignore[misc]
+        assert way.outcomes() == ["retrying", "retrying", "held"], way.topic
+        assert "broken" in way.cursor("last_error")
+        oracle.check()
 
 
 def test_what_came_before_a_skip_in_its_turn_stays_applied_beside_others(
-    witness: Database, oracle: Oracle, topic: str
+    oracle: Oracle, ways: list[Way]
 ) -> None:
     """Several keys in a transaction, several verdicts among them."""
-    for key in ("a", "b", "c", "d"):
-        append(witness, topic, key)
-        append(witness, topic, key)
-    append(witness, topic, "b", state="IT022", reason="skip b")
-    append(witness, topic, "c", state="IT021", reason="hold c")
-    for key in ("a", "b", "c", "d"):
-        append(witness, topic, key)
-    drain(witness, topic)
-    done = {key: effects(witness, key) for key in "abcd"}
-    assert done == {"a": [1, 2, 3], "b": [1, 2, 4], "c": [1, 2], "d": [1, 2, 3]}
-    oracle.check()
+    for way in ways:
+        for key in ("a", "b", "c", "d"):
+            way.append(key)
+            way.append(key)
+        way.append("b", state="IT022", reason="skip b")
+        way.append("c", state="IT021", reason="hold c")
+        for key in ("a", "b", "c", "d"):
+            way.append(key)
+        way.drain()
+        done = {key: way.effects(key) for key in "abcd"}
+        assert done == {"a": [1, 2, 3], "b": [1, 2, 4], "c": [1, 2], "d": [1, 2, 3]}, way.topic
+        oracle.check()
 
 
-def test_without_attempts_left_the_topic_decides(witness: Database, oracle: Oracle, topic: str) -> None:
+def test_without_attempts_left_the_topic_decides(witness: Database, oracle: Oracle, ways: list[Way]) -> None:
     """hold, skip, cancel-rest, one after the other by set_topic."""
-    for key, on_exhausted in (("h", "hold"), ("s", "skip"), ("c", "cancel-rest")):
-        if on_exhausted != "hold":
-            witness.execute("SELECT inturn.set_topic(%s, on_exhausted => %s)", [topic, on_exhausted])
-        append(witness, topic, key)
-        append(witness, topic, key, state="XX001", reason=f"broken {key}")
-        append(witness, topic, key)
-        append(witness, topic, key)
-        until(
-            lambda key=key: (
-                drain(witness, topic)  # type: ignore[misc]
-                and cursor(witness, "ready_at", key=key) is None
-            ),
-            f"{on_exhausted} is over",
+    for way in ways:
+        for key, on_exhausted in (("h", "hold"), ("s", "skip"), ("c", "cancel-rest")):
+            if on_exhausted != "hold":
+                witness.execute("SELECT inturn.set_topic(%s, on_exhausted => %s)", [way.topic, on_exhausted])
+            way.append(key)
+            way.append(key, state="XX001", reason=f"broken {key}")
+            way.append(key)
+            way.append(key)
+            until(
+                lambda way=way, key=key: way.drain() and way.cursor("ready_at", key=key) is None,  # type: ignore[misc]
+                f"{on_exhausted} is over",
+            )
+        done = {key: way.effects(key) for key in "hsc"}
+        assert done == {"h": [1], "s": [1, 3, 4], "c": [1]}, way.topic
+        assert way.outcomes("h") == ["retrying", "retrying", "held"]
+        assert way.outcomes("s") == ["retrying", "retrying", "skipped", "applied"]
+        assert way.outcomes("c") == ["retrying", "retrying", "cancelled"]
+        assert [(key, seq, by) for key, seq, by, _ in way.skips()] == [
+            *(("c", seq, "attempts") for seq in (2, 3, 4)),
+            ("s", 2, "attempts"),
+        ]
+        assert all("broken" in reason for *_, reason in way.skips())
+        oracle.check()
+        way.append("c")
+        way.drain()
+        assert way.effects("c") == [1, 5]
+        oracle.check()
+
+
+def test_counts_say_what_became_of_the_commands(witness: Database, ways: list[Way]) -> None:
+    for way in ways:
+        witness.execute(
+            "SELECT inturn.set_topic(%s, max_attempts => 1, on_exhausted => 'cancel-rest')", [way.topic]
         )
-    done = {key: effects(witness, key) for key in "hsc"}
-    assert done == {"h": [1], "s": [1, 3, 4], "c": [1]}
-    assert outcomes(witness, "h") == ["retrying", "retrying", "held"]
-    assert outcomes(witness, "s") == ["retrying", "retrying", "skipped", "applied"]
-    assert outcomes(witness, "c") == ["retrying", "retrying", "cancelled"]
-    assert [(key, seq, by) for key, seq, by, _ in skips(witness)] == [
-        *(("c", seq, "attempts") for seq in (2, 3, 4)),
-        ("s", 2, "attempts"),
-    ]
-    assert all("broken" in reason for *_, reason in skips(witness))
-    oracle.check()
-    append(witness, topic, "c")
-    drain(witness, topic)
-    assert effects(witness, "c") == [1, 5]
-    oracle.check()
-
-
-def test_counts_say_what_became_of_the_commands(witness: Database, topic: str) -> None:
-    witness.execute("SELECT inturn.set_topic(%s, max_attempts => 1, on_exhausted => 'cancel-rest')", [topic])
-    append(witness, topic, state="XX001", reason="broken")
-    append(witness, topic)
-    append(witness, topic)
-    append(witness, topic, "y", state="IT022", reason="not wanted")
-    outcome = drain(witness, topic)
-    # One failure cancelled three commands, and one was skipped because its handler asked for it.
-    assert (outcome.commands, outcome.failures, outcome.skipped, outcome.held) == (0, 1, 4, 0)
+        way.append(state="XX001", reason="broken")
+        way.append()
+        way.append()
+        way.append("y", state="IT022", reason="not wanted")
+        outcome = way.drain()
+        # One failure cancelled three commands, and one was skipped because its handler asked for it.
+        assert (outcome.commands, outcome.failures, outcome.skipped, outcome.held) == (0, 1, 4, 0), way.topic
 
 
 def test_the_summary_and_the_log_say_what_was_skipped(witness: Database) -> None:
@@ -398,7 +311,7 @@ def _run(database: Database) -> tuple[int, str, list[str]]:
 
 @contextmanager
 def at_work(database: Database, topic: str, **options: Any) -> Iterator[Fleet]:
-    fleet = Fleet(database.applier_dsn, _handlers(topic), **{"topics": [topic], **options})
+    fleet = Fleet(database.applier_dsn, handlers_of(topic), **{"topics": [topic], **options})
     fleet.start()
     try:
         yield fleet
@@ -406,35 +319,40 @@ def at_work(database: Database, topic: str, **options: Any) -> Iterator[Fleet]:
         assert fleet.end(20).error is None
 
 
-def test_settings_of_a_topic_reach_an_applier_at_work(witness: Database, oracle: Oracle, topic: str) -> None:
+def test_settings_of_a_topic_reach_an_applier_at_work(
+    witness: Database, oracle: Oracle, ways: list[Way]
+) -> None:
     """max_attempts, backoff, batch_commands and on_exhausted, without a restart."""
+    for way in ways:
+        with at_work(witness, way.topic, workers=2):
+            _set_one_after_the_other(witness, way)
+        query = "SELECT max(to_seq - from_seq) + 1 FROM inturn.turn WHERE key = %s"
+        assert witness.value(query, [way.key("deep")]) == 2
+        oracle.check()
 
+
+def _set_one_after_the_other(database: Database, way: Way) -> None:
     def set_topic(settings: str) -> None:
-        witness.execute(f"SELECT inturn.set_topic(%s, {settings})", [topic])
+        database.execute(f"SELECT inturn.set_topic(%s, {settings})", [way.topic])
         # A claim in hand may have read the old ones, and still find what is appended from here on.
-        wait_transactions_over(witness)
+        wait_transactions_over(database)
 
     set_topic("max_attempts => 1")
-    with at_work(witness, topic, workers=2):
-        append(witness, topic, "held", state="XX001", reason="broken")
-        until(lambda: cursor(witness, "held_at", key="held"), "held at the first attempt")
-        set_topic("on_exhausted => 'skip'")
-        append(witness, topic, "skipped", state="XX001", reason="broken")
-        until(lambda: skips(witness), "skipped")
-        set_topic("max_attempts => 4, backoff_base => '30 minutes', backoff_cap => '1 hour'")
-        append(witness, topic, "waiting", state="XX001", reason="broken")
-        until(lambda: cursor(witness, "attempts", key="waiting"), "the first attempt of four")
-        assert 890 < cursor(witness, "extract(epoch FROM ready_at - failed_at)", key="waiting") < 1801
-        set_topic("batch_commands => 2, backoff_base => '1 ms'")
-        witness.execute(
-            "SELECT inturn.append_many(%s, array_fill('deep'::text, ARRAY[9]),"
-            " array_fill('do'::text, ARRAY[9]))",
-            [topic],
-        )
-        until(lambda: len(effects(witness, "deep")) == 9, "applied")
-    longest = witness.value("SELECT max(to_seq - from_seq) + 1 FROM inturn.turn WHERE key = 'deep'")
-    assert longest == 2
-    oracle.check()
+    way.append("held", state="XX001", reason="broken")
+    until(lambda: way.cursor("held_at", key="held"), "held at the first attempt")
+    set_topic("on_exhausted => 'skip'")
+    way.append("skipped", state="XX001", reason="broken")
+    until(way.skips, "skipped")
+    set_topic("max_attempts => 4, backoff_base => '30 minutes', backoff_cap => '1 hour'")
+    way.append("waiting", state="XX001", reason="broken")
+    until(lambda: way.cursor("attempts", key="waiting"), "the first attempt of four")
+    assert 890 < way.cursor("extract(epoch FROM ready_at - failed_at)", key="waiting") < 1801
+    set_topic("batch_commands => 2, backoff_base => '1 ms'")
+    database.execute(
+        "SELECT inturn.append_many(%s, array_fill(%s::text, ARRAY[9]), array_fill('do'::text, ARRAY[9]))",
+        [way.topic, way.key("deep")],
+    )
+    until(lambda: len(way.effects("deep")) == 9, "applied")
 
 
 @pytest.mark.parametrize(
@@ -446,14 +364,14 @@ def test_another_target_is_taken_up_by_an_applier_at_work(
 ) -> None:
     """Nothing is lost, nothing is applied twice or out of turn, while commands keep coming."""
     monkeypatch.setattr("inturn.applier.pacing.CHOOSE_SECONDS", 0.2)
-    witness.execute(_TARGET)
+    witness.execute(TARGET)
     witness.execute("""
         CREATE FUNCTION app.other(command inturn.command) RETURNS void LANGUAGE sql AS $$
             INSERT INTO app.witness (key, seq, name) VALUES (command.key, command.seq, 'other') $$;
     """)
     witness.execute("SELECT inturn.create_topic('python', %s)", [was])
     # An applier with handlers of a topic that has a SQL target is refused at the start only.
-    applying = _handlers("python") if was == "python" else None
+    applying = handlers_of("python") if was == "python" else None
     with oracle.watching(0.005):
         fleet = Fleet(witness.applier_dsn, applying, workers=2)
         fleet.start()
@@ -478,4 +396,4 @@ def test_another_target_is_taken_up_by_an_applier_at_work(
         assert witness.value("SELECT name FROM app.witness WHERE key = 'last'") == "other"
 
 
-APPLIER = _handlers("python")
+APPLIER = handlers_of("python")

@@ -108,14 +108,17 @@ _ACTIONS = (
 
 
 @contextmanager
-def repeating(work: Callable[[], object]) -> Iterator[None]:
-    """Do the work again and again in a thread while the block runs; raise what it raised."""
+def repeating(work: Callable[[], object], pause: float = 0.002) -> Iterator[None]:
+    """Do the work again and again in a thread while the block runs; raise what it raised.
+
+    pause: how many seconds it rests each time, so that nobody has the processor for himself.
+    """
     over = threading.Event()
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            while not over.is_set():
+            while not over.wait(pause):
                 work()
         except BaseException as error:  # noqa: BLE001 - raised again below
             raised.append(error)
