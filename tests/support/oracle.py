@@ -217,7 +217,7 @@ class Oracle:
         )
 
     @contextmanager
-    def watching(self, seconds_between: float = 0.05) -> Iterator[Watch]:
+    def watching(self, seconds_between: float = 0.1) -> Iterator[Watch]:
         """Check again and again while the block runs; at its end, assert that nothing was broken."""
         watch = Watch(self, seconds_between)
         with watch:

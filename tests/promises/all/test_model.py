@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from hypothesis import Phase
+from support.combinations import sizes
 from support.database import Database
 from support.model import Machine, prepare
 from support.race import replace_in
@@ -24,9 +25,10 @@ def model(witness: Database) -> Database:
 
 # Longer than Hypothesis shrinks: the limit would hide what was found.
 @pytest.mark.timeout(600)
+@sizes("walks", 15, rest=50)
 @pytest.mark.usefixtures("model")
-def test_model_any_interleaving_keeps_every_promise() -> None:
-    walk(Machine, 50, [Phase.generate, Phase.shrink], steps=40)
+def test_model_any_interleaving_keeps_every_promise(walks: int) -> None:
+    walk(Machine, walks, [Phase.generate, Phase.shrink], steps=40)
 
 
 def _append_to_a_drained_key(model: Machine) -> None:

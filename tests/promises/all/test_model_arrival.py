@@ -10,6 +10,7 @@ import pytest
 from hypothesis import Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from support.combinations import sizes
 from support.database import Database, Session, until
 from support.race import replace_in
 from support.walks import walk, walk_once
@@ -157,9 +158,10 @@ class Machine(RuleBasedStateMachine):
 
 # Longer than Hypothesis shrinks: the limit would hide what was found.
 @pytest.mark.timeout(600)
-def test_model_numbering_on_arrival_keeps_real_time_order(database: Database) -> None:
+@sizes("walks", 20, rest=60)
+def test_model_numbering_on_arrival_keeps_real_time_order(database: Database, walks: int) -> None:
     Machine.database = database
-    walk(Machine, 60, [Phase.generate, Phase.shrink])
+    walk(Machine, walks, [Phase.generate, Phase.shrink])
 
 
 def _append_one_after_the_other(model: Machine) -> None:

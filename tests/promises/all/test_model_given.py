@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from support.combinations import sizes
 from support.database import Database, Session, until
 from support.lease_scenes import Lease, claim
 from support.oracle import Oracle
@@ -274,9 +275,10 @@ def model(witness: Database) -> Database:
 
 # Longer than Hypothesis shrinks: the limit would hide what was found.
 @pytest.mark.timeout(600)
+@sizes("walks", 12, rest=40)
 @pytest.mark.usefixtures("model")
-def test_model_numbers_in_any_order_keep_every_promise() -> None:
-    walk(Machine, 40, [Phase.generate, Phase.shrink])
+def test_model_numbers_in_any_order_keep_every_promise(walks: int) -> None:
+    walk(Machine, walks, [Phase.generate, Phase.shrink])
 
 
 def _append_what_is_waited_for(model: Machine) -> None:

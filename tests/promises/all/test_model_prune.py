@@ -11,6 +11,7 @@ import pytest
 from hypothesis import Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.combinations import sizes
 from support.database import Database, until
 from support.race import blocked, kill, replace_in
 from support.roles import OPERATOR
@@ -322,9 +323,10 @@ def model(witness: Database) -> Database:
 
 # Longer than Hypothesis shrinks: the limit would hide what was found.
 @pytest.mark.timeout(600)
+@sizes("walks", 12, rest=40)
 @pytest.mark.usefixtures("model")
-def test_model_pruning_beside_everybody_keeps_every_promise() -> None:
-    walk(Machine, 40, [Phase.generate, Phase.shrink], steps=40)
+def test_model_pruning_beside_everybody_keeps_every_promise(walks: int) -> None:
+    walk(Machine, walks, [Phase.generate, Phase.shrink], steps=40)
 
 
 def _apply_one(model: Machine) -> None:

@@ -74,6 +74,7 @@ def test_p3_prefix_with_operators_in_a_crowd(witness: Database) -> None:
                             f"{action} FROM inturn.key_cursor WHERE topic = 'orders' AND key LIKE 'o%'"
                             " ORDER BY random() LIMIT 1"
                         )
+                over.wait(0.005)
 
     def done() -> set[str]:
         return {action for (action,) in witness.execute("SELECT DISTINCT action FROM inturn.operator_action")}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.combinations import sizes
 from support.database import Database, until
 from support.next_release import NEXT, NextRelease
 from support.own_server import own_database
@@ -165,8 +166,9 @@ def _nothing_was_lost(year: Year) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_some_weeks_in_production(year: Year, tmp_path: Path) -> None:
-    _live(year, 5, tmp_path)
+@sizes("weeks", 4, rest=6)
+def test_some_weeks_in_production(year: Year, tmp_path: Path, weeks: int) -> None:
+    _live(year, weeks, tmp_path)
 
 
 @pytest.mark.soak

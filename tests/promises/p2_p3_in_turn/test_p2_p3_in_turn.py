@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from support import scenes
+from support.combinations import sizes
 from support.crowd import Crowd, together
 from support.database import Database, until
 from support.oracle import Oracle
@@ -81,8 +82,9 @@ def apply_by_python(database: Database) -> None:
 APPLYING = [apply_by_sql, apply_by_python]
 
 
+@sizes("transactions", 250, rest=500)
 def test_p2_p3_prefix_at_every_step_many_appliers_many_callers(
-    witness: Database, oracle: Oracle, crowd: Crowd
+    witness: Database, oracle: Oracle, crowd: Crowd, transactions: int
 ) -> None:
     """SQL procedures and Python fleets side by side, skewed keys, rollbacks, and the oracle looking on."""
     witness.execute("SELECT inturn.create_topic('parcels')")
@@ -93,11 +95,11 @@ def test_p2_p3_prefix_at_every_step_many_appliers_many_callers(
     ):
         with crowd.applying(2):
             crowd.run(
-                ["CALL app.call('orders', 500, 12, 'orders ')"] * 3
-                + ["CALL app.call('parcels', 300, 12, 'parcels ')"] * 3
+                [f"CALL app.call('orders', {transactions}, 12, 'orders ')"] * 3
+                + [f"CALL app.call('parcels', {transactions * 3 // 5}, 12, 'parcels ')"] * 3
             )
         oracle.wait_no_key_ready()
-    assert oracle.check_drained() > 4_000
+    assert oracle.check_drained() > 8 * transactions
     appliers = witness.execute(
         "SELECT topic, count(DISTINCT applier) FROM inturn.turn GROUP BY topic ORDER BY 1"
     )

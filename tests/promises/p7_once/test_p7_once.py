@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import psycopg
 import pytest
+from support.combinations import sizes
 from support.database import Database, until
 from support.process import inturn_apply, run_apply
 from support.proxy import Proxy
@@ -110,10 +111,11 @@ def _wait_for_more(database: Database, more: int) -> None:
     until(lambda: count_applied(database) >= goal, f"{more} more effects", 60)
 
 
-def test_processes_killed_again_and_again_apply_everything_once(database: Database) -> None:
+@sizes("times", 2, rest=5)
+def test_processes_killed_again_and_again_apply_everything_once(database: Database, times: int) -> None:
     open_shop(database, settings="batch_commands => 5")
     chance, kills = random.Random(7), 0
-    while kills < 4:
+    while kills < times:
         for _ in range(5):
             for name in ("insert", "update", "delete"):
                 append_keys(database, 40, name=name)
@@ -128,12 +130,14 @@ def _drained(database: Database) -> bool:
     return bool(database.value("SELECT count(*) = 0 FROM inturn.key_cursor WHERE ready_at IS NOT NULL"))
 
 
+@sizes("rounds", 3, rest=6)
 @pytest.mark.parametrize("target", TARGETS)
-def test_backends_terminated_at_random_apply_everything_once(database: Database, target: Target) -> None:
+def test_backends_terminated_at_random_apply_everything_once(
+    database: Database, target: Target, rounds: int
+) -> None:
     open_shop(database, target=target, settings="batch_commands => 5")
-    for _ in range(30):
+    for _ in range(6 * rounds):
         append_keys(database, 40)
-    rounds = 5
     with at_work(database, workers=2, max_keys=4):
         for _ in range(rounds):
             _wait_for_more(database, 30)
@@ -233,10 +237,11 @@ def _crash_under_load(server: Server, rounds: int, floor: int) -> None:
     database.drop()
 
 
+@sizes("rounds", 2, rest=5)
 def test_a_server_crashed_again_and_again_under_load_loses_and_repeats_nothing(
-    own_server: Server,
+    own_server: Server, rounds: int
 ) -> None:
-    _crash_under_load(own_server, rounds=3, floor=100)
+    _crash_under_load(own_server, rounds, floor=100)
 
 
 @pytest.mark.soak

@@ -20,7 +20,7 @@ from inturn.schema.receiver import upgrade_receiver
 
 Member: TypeAlias = "Process | InturnProcess"
 
-KEYS, COMMANDS = 12, 12
+KEYS, COMMANDS = 12, 8
 
 
 @pytest.fixture

@@ -261,6 +261,11 @@ def test_p1_p4_the_stress_finds_a_finish_that_looks_on_one_snapshot(witness: Dat
     """P4's stress on the broken finish: the oracle sees keys idle on their commands."""
     replace_in(witness, "_finish", *ON_ONE_SNAPSHOT)
     oracle, crowd = Oracle(witness), Crowd(witness)
-    with crowd.applying(2):
-        crowd.call(5, "'orders', 4000, 5000, rollbacks => 0.05, widest => 2")
-    assert {what for what, *_ in oracle.violations()} >= {"P4: lost: unapplied and idle"}
+    found: set[object] = set()
+    for _ in range(10):  # a tenth is enough as a rule
+        with crowd.applying(2):
+            crowd.call(5, "'orders', 400, 5000, rollbacks => 0.05, widest => 2")
+        found |= {what for what, *_ in oracle.violations()}
+        if "P4: lost: unapplied and idle" in found:
+            return
+    pytest.fail(f"not found: {found}")
