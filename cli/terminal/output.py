@@ -184,7 +184,7 @@ def table_lines(
 
 
 def terminal_width() -> int | None:
-    """Return how many cells a line on stdout has; None where that is not a terminal, whatever FORCE_COLOR says."""
+    """Return how many cells a line on stdout has; None where it is not a terminal, FORCE_COLOR or not."""
     return max(Console().width or _WIDTH, _NARROWEST) if sys.stdout.isatty() else None
 
 
