@@ -24,7 +24,7 @@ class Verdict(Exception):
     _fallback: ClassVar[str]
 
     def __init__(self, reason: object = "") -> None:
-        # Raised where something has failed already: a reason that cannot be written is not a second fault.
+        # It is raised where something has failed already: the reason may be that error itself.
         self.reason = str(reason).strip() or self._fallback
         super().__init__(self.reason)
 
