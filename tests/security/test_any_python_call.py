@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -81,15 +82,16 @@ _commands = st.builds(NewCommand, _keys, _any, _payloads, _any)
 def documented(function: Callable[..., Any]) -> set[str]:
     """Return the names of the errors that its docstring, or the one that it refers to, says it raises."""
     text = inspect.getdoc(function) or ""
-    if "Do as `" in text:
-        other = text.partition("Do as `")[2].partition("`")[0]
-        return documented(getattr(inspect.getmodule(function), other))
-    if "As `append` does" in text:
-        return documented(append)
     raised = text.partition("Raises:\n")[2].partition("\n\n")[0]
     lines = [line.strip() for line in raised.splitlines()]
     names = (line.partition(":")[0] for line in lines if ":" in line)
-    return {name.strip().rpartition(".")[2] for line in names for name in line.split(",")}
+    found = {name.strip().rpartition(".")[2] for line in names for name in line.split(",")}
+    if other := re.search(r"(?:Do what|The same as) `(\w+)`", text):
+        scope = sys.modules[function.__module__]
+        for part in function.__qualname__.split(".")[:-1]:
+            scope = getattr(scope, part)
+        found |= documented(getattr(scope, other[1]))
+    return found
 
 
 def is_refusal(error: BaseException, function: Callable[..., Any], *, elsewhere: bool = False) -> bool:
