@@ -205,6 +205,19 @@ def test_no_look_walks_over_what_a_held_snapshot_keeps_of_turns(orders: Database
         assert (found, read < 100) == ([expected], True), (query, found, read)
 
 
+def test_a_status_looks_at_no_more_than_so_many_keys_of_a_topic(orders: Database) -> None:
+    """Of a million it says about how many are ready: to count them took seconds."""
+    replace_in(orders, "topic_status", ("100000", "50"), ("20000", "20"))
+    orders.execute("""
+        INSERT INTO inturn.ticket SELECT 'orders', 'k' || n, 0, 0, clock_timestamp()
+        FROM generate_series(1, 3000) n;
+        ANALYZE inturn.ticket;
+    """)
+    ((ready, exact),), read = _walk(orders, "SELECT ready, exact FROM inturn.topic_status('orders')")
+    assert isinstance(ready, int)
+    assert (2800 < ready < 3200, exact, read < 300) == (True, False, True), (ready, read)
+
+
 def test_a_key_that_was_committed_late_is_counted_though_passes_went_on(orders: Database) -> None:
     replace_in(orders, "_begin_saved_pass", (r"interval '100 ms'", "interval '0'"))
     caller = orders.session()

@@ -1,5 +1,5 @@
--- Counts the keys of a topic by state, by looking at no more than so many keys of each kind. Internal to topic_metrics.
--- Takes no locks.
+-- Counts the keys of a topic by state, by looking at no more than so many keys of each kind. Internal to topic_metrics
+-- and topic_status. Takes no locks.
 --
 -- since: from when on to look for the ready ones: see _walk_from. ready_since: since when the first of them is.
 -- A key without a mark is ready within a second, so tickets of later times are not looked at: leases that were given

@@ -13,8 +13,9 @@ AS $$
 -- Sums up the topics: how many keys are in each state, what is pending, what was applied lately. Takes no locks.
 --
 -- of_topic: NULL for all. applied and failed count what turns did in the time of `recent` up to now. It does not count
--- idle keys: no index lists them. The states are counted from theirs, which for a million keys takes half a second.
--- What is pending is summed over the worst 50,000 keys of a topic; where it has more, each further one counts as one
+-- idle keys: no index lists them. Up to 100,000 keys of each state are counted; where there are more, it is as many as
+-- the planner expects, from the last ANALYZE (see _count_keys).
+-- What is pending is summed over the worst 20,000 keys of a topic; where it has more, each further one counts as one
 -- command, and exact is false: more may be pending, and longer.
 -- A key that only a hint tells of counts as ready: see _hinted_keys.
 -- arrived counts the commands that have no number yet, arrived_at is when the first of them was appended.
@@ -30,29 +31,15 @@ WITH lately AS MATERIALIZED (
 SELECT t.name, t.target, k.held, k.retrying, k.paused, k.ready + h.keys,
        p.pending + greatest(k.held + k.retrying + k.paused + k.ready + h.keys + k.waiting + k.leased - p.keys, 0),
        least(p.oldest_pending_at, h.first_at),
-       k.held + k.retrying + k.paused + k.ready + h.keys + k.waiting + k.leased <= p.keys,
+       k.exact AND k.held + k.retrying + k.paused + k.ready + h.keys + k.waiting + k.leased <= p.keys,
        coalesce(y.applied, 0)::bigint, coalesce(y.failed, 0), s.paused_at, s.paused_until, k.waiting, k.leased,
        a.arrived, a.arrived_at
 FROM inturn.topic t
-CROSS JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE m.state = 'held') AS held, count(*) FILTER (WHERE m.state = 'retrying') AS retrying,
-           count(*) FILTER (WHERE m.state = 'paused') AS paused, count(*) FILTER (WHERE m.state = 'waiting') AS waiting,
-           count(*) FILTER (WHERE m.state = 'leased') AS leased,
-           -- Of those that are marked; the others that have a ticket are ready too.
-           count(*) FILTER (WHERE m.state = 'ready') AS ready
-    FROM (SELECT inturn.key_state(ROW(m.topic, m.key, 0, statement_timestamp(), 0, m.attempts, 0, m.last_error,
-                                      m.failed_at, m.held_at,
-                                      m.paused_at, m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at,
-                                      m.lease_until,
-                                      m.lost)::inturn.key_cursor) AS state
-          FROM inturn.key_mark m WHERE m.topic = t.name) m) m
-CROSS JOIN LATERAL (
-    SELECT m.held, m.retrying, m.paused, m.waiting, m.leased,
-           m.ready + (SELECT count(*) FROM inturn.ticket c WHERE c.topic = t.name AND NOT c.marked) AS ready) k
+CROSS JOIN LATERAL inturn._count_keys(t.name, 100000, '-infinity') k
 CROSS JOIN LATERAL (
     SELECT count(*) AS keys, coalesce(sum(l.pending), 0)::bigint AS pending,
            min(l.oldest_pending_at) AS oldest_pending_at
-    FROM inturn.list_keys(t.name, 'held,waiting,retrying,paused,leased,ready', 50000) l) p
+    FROM inturn.list_keys(t.name, 'held,waiting,retrying,paused,leased,ready', 20000) l) p
 CROSS JOIN LATERAL (
     SELECT count(*) AS keys, min(h.first_at) AS first_at
     FROM inturn._hinted_keys(t.name, 50000) h) h
