@@ -281,6 +281,7 @@ def _session_of(database: Database, pid: int, number: int = 77) -> Iterator[None
     until(lambda: not database.value(here, [backend]), "it is gone")
 
 
+@pytest.mark.needs_session("through a pooler no number names a session")
 @pytest.mark.parametrize("pid", [_NO_PROCESS, os.getpid()], ids=["a process", "one of the same number"])
 def test_p5_a_process_that_starts_before_the_database_has_seen_a_death_takes_keys_alone(
     topic: Database, pid: int, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,8 @@ from inturn.applier import pacing
 from inturn.applier.process.doubt import Doubt
 from inturn.applier.process.pids import is_gone
 
+pytestmark = pytest.mark.needs_session("through a pooler no number names a session")
+
 #: A number above every limit for those of processes.
 _NO_PROCESS = 2**31 - 1
 

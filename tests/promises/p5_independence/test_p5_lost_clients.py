@@ -17,6 +17,8 @@ from inturn.applier.process.connections import Connections
 from inturn.applier.process.half_open import hang_up
 from inturn.schema import connection as connections
 
+pytestmark = pytest.mark.needs_session("a pooler is the client there, and looks after its own")
+
 #: What each session does when it has a key in hand.
 _DOES = {
     "idle in its transaction": "SELECT",
