@@ -19,6 +19,7 @@ from support.process import run_inturn
 from support.roles import OWNER
 from support.server import Server
 
+from inturn.cli import database as cli_database
 from inturn.cli.doctor import server as server_checks
 from inturn.cli.doctor.checks import CHECKS, examine
 from inturn.cli.doctor.finding import Facts, Finding
@@ -30,13 +31,18 @@ OF_THE_TESTS = {"durability"}
 
 def found(database: Database, *, dsn: str = "", long_seconds: float = 300.0) -> list[tuple[str, Finding]]:
     """Return what is found, but for what the tests' server is to blame for."""
-    with psycopg.connect(dsn or database.dsn, autocommit=True) as connection:
+    with the_commands_own(dsn or database.dsn) as connection:
         return found_by(connection, long_seconds)
 
 
 def found_by(connection: psycopg.Connection[Any], long_seconds: float = 300.0) -> list[tuple[str, Finding]]:
     facts = Facts(connection, "inturn", long_seconds)
     return [(check, finding) for check, finding in examine(facts) if check not in OF_THE_TESTS]
+
+
+def the_commands_own(dsn: str) -> psycopg.Connection[Any]:
+    """Return a connection as the command opens it, with what it sets on it."""
+    return cli_database.Database(dsn).connect(check=False)
 
 
 def checks(database: Database, **options: Any) -> list[str]:
@@ -78,7 +84,7 @@ def test_what_is_wrong_with_the_settings_of_the_server_is_an_error(server: Serve
         "default_transaction_isolation = 'repeatable read'\ndatestyle = 'german'\n"
     )
     with own_database(server, extra_settings=bad) as database:
-        with psycopg.connect(database.dsn, autocommit=True) as connection:
+        with the_commands_own(database.dsn) as connection:
             rows = [(c, f) for c, f in examine(Facts(connection, "inturn", 300.0))]
         names = [f"{finding.level} {check}" for check, finding in rows]
         assert names == [
