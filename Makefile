@@ -103,7 +103,7 @@ soak: .venv/installed-dev  ## The long runs.
 bench: .venv/installed-dev  ## Speed, as ratios against pgbench's plain INSERT in the same run: some minutes.
 	PYTHONPATH=tests $(BIN)/python -m bench
 
-bench-full: .venv/installed-dev  ## An hour: how the storage holds, with plots, and speed beside the peers; tables in build/.
+bench-full: .venv/installed-dev  ## An hour and a half, and the peers': how the storage holds, with plots, and speed beside the peers; tables in build/.
 	-$(MAKE) .venv/installed-bench  # a peer that cannot be had is reported as not measured
 	mkdir -p $(dir $(FRAGMENT))
 	PYTHONPATH=tests $(BIN)/python -m bench.heart --markdown $(dir $(FRAGMENT))heart.md --plots $(dir $(FRAGMENT))plots
