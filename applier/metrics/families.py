@@ -62,6 +62,13 @@ FAMILIES = (
         "How long the first key has been ready and not taken; 0 if there is none.",
     ),
     Family(
+        "inturn_oldest_arrived_age_seconds",
+        "gauge",
+        "topics",
+        _TOPIC,
+        "Age of the first command that has no number yet; 0 if there is none.",
+    ),
+    Family(
         "inturn_counts_exact",
         "gauge",
         "topics",

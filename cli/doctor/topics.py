@@ -12,8 +12,8 @@ from inturn.cli.terminal.key_text import shown, shown_topic
 from inturn.cli.terminal.output import age
 from inturn.schema.errors import OwnerChanged
 
-#: After how many seconds a ready key makes it an error that nobody serves its topic: cron may come by every
-#: minute.
+#: How many seconds a key may be ready, or a command have no number, while nobody serves the topic: cron may
+#: come by every minute. The alert InturnNoApplier is about the same two.
 READY_SECONDS = 120
 
 
@@ -21,6 +21,7 @@ def appliers(facts: Facts) -> Iterator[Finding]:
     for row in facts.rows(
         """
         SELECT t.name, max(m.value) FILTER (WHERE m.metric = 'inturn_oldest_ready_age_seconds') AS ready,
+            max(m.value) FILTER (WHERE m.metric = 'inturn_oldest_arrived_age_seconds') AS arrived,
             (SELECT split_part(k.to_run, E'\\n', 1) FROM {schema}._target_kinds() k
              WHERE t.target ~ k.pattern) AS to_run
         FROM {schema}.topic t JOIN {schema}.topic_metrics() m ON m.labels->>'topic' = t.name
@@ -29,12 +30,15 @@ def appliers(facts: Facts) -> Iterator[Finding]:
         ORDER BY t.name
         """
     ):
-        topic, ready = shown_topic(row["name"]), float(row["ready"])
+        topic, ready, arrived = shown_topic(row["name"]), float(row["ready"]), float(row["arrived"])
         start = f"Start one: {row['to_run'].replace('{topic}', topic)}"
-        if ready > READY_SECONDS:
+        if max(ready, arrived) > READY_SECONDS:
+            waits = f"a key of it has been ready for {age(ready)}"
+            if arrived > ready:
+                waits = f"a command that arrived {age(arrived)} ago has no number yet"
             yield Finding(
                 "error",
-                f"no applier of topic {topic} is alive, and a key of it has been ready for {age(ready)}",
+                f"no applier of topic {topic} is alive, and {waits}",
                 start,
             )
         elif not _known(facts, row["name"]):

@@ -221,6 +221,16 @@ def test_a_topic_that_nobody_serves_is_an_error_once_its_keys_stand(database: Da
     database.execute("SELECT inturn.resume_topic('orders', 'a test')")
     database.execute("SELECT inturn.announce_applier('h:1:1', '{orders}', 'h', 1, '0001', true)")
     assert checks(database) == []
+    # Of a topic that appliers number, it is a command without a number. It was served in the last day.
+    database.execute("SELECT inturn.create_topic('hot', numbering => 'arrival')")
+    database.execute("SELECT inturn.announce_applier('h:1:2', '{hot}', 'h', 1, '0001', true)")
+    database.execute("UPDATE inturn.applier SET seen_at = now() - interval '1 h' WHERE topics = '{hot}'")
+    database.execute("SELECT inturn.append('hot', 'a', 'insert')")
+    assert checks(database) == []
+    database.execute("UPDATE inturn.intake SET created_at = now() - interval '10 min'")
+    (one,) = found(database)
+    assert (one[1].level, one[0]) == ("error", "appliers")
+    assert "no number yet" in one[1].says
 
 
 def test_a_target_that_is_gone_or_not_granted_is_found(witness: Database) -> None:

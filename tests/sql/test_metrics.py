@@ -121,6 +121,8 @@ def test_what_has_arrived_and_has_no_number_is_pending(database: Database) -> No
     found = metrics(database)
     assert found["inturn_arrived_commands", "hot"] == found["inturn_pending_commands", "hot"] == 3
     assert found["inturn_oldest_pending_age_seconds", "hot"] > 0
+    assert found["inturn_oldest_arrived_age_seconds", "hot"] > 0
+    assert found["inturn_oldest_ready_age_seconds", "hot"] == 0
 
 
 def test_a_scrape_does_not_walk_over_what_a_held_snapshot_keeps_of_numbered_commands(

@@ -68,7 +68,7 @@ SCENES: dict[str, list[Scene]] = {
             14,
         ),
         Scene(
-            _of("hot", arrived_commands="0 5x10 0x20", appliers="0x31", topic_paused="0x31"),
+            _of("hot", oldest_arrived_age_seconds="0 120x10 0x20", appliers="0x31", topic_paused="0x31"),
             {"topic": "hot"},
             2,
             5,

@@ -11,7 +11,8 @@
 CREATE FUNCTION inturn._count_topic(
     topic text, most integer, since timestamptz, hints_since timestamptz,
     OUT held bigint, OUT retrying bigint, OUT paused bigint, OUT leased bigint, OUT waiting bigint, OUT ready bigint,
-    OUT pending bigint, OUT oldest_at timestamptz, OUT ready_since timestamptz, OUT arrived bigint, OUT exact boolean
+    OUT pending bigint, OUT oldest_at timestamptz, OUT ready_since timestamptz, OUT arrived bigint,
+    OUT arrived_at timestamptz, OUT exact boolean
 )
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -46,8 +47,9 @@ BEGIN
                               ORDER BY h.left_at, h.key LIMIT most + 1) h) <= most;
     arrived := 0;
     IF inturn._arrival_topics(ARRAY[topic]) <> '{}' THEN
-        SELECT count(*), least(oldest_at, min(a.created_at)) INTO arrived, oldest_at
+        SELECT count(*), min(a.created_at) INTO arrived, arrived_at
         FROM inturn._oldest_arrivals(topic, most + 1) a;
+        oldest_at := least(oldest_at, arrived_at);
     END IF;
     pending := pending + greatest(keys - looked, 0) + hinted.pending + arrived;
 END

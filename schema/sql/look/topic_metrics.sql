@@ -47,6 +47,8 @@ CROSS JOIN LATERAL (VALUES
      coalesce(greatest(extract(epoch FROM clock_timestamp() - c.oldest_at), 0), 0)),
     ('inturn_oldest_ready_age_seconds', '{}',
      coalesce(greatest(extract(epoch FROM clock_timestamp() - c.ready_since), 0), 0)),
+    ('inturn_oldest_arrived_age_seconds', '{}',
+     coalesce(greatest(extract(epoch FROM clock_timestamp() - c.arrived_at), 0), 0)),
     ('inturn_topic_paused', '{}',
      (t.paused_at IS NOT NULL AND statement_timestamp() < coalesce(t.paused_until, 'infinity'))::integer),
     ('inturn_appliers', '{}', coalesce(s.appliers, 0)),
