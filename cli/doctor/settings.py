@@ -127,7 +127,9 @@ def _in_files(facts: Facts, names: tuple[str, ...]) -> list[Said]:
     hidden = {row["name"]: None for row in rows if row["hidden"]}
     if hidden and facts.rows("SELECT has_table_privilege('pg_file_settings', 'SELECT') AS may")[0]["may"]:
         of_files = facts.rows(
-            "SELECT f.name, f.setting AS value FROM pg_file_settings f WHERE f.applied AND f.name = ANY (%s)",
+            "SELECT p.name, f.setting AS value FROM pg_settings p"
+            " JOIN pg_file_settings f ON lower(f.name) = lower(p.name)"
+            " WHERE f.applied AND p.name = ANY (%s)",
             list(hidden),
         )
         hidden = {row["name"]: row["value"] for row in of_files}
