@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inturn.cli.doctor import privileges, server, sessions, topics
+from inturn.cli.doctor import pooler, privileges, server, sessions, topics
 from inturn.cli.doctor.finding import Check, Facts, Finding
 from inturn.schema.errors import SchemaMismatch
 from inturn.schema.version import HEAD, check_version, installed_version
@@ -36,7 +36,7 @@ CHECKS = (
     Check("timeouts", server.timeouts, installed=False),
     Check("session-defaults", server.session_defaults, installed=False),
     Check("clock", server.clock, installed=False),
-    Check("pooler", server.pooler, installed=False),
+    Check("pooler", pooler.pooler, installed=False),
     Check("roles", privileges.roles),
     Check("privileges", privileges.privileges),
     Check("owner", privileges.owner),

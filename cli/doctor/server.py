@@ -123,15 +123,3 @@ def clock(facts: Facts) -> Iterator[Finding]:
             f"this machine's clock and the database's differ by {duration(off)}",
             "Run NTP on both; inturn itself counts by the database's clock alone",
         )
-
-
-def pooler(facts: Facts) -> Iterator[Finding]:
-    backend = facts.rows("SELECT pg_backend_pid() AS pid")[0]["pid"]
-    if backend == facts.connection.info.backend_pid:
-        return
-    yield Finding(
-        "warning",
-        "this connection goes through a pooler: in transaction mode LISTEN does not work, and sleeping"
-        " appliers find new commands within a second instead of at once",
-        "Let appliers connect to the server directly; callers may stay",
-    )

@@ -277,12 +277,6 @@ def _levels(findings: Iterator[Finding]) -> list[str]:
     return [finding.level for finding in findings]
 
 
-def test_a_pooler_is_found() -> None:
-    backend = {"pg_backend_pid": [{"pid": 7}]}
-    assert _levels(server_checks.pooler(_Fake(backend, 7))) == []  # type: ignore[arg-type]
-    assert _levels(server_checks.pooler(_Fake(backend, 8))) == ["warning"]  # type: ignore[arg-type]
-
-
 def test_a_clock_that_is_off_and_an_old_server_are_found() -> None:
     far = _Fake({"clock_timestamp": [{"now": 1.0}]})
     assert _levels(server_checks.clock(far)) == ["warning"]  # type: ignore[arg-type]

@@ -16,6 +16,9 @@ from support.race import APPEND
 from support.roles import APPLIER, CALLER, as_role
 
 from inturn.applier import Applier, Command, Fleet
+from inturn.cli import database as cli_database
+from inturn.cli.doctor import pooler as find_pooler
+from inturn.cli.doctor.finding import Facts, Finding
 from inturn.outbox import append, wait
 from inturn.schema.errors import StatementPooling
 
@@ -92,11 +95,35 @@ def test_every_command_of_an_operator_works(pooled: str, witness: Database) -> N
     ):
         code, _, said = run_inturn(pooled, *command.split())
         assert (code, said) == (0, ""), command
-    code, out, said = run_inturn(pooled, "doctor")
+    code, _, said = run_inturn(pooled, "doctor")
     assert (code, said) == (9, "")
-    assert "this connection goes through a pooler" in out
     assert run_inturn(pooled, "apply", "--drain", "--quiet")[0] == 0
     assert applied(witness) == {"k": [1]}
+
+
+@pytest.mark.parametrize(
+    ("mode", "sessions", "says"),
+    [
+        ("session", 4, "in session mode"),
+        ("session", 1, "in a mode that cannot be told"),
+        ("transaction", 4, "in transaction mode: LISTEN does not work"),
+        ("transaction", 1, "in transaction mode: LISTEN does not work"),
+    ],
+)
+def test_the_doctor_says_in_which_mode_the_pooler_is(
+    witness: Database, monkeypatch: pytest.MonkeyPatch, mode: str, sessions: int, says: str
+) -> None:
+    # In session mode the only session is never free; otherwise one answers at some time.
+    monkeypatch.setattr(find_pooler, "SECONDS", 0.05 if (mode, sessions) == ("session", 1) else 60)
+    assert [finding.says for finding in _pooler(witness.dsn)] == []
+    with Pooler(witness.server, mode, sessions=sessions) as pooler:
+        (found,) = _pooler(pooler.dsn(witness.name))
+    assert found.says.startswith(f"this connection goes through a pooler {says}")
+
+
+def _pooler(dsn: str) -> list[Finding]:
+    with cli_database.Database(dsn).connect(check=False) as connection:
+        return [*find_pooler.pooler(Facts(connection, "inturn", 300.0))]
 
 
 def test_what_another_client_left_in_a_session_is_not_charged_to_a_command(witness: Database) -> None:
