@@ -12,7 +12,8 @@ AS $$
 --
 -- from_key: '' for all. It goes from the last key to the first, each found by the one after it, and so from the end of
 -- its entries, where its newest version is: what a held snapshot keeps of the others is not walked over.
--- older_than: how long ago the turn of a command has to have ended, which is recorded; NULL: the topic's retain.
+-- older_than: how long ago the turn of a command has to have ended, which is recorded; NULL: the topic's retain. A
+-- command with an idempotency key stays for retain_idempotency after its append, or without for retain, all the same.
 -- next_key: the from_key with which to go on; NULL: all keys before from_key were looked at. Nothing is removed of a
 -- paused topic.
 -- Looks at 200 keys at most, and removes less than twice max_rows rows, but always whole turns.
@@ -26,8 +27,10 @@ DECLARE
     -- No calendar goes back further than some thousand years: nothing is that old.
     longest constant interval := '1000 years';
     done_before constant timestamptz := clock_timestamp() - least(coalesce(older_than, settings.retain), longest);
-    kept_before constant timestamptz := CASE WHEN settings.retain_idempotency IS NULL THEN 'infinity'
-                                             ELSE clock_timestamp() - least(settings.retain_idempotency, longest) END;
+    -- Of commands with idempotency keys; where the topic says nothing, they are as others.
+    kept constant interval := coalesce(settings.retain_idempotency, settings.retain);
+    kept_before constant timestamptz := CASE WHEN kept IS NULL THEN 'infinity'
+                                             ELSE clock_timestamp() - least(kept, longest) END;
     idle_before constant timestamptz := CASE WHEN settings.forget_idle_after IS NOT NULL
                                              THEN clock_timestamp() - least(settings.forget_idle_after, longest) END;
     most constant integer := greatest(max_rows, 1);

@@ -82,7 +82,7 @@ COMMENT ON COLUMN inturn.topic.callers_granted IS
     'Whether only some callers may append, see topic_grant: append looks there only then.';
 COMMENT ON COLUMN inturn.topic.retain IS 'How long after its turn a command is kept; NULL: for ever.';
 COMMENT ON COLUMN inturn.topic.retain_idempotency IS
-    'How long at least a command with an idempotency key is kept after its append; NULL: as long as any other.';
+    'How long at least a command with an idempotency key is kept after its append; NULL: for retain.';
 COMMENT ON COLUMN inturn.topic.forget_idle_after IS 'A key that has been idle for this long is removed; NULL: never.';
 COMMENT ON COLUMN inturn.topic.target_owner IS
     'The owner of the function of a SQL target when it was set: once it belongs to somebody else it is not called.';

@@ -215,9 +215,27 @@ def test_an_idempotency_key_lives_as_long_as_the_topic_says(witness: Database) -
     assert violations(witness) == set()
     # From now on it is a new command.
     assert [witness.value(once, [key]) for key in ("x", "y")] == [5, 3]
-    witness.execute("SELECT inturn.set_topic('orders', retain_idempotency => '0')")
+    witness.execute("SELECT inturn.set_topic('orders', retain => '0', retain_idempotency => '0')")
     prune(witness)
     assert witness.execute("SELECT seq FROM inturn.command_log ORDER BY seq") == [(5,)]
+    assert violations(witness) == set()
+
+
+def test_an_older_than_takes_no_idempotency_key_that_retain_still_protects(witness: Database) -> None:
+    once = "SELECT inturn.append('orders', 'a', 'insert', idempotency_key => %s)"
+    witness.execute("SELECT inturn.set_topic('orders', retain => '30 days')")
+    assert [witness.value(once, [key]) for key in ("x", None, "y")] == [1, 2, 3]
+    _apply(witness)
+    assert prune(witness, older_than="0")[0] == 1
+    assert [witness.value(once, [key]) for key in ("x", "y")] == [1, 3]
+    assert violations(witness) == set()
+    _age(witness, "31 days")
+    assert prune(witness, older_than=None)[0] == 2
+    # A topic that keeps everything protects nothing from a prune that says how old.
+    witness.execute("SELECT inturn.set_topic('orders', retain => '0')")
+    assert witness.value(once, ["x"]) == 4
+    _apply(witness)
+    assert prune(witness, older_than="0")[0] == 1
     assert violations(witness) == set()
 
 
