@@ -61,6 +61,14 @@ def test_prune_leaves_alone_what_has_no_retention_and_says_so_when_asked_for(wit
     assert witness.value("SELECT count(*) FROM inturn.command_log") == 3
 
 
+def test_a_prune_whose_time_is_over_says_that_there_may_be_more(witness: Database) -> None:
+    _applied(witness)
+    bounded = ("prune", "--older-than", "0 s", "--max-seconds", "1e-9")
+    assert _run(witness, *bounded).stdout.endswith("; the time was over: run it again\n")
+    assert json.loads(_run(witness, *bounded, "--json").stdout)["done"] is False
+    assert witness.value("SELECT count(*) FROM inturn.command_log") == 3
+
+
 def test_a_retention_is_set_shown_and_taken_away(witness: Database) -> None:
     _run(witness, "topic", "set", "orders", "--retain", "30d", "--forget-idle-after", "90d")
     shown = _run(witness, "topic", "show", "orders").stdout

@@ -11,7 +11,7 @@ from support.crowd import Crowd, together
 from support.database import Database, Session, until
 from support.oracle import Oracle
 from support.race import Turn, append, blocked, gate_shut, kill, put_gate, replace_in, unblocked
-from support.roles import OPERATOR
+from support.roles import OPERATOR, OWNER
 
 BATCH = "SELECT * FROM inturn.prune_batch('orders', older_than => '0')"
 _NO_FORGETTING = (r"forgotten := inturn\._forget_keys\(.*?\);", "forgotten := 0;")
@@ -348,6 +348,61 @@ def test_two_prunes_at_once_and_one_that_is_killed_do_no_harm(orders: Database) 
     _prune_all(orders)
     assert orders.value("SELECT count(*) FROM inturn.key_sequence") == 0
     assert orders.value("SELECT seq FROM inturn.forgotten") == 3
+    _check(orders)
+
+
+class _Door:
+    """Has the lock that a prune of topic orders takes for each batch, and lets them in one at a time."""
+
+    _LOCK = "SELECT pg_advisory_xact_lock(inturn._prune_lock('orders'))"
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._holder = database.session(user=OWNER)
+        self._holder.execute(self._LOCK)
+
+    def let_one_in(self) -> None:
+        """Return when the batch that waits has committed, and the next one would wait."""
+        after = self._database.session(user=OWNER)
+        running = after.begin(self._LOCK)
+        after.wait_blocked()
+        self._holder.commit()
+        running.result()
+        self._holder = after
+
+    def open(self) -> None:
+        self._holder.commit()
+
+
+def test_a_prune_stops_in_its_time_goes_on_where_it_was_and_commits_each_batch(orders: Database) -> None:
+    """A batch looks at 200 keys, from the last to the first."""
+    orders.execute("UPDATE inturn.topic SET forget_idle_after = NULL")
+    orders.execute("SELECT inturn.append('orders', 'k' || n, 'insert') FROM generate_series(1001, 1409) n")
+    orders.execute("CALL inturn.apply()")
+    count, last = "SELECT count(*) FROM inturn.command_log", "SELECT max(key) FROM inturn.command_log"
+    assert orders.execute("CALL inturn.prune('orders', max_seconds => 0)") == [(0, 0, 0, False)]
+    door, pruning = _Door(orders), orders.session(user=OPERATOR, autocommit=True)
+    # Its time may be over before its first batch; then it says so, and has done nothing.
+    running = pruning.begin("CALL inturn.prune('orders', max_seconds => 0.05)")
+    while not blocked(orders, pruning, running):
+        assert running.result() == [(0, 0, 0, False)]
+        running = pruning.begin("CALL inturn.prune('orders', max_seconds => 0.05)")
+    over_at = orders.value("SELECT clock_timestamp() + interval '0.05 s'")
+    until(lambda: orders.value("SELECT clock_timestamp() > %s", [over_at]), "its time is over")
+    door.open()
+    assert running.result() == [(200, 0, 0, False)]
+    assert (orders.value(count), orders.value(last)) == (211, "k1209")
+    append(orders, "k1409")
+    orders.execute("CALL inturn.apply()")
+    # The next one begins with what that one did not come to; what it commits is gone, whatever comes then.
+    door = _Door(orders)
+    running = pruning.begin("CALL inturn.prune('orders')")
+    assert blocked(orders, pruning, running)
+    door.let_one_in()
+    assert (orders.value(count), orders.value(last)) == (12, "k1409")
+    door.open()
+    assert running.result() == [(212, 1, 0, True)]
+    assert orders.value(count) == 0
     _check(orders)
 
 
