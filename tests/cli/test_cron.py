@@ -17,10 +17,11 @@ from support.database import Database, until
 from support.forked import folder_of_inturn
 from support.logins import login
 from support.place import DOCS
-from support.roles import APPLIER, OWNER
+from support.roles import APPLIER, OPERATOR, OWNER
 from support.server import DEBIAN_BINARIES, Server
 
 PAGE = (DOCS / "how-to" / "run-from-cron.md").read_text()
+KEEP_IT_SMALL = (DOCS / "how-to" / "keep-it-small.md").read_text()
 FILES = dict(re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 SHOWN = re.findall(r"^<!-- not run: .*? -->\n```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 CUT, DOWN, HELD, STILL_HELD = SHOWN
@@ -265,13 +266,13 @@ def pg_cron(tmp_path: Path) -> Iterator[Server]:
     server.remove()
 
 
-def test_pg_cron_applies_what_is_ready(pg_cron: Server) -> None:
-    """It wakes at the full minute: the schedule of the page, waited for."""
+def test_pg_cron_applies_what_is_ready_and_prunes_what_is_old(pg_cron: Server) -> None:
+    """It wakes at the full minute: the schedule of the page, waited for. The nightly job does here, too."""
     database = Database(pg_cron, "shop")
     database.install()
     database.administer("CREATE EXTENSION pg_cron")
-    database.administer(f"GRANT USAGE ON SCHEMA cron TO {APPLIER}")
-    worker = database.connect(user=APPLIER)
+    database.administer(f"GRANT USAGE ON SCHEMA cron TO {APPLIER}, {OPERATOR}")
+    worker, operator = database.connect(user=APPLIER), database.connect(user=OPERATOR)
     database.execute("""
         CREATE TABLE effect (key text, seq bigint);
         CREATE FUNCTION public.f(command inturn.command) RETURNS void LANGUAGE sql AS $$
@@ -279,7 +280,17 @@ def test_pg_cron_applies_what_is_ready(pg_cron: Server) -> None:
         SELECT inturn.create_topic('orders', 'sql:public.f');
         SELECT inturn.append('orders', 'k' || n % 3, 'insert') FROM generate_series(1, 300) n;
     """)
+    database.execute("""
+        SELECT inturn.create_topic('old', 'sql:public.f', retain => '1 microsecond');
+        SELECT inturn.append('old', 'k' || n, 'insert') FROM generate_series(1, 300) n;
+    """)
+    database.execute("CALL inturn.apply('{old}')")
+    database.execute("TRUNCATE effect")
+    nightly = re.findall(r"`(SELECT cron.schedule\('inturn-prune', .*)`", KEEP_IT_SMALL)
+    (prune,) = [line.replace("'0 2 * * *'", "'* * * * *'") for line in nightly]
+    assert "'* * * * *'" in prune
     worker.execute(FILES["pg_cron.sql"].encode())
+    operator.execute(prune.encode())
     until(lambda: database.value("SELECT count(*) FROM effect") == 300, "the minute is full", 90)
     until(
         lambda: (
@@ -289,5 +300,14 @@ def test_pg_cron_applies_what_is_ready(pg_cron: Server) -> None:
             == [(APPLIER, "succeeded")]
         ),
         "the job has ended well",
+    )
+    left = "SELECT count(*) FROM inturn.command_log WHERE topic = 'old'"
+    until(lambda: database.value(left) == 0, "what is old is pruned", 90)
+    until(
+        lambda: (
+            operator.execute("SELECT DISTINCT username, status FROM cron.job_run_details").fetchall()
+            == [(OPERATOR, "succeeded")]
+        ),
+        "the prune has ended well",
     )
     database.drop()
