@@ -95,6 +95,10 @@ def test_a_fleet_serves_what_it_counts_and_what_the_database_says(shop: Database
     for n in range(10):
         append(shop, f"k{n}", "insert", "insert")
     append(shop, "bad", "fail")
+    append(shop, "unwanted", "skip")
+    # Once what is committed is applied, turns of its key find nothing.
+    caller = shop.session()
+    caller.execute(f"SELECT inturn.append('{TOPIC}', 'k0', 'insert')")
     with inturn_apply(shop.dsn, "--metrics-port", "0", "--workers", "2", "--processes", processes) as process:
         port = metrics_port(process)
         wait_applied(port, 20)
@@ -103,10 +107,12 @@ def test_a_fleet_serves_what_it_counts_and_what_the_database_says(shop: Database
             return sample(scrape(port), f"inturn_applier_{name}", topic=TOPIC, **labels)
 
         until(lambda: counted("commands_total", outcome="failed") == 1, "the failure")
+        until(lambda: counted("commands_total", outcome="skipped") == 1, "the one that was skipped")
+        until(lambda: (counted("empty_turns_total") or 0) >= 1, "a turn that found nothing")
         assert counted("commands_total", outcome="applied") == 20
         for histogram in ("wait_seconds", "handler_seconds"):
-            assert counted(f"{histogram}_bucket", le="+Inf") == counted(f"{histogram}_count") == 21
-        assert 0 < (counted("wait_seconds_sum") or 0) < 21 * 600
+            assert counted(f"{histogram}_bucket", le="+Inf") == counted(f"{histogram}_count") == 22
+        assert 0 < (counted("wait_seconds_sum") or 0) < 22 * 600
         assert (counted("turns_total") or 0) >= 11
         assert (counted("claims_total") or 0) >= 1
         # The database is asked before the process, and what it says is given again for a second.
@@ -118,6 +124,7 @@ def test_a_fleet_serves_what_it_counts_and_what_the_database_says(shop: Database
         text, headers = get(port, accept="*/*")
         assert headers["Content-Type"].startswith("text/plain")
         assert "# TYPE inturn_keys gauge" in text
+    caller.rollback()
 
 
 def test_the_database_down_leaves_what_the_process_counts(shop: Database) -> None:

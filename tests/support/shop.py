@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import psycopg
 
-from inturn.applier import Applier, Command, Fleet, Outcome, pacing
+from inturn.applier import Applier, Command, Fleet, Outcome, Skip, pacing
 from inturn.applier.inside import visits
 from support.database import Database, Session, until
 from support.race import replace_in
@@ -80,7 +80,7 @@ def pass_gate(connection: psycopg.Connection[Any]) -> None:
 
 @applier.handler(TOPIC)
 def apply(connection: psycopg.Connection[Any], command: Command) -> None:
-    """Write the effect; by its name, wait at the gate `before` or `after` it or in `commit`, or fail."""
+    """Write the effect; by its name, wait at the gate `before` or `after` it or in `commit`, fail or skip."""
     if command.name == "before":
         pass_gate(connection)
     write_witness(connection, command)
@@ -92,6 +92,8 @@ def apply(connection: psycopg.Connection[Any], command: Command) -> None:
         os.kill(os.getpid(), 9)
     elif command.name == "fail":
         raise ValueError(f"refused {command.key}")
+    elif command.name == "skip":
+        raise Skip("not wanted")
 
 
 @batches.batch_handler(TOPIC)
