@@ -21,6 +21,7 @@ from support.server import Server
 
 from inturn.cli import database as cli_database
 from inturn.cli.doctor import server as server_checks
+from inturn.cli.doctor import sessions
 from inturn.cli.doctor.checks import CHECKS, examine
 from inturn.cli.doctor.finding import Facts, Finding
 from inturn.schema.install import upgrade
@@ -196,8 +197,13 @@ def test_create_on_public_is_found_and_repaired(database: Database) -> None:
     assert repaired(database) == []
 
 
-def test_long_transactions_are_found_prepared_ones_too(server: Server) -> None:
-    with own_database(server, extra_settings="max_prepared_transactions = 2\nfsync = on\n") as database:
+def test_what_keeps_old_snapshots_is_found_and_is_a_failure_where_warnings_are(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = "max_prepared_transactions = 2\nfsync = on\nfull_page_writes = on\nwal_level = logical\n"
+    with own_database(server, extra_settings=settings) as database:
+        database.administer("SELECT pg_create_logical_replication_slot('stale', 'pgoutput')")
+        assert checks(database) == []
         holder, preparer = database.session(), database.session()
         holder.execute("SELECT pg_current_xact_id()")
         preparer.execute("SELECT pg_current_xact_id()")
@@ -208,7 +214,20 @@ def test_long_transactions_are_found_prepared_ones_too(server: Server) -> None:
         ]
         assert checks(database) == []
         assert f"pg_terminate_backend({holder.pid})" in found(database, long_seconds=0)[0][1].sql[0]
+        assert run_inturn(database.dsn, "doctor", "--long", "0")[0] == 0
+        assert run_inturn(database.dsn, "doctor", "--long", "0", "--strict")[0] == 9
+        holder.rollback()
         database.execute("ROLLBACK PREPARED 'a ''test'")
+        assert run_inturn(database.dsn, "doctor", "--strict")[:2] == (
+            0,
+            f"{len(CHECKS)} checks, nothing found\n",
+        )
+        monkeypatch.setattr(sessions, "SLOT_TRANSACTIONS", 0)
+        (one,) = found(database)
+        assert one[0] == "replication-slots"
+        assert "replication slot stale keeps dead rows" in one[1].says
+        database.administer("SELECT pg_drop_replication_slot('stale')")
+        assert checks(database) == []
 
 
 def test_a_topic_that_nobody_serves_is_an_error_once_its_keys_stand(database: Database) -> None:
