@@ -120,7 +120,8 @@ class HandlerEffect:
             return _failed(error)
         if isinstance(returned, Awaitable) and is_async(handler):
             # A decorator made a coroutine; it has been called in the thread, as any plain function.
-            return await _run(lambda: returned)
+            with handling(command):
+                return await _run(lambda: returned)
         return returned if isinstance(returned, Failed) else _unrun(returned)
 
     async def tidy(self) -> None: ...

@@ -7,6 +7,7 @@ import signal
 from typing import Any
 
 from psycopg.conninfo import make_conninfo
+from support.b_server import open_topic, put
 from support.database import Database, until
 from support.process import inturn_apply, run_apply
 from support.shop import append, append_keys, applied, open_shop
@@ -89,3 +90,15 @@ def test_what_a_handler_logs_is_seen_and_carries_its_command(database: Database)
     append(database, "b", "log")
     _, _, err = run_apply(database.dsn, "--drain", "--log-level", "warning")
     assert err == ""
+
+
+def test_what_a_handler_outside_logs_carries_its_command_however_it_is_called(database: Database) -> None:
+    open_topic(database, "python")
+    names = ("plain", "async", "decorated", "thread", "object")
+    for name in names:
+        put(database, f"k-{name}", name, name)
+    _, _, err = run_apply(database.dsn, "--drain", app="support.talking:applier")
+    lines = sorted(line.partition(" ")[2] for line in err.splitlines() if "counting" in line)
+    assert lines == sorted(
+        f"info counting topic=posts key=k-{name} seq={seq} attempt=1" for name in names for seq in (1, 2)
+    )
