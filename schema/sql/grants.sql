@@ -121,6 +121,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._note_careful(text, text[], integer[]),
     inturn._list_sessions(text),
     inturn._leave_at(text[]),
+    inturn._begin_until(),
     inturn._target_function(text, text),
     inturn._target_query(inturn.topic, text, regprocedure),
     inturn._trusted_target(inturn.topic),

@@ -43,7 +43,7 @@ _AS_IT_WAS = [(0, 0, None, None)]
 
 def _let_turns_last(database: Database) -> None:
     """Let a turn of a key that is taken alone begin its next command, however long the one before waited."""
-    replace_in(database, "_apply_alone", (r"interval '1 s'", "interval '1 hour'"))
+    replace_in(database, "_begin_until", (r"least\('1 s'", "least('1 hour'"))
 
 
 def _apply_the_rest(database: Database, release: NextRelease) -> None:

@@ -239,6 +239,12 @@ SHARED = {
         "PERFORM pg_advisory_xact_lock(77);",
         session="lock_timeout = '300 ms'",
     ),
+    "a statement_timeout": Fault(
+        "statement timeout",
+        _runs(_SLEEP),
+        "PERFORM pg_sleep(60);",
+        session="statement_timeout = '2 s'",
+    ),
     "a transaction_timeout": Fault(
         "transaction timeout",
         _runs(_SLEEP),
@@ -265,7 +271,6 @@ SHARED = {
 }
 IN_PYTHON = {
     **SHARED,
-    "a statement_timeout": Fault("statement timeout", _runs(_SLEEP), session="statement_timeout = '1500 ms'"),
     "an idle_in_transaction_session_timeout": Fault(
         "idle-in-transaction timeout",
         lambda _connection, _command: _wait(2.5),

@@ -3,7 +3,7 @@
 --
 -- Each command under a savepoint of its own; the first that fails ends the turn, and what came before it stays. A
 -- cancelled query fails the command in hand too: cancellation is what it says, for the caller to end after the commit.
--- Begins no further command once it has lasted a second. failures: 0 too when the command only asked to be skipped.
+-- Begins no further command after _begin_until. failures: 0 too when the command only asked to be skipped.
 -- Locks what the target and _end_alone lock. Raises what they raise: then nothing was changed. So it does where a part
 -- of the schema is gone because an upgrade has committed meanwhile.
 CREATE FUNCTION inturn._apply_alone(
@@ -19,7 +19,7 @@ DECLARE
     last_seq constant bigint := was.applied_seq OPERATOR(pg_catalog.+)
         CASE WHEN was.attempts OPERATOR(pg_catalog.>) 0 OR was.lost OPERATOR(pg_catalog.>) 0 THEN 1
              ELSE least(settings.batch_commands, 50) END;
-    leave_at constant timestamp with time zone := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) interval '1 s';
+    leave_at constant timestamp with time zone := inturn._begin_until();
     done_seq bigint := was.applied_seq; number bigint; next_seq bigint;
     message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text;
     state pg_catalog.text; asked pg_catalog.record; error pg_catalog.text;

@@ -2,12 +2,12 @@
 -- Internal to apply_batch: for a key that is being tried again, or whose commands failed together.
 --
 -- When command n fails, all of this turn is rolled back and the commands before n run again: their effects stay.
--- What it asks for is in its SQLSTATE (see _read_verdict). Begins no further command once it has lasted a second,
--- except those that run again.
+-- What it asks for is in its SQLSTATE (see _read_verdict). Begins no further command after _begin_until, except those
+-- that run again.
 -- done_seq: the last applied one. outcome: the one after it failed, and fail has ended the turn, with this outcome;
 -- NULL: none failed. failures: 1 then, 0 when it only asked to be skipped. skipped: how many fail has skipped.
--- cancellation: what a cancelled query says (statement_timeout): the command in hand has failed by it, and no timeout
--- is in force any more.
+-- cancellation: what a cancelled query says (statement_timeout): the command, which is tried again, has failed by it,
+-- and no timeout is in force any more. At a first attempt that is raised: what ran before has used up the time.
 -- Locks and raises what fail does. A terminated session ends the transaction: the command is not to blame for it. Nor
 -- is that a part of the schema is gone because an upgrade has committed meanwhile: that is raised.
 CREATE FUNCTION inturn._apply_key(
@@ -20,7 +20,7 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     stop_seq bigint := applied_seq OPERATOR(pg_catalog.+) max_commands;
-    leave_at timestamp with time zone := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) interval '1 s';
+    leave_at timestamp with time zone := inturn._begin_until();
     commands bigint;
     message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text;
     error pg_catalog.text;
@@ -50,7 +50,8 @@ BEGIN
             END LOOP;
             EXIT;
         EXCEPTION WHEN query_canceled OR assert_failure OR OTHERS THEN
-            IF pg_catalog.starts_with(SQLSTATE, '42') AND inturn._revision() OPERATOR(pg_catalog.<>) revision THEN
+            IF SQLSTATE OPERATOR(pg_catalog.=) '57014' AND attempt OPERATOR(pg_catalog.=) 1
+               OR pg_catalog.starts_with(SQLSTATE, '42') AND inturn._revision() OPERATOR(pg_catalog.<>) revision THEN
                 RAISE;
             END IF;
             GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL,

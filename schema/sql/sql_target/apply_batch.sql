@@ -10,7 +10,7 @@ AS $$
 -- The caller commits at once afterwards: finish has locked the keys against their callers.
 --
 -- Begins no further command once it has lasted a second, so that whoever waits for a key (see _lock_cursor) waits only
--- for the command in hand; keys that it has not begun stay ready as they were.
+-- for the command in hand, or earlier, see _begin_until; keys that it has not begun stay ready as they were.
 -- failures: commands that failed; skipped: commands that were skipped, because they asked for it or attempts ran
 -- out.
 -- target_time: how long the target was at work.
@@ -69,7 +69,7 @@ BEGIN
         END IF;
     END IF;
     began_at := pg_catalog.clock_timestamp();
-    leave_at := began_at OPERATOR(pg_catalog.+) interval '1 s';
+    leave_at := inturn._begin_until();
     fresh := claimed;
     IF claimed.any_failed THEN
         SELECT pg_catalog.array_agg(c.key) AS keys, pg_catalog.array_agg(c.applied_seq) AS applied_seqs,

@@ -259,3 +259,44 @@ def test_p5_too_many_handlers_that_do_not_return_end_the_process(
         # Not until it has ended: another handler may hang meanwhile, and an end waits for its grace.
         until(lambda: fleet.stop.requested, "the process to ask for its end")
         assert isinstance(fleet.end(0).error, TooManyAbandoned)
+
+
+#: With a session's timeout of 1.5 s: what commands do.
+_TAKES_HALF = "PERFORM pg_sleep(0.8);"
+#: A sequence tells how often the first one was called. Once the second one has failed, it runs again; this
+#: time the timeout ends it.
+_ENDED_IN_THE_SECOND_RUN = """
+    IF command.seq = 2 THEN RAISE 'refused'; END IF;
+    PERFORM pg_sleep(CASE nextval('bad.calls') WHEN 3 THEN 60 ELSE 0 END);"""
+
+
+@pytest.mark.parametrize(
+    ("timeout", "steady", "body", "expected"),
+    [
+        ("statement_timeout", True, _TAKES_HALF, (2, 0, None)),
+        ("statement_timeout", False, _TAKES_HALF, (2, 0, None)),
+        ("transaction_timeout", True, _TAKES_HALF, (2, 0, None)),
+        ("statement_timeout", True, _ENDED_IN_THE_SECOND_RUN, (1, 1, "refused")),
+    ],
+    ids=["at work", "just started", "of the transaction", "a second run"],
+)
+def test_p5_a_timeout_of_the_session_charges_no_command_for_those_before_it(
+    slow: Database, timeout: str, body: str, expected: tuple[int, int, str | None], *, steady: bool
+) -> None:
+    if slow.server.version < 17:  # which has no other one
+        timeout = "statement_timeout"
+    slow.execute(f"""
+        CREATE SEQUENCE bad.calls;
+        CREATE FUNCTION bad.apply(command inturn.command) RETURNS void LANGUAGE plpgsql AS
+        $$ BEGIN {body} END $$;
+        SELECT inturn.create_topic('bad', 'sql:bad.apply', max_attempts => 1);
+        SELECT inturn.append('bad', 'k', 'insert') FROM generate_series(1, 2);
+    """)
+    slow.execute(f"ALTER DATABASE {slow.name} SET {timeout} = '1500 ms'")
+    with shop.at_work(slow, Applier(), workers=1, steady=steady):
+        ended = "SELECT inturn.key_state(c) IN ('idle', 'held') FROM inturn.key_cursor c"
+        until(lambda: slow.value(ended), "the end of the key")
+    applied, attempts, error = slow.execute(
+        "SELECT applied_seq, attempts, split_part(last_error, ' ', 1) FROM inturn.key_cursor"
+    )[0]
+    assert (applied, attempts, error) == expected
