@@ -13,10 +13,12 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
+from inturn.applier.inside.hand import TooManyAbandoned
 from inturn.cli.errors import Failure, explain
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.main import COMMANDS, cli
 from inturn.cli.terminal import output
+from inturn.schema.errors import SchemaMismatch
 
 WIDTH = 80
 
@@ -138,6 +140,8 @@ def test_no_error_line_holds_a_password(message: str) -> None:
         (KeyError("x"), 1),
         (psycopg.OperationalError("server closed the connection\nunexpectedly"), 4),
         (psycopg.errors.DiskFull("x"), 1),
+        (SchemaMismatch("x"), 5),
+        (TooManyAbandoned(10), 10),
     ],
 )
 def test_every_error_is_one_line_with_its_exit_code(error: BaseException, code: int) -> None:

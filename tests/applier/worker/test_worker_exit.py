@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from psycopg.conninfo import make_conninfo
+from support.b_server import open_topic, put_keys
 from support.database import Database, set_revision
 from support.process import run_apply, run_inturn
 from support.server import Server
@@ -176,3 +177,12 @@ def test_an_applier_without_the_right_to_apply_is_refused_in_one_line(database: 
         assert "permission denied" in _one_line(err)
     finally:
         database.execute(f"DROP ROLE {login}")
+
+
+def test_ten_threads_outside_that_do_not_return_end_the_process_with_its_own_code(database: Database) -> None:
+    open_topic(database, "python", "timeout => '20 ms', max_attempts => 1")
+    put_keys(database, 10)
+    code, _, err = run_apply(database.dsn, app="support.stuck:applier")
+    assert code == 10, err
+    assert "10 handlers did not return within their topic's timeout" in err.splitlines()[-1]
+    assert database.value("SELECT count(*) FROM inturn.key_cursor WHERE held_at IS NOT NULL") == 10

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Iterator
 from typing import NoReturn
@@ -9,9 +11,11 @@ from typing import NoReturn
 import psycopg
 import pytest
 from support import shop
+from support.b_server import TOPIC, open_topic, put_keys
 from support.database import Database, until
+from support.process import run_inturn
 
-from inturn.applier import Applier, Command
+from inturn.applier import Applier, Command, pacing
 from inturn.applier.inside.alone import Blame
 
 pytestmark = pytest.mark.usefixtures("release")
@@ -86,3 +90,19 @@ def test_a_handler_that_does_not_return_is_given_up_after_a_stop_too(
     assert (outcome.cut, outcome.error, outcome.held) == (False, None, 1)
     error = database.value("SELECT last_error FROM inturn.key_cursor WHERE key = 'bad'")
     assert "timeout of 0.5 s" in error
+
+
+def test_status_says_how_many_threads_a_process_has_left_behind(
+    database: Database, release: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of both kinds of handlers."""
+    monkeypatch.setattr(pacing, "CHOOSE_SECONDS", 0.05)
+    handlers, _ = _hanging(database, release)
+    open_topic(database, "python", "timeout => '50 ms', max_attempts => 1")
+    put_keys(database, 2)
+    handlers.handler(TOPIC, outside=True)(lambda _: release.wait(60))
+    with shop.at_work(database, handlers, workers=1, steady=False):
+        announced = "SELECT max(abandoned) FROM inturn.list_appliers() WHERE alive"
+        until(lambda: database.value(announced) == 3, "three announced")
+        _, said, _ = run_inturn(database.dsn, "status")
+    assert f"process {os.getpid()} on {socket.gethostname()} has left 3 threads behind" in said
