@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -20,8 +21,10 @@ from support.race import Turn, append
 from support.roles import APPLIER, OWNER
 from support.server import Server
 from support.shop import append as append_to_shop
-from support.shop import gate_shut, open_shop, wait_at_gate
+from support.shop import at_work, gate_shut, open_shop, wait_at_gate
 from support.why_answers import asked, backends, caller_of, explained
+
+from inturn.applier import Applier
 
 # In somebody's hands.
 
@@ -72,6 +75,31 @@ def test_a_python_handler_is_at_work(database: Database) -> None:
         answer, _ = explained(database, "a", "applying", "shop")
         (session,) = answer["details"]["sessions"]
         assert (session["kind"], session["blocked_by"]) == ("applier", [keeper.pid])
+
+
+def test_a_handler_that_hangs_is_advised_a_timeout_unless_its_topic_has_one(database: Database) -> None:
+    open_shop(database)
+    append_to_shop(database, "a", "insert")
+    handlers, in_hand, release = Applier(), threading.Event(), threading.Event()
+
+    @handlers.handler("shop")
+    def hang(_connection: object, _command: object) -> None:
+        in_hand.set()
+        release.wait(60)
+
+    with at_work(database, handlers):
+        try:
+            assert in_hand.wait(60)
+            answer, out = explained(database, "a", "applying", "shop")
+            _, advice = answer["to_do"].splitlines()
+            command, _, remark = advice.partition("  # ")
+            assert command == "inturn topic set {topic} --timeout 30s"
+            assert remark == "so that a command that hangs fails instead"
+            assert "inturn topic set shop --timeout 30s" in out
+            database.execute("SELECT inturn.set_topic('shop', timeout => '1 hour')")
+            assert "--timeout" not in asked(database, "a", "shop")["to_do"]
+        finally:
+            release.set()
 
 
 def test_a_sql_applier_is_at_work(witness: Database) -> None:
