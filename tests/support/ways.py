@@ -18,6 +18,8 @@ TOO_LONG_OUTSIDE: dict[str, Literal["plain", "async"]] = {
     "a handler outside": "plain",
     "a coroutine outside": "async",
 }
+#: What gets several commands of a key in a call, and the target that is called so.
+TOO_LONG_IN_BATCHES = {"a batch handler": "python", "a SQL target for batches": "sql:bad.apply"}
 #: Whether it is called, and takes longer than the session's statement_timeout: CALL knows none of a topic.
 TOO_LONG_IN_SQL = {"a SQL target": False, "a SQL target under CALL": True}
 #: Whether they are outside the database.

@@ -27,6 +27,7 @@ KINDS: dict[str, Iterable[str]] = {
     "It takes too long": [
         *ways.TOO_LONG_IN_SQL,
         *ways.TOO_LONG_IN_PYTHON,
+        *ways.TOO_LONG_IN_BATCHES,
         *ways.TOO_LONG_OUTSIDE,
     ],
     "Payloads are large": large.WAYS,

@@ -14,7 +14,7 @@ from support import shop
 from support.bad_company import HEALTHY, OTHERS, innocent_and_charged
 from support.database import Database, until
 from support.roles import APPLIER
-from support.ways import TOO_LONG_IN_PYTHON, TOO_LONG_OUTSIDE
+from support.ways import TOO_LONG_IN_BATCHES, TOO_LONG_IN_PYTHON, TOO_LONG_OUTSIDE
 
 from inturn.applier import Applier
 from inturn.applier.inside.hand import TooManyAbandoned
@@ -300,3 +300,44 @@ def test_p5_a_timeout_of_the_session_charges_no_command_for_those_before_it(
         "SELECT applied_seq, attempts, split_part(last_error, ' ', 1) FROM inturn.key_cursor"
     )[0]
     assert (applied, attempts, error) == expected
+
+
+@pytest.mark.parametrize("kind", TOO_LONG_IN_BATCHES)
+def test_p5_a_call_for_several_commands_that_takes_too_long(slow: Database, kind: str) -> None:
+    """The command is found that takes so long: those before it take effect, and none of them is charged."""
+    slow.execute("""
+        CREATE FUNCTION bad.apply(commands inturn.command[]) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO bad.witness SELECT c.topic, c.key || c.seq FROM unnest(commands) c;
+            PERFORM pg_sleep(60) FROM unnest(commands) c WHERE c.name = 'hang';
+        END $$;
+    """)
+    slow.execute(
+        "SELECT inturn.create_topic('bad', %s, max_attempts => 2, backoff_base => '10 ms', timeout => '1 s')",
+        [TOO_LONG_IN_BATCHES[kind]],
+    )
+    for name in ("do", "do", "hang", "do"):
+        slow.execute("SELECT inturn.append('bad', 'k', %s), inturn.append('bad', 'other', 'do')", [name])
+    applier = Applier()
+    if kind == "a batch handler":
+
+        @applier.batch_handler("bad")
+        def apply(connection: Any, commands: list[Any]) -> None:
+            for command in commands:
+                connection.execute(
+                    "INSERT INTO bad.witness VALUES ('bad', %s)", [f"{command.key}{command.seq}"]
+                )
+                if command.name == "hang":
+                    connection.execute("SELECT pg_sleep(60)")
+
+    with shop.at_work(slow, applier, workers=1):
+        until(lambda: slow.value("SELECT max(held_at) FROM inturn.key_cursor"), "held")
+        done = "SELECT applied_seq FROM inturn.key_cursor WHERE key = 'other'"
+        until(lambda: slow.value(done) == 4, "the other key")
+    applied, attempts, error = slow.execute(
+        "SELECT applied_seq, attempts, last_error FROM inturn.key_cursor WHERE key = 'k'"
+    )[0]
+    assert (applied, attempts) == (2, 2)
+    assert "timeout" in error
+    assert slow.value("SELECT count(*) FROM bad.witness") == 2 + 4
+    assert slow.execute("SELECT v.* FROM inturn.verify('bad') v") == []
