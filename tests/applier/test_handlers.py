@@ -15,6 +15,7 @@ from unittest.mock import MagicMock, Mock
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
+from support import not_run
 from support.database import Database, come_first, until
 from support.roles import APPLIER
 from support.shop import (
@@ -130,7 +131,7 @@ def _decorated(function: Callable[..., object]) -> Callable[..., object]:
     return wrapper
 
 
-_UNRUN = {"async def": _async, "generator": _generator, "async generator": _async_generator}
+_UNRUN = dict(zip(not_run.IN_PYTHON, (_async, _generator, _async_generator), strict=True))
 _BEHIND: dict[str, Callable[[Callable[..., object]], Callable[..., object]]] = {
     "nothing": lambda function: function,
     "partial": functools.partial,
@@ -146,14 +147,14 @@ _BEHIND: dict[str, Callable[[Callable[..., object]], Callable[..., object]]] = {
 def test_a_function_that_a_call_does_not_run_is_refused(kind: str, behind: str) -> None:
     handlers = Applier()
     function = _BEHIND[behind](_UNRUN[kind])
-    with pytest.raises(TypeError, match="async def" if kind == "async def" else "generator function"):
+    with pytest.raises(TypeError, match="async def" if kind == "an async def" else "generator function"):
         handlers.handler(TOPIC)(function)
-    if kind == "async def":
+    if kind == "an async def":
         handlers.handler(TOPIC, outside=True)(function)
     else:
         with pytest.raises(TypeError, match="generator function"):
             handlers.handler(TOPIC, outside=True)(function)
-    assert handlers.topics == ([TOPIC] if kind == "async def" else [])
+    assert handlers.topics == ([TOPIC] if kind == "an async def" else [])
 
 
 @pytest.mark.parametrize(

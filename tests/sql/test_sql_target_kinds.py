@@ -4,43 +4,15 @@ from __future__ import annotations
 
 import pytest
 from support.database import Database
+from support.not_run import IN_SQL as NOT_RUN
 from support.refusal import refusal
 
-#: What is no target, and what is said of it: the statements that create app.f(inturn.command).
-_KINDS = {
-    "procedure": (
-        "CREATE PROCEDURE app.f(command inturn.command) LANGUAGE sql AS 'SELECT 1'",
-        "is a procedure",
-    ),
-    "aggregate": (
-        """CREATE FUNCTION app.step(state int, command inturn.command) RETURNS int LANGUAGE sql AS 'SELECT 1';
-        CREATE AGGREGATE app.f(inturn.command) (sfunc = app.step, stype = int)""",
-        "is an aggregate",
-    ),
-    "set": (
-        "CREATE FUNCTION app.f(command inturn.command) RETURNS SETOF int LANGUAGE sql AS 'VALUES (1), (2)'",
-        "returns a set",
-    ),
-    "table": (
-        "CREATE FUNCTION app.f(command inturn.command) RETURNS TABLE (a int) LANGUAGE sql AS 'SELECT 1'",
-        "returns a set",
-    ),
-    "stable": (
-        "CREATE FUNCTION app.f(command inturn.command) RETURNS void STABLE LANGUAGE plpgsql AS 'BEGIN END'",
-        "is declared STABLE",
-    ),
-    "immutable": (
-        "CREATE FUNCTION app.f(command inturn.command) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT 1'",
-        "is declared IMMUTABLE",
-    ),
-}
 
-
-@pytest.fixture(params=_KINDS)
+@pytest.fixture(params=NOT_RUN)
 def kind(request: pytest.FixtureRequest, database: Database) -> str:
     """One of the kinds that are no target, created as app.f."""
     database.execute("CREATE SCHEMA app; SELECT inturn.create_topic('plain')")
-    database.execute(_KINDS[request.param][0])
+    database.execute(NOT_RUN[request.param][0])
     name: str = request.param
     return name
 
@@ -52,7 +24,7 @@ def test_create_topic_and_set_topic_refuse_it(database: Database, kind: str) -> 
     ):
         said = refusal(database, statement)
         assert said.sqlstate == "IT012"
-        assert _KINDS[kind][1] in said.message
+        assert NOT_RUN[kind][1] in said.message
         assert "VOLATILE" in said.hint
 
 
@@ -68,7 +40,7 @@ def test_a_topic_that_has_it_fails_its_commands(database: Database, kind: str) -
         "SELECT inturn.key_state(c), applied_seq, last_error FROM inturn.key_cursor c"
     )[0]
     assert (state, applied) == ("held", 0)
-    assert _KINDS[kind][1] in error
+    assert NOT_RUN[kind][1] in error
     assert "(SQLSTATE IT012)" in error
 
 

@@ -28,6 +28,8 @@ def read_nonsense(connection: psycopg.Connection[Any]) -> None:
         connection.adapters.register_loader(type_, _Nonsense)
 
 
+#: What is never shared: inturn has its own.
+NEVER_SHARED = {"register_loader": read_nonsense}
 #: What is put back before the very next command.
 AT_ONCE = {
     "row_factory": _use_dicts,

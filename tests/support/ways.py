@@ -23,4 +23,5 @@ TOO_LONG_IN_BATCHES = {"a batch handler": "python", "a SQL target for batches": 
 #: Whether it is called, and takes longer than the session's statement_timeout: CALL knows none of a topic.
 TOO_LONG_IN_SQL = {"a SQL target": False, "a SQL target under CALL": True}
 #: Whether they are outside the database.
+UNHANDLED = {"handlers in Python": False, "handlers outside": True}
 OUTAGES = {"a handler in Python": False, "a handler outside": True}

@@ -11,7 +11,7 @@ from support import shop
 from support.database import Database, until
 from support.process import run_inturn
 from support.roles import APPLIER
-from support.ways import OUTAGES
+from support.ways import OUTAGES, UNHANDLED
 
 from inturn.applier import Applier, Outage
 from inturn.applier.breaker import OPENING_FAILURES
@@ -193,7 +193,7 @@ def test_p5_what_a_handler_calls_an_outage_is_no_attempt(database: Database, kin
     assert held is None
 
 
-@pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
+@pytest.mark.parametrize("outside", UNHANDLED.values(), ids=list(UNHANDLED))
 def test_p5_a_command_that_another_process_may_know_is_put_off(database: Database, outside: bool) -> None:
     """A rolling deployment: the old process gets the new command first."""
     shop.open_shop(database, settings="max_attempts => 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from support import bad_company, bad_outside, deaths, large, left_behind, ways
+from support import bad_company, bad_outside, deaths, large, left_behind, not_run, ways
 from support.place import DOCS
 
 #: Of each section with a table of kinds, the kinds that tests force.
@@ -16,6 +16,7 @@ KINDS: dict[str, Iterable[str]] = {
     "In a service over HTTP": bad_outside.SERVICE,
     "In a lease client": bad_outside.LEASE_CLIENT,
     "In the session of a handler in Python": {
+        **left_behind.NEVER_SHARED,
         **left_behind.AT_ONCE,
         **left_behind.BY_THE_NEXT_CLAIM,
         **left_behind.BY_A_NEW_CONNECTION,
@@ -23,6 +24,8 @@ KINDS: dict[str, Iterable[str]] = {
     "In the session of a SQL target": left_behind.IN_SQL,
     "A process dies": deaths.WAYS,
     "An interpreter is kept busy": deaths.BUSY,
+    "What would not run": [*not_run.IN_PYTHON, *not_run.IN_SQL],
+    "No handler takes the command": ways.UNHANDLED,
     "Something that commands need is down": ways.OUTAGES,
     "It takes too long": [
         *ways.TOO_LONG_IN_SQL,

@@ -15,7 +15,7 @@ from support.left_behind import (
     BY_A_NEW_CONNECTION,
     BY_THE_NEXT_CLAIM,
     IN_SQL,
-    read_nonsense,
+    NEVER_SHARED,
 )
 from support.refusal import refusal
 
@@ -89,10 +89,11 @@ def test_p5_what_cannot_be_put_back_costs_the_connection(database: Database) -> 
     _run(database, BY_A_NEW_CONNECTION, ("a", "leave"), ("b", "look"))
 
 
-def test_p5_loaders_that_a_handler_registers_are_not_those_of_inturn(database: Database) -> None:
+@pytest.mark.parametrize("what", NEVER_SHARED)
+def test_p5_loaders_that_a_handler_registers_are_not_those_of_inturn(database: Database, what: str) -> None:
     shop.open_shop(database)
     applier = Applier()
-    applier.handler(shop.TOPIC)(lambda connection, _: read_nonsense(connection))
+    applier.handler(shop.TOPIC)(lambda connection, _: NEVER_SHARED[what](connection))
     with shop.at_work(database, applier):
         for key in ("a", "b", "c"):
             shop.append(database, key, "insert", "insert")
