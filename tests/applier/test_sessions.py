@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.database import Database, until
 from support.roles import APPLIER
+from support.terminal import commands_of
 
 from inturn.applier import Applier, Command, Fleet
 from inturn.applier.inside import session
@@ -69,6 +70,16 @@ _COMMANDS: list[tuple[str, ...]] = [
     ("cancel-rest", "x", "--topic", "inside", *_WHY),
     ("topic", "list"),
     ("topic", "list", "--json"),
+    ("topic", "show", "inside"),
+    ("topic", "merge", "given", "a", "b", "nothing", *_WHY),
+    ("topic", "merge", "given", "a", "b", "nothing", "--dry-run"),
+    ("topic", "merge", "given"),
+    ("topic", "grant", "given", "--applier", APPLIER, *_WHY),
+    ("topic", "revoke", "given", "--applier", APPLIER, *_WHY),
+    ("wait", "x", "1", "--topic", "inside"),
+    ("prune", "--older-than", "0s"),
+    ("doctor",),
+    ("metrics", "--keys", "3"),
     *[(command, *more) for command in ("keys", "status") for more in ((), ("--json",))],
     *[
         (command, "x", "--topic", "inside", *more)
@@ -76,8 +87,20 @@ _COMMANDS: list[tuple[str, ...]] = [
         for more in ((), ("--json",))
     ],
     ("keys", "--older-than", "1h"),
+    ("keys", "--errors"),
+    ("status", "--check"),
     ("verify",),
 ]
+#: What the tests here run themselves, and what works on no database but its own.
+_APART = {
+    *("upgrade", "downgrade", "retry", "apply"),
+    *("embedded start", "embedded status", "embedded stop", "completion", "demo"),
+}
+
+
+def test_every_command_of_the_command_line_is_tried() -> None:
+    tried = {" ".join(command[: 2 if command[0] == "topic" else 1]) for command in _COMMANDS}
+    assert sorted([*tried, *_APART]) == sorted(commands_of(cli))
 
 
 @pytest.fixture(params=["database", "role"])
