@@ -148,7 +148,7 @@ PRIVILEGES = [
 
 
 def test_a_privilege_too_many_or_too_few_is_found_and_repaired(database: Database) -> None:
-    with psycopg.connect(database.dsn, autocommit=True) as connection:
+    with the_commands_own(database.dsn) as connection:
         for broken, level in PRIVILEGES:
             database.execute(broken)
             (one,) = found_by(connection)  # and nothing of those before
