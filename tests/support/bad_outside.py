@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,16 @@ import psycopg
 
 from inturn.applier import Applier, Command
 from support.b_server import Answer, Post, answer, say_ok
-from support.bad_company import ATTEMPTS, CONSTRAINTS, HEALTHY, NESTED, OTHERS, SHARED, append_company
+from support.bad_company import (
+    ATTEMPTS,
+    CONSTRAINTS,
+    HEALTHY,
+    NESTED,
+    OTHERS,
+    SHARED,
+    append_company,
+    kinds_here,
+)
 from support.database import Database
 
 #: Refuses whatever inturn writes about the bad key.
@@ -91,6 +100,18 @@ COROUTINE = {
         "timeout", lambda: asyncio.get_running_loop().create_future(), settings=", timeout => '2 s'"
     ),
 }
+
+
+def ways_and_kinds(turn: int) -> Iterator[tuple[str, str, bool]]:
+    """Go through handlers of both ways and their kinds; say which of them `make test` tries.
+
+    What both ways share it tries in one of them: in the other one for the other turn, of 0 and 1.
+    """
+    for number, kind in enumerate(kinds_here(_EVERY_HANDLER)):
+        for other, way in enumerate(("plain", "coroutine")):
+            yield way, kind, (number + other) % 2 == turn
+    for way, kinds in (("plain", PLAIN), ("coroutine", COROUTINE)):
+        yield from ((way, kind, True) for kind in kinds if kind not in _EVERY_HANDLER)
 
 
 def _own_task() -> asyncio.Task[Any]:
@@ -262,4 +283,4 @@ def _one_claim(session: psycopg.Connection[Any], fault: Fault, seen: Seen) -> No
             session.execute("SELECT inturn.advance(%s, %s, %s, %s)", command)
             session.execute("SELECT inturn.release(%s, %s, %s)", command[:3])
     if not claimed:
-        session.execute("SELECT pg_sleep(0.01)")
+        session.execute("SELECT pg_sleep(0.03)")

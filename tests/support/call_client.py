@@ -20,7 +20,7 @@ def _main(dsn: str) -> None:
         print("ready", flush=True)
         while True:
             session.execute("CALL inturn.apply()")
-            session.execute("SELECT pg_sleep(0.01)")
+            session.execute("SELECT pg_sleep(0.03)")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def _main(dsn: str, port: str, seconds: str, *topics: str) -> None:
                     if error.sqlstate != _FENCED:
                         raise
             if not claimed:
-                connection.execute("SELECT pg_sleep(0.005)")
+                connection.execute("SELECT pg_sleep(0.03)")
 
 
 if __name__ == "__main__":

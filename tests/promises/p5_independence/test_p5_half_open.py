@@ -137,16 +137,17 @@ def test_p5_healthy_commands_take_no_more_beside_half_open_connections(
 ) -> None:
     """All connections of the applier are, in each round, with the bad command in hand."""
     _noticed_soon(monkeypatch)
-    seen = bad_outside.Seen()
+    seen, inside = bad_outside.Seen(), HALF_OPEN[way] in {"sql", "inside"}
     with Proxy(database.server) as proxy, ExitStack() as stack:
         handlers = _prepare(database, way, proxy, seen, stack)
         rounds.watch(database)
+        rounds.shorten_leases(database)
         dsn = proxy.dsn(database.name, roles.APPLIER)
         with shop.at_work(database, handlers, dsn=dsn, workers=rounds.WORKERS):
-            took = rounds.run(database, end_lease=False)
+            took = rounds.run(database, end_lease=False, keys=rounds.KEYS if inside else rounds.FEW_KEYS)
     assert took.calls <= 2 * took.commands
     assert took.turns <= 2 * took.commands
-    if HALF_OPEN[way] in {"sql", "inside"}:
+    if inside:
         # After each loss a worker takes the first keys of each topic alone, and no others.
         losses = rounds.ROUNDS * rounds.WORKERS
         assert took.leases <= min(CAREFUL_KEYS * len(rounds.KEYS) * losses, 2 * took.commands)
@@ -169,7 +170,7 @@ def _prepare(database: Database, way: str, proxy: Proxy, seen: bad_outside.Seen,
         standing.prepare(database)
 
         def swallow_while_it_stands(over: threading.Event) -> None:
-            while not over.wait(0.01):
+            while not over.wait(0.03):
                 if standing.stands(database):
                     proxy.swallow()
                     standing.let_go(database)

@@ -21,18 +21,19 @@ _MEMORY = large.LENGTH * large.COUNT // 2
 @pytest.mark.slow
 @pytest.mark.parametrize("way", large.WAYS)
 def test_p5_healthy_commands_take_no_more_beside_large_payloads(database: Database, way: str) -> None:
+    inside = deaths.WAYS[way] in deaths.INSIDE
     with large.at_work(database, way) as pid:
         rounds.watch(database)
         until(lambda: not database.value("SELECT count(*) FROM inturn.ticket"), "the process at work")
         before = large.peak(pid)
         large.append(database)
-        took = rounds.run(database, end_lease=False)
+        keys = rounds.KEYS if inside else rounds.FEW_KEYS
+        took = rounds.run(database, end_lease=False, keys=keys)
         until(lambda: not database.value("SELECT count(*) FROM inturn.ticket"), "the large payloads")
         more = large.peak(pid) - before
     assert more < _MEMORY
     assert took.calls <= 2 * took.commands
     assert took.turns <= 2 * took.commands
-    inside = deaths.WAYS[way] in deaths.INSIDE
     assert took.leases <= (CAREFUL_KEYS * len(rounds.KEYS) if inside else 2 * took.commands)
     assert innocent_and_charged(database) == []
     bad_ends = "SELECT outcome, error FROM inturn.turn WHERE outcome NOT IN ('applied', 'idle')"

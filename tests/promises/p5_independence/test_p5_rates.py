@@ -7,7 +7,7 @@ command is one call of its target, in a turn that it shares a transaction with, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -27,21 +27,14 @@ from inturn.applier import Applier
 #: A turn that is taken alone takes up to five times what one takes in a batch: more would halve the rate.
 MOST_ALONE = 0.2
 
-_LEFT = {**left_behind.AT_ONCE, **left_behind.BY_THE_NEXT_CLAIM, **left_behind.BY_A_NEW_CONNECTION}
+_LEFT = [left_behind.AT_ONCE, left_behind.BY_THE_NEXT_CLAIM, left_behind.BY_A_NEW_CONNECTION]
 
 
-def _leaves(leave: Callable[[psycopg.Connection[Any]], object]) -> Callable[..., None]:
-    def effect(connection: psycopg.Connection[Any], _: object) -> None:
-        leave(connection)
-
-    return effect
-
-
-def _assert_half(database: Database, took: Took, *, by_lease: bool, calls: int | None = None) -> None:
-    assert (took.calls if calls is None else calls) <= 2 * took.commands
-    assert took.turns <= 2 * took.commands
-    assert took.leases <= (2 if by_lease else MOST_ALONE) * took.commands
-    assert innocent_and_charged(database) == []
+def _assert_half(database: Database, took: Took, *, by_lease: bool, kind: str = "") -> None:
+    assert took.calls <= 2 * took.commands, kind
+    assert took.turns <= 2 * took.commands, kind
+    assert took.leases <= (2 if by_lease else MOST_ALONE) * took.commands, kind
+    assert innocent_and_charged(database) == [], kind
 
 
 def _other_lock(database: Database) -> AbstractContextManager[Any]:
@@ -52,47 +45,77 @@ def _other_lock(database: Database) -> AbstractContextManager[Any]:
     return connection
 
 
-#: What goes wrong, and what only stays behind in the session.
-_SQL = {
-    **{kind: IN_SQL[kind] for kind in kinds_here(IN_SQL)},
-    **{kind: Fault("", sql=f"{statement};") for kind, statement in left_behind.IN_SQL.items()},
-}
-_PYTHON = {
-    **{kind: IN_PYTHON[kind] for kind in kinds_here(IN_PYTHON)},
-    **{f"{kind} left": Fault("", python=_leaves(leave)) for kind, leave in _LEFT.items()},
+#: The ways of applying a SQL target, by workers or by CALL.
+_BY: dict[str, Callable[[Database], AbstractContextManager[Any]]] = {
+    "inturn apply": lambda database: shop.at_work(database, Applier(), workers=rounds.WORKERS),
+    "CALL": rounds.called,
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", _SQL)
+@pytest.mark.parametrize("kind", kinds_here(IN_SQL))
 def test_p5_healthy_commands_take_no_more_under_call(database: Database, kind: str) -> None:
-    bad_company.prepare(database, _SQL[kind], target="sql")
+    bad_company.prepare(database, IN_SQL[kind], target="sql")
     rounds.watch(database)
+    rounds.shorten_leases(database)
     with _other_lock(database), rounds.called(database):
         took = rounds.run(database)
     _assert_half(database, took, by_lease=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", _SQL)
+@pytest.mark.parametrize("kind", kinds_here(IN_SQL))
 def test_p5_healthy_commands_take_no_more_beside_a_sql_target(database: Database, kind: str) -> None:
-    bad_company.prepare(database, _SQL[kind], target="sql")
+    bad_company.prepare(database, IN_SQL[kind], target="sql")
     rounds.watch(database)
-    with _other_lock(database), shop.at_work(database, Applier(), workers=rounds.WORKERS):
+    rounds.shorten_leases(database)
+    with _other_lock(database), _BY["inturn apply"](database):
         took = rounds.run(database)
     _assert_half(database, took, by_lease=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", _PYTHON)
+@pytest.mark.parametrize("by", _BY)
+def test_p5_healthy_commands_take_no_more_beside_a_sql_target_that_leaves_something(
+    database: Database, by: str
+) -> None:
+    """In its session, one kind after the other; none of them is a failure."""
+    bad_company.prepare(database, Fault("", sql="EXECUTE (SELECT statement FROM bad.leaves);"), target="sql")
+    database.execute("CREATE TABLE bad.leaves AS SELECT 'SELECT' AS statement")
+    rounds.watch(database)
+    with _BY[by](database):
+        for kind, statement in left_behind.IN_SQL.items():
+            database.execute("UPDATE bad.leaves SET statement = %s", [statement.replace("PERFORM", "SELECT")])
+            _assert_half(database, rounds.run(database), by_lease=False, kind=kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", kinds_here(IN_PYTHON))
 def test_p5_healthy_commands_take_no_more_beside_a_handler(database: Database, kind: str) -> None:
-    fault = _PYTHON[kind]
+    fault = IN_PYTHON[kind]
     bad_company.prepare(database, fault, target="python")
     rounds.watch(database)
+    rounds.shorten_leases(database)
     handlers = bad_company.handlers(fault)
     with _other_lock(database), shop.at_work(database, handlers, workers=rounds.WORKERS):
         took = rounds.run(database)
     _assert_half(database, took, by_lease=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", _LEFT, ids=["at once", "by the next claim", "by a new connection"])
+def test_p5_healthy_commands_take_no_more_beside_a_handler_that_leaves_something(
+    database: Database, kinds: Mapping[str, Callable[[psycopg.Connection[Any]], object]]
+) -> None:
+    """In its session, one kind after the other; none of them is a failure."""
+    leaves: list[Callable[[psycopg.Connection[Any]], object]] = [lambda _: None]
+    fault = Fault("", python=lambda connection, _: leaves[-1](connection))
+    bad_company.prepare(database, fault, target="python")
+    rounds.watch(database)
+    with shop.at_work(database, bad_company.handlers(fault), workers=rounds.WORKERS):
+        for kind, leave in kinds.items():
+            leaves.append(leave)
+            _assert_half(database, rounds.run(database), by_lease=False, kind=kind)
 
 
 @pytest.mark.long
@@ -107,7 +130,7 @@ def test_p5_healthy_commands_take_no_more_beside_a_handler_that_takes_too_long(
     def take_long(connection: psycopg.Connection[Any], _: object) -> None:
         if kind == "a statement":
             connection.execute("SELECT pg_sleep(60)")
-        while not over.wait(0.01):
+        while not over.wait(0.03):
             if kind == "many statements":
                 connection.execute("SELECT")
 
@@ -147,8 +170,10 @@ def test_p5_healthy_commands_take_no_more_beside_a_sql_target_that_takes_too_lon
 @pytest.mark.parametrize(
     ("way", "kind"),
     [
-        *(("plain", kind) for kind in kinds_here(bad_outside.PLAIN)),
-        *(("coroutine", kind) for kind in kinds_here(bad_outside.COROUTINE)),
+        *(
+            pytest.param(way, kind, marks=[] if tried else [pytest.mark.rest])
+            for way, kind, tried in bad_outside.ways_and_kinds(1)
+        ),
         *(("http", kind) for kind in bad_outside.SERVICE),
         *(("lease client", kind) for kind in bad_outside.LEASE_CLIENT),
     ],
@@ -164,11 +189,11 @@ def test_p5_healthy_commands_take_no_more_outside(database: Database, way: str, 
     with B(bad_outside.service(fault, seen)) as b:
         target = f"http://127.0.0.1:{b.port}/" if way == "http" else "python"
         # What a client does not report is found out when its lease is over.
-        lease = "3 seconds" if way == "lease client" else "10 minutes"
+        lease = "1500 ms" if way == "lease client" else "10 minutes"
         bad_outside.prepare(database, fault, target, lease=lease)
         rounds.watch(database)
         with _at_work(database, way, fault, seen):
-            took = rounds.run(database)
+            took = rounds.run(database, keys=rounds.FEW_KEYS)
     everything = took.commands * (rounds.ROUNDS + rounds.NEW) // rounds.ROUNDS
     everything += bad_company.HEALTHY + bad_company.OTHERS
     assert sum(seen.calls.values()) <= 2 * everything

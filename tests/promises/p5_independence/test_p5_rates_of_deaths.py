@@ -19,7 +19,7 @@ from inturn.applier.inside.visits import CAREFUL_KEYS
 @pytest.mark.parametrize("way", deaths.WAYS)
 def test_p5_healthy_commands_take_no_more_beside_deaths(database: Database, way: str) -> None:
     """A supervisor starts the process again at once, in each round."""
-    starts = 0
+    starts, is_inside = 0, deaths.WAYS[way] in deaths.INSIDE
     with deaths.company(database, way) as run:
         rounds.watch(database)
 
@@ -32,12 +32,13 @@ def test_p5_healthy_commands_take_no_more_beside_deaths(database: Database, way:
                     rounds.end_leases(database)
 
         with rounds.beside(supervise, 1):
-            took = rounds.run(database, end_lease=False)
+            keys = rounds.KEYS if is_inside else rounds.FEW_KEYS
+            took = rounds.run(database, end_lease=False, keys=keys)
     assert starts > rounds.ROUNDS
     assert took.calls <= 2 * took.commands
     assert took.turns <= 2 * took.commands
     assert took.leases <= 2 * took.commands
-    if deaths.WAYS[way] in deaths.INSIDE:
+    if is_inside:
         # A start takes the first keys of each topic alone, and no others.
         assert took.leases <= CAREFUL_KEYS * len(rounds.KEYS) * starts
     assert innocent_and_charged(database) == []

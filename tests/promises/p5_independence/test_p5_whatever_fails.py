@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -16,22 +16,8 @@ from support.database import Database, until
 from inturn.applier import Applier, Fleet
 from inturn.applier.process.totals import WorkerEnded
 
-
-def _in_every_way(name: str, beginnings: Mapping[str, object]) -> pytest.MarkDecorator:
-    """Try each of the two beginnings with single commands and in batches.
-
-    On the other server versions `make test` tries each of the two once, and each of single and in batches.
-    """
-    return pytest.mark.parametrize(
-        (name, "in_batches"),
-        [
-            pytest.param(
-                beginning, in_batches, id=f"{said}-{how}", marks=[pytest.mark.rest] if n == m else []
-            )
-            for n, (said, beginning) in enumerate(beginnings.items())
-            for m, (how, in_batches) in enumerate({"in batches": True, "single": False}.items())
-        ],
-    )
+_IN_BATCHES = pytest.mark.parametrize("in_batches", [False, True], ids=["single", "in batches"])
+_STEADY = pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
 
 
 def _assert_charged(database: Database, fault: bad_company.Fault, *, in_batches: bool = False) -> None:
@@ -62,7 +48,9 @@ def _assert_charged(database: Database, fault: bad_company.Fault, *, in_batches:
         assert fault.error in says
 
 
-@_in_every_way("steady", {"at work": True, "just started": False})
+@pytest.mark.each_value
+@_IN_BATCHES
+@_STEADY
 @pytest.mark.parametrize("kind", kinds_here(IN_PYTHON))
 def test_p5_whatever_goes_wrong_in_a_handler_is_charged_to_its_command(
     database: Database, kind: str, *, steady: bool, in_batches: bool
@@ -77,7 +65,9 @@ def test_p5_whatever_goes_wrong_in_a_handler_is_charged_to_its_command(
     assert all(worker.error is None for worker in fleet._crew.workers)
 
 
-@_in_every_way("steady", {"at work": True, "just started": False})
+@pytest.mark.each_value
+@_IN_BATCHES
+@_STEADY
 @pytest.mark.parametrize("kind", kinds_here(IN_SQL))
 def test_p5_whatever_goes_wrong_in_a_sql_target_is_charged_to_its_command(
     database: Database, kind: str, *, steady: bool, in_batches: bool
@@ -89,7 +79,9 @@ def test_p5_whatever_goes_wrong_in_a_sql_target_is_charged_to_its_command(
         _assert_charged(database, fault, in_batches=in_batches)
 
 
-@_in_every_way("careful_keys", {"0": 0, "20": 20})
+@pytest.mark.each_value
+@_IN_BATCHES
+@pytest.mark.parametrize("careful_keys", [0, 20])
 @pytest.mark.parametrize("kind", kinds_here(IN_SQL))
 def test_p5_whatever_goes_wrong_under_call_is_charged_to_its_command(
     database: Database, kind: str, careful_keys: int, *, in_batches: bool
@@ -219,7 +211,7 @@ def test_p5_under_call_the_number_of_careful_keys_may_be_taken_back(database: Da
     assert is_healed(database)
 
 
-@pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
+@_STEADY
 def test_p5_a_deferred_constraint_is_charged_to_the_command_that_broke_it(
     database: Database, *, steady: bool
 ) -> None:
@@ -264,11 +256,12 @@ def test_p5_a_deferred_constraint_is_charged_however_long_its_turn_took(
     assert "child_parent_fkey" in database.value("SELECT last_error FROM inturn.key_cursor")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     "how", ["SET TRANSACTION READ ONLY", "SELECT set_config('transaction_read_only', 'on', true)"]
 )
 @pytest.mark.parametrize("then", ["insert", "look"])
-@pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
+@_STEADY
 def test_p5_a_transaction_made_read_only_is_charged_to_the_command_that_did_it(
     database: Database, how: str, then: str, *, steady: bool
 ) -> None:
