@@ -426,7 +426,7 @@ def test_settings_reference_has_every_setting_and_its_default(database: Database
     real = database.execute(
         "SELECT column_name::text, trim(both '''' FROM split_part(column_default, '::', 1))"
         " FROM information_schema.columns WHERE table_schema = 'inturn' AND table_name = 'topic'"
-        " AND column_name NOT IN ('name', 'created_at', 'paused_at', 'paused_until', 'callers_granted',"
+        " AND column_name NOT IN ('name', 'created_at', 'paused_at', 'paused_until', 'callers',"
         " 'merges', 'target_owner', 'target_owner_id')"
     )
     text = (REFERENCE / "settings.md").read_text()

@@ -27,8 +27,8 @@ TO_TARGETS = {
 }
 #: What the planner puts in the place of its call, which a setting would keep it from.
 INLINED = {
-    # Not inlined, but a part of appends, of which a pin would be some per cent.
-    *("_wake_key", "_append_first", "_append_arrival"),
+    # Not inlined, but a part of appends, of which a pin would be a per cent.
+    "_wake_key",
     *("key_state", "_next_ready_at", "_empty_turn_wait", "_process_of", "_max_claim_octets"),
     *("_appeared", "_planned_arrivals", "_held_keys", "_find_cursor", "_first_line", "_target_kinds"),
 }

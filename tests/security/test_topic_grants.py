@@ -331,8 +331,8 @@ def test_the_command_line_grants_shows_and_revokes(two: Database) -> None:
 @pytest.mark.parametrize(
     ("function", "edit", "role", "call"),
     [
-        ("append", ("IF callers_granted THEN", "IF false THEN"), "caller", CALLS[0]),
-        ("_append_given", ("IF settings.callers_granted THEN", "IF false THEN"), "caller", "given"),
+        ("_begin_append", ("IF callers IS NOT NULL THEN", "IF false THEN"), "caller", CALLS[0]),
+        ("_append_given", ("IF settings.callers IS NOT NULL THEN", "IF false THEN"), "caller", "given"),
         ("progress", ("PERFORM inturn._require_grant[^;]*;", ""), "caller", CALLS[4]),
         (
             "claim(text,timestamptz,integer)",

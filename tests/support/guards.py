@@ -47,7 +47,7 @@ ON_ONE_SNAPSHOT = (
 #: Within the claim's own transaction nobody else can have had a turn: the epoch is the second fence.
 HELD = r"\s+AND [ct]\.xmax = pg_current_xact_id\(\)::xid"
 #: Which append wakes the key.
-WAKES = r"IF drained AND new_seq = applied \+ 1 THEN"
+WAKES = r"u\.drained AND l\.name IS NULL"
 #: When a paused key is ready.
 PAUSED_READY = r"cursor\.ready_at := inturn\._next_ready_at\(cursor, NULL\);"
 HEEDS_LEASE = (r"c\.paused_until, c\.lease_until\) END", "c.paused_until) END")

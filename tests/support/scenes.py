@@ -49,17 +49,22 @@ def refused(session: Session, sqlstate: str, statement: tuple[str, list[Any]]) -
     session.rollback()
 
 
-def second_caller_waits(database: Database, oracle: Oracle) -> None:
+def second_caller_waits(database: Database, oracle: Oracle, statement: str = APPEND) -> None:
     """Two callers of one key: the second waits for the first to commit and gets the number after."""
     append(database, "x")
     first, second = database.session(), database.session()
     assert append(first, "x") == 2
-    waiting = second.begin(APPEND, ["x"])
+    waiting = second.begin(statement, ["x"])
     assert second.wait_blocked() == [first.pid]
     first.commit()
     assert waiting.result() == [(3,)]
     second.commit()
     assert drain(database, oracle) == 3
+
+
+def second_caller_with_more_to_look_up_waits(database: Database, oracle: Oracle) -> None:
+    """A command that is not plain, as one whose payload is no object, waits for the first in the same way."""
+    second_caller_waits(database, oracle, "SELECT inturn.append('orders', %s, 'insert', '[]')")
 
 
 MANY = "SELECT inturn.append_many('orders', %s::text[], %s::text[])"

@@ -23,7 +23,7 @@ DECLARE
     looked boolean := false;
 BEGIN
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = _append_given.topic;
-    IF settings.callers_granted THEN
+    IF settings.callers IS NOT NULL THEN
         PERFORM inturn._require_grant(topic, 'caller');
     END IF;
     PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);

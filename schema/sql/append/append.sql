@@ -17,75 +17,102 @@ AS $$
 -- key that was idle, which nobody else does.
 -- Raises IT001 to IT005 (see _refuse_command), IT008 (see _refuse_reuse), IT009 (see _refuse_pending), IT014 (see
 -- _require_grant); 40001 when the caller's snapshot is older than the key's last append or prune.
--- The last turn and the last number are looked for in statements after the lock: on the lock's own snapshot, numbers
--- would repeat, and a key that went idle meanwhile would not be woken.
+-- A statement is a tenth of an append, a call of a function 3 per cent, and an operator half of one, for each is set up
+-- anew in every transaction: so a plain command is appended here, and any other one looked at in _begin_append.
 DECLARE
-    plain boolean; fresh boolean; numbering text; max_pending bigint; callers_granted boolean; locked boolean;
-    applied bigint; last_epoch bigint; drained boolean; new_seq bigint; -- scalars: a record costs more
+    numbering text; -- NULL: the command is not plain
+    locked boolean; -- the key's row: true, it was there; false, it was not; NULL, not looked for, or somebody else's
+    max_pending bigint; asleep boolean;
+    applied bigint; last_epoch bigint; wakes boolean; new_seq bigint; -- scalars: a record costs more
 BEGIN
-    -- Again where the row went while it was waited for: a prune has forgotten the key.
-    LOOP
-        -- plain: there is nothing to refuse, and nothing more to look up. fresh: at READ COMMITTED. They stand here,
-        -- for an expression of its own costs a per cent of an append. Every topic takes 1024 bytes of payload; only
-        -- for more is its limit looked up.
-        SELECT t.numbering <> 'given' AND append.seq IS NULL AND append.idempotency_key IS NULL AND t.max_pending IS NULL
-               AND (NOT t.callers_granted OR EXISTS (SELECT FROM inturn.topic_grant g WHERE g.topic = t.name AND g.role = 'caller'
-                    AND g.login = coalesce(nullif(current_setting('role'), 'none'), session_user)))
-               AND append.key <> '' AND octet_length(append.key) <= 512
-               AND append.name <> '' AND octet_length(append.name) <= 128
-               AND (append.payload >= '{}' AND octet_length(append.payload::text) <= 1024) IS NOT FALSE,
-               current_setting('transaction_isolation') = 'read committed', t.numbering, t.max_pending, t.callers_granted
-        INTO plain, fresh, numbering, max_pending, callers_granted FROM inturn.topic t WHERE t.name = append.topic;
-        IF plain IS NOT TRUE THEN
-            IF numbering = 'given' OR seq IS NOT NULL THEN
-                RETURN inturn._append_given(topic, key, seq, name, payload, idempotency_key);
-            END IF;
-            IF callers_granted THEN
-                PERFORM inturn._require_grant(topic, 'caller');
-            END IF;
-            PERFORM inturn._refuse_command(topic, key, name, payload, idempotency_key);
+    -- Only for a longer key and name, or payload, are the limits looked up.
+    SELECT CASE WHEN append.seq IS NULL AND t.max_pending IS NULL
+                AND (t.callers IS NULL
+                     OR coalesce(nullif(current_setting('role'), 'none'), session_user) = ANY (t.callers))
+                AND append.key <> '' AND append.name <> '' AND octet_length(append.key || append.name) <= 128
+                AND append.payload >= '{}' AND octet_length(append.payload::text) <= 1024
+                AND current_setting('transaction_isolation') = 'read committed'
+           THEN t.numbering END
+    INTO numbering FROM inturn.topic t WHERE t.name = append.topic;
+    IF idempotency_key IS NOT NULL THEN
+        IF octet_length(idempotency_key) NOT BETWEEN 1 AND 512 OR starts_with(idempotency_key, 'inturn.') THEN
+            numbering := NULL; -- to be refused
         END IF;
-        IF numbering = 'arrival' THEN
-            RETURN inturn._append_arrival(topic, key, name, payload, idempotency_key, max_pending);
-        END IF;
+    END IF;
+    IF numbering = 'assigned' THEN
         SELECT true INTO locked FROM inturn.key_sequence s
-        WHERE s.topic = append.topic AND s.key >= append.key AND s.key <= append.key ORDER BY s.key DESC LIMIT 1 FOR UPDATE;
-        EXIT WHEN locked;
-        -- No row yet: this is the key's first command, unless another caller's has just committed.
-        new_seq := inturn._append_first(topic, key, name, payload, idempotency_key, fresh);
-        CONTINUE WHEN new_seq IS NULL;
-        RETURN new_seq;
-    END LOOP;
+        WHERE s.topic = append.topic AND s.key >= append.key AND s.key <= append.key
+        ORDER BY s.key DESC LIMIT 1 FOR UPDATE;
+        IF locked IS NULL THEN
+            INSERT INTO inturn.key_sequence (topic, key) VALUES (append.topic, append.key) ON CONFLICT DO NOTHING;
+            IF FOUND THEN
+                locked := false;
+            END IF;
+        END IF;
+    ELSIF numbering = 'arrival' AND idempotency_key IS NULL THEN
+        INSERT INTO inturn.intake (topic, key, name, payload)
+        VALUES (append.topic, append.key, append.name, append.payload)
+        RETURNING EXISTS (SELECT FROM inturn.listener l
+                          WHERE l.topic = ANY (ARRAY[append.topic, '']) AND l.asleep_until > clock_timestamp())
+        INTO asleep;
+        IF asleep THEN
+            PERFORM inturn._notify_appliers(topic);
+        END IF;
+        RETURN NULL;
+    END IF;
+    IF locked IS NULL THEN
+        SELECT b.locked, b.new_seq, b.max_pending INTO locked, new_seq, max_pending
+        FROM inturn._begin_append(topic, key, name, payload, idempotency_key, seq) b;
+    END IF;
 
     -- From here on statements see every earlier append to the key: its caller has committed or is gone.
-    IF idempotency_key IS NOT NULL THEN
-        new_seq := inturn._number_of(topic, key, name, payload, idempotency_key);
-        IF new_seq IS NOT NULL THEN
-            RETURN new_seq;
+    IF locked THEN
+        IF idempotency_key IS NOT NULL THEN
+            new_seq := inturn._number_of(topic, key, name, payload, idempotency_key);
+            IF new_seq IS NOT NULL THEN
+                RETURN new_seq;
+            END IF;
         END IF;
-    END IF;
-    -- No number up to applied is looked at: the probe reads every entry of its key on the page.
-    SELECT u.applied_seq, u.epoch, u.drained INTO applied, last_epoch, drained FROM inturn.turn u
-    WHERE u.topic = append.topic AND u.key = append.key ORDER BY u.epoch DESC LIMIT 1;
-    IF NOT fresh THEN
-        RETURN inturn._append_on_snapshot(topic, key, coalesce(applied, 0), name, payload, idempotency_key, max_pending);
-    END IF;
-    INSERT INTO inturn.command_log AS l (topic, key, seq, name, payload, idempotency_key)
-    VALUES (append.topic, append.key,
-            1 + coalesce((SELECT l.seq FROM inturn.command_log l
-                          WHERE l.topic = append.topic AND l.key = append.key AND l.seq > coalesce(applied, 0)
-                          ORDER BY l.seq DESC LIMIT 1), applied, 0),
-            append.name, coalesce(append.payload, '{}'), append.idempotency_key)
-    RETURNING l.seq INTO new_seq;
-    IF NOT plain THEN
-        IF new_seq > coalesce(applied, 0) + max_pending THEN
-            PERFORM inturn._refuse_pending(topic, key, new_seq, max_pending);
+        -- No number up to applied is looked at: the probe reads every entry of its key on the page.
+        SELECT coalesce(l.seq, u.applied_seq, 0) + 1, u.applied_seq, u.epoch,
+               -- The first command after the drained ones finds the key idle. Any later one finds it awake, or held.
+               -- By name, for an index-only scan costs more to set up.
+               u.drained AND l.name IS NULL
+        INTO new_seq, applied, last_epoch, wakes
+        FROM (SELECT) one LEFT JOIN LATERAL (
+            SELECT u.applied_seq, u.epoch, u.drained FROM inturn.turn u
+            WHERE u.topic = append.topic AND u.key = append.key ORDER BY u.epoch DESC LIMIT 1) u ON true
+        LEFT JOIN LATERAL (
+            SELECT l.seq, l.name FROM inturn.command_log l
+            WHERE l.topic = append.topic AND l.key = append.key AND l.seq > coalesce(u.applied_seq, 0)
+            ORDER BY l.seq DESC LIMIT 1) l ON true;
+        INSERT INTO inturn.command_log (topic, key, seq, name, payload, idempotency_key)
+        VALUES (append.topic, append.key, new_seq, append.name, coalesce(append.payload, '{}'), append.idempotency_key);
+        IF max_pending IS NOT NULL THEN
+            IF new_seq > coalesce(applied, 0) + max_pending THEN
+                PERFORM inturn._refuse_pending(topic, key, new_seq, max_pending);
+            END IF;
         END IF;
-    END IF;
-
-    -- The first command after the drained ones finds the key idle. Any later one finds it awake, or held.
-    IF drained AND new_seq = applied + 1 THEN
-        PERFORM inturn._wake_key(topic, key, last_epoch, applied);
+        IF wakes THEN
+            PERFORM inturn._wake_key(topic, key, last_epoch, applied);
+        END IF;
+    ELSIF locked IS FALSE THEN
+        INSERT INTO inturn.command_log (topic, key, seq, name, payload, idempotency_key)
+        SELECT append.topic, append.key, 1, append.name, coalesce(append.payload, '{}'), append.idempotency_key
+        WHERE (SELECT f.seq FROM inturn.forgotten f WHERE f.topic = append.topic) IS NULL;
+        IF NOT FOUND THEN
+            RETURN inturn._append_first(topic, key, name, payload, idempotency_key);
+        END IF;
+        -- As _wake_key does, but that no ticket can be there: only a known key is paused.
+        INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)
+        VALUES (append.topic, append.key, 0, 0, clock_timestamp())
+        RETURNING EXISTS (SELECT FROM inturn.listener l
+                          WHERE l.topic = ANY (ARRAY[append.topic, '']) AND l.asleep_until > clock_timestamp())
+        INTO asleep;
+        IF asleep THEN
+            PERFORM inturn._notify_appliers(topic);
+        END IF;
+        RETURN 1;
     END IF;
     RETURN new_seq;
 END

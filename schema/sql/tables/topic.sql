@@ -36,7 +36,7 @@ CREATE TABLE inturn.topic (
         CHECK (timeout BETWEEN '1 ms' AND '1 day'),
     max_pending bigint
         CHECK (max_pending BETWEEN 1 AND 1000000000),
-    callers_granted boolean NOT NULL DEFAULT false,
+    callers text[] COLLATE "C",
     merges boolean NOT NULL DEFAULT false,
     retain interval
         CHECK (retain >= '0'),
@@ -78,8 +78,8 @@ COMMENT ON COLUMN inturn.topic.merges IS 'Whether it has merge rules, or had som
 COMMENT ON COLUMN inturn.topic.timeout IS 'A command that takes longer has failed; NULL: no limit.';
 COMMENT ON COLUMN inturn.topic.max_pending IS
     'The most commands that a key may have pending: append refuses more; NULL: any number.';
-COMMENT ON COLUMN inturn.topic.callers_granted IS
-    'Whether only some callers may append, see topic_grant: append looks there only then.';
+COMMENT ON COLUMN inturn.topic.callers IS
+    'Who of topic_grant may append, for append reads this row anyway; NULL: every caller.';
 COMMENT ON COLUMN inturn.topic.retain IS 'How long after its turn a command is kept; NULL: for ever.';
 COMMENT ON COLUMN inturn.topic.retain_idempotency IS
     'How long at least a command with an idempotency key is kept after its append; NULL: for retain.';

@@ -25,7 +25,7 @@ DECLARE
     topic inturn.topic :=
         ROW(name, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, clock_timestamp(),
             on_exhausted, NULL, NULL, numbering, first_seq, max_ahead, gap_timeout, lease, max_in_flight, timeout,
-            max_pending, false, false,
+            max_pending, NULL, false,
             retain, retain_idempotency, forget_idle_after, NULL, NULL);
 BEGIN
     IF target <> 'python' THEN
@@ -40,9 +40,9 @@ BEGIN
     END IF;
     PERFORM FROM inturn.topic t WHERE t.name = topic.name
         AND to_jsonb(t)
-            - '{created_at,paused_at,paused_until,callers_granted,merges,target_owner,target_owner_id}'::text[]
+            - '{created_at,paused_at,paused_until,callers,merges,target_owner,target_owner_id}'::text[]
             = to_jsonb(topic)
-                - '{created_at,paused_at,paused_until,callers_granted,merges,target_owner,target_owner_id}'::text[];
+                - '{created_at,paused_at,paused_until,callers,merges,target_owner,target_owner_id}'::text[];
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'IT010',
             MESSAGE = format('topic %L exists already, with other settings', name),

@@ -25,7 +25,7 @@ BEGIN
     END IF;
     INSERT INTO inturn.topic_grant (topic, role, login) VALUES (grant_topic.topic, grant_topic.role, grant_topic.login);
     IF role = 'caller' THEN
-        UPDATE inturn.topic t SET callers_granted = true WHERE t.name = grant_topic.topic;
+        UPDATE inturn.topic t SET callers = t.callers || grant_topic.login WHERE t.name = grant_topic.topic;
     END IF;
     RETURN inturn._record_action(topic, '', NULL, 'grant', reason, NULL,
                                  jsonb_build_object('role', role, 'login', login));

@@ -20,8 +20,9 @@ BEGIN
     WHERE g.topic = revoke_topic.topic AND g.role = revoke_topic.role AND g.login = revoke_topic.login;
     open := NOT EXISTS (SELECT FROM inturn.topic_grant g
                         WHERE g.topic = revoke_topic.topic AND g.role = revoke_topic.role);
-    IF role = 'caller' AND open THEN
-        UPDATE inturn.topic t SET callers_granted = false WHERE t.name = revoke_topic.topic;
+    IF role = 'caller' THEN
+        UPDATE inturn.topic t SET callers = nullif(array_remove(t.callers, revoke_topic.login), '{}')
+        WHERE t.name = revoke_topic.topic;
     END IF;
     RETURN inturn._record_action(topic, '', NULL, 'revoke', reason, jsonb_build_object('role', role, 'login', login),
                                 jsonb_build_object('role', role, 'open', open));

@@ -66,8 +66,8 @@ def _claim(model: Machine) -> None:
     [
         (
             "append",
-            r"IF drained AND new_seq = applied \+ 1 THEN",
-            "IF false THEN",
+            r"u\.drained AND l\.name IS NULL",
+            "false",
             _append_to_a_drained_key,
         ),
         (
