@@ -478,7 +478,7 @@ def test_under_a_held_snapshot_a_prune_does_not_walk_over_what_went_before(witne
     costs = []
     with witness.connect(user=OPERATOR) as operator:
         for _ in range(12):
-            witness.execute("SELECT inturn.append('orders', 'deep', 'insert') FROM generate_series(1, 100)")
+            witness.execute("SELECT inturn.append('orders', 'deep', 'insert') FROM generate_series(1, 300)")
             _apply(witness)
             query = "SELECT * FROM inturn.prune_batch('orders', older_than => '0', max_rows => 1000)"
             costs.append(buffers(explain(operator, query)))
