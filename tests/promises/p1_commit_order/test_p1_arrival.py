@@ -15,7 +15,7 @@ from support import roles
 from support.arrivals import APPEND, appended, arrive, number, numbered
 from support.database import Database
 from support.own_server import own_database
-from support.race import unblocked
+from support.race import replace_in, unblocked
 from support.refusal import refusal
 from support.server import Server
 
@@ -252,6 +252,9 @@ def _apply_until(posts: Database, over: threading.Event) -> None:
 
 
 def test_p1_arrival_real_time_order_of_a_crowd(posts: Database) -> None:
+    """With passes so small that they make plans all the time."""
+    replace_in(posts, "_number_arrivals", ("50000", "3"))
+    replace_in(posts, "_plan_arrivals", ("5000", "2"))
     done: list[_Done] = []
     over = threading.Event()
     callers = [threading.Thread(target=_call, args=(posts, who, done)) for who in range(8)]
