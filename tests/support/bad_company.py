@@ -72,6 +72,7 @@ class Fault:
         before: SQL that is run once the topics are there.
         session: settings of the database.
         state: what becomes of the key.
+        keeps: how many effects of the bad command stay, at the most: what it has committed itself.
         alone: it makes its neighbours in a batch go wrong too, so there are none.
         under_call: what the key's error says under CALL, in part, if that differs.
         since: the version of PostgreSQL that has it.
@@ -84,6 +85,7 @@ class Fault:
     before: str = ""
     session: str = ""
     state: str = "held"
+    keeps: int = 0
     alone: bool = False
     under_call: str | None = None
     since: int = 0
@@ -219,6 +221,9 @@ def _both(statement: str, error: str, **more: Any) -> Fault:
 
 
 _SLEEP = "SELECT pg_sleep(60)"
+_ENDED = "ended the transaction"
+#: What a command that has committed says when it is tried again, and is held.
+_DONE_BEFORE = "witness_topic_key_seq_key"
 #: Kinds that Python handlers and SQL targets share.
 SHARED = {
     "a deferred foreign key": _both("INSERT INTO bad.child VALUES (7)", "child_parent_fkey"),
@@ -255,7 +260,7 @@ SHARED = {
         since=17,
     ),
     "the end of its own session": Fault(
-        "",
+        "",  # who says so depends: the next connection, or whoever finds that its lease has run out
         _runs("SELECT pg_terminate_backend(pg_backend_pid())"),
         "PERFORM pg_terminate_backend(pg_backend_pid());",
         under_call="the lease of",
@@ -280,16 +285,19 @@ IN_PYTHON = {
     "a payload nested too deep": Fault("RecursionError", payload=NESTED),
     "close": Fault("closed", lambda connection, _: connection.close()),
     "close and an exception": Fault("and raises", _closes_and_raises),
-    "COMMIT": Fault("", _runs("COMMIT"), alone=True),
-    "ROLLBACK": Fault("ended the transaction", _runs("ROLLBACK")),
-    "ROLLBACK and an exception": Fault("ended the transaction", _rolls_back_and_raises),
-    "COMMIT and BEGIN": Fault("", _runs("COMMIT; BEGIN"), alone=True),
-    "COMMIT and another isolation_level": Fault(
-        "", _commits_and_sets("isolation_level", psycopg.IsolationLevel.SERIALIZABLE), alone=True
-    ),
-    "COMMIT and read_only": Fault("", _commits_and_sets("read_only", True), alone=True),
-    "COMMIT and deferrable": Fault("", _commits_and_sets("deferrable", True), alone=True),
-    "COMMIT and no autocommit": Fault("", _commits_and_sets("autocommit", False), alone=True),
+    "COMMIT": Fault(_DONE_BEFORE, _runs("COMMIT"), alone=True, keeps=1),
+    "ROLLBACK": Fault(_ENDED, _runs("ROLLBACK")),
+    "ROLLBACK and an exception": Fault(_ENDED, _rolls_back_and_raises),
+    "COMMIT and BEGIN": Fault(_DONE_BEFORE, _runs("COMMIT; BEGIN"), alone=True, keeps=1),
+    **{
+        f"COMMIT and {said}": Fault(_DONE_BEFORE, _commits_and_sets(mode, value), alone=True, keeps=1)
+        for said, mode, value in (
+            ("another isolation_level", "isolation_level", psycopg.IsolationLevel.SERIALIZABLE),
+            ("read_only", "read_only", True),
+            ("deferrable", "deferrable", True),
+            ("no autocommit", "autocommit", False),
+        )
+    },
     "another isolation_level": Fault("can't change 'isolation_level'", _sets_isolation_level),
     "SQLAlchemy's Session over the connection": Fault("rollback", _in_sqlalchemys_session),
     "SQLAlchemy's AUTOCOMMIT over the connection": Fault("can't change", _in_sqlalchemys_autocommit),

@@ -139,9 +139,9 @@ SERVICE = {
     "status 500": Fault("500", says=_says(answer(500))),
     "status 400": Fault("400", says=_says(answer(400))),
     "a redirect": Fault("302", says=_says(answer(302, location="http://127.0.0.1:1/"))),
-    "the connection closed": Fault("", says=_says()),
-    "what is not HTTP": Fault("", says=_says(b"SSH-2.0-OpenSSH_9.2\r\n")),
-    "half an answer": Fault("", says=_says(b"HTTP/1.1 200 OK\r\ncontent-len")),
+    "the connection closed": Fault("disconnected without sending a response", says=_says()),
+    "what is not HTTP": Fault("illegal status line", says=_says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")),
+    "half an answer": Fault("disconnected without", says=_says(b"HTTP/1.1 200 OK\r\ncontent-len")),
     "no answer": Fault("timeout", says=_silence, settings=", timeout => '2 s'"),
     "nothing can be written of it": Fault("nothing can be written of bad", before=_REFUSES, state="put off"),
 }

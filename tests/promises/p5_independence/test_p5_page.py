@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from support import bad_company, bad_outside, deaths, large, left_behind, not_run, ways
 from support.place import DOCS
@@ -48,3 +48,12 @@ def test_the_page_of_failures_has_every_kind_and_no_other() -> None:
             assert len(kinds) == len(set(kinds)), title
             shown[title] = set(kinds)
     assert shown == {title: set(kinds) for title, kinds in KINDS.items()}
+
+
+def test_of_every_kind_of_fault_the_tests_know_its_own_error() -> None:
+    tables: list[Mapping[str, bad_company.Fault | bad_outside.Fault]] = [
+        *(bad_company.IN_PYTHON, bad_company.IN_SQL),
+        *(bad_outside.PLAIN, bad_outside.COROUTINE, bad_outside.SERVICE, bad_outside.LEASE_CLIENT),
+    ]
+    unknown = {kind for faults in tables for kind, fault in faults.items() if not fault.error}
+    assert unknown == {"the end of its own session"}

@@ -36,7 +36,7 @@ def _assert_charged(database: Database, fault: bad_company.Fault, *, in_batches:
     assert innocent_and_charged(database) == []
     # What a COMMIT of its own kept is its author's: the others of it left nothing.
     kept = database.execute("SELECT seq FROM bad.witness WHERE key = 'bad' AND seq >= %s", [place])
-    assert len(kept) <= int("ended" in fault.error or not fault.error)
+    assert len(kept) <= fault.keeps
     if fault.state != "put off":
         assert database.value("SELECT applied_seq FROM inturn.key_cursor WHERE key = 'bad'") == place - 1
         effects = "SELECT count(*) FROM bad.witness WHERE key = 'bad' AND seq < %s"
