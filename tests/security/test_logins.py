@@ -27,6 +27,7 @@ BY_NAME = {
     "cli/test_cron.py": "makes the extension pg_cron",
     "cli/test_demo.py": "comments on the demo's database, and drops it",
     "cli/test_doctor.py": "takes roles away, and gives them powers",
+    "cli/test_doctor_settings.py": "sets what is in force in the whole server",
     "cli/why/test_why_standing_still.py": "gives a function to somebody who may not create in its schema",
     "conformance/test_merging.py": "gives a function to somebody who may not create in its schema",
     "docs/test_docs.py": "is the DBA of the pages, who makes logins",
