@@ -30,7 +30,8 @@ TYPED: dict[str, tuple[Check, str, str]] = {
         "READ COMMITTED|read committed",
     ),
     "datestyle": (checks.session_defaults, "German|sql, DMY|DMY, Postgres", "DMY|MDY, ISO|iso|European"),
-    **dict.fromkeys(TIMEOUTS, (checks.timeouts, "5s|5000|1 h|1ms", "0|0s|0 min|00|0.0ms")),
+    **dict.fromkeys(TIMEOUTS, (checks.timeouts, "1ms", "0s")),
+    "statement_timeout": (checks.timeouts, "5s|5000|1 h|1ms", "0|0s|0 min|00|0.0ms"),
 }
 
 
@@ -67,12 +68,12 @@ def test_a_setting_is_understood_however_it_was_typed(database: Database) -> Non
     with looking(database.dsn) as facts:
         applier = user(login(database, "inturn_applier"))
         for name, (check, bad, good) in TYPED.items():
-            for role in (None, applier):
-                for value in bad.split("|"):
+            for role, most in ((None, 9), (applier, 1)):
+                for value in bad.split("|")[:most]:
                     set_for(database, name, value, role)
                     known = name != "transaction_timeout" or database.server.version >= 17
                     assert len([*check(facts)]) == known, (name, value, role)
-                for value in good.split("|"):
+                for value in good.split("|")[:most]:
                     set_for(database, name, value, role)
                     assert [*check(facts)] == [], (name, value, role)
                 set_for(database, name, None, role)
