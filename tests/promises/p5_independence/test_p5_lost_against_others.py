@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import psycopg
@@ -161,13 +162,26 @@ def test_p5_a_step_that_always_loses_holds_up_no_other_steps(
 ) -> None:
     """It runs again and again; the progress of others, and the renewal of their leases, does not wait."""
     _open(database)
+    database.execute("""
+        CREATE SEQUENCE app.lost;
+        CREATE OR REPLACE FUNCTION app.lose() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM nextval('app.lost'); RAISE serialization_failure; END $$""")
     monkeypatch.setattr(link, "AGAIN_TIMES", 10**9)
     monkeypatch.setattr(pacing, "again_seconds", lambda _: 0.005)
-    with shop.at_work(database, _handlers(database, [], outside=True)):
+    runs_again, handlers = threading.Event(), Applier()
+
+    @handlers.handler("t", outside=True)
+    def _(command: Command) -> None:
+        assert command.key == "bad" or runs_again.wait(60)
+
+    with shop.at_work(database, handlers):
         try:
+            until(lambda: database.value("SELECT last_value FROM app.lost") >= 3, "it runs again")
+            runs_again.set()
             recorded = "SELECT count(*) FROM inturn.turn WHERE outcome = 'applied'"
             until(lambda: database.value(recorded) == _HEALTHY, "the others' progress")
         finally:
+            runs_again.set()
             database.execute("DROP TRIGGER lose ON inturn.turn")
         until(lambda: not database.value("SELECT count(*) FROM inturn.ticket"), "its own")
     assert bad_company.innocent_and_charged(database) == []
