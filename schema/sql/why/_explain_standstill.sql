@@ -19,8 +19,8 @@ BEGIN
                    c.attempts, t.max_attempts, inturn._shorten(c.last_error, 200)),
             concat_ws(E'\n', 'inturn show --topic {topic} --error {key}',
                       'inturn retry --topic {topic} {key}  # once its cause is put right',
-                      format('inturn amend --topic {topic} --edit --reason TEXT {key} %s', c.applied_seq + 1)
-                          || '  # or change the command, then retry',
+                      format('inturn amend --topic {topic} --edit --reason TEXT {key} %s'
+                             '  # or change the command, then retry', c.applied_seq + 1),
                       format('inturn skip --topic {topic} --seq %s --reason TEXT {key}  # or go on without it',
                              c.applied_seq + 1)),
             jsonb_build_object('error', c.last_error, 'attempts', c.attempts, 'max_attempts', t.max_attempts,

@@ -93,9 +93,9 @@ def test_a_handler_that_hangs_is_advised_a_timeout_unless_its_topic_has_one(data
             answer, out = explained(database, "a", "applying", "shop")
             _, advice = answer["to_do"].splitlines()
             command, _, remark = advice.partition("  # ")
-            assert command == "inturn topic set {topic} --timeout 30s"
+            assert command == "inturn topic set --timeout 30s {topic}"
             assert remark == "so that a command that hangs fails instead"
-            assert "inturn topic set shop --timeout 30s" in out
+            assert "inturn topic set --timeout 30s shop" in out
             database.execute("SELECT inturn.set_topic('shop', timeout => '1 hour')")
             assert "--timeout" not in asked(database, "a", "shop")["to_do"]
         finally:
