@@ -72,7 +72,7 @@ class Fault:
         before: SQL that is run once the topics are there.
         session: settings of the database.
         state: what becomes of the key.
-        keeps: how many effects of the bad command stay, at the most: what it has committed itself.
+        keeps: how many effects of the bad key stay, at the most: what its handler has committed itself.
         alone: it makes its neighbours in a batch go wrong too, so there are none.
         under_call: what the key's error says under CALL, in part, if that differs.
         since: the version of PostgreSQL that has it.
@@ -286,7 +286,8 @@ IN_PYTHON = {
     "close": Fault("closed", lambda connection, _: connection.close()),
     "close and an exception": Fault("and raises", _closes_and_raises),
     "COMMIT": Fault(_DONE_BEFORE, _runs("COMMIT"), alone=True, keeps=1),
-    "ROLLBACK": Fault(_ENDED, _runs("ROLLBACK")),
+    # What its batch does after that is in no transaction.
+    "ROLLBACK": Fault(_ENDED, _runs("ROLLBACK"), keeps=1),
     "ROLLBACK and an exception": Fault(_ENDED, _rolls_back_and_raises),
     "COMMIT and BEGIN": Fault(_DONE_BEFORE, _runs("COMMIT; BEGIN"), alone=True, keeps=1),
     **{
