@@ -168,6 +168,10 @@ LIMIT 20
 """
 
 
+#: How long the oracle rests after its first look, in seconds; after each further one twice as long.
+_FIRST_PAUSE = 0.005
+
+
 class Oracle:
     """Watches the database of the fixture `witness`, from the moment it is made."""
 
@@ -254,10 +258,12 @@ class Watch:
 
     def _run(self) -> None:
         try:
+            pause = _FIRST_PAUSE  # a run may be short
             while not self.seen:
                 self.seen = self._oracle.violations()
                 self.looks += 1
-                if self._stop.wait(self._seconds_between):
+                pause = min(pause * 2, self._seconds_between)
+                if self._stop.wait(pause):
                     return
         except BaseException as failure:  # noqa: BLE001 - raised again by the thread that waits
             self._failure = failure
