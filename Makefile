@@ -56,12 +56,9 @@ lint: .venv/installed-dev  ## Check style and types.
 	$(BIN)/mypy -p inturn.schema -p inturn.outbox -p inturn.applier -p inturn.cli
 	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases tests
 
-test: lint  ## Lint, types, all tests; the promises on every server version there is, and through PgBouncer.
+test: lint  ## Lint, types, all tests.
 	INTURN_TEST_PG=$(POSTGRES) $(PYTEST) -m "not soak and not rest"
-	$(MAKE) promises
-	@echo "All tests ran on PostgreSQL $(POSTGRES), those of the promises also on: $(OTHERS)"
-	$(if $(filter 15,$(OTHERS)),,@echo "Not on Debian's 15: apt-get install postgresql-15")
-	$(if $(PGBOUNCER),,@echo "Not with PgBouncer: apt-get install pgbouncer")
+	@echo "All tests ran on PostgreSQL $(POSTGRES). On other versions, and through PgBouncer: make promises"
 	$(if $(shell command -v promtool),,@echo "Not with Prometheus: apt-get install prometheus")
 
 rest: .venv/installed-dev  ## The combinations of parameters that `make test` leaves out.
@@ -73,6 +70,8 @@ promises: .venv/installed-dev  ## What the promises name on the other server ver
 	@echo "Side by side, printed as each ends: $(RUNS)"
 	$(MAKE) --jobs --output-sync=target --no-print-directory $(RUNS) \
 		WORKERS=$(shell expr \( $(WORKERS) + $(words $(RUNS)) - 1 \) / $(words $(RUNS)))
+	$(if $(filter 15,$(OTHERS)),,@echo "Not on Debian's 15: apt-get install postgresql-15")
+	$(if $(PGBOUNCER),,@echo "Not with PgBouncer: apt-get install pgbouncer")
 
 promises-pooled:
 	$(POOLED) $(CORE) -m "not soak and not slow and not rest"
@@ -82,7 +81,7 @@ promises-%:
 
 versions: .venv/installed-dev  ## All promise tests and all of conformance on the other server versions.
 	for version in $(OTHERS); do \
-		INTURN_TEST_PG=$$version $(PYTEST) tests/promises tests/conformance -m "not soak and not slow" || exit 1; \
+		INTURN_TEST_PG=$$version $(PYTEST) tests/promises tests/conformance -m "not soak" || exit 1; \
 	done
 
 pooled: .venv/installed-dev  ## The same through PgBouncer in transaction mode.

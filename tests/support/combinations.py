@@ -1,8 +1,8 @@
 """Of a test that is marked `each_value`, the combinations that `make test` tries: each value at least once.
 
 All others are marked `rest`, and `make rest` tries them. What one `parametrize` names together was chosen
-together, and all of it is tried. On each server version they are others, and through a pooler: a `make test`
-tries more of them than each of its runs.
+together, and all of it is tried. On each server version they are others, and through a pooler: so `make
+promises` tries some that `make test` does not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 import pytest
 
 _Place = tuple[int, ...]
-#: The runs of a `make test`, by server version and, if there is one, pooler.
+#: The runs of `make test` and `make promises`, by server version and, if there is one, pooler.
 _RUNS = ("18", "16", "15", "18 transaction")
 
 
@@ -38,7 +38,7 @@ def mark_rest(items: Iterable[pytest.Item]) -> None:
 
 
 def number_of_run(environment: Mapping[str, str]) -> int:
-    """Return which of the runs of a `make test` this one is; any other is as the first."""
+    """Return which of those runs this one is; any other is as the first."""
     version, pooler = environment.get("INTURN_TEST_PG", ""), environment.get("INTURN_TEST_POOLER", "")
     run = f"{version} {pooler}".strip()
     return _RUNS.index(run) if run in _RUNS else 0
