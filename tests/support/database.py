@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
@@ -301,4 +302,23 @@ def wait_transactions_over(database: Database) -> None:
             )
         ),
         "the end of the transactions that were open",
+    )
+
+
+def wait_at_rest(database: Database) -> None:
+    """Wait until the server has done all that its clients have sent, also one that has stopped since.
+
+    The system wakes a session when something comes for it, whenever it then gets to work.
+    """
+    others = (
+        "SELECT pid, state FROM pg_stat_activity WHERE datname = current_database()"
+        " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+
+    def sleeps(pid: int) -> bool:
+        return (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]) == "S"
+
+    until(
+        lambda: all(state != "active" and sleeps(pid) for pid, state in database.execute(others)),
+        "sessions at rest",
     )

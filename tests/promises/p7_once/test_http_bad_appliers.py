@@ -24,7 +24,7 @@ from support.b_server import (
     state,
     wait_applied,
 )
-from support.database import Database, until
+from support.database import Database, until, wait_at_rest
 from support.http_days import (
     LONG_LEASE,
     PATIENT,
@@ -93,6 +93,7 @@ def test_an_applier_stopped_past_its_lease_is_fenced_off_and_changes_nothing(
     with posts_elsewhere(database) as late:
         until(lambda: gate.standing, "the post")
         late.send(signal.SIGSTOP)
+        wait_at_rest(database)  # a claim that it has sent would come after what follows
         if answered:
             gate.open()
         database.execute("SELECT inturn.set_topic('posts', lease => '1 hour')")
