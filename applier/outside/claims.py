@@ -26,10 +26,10 @@ CLAIM_KEYS = 50
 
 
 class Claims:
-    """Of one worker.
+    """Claims ready keys for one worker outside the database, topic by topic, and begins work on each.
 
     Attributes:
-        left_out: topics that are, because what merges their commands belongs to somebody else now.
+        left_out: why each topic is left out in which somebody else owns now what merges its commands.
     """
 
     def __init__(

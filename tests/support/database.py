@@ -316,7 +316,7 @@ def wait_at_rest(database: Database) -> None:
     )
 
     def sleeps(pid: int) -> bool:
-        return (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]) == "S"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
     until(
         lambda: all(state != "active" and sleeps(pid) for pid, state in database.execute(others)),
