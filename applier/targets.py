@@ -72,12 +72,14 @@ class Kind:
         outside: makes what applies it by lease, outside of them; None: not this process. May raise
             TargetRefused.
         takes_handlers: the user's handlers apply it.
+        is_posted: its commands are posted to a service, signed with a secret.
     """
 
     begins: tuple[str, ...]
     inside: Callable[[Served, Parts], Target | None] = _nothing
     outside: Callable[[Served, Parts], Effect | None] = _nothing
     takes_handlers: bool = False
+    is_posted: bool = False
 
 
 class MissingPart(TargetRefused):
@@ -128,13 +130,25 @@ def _http(served: Served, parts: Parts) -> Effect:
 KINDS = {
     "python": Kind(("python",), inside=_python, outside=_python_outside, takes_handlers=True),
     "sql": Kind(("sql:",), inside=_sql),
-    "http": Kind(("http://", "https://"), outside=_http),
+    "http": Kind(("http://", "https://"), outside=_http, is_posted=True),
 }
 
 
-def is_known(served: Served) -> bool:
-    """Return whether this version knows the kind of a topic's target."""
-    return any(served.target.startswith(kind.begins) for kind in KINDS.values())
+def find_kind(target: str) -> Kind | None:
+    """Return the kind of a target; None: this version knows none that is written so."""
+    return next((kind for kind in KINDS.values() if target.startswith(kind.begins)), None)
+
+
+def is_posted(target: str) -> bool:
+    """Return whether commands for a target are posted to a service."""
+    kind = find_kind(target)
+    return kind is not None and kind.is_posted
+
+
+def takes_handlers(target: str) -> bool:
+    """Return whether the user's handlers apply the commands for a target."""
+    kind = find_kind(target)
+    return kind is not None and kind.takes_handlers
 
 
 def kind_of(served: Served) -> Kind:
@@ -143,14 +157,14 @@ def kind_of(served: Served) -> Kind:
     Raises:
         MissingPart: this version knows none that is written so.
     """
-    for kind in KINDS.values():
-        if served.target.startswith(kind.begins):
-            return kind
-    raise MissingPart(
-        f"topic {served.topic!r} has the target {served.target}, which this inturn does not know",
-        hint="Upgrade this machine's package with: pip install --upgrade inturn",
-        topic=served.topic,
-    )
+    kind = find_kind(served.target)
+    if kind is None:
+        raise MissingPart(
+            f"topic {served.topic!r} has the target {served.target}, which this inturn does not know",
+            hint="Upgrade this machine's package with: pip install --upgrade inturn",
+            topic=served.topic,
+        )
+    return kind
 
 
 def refuse_misfit(served: Served, parts: Parts, *, named: bool) -> None:
@@ -162,7 +176,7 @@ def refuse_misfit(served: Served, parts: Parts, *, named: bool) -> None:
     Raises:
         TargetRefused: it is not.
     """
-    if not named and not is_known(served):
+    if not named and find_kind(served.target) is None:
         return
     handled, takes = parts.handled(served.topic), kind_of(served).takes_handlers
     if handled and not takes:

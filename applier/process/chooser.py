@@ -23,7 +23,7 @@ from inturn.applier.outside.effect import Timeouts
 from inturn.applier.outside.lanes import OutsideTarget
 from inturn.applier.process.doubt import Doubt, note_announced
 from inturn.applier.stop import Stop
-from inturn.applier.targets import KINDS, MissingPart, Parts, Served, is_known, kind_of, refuse_misfit
+from inturn.applier.targets import MissingPart, Parts, Served, find_kind, is_posted, kind_of, refuse_misfit
 from inturn.schema.advice import advised
 from inturn.schema.errors import InturnError, TargetRefused, UnknownTopic
 from inturn.schema.version import HEAD, check_version
@@ -94,7 +94,7 @@ class Chooser:
             targets = [
                 kind_of(row).inside(row, self._parts(row.topic, applier_id, hand))
                 for row in rows
-                if is_known(row)  # of the others outside_targets says that they are not served
+                if find_kind(row.target)  # of the others outside_targets says that they are not served
             ]
             return [target for target in targets if target is not None]
 
@@ -165,7 +165,7 @@ class Chooser:
         named = [*self._only, *(self._applier.topics if self._applier else [])]
         rows = calls.appliers.list_topics(self._schema, named).on(connection)
         there = {row.name: Served(*row) for row in rows}
-        self._posted = frozenset(row.name for row in rows if row.target.startswith(KINDS["http"].begins))
+        self._posted = frozenset(row.name for row in rows if is_posted(row.target))
         for topic in named:
             if topic not in there:
                 name = ("-- " if topic.startswith("-") else "") + quote(topic)

@@ -22,8 +22,7 @@ def appliers(facts: Facts) -> Iterator[Finding]:
         """
         SELECT t.name, max(m.value) FILTER (WHERE m.metric = 'inturn_oldest_ready_age_seconds') AS ready,
             max(m.value) FILTER (WHERE m.metric = 'inturn_oldest_arrived_age_seconds') AS arrived,
-            (SELECT split_part(k.to_run, E'\\n', 1) FROM {schema}._target_kinds() k
-             WHERE t.target ~ k.pattern) AS to_run
+            (SELECT split_part(k.to_run, E'\\n', 1) FROM {schema}._kind_of(t.target) k) AS to_run
         FROM {schema}.topic t JOIN {schema}.topic_metrics() m ON m.labels->>'topic' = t.name
         WHERE t.paused_at IS NULL OR clock_timestamp() >= t.paused_until
         GROUP BY t.name, t.target HAVING max(m.value) FILTER (WHERE m.metric = 'inturn_appliers') = 0
@@ -58,7 +57,9 @@ def targets(facts: Facts) -> Iterator[Finding]:
             )
         except psycopg.Error as error:
             yield _refused(error, f"merge {shown(row['name'])} FIRST THEN BECOMES")
-    for row in facts.rows("SELECT name FROM {schema}.topic WHERE target LIKE 'sql:%%' ORDER BY name"):
+    for row in facts.rows(
+        "SELECT name FROM {schema}.topic WHERE {schema}._function_name(target) IS NOT NULL ORDER BY name"
+    ):
         try:
             found = facts.rows(
                 "SELECT f.target::text AS function,"

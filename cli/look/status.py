@@ -142,19 +142,12 @@ def _problems(found: _Status, older_than: str | None) -> Iterator[Row]:
     }
     down = down_topics(found.appliers)
     for topic in found.topics:
-        keys = topic["ready"] + topic["retrying"]
-        if keys and topic["paused_at"] is None and topic["topic"] not in serving:
-            of_keys = "1 key is" if keys == 1 else f"{keys:,} keys are"
+        waits = _says_ready(topic) or (_says_arrived(topic, found.now) if _only_arrived(topic) else "")
+        if waits and topic["paused_at"] is None and topic["topic"] not in serving:
             yield {
                 "topic": topic["topic"],
                 "problem": "no_applier",
-                "says": f"{of_keys} ready or retrying, and no applier of it is alive",
-            }
-        elif _only_arrived(topic) and topic["paused_at"] is None and topic["topic"] not in serving:
-            yield {
-                "topic": topic["topic"],
-                "problem": "no_applier",
-                "says": f"{_says_arrived(topic, found.now)}, and no applier of it is alive",
+                "says": f"{waits}, and no applier of it is alive",
             }
         if topic["topic"] in down:
             yield {
@@ -188,6 +181,11 @@ def _says_down(report: Row, now: datetime) -> str:
         f"its target has not answered for {since}; the key tried last was {shown(report['key'])}: "
         f"{first_line(report['error'])}"
     )
+
+
+def _says_ready(topic: Row) -> str:
+    keys = topic["ready"] + topic["retrying"]
+    return f"{'1 key is' if keys == 1 else f'{keys:,} keys are'} ready or retrying" if keys else ""
 
 
 def _only_arrived(topic: Row) -> bool:
@@ -262,7 +260,9 @@ def _applier_lines(found: _Status) -> Iterator[str]:
     alive = [applier for applier in found.appliers if applier["alive"]]
     gone = len(found.appliers) - len(alive)
     if not alive:
-        app = " --app MODULE:APPLIER" if all(each["target"] == "python" for each in found.topics) else ""
+        from inturn.applier.targets import takes_handlers  # imports all that applies
+
+        app = " --app MODULE:APPLIER" if all(takes_handlers(each["target"]) for each in found.topics) else ""
         yield f"no applier is alive. Start one with: {program()} apply{app}"
     else:
         yield from table_lines(

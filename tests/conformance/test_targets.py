@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,9 +108,17 @@ def test_why_says_what_to_run_where_nobody_serves_it(database: Database, subject
 
 
 def test_python_and_the_database_know_the_same_kinds(database: Database) -> None:
-    rows = database.execute("SELECT kind, pattern FROM inturn._target_kinds()")
-    assert [kind for kind, _ in rows] == list(targets.KINDS)
-    for kind, pattern in rows:
+    kinds = [kind for (kind,) in database.execute("SELECT kind FROM inturn._target_kinds()")]
+    assert kinds == list(targets.KINDS)
+    for kind in kinds:
         for begins in targets.KINDS[kind].begins:
             target = begins if kind == "python" else f"{begins}x"
-            assert database.value("SELECT %s ~ %s", [target, pattern])
+            assert database.execute("SELECT kind FROM inturn._kind_of(%s)", [target]) == [(kind,)]
+            name = database.value("SELECT inturn._function_name(%s)", [target])
+            assert name == ("x" if kind == "sql" else None)
+    assert database.execute("SELECT FROM inturn._kind_of('sql:')") == []
+    assert database.value("SELECT inturn._function_name('sql:')") is None
+
+
+def test_every_kind_is_in_this_suite() -> None:
+    assert set(targets.KINDS) <= {re.split("[ ,]", name)[0] for name in KINDS}

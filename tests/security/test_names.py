@@ -31,6 +31,7 @@ INLINED = {
     "_wake_key",
     *("key_state", "_next_ready_at", "_empty_turn_wait", "_process_of", "_max_claim_octets"),
     *("_appeared", "_planned_arrivals", "_held_keys", "_find_cursor", "_first_line", "_target_kinds"),
+    *("_kind_of", "_function_name"),
 }
 _UNREAD = re.compile(
     r"--[^\n]*|'(?:[^']|'')*'"  # comments and texts

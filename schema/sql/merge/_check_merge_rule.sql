@@ -16,7 +16,8 @@ BEGIN
         WHEN name ~ '[*%]'
             THEN format('the name %L looks like a pattern, and patterns would swallow commands that nobody named', name)
         END INTO problem FROM unnest(ARRAY[first, "then"]) name ORDER BY 1 LIMIT 1;
-    IF problem IS NULL AND (becomes IN ('nothing', 'last') OR becomes LIKE 'sql:_%') IS NOT TRUE THEN
+    IF problem IS NULL
+        AND (becomes IN ('nothing', 'last') OR inturn._function_name(becomes) IS NOT NULL) IS NOT TRUE THEN
         problem := format('becomes is %s; nothing, last and sql:SCHEMA.FUNCTION are allowed',
                           coalesce(quote_literal(becomes), 'NULL'));
     END IF;
@@ -24,7 +25,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'IT060',
             MESSAGE = format('merge rule of topic %L is refused: %s', left(topic, 200), problem),
             HINT = 'Name both commands as they are appended, one rule a pair.';
-    ELSIF becomes LIKE 'sql:%' THEN
+    ELSIF inturn._function_name(becomes) IS NOT NULL THEN
         PERFORM inturn._merge_function(becomes);
     END IF;
 END

@@ -7,7 +7,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    name constant text := substr(becomes, length('sql:') + 1);
+    name constant text := inturn._function_name(becomes);
     resolved regprocedure;
     problem text;
 BEGIN

@@ -17,12 +17,12 @@ DECLARE
     was inturn.merge_rule;
     owner text; owner_id text;
 BEGIN
-    IF becomes LIKE 'sql:%' THEN
+    IF inturn._function_name(becomes) IS NOT NULL THEN
         PERFORM inturn._require_admin(topic, 'a function that merges');
     END IF;
     PERFORM inturn._lock_topic(topic);
     PERFORM inturn._check_merge_rule(topic, first, "then", becomes);
-    IF becomes LIKE 'sql:%' THEN
+    IF inturn._function_name(becomes) IS NOT NULL THEN
         SELECT pg_get_userbyid(p.proowner), inturn._role_id(p.proowner) INTO owner, owner_id
         FROM pg_proc p WHERE p.oid = inturn._merge_function(becomes)::oid;
     END IF;

@@ -17,10 +17,11 @@ BEGIN
     FOR named IN
         SELECT t.name AS topic, NULL::text AS first_name, NULL::text AS then_name, t.target AS code,
                t.target_owner AS was, t.target_owner_id AS was_id
-        FROM inturn.topic t WHERE t.target LIKE 'sql:%'
+        FROM inturn.topic t WHERE inturn._function_name(t.target) IS NOT NULL
         UNION ALL
         SELECT r.topic, r.first_name, r.then_name, r.becomes, r.function_owner, r.function_owner_id
-        FROM inturn.merge_rule r WHERE r.becomes LIKE 'sql:%' ORDER BY 1, 2 NULLS FIRST, 3
+        FROM inturn.merge_rule r WHERE inturn._function_name(r.becomes) IS NOT NULL
+        ORDER BY 1, 2 NULLS FIRST, 3
     LOOP
         BEGIN
             function := CASE WHEN named.first_name IS NULL THEN inturn._target_function(named.topic, named.code)

@@ -11,11 +11,11 @@ BEGIN
     SELECT * INTO topic FROM inturn.topic t WHERE t.name = _sql_topic.name;
     IF NOT FOUND THEN
         PERFORM inturn._refuse_topic(name);
-    ELSIF topic.target NOT LIKE 'sql:%' THEN
+    ELSIF inturn._function_name(topic.target) IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IT012',
             MESSAGE = format('topic %L has the target %s, which SQL cannot apply', name, topic.target),
             HINT = (SELECT 'Apply it with: ' || replace(k.to_run, '{topic}', inturn._shell_word(name))
-                    FROM inturn._target_kinds() k WHERE topic.target ~ k.pattern);
+                    FROM inturn._kind_of(topic.target) k);
     END IF;
     RETURN topic;
 END

@@ -10,7 +10,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    name constant text := substr(target, length('sql:') + 1);
+    name constant text := inturn._function_name(target);
     resolved regprocedure;
     problem text;
 BEGIN

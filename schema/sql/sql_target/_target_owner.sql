@@ -7,6 +7,7 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT pg_get_userbyid(p.proowner)::text, inturn._role_id(p.proowner)
-FROM pg_proc p WHERE p.oid = CASE WHEN target LIKE 'sql:_%' THEN inturn._target_function(topic, target)::oid END
+FROM pg_proc p
+WHERE p.oid = CASE WHEN inturn._function_name(target) IS NOT NULL THEN inturn._target_function(topic, target)::oid END
 $$;
 COMMENT ON FUNCTION inturn._target_owner IS 'Internal: who owns the function that a SQL target names.';

@@ -10,7 +10,7 @@ DECLARE
         WHEN topic.name IS NULL THEN 'its name is NULL'
         WHEN octet_length(topic.name) NOT BETWEEN 1 AND 128
             THEN format('its name has %s octets; 1 to 128 are allowed', octet_length(topic.name))
-        WHEN NOT EXISTS (SELECT FROM inturn._target_kinds() k WHERE topic.target ~ k.pattern)
+        WHEN NOT EXISTS (SELECT FROM inturn._kind_of(topic.target))
             THEN format('target is %s; %s are allowed',
                         coalesce(quote_literal(regexp_replace(topic.target, '//.*@', '//...@')), 'NULL'),
                         (SELECT string_agg(k.written, ', ') FROM inturn._target_kinds() k))
@@ -63,7 +63,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'IT011',
             MESSAGE = format('topic %s is refused: %s', coalesce(quote_literal(left(topic.name, 40)), 'NULL'), problem),
             HINT = 'Give another value, or leave the setting out.';
-    ELSIF topic.target LIKE 'sql:%' THEN
+    ELSIF inturn._function_name(topic.target) IS NOT NULL THEN
         PERFORM inturn._target_function(topic.name, topic.target);
     END IF;
 END

@@ -1,8 +1,8 @@
 -- Returns the kinds of target: how each is written, and what the command line runs that serves it. Internal. Takes no
 -- locks. Qualified, not pinned: it is inlined.
 --
--- pattern: a regular expression for the targets of the kind. written: the same, for people. to_run: with {topic} for
--- the topic.
+-- pattern: a regular expression for the targets of the kind, see _kind_of. written: the same, for people. to_run: with
+-- {topic} for the topic.
 -- What applies each in Python is in applier/targets.py.
 CREATE FUNCTION inturn._target_kinds() RETURNS TABLE (kind text, pattern text, written text, to_run text)
 LANGUAGE sql IMMUTABLE

@@ -14,7 +14,7 @@ SELECT 'queued',
                 || to_char((b.first->>'since')::timestamptz AT TIME ZONE 'UTC', 'HH24:MI:SS "UTC"')
                 || coalesce(', waiting for ' || (b.first->>'waits_for'), ''), ''),
     (SELECT E'inturn status\n' || split_part(k.to_run, E'\n', 1) || '  # another applier, if these are too few'
-     FROM inturn.topic t JOIN inturn._target_kinds() k ON t.target ~ k.pattern WHERE t.name = c.topic),
+     FROM inturn.topic t CROSS JOIN LATERAL inturn._kind_of(t.target) k WHERE t.name = c.topic),
     jsonb_build_object('ahead', b.ahead, 'appliers', serving)
 FROM (SELECT
     (SELECT count(*) FROM (SELECT FROM inturn.ticket k

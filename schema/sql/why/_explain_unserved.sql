@@ -38,7 +38,7 @@ BEGIN
                 || CASE WHEN last.seen_at < started_at THEN '; ' || since_start ELSE '' END
             WHEN started_at > clock_timestamp() - interval '1 day' THEN since_start
             ELSE 'none was seen in the last day' END),
-        (SELECT k.to_run FROM inturn._target_kinds() k WHERE t.target ~ k.pattern),
+        (SELECT k.to_run FROM inturn._kind_of(t.target) k),
         jsonb_build_object('target', t.target, 'last_applier', last.applier, 'host', last.host, 'seen_at', last.seen_at,
                            'server_started_at', started_at);
 END
