@@ -55,7 +55,8 @@ BEGIN
     RETURN FOUND;
 END
 $$;
-COMMENT ON FUNCTION inturn.accept IS 'Says whether a command is to take effect now, in the transaction of its effect: once a number, in order.';
+COMMENT ON FUNCTION inturn.accept IS
+    'Says whether a command is to take effect now, in the transaction of its effect: once a number, in order.';
 
 REVOKE ALL ON SCHEMA inturn FROM PUBLIC;
 REVOKE ALL ON inturn.receiver_version, inturn.accepted FROM PUBLIC;

@@ -47,12 +47,12 @@ BEGIN
             problem := CASE WHEN settings.merges THEN
                 inturn._plan_merges(settings, claimed.key, claimed.applied_seq, claimed.epoch, begun.max_commands) END;
             IF problem IS NOT NULL THEN
-                PERFORM inturn.fail(served.name, claimed.key, claimed.epoch, claimed.applied_seq + 1, problem, '{"verdict": "merge"}');
+                PERFORM inturn.fail(topic, key, epoch, claimed.applied_seq + 1, problem, '{"verdict": "merge"}');
                 CONTINUE;
             END IF;
             FOR command IN
                 SELECT l.seq, l.name, l.payload, l.created_at FROM inturn._turn_commands(
-                    served.name, ARRAY[claimed.key], ARRAY[claimed.epoch], ARRAY[claimed.applied_seq], begun.max_commands) l
+                    topic, ARRAY[key], ARRAY[epoch], ARRAY[claimed.applied_seq], begun.max_commands) l
             LOOP
                 IF command.name IS NULL THEN
                     -- Merged into nothing: it is done when the turn ends beyond it.
@@ -62,7 +62,7 @@ BEGIN
                 size := octet_length(command.payload::text);
                 IF octets > 0 AND octets + size > max_octets THEN
                     -- Merged, it is longer than what _lease_claimed has looked at: nobody would know of the lease.
-                    PERFORM inturn._end_alone(served.name, claimed.key, claimed.epoch, coalesce(gone_seq, claimed.applied_seq))
+                    PERFORM inturn._end_alone(topic, key, epoch, coalesce(gone_seq, claimed.applied_seq))
                     WHERE seq IS NULL;
                     RETURN;
                 END IF;
@@ -71,7 +71,7 @@ BEGIN
                 RETURN NEXT;
             END LOOP;
             -- Nothing is left to do on a key whose commands were all merged into nothing.
-            PERFORM inturn._end_alone(served.name, claimed.key, claimed.epoch, gone_seq) WHERE seq IS NULL AND gone_seq IS NOT NULL;
+            PERFORM inturn._end_alone(topic, key, epoch, gone_seq) WHERE seq IS NULL AND gone_seq IS NOT NULL;
         END LOOP;
     END LOOP;
 END

@@ -53,7 +53,8 @@ DECLARE
     details constant text := $query$
         SELECT c.topic, c.key, c.state, c.applied_seq, l.last_seq,
                coalesce(c.arrived, CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END),
-               coalesce(c.arrived_at, g.first_at, o.created_at), c.attempts, c.ready_at, c.held_at, c.last_error, c.paused_at, c.paused_until,
+               coalesce(c.arrived_at, g.first_at, o.created_at),
+               c.attempts, c.ready_at, c.held_at, c.last_error, c.paused_at, c.paused_until,
                t.paused_at IS NOT NULL AND statement_timestamp() < coalesce(t.paused_until, 'infinity'),
                c.waiting_at, c.claimed_by, c.lease_until
         FROM (%s) c
@@ -69,11 +70,13 @@ DECLARE
 BEGIN
     PERFORM inturn._require_grant(of_topic, 'operator');
     max_keys := CASE WHEN max_keys < 0 THEN 0 ELSE max_keys END;
-    min_lag := CASE WHEN min_lag > 1000000000000000000 THEN 1000000000000000000 ELSE min_lag END; -- it is added to a number
+    -- It is added to a number.
+    min_lag := CASE WHEN min_lag > 1000000000000000000 THEN 1000000000000000000 ELSE min_lag END;
     most := greatest(max_keys, 20000);
     IF NOT states <@ ranks OR states = '{}' THEN
         RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('there is no state %L', of_state),
-            HINT = 'Give one of held, waiting, retrying, paused, leased, ready, arrived, idle, or several with commas between them.';
+            HINT = 'Give one of held, waiting, retrying, paused, leased, ready, arrived, idle, or several with commas '
+                   'between them.';
     ELSIF sort_by NOT IN ('lag', 'age', 'attempts') THEN
         RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('keys cannot be sorted by %L', sort_by),
             HINT = 'Give lag, age or attempts.';
@@ -94,7 +97,8 @@ BEGIN
         -- State by state: the search for an idle key must not begin while there are others to list.
         FOREACH state IN ARRAY states LOOP
             RETURN QUERY EXECUTE format(details, inturn._keys_query(state, hidden => hidden), '')
-            USING of_topic, of_like, min_lag, appended_by, max_keys - listed, of_error, CASE state WHEN 'idle' THEN inturn._unwoken_keys(of_topic) END, ranks, max_keys - listed;
+            USING of_topic, of_like, min_lag, appended_by, max_keys - listed, of_error,
+                  CASE state WHEN 'idle' THEN inturn._unwoken_keys(of_topic) END, ranks, max_keys - listed;
             GET DIAGNOSTICS passing = ROW_COUNT;
             listed := listed + passing;
             EXIT WHEN listed >= max_keys;
@@ -106,7 +110,8 @@ BEGIN
         parts := deep;
     ELSIF sort_by = 'attempts' THEN
         most := max_keys;
-        parts := ARRAY(SELECT inturn._keys_query(s, CASE WHEN s IN ('ready', 'arrived', 'idle') THEN '' ELSE 'f.attempts DESC,' END, hidden => hidden)
+        parts := ARRAY(SELECT inturn._keys_query(
+            s, CASE WHEN s IN ('ready', 'arrived', 'idle') THEN '' ELSE 'f.attempts DESC,' END, hidden => hidden)
                        FROM unnest(states) s);
     ELSE
         FOREACH state IN ARRAY states LOOP
@@ -126,16 +131,20 @@ BEGIN
     END IF;
     FOR topic, key, state, applied_seq, last_seq, pending, oldest_pending_at, attempts, ready_at, held_at, last_error,
         paused_at, paused_until, topic_paused, waiting_at, claimed_by, lease_until
-    IN EXECUTE format(details, '(' || array_to_string(parts, CASE WHEN bounded THEN ') UNION (' ELSE ') UNION ALL (' END) || ')',
-                      CASE sort_by WHEN 'lag' THEN 'coalesce(c.arrived, CASE t.numbering WHEN ''given'' THEN g.pending ELSE l.last_seq - c.applied_seq END) DESC,'
+    IN EXECUTE format(details, '(' || array_to_string(parts,
+                                          CASE WHEN bounded THEN ') UNION (' ELSE ') UNION ALL (' END) || ')',
+                      CASE sort_by WHEN 'lag' THEN 'coalesce(c.arrived, CASE t.numbering WHEN ''given'' THEN g.pending '
+                                                        'ELSE l.last_seq - c.applied_seq END) DESC,'
                                    WHEN 'age' THEN 'coalesce(c.arrived_at, g.first_at, o.created_at),'
                                    WHEN 'attempts' THEN 'c.attempts DESC,' END)
-    USING of_topic, of_like, min_lag, appended_by, most, of_error, CASE WHEN 'idle' = ANY (states) THEN inturn._unwoken_keys(of_topic) END, ranks, max_keys
+    USING of_topic, of_like, min_lag, appended_by, most, of_error,
+          CASE WHEN 'idle' = ANY (states) THEN inturn._unwoken_keys(of_topic) END, ranks, max_keys
     LOOP
         RETURN NEXT;
     END LOOP;
     IF bounded AND (sort_by = 'age' OR pending <= deep_lag) THEN
-        RAISE WARNING USING MESSAGE = format('more than %s keys of a state: sorted among the worst %s of each', most, most);
+        RAISE WARNING USING MESSAGE = format('more than %s keys of a state: sorted among the worst %s of each',
+                                             most, most);
     END IF;
 END
 $$;

@@ -9,7 +9,8 @@ AS $$
 BEGIN
     IF topics IS NULL THEN
         RETURN ARRAY(SELECT t.name FROM inturn.topic t
-                     WHERE inturn._function_name(t.target) IS NOT NULL AND inturn._is_granted(t.name, 'applier') ORDER BY t.name);
+                     WHERE inturn._function_name(t.target) IS NOT NULL
+                       AND inturn._is_granted(t.name, 'applier') ORDER BY t.name);
     END IF;
     PERFORM inturn._sql_topic(t.name) FROM unnest(topics) t (name);
     RETURN topics;

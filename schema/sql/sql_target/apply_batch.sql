@@ -38,9 +38,12 @@ DECLARE
 BEGIN
     keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0'; lost := false;
     SELECT pg_catalog.array_agg(c.key) AS keys, pg_catalog.array_agg(c.applied_seq) AS applied_seqs,
-           pg_catalog.array_agg(c.epoch) AS epochs, pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1) AS from_seqs,
-           pg_catalog.array_agg(c.attempts) AS attempts, pg_catalog.max(c.attempts) OPERATOR(pg_catalog.>) 0 AS any_failed,
-           pg_catalog.min(c.ready_at) AS first_at, pg_catalog.max(c.ready_at) AS ready_at, pg_catalog.bool_or(c.lost) AS lost, pg_catalog.min(c.ready_at) FILTER (WHERE c.lost) AS lost_at
+           pg_catalog.array_agg(c.epoch) AS epochs,
+           pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1) AS from_seqs,
+           pg_catalog.array_agg(c.attempts) AS attempts,
+           pg_catalog.max(c.attempts) OPERATOR(pg_catalog.>) 0 AS any_failed,
+           pg_catalog.min(c.ready_at) AS first_at, pg_catalog.max(c.ready_at) AS ready_at,
+           pg_catalog.bool_or(c.lost) AS lost, pg_catalog.min(c.ready_at) FILTER (WHERE c.lost) AS lost_at
     INTO claimed FROM inturn.claim(topic, since, max_keys) c;
     IF claimed.keys IS NULL THEN
         RETURN;
@@ -53,15 +56,20 @@ BEGIN
     END IF;
 
     IF settings.merges THEN
-        failed_keys := inturn._plan_batch(settings, claimed.keys, claimed.epochs, claimed.applied_seqs, claimed.attempts,
-                                         CASE WHEN claimed.lost THEN 1 ELSE settings.batch_commands END, applier);
+        failed_keys := inturn._plan_batch(
+            settings, claimed.keys, claimed.epochs, claimed.applied_seqs, claimed.attempts,
+            CASE WHEN claimed.lost THEN 1 ELSE settings.batch_commands END, applier);
         failures := pg_catalog.cardinality(failed_keys);
         SELECT pg_catalog.array_agg(c.key) AS keys, pg_catalog.array_agg(c.applied_seq) AS applied_seqs,
-               pg_catalog.array_agg(c.epoch) AS epochs, pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1) AS from_seqs,
-               pg_catalog.array_agg(c.attempts) AS attempts, pg_catalog.max(c.attempts) OPERATOR(pg_catalog.>) 0 AS any_failed,
+               pg_catalog.array_agg(c.epoch) AS epochs,
+               pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1) AS from_seqs,
+               pg_catalog.array_agg(c.attempts) AS attempts,
+               pg_catalog.max(c.attempts) OPERATOR(pg_catalog.>) 0 AS any_failed,
                claimed.first_at AS first_at, claimed.ready_at AS ready_at
-        INTO claimed FROM ROWS FROM (pg_catalog.unnest(claimed.keys), pg_catalog.unnest(claimed.applied_seqs), pg_catalog.unnest(claimed.epochs),
-                        pg_catalog.unnest(claimed.attempts)) c (key, applied_seq, epoch, attempts)
+        INTO claimed
+        FROM ROWS FROM (pg_catalog.unnest(claimed.keys), pg_catalog.unnest(claimed.applied_seqs),
+                        pg_catalog.unnest(claimed.epochs), pg_catalog.unnest(claimed.attempts))
+            c (key, applied_seq, epoch, attempts)
         WHERE c.key OPERATOR(pg_catalog.<>) ALL (failed_keys);
         redo := coalesce(pg_catalog.current_setting('inturn.merge_cancelled', true) OPERATOR(pg_catalog.=) 'on', false);
         IF claimed.keys IS NULL OR redo THEN
@@ -74,8 +82,10 @@ BEGIN
     IF claimed.any_failed THEN
         SELECT pg_catalog.array_agg(c.key) AS keys, pg_catalog.array_agg(c.applied_seq) AS applied_seqs,
                pg_catalog.array_agg(c.epoch) AS epochs
-        INTO fresh FROM ROWS FROM (pg_catalog.unnest(claimed.keys), pg_catalog.unnest(claimed.applied_seqs),
-                        pg_catalog.unnest(claimed.attempts), pg_catalog.unnest(claimed.epochs)) c (key, applied_seq, attempts, epoch)
+        INTO fresh
+        FROM ROWS FROM (pg_catalog.unnest(claimed.keys), pg_catalog.unnest(claimed.applied_seqs),
+                        pg_catalog.unnest(claimed.epochs), pg_catalog.unnest(claimed.attempts))
+            c (key, applied_seq, epoch, attempts)
         WHERE c.attempts OPERATOR(pg_catalog.=) 0;
     END IF;
     BEGIN
@@ -90,7 +100,8 @@ BEGIN
         IF commands IS NULL THEN
             RAISE internal_error USING MESSAGE = 'the clock was set back during a turn';
         END IF;
-        IF current_user OPERATOR(pg_catalog.<>) me OR pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on' THEN
+        IF current_user OPERATOR(pg_catalog.<>) me
+            OR pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on' THEN
             RAISE read_only_sql_transaction; -- one by one, _apply_key says what, and by which command
         ELSIF claimed.any_failed THEN
             PERFORM inturn._check_effects(); -- those that are tried again come after, each for itself
@@ -115,10 +126,12 @@ BEGIN
     done_keys := CASE WHEN done_seqs IS NOT NULL THEN fresh.keys ELSE '{}' END;
     FOR i IN 1 .. pg_catalog.cardinality(claimed.keys) LOOP
         CONTINUE WHEN claimed.attempts[i] OPERATOR(pg_catalog.=) 0 AND NOT step_by_step;
-        CONTINUE WHEN claimed.attempts[i] OPERATOR(pg_catalog.>) 0 AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) leave_at;
+        CONTINUE WHEN claimed.attempts[i] OPERATOR(pg_catalog.>) 0
+            AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) leave_at;
         SELECT * INTO turn FROM inturn._apply_key(
             topic, claimed.keys[i], claimed.epochs[i], claimed.applied_seqs[i],
-            claimed.attempts[i] OPERATOR(pg_catalog.+) 1, CASE WHEN claimed.attempts[i] OPERATOR(pg_catalog.>) 0 THEN 1 ELSE settings.batch_commands END,
+            claimed.attempts[i] OPERATOR(pg_catalog.+) 1,
+            CASE WHEN claimed.attempts[i] OPERATOR(pg_catalog.>) 0 THEN 1 ELSE settings.batch_commands END,
             settings, applier);
         commands := commands OPERATOR(pg_catalog.+) turn.done_seq OPERATOR(pg_catalog.-) claimed.applied_seqs[i];
         failures := failures OPERATOR(pg_catalog.+) turn.failures;
@@ -138,12 +151,15 @@ BEGIN
     PERFORM inturn.finish(topic, pg_catalog.array_agg(c.key), pg_catalog.array_agg(c.epoch),
                           pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1),
                           pg_catalog.array_agg(coalesce(d.seq, c.applied_seq)), applier)
-    FROM ROWS FROM (pg_catalog.unnest(claimed.keys), pg_catalog.unnest(claimed.epochs), pg_catalog.unnest(claimed.applied_seqs))
+    FROM ROWS FROM (pg_catalog.unnest(claimed.keys), pg_catalog.unnest(claimed.epochs),
+                    pg_catalog.unnest(claimed.applied_seqs))
         c (key, epoch, applied_seq)
-    LEFT JOIN ROWS FROM (pg_catalog.unnest(done_keys), pg_catalog.unnest(done_seqs)) d (key, seq) ON d.key OPERATOR(pg_catalog.=) c.key
+    LEFT JOIN ROWS FROM (pg_catalog.unnest(done_keys), pg_catalog.unnest(done_seqs)) d (key, seq)
+        ON d.key OPERATOR(pg_catalog.=) c.key
     WHERE c.key OPERATOR(pg_catalog.<>) ALL (failed_keys)
       AND NOT (cut AND coalesce(d.seq, c.applied_seq) OPERATOR(pg_catalog.=) c.applied_seq)
     HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0;
 END
 $$;
-COMMENT ON FUNCTION inturn.apply_batch IS 'Claims ready keys of a topic with a SQL target, applies their next commands, ends the turns.';
+COMMENT ON FUNCTION inturn.apply_batch IS
+    'Claims ready keys of a topic with a SQL target, applies their next commands, ends the turns.';

@@ -28,11 +28,15 @@ DECLARE
         WHEN (topic.batch_commands BETWEEN 1 AND 10000) IS NOT TRUE
             THEN format('batch_commands is %s; 1 to 10000 are allowed', coalesce(topic.batch_commands::text, 'NULL'))
         WHEN (topic.on_exhausted IN ('hold', 'skip', 'cancel-rest')) IS NOT TRUE
-            THEN format('on_exhausted is %s; hold, skip or cancel-rest are allowed', coalesce(quote_literal(topic.on_exhausted), 'NULL'))
+            THEN format('on_exhausted is %s; hold, skip or cancel-rest are allowed',
+                        coalesce(quote_literal(topic.on_exhausted), 'NULL'))
         WHEN (topic.numbering IN ('assigned', 'given', 'arrival')) IS NOT TRUE
-            THEN format('numbering is %s; assigned, given or arrival are allowed', coalesce(quote_literal(topic.numbering), 'NULL'))
-        WHEN (topic.first_seq BETWEEN 0 AND 1000000000000000000) IS NOT TRUE OR topic.numbering <> 'given' AND topic.first_seq <> 1
-            THEN format('first_seq is %s; with numbering given 0 to 10^18 are allowed, otherwise 1', coalesce(topic.first_seq::text, 'NULL'))
+            THEN format('numbering is %s; assigned, given or arrival are allowed',
+                        coalesce(quote_literal(topic.numbering), 'NULL'))
+        WHEN (topic.first_seq BETWEEN 0 AND 1000000000000000000) IS NOT TRUE
+             OR topic.numbering <> 'given' AND topic.first_seq <> 1
+            THEN format('first_seq is %s; with numbering given 0 to 10^18 are allowed, otherwise 1',
+                        coalesce(topic.first_seq::text, 'NULL'))
         WHEN (topic.max_ahead BETWEEN 1 AND 1000000000) IS NOT TRUE
             THEN format('max_ahead is %s; 1 to 1000000000 are allowed', coalesce(topic.max_ahead::text, 'NULL'))
         WHEN topic.gap_timeout NOT BETWEEN '1 us' AND '365 days'
@@ -44,7 +48,8 @@ DECLARE
         WHEN topic.max_pending NOT BETWEEN 1 AND 1000000000
             THEN format('max_pending is %s; 1 to 1000000000 are allowed, or NULL', topic.max_pending)
         WHEN topic.max_pending IS NOT NULL AND topic.numbering = 'given'
-            THEN format('max_pending is %s, and its callers number: there max_ahead bounds what is pending', topic.max_pending)
+            THEN format('max_pending is %s, and its callers number: there max_ahead bounds what is pending',
+                        topic.max_pending)
         WHEN (topic.max_in_flight BETWEEN 1 AND 10000) IS NOT TRUE
             THEN format('max_in_flight is %s; 1 to 10000 are allowed', coalesce(topic.max_in_flight::text, 'NULL'))
         WHEN topic.retain <= '0' THEN format('retain is %s; it must be over 0, or NULL', topic.retain)
@@ -68,4 +73,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION inturn._check_topic IS 'Internal to create_topic and set_topic: refuses settings that are out of range.';
+COMMENT ON FUNCTION inturn._check_topic IS
+    'Internal to create_topic and set_topic: refuses settings that are out of range.';

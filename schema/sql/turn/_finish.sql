@@ -12,26 +12,25 @@ SET enable_bitmapscan = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    given constant boolean := EXISTS (SELECT FROM inturn.topic t WHERE t.name = _finish.topic AND t.numbering = 'given');
-    locked boolean[]; drained boolean[]; gaps boolean[];
-    tickets tid[]; waited text[];
-    marked boolean; missing boolean;
+    given constant boolean := EXISTS (SELECT FROM inturn.topic t WHERE t.name = topic AND t.numbering = 'given');
+    locked boolean[]; drained boolean[]; gaps boolean[]; tickets tid[]; waited text[]; marked boolean; missing boolean;
 BEGIN
     -- No claim has these, and sums with the ends of bigint would not fit.
     IF -1 >= ANY (epochs) OR -1 >= ANY (from_seqs) OR 9223372036854775807 = ANY (applied_seqs) THEN
-        RAISE EXCEPTION USING ERRCODE = 'IT030', MESSAGE = format('turns of topic %L were fenced off: no claim has such numbers', topic);
+        RAISE EXCEPTION USING ERRCODE = 'IT030',
+            MESSAGE = format('turns of topic %L were fenced off: no claim has such numbers', topic);
     END IF;
     -- Rows are looked up one by one, in subqueries: see _end_turns.
     SELECT array_agg(s.locked ORDER BY t.position) INTO locked
     FROM unnest(keys) WITH ORDINALITY t (key, position) LEFT JOIN LATERAL (
         SELECT true AS locked FROM inturn.key_sequence s
-        WHERE s.topic = _finish.topic AND s.key >= t.key AND s.key <= t.key ORDER BY s.key DESC LIMIT 1 FOR UPDATE SKIP LOCKED) s ON true;
+        WHERE s.topic = _finish.topic AND s.key >= t.key AND s.key <= t.key
+        ORDER BY s.key DESC LIMIT 1 FOR UPDATE SKIP LOCKED) s ON true;
 
     -- A statement of its own, whose snapshot is newer than the locks: in the statement above, a command that
     -- was committed while it ran would be missed, and its key would stay idle for good.
     SELECT array_agg(t.locked IS NOT NULL AND l.next IS NOT TRUE ORDER BY t.position),
-           CASE WHEN given THEN array_agg((
-               SELECT true FROM inturn.command_log l
+           CASE WHEN given THEN array_agg((SELECT true FROM inturn.command_log l
                WHERE l.topic = _finish.topic AND l.key = t.key AND l.seq > t.applied_seq + 1 LIMIT 1) IS NOT NULL
                ORDER BY t.position) END,
            array_agg(c.ctid ORDER BY t.position), bool_or(c.marked),
@@ -40,9 +39,10 @@ BEGIN
            -- The keys for which somebody waits. After the claim, whose lock tells a later waiter to look again (see
            -- wait_state); a key is looked up only where anybody waits in the topic: in the order of that index, or a
            -- plan of when few waited takes the keys' and walks over all who have.
-           array_agg(t.key) FILTER (WHERE t.applied_seq >= t.from_seq AND (
-               SELECT true FROM inturn.waiter w WHERE w.topic = _finish.topic AND w.until > now() ORDER BY w.until DESC LIMIT 1) AND (
-               SELECT true FROM inturn.waiter w WHERE w.topic = _finish.topic AND w.key = t.key AND w.until > now() LIMIT 1))
+           array_agg(t.key) FILTER (WHERE t.applied_seq >= t.from_seq AND (SELECT true FROM inturn.waiter w
+               WHERE w.topic = _finish.topic AND w.until > now() ORDER BY w.until DESC LIMIT 1)
+               AND (SELECT true FROM inturn.waiter w
+                    WHERE w.topic = _finish.topic AND w.key = t.key AND w.until > now() LIMIT 1))
     INTO drained, gaps, tickets, marked, missing, waited
     FROM unnest(keys, epochs, from_seqs, applied_seqs, locked) WITH ORDINALITY
         t (key, epoch, from_seq, applied_seq, locked, position)
@@ -75,13 +75,13 @@ BEGIN
         PERFORM inturn._clear_marks(topic, keys, epochs, drained, from_seqs, applied_seqs);
     END IF;
     PERFORM inturn._end_turns(topic, keys, tickets,
-                             CASE WHEN given THEN ARRAY(SELECT d AND NOT g FROM unnest(drained, gaps) t (d, g)) ELSE drained END,
-                             epochs, from_seqs, applied_seqs, applier);
+        CASE WHEN given THEN ARRAY(SELECT d AND NOT g FROM unnest(drained, gaps) t (d, g)) ELSE drained END,
+        epochs, from_seqs, applied_seqs, applier);
     IF waited IS NOT NULL THEN
         PERFORM inturn._notify_waiters(topic, waited);
     END IF;
     IF given THEN
-        PERFORM inturn._wait_for_gap(topic, t.key) FROM unnest(keys, drained, gaps) t (key, drained, gap) WHERE t.drained AND t.gap;
+        PERFORM inturn._wait_for_gap(topic, t.key) FROM unnest(keys, drained, gaps) t (key, d, g) WHERE t.d AND t.g;
     END IF;
 END
 $$;

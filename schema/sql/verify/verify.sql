@@ -52,12 +52,14 @@ WITH bound AS MATERIALIZED (
 ),
 -- given: callers number. base: the number before the first.
 numbers AS MATERIALIZED (
-    SELECT count(*) FILTER (WHERE t.numbering = 'given') > 0 AS given, count(*) FILTER (WHERE t.numbering = 'arrival') > 0 AS arrival,
+    SELECT count(*) FILTER (WHERE t.numbering = 'given') > 0 AS given,
+           count(*) FILTER (WHERE t.numbering = 'arrival') > 0 AS arrival,
            coalesce(max(t.first_seq) FILTER (WHERE t.numbering = 'given') - 1, 0) AS base
     FROM inturn.topic t WHERE t.name = of_topic
 ),
 command AS MATERIALIZED (
-    SELECT l.key, min(l.seq) AS first_seq, max(l.seq) AS last_seq, count(*) FILTER (WHERE l.seq <> l.before + 1) AS faults,
+    SELECT l.key, min(l.seq) AS first_seq, max(l.seq) AS last_seq,
+           count(*) FILTER (WHERE l.seq <> l.before + 1) AS faults,
            min(l.seq) FILTER (WHERE l.idempotency_key IS NULL) AS first_plain
     FROM (SELECT l.key, l.seq, l.idempotency_key, lag(l.seq) OVER (PARTITION BY l.key ORDER BY l.seq) AS before
           FROM inturn.command_log l
@@ -78,7 +80,8 @@ mark AS MATERIALIZED (
 ),
 -- The last turn: its epoch, where the key stood then, and whether it was drained. The first one: the same.
 last_turn AS (
-    SELECT u.key, max(ARRAY[u.epoch, u.applied_seq, u.drained::integer]) AS entry, min(ARRAY[u.epoch, u.applied_seq]) AS first
+    SELECT u.key, max(ARRAY[u.epoch, u.applied_seq, u.drained::integer]) AS entry,
+           min(ARRAY[u.epoch, u.applied_seq]) AS first
     FROM inturn.turn u
     WHERE u.topic = of_topic AND u.key >= from_key COLLATE "C" AND u.key <= (SELECT b.last_key FROM bound b)
     GROUP BY u.key
@@ -87,7 +90,8 @@ last_turn AS (
 passed AS MATERIALIZED (
     SELECT k.key, k.epoch, k.by_operator, min(k.seq) AS lo, max(k.seq) AS hi, max(k.skipped_at) AS ended_at
     FROM (SELECT k.key, k.epoch, k.seq, k.skipped_at, k.skipped_by = 'operator' AS by_operator,
-                 k.seq - row_number() OVER (PARTITION BY k.key, k.epoch, k.skipped_by = 'operator' ORDER BY k.seq) AS run
+                 k.seq - row_number() OVER (PARTITION BY k.key, k.epoch, k.skipped_by = 'operator'
+                                            ORDER BY k.seq) AS run
           FROM inturn.skip k
           WHERE k.topic = of_topic AND k.key >= from_key COLLATE "C" AND k.key <= (SELECT b.last_key FROM bound b)) k
     GROUP BY k.key, k.epoch, k.by_operator, k.run
@@ -95,12 +99,14 @@ passed AS MATERIALIZED (
 -- Everything that moved a key. kind: 0 a turn, 1 what it skipped, 2 what an operator skipped; 3 moved nothing:
 -- the key went idle without a turn.
 move AS MATERIALIZED (
-    SELECT t.key, t.epoch, CASE t.outcome WHEN 'idle' THEN 3 ELSE 0 END AS kind, t.from_seq AS lo, t.to_seq AS hi, t.outcome,
+    SELECT t.key, t.epoch, CASE t.outcome WHEN 'idle' THEN 3 ELSE 0 END AS kind,
+           t.from_seq AS lo, t.to_seq AS hi, t.outcome,
            t.error IS NULL AS well, t.started_at, t.finished_at AS ended_at
     FROM inturn.turn t
     WHERE t.topic = of_topic AND t.key >= from_key COLLATE "C" AND t.key <= (SELECT b.last_key FROM bound b)
     UNION ALL
-    SELECT p.key, p.epoch, CASE WHEN p.by_operator THEN 2 ELSE 1 END, p.lo, p.hi, NULL, NULL, NULL, p.ended_at FROM passed p
+    SELECT p.key, p.epoch, CASE WHEN p.by_operator THEN 2 ELSE 1 END, p.lo, p.hi, NULL, NULL, NULL, p.ended_at
+    FROM passed p
 ),
 reach AS (SELECT m.key, max(m.hi) AS hi, max(m.epoch) AS epoch FROM move m WHERE m.kind < 3 GROUP BY m.key),
 key AS MATERIALIZED (
@@ -111,8 +117,10 @@ key AS MATERIALIZED (
                  greatest(r.hi, s.history_seq - 1, n.base) AS hi, coalesce(r.epoch, 0) AS last_epoch,
                  s.copy AS sequences, s.given AS given_key, s.arrival AS arrival_key, c.copy AS tickets,
                  u.entry[1] AS turn_epoch, u.entry[2] AS turn_seq, u.entry[3] = 1 AS drained,
-                 coalesce(c.applied_seq, u.entry[2], s.history_seq - 1, n.base) AS applied_seq, coalesce(c.epoch, u.entry[1]) AS epoch,
-                 nullif(c.ready_at, 'infinity') AS ready_at, c.marked, n.given, n.arrival, greatest(s.history_seq - 1, n.base) AS base
+                 coalesce(c.applied_seq, u.entry[2], s.history_seq - 1, n.base) AS applied_seq,
+                 coalesce(c.epoch, u.entry[1]) AS epoch,
+                 nullif(c.ready_at, 'infinity') AS ready_at, c.marked, n.given, n.arrival,
+                 greatest(s.history_seq - 1, n.base) AS base
           FROM numbers n CROSS JOIN (command k FULL JOIN sequence s USING (key) FULL JOIN ticket c USING (key)
               FULL JOIN last_turn u USING (key) FULL JOIN reach r USING (key))) k
     LEFT JOIN mark m ON m.key = k.key AND m.epoch = k.epoch
@@ -167,29 +175,35 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
         WHERE l.topic = of_topic AND l.key = k.key AND (k.history_seq IS NULL OR l.seq >= k.history_seq)) l
     CROSS JOIN LATERAL (SELECT greatest(l.before, k.base) + 1 AS lo,
                                CASE WHEN k.given THEN least(l.seq - 1, k.applied_seq) ELSE l.seq - 1 END AS hi) h
-    WHERE (k.faults > 0 OR k.first_seq <> k.base + 1) AND l.seq <> l.before + 1 AND NOT (l.seq = k.base + 1 AND l.before <= k.base)
+    WHERE (k.faults > 0 OR k.first_seq <> k.base + 1) AND l.seq <> l.before + 1
+      AND NOT (l.seq = k.base + 1 AND l.before <= k.base)
       -- A hole that is accounted for: each of its numbers was skipped as one that was not there.
       AND NOT (k.given AND l.seq > k.base AND l.seq > l.before AND h.hi - h.lo + 1 <= (
           SELECT count(*) FROM inturn.skip p
           WHERE h.hi >= h.lo AND p.topic = of_topic AND p.key = k.key AND p.seq BETWEEN h.lo AND h.hi
             AND CASE p.skipped_by
-                WHEN 'operator' THEN NOT EXISTS (SELECT FROM inturn.operator_action a WHERE a.topic = of_topic AND a.key = k.key
+                WHEN 'operator' THEN NOT EXISTS (SELECT FROM inturn.operator_action a
+                                                 WHERE a.topic = of_topic AND a.key = k.key
                                                  AND a.seq = p.seq AND a.action = 'skip')
                 WHEN 'attempts' THEN NOT EXISTS (SELECT FROM inturn.turn u WHERE u.topic = of_topic AND u.key = k.key
                                                  AND u.epoch = p.epoch AND u.to_seq + 1 = p.seq)
                 ELSE false END))
     UNION ALL
-    SELECT 'gap-not-empty', a.key, a.seq, format('an operator filled the gap at %s, and there is a command %s', a.seq, a.seq),
+    SELECT 'gap-not-empty', a.key, a.seq,
+           format('an operator filled the gap at %s, and there is a command %s', a.seq, a.seq),
            '{command_log,skip,operator_action}', '{}', a.seq, a.seq
     FROM action a WHERE a.action = 'fill-gap' AND (
-        SELECT true FROM inturn.command_log l WHERE l.topic = of_topic AND l.key = a.key AND l.seq = a.seq LIMIT 1) IS NOT NULL
+        SELECT true FROM inturn.command_log l
+        WHERE l.topic = of_topic AND l.key = a.key AND l.seq = a.seq LIMIT 1) IS NOT NULL
     UNION ALL
     SELECT 'numbering-mixed', k.key, NULL,
            CASE WHEN k.given_key <> k.given
-                THEN format('given is %s, where %s', k.given_key, CASE WHEN k.given THEN 'callers number: append would number too'
+                THEN format('given is %s, where %s', k.given_key,
+                            CASE WHEN k.given THEN 'callers number: append would number too'
                             ELSE 'append numbers: it would ask for a number' END)
                 ELSE format('arrival is %s, where %s', k.arrival_key, CASE WHEN k.arrival
-                            THEN 'appliers number: append would number too' ELSE 'append numbers: it would leave that to an applier' END) END,
+                            THEN 'appliers number: append would number too'
+                            ELSE 'append numbers: it would leave that to an applier' END) END,
            '{key_sequence}', '{}', NULL, NULL
     FROM key k WHERE k.given_key <> k.given OR k.arrival_key <> k.arrival
     UNION ALL
@@ -207,7 +221,8 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
                   k.history_seq, k.history_epoch, k.first_turn[1], k.first_turn[2]),
            '{key_sequence,turn}', ARRAY[k.history_epoch, k.first_turn[1]], NULL, NULL
     FROM key k WHERE num_nonnulls(k.history_seq, k.history_epoch, k.kept_seq) > 0
-      AND (k.history_seq > (SELECT n.base FROM numbers n) AND k.first_turn = ARRAY[k.history_epoch, k.history_seq - 1]) IS NOT TRUE
+      AND (k.history_seq > (SELECT n.base FROM numbers n)
+           AND k.first_turn = ARRAY[k.history_epoch, k.history_seq - 1]) IS NOT TRUE
     UNION ALL
     SELECT 'history-left', k.key, l.seq,
            format('%s %s is left from before its history, which begins at %s', l.what, l.seq, k.history_seq),
@@ -215,26 +230,32 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
     FROM key k CROSS JOIN LATERAL (VALUES
         ('command', CASE WHEN k.first_plain < k.history_seq THEN k.first_plain
                          WHEN k.first_seq < coalesce(k.kept_seq, k.history_seq) THEN k.first_seq END),
-        ('skip', (SELECT min(p.lo) FROM passed p WHERE k.history_seq IS NOT NULL AND p.key = k.key AND p.lo < k.history_seq))
+        ('skip', (SELECT min(p.lo) FROM passed p
+                  WHERE k.history_seq IS NOT NULL AND p.key = k.key AND p.lo < k.history_seq))
     ) l (what, seq) WHERE k.history_seq IS NOT NULL AND l.seq IS NOT NULL
 
     -- P3
     UNION ALL
-    SELECT 'ticket-repeated', k.key, NULL, 'it has more than one ticket: two appliers could be at work on it', '{ticket}', '{}', NULL, NULL
+    SELECT 'ticket-repeated', k.key, NULL, 'it has more than one ticket: two appliers could be at work on it',
+           '{ticket}', '{}', NULL, NULL
     FROM key k WHERE k.tickets > 1
     UNION ALL
     SELECT 'ticket-behind', k.key, k.applied_seq,
-           format('its ticket is of epoch %s at %s, its last turn of epoch %s at %s', k.epoch, k.applied_seq, k.turn_epoch, k.turn_seq),
+           format('its ticket is of epoch %s at %s, its last turn of epoch %s at %s',
+                  k.epoch, k.applied_seq, k.turn_epoch, k.turn_seq),
            '{ticket,turn}', ARRAY[k.turn_epoch], NULL, NULL
     FROM key k WHERE k.tickets = 1 AND (k.epoch < k.turn_epoch OR k.applied_seq < k.turn_seq)
     UNION ALL
     SELECT 'mark-stray', m.key, NULL,
-           format('it is marked under epoch %s%s', m.epoch, CASE WHEN m.copy > 1 THEN ' twice' ELSE ', and no ticket says so' END),
+           format('it is marked under epoch %s%s', m.epoch,
+                  CASE WHEN m.copy > 1 THEN ' twice' ELSE ', and no ticket says so' END),
            '{ticket}', '{}', NULL, NULL
     FROM mark m WHERE NOT EXISTS (
-        SELECT FROM key k WHERE k.key = m.key AND k.epoch = m.epoch AND k.tickets IS NOT NULL AND k.marked AND m.copy = 1)
+        SELECT FROM key k WHERE k.key = m.key AND k.epoch = m.epoch
+          AND k.tickets IS NOT NULL AND k.marked AND m.copy = 1)
     UNION ALL
-    SELECT 'mark-missing', k.key, NULL, format('its ticket says that it is marked, and under epoch %s it is not', k.epoch),
+    SELECT 'mark-missing', k.key, NULL,
+           format('its ticket says that it is marked, and under epoch %s it is not', k.epoch),
            '{ticket}', '{}', NULL, NULL
     FROM key k WHERE k.marked AND NOT k.has_marks
     UNION ALL
@@ -249,7 +270,8 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
                   concat_ws(' to ', greatest(c.reached, k.base) + 1,
                             nullif(least(c.lo - 1, k.applied_seq), greatest(c.reached, k.base) + 1))),
            '{ticket,turn,skip}', ARRAY[c.epoch_before, c.epoch], c.reached, c.lo
-    FROM (SELECT c.* FROM cover c CROSS JOIN numbers n WHERE c.lo > coalesce(c.reached, n.base) + 1) c JOIN key k USING (key)
+    FROM (SELECT c.* FROM cover c CROSS JOIN numbers n WHERE c.lo > coalesce(c.reached, n.base) + 1) c
+    JOIN key k USING (key)
     WHERE greatest(c.reached, k.base) < k.applied_seq AND c.lo > greatest(c.reached, k.base) + 1
     UNION ALL
     SELECT 'passed-unaccounted', k.key, k.hi + 1,
@@ -283,7 +305,8 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
                    w.epoch, w.ended_at, w.epoch_before, w.ended_before)
                WHEN 'turn-malformed' THEN format('epoch %s cannot be: %s, applied %s to %s, %s error, from %s to %s',
                    w.epoch, w.outcome, w.lo, w.hi, CASE WHEN w.well THEN 'no' ELSE 'an' END, w.started_at, w.ended_at)
-               WHEN 'turn-without-skip' THEN format('epoch %s %s %s, and skip does not say so', w.epoch, w.outcome, w.hi + 1)
+               WHEN 'turn-without-skip' THEN format('epoch %s %s %s, and skip does not say so',
+                   w.epoch, w.outcome, w.hi + 1)
                ELSE format('%s was skipped in epoch %s by no turn that skipped or cancelled',
                    concat_ws(' to ', w.lo, nullif(w.hi, w.lo)), w.epoch) END,
            '{ticket,turn,skip}', ARRAY[w.epoch_before, w.epoch], w.lo, w.hi
@@ -294,10 +317,12 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
         ('epoch-order', w.epoch > w.epoch_before AND w.lo < w.lo_before),
         ('turn-order', w.ended_at < w.ended_before - interval '1 minute'),
         ('turn-malformed', w.kind = 0 AND (
-            w.outcome IN ('applied', 'retrying', 'held', 'skipped', 'cancelled', 'lost') AND w.well = (w.outcome = 'applied')
+            w.outcome IN ('applied', 'retrying', 'held', 'skipped', 'cancelled', 'lost')
+            AND w.well = (w.outcome = 'applied')
             AND w.lo > n.base AND w.hi >= CASE w.outcome WHEN 'applied' THEN w.lo ELSE w.lo - 1 END
             AND w.ended_at >= w.started_at - interval '1 minute') IS NOT TRUE),
-        ('turn-malformed', w.kind = 3 AND (w.well AND w.lo = w.hi + 1 AND w.ended_at >= w.started_at - interval '1 minute') IS NOT TRUE),
+        ('turn-malformed', w.kind = 3
+            AND (w.well AND w.lo = w.hi + 1 AND w.ended_at >= w.started_at - interval '1 minute') IS NOT TRUE),
         ('turn-without-skip', w.kind = 0 AND w.outcome IN ('skipped', 'cancelled') AND (
             w.epoch_after = w.epoch AND w.kind_after = 1 AND w.lo_after = w.hi + 1
             AND (w.outcome = 'cancelled' OR w.hi_after = w.lo_after)) IS NOT TRUE),
@@ -306,7 +331,8 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
     -- What the witness of a pruned key skipped was pruned.
     WHERE f.broken AND NOT (f.violation = 'turn-without-skip' AND (
         SELECT true FROM inturn.key_sequence s
-        WHERE s.topic = of_topic AND s.key = w.key AND s.history_epoch = w.epoch AND s.history_seq > w.hi + 1 LIMIT 1) IS NOT NULL)
+        WHERE s.topic = of_topic AND s.key = w.key
+          AND s.history_epoch = w.epoch AND s.history_seq > w.hi + 1 LIMIT 1) IS NOT NULL)
     UNION ALL
     SELECT 'epoch-ahead', k.key, NULL,
            format('the key is at epoch %s, the last one recorded is %s', k.epoch, k.last_epoch),
@@ -315,12 +341,14 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
 
     UNION ALL
     SELECT 'merge-broken', m.key, m.seq,
-           format('command %s was merged by %s with those from %s to %s in epoch %s, which did not take effect together',
+           format('command %s was merged by %s with those from %s to %s in epoch %s, '
+                  'which did not take effect together',
                   m.seq, m.rule, m.from_seq, m.to_seq, m.epoch),
            '{turn,skip,merge_plan}', ARRAY[m.epoch], m.from_seq, m.to_seq
     FROM inturn.merge_plan m CROSS JOIN LATERAL (
         SELECT t.from_seq, t.to_seq FROM inturn.turn t
-        WHERE t.topic = m.topic AND t.key = m.key AND t.epoch = m.epoch AND m.seq BETWEEN t.from_seq AND t.to_seq OFFSET 0) t
+        WHERE t.topic = m.topic AND t.key = m.key AND t.epoch = m.epoch
+          AND m.seq BETWEEN t.from_seq AND t.to_seq OFFSET 0) t
     WHERE m.topic = of_topic AND m.key >= from_key COLLATE "C" AND m.key <= (SELECT b.last_key FROM bound b)
       AND (m.from_seq < t.from_seq OR m.to_seq > t.to_seq OR m.seq NOT BETWEEN m.from_seq AND m.to_seq
            OR m.to_seq = m.from_seq OR m.into_seq <> m.to_seq
@@ -328,14 +356,16 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
                SELECT count(*) FROM inturn.merge_plan o
                WHERE o.topic = m.topic AND o.key = m.key AND o.epoch = m.epoch AND o.seq BETWEEN m.from_seq AND m.to_seq
                  AND (o.from_seq, o.to_seq) = (m.from_seq, m.to_seq) AND o.into_seq IS NOT DISTINCT FROM m.into_seq)
-           OR (SELECT true FROM inturn.skip k WHERE k.topic = m.topic AND k.key = m.key AND k.seq = m.seq LIMIT 1) IS NOT NULL
+           OR (SELECT true FROM inturn.skip k
+               WHERE k.topic = m.topic AND k.key = m.key AND k.seq = m.seq LIMIT 1) IS NOT NULL
            OR (SELECT true FROM inturn.command_log l
                WHERE l.topic = m.topic AND l.key = m.key AND l.seq = m.seq LIMIT 1) IS NULL)
 
     -- P4
     UNION ALL
     SELECT 'idle-pending', k.key, k.applied_seq + 1,
-           format('it is idle with commands pending, from %s to %s: no applier will come', k.applied_seq + 1, k.last_seq),
+           format('it is idle with commands pending, from %s to %s: no applier will come',
+                  k.applied_seq + 1, k.last_seq),
            '{key_sequence,ticket,command_log}', '{}', k.applied_seq + 1, k.applied_seq + 1
     FROM key k WHERE k.last_seq > k.applied_seq
       AND k.ready_at IS NULL AND k.held_at IS NULL AND k.paused IS NOT TRUE AND k.waiting_at IS NULL
@@ -351,19 +381,23 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
         AND NOT EXISTS (SELECT FROM inturn.wake_hint h WHERE h.topic = of_topic AND h.key = k.key))
     UNION ALL
     SELECT 'lease-malformed', k.key, k.applied_seq + 1,
-           format('its lease cannot be: of %s, since %s, until %s%s', coalesce(k.claimed_by, 'nobody'), k.claimed_at, k.lease_until,
-                  CASE WHEN k.held_at IS NOT NULL THEN ', and it is held' WHEN k.waiting_at IS NOT NULL THEN ', and it waits' ELSE '' END),
+           format('its lease cannot be: of %s, since %s, until %s%s',
+                  coalesce(k.claimed_by, 'nobody'), k.claimed_at, k.lease_until,
+                  CASE WHEN k.held_at IS NOT NULL THEN ', and it is held'
+                       WHEN k.waiting_at IS NOT NULL THEN ', and it waits' ELSE '' END),
            '{ticket}', '{}', NULL, NULL
     FROM key k WHERE num_nonnulls(k.claimed_by, k.claimed_at, k.lease_until) NOT IN (0, 3)
        OR k.lease_until IS NOT NULL AND (k.held_at IS NOT NULL OR k.waiting_at IS NOT NULL)
     UNION ALL
     SELECT 'lease-unguarded', k.key, k.applied_seq + 1,
-           format('%s has it by lease until %s, and it is ready at %s: another applier could claim it', k.claimed_by, k.lease_until, k.ready_at),
+           format('%s has it by lease until %s, and it is ready at %s: another applier could claim it',
+                  k.claimed_by, k.lease_until, k.ready_at),
            '{ticket}', '{}', NULL, NULL
     FROM key k WHERE k.ready_at < k.lease_until
     UNION ALL
     SELECT 'lease-endless', k.key, k.applied_seq + 1,
-           format('%s has it by lease until %s, and it is not ready then: no applier will come', k.claimed_by, k.lease_until),
+           format('%s has it by lease until %s, and it is not ready then: no applier will come',
+                  k.claimed_by, k.lease_until),
            '{ticket}', '{}', NULL, NULL
     FROM key k WHERE k.lease_until IS NOT NULL AND k.ready_at IS NULL AND k.paused IS NOT TRUE
     UNION ALL
@@ -373,7 +407,8 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
            '{ticket}', '{}', NULL, NULL
     FROM key k WHERE k.ready_at IS NOT NULL AND (k.held_at IS NOT NULL OR k.paused)
     UNION ALL
-    SELECT 'ticket-endless', k.key, k.applied_seq + 1, 'it has a ticket that is never ready, and is not held, waiting or paused for good',
+    SELECT 'ticket-endless', k.key, k.applied_seq + 1,
+           'it has a ticket that is never ready, and is not held, waiting or paused for good',
            '{ticket}', '{}', NULL, NULL
     FROM key k WHERE k.tickets IS NOT NULL AND k.ready_at IS NULL AND k.paused IS NOT TRUE
       AND num_nonnulls(k.held_at, k.waiting_at, k.lease_until) = 0
@@ -387,7 +422,8 @@ finding (violation, key, seq, says, tables, epochs, lo, hi) AS (
 
     UNION ALL
     SELECT 'arrival-stuck', i.key, NULL,
-           format('command %L arrived at %s and has no number, and no applier''s pass will look at it again', i.name, i.created_at),
+           format('command %L arrived at %s and has no number, and no applier''s pass will look at it again',
+                  i.name, i.created_at),
            '{key_sequence,intake}', '{}', NULL, NULL
     FROM inturn.intake i CROSS JOIN numbers n
     LEFT JOIN inturn._last_arrival_pass(of_topic) p ON true
