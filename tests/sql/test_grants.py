@@ -245,7 +245,7 @@ APPLIER_OWN = {
         "_leave_out",
         "_warn_superuser",
     ),
-    *("_target_function", "_target_query", "_batch_query", "_done_seq", "_reached"),
+    *("_target_function", "_function_name", "_target_query", "_batch_query", "_done_seq", "_reached"),
 }
 #: What runs as its owner: an append, an applier's steps, and what an operator does only by being recorded.
 DEFINERS = {
