@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from support.code_of_others import MERGE, OWNER_CHANGED, create_mallory, open_to_all, warnings_of
 from support.database import Database, until
 from support.logins import connect_as, login
 from support.process import InturnProcess, run_inturn
@@ -16,11 +17,8 @@ from support.roles import APPLIER, OWNER, SUPERUSER
 
 from inturn.applier import Fleet
 from inturn.schema.errors import OwnerChanged, from_database
-from inturn.schema.install import upgrade
 
 DENIED = "42501"
-OWNER_CHANGED = "IT013"
-MERGE = "SELECT inturn.merge_rule('orders', 'a', 'b', 'sql:app.combine')"
 #: What names code, and so is a deployer's to do.
 NAMES_CODE = (
     "SELECT inturn.create_topic('mine', 'sql:app.apply_order')",
@@ -44,22 +42,8 @@ NAMES_NONE = (
 @pytest.fixture
 def orders(witness: Database) -> Database:
     """The witness database, whose target appliers may run; a merge function; a command on key x."""
-    witness.execute("""
-        GRANT USAGE ON SCHEMA app TO PUBLIC;
-        GRANT ALL ON ALL TABLES IN SCHEMA app TO PUBLIC;
-        GRANT ALL ON ALL SEQUENCES IN SCHEMA app TO PUBLIC;
-        CREATE FUNCTION app.combine(first inturn.command, second inturn.command) RETURNS jsonb
-            LANGUAGE sql AS 'SELECT first.payload || second.payload';
-        SELECT inturn.append('orders', 'x', 'insert');
-    """)
+    open_to_all(witness)
     return witness
-
-
-def _mallory(database: Database) -> str:
-    """Return the name of a new role that may create in app."""
-    name = f"mallory_{database.name}"
-    database.execute(f"CREATE ROLE {name} IN ROLE inturn_caller; GRANT CREATE, USAGE ON SCHEMA app TO {name}")
-    return name
 
 
 def _owner(database: Database) -> str:
@@ -70,18 +54,6 @@ def _owner(database: Database) -> str:
 def _key(database: Database) -> tuple[Any, ...]:
     """Return what became of key x: how far it is, how often it was tried."""
     return database.execute("SELECT applied_seq, attempts, epoch FROM inturn.key_cursor WHERE key = 'x'")[0]
-
-
-def _warnings(connection: psycopg.Connection[Any]) -> list[tuple[str, str]]:
-    """Return the list of warnings that the session gets from now on: SQLSTATE and message."""
-    warnings: list[tuple[str, str]] = []
-
-    def note(said: psycopg.errors.Diagnostic) -> None:
-        if said.severity_nonlocalized == "WARNING":
-            warnings.append((said.sqlstate or "", said.message_primary or ""))
-
-    connection.add_notice_handler(note)
-    return warnings
 
 
 # Only who deploys names code.
@@ -216,10 +188,10 @@ def _plant_before_one_for_batches(database: Database, name: str) -> None:
 def test_it_is_not_called_and_no_command_is_charged_until_it_is_set_again(
     orders: Database, change: Any
 ) -> None:
-    mallory, was = _mallory(orders), _owner(orders)
+    mallory, was = create_mallory(orders), _owner(orders)
     change(orders, mallory)
     applier = connect_as(orders, "inturn_applier")
-    warnings = _warnings(applier)
+    warnings = warnings_of(applier)
     assert applier.execute("CALL inturn.apply()").fetchone() == (0, 0)
     ((sqlstate, warned),) = warnings
     assert sqlstate == OWNER_CHANGED
@@ -243,7 +215,7 @@ def test_the_other_topics_go_on(orders: Database) -> None:
     orders.execute("CREATE FUNCTION app.other(c inturn.command) RETURNS void LANGUAGE sql AS 'SELECT'")
     orders.execute("SELECT inturn.create_topic('others', 'sql:app.other')")
     orders.execute("SELECT inturn.append('others', 'y', 'insert')")
-    _alter_owner(orders, _mallory(orders))
+    _alter_owner(orders, create_mallory(orders))
     assert connect_as(orders, "inturn_applier").execute("CALL inturn.apply()").fetchone() == (1, 0)
     assert _key(orders) == (0, 0, 0)
 
@@ -251,7 +223,7 @@ def test_the_other_topics_go_on(orders: Database) -> None:
 def test_creating_the_topic_again_is_not_setting_its_target_again(orders: Database) -> None:
     """As every deployment does: it would take over what nobody has looked at."""
     was = _owner(orders)
-    _alter_owner(orders, _mallory(orders))
+    _alter_owner(orders, create_mallory(orders))
     create = "SELECT inturn.create_topic('orders', 'sql:app.apply_order', backoff_base => '10 ms')"
     assert orders.value(create) is False
     assert _owner(orders) == was
@@ -261,7 +233,7 @@ def test_creating_the_topic_again_is_not_setting_its_target_again(orders: Databa
 def test_within_a_call_of_apply_it_ends_that_and_charges_nobody(orders: Database, careful: str) -> None:
     """Where it changes hands between the look at the topic and a claim."""
     replace_in(orders, "apply", ("IF inturn._leave_out.*?END IF;", ""))
-    _create_anew(orders, _mallory(orders))
+    _create_anew(orders, create_mallory(orders))
     applier = connect_as(orders, "inturn_applier")
     applier.execute(f"SET inturn.careful_keys = {careful}")
     said = refusal(applier, "CALL inturn.apply()")
@@ -270,7 +242,7 @@ def test_within_a_call_of_apply_it_ends_that_and_charges_nobody(orders: Database
 
 
 def test_without_the_look_in_the_claim_it_would_be_called(orders: Database) -> None:
-    mallory = _mallory(orders)
+    mallory = create_mallory(orders)
     _create_anew(orders, mallory)
     orders.execute("GRANT EXECUTE ON FUNCTION app.apply_order(inturn.command) TO PUBLIC")
     look = (r"inturn\._require_target\(settings\)", "inturn._target_function(topic, settings.target)")
@@ -288,7 +260,7 @@ def test_a_worker_leaves_the_topic_out_and_a_drain_says_so(
     orders.execute("CREATE FUNCTION app.other(c inturn.command) RETURNS void LANGUAGE sql AS 'SELECT'")
     orders.execute("SELECT inturn.create_topic('others', 'sql:app.other')")
     orders.execute("SELECT inturn.append('others', 'y', 'insert')")
-    _alter_owner(orders, _mallory(orders))
+    _alter_owner(orders, create_mallory(orders))
     fleet = Fleet(login(orders, "inturn_applier"), drain=True)
     fleet.start()
     assert fleet.wait(60)
@@ -299,7 +271,7 @@ def test_a_worker_leaves_the_topic_out_and_a_drain_says_so(
 
 
 def test_the_command_line_says_why(orders: Database) -> None:
-    mallory = _mallory(orders)
+    mallory = create_mallory(orders)
     _alter_owner(orders, mallory)
     code, _, said = run_inturn(login(orders, "inturn_applier"), "apply", "--drain")
     assert code == 1
@@ -328,158 +300,6 @@ def test_the_error_is_of_the_one_tree(orders: Database) -> None:
     assert isinstance(from_database(raised.value), OwnerChanged)
 
 
-# The role, not its name.
-
-
-@pytest.fixture
-def made(orders: Database) -> str:
-    """A role that owns the target and the function that merges, as recorded; a and b are pending on m."""
-    maker = f"maker_{orders.name}"
-    orders.administer(f"CREATE ROLE {maker}; GRANT CREATE, USAGE ON SCHEMA app TO {maker}")
-    orders.administer(f"GRANT ALL ON ALL TABLES IN SCHEMA app TO {maker}")
-    _give(orders, maker)
-    orders.execute("SELECT inturn.set_topic('orders', target => 'sql:app.apply_order')")
-    orders.execute(MERGE)
-    orders.execute("SELECT inturn.append_many('orders', '{m,m}', '{a,b}')")
-    return maker
-
-
-def _give(database: Database, name: str) -> None:
-    for function in ("apply_order", "combine"):
-        database.administer(f"ALTER FUNCTION app.{function} OWNER TO {name}")
-
-
-def _apply(database: Database) -> tuple[Any, ...] | None:
-    """Return how many commands CALL apply has applied, and how many have failed."""
-    return database.connect(user=APPLIER).execute("CALL inturn.apply()").fetchone()
-
-
-def _refused(database: Database, says: str) -> psycopg.errors.Diagnostic:
-    """Make sure that nothing is applied, and return what was said."""
-    before = database.execute("SELECT key, applied_seq, attempts FROM inturn.key_cursor ORDER BY 1")
-    session = database.connect(user=APPLIER)
-    with pytest.raises(psycopg.Error) as raised:
-        session.execute("SELECT * FROM inturn.apply_batch('orders', '-infinity', 10, 'me')")
-    assert raised.value.sqlstate == OWNER_CHANGED
-    assert says in (raised.value.diag.message_primary or "")
-    assert session.execute("CALL inturn.apply()").fetchone() == (0, 0)
-    assert database.execute("SELECT key, applied_seq, attempts FROM inturn.key_cursor ORDER BY 1") == before
-    return raised.value.diag
-
-
-def test_an_owner_that_is_renamed_is_the_one_that_was_recorded(orders: Database, made: str) -> None:
-    renamed = f"re{made}"
-    orders.administer(f"ALTER ROLE {made} RENAME TO {renamed}")
-    assert orders.value("SELECT target_owner FROM inturn.topic") == made
-    upgrade(orders.dsn)
-    assert orders.value("SELECT target_owner FROM inturn.topic") == renamed
-    assert orders.value("SELECT function_owner FROM inturn.merge_rule") == renamed
-    orders.administer(f"ALTER ROLE {renamed} RENAME TO {made}")
-    assert _apply(orders) == (3, 0)
-    assert orders.execute("SELECT seq FROM app.witness WHERE key = 'm'") == [(2,)]
-
-
-def test_by_its_name_alone_it_would_not_be(orders: Database, made: str) -> None:
-    replace_in(orders, "_require_owner", (r"owner = name OR owner_id = .*? NOT LIKE '/%'", "owner = name"))
-    orders.administer(f"ALTER ROLE {made} RENAME TO re{made}")
-    _refused(orders, f"belongs to re{made} now, and belonged to {made} when it was set")
-
-
-def _make_again(database: Database, name: str) -> None:
-    """Drop a role with what it owns, and make one of the same name that owns functions of the same names."""
-    database.administer(f"DROP OWNED BY {name}; DROP ROLE {name}; CREATE ROLE {name}")
-    database.execute("""
-        CREATE FUNCTION app.apply_order(command inturn.command) RETURNS void LANGUAGE sql AS 'SELECT';
-        CREATE FUNCTION app.combine(first inturn.command, second inturn.command) RETURNS jsonb
-            LANGUAGE sql AS 'SELECT first.payload';
-    """)
-    database.administer(f"GRANT CREATE, USAGE ON SCHEMA app TO {name}")
-    _give(database, name)
-
-
-def test_a_role_that_is_made_again_under_its_name_is_another(orders: Database, made: str) -> None:
-    _make_again(orders, made)
-    another = f"belongs to {made} now, and belonged to another role of this name when it was set"
-    _refused(orders, f"what merges 'a' and 'b' of topic 'orders' is not called: app.combine{_TWO} {another}")
-    upgrade(orders.dsn)  # which is no remedy
-    assert orders.value(MERGE) is True
-    hint = _refused(orders, f"app.apply_order(inturn.command) {another}").message_hint or ""
-    assert "inturn upgrade" not in hint
-    orders.execute("SELECT inturn.set_topic('orders', target => 'sql:app.apply_order')")
-    assert _apply(orders) == (3, 0)
-
-
-#: Of the function that merges.
-_TWO = "(inturn.command,inturn.command)"
-
-
-def test_by_name_it_would_be_the_same(orders: Database, made: str) -> None:
-    replace_in(orders, "_require_owner", (r"split_part\(owner_id, '/', 2\) = now_owned_by::text", "true"))
-    _make_again(orders, made)
-    assert _apply(orders) == (3, 0)
-
-
-# Copies on other servers, whose roles are others.
-
-
-def _restore_elsewhere(database: Database, oid: str) -> None:
-    """Have the records that a dump brings from another server: its identifier, and an oid of its own."""
-    for table, column in (("topic", "target_owner_id"), ("merge_rule", "function_owner_id")):
-        database.execute(f"UPDATE inturn.{table} SET {column} = '1/' || {oid}")
-
-
-def test_in_a_restore_elsewhere_upgrade_says_that_the_roles_are_the_same(orders: Database, made: str) -> None:
-    _restore_elsewhere(orders, "4294967295")
-    said = _refused(orders, f"belongs to {made} now, and was set on another server, whose roles are others")
-    assert "run: inturn upgrade. Or whoever has inturn_admin sets it again" in (said.message_hint or "")
-    operator = login(orders, "inturn_operator")
-    _, printed, _ = run_inturn(operator, "why", "m", "--json")
-    assert "inturn upgrade  # by who owns the schema" in printed
-    _, printed, _ = run_inturn(operator, "doctor")
-    assert "let who owns the schema run: inturn upgrade" in " ".join(printed.split())
-    code, printed, _ = run_inturn(orders.dsn, "upgrade")
-    assert code == 0
-    assert (
-        "targets and merge functions called again, whose owners were recorded on another server: 2" in printed
-    )
-    assert "SELECT inturn.set_topic('orders', target => 'sql:app.apply_order')" in printed
-    assert len(run_inturn(orders.dsn, "upgrade")[1].splitlines()) == 1
-    assert _apply(orders) == (3, 0)
-
-
-def test_but_not_of_one_that_belongs_to_somebody_else_there(orders: Database, made: str) -> None:
-    """Also where that has the oid, there, that the owner had here."""
-    mallory = _mallory(orders)
-    _give(orders, mallory)
-    _restore_elsewhere(orders, f"'{mallory}'::regrole::oid")
-    upgrade(orders.dsn)
-    _refused(orders, f"belongs to {mallory} now, and belonged to {made} when it was set")
-
-
-def test_after_pg_upgrade_which_keeps_names_and_oids_all_goes_on(orders: Database, made: str) -> None:
-    _restore_elsewhere(orders, f"'{made}'::regrole::oid")
-    assert _apply(orders) == (3, 0)
-    assert len(run_inturn(orders.dsn, "upgrade")[1].splitlines()) == 1
-    orders.administer(f"ALTER ROLE {made} RENAME TO re{made}")
-    orders.execute("SELECT inturn.append('orders', 'x', 'insert')")
-    assert _apply(orders) == (1, 0)
-
-
-def test_where_a_server_does_not_tell_which_it_is_a_renamed_owner_is_set_again(orders: Database) -> None:
-    orders.administer("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
-    mallory = _mallory(orders)
-    _alter_owner(orders, mallory)
-    orders.execute("SELECT inturn.set_topic('orders', target => 'sql:app.apply_order')")
-    oid = orders.value("SELECT %s::regrole::oid::text", [mallory])
-    assert orders.value("SELECT target_owner_id FROM inturn.topic") == f"/{oid}"
-    orders.execute(f"GRANT EXECUTE ON FUNCTION app.apply_order(inturn.command) TO {APPLIER}")
-    orders.administer(f"ALTER ROLE {mallory} RENAME TO re{mallory}")
-    _refused(orders, f"belongs to re{mallory} now, and belonged to {mallory} when it was set")
-    orders.administer(f"ALTER ROLE re{mallory} RENAME TO {mallory}")
-    orders.administer(f"GRANT ALL ON ALL TABLES IN SCHEMA app TO {mallory}")
-    assert _apply(orders) == (1, 0)
-
-
 # What merges is refused as a target is: the topic as a whole, by every way of applying.
 
 Way = Callable[[Database], str]
@@ -490,7 +310,7 @@ def _by_sql(statement: str, *settings: str) -> Way:
 
     def take(database: Database) -> str:
         applier = database.connect(user=APPLIER)
-        warnings = _warnings(applier)
+        warnings = warnings_of(applier)
         for setting in settings:
             applier.execute(setting)
         try:
@@ -541,7 +361,7 @@ def test_either_is_refused_as_a_whole_by_every_way_until_it_is_set_again(
 ) -> None:
     orders.execute(MERGE)
     orders.execute("SELECT inturn.append_many('orders', '{m,m}', '{a,b}')")
-    mallory = _mallory(orders)
+    mallory = create_mallory(orders)
     orders.administer(f"GRANT ALL ON ALL TABLES IN SCHEMA app TO {mallory}")
     orders.administer(f"ALTER FUNCTION app.{function} OWNER TO {mallory}")
     orders.execute("SELECT inturn.create_topic('others', 'sql:app.apply_order')")
@@ -564,7 +384,7 @@ def test_the_other_topics_of_a_claim_by_lease_go_on(orders: Database) -> None:
     orders.execute("SELECT inturn.create_topic('others', 'sql:app.apply_order')")
     orders.execute("SELECT inturn.append('others', 'y', 'insert')")
     orders.execute(MERGE)
-    orders.administer(f"ALTER FUNCTION app.combine OWNER TO {_mallory(orders)}")
+    orders.administer(f"ALTER FUNCTION app.combine OWNER TO {create_mallory(orders)}")
     claimed = orders.execute("SELECT topic, key FROM inturn.claim('{orders,others}', 10, NULL, 'me')")
     assert claimed == [("others", "y")]
 
@@ -573,7 +393,7 @@ def test_without_the_look_before_the_claim_a_merge_would_be_charged_but_not_call
     """As where the function changes hands between the two."""
     orders.execute(MERGE)
     assert orders.value("SELECT function_owner FROM inturn.merge_rule") == orders.value("SELECT session_user")
-    mallory = _mallory(orders)
+    mallory = create_mallory(orders)
     orders.administer(f"ALTER FUNCTION app.combine OWNER TO {mallory}")
     orders.execute("SELECT inturn.append_many('orders', '{m,m}', '{a,b}')")
     replace_in(orders, "_require_merges", ("IF settings.merges THEN", "IF false THEN"))
@@ -594,7 +414,7 @@ def test_apply_warns_a_superuser_once_and_nobody_else(orders: Database) -> None:
         (orders.connect(user=SUPERUSER), 1),
         (orders.connect(user=APPLIER), 0),
     ):
-        warnings = _warnings(connection)
+        warnings = warnings_of(connection)
         connection.execute("CALL inturn.apply()")
         assert len([said for _, said in warnings if "a superuser" in said]) == expected
 

@@ -45,10 +45,11 @@ BY_NAME = {
     "security/test_logins.py": "tests that one is found",
     "security/test_managed_server.py": "is the DBA of the managed server",
     "security/test_names.py": "runs every command as one, beside planted functions",
+    "security/test_owners_of_code.py": "renames roles, drops them, and gives functions to others",
     "security/test_schema_not_ours.py": "installs as one where somebody has planted the schema",
     "security/test_topic_grants.py": "has the calls of functions counted",
     "sql/test_applier_registry.py": "gives functions to somebody who may not create in their schema",
-    "sql/test_grants.py": "makes a schema that a caller owns",
+    "sql/test_grants_in_use.py": "makes a schema that a caller owns",
 }
 _NAMED = re.compile(r'as_superuser\(|\bSUPERUSER\)|user="postgres"|\.administer\(|\bserver\.connect\(')
 

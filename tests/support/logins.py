@@ -31,3 +31,14 @@ def let_owner_become(database: Database, name: str) -> None:
 def connect_as(database: Database, *roles: str) -> psycopg.Connection[Any]:
     """Return a connection, in autocommit, of a new login with these roles."""
     return database.connect(user=str(conninfo_to_dict(login(database, *roles))["user"]))
+
+
+def let_apply(witness: Database) -> None:
+    """Let appliers run the target of a witness database; append a command to key a."""
+    witness.execute("""
+        GRANT USAGE ON SCHEMA app TO inturn_applier;
+        GRANT EXECUTE ON FUNCTION app.apply_order TO inturn_applier;
+        GRANT INSERT ON app.witness TO inturn_applier;
+        GRANT USAGE ON SEQUENCE app.witness_id_seq TO inturn_applier;
+        SELECT inturn.append('orders', 'a', 'insert');
+    """)
