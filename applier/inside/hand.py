@@ -26,7 +26,7 @@ class TooManyAbandoned(InturnError):
     def __init__(self, count: int) -> None:
         super().__init__(
             f"{count} handlers did not return within their topic's timeout",
-            hint="Their threads are left behind in this process: start it again",
+            hint="Their threads are abandoned in this process: start it again",
         )
 
 

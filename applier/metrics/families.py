@@ -128,7 +128,7 @@ FAMILIES = (
         "gauge",
         "server",
         (),
-        "Threads left behind by living processes, because a handler did not return.",
+        "Threads abandoned by living processes, because a handler did not return.",
     ),
     Family("inturn_schema", "info", "server", ("revision",), "The revision of the schema."),
     Family(

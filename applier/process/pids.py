@@ -10,7 +10,7 @@ from pathlib import Path
 _STATE, _BEGAN = 0, 19
 #: It has ended, and only its number is left: nobody has asked yet how it ended.
 _ENDED = {b"Z", b"X"}
-#: For measuring, and for clocks that do not go alike: so much younger is no other process yet.
+#: Measuring takes time, and clocks differ: a process that seems younger by less than this may be the same.
 _NO_YOUNGER_SECONDS = 2.0
 
 

@@ -282,7 +282,7 @@ def _applier_lines(found: _Status) -> Iterator[str]:
     left = {(each["host"], each["pid"]): each["abandoned"] for each in alive if each["abandoned"]}
     for (host, pid), count in left.items():
         threads = "1 thread" if count == 1 else f"{count} threads"
-        yield f"process {pid} on {host} has left {threads} behind: handlers that did not return"
+        yield f"process {pid} on {host} has abandoned {threads}: handlers that did not return"
     if gone:
         yield f"{gone} more seen in the last day {'is' if gone == 1 else 'are'} gone: see --json"
 

@@ -1,7 +1,7 @@
 """Rows as the commands read them from the database: no value in one stops a command.
 
 Python has no infinite times, and none after the year 9999, and reads neither every number nor every depth of
-JSON; a database in SQL_ASCII may hold bytes that are no text. psycopg raises on each.
+JSON; a database in SQL_ASCII may hold bytes that are not text. psycopg raises on each.
 """
 
 from __future__ import annotations

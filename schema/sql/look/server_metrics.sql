@@ -4,7 +4,7 @@ SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
 -- Returns what a scrape of metrics says of the schema as a whole: its tables' rows and sizes, the oldest snapshots that
--- keep dead rows from being removed, and the threads that appliers left behind. Costs the same however many keys there
+-- keep dead rows from being removed, and the threads that appliers abandoned. Costs the same however many keys there
 -- are.
 -- Takes no locks, but ACCESS SHARE on the tables.
 --

@@ -2,7 +2,7 @@
 -- other operators only. Internal to what operators read, and to the policies of the tables. Takes no locks.
 --
 -- Who that is: see _is_granted. The schema's owner, and everybody with inturn_admin, sees all. Numbers of them, as in
--- metrics, are no secret, and neither are their names and settings.
+-- metrics, are not secret, and neither are their names and settings.
 CREATE FUNCTION inturn._hidden_topics() RETURNS text[]
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -105,4 +105,4 @@ def test_status_says_how_many_threads_a_process_has_left_behind(
         announced = "SELECT max(abandoned) FROM inturn.list_appliers() WHERE alive"
         until(lambda: database.value(announced) == 3, "three announced")
         _, said, _ = run_inturn(database.dsn, "status")
-    assert f"process {os.getpid()} on {socket.gethostname()} has left 3 threads behind" in said
+    assert f"process {os.getpid()} on {socket.gethostname()} has abandoned 3 threads" in said
