@@ -7,8 +7,8 @@ FOLDERS := $(shell find schema outbox applier cli -type d -not -name __pycache__
 # Compiled once, not by each of the hundreds of processes of a run.
 export PYTHONDONTWRITEBYTECODE :=
 # The whole suite runs on this version. The tests that docs/explanation/promises.md names run on every version, except
-# for random walks and removed guards. Of some tests with several parameters `make test` tries each value, and
-# `make rest` all combinations.
+# for random walks and removed guards. Where a test has several parameters, `make test` tries each value once, and
+# `make rest` tries all combinations.
 POSTGRES := 18
 OTHERS := 16 $(if $(wildcard /usr/lib/postgresql/15/bin/initdb),15)
 # Each worker has a server of its own. Tests wait as much as they compute: with two workers a core, a quarter of the

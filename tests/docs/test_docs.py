@@ -47,6 +47,14 @@ from inturn.schema.source import roles_script, statements
 PAGES = sorted(
     [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")), *DOCS.rglob("*.md")]
 )
+#: With the page that lies beside the SQL.
+LINKING = [*PAGES, ROOT / "schema" / "sql" / "README.md"]
+#: The pages of others to which ours link. No test follows these links: there may be no internet.
+WEB = {
+    "https://www.npmjs.com/package/pg",
+    "https://www.postgresql.org/docs/current/libpq-pgservice.html",
+    "https://www.standardwebhooks.com",
+}
 REFERENCE = ROOT / "docs" / "reference"
 HOW_TO = DOCS / "how-to"
 
@@ -276,15 +284,22 @@ def _prose(page: Path) -> str:
     return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
+def _words(page: Path) -> str:
+    """The same without code and comments."""
+    return re.sub(r"`[^`\n]*`|<!--.*?-->", "", _prose(page), flags=re.DOTALL)
+
+
 def _anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", _prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("page", LINKING, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
+    prose = _words(page)
+    assert re.findall(r'^\[[^]]+\]:|<a |\]\([^)]* "', prose, re.MULTILINE) == [], "not checked here"
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
@@ -292,6 +307,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert linked.exists(), target
         if anchor:
             assert anchor in _anchors(linked), target
+
+
+def test_links_to_the_web_are_few_and_known() -> None:
+    prose = "".join(map(_words, LINKING))
+    assert set(re.findall(r"\w+://[^\s)>]+", prose)) == WEB
+    assert set(re.findall(r"\]\((\w+:[^)]*)\)", prose)) <= WEB
 
 
 def test_every_page_is_in_the_index() -> None:
