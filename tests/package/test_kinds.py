@@ -41,7 +41,7 @@ def test_python_asks_for_the_kind_of_a_target_and_compares_no_text() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if any(_compared(ast.parse(path.read_text("utf-8"))))
     }
-    assert found == set()
+    assert found <= {"applier/targets.py"}  # the table, and what it makes of a target
 
 
 def test_the_scan_finds_each_way_to_compare() -> None:
