@@ -57,7 +57,7 @@ def many_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--like", metavar="PATTERN", help="With --all: only keys LIKE this; % stands for anything.")
     @click.option(
         "--older-than",
-        metavar="AGE",
+        metavar="INTERVAL",
         help="With --all: only where the next command has waited at least this long: 10m.",
     )
     @click.option("--yes", is_flag=True, help="With --all: do not ask.")

@@ -28,11 +28,14 @@ Example:
 @click.option(
     "--orders",
     type=click.IntRange(6, 10_000),
+    metavar="N",
     default=120,
     show_default=True,
     help="How many orders there are.",
 )
-@click.option("--seed", type=int, default=42, show_default=True, help="Decides the calls and their delays.")
+@click.option(
+    "--seed", type=int, metavar="N", default=42, show_default=True, help="Decides the calls and their delays."
+)
 @pass_database
 def demo(database: Database, orders: int, seed: int) -> int:
     """Make the ordering problem happen, in a database of its own (inturn_demo).

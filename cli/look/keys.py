@@ -103,7 +103,7 @@ Example:
 )
 @click.option(
     "--older-than",
-    metavar="TIME",
+    metavar="INTERVAL",
     help="Keys whose next command has waited at least this long: 90s, 10m, 2h, 1d.",
 )
 @click.option("--topic", type=TOPIC, metavar="NAME", help="Only keys of this topic.")

@@ -22,6 +22,7 @@ Example:
 @click.option(
     "--keys",
     type=click.IntRange(0, 1000),
+    metavar="N",
     default=0,
     show_default=True,
     help="Name this many of the worst keys; each is a series of its own.",

@@ -57,7 +57,7 @@ Example:
 @click.option("--check", is_flag=True, help="Exit with 9 if something is wrong; print nothing if not.")
 @click.option(
     "--older-than",
-    metavar="TIME",
+    metavar="INTERVAL",
     help="With --check: also if a command has been pending this long: 90s, 10m.",
 )
 @watch_option

@@ -40,10 +40,13 @@ FEW_TOPICS = 5
 
 @click.command(epilog=_EPILOG, short_help="Apply commands, each key in turn.")
 @click.option("--app", metavar="MODULE:NAME", help="The Applier with the Python handlers.")
-@click.option("--topic", "topics", multiple=True, help="Serve this topic only; may be repeated.")
+@click.option(
+    "--topic", "topics", metavar="NAME", multiple=True, help="Serve this topic only; may be repeated."
+)
 @click.option(
     "--workers",
     type=click.IntRange(1, 256),
+    metavar="N",
     default=1,
     show_default=True,
     help="Threads, each with its own connection.",
@@ -51,6 +54,7 @@ FEW_TOPICS = 5
 @click.option(
     "--processes",
     type=click.IntRange(1, 64),
+    metavar="N",
     default=1,
     show_default=True,
     help="Processes, each with that many workers. Use several if Python keeps one processor busy.",
@@ -58,6 +62,7 @@ FEW_TOPICS = 5
 @click.option(
     "--max-keys",
     type=click.IntRange(1, 60),
+    metavar="N",
     default=50,
     show_default=True,
     help="The most keys that share a transaction, as long as it stays short.",
