@@ -1,5 +1,5 @@
 -- Explains why a key does not move: the first of the causes that holds. Internal to why.
--- Locks what _find_locks, _is_first_append_open and _is_append_open do, for a moment.
+-- Locks what _find_locks and _is_append_open do, for a moment.
 CREATE FUNCTION inturn._explain_key(topic text, key text)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE

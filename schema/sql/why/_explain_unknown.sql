@@ -1,6 +1,6 @@
 -- Explains a key that has no cursor: its first command is being appended, or has no number yet, or there is no such
 -- key. Internal to why.
--- Locks what _is_first_append_open does, for a moment.
+-- Locks what _is_append_open does, for a moment.
 CREATE FUNCTION inturn._explain_unknown(topic text, key text)
 RETURNS TABLE (cause text, since timestamptz, says text, to_do text, details jsonb)
 LANGUAGE plpgsql VOLATILE
@@ -12,7 +12,7 @@ DECLARE
 BEGIN
     RETURN QUERY SELECT * FROM inturn._explain_arrived(topic, key);
     IF FOUND THEN RETURN; END IF;
-    IF inturn._is_first_append_open(topic, key) THEN
+    IF inturn._is_append_open(topic, key, NULL) THEN
         -- No row that can be seen names the caller.
         SELECT jsonb_agg(s.value ORDER BY s.position) INTO sessions
         FROM jsonb_array_elements(inturn._session_facts(inturn._lock_holders('0', 'inturn.key_sequence')))

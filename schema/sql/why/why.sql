@@ -26,7 +26,7 @@ BEGIN
                            EXISTS (SELECT FROM inturn.key_sequence c WHERE c.topic = t.name AND c.key = of_key)
                            OR t.numbering = 'arrival'
                            AND EXISTS (SELECT FROM inturn.arrived_key i WHERE i.topic = t.name AND i.key = of_key)
-                           OR inturn._is_first_append_open(t.name, of_key)) ORDER BY t.name);
+                           OR inturn._is_append_open(t.name, of_key, NULL)) ORDER BY t.name);
     ELSIF NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = of_topic) THEN
         PERFORM inturn._refuse_topic(of_topic);
     END IF;
