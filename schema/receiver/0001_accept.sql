@@ -67,23 +67,21 @@ DECLARE
     given record;
 BEGIN
     FOR given IN
-        SELECT o.kind, o.name, a.grantee::regrole AS grantee FROM (
-            SELECT 'TABLE' AS kind, c.oid::regclass::text AS name, c.relowner AS owner, c.relacl AS acl
-            FROM pg_class c WHERE c.oid IN ('inturn.accepted'::regclass, 'inturn.receiver_version'::regclass)
+        WITH accepted AS (
+            SELECT c.* FROM pg_class c WHERE c.oid IN ('inturn.accepted'::regclass, 'inturn.receiver_version'::regclass)
+        ), has AS (
+            SELECT format('ALL ON TABLE %s', c.oid::regclass) AS what, c.relowner AS owner, g.*
+            FROM accepted c, aclexplode(c.relacl) g
             UNION ALL
-            SELECT 'ROUTINE', p.oid::regprocedure::text, p.proowner, p.proacl
-            FROM pg_proc p WHERE p.oid = 'inturn.accept'::regproc) o
-        CROSS JOIN LATERAL (SELECT DISTINCT g.grantee FROM aclexplode(o.acl) g WHERE g.grantee <> o.owner) a
+            SELECT format('ALL ON ROUTINE %s', p.oid::regprocedure), p.proowner, g.*
+            FROM pg_proc p, aclexplode(p.proacl) g WHERE p.oid = 'inturn.accept'::regproc
+            UNION ALL
+            SELECT 'CREATE ON SCHEMA inturn', n.nspowner, g.* FROM pg_namespace n, aclexplode(n.nspacl) g
+            WHERE n.oid IN (SELECT c.relnamespace FROM accepted c) AND g.privilege_type = 'CREATE'
+        )
+        SELECT DISTINCT h.what, h.grantee::regrole AS grantee FROM has h WHERE h.grantee NOT IN (0, h.owner)
     LOOP
-        EXECUTE format('REVOKE ALL ON %s %s FROM %s', given.kind, given.name, given.grantee);
-    END LOOP;
-    FOR given IN
-        SELECT DISTINCT a.grantee::regrole AS grantee
-        FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a
-        WHERE n.oid = (SELECT t.relnamespace FROM pg_class t WHERE t.oid = 'inturn.accepted'::regclass)
-          AND a.privilege_type = 'CREATE' AND a.grantee NOT IN (0, n.nspowner)
-    LOOP
-        EXECUTE format('REVOKE CREATE ON SCHEMA inturn FROM %s', given.grantee);
+        EXECUTE format('REVOKE %s FROM %s', given.what, given.grantee);
     END LOOP;
 END
 $$;
