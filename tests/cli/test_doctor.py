@@ -26,6 +26,8 @@ from inturn.cli.doctor.checks import CHECKS, examine
 from inturn.cli.doctor.finding import Facts, Finding
 from inturn.schema.install import upgrade
 
+pytestmark = pytest.mark.server
+
 #: The tests' own server is not as it should be in this.
 OF_THE_TESTS = {"durability"}
 
@@ -261,6 +263,28 @@ def test_a_target_that_is_gone_or_not_granted_is_found(witness: Database) -> Non
     (one,) = found(witness)
     assert (one[0], one[1].level) == ("targets", "error")
     assert "app.apply_order" in one[1].says
+
+
+def test_functions_in_a_schema_that_the_operator_may_not_look_into_are_not_said_to_be_gone(
+    witness: Database,
+) -> None:
+    witness.execute("SELECT inturn.announce_applier('h:1:1', '{orders}', 'h', 1, '0001', true)")
+    witness.execute('CREATE SCHEMA "Rules"; REVOKE USAGE ON SCHEMA "Rules" FROM PUBLIC')
+    rule = "(a inturn.command, b inturn.command) RETURNS jsonb LANGUAGE sql AS 'SELECT a.payload'"
+    witness.execute(f'CREATE FUNCTION "Rules".both{rule}')
+    witness.execute("SELECT inturn.create_topic('merged', 'python')")
+    witness.execute("SELECT inturn.merge_rule('merged', 'set', 'set', 'sql:\"Rules\".both')")
+    witness.execute("SELECT inturn.announce_applier('h:1:2', '{merged}', 'h', 1, '0001', true)")
+    operator = login(witness, "inturn_operator")
+    seen = found(witness, dsn=operator)
+    assert [(each.level, check) for check, each in seen] == [("warning", "targets")] * 2
+    assert ['schema "Rules"' in seen[0][1].says, "schema app:" in seen[1][1].says] == [True, True]
+    for _, finding in seen:
+        for statement in finding.sql:
+            witness.execute(statement)
+    assert checks(witness, dsn=operator) == []
+    witness.execute("DROP FUNCTION app.apply_order")
+    assert checks(witness, dsn=operator) == ["error targets"]
 
 
 def test_without_the_schema_only_the_server_is_examined(empty_database: Database) -> None:
