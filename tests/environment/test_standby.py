@@ -11,10 +11,45 @@ from support.process import run_inturn
 from support.roles import CALLER, as_role
 from support.server import Server
 from support.standby import standby
+from support.terminal import commands_of
 
+from inturn.cli.main import cli
 from inturn.outbox import wait
 
+pytestmark = pytest.mark.server
+
 PRIMARY = "Name the primary server: this one, or this session, takes no writes\n"
+#: Commands that only read, and a part of what each prints.
+READS = (
+    ("keys", "next "),
+    ("keys --json", '"key": "next"'),
+    ("keys --errors", ""),
+    ("show next", "state    ready"),
+    ("show done", "state    idle"),
+    ("why done", "nothing pending"),
+    ("verify", "no violation"),
+    ("topic list", "sql:app.apply"),
+    ("topic show orders", "sql:app.apply"),
+    ("wait done", "applied"),
+    ("wait arrived", "applied"),
+    ("upgrade", "already"),
+    ("upgrade --sql", "nothing to do"),
+)
+#: Commands that write, or read what a standby does not have.
+WRITES = (
+    *("append orders k insert", "apply", "apply --drain", "prune --older-than 1d", "downgrade --force"),
+    *("topic create x", "topic set orders --max-attempts 2", "topic merge orders a b last"),
+    *("topic grant orders --caller inturn_caller", "topic revoke orders --caller inturn_caller"),
+    *("status", "status --check", "why next", "doctor", "upgrade --receiver-only"),
+    *("metrics", "metrics --keys 3", "metrics --format text"),
+    *("pause next", "resume next", "retry next", "retry held", "retry --all --topic bad --yes"),
+    *("pause --topic orders --reason x", "resume --topic orders --reason x"),
+    *("skip next --seq 1 --reason x", "cancel-rest next --reason x"),
+    *("cancel-rest --all --topic bad --yes --reason x", "fill-gap gap --seq 1 --reason x"),
+    *("replay done 1 --reason x", "amend next 1 --name y --reason x"),
+)
+#: What connects to no server that it is given.
+ELSEWHERE = {"completion", "demo", "embedded start", "embedded status", "embedded stop"}
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +60,14 @@ def dsn(server: Server) -> Iterator[str]:
             "CREATE SCHEMA app; CREATE FUNCTION app.apply(command inturn.command) RETURNS void"
             " LANGUAGE sql AS 'SELECT'; SELECT inturn.create_topic('orders', 'sql:app.apply');"
             "SELECT inturn.create_topic('hot', 'sql:app.apply', numbering => 'arrival');"
+            "SELECT inturn.create_topic('given', 'sql:app.apply', numbering => 'given');"
             "SELECT inturn.append('orders', 'done', 'insert');"
-            "SELECT inturn.append('hot', 'arrived', 'insert')"
+            "SELECT inturn.append('given', 'gap', 'insert', seq => 2);"
+            "SELECT inturn.append('hot', 'arrived', 'insert');"
+            "CREATE FUNCTION app.fail(command inturn.command) RETURNS void"
+            " LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;"
+            "SELECT inturn.create_topic('bad', 'sql:app.fail', max_attempts => 1);"
+            "SELECT inturn.append('bad', 'held', 'insert')"
         )
         primary.execute("CALL inturn.apply()")
         primary.execute("SELECT inturn.append('orders', 'next', 'insert')")
@@ -35,24 +76,7 @@ def dsn(server: Server) -> Iterator[str]:
             yield copy.dsn(primary.name)
 
 
-@pytest.mark.parametrize(
-    ("command", "says"),
-    [
-        ("keys", "next "),
-        ("keys --json", '"key": "next"'),
-        ("keys --errors", ""),
-        ("show next", "state    ready"),
-        ("show done", "state    idle"),
-        ("why done", "nothing pending"),
-        ("verify", "no violation"),
-        ("topic list", "sql:app.apply"),
-        ("topic show orders", "sql:app.apply"),
-        ("wait done", "applied"),
-        ("wait arrived", "applied"),
-        ("upgrade", "already"),
-        ("upgrade --sql", "nothing to do"),
-    ],
-)
+@pytest.mark.parametrize(("command", "says"), READS)
 def test_what_only_reads_works(dsn: str, command: str, says: str) -> None:
     code, printed, said = run_inturn(dsn, *command.split())
     assert code in (0, 1 if command == "keys --errors" else 0), said
@@ -60,22 +84,17 @@ def test_what_only_reads_works(dsn: str, command: str, says: str) -> None:
     assert says in printed
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        *("append orders k insert", "apply", "apply --drain", "prune --older-than 1d", "downgrade --force"),
-        *("topic create x", "topic set orders --max-attempts 2", "topic merge orders a b last"),
-        *("topic grant orders --caller inturn_caller", "topic revoke orders --caller inturn_caller"),
-        *("status", "status --check", "why next", "doctor", "upgrade --receiver-only"),
-        *("pause next", "resume next", "retry next", "retry --all --topic orders"),
-        *("skip next --seq 1 --reason x", "cancel-rest next --reason x"),
-        *("replay done 1 --reason x", "amend next 1 --name y --reason x"),
-    ],
-)
+@pytest.mark.parametrize("command", WRITES)
 def test_what_writes_says_what_to_do(dsn: str, command: str) -> None:
     code, printed, said = run_inturn(dsn, *command.split())
     assert (code, printed) == (1, ""), said
     assert said.endswith(PRIMARY)
+
+
+def test_every_command_is_tried_on_a_standby() -> None:
+    tried = [f"{line} " for line in (*(command for command, _ in READS), *WRITES)]
+    untried = {name for name in commands_of(cli) if not any(line.startswith(f"{name} ") for line in tried)}
+    assert untried == ELSEWHERE
 
 
 def test_a_wait_in_python_ends_when_the_standby_shows_the_effect(dsn: str) -> None:
