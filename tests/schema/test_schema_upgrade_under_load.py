@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,64 +99,6 @@ def _turns_since(database: Database, process: InturnProcess, since: Any) -> bool
     """Whether an applier of the process has taken a turn that began after a time."""
     query = "SELECT FROM inturn.turn WHERE split_part(applier, ':', 2) = %s AND started_at > %s LIMIT 1"
     return bool(database.execute(query, [str(process.pid), since]))
-
-
-def _announced_since(database: Database, process: InturnProcess, since: Any) -> bool:
-    query = "SELECT EXISTS (SELECT FROM inturn.applier WHERE pid = %s AND seen_at > %s)"
-    return bool(database.value(query, [process.pid, since]))
-
-
-def test_callers_and_the_appliers_of_the_release_before_go_on_through_a_compatible_upgrade(
-    database: Database, compatible: NextRelease
-) -> None:
-    open_shop(database)
-    callers = Callers(database)
-    now = "SELECT clock_timestamp()"
-    with ExitStack() as stack:
-        appliers = [stack.enter_context(inturn_apply(database.dsn, "--max-keys", "1")) for _ in range(2)]
-        with callers.at_work():
-            began_at = database.value(now)
-            until(
-                lambda: all(_turns_since(database, each, began_at) for each in appliers),
-                "at work",
-                PATIENCE,
-            )
-            assert compatible.upgrade(database.dsn) == (HEAD, NEXT)
-            upgraded_at = database.value(now)
-            counted = list(callers.appended)
-            # They look at the revision right after they have announced themselves; then they work on.
-            until(
-                lambda: all(_announced_since(database, each, upgraded_at) for each in appliers),
-                "it looked",
-                PATIENCE,
-            )
-            looked_at = database.value(now)
-            until(
-                lambda: all(_turns_since(database, each, looked_at) for each in appliers),
-                "it works on",
-                PATIENCE,
-            )
-            until(
-                lambda: all(now > then for now, then in zip(callers.appended, counted, strict=True)),
-                "every caller goes on",
-                PATIENCE,
-            )
-            # What is not upgraded yet may look, and be started anew, too: with `inturn upgrade` before.
-            assert run_inturn(database.dsn, "status")[0] == 0
-            assert run_inturn(database.dsn, "upgrade") == (
-                0,
-                f"schema inturn of database {database.name} is at revision {NEXT} already\n",
-                "",
-            )
-        until(lambda: not database.value("SELECT EXISTS (SELECT FROM inturn.ticket)"), "drained", PATIENCE)
-        for each in appliers:
-            each.send(signal.SIGTERM)
-            assert each.exit_code() == 0
-    assert_once_and_in_turn(database)
-    sales = database.execute("SELECT key, seq FROM app.sale ORDER BY 1, 2")
-    assert sales == database.execute("SELECT key, seq FROM inturn.command_log ORDER BY key, seq")
-    assert len(sales) == sum(callers.appended)
-    assert database.execute("SELECT * FROM inturn.verify(%s)", [TOPIC]) == []
 
 
 def test_an_applier_started_after_a_compatible_upgrade_serves_it_and_is_seen_to(
