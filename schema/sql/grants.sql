@@ -181,6 +181,7 @@ GRANT EXECUTE ON FUNCTION
     inturn._trusted_merge(text, text, text),
     inturn._require_merges(inturn.topic),
     inturn._hidden_topics(),
+    inturn._topics_to_prune(interval),
     inturn.list_keys(text, text, integer, text, interval, bigint, text, text),
     inturn.list_errors(text, text, text, integer),
     inturn.topic_status(text, interval),

@@ -247,7 +247,7 @@ DEFINERS = {
     *APPLIER_STEPS,
     # An applier numbers what has arrived, and may not write to the log.
     "_number_arrivals",
-    *("_prune_idle", "prune_batch"),
+    *("_prune_idle", "prune_batch", "_topics_to_prune"),
     # These show an operator the sessions of others.
     *("list_appliers", "why", "topic_metrics", "server_metrics"),
     # These leave out keys of topics that are granted to other operators.

@@ -9,7 +9,7 @@ AS $$
 -- Removes what topics no longer have to keep: goes once over all their keys, in small batches.
 --
 -- topic: NULL for every one that has a retain; with older_than for every one but those that are granted to other
--- operators only. older_than: see prune_batch. max_seconds:
+-- operators only; the one that was not pruned for the longest first. older_than: see prune_batch. max_seconds:
 -- stop after this long; the next call goes on there. Returns how many commands, turns and whole keys went; done is
 -- false when the time was over first.
 -- Commits after every batch, so it cannot be called inside a transaction block (2D000).
@@ -22,18 +22,13 @@ DECLARE
     began_with pg_catalog.text;
     from_key pg_catalog.text;
     around boolean;
-    hidden constant pg_catalog.text[] := inturn._hidden_topics();
     batch pg_catalog.record;
 BEGIN
     commands := 0; turns := 0; forgotten := 0; done := true;
     -- Whatever the session's default; every batch chains its transaction to this one.
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-    FOR one IN SELECT pg_catalog.unnest(CASE WHEN topic IS NULL THEN ARRAY(
-        SELECT t.name FROM inturn.topic t
-        WHERE CASE WHEN older_than IS NULL THEN t.retain IS NOT NULL
-                   ELSE t.name OPERATOR(pg_catalog.<>) ALL (hidden) END ORDER BY t.name) ELSE ARRAY[topic] END)
-    LOOP
+    FOREACH one IN ARRAY CASE WHEN topic IS NULL THEN inturn._topics_to_prune(older_than) ELSE ARRAY[topic] END LOOP
         began_with := coalesce((SELECT p.next_key FROM inturn.prune_pass p WHERE p.topic OPERATOR(pg_catalog.=) one
                                 ORDER BY p.pass DESC LIMIT 1), '');
         from_key := began_with;
@@ -43,6 +38,10 @@ BEGIN
                 done := false;
                 RETURN;
             END IF;
+            -- Its retain was taken away meanwhile, or it was granted to others: the next one.
+            EXIT WHEN topic IS NULL AND CASE WHEN older_than IS NULL
+                THEN (SELECT t.retain FROM inturn.topic t WHERE t.name OPERATOR(pg_catalog.=) one) IS NULL
+                ELSE one OPERATOR(pg_catalog.=) ANY (inturn._hidden_topics()) END;
             SELECT * INTO batch FROM inturn.prune_batch(one, from_key, older_than);
             COMMIT AND CHAIN;
             commands := commands OPERATOR(pg_catalog.+) batch.commands;
