@@ -15,7 +15,8 @@ BEGIN
     WHERE a.topic = _record_prune.topic AND a.key = '' ORDER BY a.id DESC LIMIT 1;
     IF (last.action, last.db_user, last.after ->> 'older_than')
            IS DISTINCT FROM ('prune', session_user::text, older_than::text)
-        OR last.acted_at < clock_timestamp() - interval '1 hour' THEN
+        -- Also where a clock was set back since.
+        OR last.acted_at NOT BETWEEN clock_timestamp() - interval '1 hour' AND clock_timestamp() THEN
         PERFORM inturn._record_action(topic, '', NULL, 'prune', NULL, NULL,
                                       jsonb_build_object('older_than', older_than));
     END IF;

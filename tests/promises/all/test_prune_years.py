@@ -92,3 +92,67 @@ def test_what_need_not_be_pruned_any_more_is_left_out_and_the_prune_goes_on(
     refused = pruning.begin(call.replace("prune(", "prune('x', ").replace(", )", ")")).exception()
     assert isinstance(refused, psycopg.Error)
     assert refused.sqlstate == told
+
+
+def _turns(database: Database, number: int) -> None:
+    """Apply so many commands of key a, each in a turn of its own, which then lies two days back."""
+    for _ in range(number):
+        database.execute(
+            "SELECT inturn.append('orders', 'a', 'insert', idempotency_key => gen_random_uuid()::text)"
+        )
+        database.execute(_APPLY)
+    database.execute(
+        "UPDATE inturn.turn SET started_at = started_at - interval '2 days',"
+        " finished_at = finished_at - interval '2 days'"
+    )
+    database.execute("UPDATE inturn.command_log SET created_at = created_at - interval '2 days'")
+
+
+_TURN_AHEAD = "UPDATE inturn.turn SET finished_at = now() + interval '1 year' WHERE epoch = ANY (%s)"
+_COMMAND_AHEAD = "UPDATE inturn.command_log SET created_at = now() + interval '1 year' WHERE seq = ANY (%s)"
+
+
+def test_a_turn_dated_by_a_clock_that_was_ahead_goes_with_the_next_one_that_is_old_enough(
+    witness: Database,
+) -> None:
+    """Otherwise nothing of its key would go until that date has come."""
+    witness.execute("UPDATE inturn.topic SET retain = '1 day'")
+    _turns(witness, 5)
+    witness.execute(_TURN_AHEAD, [[1, 3, 5]])
+    # However little goes at a time: it says that there is more.
+    batch = "SELECT next_key, commands, turns FROM inturn.prune_batch('orders', max_rows => 3)"
+    assert witness.execute(batch) == [("a\x01", 2, 1)]
+    assert witness.execute("CALL inturn.prune()") == [(2, 2, 0, True)]
+    # The last one stays: it may be of today.
+    assert witness.execute("SELECT seq FROM inturn.command_log") == [(5,)]
+    assert witness.execute("SELECT epoch FROM inturn.turn ORDER BY 1") == [(4,), (5,)]
+    assert witness.execute("SELECT * FROM inturn.verify('orders')") == []
+    assert witness.execute("CALL inturn.prune()") == [(0, 0, 0, True)]
+
+
+def test_a_command_kept_for_its_idempotency_key_goes_with_the_next_one_too(witness: Database) -> None:
+    witness.execute("UPDATE inturn.topic SET retain = '1 day', retain_idempotency = '10 days'")
+    _turns(witness, 4)
+    witness.execute("CALL inturn.prune()")
+    history = "SELECT history_seq, kept_seq FROM inturn.key_sequence"
+    assert witness.execute(history) == [(5, 1)]
+    witness.execute("UPDATE inturn.command_log SET created_at = created_at - interval '10 days'")
+    witness.execute(_COMMAND_AHEAD, [[1, 2, 4]])
+    assert witness.execute("CALL inturn.prune()") == [(3, 0, 0, True)]
+    assert witness.execute(history) == [(5, 4)]
+    assert witness.execute("SELECT * FROM inturn.verify('orders')") == []
+    # However few a batch removes, it comes to an end.
+    assert witness.execute("SELECT next_key, commands FROM inturn.prune_batch('orders', max_rows => 1)") == [
+        (None, 0)
+    ]
+
+
+def test_a_prune_is_recorded_also_after_a_clock_was_set_back(witness: Database) -> None:
+    count = "SELECT count(*) FROM inturn.operator_action WHERE action = 'prune'"
+    for expected in (1, 1, 2):
+        append(witness, "a")
+        witness.execute(_APPLY)
+        witness.execute("SELECT inturn.prune_batch('orders', older_than => '0')")
+        assert witness.value(count) == expected
+        if witness.value("SELECT max(seq) FROM app.witness") == 2:
+            witness.execute("UPDATE inturn.operator_action SET acted_at = now() + interval '1 year'")
