@@ -37,7 +37,9 @@ BEGIN
     INSERT INTO inturn.forgotten AS f (topic, seq, epoch)
     SELECT _forget_keys.topic, max(c.seq) - 1, max(c.epoch) FROM unnest(cuts) c WHERE c.key = ANY (gone)
     ON CONFLICT ON CONSTRAINT forgotten_pkey DO UPDATE
-    SET seq = greatest(f.seq, EXCLUDED.seq), epoch = greatest(f.epoch, EXCLUDED.epoch);
+    SET seq = greatest(f.seq, EXCLUDED.seq), epoch = greatest(f.epoch, EXCLUDED.epoch)
+    -- No version where nothing rises: beside a held snapshot each first append would walk over them.
+    WHERE f.seq < EXCLUDED.seq OR f.epoch < EXCLUDED.epoch;
     RETURN cardinality(gone);
 END
 $$;

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from support.database import Database, Session
 from support.history import append, make_history
-from support.plans import buffers, explain
 from support.refusal import refusal
 from support.roles import CALLER, DEPLOYER, OPERATOR, OWNER
 from support.verifying import undone
@@ -451,36 +450,3 @@ def test_a_prune_of_all_topics_leaves_those_of_other_operators_and_goes_on(witne
         # A topic's own retain is everybody's.
         witness.execute("SELECT inturn.set_topic('orders', retain => '1 us')")
         assert operator.execute("CALL inturn.prune()").fetchone() == (1, 0, 0, True)
-
-
-def test_a_prune_does_not_walk_over_versions_of_keys_that_a_held_snapshot_keeps(witness: Database) -> None:
-    keys = [f"k{n}" for n in range(20)]
-    for key in keys:
-        append(witness, key, "insert")
-    _apply(witness)
-    holder = witness.session()
-    holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-    holder.execute("SELECT FROM inturn.schema_version")
-    batch = "SELECT * FROM inturn.prune_batch('orders', older_than => '1 day')"
-    with witness.connect(user=OPERATOR) as operator:
-        explain(operator, batch)
-        few = buffers(explain(operator, batch))
-        for _ in range(200):
-            witness.execute("UPDATE inturn.key_sequence SET kept_seq = NULL")
-        assert buffers(explain(operator, batch)) < 2 * few
-
-
-def test_under_a_held_snapshot_a_prune_does_not_walk_over_what_went_before(witness: Database) -> None:
-    witness.execute("SELECT inturn.set_topic('orders', batch_commands => 1)")
-    holder = witness.session()
-    holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-    holder.execute("SELECT FROM inturn.schema_version")
-    costs = []
-    with witness.connect(user=OPERATOR) as operator:
-        for _ in range(12):
-            witness.execute("SELECT inturn.append('orders', 'deep', 'insert') FROM generate_series(1, 300)")
-            _apply(witness)
-            query = "SELECT * FROM inturn.prune_batch('orders', older_than => '0', max_rows => 1000)"
-            costs.append(buffers(explain(operator, query)))
-    assert witness.value("SELECT count(*) FROM inturn.command_log") == 0
-    assert costs[-1] < 2 * costs[2], costs
