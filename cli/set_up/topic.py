@@ -14,7 +14,7 @@ from inturn.cli.database import Database, pass_database
 from inturn.cli.look.topics import no_topics, require_topic
 from inturn.cli.set_up.merge import merge
 from inturn.cli.set_up.topic_grants import grant, granted, revoke
-from inturn.cli.set_up.topic_settings import FIXED, INTERVALS, NO_VALUE, NONE_BY_0, SETTINGS
+from inturn.cli.set_up.topic_settings import FIXED, INTERVALS, NO, NO_VALUE, NONE_BY_0, SETTINGS, YES
 from inturn.cli.terminal.key_text import TOPIC
 from inturn.cli.terminal.output import Column, echo, json_option, print_json, print_table
 from inturn.cli.terminal.rows import Row, fetch
@@ -123,7 +123,7 @@ def _changed(done: Recorded) -> str:
     before, after = done["before"], done["after"]
 
     def said(key: str, value: object) -> object:
-        return NO_VALUE.get(key) if value is None else value
+        return NO_VALUE.get(key) if value is None else _yes_or_no(value)
 
     return ", ".join(
         f"{key} {said(key, before[key])} -> {said(key, after[key])}"
@@ -135,7 +135,8 @@ def _changed(done: Recorded) -> str:
 _QUERY = """
 SELECT name AS topic, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands,
        on_exhausted, paused_at, paused_until, created_at, numbering, first_seq, max_ahead, gap_timeout, lease,
-       max_in_flight, timeout, max_pending, retain, retain_idempotency, forget_idle_after, target_owner
+       max_in_flight, timeout, max_pending, retain, retain_idempotency, forget_idle_after,
+       json_strings, target_owner
 FROM {}.topic WHERE %(name)s::text IS NULL OR name = %(name)s ORDER BY name
 """
 
@@ -230,7 +231,11 @@ def _value(row: Row, name: str) -> str:
     value = row[name]
     if value is None:
         return NO_VALUE[name]
-    return _span(value) if name in INTERVALS else str(value)
+    return _span(value) if name in INTERVALS else str(_yes_or_no(value))
+
+
+def _yes_or_no(value: object) -> object:
+    return {True: YES, False: NO}[value] if isinstance(value, bool) else value
 
 
 def _in_seconds(topic: Row) -> Row:

@@ -9,6 +9,8 @@ import click
 from inturn.cli.terminal.whole import BIGINT, INTEGER
 
 _TARGET = "What applies its commands: python, sql:SCHEMA.FUNCTION, or an http(s):// URL to post them to."
+#: How a boolean is written.
+NO, YES = "no", "yes"
 Settings: TypeAlias = "tuple[tuple[str, str, Any, str, str], ...]"
 #: Settled when the topic is created.
 FIXED: Settings = (
@@ -50,6 +52,13 @@ SETTINGS: Settings = (
         "as retain",
     ),
     ("--forget-idle-after", "INTERVAL", str, "Prune whole keys that were idle this long; 0: never.", "never"),
+    (
+        "--json-strings",
+        "WHETHER",
+        click.Choice([NO, YES]),
+        "Whether payloads may be strings that hold a JSON object or array.",
+        NO,
+    ),
 )
 
 #: What it means that a setting has no value; each is given as 0.

@@ -165,7 +165,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA inturn TO inturn_operator;
 GRANT EXECUTE ON FUNCTION
     inturn.create_topic(text, text, integer, interval, interval, integer, integer, text,
                         text, bigint, bigint, interval, interval, integer, interval, bigint,
-                        interval, interval, interval),
+                        interval, interval, interval, boolean),
     inturn._address_problem(text),
     inturn._check_topic(inturn.topic),
     inturn._target_kinds(),
@@ -213,7 +213,7 @@ GRANT EXECUTE ON FUNCTION
     inturn.resume_topic(text, text),
     inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text, bigint, interval, interval,
                      integer, interval, bigint,
-                     interval, interval, interval)
+                     interval, interval, interval, boolean)
 TO inturn_operator;
 -- The procedure commits, so it cannot run as its owner; what it calls does.
 GRANT EXECUTE ON ROUTINE
@@ -227,7 +227,7 @@ GRANT SELECT ON inturn.topic, inturn.topic_grant, inturn.merge_rule TO inturn_ad
 GRANT EXECUTE ON FUNCTION
     inturn.create_topic(text, text, integer, interval, interval, integer, integer, text,
                         text, bigint, bigint, interval, interval, integer, interval, bigint,
-                        interval, interval, interval),
+                        interval, interval, interval, boolean),
     inturn._address_problem(text),
     inturn._target_kinds(),
     inturn._kind_of(text),
@@ -235,7 +235,7 @@ GRANT EXECUTE ON FUNCTION
     inturn._function_name(text),
     inturn.set_topic(text, text, text, integer, interval, interval, integer, integer, text, bigint, interval, interval,
                      integer, interval, bigint,
-                     interval, interval, interval),
+                     interval, interval, interval, boolean),
     inturn.pause_topic(text, text, timestamptz),
     inturn.resume_topic(text, text),
     inturn.merge_rule(text, text, text, text, text),

@@ -137,6 +137,22 @@ def test_a_setting_out_of_range_is_refused(database: Database, setting: tuple[st
     inturn(database.dsn, "topic", "create", "orders", *setting, code=1)
 
 
+def test_whether_payloads_may_be_strings_that_hold_json_is_set_and_shown(database: Database) -> None:
+    shown = ("topic", "show", "orders")
+    inturn(database.dsn, "topic", "create", "orders")
+    assert re.search(r"^json-strings +no$", inturn(database.dsn, *shown).stdout, re.MULTILINE)
+    append = ("append", "orders", "k", "insert", json.dumps("[]"))
+    assert "json_strings" in inturn(database.dsn, *append, code=1).stderr
+    changed = inturn(database.dsn, "topic", "set", "orders", "--json-strings", "yes").stdout
+    assert changed == "topic orders: json_strings no -> yes\n"
+    assert inturn(database.dsn, *append).stdout == "1\n"
+    create = ("topic", "create", "orders", "--json-strings")
+    assert inturn(database.dsn, *create, "yes").stdout == "topic orders exists already\n"
+    inturn(database.dsn, *create, "no", code=1)
+    assert re.search(r"^json-strings +yes$", inturn(database.dsn, *shown).stdout, re.MULTILINE)
+    assert read(database.dsn, *shown)["json_strings"] is True
+
+
 @pytest.mark.parametrize("setting", ["--max-attempts", "--max-in-flight", "--max-ahead"])
 def test_a_setting_that_no_column_holds_is_named(database: Database, setting: str) -> None:
     number = "9223372036854775808" if setting == "--max-ahead" else "2147483648"

@@ -8,9 +8,10 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    max_bytes integer;
+    max_bytes integer; json_strings boolean;
 BEGIN
-    SELECT t.max_payload_bytes INTO max_bytes FROM inturn.topic t WHERE t.name = _refuse_command.topic;
+    SELECT t.max_payload_bytes, t.json_strings INTO max_bytes, json_strings
+    FROM inturn.topic t WHERE t.name = _refuse_command.topic;
     IF NOT FOUND THEN
         PERFORM inturn._refuse_topic(topic);
     ELSIF coalesce(octet_length(key), 0) NOT BETWEEN 1 AND 512 THEN
@@ -30,12 +31,12 @@ BEGIN
                              name, key, octet_length(payload::text), max_bytes, topic),
             HINT = 'Store the large part elsewhere and append a reference to it, or raise the topic''s '
                    'max_payload_bytes.';
-    ELSIF jsonb_typeof(payload) = 'string' AND inturn._is_encoded_twice(payload) THEN
+    ELSIF jsonb_typeof(payload) = 'string' AND NOT json_strings AND inturn._is_encoded_twice(payload) THEN
         RAISE EXCEPTION USING ERRCODE = 'IT003',
             MESSAGE = format('payload of command %L for key %L is a JSON string that holds an object or array: it was '
                              'encoded twice', name, key),
-            HINT = 'Give the value itself, in Python a dict or list and not what json.dumps makes of it. A text that '
-                   'is meant goes into an object.';
+            HINT = 'Give the value itself, in Python a dict or list and not what json.dumps makes of it. If the text '
+                   'is meant, put it into an object, or set the topic''s json_strings.';
     ELSIF octet_length(idempotency_key) NOT BETWEEN 1 AND 512 THEN
         RAISE EXCEPTION USING ERRCODE = 'IT005',
             MESSAGE = format('idempotency key of command %L for key %L is %s octets long', name, key,

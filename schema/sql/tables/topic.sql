@@ -45,7 +45,8 @@ CREATE TABLE inturn.topic (
     forget_idle_after interval
         CHECK (forget_idle_after >= retain),
     target_owner text,
-    target_owner_id text
+    target_owner_id text,
+    json_strings boolean NOT NULL DEFAULT false
 );
 -- For every pass of an applier: mostly there is none.
 CREATE INDEX topic_arrival ON inturn.topic (name) WHERE numbering = 'arrival';
@@ -88,3 +89,5 @@ COMMENT ON COLUMN inturn.topic.target_owner IS
     'The owner of the function of a SQL target when it was set: once it belongs to somebody else it is not called.';
 COMMENT ON COLUMN inturn.topic.target_owner_id IS
     'Which role that is, whatever it is named by now: its server''s identifier and its oid.';
+COMMENT ON COLUMN inturn.topic.json_strings IS
+    'Whether a payload may be a string that holds a JSON object or array; append refuses such a one otherwise.';

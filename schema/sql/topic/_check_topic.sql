@@ -52,6 +52,7 @@ DECLARE
                         topic.max_pending)
         WHEN (topic.max_in_flight BETWEEN 1 AND 10000) IS NOT TRUE
             THEN format('max_in_flight is %s; 1 to 10000 are allowed', coalesce(topic.max_in_flight::text, 'NULL'))
+        WHEN topic.json_strings IS NULL THEN 'json_strings is NULL; true and false are allowed'
         WHEN topic.retain <= '0' THEN format('retain is %s; it must be over 0, or NULL', topic.retain)
         WHEN topic.retain_idempotency <= '0'
             THEN format('retain_idempotency is %s; it must be over 0, or NULL', topic.retain_idempotency)

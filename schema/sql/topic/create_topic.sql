@@ -5,7 +5,8 @@ CREATE FUNCTION inturn.create_topic(
     numbering text DEFAULT 'assigned', first_seq bigint DEFAULT 1, max_ahead bigint DEFAULT 10000,
     gap_timeout interval DEFAULT NULL, lease interval DEFAULT '30 seconds', max_in_flight integer DEFAULT 100,
     timeout interval DEFAULT NULL, max_pending bigint DEFAULT NULL, retain interval DEFAULT NULL,
-    retain_idempotency interval DEFAULT NULL, forget_idle_after interval DEFAULT NULL
+    retain_idempotency interval DEFAULT NULL, forget_idle_after interval DEFAULT NULL,
+    json_strings boolean DEFAULT false
 ) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -26,7 +27,7 @@ DECLARE
         ROW(name, target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, clock_timestamp(),
             on_exhausted, NULL, NULL, numbering, first_seq, max_ahead, gap_timeout, lease, max_in_flight, timeout,
             max_pending, NULL, false,
-            retain, retain_idempotency, forget_idle_after, NULL, NULL);
+            retain, retain_idempotency, forget_idle_after, NULL, NULL, json_strings);
 BEGIN
     IF target <> 'python' THEN
         PERFORM inturn._require_admin(name, 'a target but python');

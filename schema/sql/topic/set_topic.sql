@@ -4,7 +4,8 @@ CREATE FUNCTION inturn.set_topic(
     max_payload_bytes integer DEFAULT NULL, batch_commands integer DEFAULT NULL, on_exhausted text DEFAULT NULL,
     max_ahead bigint DEFAULT NULL, gap_timeout interval DEFAULT NULL, lease interval DEFAULT NULL,
     max_in_flight integer DEFAULT NULL, timeout interval DEFAULT NULL, max_pending bigint DEFAULT NULL,
-    retain interval DEFAULT NULL, retain_idempotency interval DEFAULT NULL, forget_idle_after interval DEFAULT NULL
+    retain interval DEFAULT NULL, retain_idempotency interval DEFAULT NULL, forget_idle_after interval DEFAULT NULL,
+    json_strings boolean DEFAULT NULL
 ) RETURNS inturn.operator_action
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -42,6 +43,7 @@ BEGIN
     settings.retain := nullif(coalesce(retain, was.retain), '0');
     settings.retain_idempotency := nullif(coalesce(retain_idempotency, was.retain_idempotency), '0');
     settings.forget_idle_after := nullif(coalesce(forget_idle_after, was.forget_idle_after), '0');
+    settings.json_strings := coalesce(json_strings, was.json_strings);
     IF settings = was THEN
         PERFORM inturn._refuse_action(topic, '', 'has these settings already', 'Nothing was changed.');
     END IF;
@@ -49,14 +51,14 @@ BEGIN
     UPDATE inturn.topic t SET
         (target, max_attempts, backoff_base, backoff_cap, max_payload_bytes, batch_commands, on_exhausted,
          max_ahead, gap_timeout, lease, max_in_flight, timeout, max_pending,
-         retain, retain_idempotency, forget_idle_after, target_owner, target_owner_id)
+         retain, retain_idempotency, forget_idle_after, target_owner, target_owner_id, json_strings)
         = (settings.target, settings.max_attempts, settings.backoff_base, settings.backoff_cap,
            settings.max_payload_bytes,
            settings.batch_commands, settings.on_exhausted,
            settings.max_ahead, settings.gap_timeout, settings.lease, settings.max_in_flight, settings.timeout,
            settings.max_pending,
            settings.retain, settings.retain_idempotency, settings.forget_idle_after, settings.target_owner,
-           settings.target_owner_id)
+           settings.target_owner_id, settings.json_strings)
     WHERE t.name = set_topic.topic;
     RETURN inturn._record_action(topic, '', NULL, 'set', reason, to_jsonb(was), to_jsonb(settings));
 END

@@ -22,6 +22,15 @@ _TWICE = [
     "[1]",
     ' [{"a": 1}, 2]',
 ]
+#: To append a payload, to topics of every numbering.
+_WAYS = (
+    "SELECT inturn.append('orders', 'new', 'x', %s::jsonb)",
+    "SELECT inturn.append('orders', 'known', 'x', %s::jsonb)",
+    "SELECT inturn.append('given', 'new', 'x', %s::jsonb, seq => 1)",
+    "SELECT inturn.append('arrival', 'new', 'x', %s::jsonb)",
+    "SELECT inturn.append_many('orders', '{new}', '{x}', ARRAY[%s::jsonb])",
+    "INSERT INTO inturn.outbox (topic, key, name, payload) VALUES ('orders', 'new', 'x', %s::jsonb)",
+)
 _ONCE = [
     "",
     "text",
@@ -41,7 +50,8 @@ _ONCE = [
 @pytest.fixture
 def orders(database: Database) -> Database:
     database.execute(
-        "SELECT inturn.create_topic('orders'), inturn.create_topic('given', numbering => 'given')"
+        "SELECT inturn.create_topic('orders'), inturn.create_topic('given', numbering => 'given'),"
+        " inturn.create_topic('arrival', numbering => 'arrival')"
     )
     return database
 
@@ -51,24 +61,39 @@ def test_an_object_or_array_that_was_encoded_twice_is_refused_by_every_way_to_ap
 ) -> None:
     caller = orders.connect(user=CALLER)
     append(caller, "orders", "known", "x")
-    statements = (
-        "SELECT inturn.append('orders', 'new', 'x', %s::jsonb)",
-        "SELECT inturn.append('orders', 'known', 'x', %s::jsonb)",
-        "SELECT inturn.append('given', 'new', 'x', %s::jsonb, seq => 1)",
-        "SELECT inturn.append_many('orders', '{new}', '{x}', ARRAY[%s::jsonb])",
-        "INSERT INTO inturn.outbox (topic, key, name, payload) VALUES ('orders', 'new', 'x', %s::jsonb)",
-    )
     for text in _TWICE:
-        for statement in statements:
+        for statement in _WAYS:
             said = refusal(caller, statement, [json.dumps(text)])
             assert said.sqlstate == "IT003", (statement, text)
             assert "encoded twice" in said.message
             assert "json.dumps" in said.hint
+            assert "json_strings" in said.hint
         with pytest.raises(PayloadRefused, match="encoded twice"):
             append(caller, "orders", "known", "x", text)
         with pytest.raises(PayloadRefused, match="encoded twice"):
             append_many(caller, "orders", [NewCommand("known", "x", text)])
     assert orders.value("SELECT count(*) FROM inturn.command_log") == 1
+
+
+def test_a_topic_may_allow_strings_that_hold_json(orders: Database) -> None:
+    """By every way to append, numbered at once or on arrival; until it does not any more."""
+    orders.execute("SELECT inturn.set_topic(name, json_strings => true) FROM inturn.topic")
+    caller, text = orders.connect(user=CALLER), _TWICE[0]
+    append(caller, "orders", "known", "x")
+    for statement in _WAYS:
+        caller.execute(statement, [json.dumps(text)])
+    append(caller, "orders", "known", "x", text)
+    append_many(caller, "orders", [NewCommand("known", "x", text)])
+    orders.execute(
+        "SELECT inturn.amend('orders', 'known', 1, 'a test', payload => %s::jsonb)", [json.dumps(text)]
+    )
+    orders.execute("SELECT inturn._number_topic('arrival', 100)")
+    stored = orders.execute("SELECT payload, count(*) FROM inturn.command_log GROUP BY payload")
+    assert stored == [(text, 1 + len(_WAYS) + 2)]
+
+    orders.execute("SELECT inturn.set_topic('orders', json_strings => false)")
+    with pytest.raises(PayloadRefused, match="encoded twice"):
+        append(caller, "orders", "known", "x", text)
 
 
 def test_any_other_string_is_a_payload(orders: Database) -> None:
