@@ -77,7 +77,8 @@ def _hidden(facts: Facts) -> Generator[Finding, None, set[str]]:
         SELECT quote_ident(n.nspname) AS hidden, array_agg(DISTINCT c.topic ORDER BY c.topic) AS topics
         FROM (SELECT t.name, {schema}._function_name(t.target) FROM {schema}.topic t
               UNION ALL
-              SELECT r.topic, {schema}._function_name(r.becomes) FROM {schema}.merge_rule r) c (topic, function)
+              SELECT r.topic, {schema}._function_name(r.becomes) FROM {schema}.merge_rule r
+        ) c (topic, function)
         JOIN pg_namespace n ON starts_with(c.function, quote_ident(n.nspname) || '.')
                             OR starts_with(lower(c.function), quote_ident(n.nspname) || '.')
         WHERE NOT has_schema_privilege(n.oid, 'USAGE') GROUP BY n.nspname ORDER BY n.nspname
