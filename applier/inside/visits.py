@@ -20,7 +20,7 @@ from inturn.applier.inside.alone import is_transient, raise_lost
 from inturn.applier.inside.batch import Batch, Target
 from inturn.applier.inside.session import SessionChanged, session_of
 from inturn.applier.inside.sleep import Sleep
-from inturn.applier.metrics.tallies import Tallies
+from inturn.applier.metrics.tallies import INSIDE, Tallies
 from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import Bell, Stop
@@ -92,6 +92,10 @@ class Visits:
         self._probed: Breaker | None = None
         #: Topics with ready keys that the last pass left, because their breaker is open.
         self.left_out: set[str] = set()
+
+    def serve(self, topics: Iterable[str]) -> None:
+        """Learn which topics there are to visit."""
+        self._tallies.begin(topics, INSIDE)
 
     def is_careful(self, topic: str) -> bool:
         """Return whether the next key of a topic is taken alone."""

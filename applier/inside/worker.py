@@ -113,6 +113,7 @@ class Worker:
     def _chosen(self, connection: psycopg.Connection[Any]) -> Sequence[Target]:
         """Choose topics, which writes: where that is done after a failure, the database is back."""
         targets = self._choose(connection)
+        self._visits.serve(target.topic for target in targets)
         self._entry.say_careful(connection, self._rounds.careful_topics)
         if not self._is_back:
             self._is_back = True

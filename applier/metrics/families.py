@@ -156,7 +156,7 @@ FAMILIES = (
         "counter",
         "process",
         _TOPIC,
-        "Leases that were gone before their turn ended.",
+        "Leases of work outside the database that were gone before their turn ended.",
     ),
     Family(
         "inturn_applier_wait_seconds",

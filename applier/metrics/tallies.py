@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -37,6 +37,10 @@ BOUNDS = (
 COMMANDS, TURNS, EMPTY_TURNS = "inturn_applier_commands", "inturn_applier_turns", "inturn_applier_empty_turns"
 CLAIMS, LOST_LEASES = "inturn_applier_claims", "inturn_applier_lost_leases"
 WAIT, HANDLER = "inturn_applier_wait_seconds", "inturn_applier_handler_seconds"
+
+
+#: What is counted of work in the database's transactions, and outside of them.
+INSIDE, OUTSIDE = (CLAIMS, TURNS, EMPTY_TURNS), (CLAIMS, TURNS, LOST_LEASES)
 
 
 class Place(NamedTuple):
@@ -106,11 +110,11 @@ class Tallies:
         """Learn the database's time, as of now."""
         self._ahead = now.timestamp() - time.time()
 
-    def begin(self, topics: Iterable[str]) -> None:
-        """Have the counters of work outside the database at 0: Prometheus sees no rise to a first value."""
+    def begin(self, topics: Iterable[str], families: Sequence[str]) -> None:
+        """Have counters of topics, and those of outcomes, at 0: Prometheus sees no rise to a first value."""
         with self._lock:
             for topic in topics:
-                for family in (CLAIMS, TURNS, LOST_LEASES):
+                for family in families:
                     self._count(Place(family, topic), 0)
                 for outcome in ("applied", "failed", "skipped"):
                     self._count(Place(COMMANDS, topic, outcome), 0)

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 
 from inturn.applier import pacing
-from inturn.applier.metrics.tallies import Tallies
+from inturn.applier.metrics.tallies import OUTSIDE, Tallies
 from inturn.applier.outside.claims import Claims
 from inturn.applier.outside.drain_end import DrainEnd
 from inturn.applier.outside.effect import in_thread
@@ -88,7 +88,7 @@ class OutsideRounds:
             if self._lanes.are_stale:
                 await self._lanes.take_up()
                 self._bell.serve(lane.topic for lane in self._lanes)
-                self._tallies.begin(lane.topic for lane in self._lanes)
+                self._tallies.begin((lane.topic for lane in self._lanes), OUTSIDE)
             found = await self._claims.make()
             if self._heard:
                 self._bell.looked(found=found)
