@@ -6,7 +6,15 @@ import json
 import re
 
 from support.database import Database
-from support.monitoring import DASHBOARD, SCENES, alerts, expressions, unit_tests
+from support.monitoring import (
+    DASHBOARD,
+    SCENES,
+    alerts,
+    expressions,
+    panel_queries,
+    rule_queries,
+    unit_tests,
+)
 from support.place import DOCS, ROOT
 
 from inturn.applier.metrics import tallies
@@ -50,31 +58,31 @@ def test_queries_of_the_database_take_one_of_many_instances() -> None:
         for name in _METRIC.findall(query):
             if ALL[name].by in {"topics", "server"}:
                 before = query[: query.index(name)]
-                assert re.search(r"(?:max|min)(?: by \([^)]*\))? ?\((?:rate\()?$", before) or (
-                    f"absent({name}" in query
-                ), (where, name)
+                assert re.search(r"(?:max|min)(?: by \([^)]*\))? ?\((?:rate\()?$", before), (where, name)
             elif ALL[name].by == "process":
                 assert "sum" in query, where
 
 
 def test_no_query_mixes_two_databases() -> None:
     """Each has a job of its own: what one has must not hide what the other lacks."""
-    panels = {f"{panel['title']} " for panel in json.loads(DASHBOARD.read_text())["panels"]}
-    for where, query in expressions().items():
-        if any(where.startswith(panel) for panel in panels):
-            assert query.count('{job="$job"') == len(_METRIC.findall(query)), where
-        elif "absent" not in query:
-            grouped = re.findall(r"\b(?:by|on) \((\w+)", query)
-            assert grouped, where
-            assert set(grouped) == {"job"}, where
+    for where, query in panel_queries().items():
+        assert query.count('{job="$job"') == len(_METRIC.findall(query)), where
+    for where, query in rule_queries().items():
+        grouped = re.findall(r"\b(?:by|on) \((\w+)", query)
+        assert grouped, where
+        assert set(grouped) == {"job"}, where
+        for name in set(_METRIC.findall(query)):
+            without = re.sub(rf"absent\((?:max_over_time\()?{name}\b", "", query)
+            assert re.search(rf"by \(job[^)]*\) \([^)]*{name}\b", without), (where, name)
 
 
 def test_the_dashboard_shows_every_metric_but_of_single_keys() -> None:
-    shown = {name for query in expressions().values() for name in _METRIC.findall(query)}
-    left_out = {"inturn_schema", "inturn_counts_exact", "inturn_scrape_duration_seconds"}
+    shown = {name for query in panel_queries().values() for name in _METRIC.findall(query)}
+    left_out = {"inturn_schema", "inturn_counts_exact", "inturn_table_live_rows"}
     for family in FAMILIES:
-        if family.by != "keys" and family.name not in left_out | {"inturn_table_live_rows"}:
-            assert shown & series_of(family), family.name
+        assert bool(shown & series_of(family)) == (family.by != "keys" and family.name not in left_out), (
+            family.name
+        )
     panels = json.loads(DASHBOARD.read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert all(target["refId"] for panel in panels for target in panel["targets"])

@@ -21,16 +21,27 @@ def alerts() -> dict[str, str]:
 
 def expressions() -> dict[str, str]:
     """Return every query of the rules and of the dashboard, by where it stands."""
+    return rule_queries() | panel_queries()
+
+
+def rule_queries() -> dict[str, str]:
+    """Return the query of each rule, by the name of its alert."""
     found = {
         name: re.search(r"expr: (?:\|\n)?(.*?)\n {8}(?:for|labels):", text, re.DOTALL)
         for name, text in alerts().items()
     }
     queries = {name: match[1] for name, match in found.items() if match}
     assert queries.keys() == found.keys(), "a rule whose query was not found"
-    for panel in json.loads(DASHBOARD.read_text())["panels"]:
-        for number, target in enumerate(panel.get("targets", [])):
-            queries[f"{panel['title']} {number}"] = target["expr"]
     return queries
+
+
+def panel_queries() -> dict[str, str]:
+    """Return every query of the dashboard, by its panel's title and its number there."""
+    return {
+        f"{panel['title']} {number}": target["expr"]
+        for panel in json.loads(DASHBOARD.read_text())["panels"]
+        for number, target in enumerate(panel["targets"])
+    }
 
 
 class Scene(NamedTuple):
@@ -99,7 +110,15 @@ SCENES: dict[str, list[Scene]] = {
             4,
             8,
             14,
-        )
+        ),
+        # Appliers are alive, and none can number what has arrived.
+        Scene(
+            _of("hot", oldest_arrived_age_seconds="0 400x10 0x20", appliers="2x31", topic_paused="0x31"),
+            {"topic": "hot"},
+            4,
+            8,
+            14,
+        ),
     ],
     "InturnKeysHeld": [
         Scene({'inturn_keys{topic="t", state="held"}': "0 1x10 0x20"}, {"topic": "t"}, 4, 8, 14)
@@ -160,7 +179,22 @@ SCENES: dict[str, list[Scene]] = {
     "InturnScrapeFailing": [
         Scene({'inturn_scrape_success{part="topics"}': "1 0x10 1x20"}, {"part": "topics"}, 4, 8, 14)
     ],
-    "InturnNotScraped": [Scene({'inturn_scrape_success{part="topics"}': "1x5 _x25 1x20"}, {}, 9, 18, 34)],
+    "InturnNotScraped": [
+        Scene({'inturn_scrape_success{part="topics"}': "1x5 _x25 1x20"}, {}, 9, 18, 34),
+        # Of two databases the one is scraped.
+        Scene(
+            {
+                'inturn_scrape_success{part="topics", job="here"}': "1x60",
+                'inturn_scrape_success{part="topics", job="b"}': "1x5 _x25 1x20",
+            },
+            {"job": "b"},
+            9,
+            18,
+            34,
+        ),
+        # Nobody has ever been scraped.
+        Scene({'inturn_scrape_success{part="topics"}': "_x15 1x20"}, {}, 4, 8, 18),
+    ],
 }
 
 
@@ -189,6 +223,24 @@ def unit_tests(rules: str) -> dict[str, Any]:
             for scene in scenes
         ],
     }
+
+
+#: By how much a real Prometheus is given shorter times than the rules have. Of a range it has to see several
+#: scrapes, so those are shortened by less; and numbers of rows and transactions are smaller.
+SHORTER, SHORTER_RANGE, FEWER = 1200, 90, 1000
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def shortened(rules: str) -> str:
+    """Return the rules with what takes minutes to fire and to clear in seconds."""
+
+    def milliseconds(match: re.Match[str], by: int) -> str:
+        return f"{int(match[1]) * _SECONDS[match[2]] * 1000 // by}ms"
+
+    text = re.sub(r"(?<=for: )(\d+)([smhd])\b", lambda match: milliseconds(match, SHORTER), rules)
+    text = re.sub(r"(?<=\[)(\d+)([smhd])(?=\])", lambda match: milliseconds(match, SHORTER_RANGE), text)
+    text = re.sub(r"(?<=_seconds\) > )(\d+)", lambda match: str(int(match[1]) / SHORTER), text)
+    return re.sub(r"\b(\d+)000\b", lambda match: str(int(match[0]) // FEWER), text)
 
 
 def without_annotations(text: str) -> str:
