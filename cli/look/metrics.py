@@ -17,7 +17,7 @@ MISSING_HINT = "pip install 'inturn[metrics]'"
     epilog="""\b
 Example:
   inturn metrics
-  inturn metrics --keys 20 --format text > /var/lib/node_exporter/inturn.prom"""
+  inturn metrics --format text > inturn.new; mv inturn.new inturn.prom"""
 )
 @click.option(
     "--keys",
