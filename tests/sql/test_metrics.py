@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.arrivals import number
-from support.database import Database, Session, until
+from support.database import Database
 from support.logins import connect_as
 from support.plans import buffers, explain
 from support.race import replace_in
@@ -330,26 +330,6 @@ def test_the_sizes_of_every_table_are_there(orders: Database) -> None:
     size = orders.value("SELECT pg_total_relation_size('inturn.command_log')")
     assert found["inturn_table_size_bytes", "command_log"] == size
     assert found["inturn_schema_info", "0001"] == 1
-
-
-def test_the_oldest_snapshot_is_found_whoever_holds_it(orders: Database) -> None:
-    def oldest(holder: str) -> float:
-        return metrics(orders, SERVER_METRICS)["inturn_oldest_snapshot_age_transactions", holder]
-
-    def age(session: Session) -> None:
-        session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        session.execute("SELECT 1")
-
-    before = oldest("session")
-    holder = orders.session()
-    age(holder)
-    for _ in range(before := int(before) + 20):
-        orders.execute("SELECT pg_current_xact_id()")
-    assert oldest("session") >= before
-    assert metrics(orders, SERVER_METRICS)["inturn_oldest_snapshot_age_seconds", "session"] > 0
-    holder.rollback()
-    until(lambda: oldest("session") < before, "the snapshot is gone")
-    assert oldest("prepared") == oldest("slot") == 0
 
 
 def test_an_applier_may_ask_and_sees_the_sessions_of_others_and_a_caller_may_not(orders: Database) -> None:
