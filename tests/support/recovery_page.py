@@ -1,0 +1,63 @@
+"""What docs/how-to/back-up-and-recover.md says to run, for the tests that do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from support.database import Database
+from support.forked import folder_of_inturn
+from support.place import DOCS
+
+_PAGE = DOCS / "how-to" / "back-up-and-recover.md"
+
+
+def snippet(name: str) -> str:
+    """Return the SQL of the page after the comment with this name."""
+    return _after(name, "```sql\n").split("```", 1)[0]
+
+
+def lines(name: str) -> str:
+    """Return the command lines of the page after the comment with this name."""
+    block = _after(name, "\n").split("\n\n", 1)[0]
+    assert all(line.startswith("    ") for line in block.splitlines()), block
+    return f"{block}\n"
+
+
+def _after(name: str, begin: str) -> str:
+    return _PAGE.read_text("utf-8").split(f"<!-- {name} -->\n{begin}", 1)[1]
+
+
+def run_lines(script: str, folder: Path, binaries: Path, **variables: str) -> None:
+    """Run command lines in a folder; the first that fails ends them.
+
+    But not the doctor, who says of the tests' servers that they have fsync off.
+
+    Args:
+        script: the lines.
+        folder: where files go.
+        binaries: of PostgreSQL, whose programs are used.
+        variables: what the page calls the databases, and more.
+    """
+    path = os.pathsep.join([str(folder_of_inturn()), str(binaries), os.environ["PATH"]])
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script.replace(" doctor\n", " doctor || test $? = 9\n")],
+        cwd=folder,
+        env={"PATH": path, "HOME": str(folder), "PGCONNECT_TIMEOUT": "10", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def tell_sender(sender: Database, receiver: Database, folder: Path) -> None:
+    """Load into the sender what the receiver has accepted, as the page says."""
+    run_lines(
+        lines("received"),
+        folder,
+        sender.server.binaries,
+        A=sender.owner_dsn,
+        B=receiver.owner_dsn,
+    )
