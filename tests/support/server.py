@@ -33,7 +33,7 @@ with warnings.catch_warnings():
 
 DEBIAN_BINARIES = {version: Path(f"/usr/lib/postgresql/{version}/bin") for version in (14, 15, 17)}
 #: As whom the server's first superuser may come: the tests' own administrator, and PostgreSQL's programs.
-_NO_INTURN = {roles.ADMINISTRATOR, "psql", "pg_dump", "pg_isready"}
+_NO_INTURN = {roles.ADMINISTRATOR, "psql", "pg_dump", "pg_dumpall", "pg_isready"}
 #: What the sessions of `inturn apply` announce, and of its metrics; and who is none of its logins.
 _APPLIERS = {"inturn apply", "inturn metrics"}
 _NO_APPLIERS = {roles.OWNER, roles.CALLER, roles.OPERATOR, roles.DEPLOYER}
