@@ -1,5 +1,5 @@
 """How the storage holds: crowds, snapshots, topics, backlog, fairness, latency, cost, waiters, company,
-retention, vacuum, rights, partitions.
+retention, flat, vacuum, rights, partitions.
 
 An hour and a half.
 
@@ -28,6 +28,7 @@ from bench import (
     cost,
     crowds,
     fairness,
+    flat,
     kinds,
     latency,
     partitions,
@@ -53,6 +54,7 @@ _NAMES = (
     "waiters",
     "company",
     "retention",
+    "flat",
     "vacuum",
     "rights",
     "partitions",
@@ -129,6 +131,7 @@ def _measures(options: argparse.Namespace, ground: Ground) -> dict[str, Callable
         "waiters": partial(waiters.measure, ground),
         "company": partial(company.measure, ground),
         "retention": partial(retention.measure, ground, options.held),
+        "flat": partial(flat.measure, ground),
         "vacuum": partial(vacuum.measure, ground),
         "rights": partial(rights.measure, ground),
         "partitions": partial(partitions.measure, ground),

@@ -96,7 +96,7 @@ def _run(ground: Ground, seconds: float, *, pruned: bool, snapshot: bool) -> Fou
         kept = f"{seconds * _KEPT} seconds"
         if pruned:
             database.execute("UPDATE inturn.topic SET retain = %s WHERE name = %s", [kept, kind.topic])
-            stack.enter_context(_pruning(database, seconds * _KEPT / 4))
+            stack.enter_context(pruning(database, seconds * _KEPT / 4))
         if snapshot:
             holder = database.session()
             holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -123,7 +123,7 @@ def _run(ground: Ground, seconds: float, *, pruned: bool, snapshot: bool) -> Fou
 
 
 @contextlib.contextmanager
-def _pruning(database: Database, pause: float) -> Iterator[None]:
+def pruning(database: Database, pause: float) -> Iterator[None]:
     """Prune again and again, a pause of so many seconds after each pass over the keys."""
     over = threading.Event()
 
