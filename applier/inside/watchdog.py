@@ -25,7 +25,8 @@ _LOOK_SECONDS = 0.2
 #: What is at work in the database is cancelled when the time is over. A handler that does not come back from
 #: that within this many more seconds is given up.
 GIVE_UP_SECONDS = 2.0
-_TERMINATE_MILLISECONDS = 5000
+#: So the other keys go on within five seconds of the deadline, even if the session takes all the time to end.
+_TERMINATE_MILLISECONDS = 2000
 
 
 class Watched(Protocol):
