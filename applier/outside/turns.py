@@ -6,9 +6,10 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import psycopg
 
@@ -18,6 +19,7 @@ from inturn.applier.failure import describe, log_failure
 from inturn.applier.inside.alone import is_transient
 from inturn.applier.inside.batch import Handled
 from inturn.applier.inside.python.judge import NO_HANDLER_WAIT
+from inturn.applier.inside.watchdog import GIVE_UP_SECONDS
 from inturn.applier.metrics.tallies import COMMANDS, LOST_LEASES, TURNS, Tallies
 from inturn.applier.outside.effect import Effect, Failed, LeaseOver
 from inturn.applier.outside.lanes import Lane, Work, place
@@ -35,6 +37,14 @@ log = logging.getLogger("inturn.applier")
 
 class Cut(Exception):
     """The effect was cancelled: the lease is gone, or the grace time over. What became of it is unknown."""
+
+
+class _Overdue(Exception):
+    """The effect took longer than its topic's timeout. ended: a cancel has ended it."""
+
+    def __init__(self, *, ended: bool) -> None:
+        super().__init__()
+        self.ended = ended
 
 
 class OutsideTurns:
@@ -57,7 +67,7 @@ class OutsideTurns:
         Args:
             bell: nudged when a turn has ended.
             totals, tallies: what was done is added to them.
-            give_up: told of a command whose thread is left behind.
+            give_up: told of a command whose handler is left behind.
         """
         self._leases = leases
         self._link = link
@@ -154,17 +164,18 @@ class OutsideTurns:
         began_at, started_at = time.time(), time.monotonic()
         timeout = lane.timeout  # as the effect: the setting may be changed meanwhile
         try:
-            async with asyncio.timeout(timeout) as limit:
-                return await effect.apply(order, work.lease)
+            apply = effect.apply(order, work.lease)
+            return await (apply if timeout is None else _apply_within(apply, timeout))
         except LeaseOver:
             raise
-        except Exception as error:  # noqa: BLE001 - nobody reads what a turn's task ends with
-            if not limit.expired():
-                return Failed(describe(error))
-            if not effect.stops_when_cut(order):
+        except _Overdue as late:
+            ended = late.ended and effect.stops_when_cut(order)
+            if not ended:
                 self._give_up(order)
             text = f"the command took longer than the topic's timeout of {timeout:g} s"
-            return Failed(text, outage=effect.stops_when_cut(order))
+            return Failed(text, outage=ended)
+        except Exception as error:  # noqa: BLE001 - nobody reads what a turn's task ends with
+            return Failed(describe(error))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             assert task is not None  # noqa: S101 - for mypy: this is one
@@ -205,6 +216,31 @@ class OutsideTurns:
         self._totals.skipped += skipped
         self._tallies.count(COMMANDS, lane.topic, "skipped", skipped)
         log_failure(order, failed.error, failed.asked, outcome)
+
+
+async def _apply_within(apply: Coroutine[Any, Any, Failed | None], seconds: float) -> Failed | None:
+    """Await an effect in a task of its own for so long; then cancel it, and leave it behind if it goes on.
+
+    Raises:
+        _Overdue: it took longer.
+        CancelledError: this was cut off, and so was the effect; or that has cancelled its own task.
+    """
+    task = asyncio.create_task(apply)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.wait([task], timeout=GIVE_UP_SECONDS)
+    except asyncio.CancelledError:
+        while not task.done():
+            task.cancel()
+            with suppress(asyncio.CancelledError):  # whoever cuts does so again and again
+                await asyncio.wait([task])
+        raise
+    if task.done() and not task.cancelled():
+        task.exception()  # seen: that it took too long is said instead
+    raise _Overdue(ended=task.done())
 
 
 def _goes_on(effect: Effect, order: ClaimedCommand, work: Work) -> bool:

@@ -73,7 +73,7 @@ class OutsideWorker:
         self._tallies = tallies or Tallies()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.totals = Totals()
-        #: How many handlers that do not return were given up, in threads that go on.
+        #: How many handlers that do not return were given up, and go on.
         self.abandoned = 0
         #: Why the worker ended before it should have; None while it runs and after a good end.
         self.error: Exception | None = None
@@ -184,7 +184,7 @@ class OutsideWorker:
         return self._lanes.breakers
 
     def _give_up(self, order: ClaimedCommand) -> None:
-        """Count a thread that is left behind, because it cannot be ended."""
+        """Count a handler that is left behind, because it cannot be ended: a thread, or a coroutine."""
         self.abandoned += 1
         if self.abandoned >= MOST_ABANDONED:
             self.error = TooManyAbandoned(self.abandoned)

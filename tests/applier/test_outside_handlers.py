@@ -387,8 +387,11 @@ def test_a_payload_that_python_cannot_read_fails_its_command_alone(database: Dat
     assert "digits" in str(state(database, "deep")[3])
 
 
-def test_when_the_grace_is_over_an_async_handler_is_cancelled_and_its_key_let_go(database: Database) -> None:
-    open_topic(database, "python", "lease => '1 hour'")
+@pytest.mark.parametrize("timeout", ["NULL", "'1 hour'"])
+def test_when_the_grace_is_over_an_async_handler_is_cancelled_and_its_key_let_go(
+    database: Database, timeout: str
+) -> None:
+    open_topic(database, "python", f"lease => '1 hour', timeout => {timeout}")
     handlers = Applier()
     ends: list[str] = []
     begun = threading.Event()
