@@ -37,12 +37,13 @@ IN_SQL, INSIDE, CLIENTS = {"sql", "call"}, {"sql", "call", "inside", "batches"},
 
 #: Of those, whose handler can keep its interpreter from everything else: outside, no lease is renewed then.
 BUSY_OUTSIDE = {"a handler outside": "busy_plain", "a coroutine outside": "busy_coroutine"}
-BUSY = {"a handler in Python": "busy_inside", **BUSY_OUTSIDE}
+BUSY_INSIDE = {"a handler in Python": "busy_inside", "a batch handler": "busy_batches"}
+BUSY = {**BUSY_INSIDE, **BUSY_OUTSIDE}
 #: For longer than a lease.
 LEASE, BUSY_SECONDS = "4 seconds", 10
 
 inside, batches, plain, coroutine = Applier(), Applier(), Applier(), Applier()
-busy_inside, busy_plain, busy_coroutine = Applier(), Applier(), Applier()
+busy_inside, busy_batches, busy_plain, busy_coroutine = Applier(), Applier(), Applier(), Applier()
 
 
 def _die_of(command: Command) -> None:
@@ -83,6 +84,11 @@ def _occupy_inside(connection: psycopg.Connection[Any], command: Command) -> Non
     _occupy(command)
 
 
+def _occupy_in_a_batch(connection: psycopg.Connection[Any], commands: list[Command]) -> None:
+    for command in commands:
+        _occupy_inside(connection, command)
+
+
 async def _occupy_the_loop(command: Command) -> None:
     await asyncio.sleep(0)
     _occupy(command)
@@ -94,6 +100,7 @@ for _topic in ("bad", "other"):
     plain.handler(_topic, outside=True)(_die_of)
     coroutine.handler(_topic, outside=True)(_coroutine)
     busy_inside.handler(_topic)(_occupy_inside)
+    busy_batches.batch_handler(_topic)(_occupy_in_a_batch)
     busy_plain.handler(_topic, outside=True)(_occupy)
     busy_coroutine.handler(_topic, outside=True)(_occupy_the_loop)
 

@@ -8,6 +8,7 @@ from typing import Literal
 HALF_OPEN = {
     "a SQL target": "sql",
     "a handler in Python": "inside",
+    "a batch handler": "batches",
     "a handler outside": "plain",
     "a coroutine outside": "coroutine",
     "a post to a service": "http",
@@ -24,4 +25,10 @@ TOO_LONG_IN_BATCHES = {"a batch handler": "python", "a SQL target for batches": 
 TOO_LONG_IN_SQL = {"a SQL target": False, "a SQL target under CALL": True}
 #: Whether they are outside the database.
 UNHANDLED = {"handlers in Python": False, "handlers outside": True}
-OUTAGES = {"a handler in Python": False, "a handler outside": True}
+OUTAGES: dict[str, Literal["inside", "batches", "plain", "coroutine", "http"]] = {
+    "a handler in Python": "inside",
+    "a batch handler": "batches",
+    "a handler outside": "plain",
+    "a coroutine outside": "coroutine",
+    "a post to a service": "http",
+}

@@ -93,12 +93,16 @@ def test_p5_a_command_that_keeps_its_interpreter_busy_charges_nobody_else(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(way, marks=pytest.mark.rest if "batch" in way else []) for way in deaths.BUSY_INSIDE],
+)
 def test_p5_a_handler_that_keeps_its_interpreter_busy_has_its_key_until_it_returns(
-    database: Database,
+    database: Database, way: str
 ) -> None:
     """Its transaction keeps it, however long; another process has the others meanwhile."""
     bad_company.prepare(database, bad_company.Fault(""), target="python")
-    app = "support.deaths:busy_inside"
+    app = f"support.deaths:{deaths.BUSY[way]}"
     with inturn_apply(database.dsn, app=app) as one:
         until(lambda: _who_has_it(database)[0] == "applying", "the bad one in hand")
         with inturn_apply(database.dsn, app=app) as other:

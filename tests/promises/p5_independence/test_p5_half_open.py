@@ -35,11 +35,12 @@ class _Hands:
         self.go_on = threading.Event()
         self.applier = Applier()
         self.applier.handler("inside")(self._inside)
+        self.applier.batch_handler("batches")(self._batch)
         self.applier.handler("plain", outside=True)(self._plain)
         self.applier.handler("coroutine", outside=True)(self._coroutine)
 
     def are_full(self) -> bool:
-        return self._held == {"inside", "plain", "coroutine", "http"}
+        return self._held == {"inside", "batches", "plain", "coroutine", "http"}
 
     def _write(self, topic: str, key: str) -> None:
         with self._database.connect(user=roles.APPLIER) as connection:
@@ -54,6 +55,10 @@ class _Hands:
         self._hold(command.topic, command.key)
         # Without ON CONFLICT: what was in hand took no effect.
         connection.execute("INSERT INTO app.done VALUES (%s, %s)", (command.topic, command.key))
+
+    def _batch(self, connection: Any, commands: list[Any]) -> None:
+        for command in commands:
+            self._inside(connection, command)
 
     def _plain(self, command: Any) -> None:
         self._hold(command.topic, command.key)
@@ -99,7 +104,7 @@ def test_p5_half_open_connections_are_noticed_in_every_way_of_applying(database:
     with B(hands.answer) as b, Proxy(database.server) as proxy:
         _open(database, b.port)
         _append(database, "before")
-        with shop.at_work(database, hands.applier, dsn=proxy.dsn(database.name, roles.APPLIER), workers=2):
+        with shop.at_work(database, hands.applier, dsn=proxy.dsn(database.name, roles.APPLIER), workers=3):
             until(lambda: _done(database, "before") == set(WAYS), "the applier at work")
             _append(database, "in hand")
             until(hands.are_full, "a command in each hand")
@@ -131,13 +136,16 @@ def _noticed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("way", HALF_OPEN)
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(way, marks=pytest.mark.rest if way == "a batch handler" else []) for way in HALF_OPEN],
+)
 def test_p5_healthy_commands_take_no_more_beside_half_open_connections(
     database: Database, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All connections of the applier are, in each round, with the bad command in hand."""
     _noticed_soon(monkeypatch)
-    seen, inside = bad_outside.Seen(), HALF_OPEN[way] in {"sql", "inside"}
+    seen, inside = bad_outside.Seen(), HALF_OPEN[way] in {"sql", "inside", "batches"}
     with Proxy(database.server) as proxy, ExitStack() as stack:
         handlers = _prepare(database, way, proxy, seen, stack)
         rounds.watch(database)
@@ -177,10 +185,10 @@ def _prepare(database: Database, way: str, proxy: Proxy, seen: bad_outside.Seen,
 
         stack.enter_context(rounds.beside(swallow_while_it_stands, 1))
         return Applier()
-    if HALF_OPEN[way] == "inside":
+    if HALF_OPEN[way] in {"inside", "batches"}:
         fault = bad_company.Fault("", python=lambda _connection, _command: proxy.swallow())
         bad_company.prepare(database, fault, target="python")
-        return bad_company.handlers(fault)
+        return bad_company.handlers(fault, in_batches=HALF_OPEN[way] == "batches")
     outside = bad_outside.Fault("", acts=proxy.swallow, says=swallow)
     b = stack.enter_context(B(bad_outside.service(outside, seen)))
     target = f"http://127.0.0.1:{b.port}/" if HALF_OPEN[way] == "http" else "python"

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 from support import shop
+from support.b_server import Answer, B, Post, say_ok
 from support.database import Database, until
 from support.process import run_inturn
-from support.roles import APPLIER
+from support.roles import APPLIER, OWNER
 from support.ways import OUTAGES, UNHANDLED
 
-from inturn.applier import Applier, Outage
+from inturn.applier import Applier, Fleet, Outage
 from inturn.applier.breaker import OPENING_FAILURES
 from inturn.applier.outside.leases import Leases
 
 KEYS = 40
+_EACH_WAY = pytest.mark.parametrize("way", OUTAGES.values(), ids=OUTAGES)
+#: What the first test has shown of each way `make test` looks into in two of them.
+_SOME_WAYS = pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(what, id=way, marks=[] if what in {"inside", "plain"} else pytest.mark.rest)
+        for way, what in OUTAGES.items()
+    ],
+)
 
 
 @pytest.fixture
@@ -50,34 +63,81 @@ class Service:
             self.asked += 1
             raise ConnectionError("does not answer")
 
-
-def _handlers(database: Database, service: Service, *, outside: bool) -> Applier:
-    applier = Applier()
-
-    def inside(connection: Any, command: Any) -> None:
+    def serve(self, command: Any) -> None:
         if command.topic == "needs":
-            service.ask()
-        connection.execute("INSERT INTO app.done VALUES (%s, %s)", (command.topic, command.key))
+            self.ask()
 
-    def beyond(command: Any) -> None:
-        if command.topic == "needs":
-            service.ask()
-        database.connect(user=APPLIER).execute(
-            "INSERT INTO app.done VALUES (%s, %s)", (command.topic, command.key)
-        )
 
+@contextmanager
+def _at_work(outage: Database, service: Service, way: str, **options: Any) -> Iterator[Fleet]:
+    """Apply both topics in a way of OUTAGES while the block runs."""
+    with ExitStack() as stack:
+        if way == "http":
+            b = stack.enter_context(B(_answer(outage, service)))
+            outage.connect(user=OWNER).execute(
+                "SELECT inturn.set_topic(name, target => %s) FROM inturn.topic", [b.url]
+            )
+        handlers = Applier() if way == "http" else _handlers(outage, service, way)
+        yield stack.enter_context(shop.at_work(outage, handlers, **options))
+
+
+def _handlers(database: Database, service: Service, way: str) -> Applier:
+    applier, (single, batch) = Applier(), _inside(service)
     for topic in ("needs", "other"):
-        if outside:
-            applier.handler(topic, outside=True)(beyond)
+        if way == "inside":
+            applier.handler(topic)(single)
+        elif way == "batches":
+            applier.batch_handler(topic)(batch)
         else:
-            applier.handler(topic)(inside)
+            applier.handler(topic, outside=True)(_outside(database, service, awaited=way == "coroutine"))
     return applier
 
 
-@pytest.mark.parametrize("outside", OUTAGES.values(), ids=OUTAGES)
-def test_p5_an_outage_of_what_handlers_need_holds_no_key(outage: Database, *, outside: bool) -> None:
+def _inside(service: Service) -> tuple[Callable[..., None], Callable[..., None]]:
+    def single(connection: Any, command: Any) -> None:
+        service.serve(command)
+        connection.execute("INSERT INTO app.done VALUES (%s, %s)", (command.topic, command.key))
+
+    def batch(connection: Any, commands: list[Any]) -> None:
+        for command in commands:
+            single(connection, command)
+
+    return single, batch
+
+
+def _outside(database: Database, service: Service, *, awaited: bool) -> Callable[[Any], Any]:
+    def plain(command: Any) -> None:
+        service.serve(command)
+        _note(database, command.topic, command.key)
+
+    async def coroutine(command: Any) -> None:
+        await asyncio.to_thread(plain, command)
+
+    return coroutine if awaited else plain
+
+
+def _answer(database: Database, service: Service) -> Answer:
+    """Return how a server answers that closes the connection while the service is down."""
+
+    async def say(post: Post, writer: asyncio.StreamWriter) -> None:
+        topic = post.headers["inturn-topic"]
+        if topic == "needs":
+            service.ask()
+        await asyncio.to_thread(_note, database, topic, post.key)
+        await say_ok(post, writer)
+
+    return say
+
+
+def _note(database: Database, topic: str, key: str) -> None:
+    with database.connect(user=APPLIER) as connection:
+        connection.execute("INSERT INTO app.done VALUES (%s, %s) ON CONFLICT DO NOTHING", (topic, key))
+
+
+@_EACH_WAY
+def test_p5_an_outage_of_what_handlers_need_holds_no_key(outage: Database, way: str) -> None:
     service = Service()
-    with shop.at_work(outage, _handlers(outage, service, outside=outside), workers=2):
+    with _at_work(outage, service, way, workers=2):
         done = "SELECT count(*) FROM app.done WHERE topic = %s"
         until(lambda: outage.value(done, ["other"]) == KEYS, "the other topic")
         # It took no more than it takes otherwise: one turn a command.
@@ -90,13 +150,13 @@ def test_p5_an_outage_of_what_handlers_need_holds_no_key(outage: Database, *, ou
     assert outage.value("SELECT count(*) FROM inturn.turn WHERE outcome = 'held'") == 0
 
 
-@pytest.mark.parametrize("outside", OUTAGES.values(), ids=OUTAGES)
+@_SOME_WAYS
 def test_p5_only_what_opens_a_breaker_counts_as_an_attempt_however_long_it_is_open(
-    outage: Database, *, outside: bool
+    outage: Database, way: str
 ) -> None:
     outage.execute("UPDATE inturn.topic SET max_attempts = 1 WHERE name = 'needs'")
     service = Service()
-    with shop.at_work(outage, _handlers(outage, service, outside=outside), workers=2, topics=["needs"]):
+    with _at_work(outage, service, way, workers=2, topics=["needs"]):
         # Before it opened, each key may have been tried once.
         until(lambda: service.asked >= KEYS + 3, "three probes", 60)
         held = "SELECT count(*) FROM inturn.key_mark WHERE held_at IS NOT NULL"
@@ -104,21 +164,21 @@ def test_p5_only_what_opens_a_breaker_counts_as_an_attempt_however_long_it_is_op
         assert outage.value(held) == OPENING_FAILURES
 
 
-@pytest.mark.parametrize("outside", OUTAGES.values(), ids=OUTAGES)
+@_SOME_WAYS
 def test_p5_an_outage_is_told_by_why_status_and_keys(
-    outage: Database, monkeypatch: pytest.MonkeyPatch, *, outside: bool
+    outage: Database, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     monkeypatch.setattr("inturn.applier.pacing.CHOOSE_SECONDS", 0.1)
     service = Service()
     cause = "SELECT cause, says, details ->> 'key' FROM inturn.why('needs', 'k1')"
-    with shop.at_work(outage, _handlers(outage, service, outside=outside), workers=2):
+    with _at_work(outage, service, way, workers=2):
         # By one look: a moment later a probe may have the key.
         told = until(
             lambda: [row for row in outage.execute(cause) if row[0] == "target_down"], "the cause", 60
         )
         _, says, tried = told[0]
-        assert "(target python)" in says
-        assert "ConnectionError: does not answer" in says
+        assert f"(target {'http://' if way == 'http' else 'python)'}" in says
+        assert ("disconnected" if way == "http" else "ConnectionError: does not answer") in says
         assert tried.startswith("k")
         code, out, _ = run_inturn(outage.dsn, "status", "--check")
         assert code == 9
@@ -149,7 +209,7 @@ def test_p5_an_outage_that_has_held_every_key_costs_no_more_than_idle_topics(
         "SELECT inturn.pause('needs', 'k' || n) FROM generate_series(%s::integer, %s) n",
         [OPENING_FAILURES + 1, KEYS],
     )
-    with shop.at_work(outage, _handlers(outage, Service(), outside=True), workers=1, topics=["needs"]):
+    with _at_work(outage, Service(), "plain", workers=1, topics=["needs"]):
         held = "SELECT count(*) FROM inturn.key_mark WHERE held_at IS NOT NULL"
         until(lambda: outage.value(held) == OPENING_FAILURES, "all that were not paused are held", 60)
         began, before = time.monotonic(), len(claims)
