@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import NamedTuple
 
 from psycopg import sql
 
-from inturn.applier.calls.call import Call, first_value, nothing, statement, value
+from inturn.applier.calls.call import Call, first_value, nothing, one_as, statement, value
 from inturn.schema.connection import pins
 
 
-def settings() -> Call[str]:
-    """Return the call that says what the session's settings are known by."""
-    return Call(statement("SELECT {settings}"), (), value)
+class Beginning(NamedTuple):
+    """What a session has at its beginning.
+
+    settings: what its settings are known by. transaction_timeout: in seconds; 0 or None: there is none.
+    """
+
+    settings: str
+    transaction_timeout: float | None
+
+
+def beginning() -> Call[Beginning]:
+    """Return the call that says what the session has at its beginning."""
+    return Call(
+        statement(
+            "SELECT {settings}, extract(epoch FROM"
+            " pg_catalog.current_setting('transaction_timeout', true)::interval)::double precision"
+        ),
+        (),
+        one_as(Beginning),
+    )
 
 
 def check_interval() -> Call[str]:

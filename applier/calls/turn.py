@@ -110,7 +110,7 @@ def keep_alone(schema: str, topic: str, key: str, epoch: int) -> Call[None]:
 
 
 def lock_ticket(schema: str, topic: str, key: str, epoch: int) -> Call[bool]:
-    """Return the call that locks a key's ticket once more; it says whether it is there and free."""
+    """Return the call that locks a key's ticket once more; it says whether it is there as it was."""
     return Call(
         statement("SELECT {schema}._lock_ticket(%s, %s, %s)", schema),
         (topic, key, epoch),

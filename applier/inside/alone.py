@@ -17,8 +17,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from inturn.applier import calls
-from inturn.applier.calls.call import Call
-from inturn.applier.command import ClaimedCommand
+from inturn.applier.breaker import Breaker, is_outage
 from inturn.applier.failure import describe, encodable, on_one_line
 from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.session import SessionChanged, session_of
@@ -38,15 +37,20 @@ NOT_RECORDED, FENCED = "not recorded", "fenced"
 _OF_THE_SERVER = {"57P02", "57P03"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Alone:
-    """A key that was claimed alone."""
+    """A key that was claimed alone.
+
+    is_shared: several of its commands may have been begun in the transaction of its turn, so that nobody can
+        tell which of them has ended it: it is a suspect, of which one command is taken next.
+    """
 
     schema: str
     topic: str
     key: str
     epoch: int
     ready_at: datetime
+    is_shared: bool = False
 
 
 class TurnLost(Exception):
@@ -74,7 +78,8 @@ class TurnLost(Exception):
         error: str | None = describe(self.error)
         if not self.closed and (state in _OF_THE_SERVER or restarted):
             error = None
-        outcome = _lose(connection, self.alone, error, is_clear=self.closed or state in _OF_THE_COMMAND)
+        is_clear = (self.closed or state in _OF_THE_COMMAND) and not self.alone.is_shared
+        outcome = _lose(connection, self.alone, error, is_clear=is_clear)
         if error is not None:
             _log(self.alone, f"the connection was lost with the command in hand ({outcome})", error)
         return error is not None and outcome not in {NOT_RECORDED, FENCED}
@@ -140,6 +145,9 @@ class AloneTarget(Protocol):
     @property
     def stop(self) -> Stop: ...
 
+    @property
+    def breaker(self) -> Breaker: ...
+
     def turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
         """Apply its commands and end the turn, in a transaction.
 
@@ -200,9 +208,20 @@ def _take(
             _log(alone, f"a turn was not recorded ({outcome})", said)
             return Batch(keys=1, hand=alone.ready_at)
         text = describe(error)
-        outcome = _lose(connection, alone, text, is_clear=True)
+        outcome = _lose(connection, alone, text, is_clear=_is_clear(target, alone, error, text))
         _log(alone, f"command failed ({outcome})", text)
         return Batch(keys=1, failures=1, hand=alone.ready_at)
+
+
+def _is_clear(target: AloneTarget, alone: Alone, error: BaseException, text: str) -> bool | None:
+    """Return what to say of a turn that was rolled back: see _lose_alone.
+
+    What handlers fail with is caught before. A COMMIT fails by an outage where foreign tables were written.
+    """
+    breaker = target.breaker
+    if is_outage(error) and not breaker.failed(alone.key, text, probe=breaker.is_probing):
+        return None
+    return not alone.is_shared
 
 
 def _end_if_upgraded(error: BaseException, connection: psycopg.Connection[Any], alone: Alone) -> None:
@@ -214,51 +233,6 @@ def _end_if_upgraded(error: BaseException, connection: psycopg.Connection[Any], 
         with suppress(psycopg.Error):
             _lose(connection, alone, None, is_clear=False)
         raise
-
-
-@dataclass(frozen=True, slots=True)
-class Blame:
-    """What a command is charged with that was taken alone, and whose session is ended because of it.
-
-    It is noted first: once the session has ended, another claim may be quicker than `charge`. No statement
-    here waits for long, as every other handler has to be watched.
-    """
-
-    schema: str
-    order: ClaimedCommand
-    timeout: float
-
-    @property
-    def error(self) -> str:
-        return f"the command took longer than its topic's timeout of {self.timeout:g} s, and goes on"
-
-    def note(self, connection: psycopg.Connection[Any]) -> None:
-        """Note it, while the session goes on; whoever finds the key charges it.
-
-        Raises:
-            psycopg.Error: the connection or the database failed.
-        """
-        order = self.order
-        call = calls.lease.blame_alone(self.schema, order.topic, order.key, order.epoch, self.error)
-        self._run(connection, call)
-
-    def charge(self, connection: psycopg.Connection[Any]) -> None:
-        """Charge it at once, if nobody else was quicker and nobody has the key locked.
-
-        Raises:
-            psycopg.Error: the connection or the database failed.
-        """
-        order = self.order
-        call = calls.lease.lose_alone(
-            self.schema, order.topic, order.key, order.epoch, self.error, is_clear=True
-        )
-        self._run(connection, call)
-
-    def _run(self, connection: psycopg.Connection[Any], call: Call[Any]) -> None:
-        # In a transaction: through a pooler a setting of the session would stay behind for others.
-        with connection.transaction():
-            calls.session.bound().on(connection)
-            call.on(connection)
 
 
 def _lose(

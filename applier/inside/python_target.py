@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -60,7 +61,7 @@ class PythonTarget:
             psycopg.Error: the connection or the database failed; nothing was changed.
         """
         turns: list[Turn] = []
-        seconds, session = 0.0, session_of(connection)
+        seconds, session, began_at = 0.0, session_of(connection), time.monotonic()
         try:
             with session.transaction(connection):
                 if self.merges:  # a function that merges commands may hang as a handler may
@@ -70,7 +71,7 @@ class PythonTarget:
                     return Batch()
                 started_at = time.monotonic()
                 session.limit(self.timeout)
-                self._apply(connection, turns)
+                self._apply(connection, turns, session.begin_until(began_at, LONGEST_TURN_SECONDS))
                 seconds = time.monotonic() - started_at
                 self._records.end(connection, turns)
         except Lost as lost:
@@ -83,11 +84,21 @@ class PythonTarget:
                 raise
             return Batch(keys=len(turns), redo=True)
         except HandlerBrokeTransaction as error:
-            # The claim went with the transaction: the failure is recorded in one of its own.
-            turn = next(turn for turn in turns if turn.key == error.key)
-            self._records.fail_alone(connection, turn, error)
+            return self._fail_broken(connection, turns, error)
         self._tell(turns)
         return _batch_of(turns, seconds, session.trips.slowness)
+
+    def _fail_broken(
+        self, connection: psycopg.Connection[Any], turns: list[Turn], error: HandlerBrokeTransaction
+    ) -> Batch:
+        """Record the failure of a key whose handler has ended the transaction of these turns.
+
+        The claim went with the transaction. Of the other keys nothing is recorded: they are claimed again.
+        """
+        broken = next(turn for turn in turns if turn.key == error.key)
+        self._records.fail_alone(connection, broken, error)
+        self._tell([broken])
+        return dataclasses.replace(_batch_of([broken], 0.0), hand=turns[0].ready_at)
 
     def apply_alone(self, connection: psycopg.Connection[Any], since: datetime | str) -> Batch:
         """Claim one ready key by a short lease and take its turn; see take_alone."""
@@ -102,13 +113,13 @@ class PythonTarget:
             turn = self._records.hold(connection, alone)
             if turn is None:
                 return Batch(keys=1, failures=1, hand=alone.ready_at)
-            leave_at = time.monotonic() + LONGEST_TURN_SECONDS
+            leave_at = session_of(connection).begin_until(started_at, LONGEST_TURN_SECONDS)
             expected = turn.applied_seq
             for order in turn.orders:
                 if turn.failed is not None or turn.done_seq < expected:
                     break  # the one before failed, or its end was cut short
-                expected = order.seq
-                if time.monotonic() > leave_at or self.stop.requested:
+                expected, alone.is_shared = order.seq, order is not turn.orders[0]
+                if (alone.is_shared and time.monotonic() > leave_at) or self.stop.requested:
                     break
                 try:
                     with connection.transaction():
@@ -122,8 +133,7 @@ class PythonTarget:
         self._tell([turn])
         return _batch_of([turn], seconds)
 
-    def _apply(self, connection: psycopg.Connection[Any], turns: list[Turn]) -> None:
-        leave_at = time.monotonic() + LONGEST_TURN_SECONDS
+    def _apply(self, connection: psycopg.Connection[Any], turns: list[Turn], leave_at: float) -> None:
         fresh = [turn for turn in turns if turn.attempt == 1]
         if len(fresh) > 1:
             # No savepoints: when one of them fails, all are undone and taken again one by one.

@@ -101,7 +101,7 @@ class Session:
         self.worn = False
         self.spent = False
         self.trips = pacing.Trips()
-        self.settings = self.call(calls.session.settings())
+        self.settings, self._transaction_timeout = self.call(calls.session.beginning())
         self._seconds: float | None = None
         # Composed once: that takes longer than to run it.
         self._put_back: dict[float | None, bytes] = {}
@@ -127,6 +127,20 @@ class Session:
         self._seconds = seconds
         if seconds is not None:
             self.call(calls.session.limit(seconds))
+
+    def begin_until(self, began_at: float, seconds: float) -> float:
+        """Return until when, by time.monotonic(), a transaction begins further commands.
+
+        That is for some seconds, or half of what its transaction_timeout leaves: its commands share that, and
+        the one that it meets seems to have ended the session. So each has half of it at least.
+
+        Args:
+            began_at: when the transaction began.
+        """
+        now = time.monotonic()
+        if not self._transaction_timeout:
+            return now + seconds
+        return now + min(seconds, max(began_at + self._transaction_timeout - now, 0.0) / 2)
 
     def restore(self, connection: psycopg.Connection[Any]) -> None:
         """Restore what a handler has set on the connection object, whether it succeeded or not.

@@ -13,7 +13,7 @@ import psycopg
 
 from inturn.applier import calls
 from inturn.applier.failure import on_one_line
-from inturn.applier.inside.alone import Blame
+from inturn.applier.inside.blame import Blame
 from inturn.applier.inside.hand import Hand, Overdue
 from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.stop import Stop

@@ -104,17 +104,23 @@ class TurnRecords:
         turn: Turn,
         error: HandlerBrokeTransaction,
     ) -> None:
-        """Record, in a transaction of its own, that a turn failed and ended its transaction."""
+        """Record, in a transaction of its own, that a turn failed and ended its transaction.
+
+        Nothing is recorded where another worker was quicker to record something of the key.
+
+        Raises:
+            LockNotAvailable: another worker has claimed the key meanwhile, and takes long.
+        """
         # What the turn did before was committed or rolled back with it: nobody can tell. The whole
         # turn counts as failed, so that nothing is lost.
         turn.done_seq = turn.applied_seq
         turn.failed = turn.orders[0]
         turn.error, turn.asked = describe(error), NOTHING
         with connection.transaction():
+            session_of(connection).call(calls.session.bound())
             claimed = session_of(connection).call(
                 calls.turn.lock_ticket(self.schema, self.topic, turn.key, turn.epoch - 1)
             )
-            # If it is gone, the next applier meets the same handler.
             if claimed:
                 self._fail(connection, turn, turn.failed)
                 session_of(connection).call(

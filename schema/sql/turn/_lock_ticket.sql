@@ -1,8 +1,11 @@
--- Locks the ticket of a key once more, as a claim does; returns whether it is there and ready, and was free. Internal
--- to the appliers.
+-- Locks the ticket of a key once more, whose handler has ended the transaction of the claim; returns whether it is
+-- there and ready as it was. Internal to the appliers.
 --
--- Nobody claims by it what is held, paused or leased.
--- Raises IT014 when the topic is granted to other appliers only: what has locked a ticket counts as its claim.
+-- Nobody claims by it what is held, paused or leased. It waits for whoever was quicker to claim the key: that handler
+-- ends its transaction too, as a rule, and of several workers each would find the key with another one, and record
+-- nothing.
+-- Raises 55P03 where that takes longer than the transaction's lock_timeout; IT014 when the topic is granted to other
+-- appliers only: what has locked a ticket counts as its claim.
 CREATE FUNCTION inturn._lock_ticket(topic text, key text, epoch bigint) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -16,7 +19,7 @@ BEGIN
     PERFORM FROM inturn.ticket t
     WHERE t.topic = _lock_ticket.topic AND t.key = _lock_ticket.key AND t.epoch = _lock_ticket.epoch
       AND t.ready_at <= clock_timestamp()
-    FOR UPDATE SKIP LOCKED;
+    FOR UPDATE;
     RETURN FOUND;
 END
 $$;

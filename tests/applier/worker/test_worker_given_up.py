@@ -16,7 +16,7 @@ from support.database import Database, until
 from support.process import run_inturn
 
 from inturn.applier import Applier, Command, pacing
-from inturn.applier.inside.alone import Blame
+from inturn.applier.inside.blame import Blame
 
 pytestmark = pytest.mark.usefixtures("release")
 

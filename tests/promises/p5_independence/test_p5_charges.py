@@ -15,6 +15,7 @@ from support.database import Database, until
 from support.race import replace_in
 
 from inturn.applier import Applier, Command, Fleet
+from inturn.applier.breaker import Breaker
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.inside.alone import Alone, hold, take_alone
 from inturn.applier.inside.batch import Batch
@@ -68,6 +69,10 @@ class _Between:
     @property
     def stop(self) -> Stop:
         return self.target.stop
+
+    @property
+    def breaker(self) -> Breaker:
+        return self.target.breaker
 
     def turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
         self.happens()

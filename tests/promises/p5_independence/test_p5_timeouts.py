@@ -108,7 +108,7 @@ def test_p5_a_python_handler_that_takes_too_long_is_charged_though_its_charge_is
     def cut_off(*_: object) -> None:
         raise psycopg.errors.QueryCanceled
 
-    monkeypatch.setattr(f"inturn.applier.inside.alone.Blame.{what}", cut_off)
+    monkeypatch.setattr(f"inturn.applier.inside.blame.Blame.{what}", cut_off)
     _open(slow)
     applier = Applier()
 

@@ -1,0 +1,113 @@
+"""P5: what ends a transaction, or its session, is charged to no other command that shared it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+from support import shop
+from support.database import Database, until
+
+from inturn.applier import Applier, Command
+
+_STATE = "SELECT applied_seq, attempts, held_at IS NOT NULL FROM inturn.key_cursor WHERE key = 'k'"
+_ENDED = "SELECT inturn.key_state(c) IN ('idle', 'held') FROM inturn.key_cursor c WHERE key = 'k'"
+
+
+def _open(database: Database, count: int, target: str = "python", timeout: str = "") -> None:
+    database.execute("CREATE SCHEMA app; CREATE TABLE app.done (seq bigint)")
+    database.execute("""
+        CREATE FUNCTION app.apply(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO app.done VALUES (command.seq);
+            PERFORM pg_sleep(60) WHERE command.name = 'bad';
+        END $$;
+    """)
+    database.execute(
+        "SELECT inturn.create_topic('t', %s, max_attempts => 1, backoff_base => '10 ms')", [target]
+    )
+    for number in range(1, count + 1):
+        database.execute("SELECT inturn.append('t', 'k', %s)", ["bad" if number == 2 else "do"])
+    if timeout and database.server.version >= 17:  # which has no such timeout before
+        database.execute(f"ALTER DATABASE {database.name} SET transaction_timeout = '{timeout}'")
+
+
+@pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
+def test_p5_a_transaction_timeout_ends_no_session_for_commands_that_are_quick(
+    database: Database, *, steady: bool
+) -> None:
+    """Together they take longer than the timeout, and each does not."""
+    _open(database, 3, timeout="1 s")
+    applier = Applier()
+
+    @applier.handler("t")
+    def half(connection: psycopg.Connection[Any], command: Command) -> None:
+        connection.execute("SELECT pg_sleep(0.6)")
+
+    with shop.at_work(database, applier, workers=1, steady=steady):
+        until(lambda: database.value(_ENDED), "the end of the key")
+    assert database.execute(_STATE) == [(3, 0, False)]
+    # No session has ended, and no turn was taken again.
+    assert database.execute("SELECT DISTINCT outcome FROM inturn.turn") == [("applied",)]
+
+
+@pytest.mark.parametrize(
+    ("target", "ends_by"),
+    [("python", "close"), ("python", "transaction_timeout"), ("sql:app.apply", "transaction_timeout")],
+)
+def test_p5_what_ends_the_session_of_a_turn_is_charged_to_no_command_before_it(
+    database: Database, target: str, ends_by: str
+) -> None:
+    """Of several in one transaction nobody can tell which one it was: each is taken in one of its own."""
+    _open(database, 3, target, timeout="1 s" if ends_by == "transaction_timeout" else "")
+    if ends_by == "transaction_timeout" and database.server.version < 17:
+        database.execute(f"ALTER DATABASE {database.name} SET statement_timeout = '1 s'")
+    applier = Applier()
+
+    @applier.handler("t")
+    def apply(connection: psycopg.Connection[Any], command: Command) -> None:
+        connection.execute("INSERT INTO app.done VALUES (%s)", [command.seq])
+        if command.name == "bad" and ends_by == "close":
+            connection.close()
+        elif command.name == "bad":
+            connection.execute("SELECT pg_sleep(60)")
+
+    with shop.at_work(database, applier if target == "python" else Applier(), workers=1, steady=False):
+        until(lambda: database.value(_ENDED), "the end of the key", 60)
+    assert database.execute(_STATE) == [(1, 1, True)]
+    assert database.execute("SELECT seq FROM app.done") == [(1,)]
+
+
+def test_p5_a_handler_that_commits_is_charged_although_another_worker_was_quicker_to_claim_its_key(
+    database: Database,
+) -> None:
+    """Its claim goes with the transaction; so would the other one's, and each found the key in hand."""
+    _open(database, 1)
+    applier = Applier()
+    second, goes_on = threading.Event(), threading.Event()
+    calls: list[int] = []
+
+    @applier.handler("t")
+    def commit(connection: psycopg.Connection[Any], command: Command) -> None:
+        calls.append(connection.info.backend_pid)
+        if len(calls) == 1:
+            connection.execute("COMMIT")
+            assert second.wait(60)
+        else:
+            second.set()
+            assert goes_on.wait(60)
+            connection.execute("COMMIT")
+
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND cardinality(pg_blocking_pids(pid)) > 0"
+    with shop.at_work(database, applier, workers=2):
+        try:
+            assert second.wait(60)
+            until(lambda: database.value(waits, [calls[0]]), "the first one to wait for its key")
+        finally:
+            goes_on.set()
+        until(lambda: database.value(_ENDED), "the end of the key")
+    assert len(calls) == 2
+    assert database.execute(_STATE) == [(0, 1, True)]
+    assert "ended the transaction" in database.value("SELECT last_error FROM inturn.key_cursor")
