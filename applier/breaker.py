@@ -24,6 +24,16 @@ FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 30.0
 #: How much of the last failure is announced.
 _ERROR_CHARACTERS = 300
 
+#: The same as in the SQL function _outage_of, which says what they are: SQLSTATEs of an outage; those of
+#: extensions and languages that have none for it, and what their messages say then.
+_DOWN, _FOREIGN = re.compile("08...|HV00N|57P0."), re.compile("38000|XX000")
+_SAID = re.compile(
+    "(could ?n.t|failed to|unable to|cannot) (connect|resolve)|name resolution|service not known"
+    "|connection ?(error|refused|reset|closed|aborted)|closed connection|disconnected|empty reply"
+    "|timed ?out|timeout|unreachable|no route to host",
+    re.IGNORECASE,
+)
+
 #: What libraries call the exceptions of a service that is not there.
 _OUTAGE = re.compile("Connect|Timeout|TimedOut|Unavailable|Unreachable|Transport|Network|OperationalError")
 
@@ -33,10 +43,15 @@ def is_outage(error: BaseException) -> bool:
 
     An outage is an OSError, from which most clients derive theirs, or an error whose class, or one of its
     base classes, has a name that network libraries use. An error that PostgreSQL gives for a statement is
-    not an outage.
+    one where the SQL function _outage_of says so: it was about another server.
     """
     if isinstance(error, psycopg.Error):
-        return error.sqlstate is None and isinstance(error, psycopg.OperationalError)
+        if error.sqlstate is None:
+            return isinstance(error, psycopg.OperationalError)
+        said = error.diag.message_primary or ""
+        if _FOREIGN.fullmatch(error.sqlstate):
+            return _SAID.search(said) is not None
+        return _DOWN.fullmatch(error.sqlstate) is not None
     return isinstance(error, OSError) or any(_OUTAGE.search(kind.__name__) for kind in type(error).__mro__)
 
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import NamedTuple, TypeAlias
 
 from inturn.applier.calls.call import Call, nothing, statement
 
 
+class Down(NamedTuple):
+    """A command that failed by what looks like an outage of what it needs, and is not recorded yet.
+
+    from_seq: where its turn began; None for a key that was claimed alone.
+    """
+
+    key: str
+    epoch: int
+    from_seq: int | None
+    failed_seq: int
+    error: str
+
+
 class Applied(NamedTuple):
-    """What a batch did, as Batch has it."""
+    """What a batch did, as Batch has it; answered: a command failed for a reason of its own."""
 
     keys: int
     commands: int
@@ -19,6 +33,8 @@ class Applied(NamedTuple):
     skipped: int
     target_seconds: float
     lost: bool
+    answered: bool
+    outages: list[Down]
 
 
 #: Names and what they are set to, in parallel: see _reset_session.
@@ -32,15 +48,19 @@ def apply_batch(
     return Call(
         statement(
             "SELECT keys, commands, failures, redo, hand, skipped,"
-            " extract(epoch FROM target_time)::double precision, lost,"
+            " extract(epoch FROM target_time)::double precision, lost, answered, outages::pg_catalog.text,"
             # An expression of what is returned: it comes after the call in FROM.
             " CASE WHEN keys OPERATOR(pg_catalog.>) 0 THEN {schema}._reset_session(%s, %s) END"
-            " FROM {schema}.apply_batch(%s, %s, %s, %s, false)",
+            " FROM {schema}.apply_batch(%s, %s, %s, %s, false, true)",
             schema,
         ),
         (*settings, topic, since, max_keys, applier_id),
-        lambda rows: Applied(*rows[0][:-1]),
+        lambda rows: Applied(*(*rows[0][:-2], _downs(rows[0][-2]))),
     )
+
+
+def _downs(text: str) -> list[Down]:
+    return [Down(**each) for each in json.loads(text)]
 
 
 def require_sql_topic(schema: str, topic: str) -> Call[None]:
@@ -54,16 +74,18 @@ class AppliedAlone(NamedTuple):
     commands: int
     failures: int
     skipped: int
+    answered: bool
+    outages: list[Down]
 
 
 def apply_alone(schema: str, topic: str, key: str, epoch: int, settings: Settings) -> Call[AppliedAlone]:
     """Return the call that takes a turn alone; the session's settings are put back."""
     return Call(
         statement(
-            "SELECT commands, failures, skipped, {schema}._reset_session(%s, %s)"
-            " FROM {schema}._apply_alone(%s, %s, %s)",
+            "SELECT commands, failures, skipped, answered, outage::pg_catalog.text,"
+            " {schema}._reset_session(%s, %s) FROM {schema}._apply_alone(%s, %s, %s, true)",
             schema,
         ),
         (*settings, topic, key, epoch),
-        lambda rows: AppliedAlone(*rows[0][:-1]),
+        lambda rows: AppliedAlone(*(*rows[0][:-2], _downs(f"[{rows[0][-2] or ''}]"))),
     )

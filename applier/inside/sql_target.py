@@ -13,8 +13,9 @@ from inturn.applier import calls
 from inturn.applier.breaker import Breaker
 from inturn.applier.inside.alone import Alone, hold, take_alone
 from inturn.applier.inside.batch import Batch
-from inturn.applier.inside.session import session_of
+from inturn.applier.inside.session import Session, session_of
 from inturn.applier.stop import Stop
+from inturn.applier.verdict import NOTHING, Outage, Requested
 
 #: As in apply_batch and _apply_alone: after how many seconds they begin no further command.
 LONGEST_TURN_SECONDS = 1.0
@@ -26,7 +27,11 @@ class _Cut(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SqlTarget:
-    """A topic whose commands a SQL function applies: the database does the whole batch."""
+    """A topic whose commands a SQL function applies: the database does the whole batch.
+
+    What looks like an outage of something that commands need is recorded from here, before the commit: as an
+    attempt or not, as the breaker says, which the workers of a process share.
+    """
 
     topic: str
     schema: str
@@ -46,11 +51,23 @@ class SqlTarget:
             done = session.call(call)
             if self.stop.expired:
                 raise _Cut
+            skipped = done.skipped + sum(self._fail(session, down) for down in done.outages)
         if not done.keys:
             return Batch()
+        self._tell(done)
         # How many of several turns found nothing, the database does not say.
-        nothing = not done.redo and not done.commands + done.failures + done.skipped
-        return Batch(*done, empty=done.keys if nothing else 0)
+        nothing = not done.redo and not done.commands + done.failures + skipped
+        return Batch(
+            keys=done.keys,
+            commands=done.commands,
+            failures=done.failures,
+            redo=done.redo,
+            hand=done.hand,
+            skipped=skipped,
+            target_seconds=done.target_seconds,
+            lost=done.lost,
+            empty=done.keys if nothing else 0,
+        )
 
     def apply_alone(self, connection: psycopg.Connection[Any], since: datetime | str) -> Batch:
         """Claim one ready key by a short lease and take its turn; see take_alone."""
@@ -67,18 +84,50 @@ class SqlTarget:
         with connection.transaction():
             hold(connection, alone)
             session.limit(self._limit)
-            commands, failures, skipped = session.call(call)
+            done = session.call(call)
             if self.stop.expired:
                 raise _Cut
+            skipped = done.skipped + sum(self._fail_alone(session, down) for down in done.outages)
+        self._tell(done)
         return Batch(
             keys=1,
-            commands=commands,
-            failures=failures,
+            commands=done.commands,
+            failures=done.failures,
             hand=alone.ready_at,
             skipped=skipped,
             target_seconds=time.monotonic() - started_at,
-            empty=int(not commands + failures + skipped),
+            empty=int(not done.commands + done.failures + skipped),
         )
+
+    def _fail(self, session: Session, down: calls.sql_target.Down) -> int:
+        """Record a command that failed by an outage; return how many were skipped because of it."""
+        assert down.from_seq is not None  # noqa: S101 - for mypy: it is not alone
+        turn = calls.turn.Done(down.key, down.epoch, down.from_seq, down.failed_seq - 1)
+        call = calls.turn.fail(
+            self.schema, self.topic, turn, down.failed_seq, down.error, self._judge(down), self.applier_id
+        )
+        return self._count_skipped(session, down, session.call(call))
+
+    def _fail_alone(self, session: Session, down: calls.sql_target.Down) -> int:
+        place = (self.schema, self.topic, down.key, down.epoch, down.failed_seq - 1)
+        outcome = session.call(calls.lease.fail_alone(*place, down.error, self._judge(down)))
+        return self._count_skipped(session, down, outcome)
+
+    def _count_skipped(self, session: Session, down: calls.sql_target.Down, outcome: str) -> int:
+        if outcome not in {"skipped", "cancelled"}:
+            return 0
+        call = calls.turn.count_skipped(self.schema, self.topic, down.key, down.failed_seq, down.epoch)
+        return session.call(call)
+
+    def _judge(self, down: calls.sql_target.Down) -> Requested:
+        """Note an outage; return what becomes of the command: while the breaker is open, none counts."""
+        counts = self.breaker.failed(down.key, down.error, probe=self.breaker.is_probing)
+        return NOTHING if counts else Requested(Outage.sqlstate)
+
+    def _tell(self, done: calls.sql_target.Applied | calls.sql_target.AppliedAlone) -> None:
+        """Tell the breaker that what commands need answers: one took effect, or failed for its own reason."""
+        if done.commands or done.answered:
+            self.breaker.succeeded()
 
     @property
     def _limit(self) -> float | None:

@@ -237,7 +237,7 @@ class Visits:
             return Batch()
         self._probed = target.breaker
         try:
-            return target.apply_alone(connection, hand)
+            return self._make_alone(connection, target, hand)
         finally:
             self._probed = None
             target.breaker.end_probe()

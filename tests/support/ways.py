@@ -25,10 +25,13 @@ TOO_LONG_IN_BATCHES = {"a batch handler": "python", "a SQL target for batches": 
 TOO_LONG_IN_SQL = {"a SQL target": False, "a SQL target under CALL": True}
 #: Whether they are outside the database.
 UNHANDLED = {"handlers in Python": False, "handlers outside": True}
-OUTAGES: dict[str, Literal["inside", "batches", "plain", "coroutine", "http"]] = {
+#: What applies the commands, in a process that has a breaker.
+OUTAGES: dict[str, Literal["inside", "batches", "plain", "coroutine", "http", "sql"]] = {
     "a handler in Python": "inside",
     "a batch handler": "batches",
     "a handler outside": "plain",
     "a coroutine outside": "coroutine",
     "a post to a service": "http",
+    "a SQL target": "sql",
 }
+OUTAGES_UNDER_CALL = ("a SQL target under CALL",)

@@ -3,12 +3,15 @@
 --
 -- Each command under a savepoint of its own; the first that fails ends the turn, and what came before it stays. A
 -- cancelled query fails the command in hand too: cancellation is what it says, for the caller to end after the commit.
+-- outage: the failure looks like one of what commands need (see _outage_of): with judged, it is for the caller to
+-- record by _end_alone. answered: it was for a reason of the command's own.
 -- Begins no further command after _begin_until. failures: 0 too when the command only asked to be skipped.
 -- Locks what the target and _end_alone lock. Raises what they raise: then nothing was changed. So it does where a part
 -- of the schema is gone because an upgrade has committed meanwhile.
 CREATE FUNCTION inturn._apply_alone(
-    topic text, key text, epoch bigint,
-    OUT commands bigint, OUT failures integer, OUT skipped bigint, OUT cancellation text
+    topic text, key text, epoch bigint, judged boolean,
+    OUT commands bigint, OUT failures integer, OUT skipped bigint, OUT cancellation text, OUT outage jsonb,
+    OUT answered boolean
 )
 LANGUAGE plpgsql VOLATILE
 -- Neither pinned nor with other settings, which would reach into the target: all is qualified.
@@ -23,21 +26,17 @@ DECLARE
     done_seq bigint := was.applied_seq; number bigint; next_seq bigint;
     message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text;
     state pg_catalog.text; asked pg_catalog.record; error pg_catalog.text;
-    revision constant pg_catalog.text := inturn._revision();
-    me constant pg_catalog.name := current_user;
+    revision constant pg_catalog.text := inturn._revision(); me constant pg_catalog.name := current_user;
 BEGIN
-    failures := 0; skipped := 0; cancellation := NULL; asked := inturn._read_verdict(NULL, NULL);
+    failures := 0; skipped := 0; answered := false; asked := inturn._read_verdict(NULL, NULL);
     IF NOT inturn._plan_alone(settings, was, (last_seq OPERATOR(pg_catalog.-) was.applied_seq)::integer) THEN
-        commands := 0; failures := 1;
-        RETURN;
+        commands := 0; failures := 1; RETURN;
     END IF;
     WHILE done_seq OPERATOR(pg_catalog.<) last_seq
         AND (done_seq OPERATOR(pg_catalog.=) was.applied_seq
              OR pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) leave_at) LOOP
         next_seq := done_seq OPERATOR(pg_catalog.+) 1;
-        IF settings.merges THEN
-            next_seq := inturn._planned_end(topic, key, epoch, next_seq);
-        END IF;
+        next_seq := CASE WHEN settings.merges THEN inturn._planned_end(topic, key, epoch, next_seq) ELSE next_seq END;
         BEGIN
             EXECUTE pg_catalog.format('SELECT commands FROM (%s) AS q (keys, seqs, commands)',
                                       inturn._target_query(settings, '_turn_commands'))
@@ -67,8 +66,11 @@ BEGIN
         done_seq := next_seq;
     END LOOP;
     commands := done_seq OPERATOR(pg_catalog.-) was.applied_seq;
-    PERFORM inturn._end_alone(topic, key, epoch, done_seq, error, asked.verdict, asked.retry_after);
+    outage := inturn._outage_of(state, message, key, epoch, NULL, done_seq OPERATOR(pg_catalog.+) 1, error);
+    PERFORM inturn._end_alone(topic, key, epoch, done_seq, error, asked.verdict, asked.retry_after)
+    WHERE outage IS NULL OR NOT judged;
     IF error IS NOT NULL THEN
+        answered := outage IS NULL AND coalesce(asked.verdict, '') OPERATOR(pg_catalog.<>) 'outage';
         failures := CASE WHEN asked.verdict OPERATOR(pg_catalog.=) 'skip' THEN 0 ELSE 1 END;
         skipped := inturn._count_skipped(topic, key, done_seq OPERATOR(pg_catalog.+) 1, epoch);
     END IF;

@@ -6,14 +6,17 @@
 -- that run again.
 -- done_seq: the last applied one. outcome: the one after it failed, and fail has ended the turn, with this outcome;
 -- NULL: none failed. failures: 1 then, 0 when it only asked to be skipped. skipped: how many fail has skipped.
+-- outage: the failure looks like one of what commands need (see _outage_of): with judged, it is for the caller to
+-- record, and the outcome is outage. answered: the failure was for a reason of the command's own.
 -- cancellation: what a cancelled query says (statement_timeout): the command, which is tried again, has failed by it,
 -- and no timeout is in force any more. At a first attempt that is raised: what ran before has used up the time.
 -- Locks and raises what fail does. A terminated session ends the transaction: the command is not to blame for it. Nor
 -- is that a part of the schema is gone because an upgrade has committed meanwhile: that is raised.
 CREATE FUNCTION inturn._apply_key(
     topic text, key text, epoch bigint, applied_seq bigint, attempt integer, max_commands integer,
-    settings inturn.topic, applier text,
-    OUT done_seq bigint, OUT outcome text, OUT failures integer, OUT skipped bigint, OUT cancellation text
+    settings inturn.topic, applier text, judged boolean,
+    OUT done_seq bigint, OUT outcome text, OUT failures integer, OUT skipped bigint, OUT cancellation text,
+    OUT outage jsonb, OUT answered boolean
 )
 LANGUAGE plpgsql VOLATILE
 -- Neither pinned nor with other settings, which would reach into the target: all is qualified.
@@ -23,12 +26,12 @@ DECLARE
     leave_at timestamp with time zone := inturn._begin_until();
     commands bigint;
     message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text;
-    error pg_catalog.text;
+    state pg_catalog.text; error pg_catalog.text;
     asked pg_catalog.record;
     revision constant pg_catalog.text := inturn._revision();
     me constant pg_catalog.name := current_user;
 BEGIN
-    failures := 0; skipped := 0;
+    failures := 0; skipped := 0; answered := false;
     LOOP
         BEGIN
             done_seq := applied_seq;
@@ -55,7 +58,7 @@ BEGIN
                 RAISE;
             END IF;
             GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL,
-                hint = PG_EXCEPTION_HINT, context = PG_EXCEPTION_CONTEXT;
+                hint = PG_EXCEPTION_HINT, context = PG_EXCEPTION_CONTEXT, state = RETURNED_SQLSTATE;
             cancellation := CASE WHEN SQLSTATE OPERATOR(pg_catalog.=) '57014' THEN message ELSE cancellation END;
             asked := inturn._read_verdict(SQLSTATE, detail);
             error := inturn._failure_text(SQLSTATE, message, detail, hint, context, asked.verdict IS NOT NULL,
@@ -67,10 +70,13 @@ BEGIN
     END LOOP;
     PERFORM pg_catalog.set_config('inturn.cancelled', cancellation, true) WHERE cancellation IS NOT NULL;
     IF error IS NOT NULL THEN
-        outcome := inturn.fail(topic, key, epoch, applied_seq OPERATOR(pg_catalog.+) 1,
-                               done_seq OPERATOR(pg_catalog.+) 1, error, applier,
-                               asked.verdict, asked.retry_after);
         failures := CASE WHEN asked.verdict OPERATOR(pg_catalog.=) 'skip' THEN 0 ELSE 1 END;
+        outage := inturn._outage_of(state, message, key, epoch, applied_seq OPERATOR(pg_catalog.+) 1,
+                                    done_seq OPERATOR(pg_catalog.+) 1, error);
+        answered := outage IS NULL AND coalesce(asked.verdict, '') OPERATOR(pg_catalog.<>) 'outage';
+        outcome := CASE WHEN outage IS NOT NULL AND judged THEN 'outage' ELSE
+            inturn.fail(topic, key, epoch, applied_seq OPERATOR(pg_catalog.+) 1, done_seq OPERATOR(pg_catalog.+) 1,
+                        error, applier, asked.verdict, asked.retry_after) END;
         skipped := inturn._count_skipped(topic, key, done_seq OPERATOR(pg_catalog.+) 1, epoch);
     END IF;
 END

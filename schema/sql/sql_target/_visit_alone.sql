@@ -1,14 +1,14 @@
 -- Takes the next ready key of a topic alone (see _claim_alone), and applies its commands. Internal to apply.
 --
 -- hand: where to claim from, and then where the claimed key was; NULL: none was ready, and careful is 0. settings: of
--- the session, as _keep_settings has them.
+-- the session, as _keep_settings has them. failing: see _judge_outages.
 -- Commits twice or more. Raises what _require_target does, before the claim; 57014 after the second commit when the
 -- query was cancelled: the command in hand has failed. An upgrade may have committed meanwhile, so that what this
 -- session began has parts no more: the key is let go as it was, and that is raised, as it is in a transaction that
 -- takes many keys.
 CREATE PROCEDURE inturn._visit_alone(
     topic text, INOUT hand timestamptz, applier text, settings text[],
-    INOUT commands bigint, INOUT failures bigint, INOUT careful integer
+    INOUT commands bigint, INOUT failures bigint, INOUT careful integer, INOUT failing jsonb
 )
 LANGUAGE plpgsql
 -- It commits, so it cannot be pinned: all is qualified.
@@ -33,7 +33,7 @@ BEGIN
     BEGIN
         PERFORM inturn._hold_lease(topic, claimed.key, claimed.epoch);
         held := true;
-        SELECT * INTO turn FROM inturn._apply_alone(topic, claimed.key, claimed.epoch);
+        SELECT * INTO turn FROM inturn._apply_alone(topic, claimed.key, claimed.epoch, false);
     EXCEPTION WHEN OTHERS THEN
         GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT, state = RETURNED_SQLSTATE;
     END;
@@ -55,6 +55,8 @@ BEGIN
         failures := failures OPERATOR(pg_catalog.+) CASE WHEN blameless THEN 0 ELSE 1 END;
         RETURN;
     END IF;
+    failing := inturn._judge_outages(topic, pg_catalog.jsonb_build_array() OPERATOR(pg_catalog.||) turn.outage,
+                                     turn.answered OR turn.commands OPERATOR(pg_catalog.>) 0, NULL, failing);
     commands := commands OPERATOR(pg_catalog.+) turn.commands;
     failures := failures OPERATOR(pg_catalog.+) turn.failures;
     IF turn.cancellation IS NOT NULL THEN

@@ -9,11 +9,11 @@
 -- it steps back for a moment: an operator who waits for the key gets it before it is claimed again. careful: how many
 -- keys are still to be taken alone (see _claim_alone).
 -- per_key: how many seconds a key takes, from the visit before; NULL: not known. found_any is set when there was a key
--- to claim. Locks and raises what apply_batch does.
+-- to claim. failing: see _judge_outages; leaves the topic once it is down. Locks and raises what apply_batch does.
 CREATE PROCEDURE inturn._visit_topic(
     topic text, since timestamptz, stop_at timestamptz, max_keys integer, applier text, settings text[],
     INOUT commands bigint, INOUT failures bigint, INOUT found_any boolean, INOUT per_key double precision,
-    INOUT careful integer
+    INOUT careful integer, INOUT failing jsonb
 )
 LANGUAGE plpgsql
 -- It commits, so it cannot be pinned: all is qualified.
@@ -24,26 +24,29 @@ DECLARE
     -- The key that an applier died of is among the oldest.
     hand timestamp with time zone := CASE WHEN careful OPERATOR(pg_catalog.>) 0 THEN since ELSE inturn._spread_out(
         topic, since, CASE WHEN per_key IS NULL THEN max_keys ELSE width END) END;
-    alone integer := 0; first boolean := true;
+    alone integer := 0; first boolean := true; cancellation pg_catalog.text; batch pg_catalog.record;
     lost_at timestamp with time zone; started_at timestamp with time zone; took interval;
-    cancellation pg_catalog.text; batch pg_catalog.record;
 BEGIN
-    WHILE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) leave_at LOOP
+    WHILE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) leave_at
+        AND failing OPERATOR(pg_catalog.#>) ARRAY[topic, '4'] IS NULL LOOP
         started_at := pg_catalog.clock_timestamp();
         IF careful OPERATOR(pg_catalog.>) 0 THEN
-            CALL inturn._visit_alone(topic, hand, applier, settings, commands, failures, careful);
+            CALL inturn._visit_alone(topic, hand, applier, settings, commands, failures, careful, failing);
             EXIT WHEN hand IS NULL;
             found_any := true; CONTINUE;
         END IF;
         SELECT * INTO batch FROM inturn.apply_batch(
-            topic, hand, CASE WHEN alone OPERATOR(pg_catalog.>) 0 THEN 1 ELSE width END, applier, false);
+            topic, hand, CASE WHEN alone OPERATOR(pg_catalog.>) 0 THEN 1 ELSE width END, applier, false, true);
         cancellation := pg_catalog.current_setting('inturn.cancelled', true);
+        failing := CASE WHEN batch.outages OPERATOR(pg_catalog.<>) '[]' OR failing OPERATOR(pg_catalog.<>) '{}'
+            THEN inturn._judge_outages(topic, batch.outages, batch.answered OR batch.commands OPERATOR(pg_catalog.>) 0,
+                                       applier, failing) ELSE failing END;
         COMMIT AND CHAIN;
         PERFORM inturn._keep_settings(settings);
-        IF batch.keys OPERATOR(pg_catalog.=) 0 AND first AND hand OPERATOR(pg_catalog.>) since THEN
+        IF batch.keys OPERATOR(pg_catalog.=) 0 THEN
+            EXIT WHEN NOT first OR (hand OPERATOR(pg_catalog.>) since) IS NOT true;
             hand := since; CONTINUE; -- where it began, others have all in hand
         END IF;
-        EXIT WHEN batch.keys OPERATOR(pg_catalog.=) 0;
         IF cancellation OPERATOR(pg_catalog.<>) '' THEN
             PERFORM inturn._end_applier(applier);
             COMMIT AND CHAIN;
@@ -53,19 +56,16 @@ BEGIN
         END IF;
         IF batch.lost THEN
             lost_at := batch.hand;
-            CALL inturn._visit_alone(topic, lost_at, applier, settings, commands, failures, alone);
+            CALL inturn._visit_alone(topic, lost_at, applier, settings, commands, failures, alone, failing);
             alone := 0; leave_at := least(leave_at, started_at OPERATOR(pg_catalog.+) interval '1 s');
             found_any := true; CONTINUE;
         END IF;
         took := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) started_at;
-        IF took OPERATOR(pg_catalog.>=) interval '100 ms' THEN
-            PERFORM pg_catalog.pg_sleep(least(extract(epoch FROM took) OPERATOR(pg_catalog./) 50, 0.02));
-        END IF;
-        IF first THEN
-            leave_at := least(leave_at, started_at OPERATOR(pg_catalog.+)
-                              greatest(least(took OPERATOR(pg_catalog.*) 10, interval '1 s'), interval '100 ms'));
-            first := false;
-        END IF;
+        PERFORM pg_catalog.pg_sleep(least(extract(epoch FROM took) OPERATOR(pg_catalog./) 50, 0.02))
+        WHERE took OPERATOR(pg_catalog.>=) interval '100 ms';
+        leave_at := CASE WHEN NOT first THEN leave_at ELSE least(leave_at, started_at OPERATOR(pg_catalog.+)
+            greatest(least(took OPERATOR(pg_catalog.*) 10, interval '1 s'), interval '100 ms')) END;
+        first := false;
         found_any := true; commands := commands OPERATOR(pg_catalog.+) batch.commands;
         failures := failures OPERATOR(pg_catalog.+) batch.failures;
         IF batch.redo THEN
@@ -73,9 +73,8 @@ BEGIN
             alone := batch.keys;
         ELSE
             alone := greatest(alone OPERATOR(pg_catalog.-) 1, 0); hand := batch.hand;
-            per_key := least(per_key OPERATOR(pg_catalog.*) 2,
-                             extract(epoch FROM batch.target_time) OPERATOR(pg_catalog./) batch.keys);
-            per_key := greatest(per_key, 0.000001);
+            per_key := greatest(0.000001, least(per_key OPERATOR(pg_catalog.*) 2,
+                extract(epoch FROM batch.target_time) OPERATOR(pg_catalog./) batch.keys));
             width := least(greatest(0.010 OPERATOR(pg_catalog./) per_key, 1), max_keys, width OPERATOR(pg_catalog.*) 2);
         END IF;
     END LOOP;

@@ -31,6 +31,7 @@ DECLARE
     left_careful integer;
     left_out pg_catalog.text[] := '{}'; -- topics whose target is refused
     place integer;
+    failing pg_catalog.jsonb := '{}'; -- see _judge_outages
     settings constant pg_catalog.text[] := inturn._keep_settings(NULL);
     announced_at timestamp with time zone := '-infinity';
 BEGIN
@@ -63,7 +64,7 @@ BEGIN
             per_key := seconds[place];
             left_careful := careful[place];
             CALL inturn._visit_topic(pass.found[served], pass.starts[served], stop_at, max_keys, applier, settings,
-                                    commands, failures, found_any, per_key, left_careful);
+                                    commands, failures, found_any, per_key, left_careful, failing);
             seconds[place] := per_key;
             careful[place] := left_careful;
         END LOOP;

@@ -1,7 +1,9 @@
 CREATE FUNCTION inturn.apply_batch(
     topic text, since timestamptz, max_keys integer, applier text, take_lost boolean DEFAULT true,
+    judged boolean DEFAULT false,
     OUT keys integer, OUT commands bigint, OUT failures integer, OUT redo boolean, OUT hand timestamptz,
-    OUT skipped bigint, OUT target_time interval, OUT lost boolean
+    OUT skipped bigint, OUT target_time interval, OUT lost boolean,
+    OUT outages jsonb, OUT answered boolean
 )
 LANGUAGE plpgsql VOLATILE
 -- Neither pinned nor with other settings, which would reach into the target: all is qualified.
@@ -19,6 +21,9 @@ AS $$
 -- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
 -- take_lost: false, lost: an applier was lost with one of the keys in hand (see claim), the first of which became ready
 -- at hand. Nothing was changed, as with redo.
+-- outages: of each failure that looks like an outage of what commands need (see _outage_of), key, epoch, from_seq,
+-- failed_seq and error. judged: they are for the caller to record by fail, in this transaction; otherwise they are
+-- recorded. answered: a command failed for a reason of its own.
 -- A cancelled query, if it meets a command that is being tried again, has that command fail, and the batch begins no
 -- further one: inturn.cancelled has what it says, to the end of the transaction. Otherwise it is raised.
 -- Locks: tickets (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
@@ -37,6 +42,7 @@ DECLARE
     failed_keys pg_catalog.text[] := '{}';
 BEGIN
     keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0'; lost := false;
+    outages := '[]'; answered := false;
     SELECT pg_catalog.array_agg(c.key) AS keys, pg_catalog.array_agg(c.applied_seq) AS applied_seqs,
            pg_catalog.array_agg(c.epoch) AS epochs,
            pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1) AS from_seqs,
@@ -132,10 +138,11 @@ BEGIN
             topic, claimed.keys[i], claimed.epochs[i], claimed.applied_seqs[i],
             claimed.attempts[i] OPERATOR(pg_catalog.+) 1,
             CASE WHEN claimed.attempts[i] OPERATOR(pg_catalog.>) 0 THEN 1 ELSE settings.batch_commands END,
-            settings, applier);
+            settings, applier, judged);
         commands := commands OPERATOR(pg_catalog.+) turn.done_seq OPERATOR(pg_catalog.-) claimed.applied_seqs[i];
         failures := failures OPERATOR(pg_catalog.+) turn.failures;
         skipped := skipped OPERATOR(pg_catalog.+) turn.skipped;
+        outages := outages OPERATOR(pg_catalog.||) coalesce(turn.outage, '[]'); answered := answered OR turn.answered;
         IF turn.outcome IS NOT NULL THEN
             failed_keys := pg_catalog.array_append(failed_keys, claimed.keys[i]);
         ELSE

@@ -171,7 +171,7 @@ def test_p5_in_a_crowd_a_call_says_by_how_long_its_handlers_take_where_it_may_be
         with witness.connect(user=APPLIER) as session:
             session.execute(
                 "CALL inturn._visit_topic('orders', '-infinity', 'infinity', 50, 'me',"
-                f" inturn._keep_settings(NULL), 0, 0, false, {per_key}, 0)"
+                f" inturn._keep_settings(NULL), 0, 0, false, {per_key}, 0, '{{}}')"
             )
         assert witness.execute("SELECT width FROM app.begun") == [(width,)], per_key
 

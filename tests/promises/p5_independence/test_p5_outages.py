@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import psycopg
 import pytest
 from support import shop
 from support.b_server import Answer, B, Post, say_ok
@@ -18,7 +20,7 @@ from support.roles import APPLIER, OWNER
 from support.ways import OUTAGES, UNHANDLED
 
 from inturn.applier import Applier, Fleet, Outage
-from inturn.applier.breaker import OPENING_FAILURES
+from inturn.applier.breaker import OPENING_FAILURES, is_outage
 from inturn.applier.outside.leases import Leases
 
 KEYS = 40
@@ -68,16 +70,60 @@ class Service:
             self.ask()
 
 
+class RemoteTable:
+    """The same for a SQL target, which raises as one that asks another server."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        database.execute("""
+            CREATE TABLE app.remote (down boolean);
+            INSERT INTO app.remote VALUES (true);
+            CREATE SEQUENCE app.asked;
+            CREATE FUNCTION app.do(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+            BEGIN
+                IF command.name = 'refuse' THEN
+                    RAISE EXCEPTION 'refused';
+                ELSIF command.topic = 'needs' AND (SELECT down FROM app.remote) THEN
+                    PERFORM nextval('app.asked');
+                    RAISE EXCEPTION USING ERRCODE = '08001', MESSAGE = 'ConnectionError: does not answer';
+                END IF;
+                INSERT INTO app.done VALUES (command.topic, command.key);
+            END $$;
+            SELECT inturn.set_topic(name, target => 'sql:app.do') FROM inturn.topic;
+        """)
+
+    @property
+    def down(self) -> bool:
+        return bool(self._database.value("SELECT down FROM app.remote"))
+
+    @down.setter
+    def down(self, down: bool) -> None:
+        self._database.execute("UPDATE app.remote SET down = %s", [down])
+
+    @property
+    def asked(self) -> int:
+        return int(self._database.value("SELECT last_value FROM app.asked"))
+
+
+def _needed(database: Database, way: str) -> Service | RemoteTable:
+    """Return what the commands need."""
+    return RemoteTable(database) if way == "sql" else Service()
+
+
 @contextmanager
-def _at_work(outage: Database, service: Service, way: str, **options: Any) -> Iterator[Fleet]:
+def _at_work(outage: Database, service: Service | RemoteTable, way: str, **options: Any) -> Iterator[Fleet]:
     """Apply both topics in a way of OUTAGES while the block runs."""
     with ExitStack() as stack:
-        if way == "http":
+        handlers = Applier()
+        if isinstance(service, RemoteTable):
+            pass  # the target applies them
+        elif way == "http":
             b = stack.enter_context(B(_answer(outage, service)))
             outage.connect(user=OWNER).execute(
                 "SELECT inturn.set_topic(name, target => %s) FROM inturn.topic", [b.url]
             )
-        handlers = Applier() if way == "http" else _handlers(outage, service, way)
+        else:
+            handlers = _handlers(outage, service, way)
         yield stack.enter_context(shop.at_work(outage, handlers, **options))
 
 
@@ -136,7 +182,7 @@ def _note(database: Database, topic: str, key: str) -> None:
 
 @_EACH_WAY
 def test_p5_an_outage_of_what_handlers_need_holds_no_key(outage: Database, way: str) -> None:
-    service = Service()
+    service = _needed(outage, way)
     with _at_work(outage, service, way, workers=2):
         done = "SELECT count(*) FROM app.done WHERE topic = %s"
         until(lambda: outage.value(done, ["other"]) == KEYS, "the other topic")
@@ -155,7 +201,7 @@ def test_p5_only_what_opens_a_breaker_counts_as_an_attempt_however_long_it_is_op
     outage: Database, way: str
 ) -> None:
     outage.execute("UPDATE inturn.topic SET max_attempts = 1 WHERE name = 'needs'")
-    service = Service()
+    service = _needed(outage, way)
     with _at_work(outage, service, way, workers=2, topics=["needs"]):
         # Before it opened, each key may have been tried once.
         until(lambda: service.asked >= KEYS + 3, "three probes", 60)
@@ -169,7 +215,7 @@ def test_p5_an_outage_is_told_by_why_status_and_keys(
     outage: Database, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     monkeypatch.setattr("inturn.applier.pacing.CHOOSE_SECONDS", 0.1)
-    service = Service()
+    service = _needed(outage, way)
     cause = "SELECT cause, says, details ->> 'key' FROM inturn.why('needs', 'k1')"
     with _at_work(outage, service, way, workers=2):
         # By one look: a moment later a probe may have the key.
@@ -177,7 +223,8 @@ def test_p5_an_outage_is_told_by_why_status_and_keys(
             lambda: [row for row in outage.execute(cause) if row[0] == "target_down"], "the cause", 60
         )
         _, says, tried = told[0]
-        assert f"(target {'http://' if way == 'http' else 'python)'}" in says
+        target = {"http": "(target http://", "sql": "(target sql:app.do)"}.get(way, "(target python)")
+        assert target in says
         assert ("disconnected" if way == "http" else "ConnectionError: does not answer") in says
         assert tried.startswith("k")
         code, out, _ = run_inturn(outage.dsn, "status", "--check")
@@ -216,6 +263,132 @@ def test_p5_an_outage_that_has_held_every_key_costs_no_more_than_idle_topics(
         until(lambda: time.monotonic() - began > 2, "two seconds")
     # Ever less often, up to once a second, by two claims a look; it was thousands.
     assert len(claims) - before < 40
+
+
+@pytest.mark.parametrize("careful", [0, 50], ids=["batches", "alone"])
+def test_p5_a_call_leaves_a_topic_out_whose_commands_need_what_is_down(
+    outage: Database, careful: int
+) -> None:
+    """What opens its breaker counts, and nothing later; the next call tries again."""
+    outage.execute("UPDATE inturn.topic SET max_attempts = 1 WHERE name = 'needs'")
+    service = RemoteTable(outage)
+    said: list[str | None] = []
+    held = "SELECT count(*) FROM inturn.key_mark WHERE held_at IS NOT NULL"
+    with outage.connect(user=APPLIER) as session:
+        session.add_notice_handler(lambda diagnostic: said.append(diagnostic.message_primary))
+        session.execute(f"SET inturn.careful_keys = {careful}")
+        assert session.execute("CALL inturn.apply()").fetchone() == (KEYS, OPENING_FAILURES)
+        assert said == [
+            "topic 'needs' is left out: what its commands need does not answer, 5 keys in a row failed"
+        ]
+        assert outage.value(held) == OPENING_FAILURES
+        service.down = False
+        assert session.execute("CALL inturn.apply()").fetchone() == (KEYS - OPENING_FAILURES, 0)
+
+
+def test_p5_an_outage_that_a_commit_meets_counts_no_more_than_that_opens_the_breaker(
+    outage: Database,
+) -> None:
+    """As where foreign tables are written: what commands need has answered all their statements."""
+    outage.execute("UPDATE inturn.topic SET max_attempts = 1 WHERE name = 'needs'")
+    outage.execute("""
+        CREATE FUNCTION app.down() RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION USING ERRCODE = '08006', MESSAGE = 'server closed the connection'; END $$;
+    """)
+    applier, asked = Applier(), []
+
+    @applier.handler("needs")
+    def needs(connection: Any, command: Any) -> None:
+        asked.append(command.key)
+        connection.execute("DECLARE kept CURSOR WITH HOLD FOR SELECT app.down()")  # which the COMMIT reads
+
+    with shop.at_work(outage, applier, topics=["needs"], workers=1) as fleet:
+        until(lambda: fleet._chooser._breaker("needs").open, "the service to be taken for down")
+        opened = len(asked)
+        until(lambda: len(asked) >= opened + 3, "more probes")
+    held = "SELECT count(*) FROM inturn.key_mark WHERE held_at IS NOT NULL"
+    assert outage.value(held) == OPENING_FAILURES
+
+
+def test_p5_of_the_outages_of_one_batch_no_more_count_than_open_the_breaker(outage: Database) -> None:
+    """Keys that are tried again share a batch, where each fails for itself."""
+    RemoteTable(outage)
+    outage.execute(
+        "SELECT inturn.fail('needs', c.key, c.epoch, 1, 1, 'before', 'me')"
+        " FROM inturn.claim('needs', '-infinity', 20) c"
+    )
+    due = "UPDATE inturn.ticket SET ready_at = now() - interval '1 hour' WHERE epoch > 0"
+    batch = "SELECT outages, failures, answered FROM inturn.apply_batch('needs', '-infinity', 20, 'me'"
+    attempts = "SELECT attempts, count(*) FROM inturn.key_mark GROUP BY 1 ORDER BY 1"
+    outage.execute(due)
+    with outage.connect(user=APPLIER) as session, session.transaction():
+        ((outages, *others),) = session.execute(f"{batch}, judged => true)").fetchall()
+        session.execute("SELECT inturn._judge_outages('needs', %s, false, 'me', '{}')", [json.dumps(outages)])
+    assert others == [20, False]
+    assert outage.execute(attempts) == [(1, 15), (2, 5)]
+    # Whoever does not judge them has them recorded as failed attempts.
+    outage.execute(due)
+    with outage.connect(user=APPLIER) as session:
+        ((again, *others),) = session.execute(f"{batch})").fetchall()
+    assert (len(again), others) == (len(outages), [20, False])
+    assert outage.execute(attempts) == [(2, 15), (3, 5)]
+
+
+@pytest.mark.parametrize("by", ["call", "daemon"])
+def test_p5_a_failure_of_its_own_between_outages_keeps_the_breaker_of_a_sql_target_closed(
+    outage: Database, by: str
+) -> None:
+    """So it shields no family of commands that fail, however they do: whatever commands need, it answers."""
+    RemoteTable(outage)
+    outage.execute("UPDATE inturn.topic SET max_attempts = 1 WHERE name = 'needs'")
+    outage.execute(
+        "UPDATE inturn.command_log SET name = 'refuse'"
+        " WHERE topic = 'needs' AND substr(key, 2)::integer %% %s = 0",
+        [OPENING_FAILURES],
+    )
+    outage.execute(
+        "UPDATE inturn.ticket SET ready_at ="
+        " now() - interval '1 hour' + substr(key, 2)::integer * interval '1 s'; DELETE FROM inturn.saved_pass"
+    )
+    held = "SELECT count(*) FROM inturn.key_mark WHERE held_at IS NOT NULL"
+    if by == "call":
+        with outage.connect(user=APPLIER) as session:
+            session.execute("SET inturn.careful_keys = 0")
+            session.execute("CALL inturn.apply(ARRAY['needs'])")
+    else:
+        with shop.at_work(outage, Applier(), workers=1, topics=["needs"]):
+            until(lambda: outage.value(held) == KEYS, "all are held")
+    assert outage.value(held) == KEYS
+
+
+def test_p5_what_looks_like_an_outage_is_the_same_in_sql_and_in_python(database: Database) -> None:
+    """It is by its SQLSTATE, or by what extensions and languages say that have none for it."""
+    for state, said, is_down in (
+        ("08001", 'could not connect to server "shop"', True),
+        ("08006", "server closed the connection unexpectedly", True),
+        ("08P01", "server login has been failing", True),
+        ("HV00N", "could not connect", True),
+        ("57P01", "terminating connection due to administrator command", True),
+        ("57P03", "the database system is starting up", True),
+        ("XX000", "Failed to connect to shop port 80 after 0 ms: Couldn't connect to server", True),
+        ("XX000", "Could not resolve host: shop", True),
+        ("38000", "requests.exceptions.ConnectTimeout: HTTPSConnectionPool: Max retries exceeded", True),
+        ("38000", "urllib.error.URLError: <urlopen error [Errno 111] Connection refused>", True),
+        ("38000", "KeyError: 'amount'", False),
+        ("XX000", "cache lookup failed for type 1", False),
+        ("P0001", "could not connect to server", False),
+        ("23505", "duplicate key value violates unique constraint", False),
+        ("57014", "canceling statement due to statement timeout", False),
+        ("40001", "could not serialize access", False),
+        ("53300", "too many connections", False),
+    ):
+        found = "SELECT inturn._outage_of(%s, %s, 'k', 1, 1, 1, 'e') IS NOT NULL"
+        assert database.value(found, [state, said]) == is_down, state
+        with pytest.raises(psycopg.Error) as raised:
+            database.execute(
+                f"DO $$BEGIN RAISE EXCEPTION USING ERRCODE = '{state}', MESSAGE = $m${said}$m$; END$$"
+            )
+        assert is_outage(raised.value) == is_down, state
 
 
 def test_p5_failures_of_one_key_open_no_breaker(database: Database) -> None:

@@ -26,7 +26,7 @@ KINDS: dict[str, Iterable[str]] = {
     "An interpreter is kept busy": deaths.BUSY,
     "What would not run": [*not_run.IN_PYTHON, *not_run.IN_SQL],
     "No handler takes the command": ways.UNHANDLED,
-    "Something that commands need is down": ways.OUTAGES,
+    "Something that commands need is down": [*ways.OUTAGES, *ways.OUTAGES_UNDER_CALL],
     "It takes too long": [
         *ways.TOO_LONG_IN_SQL,
         *ways.TOO_LONG_IN_PYTHON,
