@@ -35,9 +35,10 @@ BY_NAME = {
     "package/test_bench_peers.py": "looks for databases",
     "package/test_compose.py": "is the DBA of docker-compose.yml",
     "promises/p1_commit_order/test_p1_arrival_passes.py": "lets the server not tell which one it is",
+    "promises/all/test_prune_flat.py": "vacuums all tables of the database",
     "promises/p5_independence/test_p5_sessions.py": "lets a target set what only a superuser may",
     "recovery/test_failover.py": "is the DBA: replication, ALTER SYSTEM",
-    "recovery/test_logical_replication.py": "is the DBA: publication and subscription of everything",
+    "recovery/test_major_upgrade.py": "is the DBA: takes roles away, before a dump without privileges",
     "recovery/test_point_in_time.py": "is the DBA: restore point, archive",
     "schema/test_schema_install.py": "makes an event trigger",
     "schema/test_schema_privileges.py": "takes roles away, and powers from roles",
@@ -50,6 +51,7 @@ BY_NAME = {
     "security/test_topic_grants.py": "has the calls of functions counted",
     "sql/test_applier_registry.py": "gives functions to somebody who may not create in their schema",
     "sql/test_grants_in_use.py": "makes a schema that a caller owns",
+    "sql/test_snapshot_holders.py": "is the DBA: replication, a standby, prepared transactions",
 }
 _NAMED = re.compile(r'as_superuser\(|\bSUPERUSER\)|user="postgres"|\.administer\(|\bserver\.connect\(')
 
