@@ -1,5 +1,5 @@
 """How the storage holds: crowds, snapshots, topics, backlog, fairness, latency, cost, waiters, company,
-retention, flat, vacuum, rights, partitions.
+retention, flat, vacuum, rights, partitions, scrape.
 
 An hour and a half.
 
@@ -34,6 +34,7 @@ from bench import (
     partitions,
     retention,
     rights,
+    scrape,
     snapshot,
     topics,
     vacuum,
@@ -58,6 +59,7 @@ _NAMES = (
     "vacuum",
     "rights",
     "partitions",
+    "scrape",
 )
 
 
@@ -135,6 +137,7 @@ def _measures(options: argparse.Namespace, ground: Ground) -> dict[str, Callable
         "vacuum": partial(vacuum.measure, ground),
         "rights": partial(rights.measure, ground),
         "partitions": partial(partitions.measure, ground),
+        "scrape": partial(scrape.measure, ground),
     }
     return {name: measure for name, measure in measures.items() if name in options.only}
 
