@@ -15,7 +15,8 @@ AS $$
 -- older_than: how long ago the turn of a command has to have ended, which is recorded; NULL: the topic's retain. A
 -- command with an idempotency key stays for retain_idempotency after its append, or without for retain, all the same.
 -- next_key: the from_key with which to go on; NULL: all keys before from_key were looked at. Nothing is removed of a
--- paused topic.
+-- paused topic. Of a topic that is granted to other operators only it names no key: '' says that there is more, and
+-- '' as from_key goes on where the last prune came to.
 -- Looks at 200 keys at most, and removes less than twice max_rows rows, but always whole turns.
 -- Locks an advisory lock of the topic (see _prune_lock), shared with other prunes; skipping locked ones, the rows in
 -- key_sequence of the keys of which something is to go; last of all the topic's rows in forgotten and prune_pass, for
@@ -34,7 +35,11 @@ DECLARE
     idle_before constant timestamptz := CASE WHEN settings.forget_idle_after IS NOT NULL
                                              THEN clock_timestamp() - least(settings.forget_idle_after, longest) END;
     most constant integer := greatest(max_rows, 1);
-    keys text[] := inturn._keys_before(topic, nullif(from_key, ''), CASE
+    hidden constant boolean := topic = ANY (inturn._hidden_topics());
+    began_with constant text := CASE WHEN hidden AND from_key = '' THEN (
+        SELECT p.next_key FROM inturn.prune_pass p WHERE p.topic = prune_batch.topic ORDER BY p.pass DESC LIMIT 1)
+        ELSE from_key END;
+    keys text[] := inturn._keys_before(topic, nullif(began_with, ''), CASE
         WHEN settings.paused_at IS NOT NULL
              AND clock_timestamp() < coalesce(settings.paused_until, 'infinity') THEN 0 ELSE 200 END);
     chosen record;
@@ -70,7 +75,8 @@ BEGIN
         next_key := last_key || CASE WHEN (SELECT c.more FROM unnest(cuts) c WHERE c.key = last_key) THEN E'\x01'
                                      ELSE '' END;
     END IF;
-    PERFORM inturn._save_prune_pass(topic, from_key, next_key);
+    PERFORM inturn._save_prune_pass(topic, began_with, next_key);
+    next_key := CASE WHEN hidden AND next_key IS NOT NULL THEN '' ELSE next_key END;
 END
 $$;
 COMMENT ON FUNCTION inturn.prune_batch IS 'Removes a part of what a topic no longer has to keep: one step of prune.';

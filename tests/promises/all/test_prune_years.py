@@ -96,6 +96,31 @@ def test_what_need_not_be_pruned_any_more_is_left_out_and_the_prune_goes_on(
     assert refused.sqlstate == told
 
 
+def test_a_prune_of_a_topic_of_others_names_none_of_its_keys_and_goes_on_where_it_was(
+    topics: Database,
+) -> None:
+    for key in "bcd":
+        append(topics, key)
+    topics.execute(_APPLY)
+    topics.execute("SELECT inturn.grant_topic('orders', 'operator', %s)", [DEPLOYER])
+    batch = "SELECT next_key, commands FROM inturn.prune_batch('orders', max_rows => 1)"
+    with topics.connect(user=OPERATOR) as operator:
+        assert [operator.execute(batch).fetchone() for _ in range(2)] == [("", 1)] * 2
+        assert topics.execute("SELECT key FROM inturn.command_log WHERE topic = 'orders' ORDER BY key") == [
+            ("a",), ("b",)
+        ]  # fmt: skip
+        # It does not begin anew: what has come since, before where it stands, is left for the next one.
+        append(topics, "d")
+        topics.execute(_APPLY)
+        assert operator.execute("CALL inturn.prune('orders')").fetchone() == (2, 0, 0, True)
+        assert operator.execute("CALL inturn.prune('orders')").fetchone() == (1, 1, 0, True)
+    # Whoever may see them is told.
+    append(topics, "c")
+    append(topics, "d")
+    topics.execute(_APPLY)
+    assert topics.connect(user=OWNER).execute(batch).fetchone() == ("d", 1)
+
+
 def _turns(database: Database, number: int) -> None:
     """Apply so many commands of key a, each in a turn of its own, which then lies two days back."""
     for _ in range(number):
