@@ -25,7 +25,7 @@ from inturn.applier.outside.leases import Leases
 
 KEYS = 40
 _EACH_WAY = pytest.mark.parametrize("way", OUTAGES.values(), ids=OUTAGES)
-#: What the first test has shown of each way `make test` looks into in two of them.
+#: What one test shows of each way, `make test` looks into in two of them.
 _SOME_WAYS = pytest.mark.parametrize(
     "way",
     [
@@ -180,7 +180,7 @@ def _note(database: Database, topic: str, key: str) -> None:
         connection.execute("INSERT INTO app.done VALUES (%s, %s) ON CONFLICT DO NOTHING", (topic, key))
 
 
-@_EACH_WAY
+@_SOME_WAYS
 def test_p5_an_outage_of_what_handlers_need_holds_no_key(outage: Database, way: str) -> None:
     service = _needed(outage, way)
     with _at_work(outage, service, way, workers=2):
@@ -196,7 +196,7 @@ def test_p5_an_outage_of_what_handlers_need_holds_no_key(outage: Database, way: 
     assert outage.value("SELECT count(*) FROM inturn.turn WHERE outcome = 'held'") == 0
 
 
-@_SOME_WAYS
+@_EACH_WAY
 def test_p5_only_what_opens_a_breaker_counts_as_an_attempt_however_long_it_is_open(
     outage: Database, way: str
 ) -> None:
