@@ -11,8 +11,6 @@ from support.database import Database, Session
 from support.race import append, blocked
 from support.roles import DEPLOYER, OPERATOR, OWNER
 
-from inturn.schema.receiver import upgrade_receiver
-
 _APPLY = "CALL inturn.apply()"
 
 
@@ -183,30 +181,3 @@ def test_a_prune_is_recorded_also_after_a_clock_was_set_back(witness: Database) 
         assert witness.value(count) == expected
         if witness.value("SELECT max(seq) FROM app.witness") == 2:
             witness.execute("UPDATE inturn.operator_action SET acted_at = now() + interval '1 year'")
-
-
-def test_a_receiver_takes_the_commands_of_a_forgotten_key_and_refuses_late_ones(witness: Database) -> None:
-    """It remembers the key for ever."""
-    upgrade_receiver(witness.dsn)
-    witness.execute("SELECT inturn.create_topic('bills')")
-    witness.execute("UPDATE inturn.topic SET retain = '0', forget_idle_after = '0'")
-    receiver = witness.connect(user=OWNER)
-
-    def accepted(seq: int, epoch: int) -> bool:
-        row = receiver.execute("SELECT inturn.accept('bills', 'a', %s, %s)", (seq, epoch)).fetchone()
-        return row == (True,)
-
-    sent: list[tuple[int, int]] = []
-    for _ in range(3):
-        witness.execute("SELECT inturn.append('bills', 'a', 'insert') FROM generate_series(1, 2)")
-        claimed = witness.execute("SELECT seq, epoch FROM inturn.claim('{bills}'::text[], 1, '1 hour', 'me')")
-        for seq, epoch in claimed:
-            assert accepted(seq, epoch), (seq, epoch, sent)
-            witness.execute("SELECT inturn.advance('bills', 'a', %s, %s)", [epoch, seq])
-        witness.execute("SELECT inturn.release('bills', 'a', %s)", [claimed[0][1]])
-        # Of who had the key before it was forgotten: what it has sent, and what it would send next.
-        late = [*sent, *((seq + 2, epoch) for seq, epoch in sent)]
-        assert [each for each in late if accepted(*each)] == []
-        sent += claimed
-        assert witness.value("SELECT forgotten FROM inturn.prune_batch('bills')") == 1
-    assert len(sent) == 6
