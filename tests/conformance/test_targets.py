@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support import shop
 from support.database import Database, until
+from support.place import DOCS
 from support.process import run_inturn
 from support.subjects import KINDS, TOPIC, Subject, open_topic
 
@@ -107,10 +108,12 @@ def test_why_says_what_to_run_where_nobody_serves_it(database: Database, subject
     )
 
 
-def test_python_and_the_database_know_the_same_kinds(database: Database) -> None:
-    kinds = [kind for (kind,) in database.execute("SELECT kind FROM inturn._target_kinds()")]
-    assert kinds == list(targets.KINDS)
-    for kind in kinds:
+def test_python_and_the_database_and_the_page_know_the_same_kinds(database: Database) -> None:
+    kinds = dict(database.execute("SELECT kind, written FROM inturn._target_kinds()"))
+    assert list(kinds) == list(targets.KINDS)
+    (row,) = re.findall(r"^\| `target` \|.*", (DOCS / "reference" / "settings.md").read_text(), re.MULTILINE)
+    for kind, written in kinds.items():
+        assert all(f"`{form}`" in row for form in written.split(" and "))
         for begins in targets.KINDS[kind].begins:
             target = begins if kind == "python" else f"{begins}x"
             assert database.execute("SELECT kind FROM inturn._kind_of(%s)", [target]) == [(kind,)]
