@@ -26,7 +26,6 @@ READS = (
     ("keys --errors", ""),
     ("show next", "state    ready"),
     ("show done", "state    idle"),
-    ("why done", "nothing pending"),
     ("verify", "no violation"),
     ("topic list", "sql:app.apply"),
     ("topic show orders", "sql:app.apply"),
