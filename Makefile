@@ -18,6 +18,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 # Debian's, in transaction mode: callers and appliers of the tests connect through it.
 PGBOUNCER := $(wildcard /usr/sbin/pgbouncer)
 POOLED = INTURN_TEST_PG=$(POSTGRES) INTURN_TEST_POOLER=transaction $(PYTEST)
+# Beside the promises, what depends on the server's version. test_major_upgrade.py has two versions itself.
+SERVER := tests/recovery tests/environment/test_standby.py tests/sql/test_metrics.py tests/cli/test_cli_metrics.py \
+	tests/cli/test_doctor.py tests/cli/test_doctor_settings.py --ignore tests/recovery/test_major_upgrade.py
 CORE := tests/promises/p1_commit_order tests/promises/p2_p3_in_turn/test_p2_p3_in_turn.py \
 	tests/promises/p4_no_lost_wakeup tests/conformance
 # Interpreters beside $(PYTHON). A shim of pyenv does not work for a version that is not selected.
@@ -77,11 +80,11 @@ promises-pooled:
 	$(POOLED) $(CORE) -m "not soak and not slow and not rest"
 
 promises-%:
-	INTURN_TEST_PG=$* $(PYTEST) tests/promises -m "promise and not soak and not slow and not rest"
+	INTURN_TEST_PG=$* $(PYTEST) tests/promises $(SERVER) -m "(promise or server) and not soak and not slow and not rest"
 
-versions: .venv/installed-dev  ## All promise tests and all of conformance on the other server versions.
+versions: .venv/installed-dev  ## All tests of the promises, of targets and of what depends on the server, on the other versions.
 	for version in $(OTHERS); do \
-		INTURN_TEST_PG=$$version $(PYTEST) tests/promises tests/conformance -m "not soak" || exit 1; \
+		INTURN_TEST_PG=$$version $(PYTEST) tests/promises tests/conformance $(SERVER) -m "not soak" || exit 1; \
 	done
 
 pooled: .venv/installed-dev  ## The same through PgBouncer in transaction mode.

@@ -19,6 +19,8 @@ from inturn.applier.metrics.families import FAMILIES
 from inturn.applier.metrics.reading import Reading
 from inturn.applier.metrics.server import MOST_CLIENTS
 
+pytestmark = pytest.mark.server
+
 
 @pytest.fixture
 def shop(database: Database) -> Database:

@@ -19,6 +19,8 @@ from inturn.cli.doctor import server as checks
 from inturn.cli.doctor.finding import Facts, Finding
 from inturn.cli.doctor.settings import TIMEOUTS
 
+pytestmark = pytest.mark.server
+
 Check = Callable[[Facts], Iterator[Finding]]
 
 #: What people type: what is to be found, and what is not. PostgreSQL keeps it as it was typed.

@@ -20,7 +20,7 @@ from inturn.schema.privileges import Change
 from inturn.schema.version import HEAD, installed_version
 
 # Each starts programs, one after the other, which takes its time on a busy machine.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.server]
 
 #: What in the schema is open to everybody, or to a login of a service that is not inturn's.
 OPEN = f"""

@@ -12,6 +12,8 @@ from support.roles import APPLIER, OWNER
 
 from inturn.applier.inside.passes import Passes
 
+pytestmark = pytest.mark.server
+
 TOPIC_METRICS, SERVER_METRICS = (
     "SELECT * FROM inturn.topic_metrics()",
     "SELECT * FROM inturn.server_metrics()",
