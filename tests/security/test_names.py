@@ -29,7 +29,7 @@ TO_TARGETS = {
 INLINED = {
     # Not inlined, but a part of appends, of which a pin would be a per cent.
     "_wake_key",
-    *("key_state", "_next_ready_at", "_empty_turn_wait", "_process_of", "_max_claim_octets"),
+    *("_state_at", "_next_ready_at", "_empty_turn_wait", "_process_of", "_max_claim_octets"),
     *("_appeared", "_planned_arrivals", "_held_keys", "_find_cursor", "_first_line", "_target_kinds"),
     *("_kind_of", "_function_name"),
 }

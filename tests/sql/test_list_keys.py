@@ -137,9 +137,9 @@ def test_each_state_is_read_from_its_own_index(
         connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
         query = connection.execute("SELECT inturn._keys_query(%s)", [state]).fetchone()
         assert query is not None
-        types = "text, text, bigint, timestamptz, bigint, text, jsonb"
+        types = "text, text, bigint, timestamptz, bigint, text, timestamptz, jsonb"
         connection.execute(f"PREPARE list ({types}) AS {query[0]}")
-        plan = explain(connection, f"EXECUTE list ('shop', NULL, NULL, NULL, {limit}, NULL, '{{}}')")
+        plan = explain(connection, f"EXECUTE list ('shop', NULL, NULL, NULL, {limit}, NULL, now(), '{{}}')")
     scans = [step for step in nodes(plan) if step.get("Relation Name") in _OURS]
     assert scans[0]["Index Name"] == _INDEXES[state]
     assert ("(topic)::text =" if state == "ready" else "topic =") in scans[0]["Index Cond"]

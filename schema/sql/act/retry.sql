@@ -9,7 +9,7 @@ AS $$
 -- Raises IT041 when the key waits for no next attempt, and what _lock_cursor raises.
 DECLARE
     was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
-    state constant text := inturn._state_now(was);
+    state constant text := inturn.key_state(was);
 BEGIN
     IF state NOT IN ('held', 'retrying') AND (
         state = 'ready' AND was.last_error IS NOT NULL AND was.ready_at > clock_timestamp()) IS NOT TRUE

@@ -26,7 +26,7 @@ oldest AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT c.topic, c.key, c.applied_seq, c.xmax AS locker FROM inturn.ticket c
         WHERE c.topic COLLATE "POSIX" = t.name AND c.ready_at >= coalesce(w.since, '-infinity')
-          AND c.ready_at <= statement_timestamp() ORDER BY c.ready_at LIMIT 200) c
+          AND c.ready_at <= (SELECT clock_timestamp()) ORDER BY c.ready_at LIMIT 200) c
 )
 SELECT claim.pid, o.topic, o.key, o.applied_seq
 FROM claim LEFT JOIN LATERAL (SELECT o.* FROM oldest o WHERE o.locker = claim.xid LIMIT 1) o ON true

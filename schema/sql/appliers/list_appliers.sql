@@ -30,7 +30,7 @@ WITH lease AS MATERIALIZED (
     FROM inturn.topic t CROSS JOIN LATERAL (
         SELECT m.claimed_by, m.claimed_at, c AS cursor FROM inturn.key_mark m
         JOIN inturn.ticket c ON c.topic = m.topic AND c.key = m.key AND c.epoch = m.epoch
-        WHERE m.topic = t.name AND m.lease_until > statement_timestamp()) c
+        WHERE m.topic = t.name AND m.lease_until > (SELECT clock_timestamp())) c
     GROUP BY c.claimed_by
 ),
 hidden AS MATERIALIZED (SELECT inturn._hidden_topics() AS topics),

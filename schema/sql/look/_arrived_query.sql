@@ -13,7 +13,7 @@ FROM inturn.topic t CROSS JOIN LATERAL (
     FROM inturn.arrived_key i LEFT JOIN LATERAL inturn._find_cursor(t.name, i.key) c ON true
     WHERE i.topic = t.name AND ($2 IS NULL OR i.key LIKE $2)
       AND ($3 IS NULL OR i.arrived >= $3) AND ($4 IS NULL OR i.arrived_at <= $4) AND $6 IS NULL%s
-      AND inturn.key_state(c) = 'idle'
+      AND inturn._state_at(c, $7) = 'idle'
     ORDER BY i.arrived_at, i.key %s) i
 WHERE t.numbering = 'arrival' AND ($1 IS NULL OR t.name = $1) AND t.name <> ALL (%L::text[])
 $query$, CASE WHEN deep THEN ' AND i.arrived > 32' END, CASE WHEN NOT deep THEN 'LIMIT $5' END, hidden)

@@ -20,7 +20,7 @@ SET enable_sort = off
 SET jit = off
 AS $$
 DECLARE
-    now constant timestamptz := statement_timestamp();
+    now constant timestamptz := clock_timestamp();
     due record; mark record; tickets bigint; share bigint := 0;
 BEGIN
     SELECT count(*) AS tickets, count(*) FILTER (WHERE NOT c.marked) AS ready,
@@ -44,10 +44,10 @@ BEGIN
            (count(*) FILTER (WHERE m.attempts > 0 AND m.held_at IS NULL AND m.ready_at > now) > most)::integer
                AS more_retrying
     INTO mark
-    FROM (SELECT m.*, inturn.key_state(ROW(m.topic, m.key, 0, now, 0, m.attempts, 0, m.last_error, m.failed_at,
+    FROM (SELECT m.*, inturn._state_at(ROW(m.topic, m.key, 0, now, 0, m.attempts, 0, m.last_error, m.failed_at,
                                            m.held_at, m.paused_at, m.paused_until, m.waiting_at, m.claimed_by,
-                                           m.claimed_at, m.lease_until, m.lost)::inturn.key_cursor) AS state
-          FROM (SELECT m.* FROM inturn._standing_marks(topic, most + 1) m
+                                           m.claimed_at, m.lease_until, m.lost)::inturn.key_cursor, now) AS state
+          FROM (SELECT m.* FROM inturn._standing_marks(topic, most + 1, now) m
                 UNION
                 SELECT m.* FROM unnest(due.keys, due.epochs) d (key, epoch) CROSS JOIN LATERAL (
                     SELECT m.* FROM inturn.key_mark m

@@ -23,7 +23,7 @@ CROSS JOIN LATERAL (
             WHERE l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq ORDER BY l.seq LIMIT 1) AS first_at,
            (SELECT l.seq FROM inturn.command_log l
             WHERE l.topic = c.topic AND l.key = c.key ORDER BY l.seq DESC LIMIT 1) AS last_seq OFFSET 0) l
-WHERE inturn.key_state(c) = 'idle' AND l.last_seq > c.applied_seq
+WHERE inturn._state_at(c, statement_timestamp()) = 'idle' AND l.last_seq > c.applied_seq -- no time makes a key idle
 $$;
 COMMENT ON FUNCTION inturn._hinted_keys IS
     'Internal to whoever lists or counts the ready keys: idle ones that an applier will wake.';

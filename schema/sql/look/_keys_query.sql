@@ -5,7 +5,8 @@
 -- hidden: the topics to leave out. deep: only keys on which more than 32 commands are pending, all of them, whatever
 -- $5.
 -- $1 topic, $2 pattern of the key, $3 least number pending, $4 appended by then at the latest, $6 pattern of the
--- error's first line: NULL for any; $5 how many; $7, where idle ones are read, what _unwoken_keys returns.
+-- error's first line: NULL for any; $5 how many; $7 as of when; $8, where idle ones are read, what _unwoken_keys
+-- returns.
 -- A key that has a ticket is read from that and its marks, as key_cursor has it: a probe for each that is marked.
 -- What is pending is looked for by subqueries: from a join, or from EXISTS, a planner may read the whole log.
 CREATE FUNCTION inturn._keys_query(state text, order_by text DEFAULT '', deep boolean DEFAULT false,
@@ -37,13 +38,13 @@ FROM inturn.topic t CROSS JOIN LATERAL (
 WHERE ($1 IS NULL OR t.name = $1) AND t.name <> ALL (%L::text[])
 $query$,
     CASE state WHEN 'idle' THEN $source$
-        SELECT c.*, inturn.key_state(c) AS state FROM inturn.key_sequence f
+        SELECT c.*, inturn._state_at(c, $7) AS state FROM inturn.key_sequence f
         CROSS JOIN LATERAL (SELECT c.* FROM inturn.key_cursor c WHERE c.topic = f.topic AND c.key = f.key OFFSET 0) c
         WHERE f.topic = t.name
-          AND CASE WHEN $7 <> '{}' THEN $7 ? pg_catalog.jsonb_build_array(f.topic, f.key)::text
+          AND CASE WHEN $8 <> '{}' THEN $8 ? pg_catalog.jsonb_build_array(f.topic, f.key)::text
                    ELSE false END IS FALSE$source$
     ELSE format($source$
-        SELECT (c.cursor).*, inturn.key_state(c.cursor) AS state
+        SELECT (c.cursor).*, inturn._state_at(c.cursor, $7) AS state
         FROM %s CROSS JOIN LATERAL (SELECT ROW(
             i.topic, i.key, i.applied_seq, nullif(i.ready_at, 'infinity'), i.epoch, coalesce(m.attempts, 0),
             i.empty_turns,

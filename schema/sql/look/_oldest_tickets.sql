@@ -10,14 +10,16 @@ SET enable_bitmapscan = off
 SET enable_sort = off
 SET jit = off
 AS $$
+DECLARE
+    now constant timestamptz := clock_timestamp();
 BEGIN
     RETURN QUERY
-    SELECT c.* FROM inturn._standing_marks(_oldest_tickets.topic, most) m CROSS JOIN LATERAL (
+    SELECT c.* FROM inturn._standing_marks(_oldest_tickets.topic, most, now) m CROSS JOIN LATERAL (
         SELECT c.* FROM inturn.ticket c WHERE c.topic = m.topic AND c.key = m.key AND c.epoch = m.epoch LIMIT 1) c
     UNION
     (SELECT c.* FROM inturn.ticket c
      WHERE c.topic COLLATE "POSIX" = _oldest_tickets.topic AND c.ready_at >= since
-       AND c.ready_at <= statement_timestamp() + interval '1 s'
+       AND c.ready_at <= now + interval '1 s'
      ORDER BY c.ready_at LIMIT most);
 END
 $$;

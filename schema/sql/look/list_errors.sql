@@ -21,12 +21,12 @@ SELECT k.topic, k.error,
        count(*) FILTER (WHERE k.state = 'held') AS held, count(*) FILTER (WHERE k.state = 'retrying') AS retrying,
        min(k.failed_at), max(k.failed_at), (array_agg(k.key ORDER BY k.failed_at DESC, k.key))[1]
 FROM (SELECT m.topic, m.key, m.failed_at, inturn._first_line(m.last_error) AS error,
-             inturn.key_state(ROW(
-                 m.topic, m.key, 0, statement_timestamp(), 0, m.attempts, 0, m.last_error, m.failed_at, m.held_at,
+             inturn._state_at(ROW(
+                 m.topic, m.key, 0, now.at, 0, m.attempts, 0, m.last_error, m.failed_at, m.held_at,
                  m.paused_at,
                  m.paused_until, m.waiting_at, m.claimed_by, m.claimed_at, m.lease_until,
-                 coalesce(m.lost, 0))::inturn.key_cursor) AS state
-      FROM inturn.topic t JOIN inturn.key_mark m ON m.topic = t.name
+                 coalesce(m.lost, 0))::inturn.key_cursor, now.at) AS state
+      FROM (SELECT clock_timestamp() AS at) now CROSS JOIN inturn.topic t JOIN inturn.key_mark m ON m.topic = t.name
       WHERE (of_topic IS NULL OR t.name = of_topic) AND (of_like IS NULL OR m.key LIKE of_like)
         AND t.name <> ALL ((SELECT inturn._hidden_topics())::text[])) k
 WHERE k.state IN ('held', 'retrying') AND (of_error IS NULL OR k.error LIKE of_error)

@@ -47,7 +47,7 @@ DECLARE
     hidden constant text[] := inturn._hidden_topics();
     deep_lag constant bigint := 32;
     states text[] := coalesce(string_to_array(of_state, ','), ranks);
-    appended_by timestamptz;
+    now constant timestamptz := clock_timestamp(); appended_by timestamptz;
     most bigint; listed bigint := 0; passing bigint;
     bounded boolean := false; parts text[] := '{}'; part text; deep text[];
     details constant text := $query$
@@ -55,7 +55,7 @@ DECLARE
                coalesce(c.arrived, CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END),
                coalesce(c.arrived_at, g.first_at, o.created_at),
                c.attempts, c.ready_at, c.held_at, c.last_error, c.paused_at, c.paused_until,
-               t.paused_at IS NOT NULL AND statement_timestamp() < coalesce(t.paused_until, 'infinity'),
+               t.paused_at IS NOT NULL AND $7 < coalesce(t.paused_until, 'infinity'),
                c.waiting_at, c.claimed_by, c.lease_until
         FROM (%s) c
         JOIN inturn.topic t ON t.name = c.topic
@@ -66,7 +66,7 @@ DECLARE
         CROSS JOIN LATERAL (
             SELECT count(*) AS pending, min(l.created_at) AS first_at FROM inturn.command_log l
             WHERE t.numbering = 'given' AND l.topic = c.topic AND l.key = c.key AND l.seq > c.applied_seq) g
-        ORDER BY %s array_position($8, c.state), c.at, c.key, c.topic LIMIT $9$query$;
+        ORDER BY %s array_position($9, c.state), c.at, c.key, c.topic LIMIT $10$query$;
 BEGIN
     PERFORM inturn._require_grant(of_topic, 'operator');
     max_keys := CASE WHEN max_keys < 0 THEN 0 ELSE max_keys END;
@@ -84,7 +84,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('no key can be older than %s', older_than),
             HINT = 'Give at most 1000 years.';
     END IF;
-    appended_by := statement_timestamp() - older_than;
+    appended_by := now - older_than;
     states := ARRAY(SELECT s FROM unnest(ranks) s WHERE s = ANY (states)
                     -- Nothing is pending on an idle key (P4), and it has no error.
                     AND (s <> 'idle' OR coalesce(min_lag, 0) <= 0 AND num_nonnulls(older_than, of_error) = 0));
@@ -97,7 +97,7 @@ BEGIN
         -- State by state: the search for an idle key must not begin while there are others to list.
         FOREACH state IN ARRAY states LOOP
             RETURN QUERY EXECUTE format(details, inturn._keys_query(state, hidden => hidden), '')
-            USING of_topic, of_like, min_lag, appended_by, max_keys - listed, of_error,
+            USING of_topic, of_like, min_lag, appended_by, max_keys - listed, of_error, now,
                   CASE state WHEN 'idle' THEN inturn._unwoken_keys(of_topic) END, ranks, max_keys - listed;
             GET DIAGNOSTICS passing = ROW_COUNT;
             listed := listed + passing;
@@ -120,7 +120,7 @@ BEGIN
                 part := part || format('LIMIT %s', max_keys);
             ELSE
                 EXECUTE format('SELECT count(*) FROM (%s LIMIT $5) c', part)
-                INTO passing USING of_topic, of_like, min_lag, appended_by, most + 1, of_error;
+                INTO passing USING of_topic, of_like, min_lag, appended_by, most + 1, of_error, now;
                 bounded := bounded OR passing > most;
             END IF;
             parts := parts || part;
@@ -137,7 +137,7 @@ BEGIN
                                                         'ELSE l.last_seq - c.applied_seq END) DESC,'
                                    WHEN 'age' THEN 'coalesce(c.arrived_at, g.first_at, o.created_at),'
                                    WHEN 'attempts' THEN 'c.attempts DESC,' END)
-    USING of_topic, of_like, min_lag, appended_by, most, of_error,
+    USING of_topic, of_like, min_lag, appended_by, most, of_error, now,
           CASE WHEN 'idle' = ANY (states) THEN inturn._unwoken_keys(of_topic) END, ranks, max_keys
     LOOP
         RETURN NEXT;

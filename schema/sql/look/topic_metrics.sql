@@ -50,7 +50,7 @@ CROSS JOIN LATERAL (VALUES
     ('inturn_oldest_arrived_age_seconds', '{}',
      coalesce(greatest(extract(epoch FROM clock_timestamp() - c.arrived_at), 0), 0)),
     ('inturn_topic_paused', '{}',
-     (t.paused_at IS NOT NULL AND statement_timestamp() < coalesce(t.paused_until, 'infinity'))::integer),
+     (t.paused_at IS NOT NULL AND clock_timestamp() < coalesce(t.paused_until, 'infinity'))::integer),
     ('inturn_appliers', '{}', coalesce(s.appliers, 0)),
     ('inturn_breakers_open', '{}', coalesce(d.processes, 0))
 ) v (metric, more, value)

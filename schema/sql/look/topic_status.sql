@@ -46,7 +46,7 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT count(*) AS arrived, min(i.created_at) AS arrived_at FROM inturn.intake i WHERE i.topic = t.name) a
 LEFT JOIN inturn.topic s ON s.name = t.name AND s.paused_at IS NOT NULL
-                        AND statement_timestamp() < coalesce(s.paused_until, 'infinity')
+                        AND clock_timestamp() < coalesce(s.paused_until, 'infinity')
 LEFT JOIN lately y ON y.topic = t.name
 WHERE (of_topic IS NULL OR t.name = of_topic) AND t.name <> ALL ((SELECT inturn._hidden_topics())::text[])
 ORDER BY t.name

@@ -164,9 +164,18 @@ def test_a_topics_pause_until_a_time_ends_by_itself(orders: Database) -> None:
     orders.execute("SELECT inturn.pause_topic('orders')")
 
 
-#: What comes in a statement after the pause of key `x` has ended in it, and what it says. The key is
-#: retrying; then its command is in hand by lease.
+#: What comes in a statement after the pauses of key `x` and of its topic have ended in it, and what it says.
+#: The key is retrying; then its command is in hand by lease.
 AFTER_PAUSE = (
+    ("SELECT inturn.key_state(c) FROM inturn.key_cursor c", "retrying"),
+    ("SELECT state || ' ' || topic_paused FROM inturn.list_keys()", "retrying false"),
+    ("SELECT retrying || ' ' || paused || ' ' || (paused_at IS NULL) FROM inturn.topic_status()", "1 0 true"),
+    ("SELECT retrying::text FROM inturn.list_errors()", "1"),
+    (
+        """SELECT string_agg(coalesce(labels->>'state', metric), ' ') FROM inturn.topic_metrics()
+            WHERE metric IN ('inturn_keys', 'inturn_topic_paused') AND value > 0""",
+        "retrying",
+    ),
     ("SELECT state FROM inturn.progress('orders', 'x')", "retrying"),
     ("SELECT state FROM inturn.wait_state('orders', 'x', 1)", "retrying"),
     ("SELECT inturn.resume('orders', 'x')", "key 'x' of topic 'orders' is retrying, not paused"),
@@ -186,10 +195,13 @@ def test_what_comes_after_a_pause_has_ended_in_the_same_statement_knows_that(ord
         DECLARE
             said text;
             long interval := '1 ms';
+            until timestamptz;
         BEGIN
             LOOP
                 BEGIN
-                    PERFORM inturn.pause('orders', 'x', until => clock_timestamp() + long);
+                    until := clock_timestamp() + long;
+                    PERFORM inturn.pause('orders', 'x', until => until);
+                    PERFORM inturn.pause_topic('orders', until => until);
                     EXIT;
                 EXCEPTION WHEN SQLSTATE 'IT041' THEN
                     long := long * 2; -- it is past already
