@@ -12,6 +12,7 @@ import psycopg
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.verdict import Requested, Verdict, asked
+from inturn.schema.advice import one_line
 
 #: The most characters of an error that are kept; the database cuts at the same length.
 MAX_ERROR_CHARACTERS = 8000
@@ -70,7 +71,7 @@ def on_one_line(error: BaseException) -> str:
     """Return what an error says, on one line that is not too long; its kind, where it cannot say anything."""
     said = ""
     with suppress(Exception):  # a handler's own may do anything when it is asked
-        said = " ".join(str(error).split())[:_SUMMARY_CHARACTERS]
+        said = one_line(str(error)[: 10 * _SUMMARY_CHARACTERS])[:_SUMMARY_CHARACTERS]
     return said or type(error).__name__
 
 

@@ -11,6 +11,7 @@ import psycopg
 from inturn.cli.advice import advised
 from inturn.cli.exit_codes import ExitCode
 from inturn.cli.terminal.output import escape
+from inturn.schema.advice import one_line
 from inturn.schema.errors import (
     InturnError,
     KeyBusy,
@@ -91,7 +92,7 @@ def explain(error: BaseException) -> tuple[str, ExitCode]:
         if isinstance(error, KeyBusy):
             error.hint = _END_SESSION.sub(r'psql "$INTURN_DSN" -c "\g<0>"', error.hint)
     message, hint, code = _parts(error)
-    said, advice = (" ".join(part.split()).rstrip(".") for part in (message, advised(hint)))
+    said, advice = (one_line(part).rstrip(".") for part in (message, advised(hint)))
     line = f"{said}{'' if said.endswith('?') else '.'} {advice}" if advice else said
     for pattern, replacement in _SECRETS:
         line = pattern.sub(replacement, line)

@@ -20,6 +20,7 @@ from inturn.outbox import bounded
 from inturn.outbox.bounded import Guard, made_within
 from inturn.outbox.one_wait import OneWait, Waited
 from inturn.outbox.waiting import run
+from inturn.schema.advice import one_line
 from inturn.schema.errors import KeyHeld, NotApplied, UnknownKey
 
 _RECONNECT_SECONDS = 0.5
@@ -180,7 +181,7 @@ def _report_problem(problem: NotApplied, because: str | None, *, as_json: bool) 
         why = to_paste("why", str(problem.key), problem.topic)
         hint = f"Find out more by: {why}"
         parts = (problem.message, because and f"It failed with: {first_line(because).rstrip('.')}", hint)
-        line = ". ".join(" ".join(part.split()) for part in parts if part)
+        line = ". ".join(one_line(part) for part in parts if part)
         echo(f"inturn: {line}", err=True)
     return ExitCode.HELD if held else ExitCode.TIMED_OUT
 

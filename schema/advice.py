@@ -1,4 +1,4 @@
-"""Command lines that messages advise: each is completed here, so that it works where it is pasted."""
+"""What messages say: on one line, with command lines that are completed, so that they work where pasted."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ _LINE = rf"(?<![\w-])inturn(?: --schema \w+)?(?= (?:{'|'.join(COMMANDS)})\b)"
 _IN_SQL = re.compile(_LINE)
 # What is quoted for a shell is what a user has given, such as a key: it stays as it is.
 _IN_TEXT = re.compile(rf"""(?<!\S)(?:'[^']*'|"'")+|(?P<line>{_LINE})""")
+# A quotation begins after no letter but the E of PostgreSQL, and ends before none: "inturn's" has none.
+# One that is longer than a key can be is none of ours.
+_QUOTED_OR_BLANK = re.compile(
+    r"""(?P<quoted>(?:(?<!\w)|(?<=\bE))(?:'(?:[^']|''){,1024}+'|"(?:[^"]|""){,1024}+")(?!\w))|\s+"""
+)
 
 
 def program(schema: str) -> str:
@@ -45,3 +50,18 @@ def advised_in_sql(sql: str, schema: str) -> str:
         schema: a checked name.
     """
     return _IN_SQL.sub(program(schema), sql)
+
+
+def one_line(text: str) -> str:
+    """Return text on one line: a blank for whatever blanks there are, but for those in a quoted name.
+
+    A name may have any characters in it. Those that are not plainly visible there become escapes, like `\\n`.
+    """
+    return _QUOTED_OR_BLANK.sub(_kept, text).strip()
+
+
+def _kept(found: re.Match[str]) -> str:
+    quoted = found["quoted"] or " "
+    if quoted.isprintable():
+        return quoted
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in quoted)

@@ -17,6 +17,7 @@ from inturn.applier.outside.lanes import Lane, Lanes, Work
 from inturn.applier.outside.leases import Lease, Leases
 from inturn.applier.outside.link import SharedConnection
 from inturn.applier.stop import Stop
+from inturn.schema.advice import one_line
 from inturn.schema.errors import InturnError, OwnerChanged, UnknownTopic, from_database
 
 log = logging.getLogger("inturn.applier")
@@ -133,4 +134,4 @@ class Claims:
         now = time.monotonic()
         if self._drain or all(now < lane.refused_until for lane in self._lanes if lane.served):
             raise refused
-        log.warning("the database refused a claim, trying again: %s", " ".join(str(refused).split()))
+        log.warning("the database refused a claim, trying again: %s", one_line(str(refused)))

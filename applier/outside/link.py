@@ -15,6 +15,7 @@ from inturn.applier.inside.alone import is_transient
 from inturn.applier.outside.effect import in_thread
 from inturn.applier.process.recovery import Recovery
 from inturn.applier.stop import Stop
+from inturn.schema.advice import one_line
 from inturn.schema.errors import SchemaMismatch
 from inturn.schema.version import may_be_upgraded
 
@@ -136,7 +137,7 @@ class SharedConnection:
                 raise error
             seconds = pacing.reconnect_seconds(self._failed_in_a_row)
             self._failed_in_a_row += 1
-            reason = " ".join(str(error).split())
+            reason = one_line(str(error))
             log.warning("lost the database, connecting again in %.1f s: %s", seconds, reason)
             if lost is not None:
                 await lost.close()

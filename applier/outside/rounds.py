@@ -19,6 +19,7 @@ from inturn.applier.outside.lanes import Lane, Lanes, Work
 from inturn.applier.outside.leases import Leases
 from inturn.applier.outside.link import SharedConnection
 from inturn.applier.stop import LoopBell, Stop
+from inturn.schema.advice import one_line
 
 log = logging.getLogger("inturn.applier")
 
@@ -76,7 +77,7 @@ class OutsideRounds:
                     return None
                 if self._drain:
                     raise
-                log.warning("the database refused, trying again: %s", " ".join(str(error).split()))
+                log.warning("the database refused, trying again: %s", one_line(str(error)))
             await in_thread(functools.partial(self._stop.wait, pacing.REFUSED_SECONDS))
         return None
 

@@ -30,6 +30,7 @@ from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.process.totals import Totals
 from inturn.applier.stop import LoopBell, Stop
 from inturn.applier.verdict import Outage, Requested
+from inturn.schema.advice import one_line
 from inturn.schema.errors import Fenced, SchemaMismatch
 
 log = logging.getLogger("inturn.applier")
@@ -127,7 +128,7 @@ class OutsideTurns:
 
     async def _not_recorded(self, lease: Lease, error: psycopg.Error) -> None:
         """Say that the database refused something of a key, so that its lease need not run out first."""
-        reason = " ".join(str(error).split())
+        reason = one_line(str(error))
         FAILURES.log(logging.WARNING, "not recorded", reason, place(lease))
         if error.sqlstate is None:
             return  # the database is gone

@@ -14,6 +14,7 @@ import click
 from inturn.cli.errors import Failure
 from inturn.cli.terminal.key_text import quoted
 from inturn.cli.terminal.output import echo, escape
+from inturn.schema.advice import one_line
 from inturn.schema.errors import InturnError
 
 
@@ -58,7 +59,7 @@ def _written(path: Path, text: str, check: Callable[[str], None]) -> str:
         except InturnError as error:
             if not sys.stdin.isatty():
                 raise
-            question = f"{escape(' '.join(error.message.split())).rstrip('.')}. Edit it again?"
+            question = f"{escape(one_line(error.message)).rstrip('.')}. Edit it again?"
             click.confirm(question, default=True, abort=True, err=True)
         else:
             return written

@@ -19,6 +19,7 @@ from inturn.cli.look.topics import say_hidden_topics
 from inturn.cli.terminal.key_text import KEY, TOPIC, quoted, resolve, shown, shown_topic
 from inturn.cli.terminal.output import age, echo, escape, json_option, print_json, terminal_width
 from inturn.cli.terminal.rows import fetch, load_time
+from inturn.schema.advice import one_line
 
 #: What each cause is called in the first line; its code in --json is the one of the function why.
 TITLES = {
@@ -115,7 +116,7 @@ def _print(each: dict[str, Any], now: datetime | None) -> None:
     width = None if (cells := terminal_width()) is None else min(cells, _WIDEST)
     of_topic = f" of topic {quoted(escape(each['topic']))}" if each["topic"] else ""
     echo(f"{shown(each['key'])}{of_topic}: {_title(each, now)}")
-    says = escape(" ".join(each["says"].split()).rstrip(".")) + "."
+    says = escape(one_line(each["says"]).rstrip(".")) + "."
     for line in _wrapped(says, width).splitlines():
         echo(line)
     for command, remark in _to_do(each):

@@ -10,9 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.database import Database
+from support.process import run_inturn
 from support.roles import OWNER
 
+from inturn.applier.failure import on_one_line
+from inturn.cli.errors import explain
 from inturn.cli.terminal.key_text import escaped, resolve, shown, to_paste, unescaped
+from inturn.cli.terminal.output import escape
+from inturn.schema.errors import UnknownKey
 
 ODD = st.sampled_from([*"\\'\"%$`!#~=:;*?[]{}()<>|& -\n\t\x1b\x7f\u202e\u200b\u2066\ufeff", "\\x1b", "\\\\"])
 KEYS = st.lists(ODD | st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map(
@@ -105,3 +110,16 @@ def test_as_printed_comes_before_literally_and_literally_where_there_is_no_such_
     assert resolve(connection, "inturn", r"a\n") == "a\n"
     assert resolve(connection, "inturn", r"a\n", topic="orders") == r"a\n"
     assert resolve(connection, "inturn", r"a\\n") == r"a\n"
+
+
+def test_an_error_shows_a_key_as_it_is(connection: psycopg.Connection[Any], database: Database) -> None:
+    """The rest of a message is on one line, with single blanks, however it was written."""
+    for key in ("a  b", "a  b's  c", "a\tb", "a\n  b"):
+        connection.execute("SELECT inturn.append('orders', %s, 'insert')", [key])
+        named = "key " + escape("'" + key.replace("'", "''") + "'") + " of topic"
+        for action in ("skip --seq 7 --reason r", "retry", "resume"):
+            _, _, said = run_inturn(database.dsn, *action.split(), escaped(key))
+            assert named in said, (action, said)
+    said, _ = explain(UnknownKey("no  such\n   key 'a  b' of\ninturn's,  nor 'c''d  \n e'", hint=" See\nit "))
+    assert said == r"no such key 'a  b' of inturn's, nor 'c''d  \n e'. See it"
+    assert on_one_line(ValueError("one\n  line of\t 'a  b'")) == "one line of 'a  b'"
