@@ -50,7 +50,7 @@ def upgrade(
         NoPrivilege: the login may not create the schema, or anything in it.
         psycopg.Error: the database cannot be reached, or refused; nothing was changed.
     """
-    with _locked(dsn, schema) as connection:
+    with installing(dsn, schema) as connection:
         return _upgrade(connection, schema, report)
 
 
@@ -212,11 +212,11 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
         CommandsPending: some key has commands that are not applied, and force is not set.
         SchemaMismatch: the schema is not installed, or newer than this package.
         SchemaInUse: something outside depends on it: a SQL target that takes the type `command`; or
-            something in it is not inturn's.
+            something in it is not inturn's; or one of its tables was in use for a minute.
         psycopg.Error: the database refused; nothing was changed.
         alembic.util.CommandError: there is no such revision, or it is later than the installed one.
     """
-    with _locked(dsn, schema) as connection:
+    with installing(dsn, schema) as connection:
         version = _revision(connection, schema)
         if version is None:
             raise SchemaMismatch(
@@ -228,7 +228,7 @@ def downgrade(dsn: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base",
             removal.check_nothing_pending(connection, schema)
         _go_back(connection, schema, version, revision)
         # Beside the guard the schema stays, with what else is in it.
-        if revision == "base" and installed_receiver(_driver(connection), schema) is None:
+        if revision == "base" and installed_receiver(driver_of(connection), schema) is None:
             strangers.refuse_strangers(_asker(connection), schema, Counter(), doing="is not removed")
             connection.execute(text(f"DROP SCHEMA {schema}"))
 
@@ -257,8 +257,8 @@ def _go_back(connection: Connection, schema: str, installed: str, revision: str)
 
 
 @contextmanager
-def _locked(dsn: str, schema: str) -> Iterator[Connection]:
-    """Yield a connection in a transaction that no other install of this schema shares its time with."""
+def installing(dsn: str, schema: str) -> Iterator[Connection]:
+    """Yield a connection in a transaction that runs beside no other install of this schema."""
     check_schema_name(schema)
     engine = create_engine(
         "postgresql+psycopg://", creator=lambda: connect(dsn, autocommit=False), poolclass=NullPool
@@ -287,14 +287,8 @@ def _lock_out_others(connection: Connection, schema: str) -> None:
         )
 
 
-@contextmanager
-def installing(dsn: str, schema: str) -> Iterator[psycopg.Connection[Any]]:
-    """Yield the driver's connection, in a transaction that runs beside no other install of this schema."""
-    with _locked(dsn, schema) as connection:
-        yield _driver(connection)
-
-
-def _driver(connection: Connection) -> psycopg.Connection[Any]:
+def driver_of(connection: Connection) -> psycopg.Connection[Any]:
+    """Return the driver's connection behind one of `installing`."""
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)  # noqa: S101 - for mypy: the engine above made it
     return driver

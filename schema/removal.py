@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, inspect, text
 
+from inturn.schema import locks
 from inturn.schema.advice import advised
 from inturn.schema.errors import CommandsPending
 from inturn.schema.source import created_names, script
@@ -18,15 +19,20 @@ BRIEFLY = (
 def lock_tables(connection: Connection, schema: str) -> None:
     """Keep callers and appliers out until the end of the transaction.
 
-    What callers read and lock first is locked first; appliers lock in other orders. Gives up
-    before a deadlock would be found, so that none of them is ever its victim.
+    What callers read and lock first is locked first; appliers lock in other orders. What is locked later in
+    the transaction gives up before a deadlock would be found too, so that none of them is ever its victim.
+
+    Raises:
+        SchemaInUse: a table was in use the whole time.
     """
-    connection.execute(text(BRIEFLY))
     # The receiver's guard and a DBA's own tables may lie beside ours: whoever uses those is not concerned.
     there = {*inspect(connection).get_table_names(schema)}.intersection(created_names(script()))
     tables = sorted(there, key=lambda name: (name != "topic", name != "key_sequence", name))
     names = ", ".join(f"{schema}.{name}" for name in tables)
-    connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
+    lock = text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
+    what = f"schema {schema} was not downgraded"
+    locks.try_until_free(connection, schema, lambda: connection.execute(lock), what)
+    connection.execute(text(BRIEFLY))
 
 
 def check_nothing_pending(connection: Connection, schema: str) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import psycopg
 
-from inturn.schema import removal, strangers
+from inturn.schema import locks, removal, strangers
 from inturn.schema.errors import SchemaInUse, SchemaMismatch
-from inturn.schema.install import installing
+from inturn.schema.install import driver_of, installing
 from inturn.schema.privileges import Report, set_right
 from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name, rename, statements
 from inturn.schema.version import installed_receiver, installed_version
@@ -44,7 +44,8 @@ def upgrade_receiver(
         NoPrivilege: the login may not create the schema, or anything in it.
         psycopg.Error: the database refused; nothing was changed.
     """
-    with installing(dsn, schema) as connection:
+    with installing(dsn, schema) as installs:
+        connection = driver_of(installs)
         before = _known(connection, schema)
         if before is None:
             strangers.refuse_no_privilege(_asker(connection), schema)
@@ -100,17 +101,20 @@ def downgrade_receiver(dsn: str, *, schema: str = DEFAULT_SCHEMA, force: bool = 
         SchemaNameRefused: no schema of inturn can have this name.
         SchemaMismatch: it is not installed, or newer than this package.
         SchemaInUse: commands were accepted, and force is not set; or the schema would go, and something
-            in it is not inturn's.
+            in it is not inturn's; or somebody had its table in use for a minute.
         psycopg.Error: the database refused; nothing was changed.
     """
-    with installing(dsn, schema) as connection:
+    with installing(dsn, schema) as removes:
+        connection = driver_of(removes)
         if _known(connection, schema) is None:
             raise SchemaMismatch(
                 f"no receiver is installed in schema {schema} of this database", hint="There is nothing to do"
             )
         # Receivers would queue behind one that waits.
+        lock = f"LOCK TABLE {schema}.accepted IN ACCESS EXCLUSIVE MODE"
+        what = f"the receiver in schema {schema} was not removed"
+        locks.try_until_free(removes, schema, lambda: removes.exec_driver_sql(lock), what)
         connection.execute(removal.BRIEFLY)
-        connection.execute(_encoded(f"LOCK TABLE {schema}.accepted IN ACCESS EXCLUSIVE MODE"))
         if not force and connection.execute(_encoded(f"SELECT FROM {schema}.accepted LIMIT 1")).rowcount:
             raise SchemaInUse(
                 f"the receiver in schema {schema} knows which commands took effect here: without it,"

@@ -15,6 +15,7 @@ from support.race import unblocked
 from support.refusal import refusal
 from support.server import Server
 
+from inturn.schema import locks
 from inturn.schema.errors import SchemaInUse, SchemaMismatch, SchemaNameRefused
 from inturn.schema.install import downgrade, upgrade
 from inturn.schema.receiver import HEAD, downgrade_receiver, receiver_script, upgrade_receiver
@@ -341,11 +342,12 @@ def test_it_is_not_removed_while_it_knows_something_unless_forced(receiver: Data
 
 @pytest.mark.parametrize("deadlock_timeout", ["1s", "1ms"])
 def test_a_removal_that_has_to_wait_gives_up_and_holds_no_receiver_up(
-    receiver: Database, deadlock_timeout: str
+    receiver: Database, deadlock_timeout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.0)
     other = receiver.session()
     other.execute(ACCEPT, ["x", 1, 1])
-    with pytest.raises(psycopg.errors.LockNotAvailable):
+    with pytest.raises(SchemaInUse, match=rf"not removed: .* the longest by backend {other.pid}"):
         downgrade_receiver(f"{receiver.dsn} options='-c deadlock_timeout={deadlock_timeout}'", force=True)
 
 

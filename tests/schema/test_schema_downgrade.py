@@ -11,6 +11,7 @@ from support.database import Database, until
 from support.dump import dump
 from support.roles import NOT_THEIR_TABLES
 
+from inturn.schema import locks
 from inturn.schema.errors import CommandsPending, SchemaInUse, SchemaMismatch
 from inturn.schema.install import downgrade, upgrade
 from inturn.schema.receiver import upgrade_receiver
@@ -209,6 +210,19 @@ def test_it_waits_for_callers_before_it_locks_anything_else(orders: Database) ->
         caller.commit()
         removal.result()
     assert orders.value("SELECT to_regnamespace('inturn')") is None
+
+
+def test_a_removal_that_never_gets_its_locks_says_who_has_them(
+    orders: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.0)
+    holder = orders.session(application_name="reports")
+    holder.execute("SELECT FROM inturn.topic")
+    with pytest.raises(SchemaInUse, match=rf"not downgraded: .* by backend {holder.pid} \(reports\)\."):
+        downgrade(orders.dsn)
+    holder.rollback()
+    assert orders.value("SELECT inturn.append('orders', 'a', 'insert')") == 1
+    downgrade(orders.dsn, force=True)
 
 
 def test_without_an_installation_there_is_nothing_to_remove(empty_database: Database) -> None:

@@ -13,6 +13,10 @@ from support.roles import APPLIER, CALLER, OPERATOR
 from support.server import Server
 from support.shop import TOPIC, append, applied, at_work, open_shop
 
+from inturn.schema import locks
+from inturn.schema.errors import SchemaInUse
+from inturn.schema.install import downgrade
+
 _READ_COMMITTED, _SERIALIZABLE = "READ COMMITTED", "SERIALIZABLE"
 #: Ways to append that may wake an applier: the isolation level, and the statement.
 _WAYS = {
@@ -132,5 +136,17 @@ def test_an_operator_who_waits_for_a_prepared_append_is_told_of_it(asleep: Datab
         assert said.sqlstate == "IT042"
         assert f"in hand: the prepared transaction 'business' of {CALLER}, since 2" in said.message
         assert "end it: COMMIT PREPARED" in said.hint
+    finally:
+        _commit(asleep)
+
+
+def test_a_removal_that_a_prepared_append_keeps_waiting_names_it(
+    asleep: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.0)
+    _prepare(asleep, "an idle key", "SET inturn.notify = off")
+    try:
+        with pytest.raises(SchemaInUse, match="the longest by prepared transaction 'business'"):
+            downgrade(asleep.dsn)
     finally:
         _commit(asleep)
