@@ -61,6 +61,16 @@ def _seq_option(text: str) -> Callable[..., Any]:
     return click.option("--seq", type=BIGINT, metavar="N", required=True, help=text)
 
 
+def _retried(done: Recorded) -> str:
+    if done["before"]["state"] == "held" and "waiting_at" in done["before"]:
+        from inturn.cli.terminal.key_text import to_paste
+
+        without = to_paste(f"fill-gap --seq {done['seq']} --reason TEXT", done["key"], done["topic"])
+        waits = f"it waits for command {done['seq']} once more"
+        return f"{_change(done)}; {waits}. To go on without it: {without}"
+    return f"{_change(done)}; command {done['seq']} will be tried again"
+
+
 def _cancelled(done: Recorded) -> str:
     count, first = done["after"]["cancelled"], done["seq"]
     which = (
@@ -91,13 +101,16 @@ ACTIONS = (
         Try a held or retrying key's failed command again, now.
 
         The command then has all its attempts again. Repair the cause first.
+
+        A key held at a missing number waits for it once more; inturn fill-gap goes on
+        without it.
         """,
         example="""
         inturn retry order-42
         inturn retry --all --error '%timed out%' --reason 'bank is back'
         """,
         every=("Retry", "retried"),
-        says=lambda done: f"{_change(done)}; command {done['seq']} will be tried again",
+        says=_retried,
     ),
     Action(
         "skip",

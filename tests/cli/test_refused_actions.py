@@ -38,6 +38,23 @@ WRONG = {
 }
 
 
+def test_a_retry_at_a_gap_says_what_the_key_waits_for_and_how_to_go_on(night: Database) -> None:
+    night.execute("UPDATE inturn.topic SET gap_timeout = '1 hour' WHERE name = 'late'")
+    for line in ("retry late", "retry --all --topic late"):
+        code, out, _ = run_inturn(night.dsn, *line.split(), "--dry-run")
+        assert code == 0
+        assert out == (
+            "dry run, nothing changed: late late: held -> ready; it waits for command 1 once more."
+            " To go on without it: inturn fill-gap --seq 1 --reason TEXT late --topic late\n"
+        )
+    said = run_inturn(night.dsn, "retry", "late")[1]
+    night.execute("CALL inturn.apply()")
+    assert night.value("SELECT waiting_at IS NOT NULL FROM inturn.key_cursor WHERE key = 'late'")
+    assert run_inturn(night.dsn, *said.partition(": inturn ")[2].split())[0] == 0
+    night.execute("CALL inturn.apply()")
+    assert night.value("SELECT applied_seq FROM inturn.progress('late', 'late')") == 2
+
+
 def test_the_wrong_action_is_refused_with_the_right_one(night: Database) -> None:
     for line, ends in WRONG.items():
         code, out, err = run_inturn(night.dsn, *line.split())

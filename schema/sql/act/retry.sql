@@ -4,6 +4,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 -- Makes a held or retrying key ready now, with all its attempts before it again; returns the recorded action.
 -- So it does a key that was put off after what counts as no attempt, such as an outage of its target.
+-- A key that is held at a missing number waits for that once more.
 --
 -- Locks what _lock_cursor locks.
 -- Raises IT041 when the key waits for no next attempt, and what _lock_cursor raises.
