@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-
-import psycopg
+from collections.abc import Iterator
 
 from inturn.cli.doctor.finding import Facts, Finding
-from inturn.cli.errors import explain
-from inturn.cli.terminal.key_text import shown, shown_topic
+from inturn.cli.look.why import fill
+from inturn.cli.terminal.key_text import shown_topic
 from inturn.cli.terminal.output import age
-from inturn.schema.errors import OwnerChanged
 
 #: How many seconds a key may be ready, or a command have no number, while nobody serves the topic: cron may
 #: come by every minute. The alert InturnNoApplier is about the same two.
@@ -49,85 +46,28 @@ def appliers(facts: Facts) -> Iterator[Finding]:
 
 
 def targets(facts: Facts) -> Iterator[Finding]:
-    hidden = yield from _hidden(facts)
-    for row in facts.rows("SELECT name FROM {schema}.topic t WHERE t.merges ORDER BY name"):
-        if row["name"] in hidden:
-            continue
-        try:
-            facts.rows(
-                "SELECT {schema}._require_merges(t)::text AS one FROM {schema}.topic t WHERE t.name = %s",
-                row["name"],
-            )
-        except psycopg.Error as error:
-            yield _refused(error, f"merge {shown(row['name'])} FIRST THEN BECOMES")
     for row in facts.rows(
-        "SELECT name FROM {schema}.topic WHERE {schema}._function_name(target) IS NOT NULL ORDER BY name"
+        "SELECT topic, says, to_do, named,"
+        " coalesce(has_function_privilege(%s, function, 'EXECUTE'), true) AS granted"
+        " FROM {schema}._look_at_targets()",
+        f"{facts.schema}_applier",
     ):
-        if row["name"] not in hidden:
-            yield from _target(facts, row["name"])
-
-
-def _hidden(facts: Facts) -> Generator[Finding, None, set[str]]:
-    """Find the topics whose functions are in schemas that this login may not look into; return their names.
-
-    To it they are as good as gone.
-    """
-    rows = facts.rows(
-        """
-        SELECT quote_ident(n.nspname) AS hidden, array_agg(DISTINCT c.topic ORDER BY c.topic) AS topics
-        FROM (SELECT t.name, {schema}._function_name(t.target) FROM {schema}.topic t
-              UNION ALL
-              SELECT r.topic, {schema}._function_name(r.becomes) FROM {schema}.merge_rule r
-        ) c (topic, function)
-        JOIN pg_namespace n ON starts_with(c.function, quote_ident(n.nspname) || '.')
-                            OR starts_with(lower(c.function), quote_ident(n.nspname) || '.')
-        WHERE NOT has_schema_privilege(n.oid, 'USAGE') GROUP BY n.nspname ORDER BY n.nspname
-        """
-    )
-    for row in rows:
-        yield Finding(
-            "warning",
-            f"this login may not look into schema {row['hidden']}: functions there, of"
-            f" {', '.join(f'topic {shown(name)}' for name in row['topics'])}, are not examined",
-            "Let operators look, or run the doctor as the schema's owner",
-            (f"GRANT USAGE ON SCHEMA {row['hidden']} TO {facts.schema}_operator",),
-        )
-    return {name for row in rows for name in row["topics"]}
-
-
-def _target(facts: Facts, topic: str) -> Iterator[Finding]:
-    try:
-        found = facts.rows(
-            "SELECT f.target::text AS function, has_function_privilege(%s, f.target, 'EXECUTE') AS granted"
-            " FROM {schema}.topic t CROSS JOIN LATERAL {schema}._trusted_target(t) f (target)"
-            " WHERE t.name = %s",
-            f"{facts.schema}_applier",
-            topic,
-        )
-    except psycopg.Error as error:
-        yield _refused(error, f"set {shown(topic)} --target sql:SCHEMA.FUNCTION")
-        return
-    if not found[0]["granted"]:
-        function = found[0]["function"]
-        yield Finding(
-            "warning",
-            f"{facts.schema}_applier may not call {function}, the target of topic {shown(topic)}",
-            "Grant it, unless the appliers' logins have it otherwise",
-            (f"GRANT EXECUTE ON FUNCTION {function} TO {facts.schema}_applier",),
-        )
-
-
-def _refused(error: psycopg.Error, again: str) -> Finding:
-    """Return the finding for a function that is not called: a topic's target, or that of a merge rule.
-
-    Args:
-        error: what its call was refused with.
-        again: how `inturn topic` names another function.
-    """
-    says, _, remedy = explain(error)[0].partition(". ")
-    if error.sqlstate == OwnerChanged.sqlstate:
-        return Finding("error", says, remedy)
-    return Finding("error", says, f"Create it, or name another one: inturn topic {again}")
+        topic = shown_topic(row["topic"])
+        if row["to_do"] is not None:
+            # As why advises it.
+            lines = [line.partition("  # ") for line in row["to_do"].splitlines()]
+            ways = "; or ".join(f"{who}: {fill(line, row['topic'], '')}" for line, _, who in lines)
+            yield Finding("error", row["says"], f"{ways[:1].upper()}{ways[1:]}")
+        elif row["says"] is not None:
+            again = fill("inturn topic set --target sql:SCHEMA.FUNCTION {topic}", row["topic"], "")
+            yield Finding("error", row["says"], f"Create it, or name another one: {again}")
+        elif not row["granted"]:
+            yield Finding(
+                "warning",
+                f"{facts.schema}_applier may not call {row['named']}, the target of topic {topic}",
+                "Grant it, unless the appliers' logins have it otherwise",
+                (f"GRANT EXECUTE ON FUNCTION {row['named']} TO {facts.schema}_applier",),
+            )
 
 
 def _known(facts: Facts, topic: str) -> bool:

@@ -97,12 +97,12 @@ def _to_do(each: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [line.partition("  # ") for line in each["to_do"].splitlines()]
     near = [(found["topic"], found["key"]) for found in each["details"].get("near", [])]
     return [
-        *((_fill(command, each["topic"] or "", each["key"]), remark) for command, _, remark in lines),
-        *((_fill("inturn why --topic {topic} {key}", *found), "") for found in near),
+        *((fill(command, each["topic"] or "", each["key"]), remark) for command, _, remark in lines),
+        *((fill("inturn why --topic {topic} {key}", *found), "") for found in near),
     ]
 
 
-def _fill(line: str, topic: str, key: str) -> str:
+def fill(line: str, topic: str, key: str) -> str:
     """Return a line with the topic and the key in their places; what they hold is not looked at again."""
 
     def put(place: re.Match[str]) -> str:

@@ -175,7 +175,7 @@ GRANT EXECUTE ON FUNCTION
     inturn._kind_of(text),
     inturn._target_function(text, text),
     inturn._function_name(text),
-    inturn._trusted_target(inturn.topic),
+    inturn._look_at_targets(),
     inturn._require_owner(text, regprocedure, text, text, text),
     inturn._role_id(oid),
     inturn._server_id(),

@@ -64,7 +64,7 @@ def _command_lines(node: ast.AST, *, in_cli: bool) -> Iterator[int]:
             return  # explain completes it
         case ast.Call(func=ast.Name(id="advised")):
             return
-        case ast.Call(func=ast.Name(id="Finding" | "_fill")) if in_cli:
+        case ast.Call(func=ast.Name(id="Finding" | "fill")) if in_cli:
             return  # doctor completes it, and why
         case ast.Constant(value=str() as text) if COMMAND_LINE.search(text):
             yield node.lineno

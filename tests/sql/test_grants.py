@@ -268,6 +268,8 @@ DEFINERS = {
         "_require_sight",
         "progress",
     ),
+    # Whether targets are there, whosever schemas they are in.
+    "_look_at_targets",
     *OPERATOR_ACTIONS,
 }
 

@@ -95,7 +95,7 @@ def test_what_the_command_line_puts_into_such_lines_can_be_pasted_too() -> None:
     places = "inturn keys --topic {topic} --key {key}  inturn topic set --retain 30d {topic}"
     for name in _NAMES:
         last = ["--", name] if name.startswith("-") else [name]
-        _, _, _, topic, _, key, *rest = shlex.split(why._fill(places, name, "a\\"))
+        _, _, _, topic, _, key, *rest = shlex.split(why.fill(places, name, "a\\"))
         assert (topic, key, rest[4:]) == (escape(name), "a\\\\", ["30d", *last[:-1], escape(name)])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 from support.database import Database, Session, until
@@ -107,14 +108,29 @@ def test_its_topic_is_paused(drained: Database) -> None:
 
 
 def test_its_target_belongs_to_somebody_else_now(drained: Database) -> None:
+    """Why and doctor advise the same, which is pasted."""
     append(drained, "a")
+    drained.execute("""
+        CREATE FUNCTION app.combine(inturn.command, inturn.command) RETURNS jsonb
+            LANGUAGE sql IMMUTABLE AS 'SELECT NULL::jsonb'
+    """)
+    drained.execute("SELECT inturn.merge_rule('orders', 'put in', 'it''s', 'sql:app.combine')")
     other = f"other_{drained.name}"
-    drained.administer(f"CREATE ROLE {other}; ALTER FUNCTION app.apply_order OWNER TO {other}")
-    answer, out = explained(drained, "a", "target_refused")
-    assert f"belongs to {other} now" in answer["says"]
-    assert "$ inturn topic set --target sql:app.apply_order orders" in out
+    drained.administer(f"CREATE ROLE {other}")
+    for function, again in (
+        ("apply_order", "topic set --target sql:app.apply_order orders"),
+        ("combine", "topic merge orders 'put in' 'it'\"'\"'s' sql:app.combine"),
+    ):
+        drained.administer(f"ALTER FUNCTION app.{function} OWNER TO {other}")
+        answer, out = explained(drained, "a", "target_refused")
+        assert f"belongs to {other} now" in answer["says"]
+        assert f"$ inturn {again}" in out
+        doctor = run_inturn(drained.dsn, "doctor")[1]
+        assert f"By a deployer, who has looked at what it does now: inturn {again}\n" in doctor
+        code, _, err = run_inturn(drained.dsn, *shlex.split(again))
+        assert (code, err) == (0, "")
+        assert asked(drained, "a")["cause"] == "no_applier"
     drained.administer(f"REASSIGN OWNED BY {other} TO {OWNER}; DROP ROLE {other}")
-    assert asked(drained, "a")["cause"] == "no_applier"
 
 
 def test_an_idle_key_with_something_pending_is_called_broken(drained: Database) -> None:
