@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +23,7 @@ from inturn.applier.process.connections import Connections, FirstConnection, war
 from inturn.applier.process.crew import Crew
 from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.process.helpers import count_held, start_helpers
+from inturn.applier.process.names import worker_name
 from inturn.applier.process.recovery import Recovery
 from inturn.applier.process.threads import NoThread
 from inturn.applier.process.totals import Totals
@@ -140,7 +139,7 @@ class Fleet:
             RuntimeError: it was started before.
         """
         with self._first as connection:
-            targets = self._chooser.inside(connection, _name(1), strict=True)
+            targets = self._chooser.inside(connection, worker_name(1), strict=True)
             outside = self._chooser.outside_targets(self._chooser.served(connection), strict=True)
             if warn:
                 warn_superuser(connection)
@@ -210,9 +209,9 @@ class Fleet:
         hand = Hand()
         worker = Worker(
             self._first.take if number == 1 else self._connections.connect,
-            functools.partial(self._chooser.inside, applier_id=_name(number), hand=hand),
+            functools.partial(self._chooser.inside, applier_id=worker_name(number), hand=hand),
             schema=self._schema,
-            applier_id=_name(number),
+            applier_id=worker_name(number),
             max_keys=self._max_keys,
             drain=self._drain,
             stop=self.stop,
@@ -248,7 +247,7 @@ class Fleet:
         with self._outside_lock:
             if self._outside is not None:
                 return
-            name = _name(self._count + 1)
+            name = worker_name(self._count + 1)
             self._outside = OutsideWorker(
                 self._connections.connect,
                 self._connections.connect_async,
@@ -287,8 +286,3 @@ def _report_nothing_to_serve(schema: str, *, drain: bool) -> None:
     if drain:
         raise TargetRefused(message, hint=hint)
     log.warning("%s yet. %s", message, hint)
-
-
-def _name(number: int) -> str:
-    """Return the name of a worker of this process, as turns and the registry of appliers know it."""
-    return f"{socket.gethostname()}:{os.getpid()}:{number}"

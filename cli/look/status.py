@@ -279,10 +279,10 @@ def _applier_lines(found: _Status) -> Iterator[str]:
             [_applier_row(applier, found.now) for applier in alive],
             [f"waits for {applier['waits_for']}" if applier["waits_for"] else "" for applier in alive],
         )
-    left = {(each["host"], each["pid"]): each["abandoned"] for each in alive if each["abandoned"]}
-    for (host, pid), count in left.items():
-        threads = "1 thread" if count == 1 else f"{count} threads"
-        yield f"process {pid} on {host} has abandoned {threads}: handlers that did not return"
+    for each in {each["applier"].rpartition(":")[0]: each for each in alive if each["abandoned"]}.values():
+        threads = "1 thread" if each["abandoned"] == 1 else f"{each['abandoned']} threads"
+        left = f"has abandoned {threads}: handlers that did not return"
+        yield f"process {each['pid']} on {each['host']} {left}"
     if gone:
         yield f"{gone} more seen in the last day {'is' if gone == 1 else 'are'} gone: see --json"
 

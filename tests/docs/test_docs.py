@@ -66,7 +66,7 @@ _PREPARE = re.compile(r"^<!-- prepare\n(.*?)^-->$", re.MULTILINE | re.DOTALL)
 _VARIES = (
     (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d[\d:.+Z]*"), "TIME"),
     (re.compile(r"\b(?:\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d)\b"), "TIME"),
-    (re.compile(r"[\w.-]+:\d+:\d+\b"), "APPLIER"),
+    (re.compile(r"[\w.-]+:\d+-[0-9a-f]{6}:\d+\b"), "APPLIER"),
     (re.compile(r"backend[ (]\d+\b"), "BACKEND"),
     (re.compile(r"\bsql:\d+\b"), "APPLIER"),
     (re.compile(r"\b\d+(?:\.\d+)? ?(?:ms|s|m)\b"), "SPAN"),

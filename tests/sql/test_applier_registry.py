@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -37,8 +39,9 @@ def test_a_worker_is_listed_while_it_lives_and_gone_when_it_was_killed(database:
     with inturn_apply(database.dsn, "--workers", "2") as process:
         wait_listed(database, "alive AND doing = 'idle'", 2)
         rows = listed(database, "applier", "topics", "host", "pid", "revision", "key")
-        pid, host = rows[0][3], socket.gethostname()
-        assert rows == [(f"{host}:{pid}:{n}", ["shop"], host, pid, HEAD, None) for n in (1, 2)]
+        name, pid, host = rows[0][0].removesuffix(":1"), rows[0][3], socket.gethostname()
+        assert re.fullmatch(rf"{re.escape(host)}:{pid}-[0-9a-f]{{6}}", name)
+        assert rows == [(f"{name}:{n}", ["shop"], host, pid, HEAD, None) for n in (1, 2)]
         backends = {backend for (backend,) in listed(database, "backend_pid")}
         connected = (
             "SELECT pid FROM pg_stat_activity WHERE application_name = 'inturn apply'"
@@ -49,6 +52,22 @@ def test_a_worker_is_listed_while_it_lives_and_gone_when_it_was_killed(database:
         process.kill()
         wait_listed(database, "NOT alive AND doing = 'gone'", 2)
         assert listed(database, "since = seen_at") == [(True,), (True,)]
+
+
+def test_containers_of_one_name_whose_processes_have_one_number_are_told_apart(database: Database) -> None:
+    open_shop(database)
+    box = "support.container:applier"
+    with inturn_apply(database.dsn, app=box) as first, inturn_apply(database.dsn, app=box) as second:
+        wait_listed(database, "alive AND host = 'box' AND pid = 1", 2)
+        for (name,) in listed(database, "applier"):
+            assert database.value("SELECT inturn._has_others('shop', %s)", [name])
+        serving = "SELECT value FROM inturn.topic_metrics() WHERE metric = 'inturn_appliers'"
+        assert database.value(serving) == 2
+        first.send(signal.SIGTERM)
+        assert first.exit_code() == 0
+        wait_listed(database, "alive", 1)
+        second.send(signal.SIGTERM)
+        assert second.exit_code() == 0
 
 
 def test_a_worker_is_listed_with_the_key_that_it_has_in_hand(database: Database) -> None:

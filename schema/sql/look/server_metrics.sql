@@ -54,7 +54,7 @@ SELECT 'inturn_abandoned_threads', '{}', coalesce(sum(p.abandoned), 0) FROM (
     SELECT max(p.abandoned) AS abandoned FROM inturn.applier p
     LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND a.datname = current_database()
                                    AND coalesce(a.backend_start, p.backend_start) = p.backend_start
-    WHERE inturn._is_alive(p, a.pid, a.state, a.query_start) GROUP BY p.host, p.pid) p
+    WHERE inturn._is_alive(p, a.pid, a.state, a.query_start) GROUP BY inturn._process_of(p.applier)) p
 UNION ALL
 SELECT 'inturn_schema_info', jsonb_build_object('revision', v.version_num), 1 FROM inturn.schema_version v
 ORDER BY 1, 2

@@ -14,7 +14,7 @@ AS $$
 -- An age is 0 where there is nothing.
 WITH budget AS (SELECT least(1000, greatest(3000 / greatest(count(*), 1), 20))::integer AS most FROM inturn.topic),
 alive AS MATERIALIZED (
-    SELECT p.applier, p.topics, p.host, p.pid, p.down FROM inturn.applier p
+    SELECT p.applier, p.topics, p.down FROM inturn.applier p
     LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND a.datname = current_database()
                                    AND coalesce(a.backend_start, p.backend_start) = p.backend_start
     WHERE inturn._is_alive(p, a.pid, a.state, a.query_start)
@@ -23,7 +23,7 @@ serving AS MATERIALIZED (SELECT s.topic, count(*) AS appliers FROM alive a CROSS
                          GROUP BY s.topic),
 walk AS MATERIALIZED (SELECT w.* FROM inturn._walk_from() w),
 down AS MATERIALIZED (
-    SELECT d.topic, count(DISTINCT (a.host, a.pid)) AS processes FROM alive a
+    SELECT d.topic, count(DISTINCT inturn._process_of(a.applier)) AS processes FROM alive a
     CROSS JOIN jsonb_object_keys(a.down) d (topic)
     GROUP BY d.topic)
 SELECT v.metric, jsonb_build_object('topic', t.name) || v.more, v.value

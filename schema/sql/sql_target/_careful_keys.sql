@@ -10,8 +10,9 @@
 -- The leases of all that are gone are looked for in one walk, and none that was over a minute before its applier was
 -- last seen: with a lease that is missed so, the next one is careful for nothing.
 -- So it is too where no applier of the topic is known: after a crash of the server none is.
--- applier: who asks; what was announced by that name before is gone. most: NULL for what the session's
--- inturn.careful_keys says, or 20.
+-- applier: who asks; what was announced by that name before is gone. So is what another process of its number has
+-- announced through a pooler, where no session tells: one of a container that was started again. most: NULL for what
+-- the session's inturn.careful_keys says, or 20.
 -- Locks: the rows of those that are gone, skipping locked ones.
 CREATE FUNCTION inturn._careful_keys(topics text[], applier text, most integer) RETURNS integer[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -22,6 +23,8 @@ SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE
+    process constant text := inturn._process_of(_careful_keys.applier) || ':';
+    number constant text := substring(_careful_keys.applier, '^.+:[0-9]+-'); -- without what is random
     setting constant text := nullif(current_setting('inturn.careful_keys', true), '');
     -- Before the statement below: who comes between is seen there.
     known constant text[] := (SELECT coalesce(array_agg(DISTINCT t.name), '{}')
@@ -30,8 +33,9 @@ DECLARE
 BEGIN
     WITH entry AS MATERIALIZED (
         SELECT a.applier, a.topics, a.careful, a.seen_at,
-               a.applier <> _careful_keys.applier
-                   AND inturn._is_alive(a, s.pid, s.state, s.query_start) AS alive
+               a.applier <> _careful_keys.applier AND inturn._is_alive(a, s.pid, s.state, s.query_start)
+                   AND (NOT a.pooled OR starts_with(a.applier, process) OR starts_with(a.applier, number) IS NOT TRUE)
+                   AS alive
         FROM inturn.applier a
         LEFT JOIN pg_stat_activity s ON s.pid = a.backend_pid AND s.datname = current_database()
                                        AND coalesce(s.backend_start, a.backend_start) = a.backend_start

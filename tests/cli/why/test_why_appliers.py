@@ -53,7 +53,7 @@ def test_an_applier_is_at_work_and_its_query_waits(witness: Database) -> None:
         answer, out = explained(witness, "h", "applying")
         (session,) = answer["details"]["sessions"]
         assert session["kind"] == "applier"
-        assert session["applier"].startswith(f"{session['host']}:{session['pid']}:")
+        assert session["applier"].startswith(f"{session['host']}:{session['pid']}-")
         assert session["blocked_by"] == [night.pid]
         assert answer["details"]["seq"] == 1
         assert "night shift" in session["waits_for"]

@@ -108,3 +108,19 @@ def test_p5_a_process_that_is_stopped_is_alive_and_one_that_was_killed_unnoticed
             database.execute("SELECT pg_terminate_backend(%s, 10000)", [backend])
             until(lambda: fleet._chooser.careful_keys(shop.TOPIC) == 20, "the end of its session")
             shop.wait_applied(database, "bad", "before")
+
+
+def test_p5_through_a_pooler_a_process_is_careful_after_another_one_of_its_number(database: Database) -> None:
+    """As in a container that was started again: there no session tells that the one before is gone."""
+    shop.open_shop(database)
+    with database.connect(user=roles.APPLIER) as session:
+        announce = "SELECT inturn.announce_applier('box:1-aaaaaa:1', '{shop}', 'box', 1, '0001', true)"
+        session.execute(announce)  # through a pooler
+        for applier, careful in (
+            ("box:1-aaaaaa:2", 0),  # a worker of the same process
+            ("box:2-bbbbbb:1", 0),
+            ("bo:1-bbbbbb:1", 0),
+            ("box:1-bbbbbb:1", 20),
+        ):
+            row = session.execute("SELECT inturn._careful_keys('{shop}', %s, 20)", [applier]).fetchone()
+            assert row == ([careful],), applier
