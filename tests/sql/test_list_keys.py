@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from support.database import Database, come_first
 from support.plans import believe, buffers, cost, explain, nodes
+from support.race import replaced
 from support.refusal import refusal
 from support.roles import APPLIER, OPERATOR, OWNER
 from support.server import Server
@@ -215,6 +216,24 @@ def test_what_is_sorted_among_the_first_only_says_so(mostly_ready: Database, mos
     # Lags over 32 are sorted exactly, however many keys there are.
     rows, said = _warnings(connection, "SELECT key FROM inturn.list_keys(sort_by => 'lag', max_keys => 1)")
     assert (rows, said) == ([("deep1",)], [])
+
+
+def test_idle_keys_are_looked_for_among_some_keys_and_only_where_no_others_fill_the_list(
+    mostly_ready: Database,
+) -> None:
+    connection = mostly_ready.connect(user=OWNER)
+    query = "SELECT key FROM inturn.list_keys({}, of_like => 'ready_____')"
+    for sort, most in (("age", 200_000), ("attempts", 10_000)):
+        plan = explain(connection, query.format(f"sort_by => '{sort}', of_state => 'ready,idle'"))
+        assert buffers(plan) < most, sort
+    with replaced(mostly_ready, "list_keys", ("50000", "2000")):
+        idle = query.format("of_state => 'idle'")
+        rows, said = _warnings(connection, idle)
+        assert rows == []
+        (warning,) = said
+        assert warning.startswith("more than 2000 keys in topic 'shop': idle ones were looked for among")
+        # Some blocks for each.
+        assert buffers(explain(connection, idle)) < 30_000
 
 
 @pytest.mark.soak

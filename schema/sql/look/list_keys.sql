@@ -40,6 +40,8 @@ AS $$
 -- list is exact.
 -- Sorted by age or lesser lags it is exact while no state but idle has more than 20,000 keys that pass the filters;
 -- beyond, it is that of the worst 20,000 of each such state, and a WARNING says so.
+-- No index lists the idle keys: they are looked for among the first 50,000 keys of a topic, or max_keys, and a WARNING
+-- says so where that is not all and too few were found.
 -- Topics that are granted to other operators only are left out. Raises IT044 for a state or sort_by that does not
 -- exist, and IT014 for a topic that is granted to other operators only.
 DECLARE
@@ -48,8 +50,8 @@ DECLARE
     deep_lag constant bigint := 32;
     states text[] := coalesce(string_to_array(of_state, ','), ranks);
     now constant timestamptz := clock_timestamp(); appended_by timestamptz;
-    most bigint; listed bigint := 0; passing bigint;
-    bounded boolean := false; parts text[] := '{}'; part text; deep text[];
+    most bigint; look bigint; listed bigint := 0; passing bigint;
+    bounded boolean := false; cut boolean := false; parts text[] := '{}'; part text; deep text[];
     details constant text := $query$
         SELECT c.topic, c.key, c.state, c.applied_seq, l.last_seq,
                coalesce(c.arrived, CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END),
@@ -72,7 +74,7 @@ BEGIN
     max_keys := CASE WHEN max_keys < 0 THEN 0 ELSE max_keys END;
     -- It is added to a number.
     min_lag := CASE WHEN min_lag > 1000000000000000000 THEN 1000000000000000000 ELSE min_lag END;
-    most := greatest(max_keys, 20000);
+    most := greatest(max_keys, 20000); look := greatest(max_keys, 50000);
     IF NOT states <@ ranks OR states = '{}' THEN
         RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('there is no state %L', of_state),
             HINT = 'Give one of held, waiting, retrying, paused, leased, ready, arrived, idle, or several with commas '
@@ -96,32 +98,35 @@ BEGIN
     IF sort_by IS NULL THEN
         -- State by state: the search for an idle key must not begin while there are others to list.
         FOREACH state IN ARRAY states LOOP
-            RETURN QUERY EXECUTE format(details, inturn._keys_query(state, hidden => hidden), '')
+            RETURN QUERY EXECUTE format(details, inturn._keys_query(state, hidden => hidden, look => look), '')
             USING of_topic, of_like, min_lag, appended_by, max_keys - listed, of_error, now,
                   CASE state WHEN 'idle' THEN inturn._unwoken_keys(of_topic) END, ranks, max_keys - listed;
             GET DIAGNOSTICS passing = ROW_COUNT;
             listed := listed + passing;
             EXIT WHEN listed >= max_keys;
+            cut := state = 'idle';
         END LOOP;
+        PERFORM inturn._warn_of_idle(of_topic, of_like, hidden, look) WHERE cut;
         RETURN;
     END IF;
 
     IF min_lag > deep_lag THEN
         parts := deep;
-    ELSIF sort_by = 'attempts' THEN
-        most := max_keys;
-        parts := ARRAY(SELECT inturn._keys_query(
-            s, CASE WHEN s IN ('ready', 'arrived', 'idle') THEN '' ELSE 'f.attempts DESC,' END, hidden => hidden)
-                       FROM unnest(states) s);
     ELSE
+        most := CASE sort_by WHEN 'attempts' THEN max_keys ELSE most END;
         FOREACH state IN ARRAY states LOOP
-            part := inturn._keys_query(state, hidden => hidden);
+            part := inturn._keys_query(
+                state, CASE WHEN sort_by = 'attempts' AND state NOT IN ('ready', 'arrived', 'idle')
+                            THEN 'f.attempts DESC,' ELSE '' END, hidden => hidden, look => look);
             IF state = 'idle' THEN
-                part := part || format('LIMIT %s', max_keys);
+                EXIT WHEN listed >= max_keys; -- they come last
+                cut := true;
+                part := part || 'LIMIT $10';
             ELSE
                 EXECUTE format('SELECT count(*) FROM (%s LIMIT $5) c', part)
                 INTO passing USING of_topic, of_like, min_lag, appended_by, most + 1, of_error, now;
-                bounded := bounded OR passing > most;
+                listed := listed + passing;
+                bounded := bounded OR passing > most AND sort_by <> 'attempts';
             END IF;
             parts := parts || part;
         END LOOP;
@@ -141,7 +146,9 @@ BEGIN
           CASE WHEN 'idle' = ANY (states) THEN inturn._unwoken_keys(of_topic) END, ranks, max_keys
     LOOP
         RETURN NEXT;
+        listed := listed + (state = 'idle')::integer;
     END LOOP;
+    PERFORM inturn._warn_of_idle(of_topic, of_like, hidden, look) WHERE cut AND listed < max_keys;
     IF bounded AND (sort_by = 'age' OR pending <= deep_lag) THEN
         RAISE WARNING USING MESSAGE = format('more than %s keys of a state: sorted among the worst %s of each',
                                              most, most);
