@@ -1,12 +1,13 @@
 -- Names the sessions that may be meant, in a text. Internal. Takes no locks.
 --
--- sessions: from _session_facts.
-CREATE FUNCTION inturn._name_sessions(sessions jsonb) RETURNS text
+-- sessions: from _session_facts. unseen: what is meant where there are none, from _describe_locker; NULL: nobody knows.
+CREATE FUNCTION inturn._name_sessions(sessions jsonb, unseen text DEFAULT NULL) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT CASE jsonb_array_length(sessions)
-    WHEN 0 THEN CASE WHEN EXISTS (SELECT FROM pg_prepared_xacts x WHERE x.database = current_database())
+    WHEN 0 THEN CASE WHEN unseen IS NOT NULL THEN unseen
+                     WHEN EXISTS (SELECT FROM pg_prepared_xacts x WHERE x.database = current_database())
                      THEN 'a prepared transaction, it seems: see pg_prepared_xacts'
                      ELSE 'a session that cannot be seen' END
     WHEN 1 THEN (sessions->0->>'says')

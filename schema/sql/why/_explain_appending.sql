@@ -15,7 +15,7 @@ CROSS JOIN LATERAL inturn._explain_append(
        AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
        AND (l.page, l.tuple) = ((s.ctid::text::point)[0], (s.ctid::text::point)[1])),
     CASE WHEN numbering <> 'given'
-              OR inturn._is_append_open(c.topic, c.key, c.applied_seq + 1) THEN c.applied_seq + 1 END) e
+              OR inturn._is_append_open(c.topic, c.key, c.applied_seq + 1) THEN c.applied_seq + 1 END, s.xmax) e
 WHERE s.topic = c.topic AND s.key = c.key
 $$;
 COMMENT ON FUNCTION inturn._explain_appending IS

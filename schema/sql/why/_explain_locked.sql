@@ -16,7 +16,7 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
          ELSE 'No applier can take it, because it is locked by ' || h.who END,
     CASE WHEN h.blocker IS NOT NULL
              THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # ends what it waits for', h.blocker)
-         WHEN h.first IS NULL THEN inturn._find_unseen()
+         WHEN h.first IS NULL THEN inturn._find_unseen(h.locker)
          ELSE format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # %s',
                      CASE jsonb_array_length(h.sessions) WHEN 1 THEN h.first->>'backend' ELSE 'BACKEND' END,
                      CASE WHEN h.applies THEN 'if it hangs: its turn is taken again' ELSE 'if it will never commit' END)
@@ -28,7 +28,8 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
     jsonb_build_object('sessions', h.sessions, 'seq', next.seq)
 FROM (
     SELECT s.sessions, s.sessions->0 AS first, s.sessions->0->>'kind' = 'applier' AS applies,
-           inturn._name_sessions(s.sessions) AS who, s.sessions->0->'blocked_by'->>0 AS blocker
+           inturn._name_sessions(s.sessions, inturn._describe_locker(c.locker, c.relation)) AS who,
+           s.sessions->0->'blocked_by'->>0 AS blocker, c.locker
     FROM inturn._find_locker(_explain_locked.topic, _explain_locked.key) c CROSS JOIN LATERAL (
         SELECT inturn._session_facts(inturn._lock_holders(c.locker, c.relation))) s (sessions)) h
 WHERE NOT jsonb_path_exists(h.sessions, '$[*] ? (@.kind == "caller")')

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 import psycopg
 import pytest
 from support.database import Database, until
 from support.own_server import own_database
+from support.process import run_inturn
 from support.refusal import refusal
-from support.roles import APPLIER, CALLER, OPERATOR
+from support.roles import APPLIER, CALLER, OPERATOR, OWNER
 from support.server import Server
 from support.shop import TOPIC, append, applied, at_work, open_shop
 
@@ -138,6 +140,32 @@ def test_an_operator_who_waits_for_a_prepared_append_is_told_of_it(asleep: Datab
         assert "end it: COMMIT PREPARED" in said.hint
     finally:
         _commit(asleep)
+
+
+def test_why_names_a_prepared_transaction_and_what_ends_it(asleep: Database) -> None:
+    for gid in ("business", "it's 5 $"):
+        name = gid.replace("'", "''")
+        with asleep.connect(user=CALLER) as caller:
+            caller.execute("SET inturn.notify = off; BEGIN; SELECT inturn.append('shop', 'idle', 'insert')")
+            caller.execute(f"PREPARE TRANSACTION '{name}'")
+            says, to_do = asleep.execute("SELECT says, to_do FROM inturn.why('shop', 'idle')")[0]
+            assert f"still open: the prepared transaction '{name}' of {CALLER}, since 2" in says
+            commit, rollback = (line.partition("  # ") for line in to_do.splitlines())
+            assert commit[2] == f"by the login {CALLER}, if that is to take effect"
+            psql = ["psql", "$INTURN_DSN", "-c"]
+            assert shlex.split(commit[0]) == [*psql, f"COMMIT PREPARED '{name}'"]
+            assert shlex.split(rollback[0]) == [*psql, f"ROLLBACK PREPARED '{name}'"]
+            caller.execute(f"ROLLBACK PREPARED '{name}'")
+    append(asleep, "idle", "insert")
+    with asleep.connect(user=OWNER) as session:
+        session.execute("BEGIN; SELECT FROM inturn.ticket FOR UPDATE; PREPARE TRANSACTION 'left over'")
+        try:
+            code, out, _ = run_inturn(asleep.dsn, "why", "idle")
+            assert code == 0
+            assert "because it is locked by the prepared transaction 'left over' of" in out
+            assert '  $ psql "$INTURN_DSN" -c "ROLLBACK PREPARED \'left over\'"' in out
+        finally:
+            session.execute("ROLLBACK PREPARED 'left over'")
 
 
 def test_a_removal_that_a_prepared_append_keeps_waiting_names_it(
