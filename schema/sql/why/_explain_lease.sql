@@ -17,7 +17,11 @@ SELECT 'leased', c.claimed_at,
                              '. "That applier is gone: it was last seen at" YYYY-MM-DD HH24:MI:SS "UTC"')
                      || '. Any other takes the key when the lease is over'
                 ELSE '' END),
-    'inturn status  # what the appliers are doing',
+    concat_ws(E'\n', 'inturn status  # what the appliers are doing',
+              -- Whoever announces itself is known to be there, and has short leases.
+              CASE WHEN a.alive IS NOT TRUE OR a.host IS NULL
+                   THEN format('psql "$INTURN_DSN" -c %s  # by an applier''s login, if it is gone',
+                               inturn._release_word(c.topic, c.key, c.epoch)) END),
     jsonb_build_object('until', c.lease_until, 'applier', c.claimed_by, 'host', a.host, 'pid', a.pid, 'alive', a.alive,
                        'seen_at', a.seen_at, 'seq', c.applied_seq + 1, 'name', next.name, 'attempt', c.attempts + 1,
                        'max_attempts', t.max_attempts, 'epoch', c.epoch)

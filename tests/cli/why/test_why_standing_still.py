@@ -172,6 +172,21 @@ def test_an_applier_has_it_by_lease(leased: Database) -> None:
     explained(leased, "a", "nothing_pending")
 
 
+def test_a_lease_of_an_applier_that_is_gone_is_ended_by_what_is_advised(leased: Database) -> None:
+    _, out = explained(leased, "a", "leased")
+    assert "$ psql \"$INTURN_DSN\" -c \"SELECT inturn.release('orders', 'a', 1)\"\n" in out
+    for key in ("a", "it's {key} $"):
+        append(leased, key)
+        leased.execute("SELECT FROM inturn.claim('{orders}', 9, '1 hour', 'node:7')")
+        _, release = asked(leased, key)["to_do"].splitlines()
+        *psql, statement = shlex.split(release.partition("  # ")[0])
+        assert psql == ["psql", "$INTURN_DSN", "-c"]
+        assert re.search(r"[{$!`]", statement) is None
+        with leased.connect(user=APPLIER) as applier:
+            applier.execute(statement.encode())
+        assert asked(leased, key)["cause"] in {"no_applier", "queued"}
+
+
 def test_an_applier_that_announced_itself_is_named_with_its_place_and_said_to_be_gone(
     leased: Database,
 ) -> None:
