@@ -104,6 +104,15 @@ def count_skipped(schema: str, topic: str, key: str, seq: int, epoch: int) -> Ca
     )
 
 
+def took_long(schema: str, topic: str, keys: list[str], epochs: list[int], attempts: list[int]) -> Call[bool]:
+    """Ask whether one of these keys is being tried again and its last attempt took long."""
+    return Call(
+        statement("SELECT {schema}._took_long(%s, %s, %s, %s)", schema),
+        (topic, keys, epochs, attempts),
+        value,
+    )
+
+
 def keep_alone(schema: str, topic: str, key: str, epoch: int) -> Call[None]:
     """Return the call after which a key whose failure was just recorded is taken alone."""
     return Call(statement("SELECT {schema}._keep_alone(%s, %s, %s)", schema), (topic, key, epoch), nothing)

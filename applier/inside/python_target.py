@@ -76,8 +76,8 @@ class PythonTarget:
                 self._records.end(connection, turns)
         except Lost as lost:
             return Batch(keys=lost.keys, redo=True, lost=True, hand=lost.ready_at)
-        except Redo:
-            return Batch(keys=len(turns), redo=True)
+        except Redo as redo:
+            return Batch(keys=redo.keys, redo=True)
         except psycopg.DatabaseError as error:
             # A handler ended the transaction and began another. Alone, it is found out.
             if error.sqlstate != Fenced.sqlstate or len(turns) == 1:
@@ -140,7 +140,7 @@ class PythonTarget:
             try:
                 self._apply_together(connection, fresh, leave_at)
             except CommandFailed as failure:
-                raise Redo from failure
+                raise Redo(len(turns)) from failure
         for turn in turns if len(fresh) <= 1 else [turn for turn in turns if turn.attempt > 1]:
             if self.applier.find_batch(self.topic) is not None:
                 Narrowing(self._calls, self._judge).apply(connection, turn, leave_at)

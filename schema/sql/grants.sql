@@ -65,6 +65,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._count_skipped(text, text, bigint, bigint),
     inturn._lock_ticket(text, text, bigint),
     inturn._keep_alone(text, text, bigint),
+    inturn._took_long(text, text[], bigint[], integer[]),
     inturn._require_read_committed(),
     inturn._check_effects(),
     inturn._read_verdict(text, text),

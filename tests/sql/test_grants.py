@@ -199,7 +199,15 @@ def test_the_roles_are_siblings_that_cannot_log_in(database: Database) -> None:
 
 #: What an applier may call beside its protocol: steps of it, each fenced by the claim or the epoch.
 APPLIER_STEPS = {
-    *("_finish", "_count_skipped", "_lock_ticket", "_keep_alone", "_hold_lease", "_record_progress"),
+    *(
+        "_finish",
+        "_count_skipped",
+        "_lock_ticket",
+        "_keep_alone",
+        "_took_long",
+        "_hold_lease",
+        "_record_progress",
+    ),
     *(
         "_claim_alone",
         "_end_turn_alone",

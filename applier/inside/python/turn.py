@@ -37,7 +37,11 @@ class Lost(Exception):
 
 
 class Redo(Exception):
-    """One of several turns in the transaction failed."""
+    """Several turns are not to share a transaction: one of them failed, or may take long to fail again."""
+
+    def __init__(self, keys: int) -> None:
+        super().__init__(keys)
+        self.keys = keys
 
 
 @dataclass(slots=True)

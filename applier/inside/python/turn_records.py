@@ -12,7 +12,7 @@ from inturn.applier import calls
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.failure import describe, encodable
 from inturn.applier.inside.alone import Alone
-from inturn.applier.inside.python.turn import HandlerBrokeTransaction, Lost, Turn
+from inturn.applier.inside.python.turn import HandlerBrokeTransaction, Lost, Redo, Turn
 from inturn.applier.inside.session import session_of
 from inturn.applier.verdict import NOTHING
 
@@ -34,6 +34,7 @@ class TurnRecords:
 
         Raises:
             Lost: an applier was lost with one of them in hand.
+            Redo: one of several took long before it failed: the others are not to wait for it.
             SessionChanged: the session is not as it was.
         """
         session = session_of(connection)
@@ -48,6 +49,11 @@ class TurnRecords:
             if turn is None:
                 turn = turns[key] = Turn(key, applied_seq, epoch, attempt, ready_at, done_seq=applied_seq)
             self._take_up(turn, seq, name, payload, created_at)
+        if len(turns) > 1 and any(turn.attempt > 1 for turn in turns.values()):
+            keys, epochs = list(turns), [turn.epoch for turn in turns.values()]
+            attempts = [turn.attempt - 1 for turn in turns.values()]
+            if session.call(calls.turn.took_long(self.schema, self.topic, keys, epochs, attempts)):
+                raise Redo(len(turns))
         return list(turns.values())
 
     def hold(self, connection: psycopg.Connection[Any], alone: Alone) -> Turn | None:

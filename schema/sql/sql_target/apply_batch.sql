@@ -17,8 +17,9 @@ AS $$
 -- out.
 -- target_time: how long the target was at work.
 -- since: as in claim; pass the returned hand to the next call. keys = 0: none was ready, there is no hand.
--- redo: a command failed while several keys shared the transaction. Nothing was changed; commit, then call with
--- max_keys => 1 for as many keys, so that a failure is one key's and a deadlock between handlers cannot recur.
+-- redo: a command failed while several keys shared the transaction, or one of them took long at its last attempt.
+-- Nothing was changed; commit, then call with max_keys => 1 for as many keys, so that a failure is one key's, a deadlock
+-- between handlers cannot recur, and no key waits for its commit until a slow one has failed again.
 -- take_lost: false, lost: an applier was lost with one of the keys in hand (see claim), the first of which became ready
 -- at hand. Nothing was changed, as with redo.
 -- outages: of each failure that looks like an outage of what commands need (see _outage_of), key, epoch, from_seq,
@@ -59,6 +60,9 @@ BEGIN
     IF claimed.lost AND NOT take_lost THEN
         redo := true; lost := true; hand := claimed.lost_at;
         RETURN;
+    ELSIF claimed.any_failed AND keys OPERATOR(pg_catalog.>) 1
+        AND inturn._took_long(topic, claimed.keys, claimed.epochs, claimed.attempts) THEN
+        redo := true; RETURN;
     END IF;
 
     IF settings.merges THEN
