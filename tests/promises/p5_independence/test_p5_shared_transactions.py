@@ -39,16 +39,16 @@ def test_p5_a_transaction_timeout_ends_no_session_for_commands_that_are_quick(
     database: Database, *, steady: bool
 ) -> None:
     """Together they take longer than the timeout, and each does not."""
-    _open(database, 3, timeout="1 s")
+    _open(database, 2, timeout="3 s")
     applier = Applier()
 
     @applier.handler("t")
     def half(connection: psycopg.Connection[Any], command: Command) -> None:
-        connection.execute("SELECT pg_sleep(0.6)")
+        connection.execute("SELECT pg_sleep(1.6)")
 
     with shop.at_work(database, applier, workers=1, steady=steady):
         until(lambda: database.value(_ENDED), "the end of the key")
-    assert database.execute(_STATE) == [(3, 0, False)]
+    assert database.execute(_STATE) == [(2, 0, False)]
     # No session has ended, and no turn was taken again.
     assert database.execute("SELECT DISTINCT outcome FROM inturn.turn") == [("applied",)]
 
