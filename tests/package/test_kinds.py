@@ -17,7 +17,7 @@ SQL = {
     "schema/sql/topic/_target_kinds.sql",  # the table
     "schema/sql/topic/_address_problem.sql",  # looks into addresses
     "schema/sql/topic/create_topic.sql",  # the target that anybody may name
-    "schema/sql/sql_target/_function_name.sql",  # what follows sql:
+    "schema/sql/topic/_function_name.sql",  # what follows sql:
     # Names of appliers.
     "schema/sql/lease/claim_lease.sql",
     "schema/sql/sql_target/apply.sql",

@@ -1,4 +1,4 @@
-"""What docs/how-to/back-up-and-recover.md says to run, for the tests that do."""
+"""What the pages about recovery and moves say to run, for the tests that do."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from support.database import Database
 from support.forked import folder_of_inturn
 from support.place import DOCS
 
-_PAGE = DOCS / "how-to" / "back-up-and-recover.md"
+_PAGES = ("back-up-and-recover", "move-to-another-server")
 
 
 def snippet(name: str) -> str:
-    """Return the SQL of the page after the comment with this name."""
+    """Return the SQL after the comment with this name."""
     return _after(name, "```sql\n").split("```", 1)[0]
 
 
 def lines(name: str) -> str:
-    """Return the command lines of the page after the comment with this name."""
+    """Return the command lines after the comment with this name."""
     block = _after(name, "\n").split("\n\n", 1)[0]
     assert all(line.startswith("    ") for line in block.splitlines()), block
     return f"{block}\n"
 
 
 def _after(name: str, begin: str) -> str:
-    return _PAGE.read_text("utf-8").split(f"<!-- {name} -->\n{begin}", 1)[1]
+    text = "".join((DOCS / "how-to" / f"{page}.md").read_text("utf-8") for page in _PAGES)
+    return text.split(f"<!-- {name} -->\n{begin}", 1)[1]
 
 
 def run_lines(script: str, folder: Path, binaries: Path, **variables: str) -> None:

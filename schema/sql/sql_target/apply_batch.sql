@@ -18,8 +18,8 @@ AS $$
 -- target_time: how long the target was at work.
 -- since: as in claim; pass the returned hand to the next call. keys = 0: none was ready, there is no hand.
 -- redo: a command failed while several keys shared the transaction, or one of them took long at its last attempt.
--- Nothing was changed; commit, then call with max_keys => 1 for as many keys, so that a failure is one key's, a deadlock
--- between handlers cannot recur, and no key waits for its commit until a slow one has failed again.
+-- Nothing was changed; commit, then call with max_keys => 1 for as many keys, so that a failure is one key's, a
+-- deadlock between handlers cannot recur, and no key waits for its commit until a slow one has failed again.
 -- take_lost: false, lost: an applier was lost with one of the keys in hand (see claim), the first of which became ready
 -- at hand. Nothing was changed, as with redo.
 -- outages: of each failure that looks like an outage of what commands need (see _outage_of), key, epoch, from_seq,
