@@ -152,6 +152,8 @@ class Visits:
             self._tallies.count_batch(topic, batch)
             if batch.redo:
                 alone = 0 if batch.lost else batch.keys
+                # However long it took: otherwise the next visit would begin with the same batch, for ever.
+                leave_at = max(leave_at, time.monotonic() + pacing.SHORTEST_VISIT_SECONDS)
                 continue
             alone = max(alone - 1, batch.left)
             hand = batch.hand

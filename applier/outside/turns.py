@@ -222,11 +222,14 @@ class OutsideTurns:
 async def _apply_within(apply: Coroutine[Any, Any, Failed | None], seconds: float) -> Failed | None:
     """Await an effect in a task of its own for so long; then cancel it, and leave it behind if it goes on.
 
+    One that is cut off and heeds no cancel is left behind too, once its time is over.
+
     Raises:
         _Overdue: it took longer.
         CancelledError: this was cut off, and so was the effect; or that has cancelled its own task.
     """
     task = asyncio.create_task(apply)
+    ends_at = time.monotonic() + seconds
     try:
         await asyncio.wait([task], timeout=seconds)
         if task.done():
@@ -234,11 +237,17 @@ async def _apply_within(apply: Coroutine[Any, Any, Failed | None], seconds: floa
         task.cancel()
         await asyncio.wait([task], timeout=GIVE_UP_SECONDS)
     except asyncio.CancelledError:
-        while not task.done():
+        give_up_at = max(ends_at, time.monotonic()) + GIVE_UP_SECONDS
+        while not task.done() and (left := give_up_at - time.monotonic()) > 0:
             task.cancel()
             with suppress(asyncio.CancelledError):  # whoever cuts does so again and again
-                await asyncio.wait([task])
-        raise
+                await asyncio.wait([task], timeout=left)
+        if task.done():
+            raise
+        current = asyncio.current_task()
+        assert current is not None  # noqa: S101 - for mypy: this is one
+        while current.cancelling():
+            current.uncancel()
     if task.done() and not task.cancelled():
         task.exception()  # seen: that it took too long is said instead
     raise _Overdue(ended=task.done())

@@ -97,8 +97,8 @@ class Callers:
 
 def _turns_since(database: Database, process: InturnProcess, since: Any) -> bool:
     """Whether an applier of the process has taken a turn that began after a time."""
-    query = "SELECT FROM inturn.turn WHERE split_part(applier, ':', 2) = %s AND started_at > %s LIMIT 1"
-    return bool(database.execute(query, [str(process.pid), since]))
+    query = "SELECT FROM inturn.turn WHERE applier LIKE %s AND started_at > %s LIMIT 1"
+    return bool(database.execute(query, [f"%:{process.pid}-%", since]))
 
 
 def test_an_applier_started_after_a_compatible_upgrade_serves_it_and_is_seen_to(

@@ -77,7 +77,11 @@ class Alarms:
             self._database.execute(f"SELECT inturn.create_topic('{topic}', 'python'{settings})")
         self._database.execute("SELECT inturn.create_topic('down', %s)", [self._service.url])
         self._database.execute("SELECT inturn.pause_topic('paused', 'a test')")
-        self.start_fleet()
+        try:
+            self.start_fleet()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

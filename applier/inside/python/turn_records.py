@@ -132,6 +132,8 @@ class TurnRecords:
                 session_of(connection).call(
                     calls.turn.keep_alone(self.schema, self.topic, turn.key, turn.epoch)
                 )
+            else:
+                turn.failed = None  # the other worker has recorded what became of it
 
     def _fail(self, connection: psycopg.Connection[Any], turn: Turn, failed: ClaimedCommand) -> None:
         error = encodable(turn.error, connection.info)

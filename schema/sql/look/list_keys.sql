@@ -90,7 +90,7 @@ BEGIN
     states := ARRAY(SELECT s FROM unnest(ranks) s WHERE s = ANY (states)
                     -- Nothing is pending on an idle key (P4), and it has no error.
                     AND (s <> 'idle' OR coalesce(min_lag, 0) <= 0 AND num_nonnulls(older_than, of_error) = 0));
-    IF states = '{}' THEN
+    IF states = '{}' OR max_keys = 0 THEN
         RETURN;
     END IF;
 
@@ -148,7 +148,7 @@ BEGIN
         RETURN NEXT;
         listed := listed + (state = 'idle')::integer;
     END LOOP;
-    PERFORM inturn._warn_of_idle(of_topic, of_like, hidden, look) WHERE cut AND listed < max_keys;
+    PERFORM inturn._warn_of_idle(of_topic, of_like, hidden, look) WHERE cut AND (listed < max_keys) IS NOT FALSE;
     IF bounded AND (sort_by = 'age' OR pending <= deep_lag) THEN
         RAISE WARNING USING MESSAGE = format('more than %s keys of a state: sorted among the worst %s of each',
                                              most, most);

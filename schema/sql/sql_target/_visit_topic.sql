@@ -69,8 +69,11 @@ BEGIN
         found_any := true; commands := commands OPERATOR(pg_catalog.+) batch.commands;
         failures := failures OPERATOR(pg_catalog.+) batch.failures;
         IF batch.redo THEN
-            -- The hand stays where it was: the same keys are claimed again, one at a time.
+            -- The hand stays where it was: the same keys are claimed again, one at a time. Some of them in this visit,
+            -- however long the batch took: otherwise the next one would begin with the same batch, for ever.
             alone := batch.keys;
+            leave_at := greatest(leave_at, least(stop_at, pg_catalog.clock_timestamp()
+                                                          OPERATOR(pg_catalog.+) interval '100 ms'));
         ELSE
             alone := greatest(alone OPERATOR(pg_catalog.-) 1, 0); hand := batch.hand;
             per_key := greatest(0.000001, least(per_key OPERATOR(pg_catalog.*) 2,

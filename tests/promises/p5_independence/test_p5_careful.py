@@ -273,7 +273,7 @@ def _session_of(database: Database, pid: int, number: int = 77) -> Iterator[None
     """Have a session announce itself as an applier of a process on this host, until the block is left."""
     host = socket.gethostname()
     with database.connect(user=roles.APPLIER) as session:
-        name = f"{host}:{pid}:{number}"
+        name = f"{host}:{pid}-aaaaaa:{number}"
         session.execute("SELECT inturn.announce_applier(%s, '{t}', %s, %s, '0001')", [name, host, pid])
         backend = session.info.backend_pid
         yield

@@ -61,9 +61,9 @@ def test_p5_what_ends_the_session_of_a_turn_is_charged_to_no_command_before_it(
     database: Database, target: str, ends_by: str
 ) -> None:
     """Of several in one transaction nobody can tell which one it was: each is taken in one of its own."""
-    _open(database, 3, target, timeout="1 s" if ends_by == "transaction_timeout" else "")
+    _open(database, 3, target, timeout="2 s" if ends_by == "transaction_timeout" else "")
     if ends_by == "transaction_timeout" and database.server.version < 17:
-        database.execute(f"ALTER DATABASE {database.name} SET statement_timeout = '1 s'")
+        database.execute(f"ALTER DATABASE {database.name} SET statement_timeout = '2 s'")
     applier = Applier()
 
     @applier.handler("t")

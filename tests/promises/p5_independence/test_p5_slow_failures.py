@@ -28,6 +28,9 @@ def _open(database: Database, target: str) -> None:
             IF command.name = 'bad' THEN
                 PERFORM pg_sleep(0.1), pg_advisory_xact_lock(77);
                 RAISE EXCEPTION 'bad';
+            ELSIF command.name = 'late' THEN
+                PERFORM pg_sleep(1.1);
+                RAISE EXCEPTION 'late';
             END IF;
             INSERT INTO app.done VALUES (command.key);
         END $$;
@@ -79,7 +82,7 @@ def test_p5_healthy_commands_do_not_wait_for_the_commit_of_one_that_took_long_to
     attempts = "SELECT attempts FROM inturn.key_cursor WHERE key = 'bad'"
     with _applied(database, by):
         until(lambda: database.value(attempts) == 1, "the first failure")
-    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND wait_event = 'advisory'"
+    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted"
     with database.connect(user=OWNER) as holder:
         holder.execute("SELECT pg_advisory_lock(77)")
         _append_healthy(database)
@@ -101,3 +104,18 @@ def test_p5_what_failed_quickly_shares_a_transaction_when_it_is_tried_again(data
         assert session.execute(batch).fetchone() == (_HEALTHY + 1, 0, 0, True)
         database.execute("UPDATE inturn.turn SET started_at = finished_at - interval '99 ms'")
         assert session.execute(batch).fetchone() == (_HEALTHY + 1, _HEALTHY, 1, False)
+
+
+@pytest.mark.parametrize("by", ["python", "sql", "call"])
+def test_p5_a_first_failure_that_takes_longer_than_a_visit_is_charged_and_the_others_go_on(
+    database: Database, by: str
+) -> None:
+    """The batch is undone by then, and its keys are taken alone: in this visit, not by the next one."""
+    _open(database, "python" if by == "python" else "sql:app.apply")
+    database.execute("SELECT inturn.cancel_rest('t', 'bad', 'not this one')")
+    database.execute("SELECT inturn.append('t', 'k' || n, 'do') FROM generate_series(1, %s) n", [_HEALTHY])
+    database.execute("SELECT inturn.append('t', 'late', 'late')")
+    attempts = "SELECT max(attempts) FROM inturn.key_cursor WHERE key = 'late'"
+    with _applied(database, by):
+        until(lambda: database.value(attempts) == 1, "its failure")
+        until(lambda: database.value("SELECT count(*) FROM app.done") == _HEALTHY, "the others")

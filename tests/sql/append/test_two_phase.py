@@ -148,14 +148,16 @@ def test_why_names_a_prepared_transaction_and_what_ends_it(asleep: Database) -> 
         with asleep.connect(user=CALLER) as caller:
             caller.execute("SET inturn.notify = off; BEGIN; SELECT inturn.append('shop', 'idle', 'insert')")
             caller.execute(f"PREPARE TRANSACTION '{name}'")
-            says, to_do = asleep.execute("SELECT says, to_do FROM inturn.why('shop', 'idle')")[0]
+            try:
+                says, to_do = asleep.execute("SELECT says, to_do FROM inturn.why('shop', 'idle')")[0]
+            finally:
+                caller.execute(f"ROLLBACK PREPARED '{name}'")
             assert f"still open: the prepared transaction '{name}' of {CALLER}, since 2" in says
             commit, rollback = (line.partition("  # ") for line in to_do.splitlines())
             assert commit[2] == f"by the login {CALLER}, if that is to take effect"
             psql = ["psql", "$INTURN_DSN", "-c"]
             assert shlex.split(commit[0]) == [*psql, f"COMMIT PREPARED '{name}'"]
             assert shlex.split(rollback[0]) == [*psql, f"ROLLBACK PREPARED '{name}'"]
-            caller.execute(f"ROLLBACK PREPARED '{name}'")
     append(asleep, "idle", "insert")
     with asleep.connect(user=OWNER) as session:
         session.execute("BEGIN; SELECT FROM inturn.ticket FOR UPDATE; PREPARE TRANSACTION 'left over'")
