@@ -6,6 +6,7 @@
 -- alone is a failed attempt of its next command.
 -- error: what is known of the cause; NULL: nothing but that the lease ran out. What was noted during the lease counts
 -- more, and is a failed attempt (see _blame_alone). The caller has locked the key's ticket.
+-- Locks the row of the applier, if nobody has (see _note_end).
 CREATE FUNCTION inturn._lose_lease(was inturn.key_cursor, error text) RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -17,6 +18,7 @@ DECLARE
         to_char(was.lease_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')));
     cursor inturn.key_cursor := was;
 BEGIN
+    PERFORM inturn._note_end(was.claimed_by);
     IF was.failed_at > was.claimed_at THEN
         cursor.lost := 1; -- to be taken alone again
         RETURN inturn._record_failure(cursor, was.epoch, was.applied_seq + 1, was.applied_seq + 1, was.attempts + 1,

@@ -65,8 +65,7 @@ BEGIN
         WHERE took OPERATOR(pg_catalog.>=) interval '100 ms';
         leave_at := CASE WHEN NOT first THEN leave_at ELSE least(leave_at, started_at OPERATOR(pg_catalog.+)
             greatest(least(took OPERATOR(pg_catalog.*) 10, interval '1 s'), interval '100 ms')) END;
-        first := false;
-        found_any := true; commands := commands OPERATOR(pg_catalog.+) batch.commands;
+        first := false; found_any := true; commands := commands OPERATOR(pg_catalog.+) batch.commands;
         failures := failures OPERATOR(pg_catalog.+) batch.failures;
         IF batch.redo THEN
             -- The hand stays where it was: the same keys are claimed again, one at a time. Some of them in this visit,
