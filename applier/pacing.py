@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 #: A visit to a topic lasts, in seconds, ten times as long as its first batch took, within these bounds.
 #: So a key whose caller committed late, behind the clock hand, waits no longer than that.
+#: A batch that is taken apart prolongs it by the shortest one: the next visit would begin with it again, for
+#: ever.
 SHORTEST_VISIT_SECONDS, LONGEST_VISIT_SECONDS = 0.1, 1.0
 #: As many keys share a transaction as their handlers take about this many seconds for, by what a key takes in
 #: the quickest of the last batches: on a busy machine the others have waited for a processor.

@@ -152,18 +152,16 @@ class Visits:
             self._tallies.count_batch(topic, batch)
             if batch.redo:
                 alone = 0 if batch.lost else batch.keys
-                # However long it took: otherwise the next visit would begin with the same batch, for ever.
                 leave_at = max(leave_at, time.monotonic() + pacing.SHORTEST_VISIT_SECONDS)
                 continue
             alone = max(alone - 1, batch.left)
             hand = batch.hand
             self._totals.count(batch)
             self._check_session(connection, topic, batch)
-            if careful or not batch.target_seconds:
-                continue  # a key that was put off does not say how long one takes
-            per_key = min(per_key * 2, batch.target_seconds / batch.slowness / batch.keys)
-            self._seconds_per_key[topic] = per_key
-            max_keys = min(pacing.fitting_keys(per_key, self.max_keys), max_keys * 2)
+            if batch.target_seconds and not careful:  # a key that was put off does not say how long one takes
+                per_key = min(per_key * 2, batch.target_seconds / batch.slowness / batch.keys)
+                self._seconds_per_key[topic] = per_key
+                max_keys = min(pacing.fitting_keys(per_key, self.max_keys), max_keys * 2)
         return Visit(found=leave_at is not None, emptied=False)
 
     def _check_session(self, connection: psycopg.Connection[Any], topic: str, batch: Batch) -> None:

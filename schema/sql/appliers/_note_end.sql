@@ -1,5 +1,5 @@
--- Notes of an applier whose lease has run out that it has ended, if it is gone: it ended because of the key that it took
--- alone. The next applier is not careful for it then (see _careful_keys), whoever has that key by then. Internal.
+-- Notes of an applier whose lease has run out that it has ended, if it is gone: it ended because of the key that it
+-- took alone. The next applier is not careful for it then (see _careful_keys), whoever has that key by then. Internal.
 --
 -- Locks its row, if nobody else has.
 CREATE FUNCTION inturn._note_end(applier text) RETURNS void
@@ -15,4 +15,5 @@ FROM (SELECT e.applier FROM inturn.applier e
       FOR UPDATE OF e SKIP LOCKED) gone
 WHERE a.applier = gone.applier
 $$;
-COMMENT ON FUNCTION inturn._note_end IS 'Internal: notes that an applier whose lease has run out has ended, if it is gone.';
+COMMENT ON FUNCTION inturn._note_end IS
+    'Internal: notes that an applier whose lease has run out has ended, if it is gone.';
