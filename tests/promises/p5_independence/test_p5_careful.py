@@ -23,6 +23,7 @@ from inturn.applier.inside.worker import Worker
 from inturn.schema.version import HEAD
 
 _APPLIED = "SELECT count(*) FROM app.witness WHERE key <> 'bad'"
+_SLEEPS = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
 _BAD = "SELECT attempts, lost FROM inturn.key_cursor WHERE key = 'bad'"
 
 
@@ -88,8 +89,7 @@ def test_p5_a_call_is_careful_once_after_one_that_has_died(topic: Database) -> N
     _append(topic, "bad", "hang")
     dying = topic.session(user=roles.APPLIER, autocommit=True)
     running = dying.begin("CALL inturn.apply()")
-    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
-    until(lambda: topic.value(sleeping, [dying.pid]), "its command hangs")
+    until(lambda: topic.value(_SLEEPS, [dying.pid]), "its command hangs")
     assert _careful(topic, "t") == [0], "it is alive"
     kill(topic, dying, running)
     assert _careful(topic, "t") == [20]
@@ -102,8 +102,7 @@ def test_p5_a_call_is_careful_beside_one_that_is(topic: Database) -> None:
     careful = topic.session(user=roles.APPLIER, autocommit=True)
     careful.execute("SET inturn.careful_keys = 20")
     running = careful.begin("CALL inturn.apply()")  # nobody is known
-    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
-    until(lambda: topic.value(sleeping, [careful.pid]), "its command hangs")
+    until(lambda: topic.value(_SLEEPS, [careful.pid]), "its command hangs")
     assert _careful(topic, "t") == [20]
     topic.execute("SELECT pg_cancel_backend(%s)", [careful.pid])
     assert isinstance(running.exception(60), psycopg.errors.QueryCanceled)
@@ -421,8 +420,7 @@ def test_p5_a_call_is_not_careful_after_one_that_died_of_a_key_taken_alone(
     dying = topic.session(user=roles.APPLIER, autocommit=True)
     dying.execute("SET inturn.careful_keys = 20")
     running = dying.begin("CALL inturn.apply()")
-    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
-    until(lambda: topic.value(sleeping, [dying.pid]), "its command hangs")
+    until(lambda: topic.value(_SLEEPS, [dying.pid]), "its command hangs")
     kill(topic, dying, running)
     if hand == "another":
         expire(topic)
@@ -451,8 +449,7 @@ def test_p5_a_cancel_in_a_batch_is_charged_to_the_command_that_is_tried_again(
     calling.execute(timeout)
     running = calling.begin("CALL inturn.apply()")
     if ended_by == "an operator":
-        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
-        until(lambda: topic.value(sleeping, [calling.pid]), "the command hangs")
+        until(lambda: topic.value(_SLEEPS, [calling.pid]), "the command hangs")
         topic.execute("SELECT pg_cancel_backend(%s)", [calling.pid])
     assert isinstance(running.exception(60), psycopg.errors.QueryCanceled)
     assert topic.execute(_BAD) == [(2, 0)]
