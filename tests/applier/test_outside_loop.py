@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import signal
 import threading
+from contextlib import suppress
 from typing import NoReturn
 
 import psycopg
@@ -15,6 +16,7 @@ from support.database import Database, until
 from support.process import inturn_apply
 
 from inturn.applier import Applier, Command, Fleet
+from inturn.applier.outside import turns
 from inturn.applier.outside.effect import NoThread
 from inturn.applier.outside.leases import Leases
 from inturn.applier.outside.loop import MOST_THREADS, WorkLoop
@@ -109,3 +111,30 @@ def test_what_is_given_to_threads_runs_in_so_many_at_a_time_and_all_of_it(
         monkeypatch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(NoThread):
             runner.run(asyncio.to_thread(run, 0))
+
+
+def test_a_coroutine_that_heeds_neither_a_cut_nor_a_cancel_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or its key's place in the process would be taken for as long as it goes on."""
+    monkeypatch.setattr(turns, "GIVE_UP_SECONDS", 0.02)
+
+    async def cut() -> bool:
+        over, began = asyncio.Event(), asyncio.Event()
+
+        async def heeds_nothing() -> None:
+            while not over.is_set():
+                began.set()
+                with suppress(asyncio.CancelledError):
+                    await over.wait()
+
+        within = asyncio.create_task(turns._apply_within(heeds_nothing(), 0.02))
+        await began.wait()
+        within.cancel()
+        await asyncio.wait([within], timeout=60)
+        over.set()
+        with pytest.raises(turns._Overdue) as late:
+            await within
+        return late.value.ended
+
+    assert asyncio.run(cut()) is False
