@@ -190,8 +190,11 @@ class Machine(RuleBasedStateMachine):
             "cancel_rest": "inturn.cancel_rest(%s, %s, 'model')",
             "pause_until": "inturn.pause(%s, %s, NULL, clock_timestamp() + '5 ms')",
         }.get(action, f"inturn.{action}(%s, %s)")
+        # Of a number that was appended on an old snapshot a hint tells, before an applier has looked.
         waiting = self.database.execute(
-            "SELECT FROM inturn.key_cursor WHERE key = %s AND waiting_at IS NOT NULL AND ready_at IS NULL",
+            "SELECT FROM inturn.key_cursor c WHERE key = %s AND waiting_at IS NOT NULL AND ready_at IS NULL"
+            " AND NOT EXISTS (SELECT FROM inturn.command_log l"
+            " WHERE l.topic = c.topic AND l.key = c.key AND l.seq = c.applied_seq + 1)",
             [self.key],
         )
         try:
