@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import psycopg
 import pytest
 from click.testing import CliRunner
+from support.command_help import commands
 
 from inturn.applier.inside.hand import TooManyAbandoned
 from inturn.cli.errors import Failure, explain
@@ -23,17 +23,7 @@ from inturn.schema.errors import SchemaMismatch
 WIDTH = 80
 
 
-def _commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    yield path
-    if isinstance(command, click.Group):
-        context = click.Context(command)
-        for name in command.list_commands(context):
-            child = command.get_command(context, name)
-            assert child is not None
-            yield from _commands(child, (*path, name))
-
-
-ALL = list(_commands(cli))
+ALL = list(commands(cli))
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)

@@ -17,7 +17,7 @@ PAGE = DOCS / "reference" / "cli.md"
 def helps() -> dict[str, str]:
     """Return command line → help, of each command, in the order of the help."""
     shown = {}
-    for words in _commands(cli, ("inturn",)):
+    for words in commands(cli, ("inturn",)):
         result = CliRunner().invoke(cli, [*words[1:], "--help"], prog_name="inturn", terminal_width=80)
         shown[" ".join(words)] = result.output
     return shown
@@ -33,14 +33,15 @@ def rewritten(page: str, real: dict[str, str]) -> str:
     )
 
 
-def _commands(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Give a command and all below it, each as the words that name it."""
     yield words
     if isinstance(command, click.Group):
         context = click.Context(command)
         for name in command.list_commands(context):
             child = command.get_command(context, name)
             assert child is not None
-            yield from _commands(child, (*words, name))
+            yield from commands(child, (*words, name))
 
 
 if __name__ == "__main__":
