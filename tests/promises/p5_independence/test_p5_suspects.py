@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from support.database import Database
+from support.database import Database, until
+from support.roles import APPLIER
+
+from inturn.schema.version import HEAD
 
 #: The most suspects that a process takes together, and how many wait where it does so.
 COMPANY, MANY = 16, 100
@@ -104,3 +108,24 @@ def test_p5_few_suspects_are_taken_alone(database: Database) -> None:
         claimed = _claim(database)
         assert len(claimed) == 1
         _apply(database, claimed)
+
+
+def test_p5_an_applier_that_is_alive_has_not_ended_where_its_lease_ran_out(database: Database) -> None:
+    """Only of one that is gone it is known that the key which it took alone was the cause."""
+    database.execute("SELECT inturn.create_topic('t')")
+    ended = "SELECT ended FROM inturn.applier WHERE applier = %s"
+    gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = %s"
+    for alive in (True, False):
+        database.execute("SELECT inturn.append('t', %s, 'do')", [f"alive {alive}"])
+        session = database.connect(user=APPLIER)
+        session.execute("SELECT inturn.announce_applier(%s, '{t}', 'here', 1, %s)", [HERE, HEAD])
+        assert len(session.execute(_CLAIM, [HERE]).fetchall()) == 1
+        if not alive:
+            pid = session.info.backend_pid
+            session.close()
+            until(partial(database.value, gone, [pid]), "its session is gone")
+        _die(database)
+        taken = _claim(database, THERE)
+        assert len(taken) == 1
+        assert database.value(ended, [HERE]) == (not alive)
+        _apply(database, taken)
