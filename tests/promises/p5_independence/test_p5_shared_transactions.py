@@ -101,7 +101,7 @@ def test_p5_a_handler_that_commits_is_charged_although_another_worker_was_quicke
             connection.execute("COMMIT")
 
     waits = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND cardinality(pg_blocking_pids(pid)) > 0"
-    with shop.at_work(database, applier, workers=2):
+    with shop.at_work(database, applier, workers=2) as fleet:
         try:
             assert second.wait(60)
             until(lambda: database.value(waits, [calls[0]]), "the first one to wait for its key")
@@ -109,5 +109,6 @@ def test_p5_a_handler_that_commits_is_charged_although_another_worker_was_quicke
             goes_on.set()
         until(lambda: database.value(_ENDED), "the end of the key")
     assert len(calls) == 2
+    assert fleet.totals.failures == 1, "what the other one has recorded is not counted again"
     assert database.execute(_STATE) == [(0, 1, True)]
     assert "ended the transaction" in database.value("SELECT last_error FROM inturn.key_cursor")
