@@ -123,6 +123,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._list_sessions(text),
     inturn._leave_at(text[]),
     inturn._begin_until(),
+    inturn._seconds_per_key(double precision, double precision, interval, integer),
     inturn._target_function(text, text),
     inturn._function_name(text),
     inturn._target_query(inturn.topic, text, regprocedure),

@@ -29,6 +29,33 @@ def test_as_many_keys_share_a_transaction_as_fit_and_one_at_least(seconds_per_ke
 
 
 @pytest.mark.parametrize(
+    ("before", "now", "batch_seconds", "known"),
+    [
+        (pacing.NEVER, 0.004, 0.01, 0.004),
+        (0.002, 0.001, 0.01, 0.001),
+        (0.002, 0.030, 0.09, 0.0022),
+        (0.002, 0.030, 0.10, 0.003),
+        (0.002, 0.0021, 0.10, 0.0021),
+        (0.002, 0.000001, 0.01, 0.0001),
+    ],
+)
+def test_what_a_key_takes_is_that_of_the_quickest_batch_which_is_forgotten_slowly(
+    before: float, now: float, batch_seconds: float, known: float
+) -> None:
+    """On a busy machine few batches wait for nobody: those that do would make the next ones smaller."""
+    assert pacing.seconds_per_key(before, now, batch_seconds, 50) == pytest.approx(known)
+
+
+def test_handlers_that_become_slow_share_no_long_transaction_soon() -> None:
+    """From 50 that take nothing to 10 ms each: for how long batches take twice as long as they should."""
+    per_key, long_seconds = pacing.seconds_per_key(pacing.NEVER, 0.0, 0.0, 50), 0.0
+    while (seconds := pacing.fitting_keys(per_key, 50) * 0.010) > 2 * pacing.BATCH_SECONDS:
+        long_seconds += seconds
+        per_key = pacing.seconds_per_key(per_key, 0.010, seconds, 50)
+    assert long_seconds < 4.0
+
+
+@pytest.mark.parametrize(
     ("trips", "slowness"),
     [
         ([], 1.0),

@@ -31,7 +31,7 @@ INLINED = {
     "_wake_key",
     *("_state_at", "_next_ready_at", "_empty_turn_wait", "_process_of", "_max_claim_octets"),
     *("_appeared", "_planned_arrivals", "_held_keys", "_find_cursor", "_first_line", "_target_kinds"),
-    *("_kind_of", "_function_name"),
+    *("_kind_of", "_function_name", "_seconds_per_key"),
 }
 _UNREAD = re.compile(
     r"--[^\n]*|'(?:[^']|'')*'"  # comments and texts

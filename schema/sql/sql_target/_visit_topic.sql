@@ -5,9 +5,9 @@
 -- A visit lasts ten times as long as its first batch took, but at least 100 ms and at most a second: so long may a key
 -- wait whose caller committed late, behind the hand. Keys share a transaction only while that stays short: as many as
 -- take about 10 ms, so that a slow handler holds up its own key and no other. How long a key takes is what the quickest
--- of the last batches says: on a busy machine the others have waited for a processor. After a batch of at least 100 ms
--- it steps back for a moment: an operator who waits for the key gets it before it is claimed again. careful: how many
--- keys are still to be taken alone (see _claim_alone).
+-- of the last batches says, which is forgotten slowly: on a busy machine the others have waited for a processor. After
+-- a batch of at least 100 ms it steps back for a moment: an operator who waits for the key gets it before it is claimed
+-- again. careful: how many keys are still to be taken alone (see _claim_alone).
 -- per_key: how many seconds a key takes, from the visit before; NULL: not known. found_any is set when there was a key
 -- to claim. failing: see _judge_outages; leaves the topic once it is down. Locks and raises what apply_batch does.
 CREATE PROCEDURE inturn._visit_topic(
@@ -75,8 +75,8 @@ BEGIN
                                                           OPERATOR(pg_catalog.+) interval '100 ms'));
         ELSE
             alone := greatest(alone OPERATOR(pg_catalog.-) 1, 0); hand := batch.hand;
-            per_key := greatest(0.000001, least(per_key OPERATOR(pg_catalog.*) 2,
-                extract(epoch FROM batch.target_time) OPERATOR(pg_catalog./) batch.keys));
+            per_key := inturn._seconds_per_key(
+                per_key, extract(epoch FROM batch.target_time) OPERATOR(pg_catalog./) batch.keys, took, max_keys);
             width := least(greatest(0.010 OPERATOR(pg_catalog./) per_key, 1), max_keys, width OPERATOR(pg_catalog.*) 2);
         END IF;
     END LOOP;

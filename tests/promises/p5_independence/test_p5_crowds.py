@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from support.database import Database, come_first
 from support.race import append
 from support.roles import APPLIER, OWNER
 
+from inturn.applier import pacing
 from inturn.applier.inside.passes import Passes
 from inturn.applier.inside.rounds import Rounds
 from inturn.applier.inside.visits import Visit
@@ -174,6 +177,16 @@ def test_p5_in_a_crowd_a_call_says_by_how_long_its_handlers_take_where_it_may_be
                 f" inturn._keep_settings(NULL), 0, 0, false, {per_key}, 0, '{{}}')"
             )
         assert witness.execute("SELECT width FROM app.begun") == [(width,)], per_key
+
+
+def test_p5_a_call_knows_what_a_key_takes_as_a_worker_does(witness: Database) -> None:
+    for before, now, took, most in itertools.product(
+        (None, 0.0001, 0.002, 0.5), (0.0, 0.000001, 0.0021, 0.03), (0.0, 0.099, 0.1, 5.0), (1, 50)
+    ):
+        known = pacing.seconds_per_key(pacing.NEVER if before is None else before, now, took, most)
+        asked = "SELECT inturn._seconds_per_key(%s, %s, %s * interval '1 s', %s)"
+        found = witness.value(asked, [before, now, took, most])
+        assert found == pytest.approx(known), (before, now, took, most)
 
 
 def test_p5_workers_of_the_daemon_begin_in_different_places_too(witness: Database) -> None:
