@@ -61,6 +61,11 @@ class Batch:
     left: int = 0
     slowness: float = 1.0
 
+    @property
+    def seconds_per_key(self) -> float:
+        """How many seconds a key takes, without the waiting; there is one at least."""
+        return self.target_seconds / self.slowness / self.keys
+
 
 class Target(Protocol):
     """What applies the commands of a topic: makes one batch on a connection in autocommit."""

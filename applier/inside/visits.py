@@ -159,8 +159,7 @@ class Visits:
             self._totals.count(batch)
             self._check_session(connection, topic, batch)
             if batch.target_seconds and not careful:  # a key that was put off does not say how long one takes
-                took = batch.target_seconds / batch.slowness / batch.keys
-                per_key = pacing.seconds_per_key(per_key, took, seconds, self.max_keys)
+                per_key = pacing.seconds_per_key(per_key, batch.seconds_per_key, seconds, self.max_keys)
                 self._seconds_per_key[topic] = per_key
                 max_keys = min(pacing.fitting_keys(per_key, self.max_keys), max_keys * 2)
         return Visit(found=leave_at is not None, emptied=False)
