@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from psycopg import Connection, sql
 
 from inturn.cli.terminal.output import echo
-from inturn.cli.terminal.rows import fetch
+from inturn.cli.terminal.rows import Row, fetch
 
 _OWNER = """
     SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(nspowner)) FROM pg_catalog.pg_namespace
@@ -42,3 +43,27 @@ def topics_down(connection: Connection[Any], schema: str) -> list[str]:
         "SELECT DISTINCT d.topic FROM {}.list_appliers() a, jsonb_object_keys(a.down) d (topic) WHERE a.alive"
     )
     return [row["topic"] for row in fetch(connection, down.format(sql.Identifier(schema)))]
+
+
+def down_topics(appliers: list[Row]) -> dict[str, Row]:
+    """Return the topics whose target does not answer: since when, the key tried last, and its error."""
+    down: dict[str, Row] = {}
+    for applier in appliers:
+        for topic, report in applier["down"].items() if applier["alive"] else ():
+            if topic not in down or report["since"] < down[topic]["since"]:
+                down[topic] = report
+    return down
+
+
+def abandoned_lines(appliers: list[Row]) -> Iterator[str]:
+    """Yield a line for each process that has abandoned handlers, which each of its workers announces."""
+    processes: dict[str, Row] = {}
+    for applier in appliers:
+        # As of the worker that has announced itself last: none comes back.
+        if applier["abandoned"] > processes.get(applier["process"], {"abandoned": 0})["abandoned"]:
+            processes[applier["process"]] = applier
+    for each in processes.values():
+        threads = "1 thread" if each["abandoned"] == 1 else f"{each['abandoned']} threads"
+        process = f"process {each['pid']} on {each['host']}"
+        who = process if each["pid"] is not None else f"applier {each['applier']}"
+        yield f"{who} has abandoned {threads}: handlers that did not return"

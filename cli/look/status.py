@@ -14,7 +14,7 @@ from psycopg import Connection, sql
 from inturn.cli.advice import program
 from inturn.cli.database import Database, pass_database
 from inturn.cli.exit_codes import ExitCode
-from inturn.cli.look.sessions import say_what_is_hidden
+from inturn.cli.look.sessions import abandoned_lines, down_topics, say_what_is_hidden
 from inturn.cli.look.topics import no_topics, require_topic, say_hidden_topics
 from inturn.cli.terminal.key_text import TOPIC, shown
 from inturn.cli.terminal.output import (
@@ -35,6 +35,9 @@ _MANY = 10
 _TOPICS = """
 SELECT t.*, least(t.oldest_pending_at, t.arrived_at) <= clock_timestamp() - %s::interval AS too_old
 FROM {}.topic_status(%s::text, %s) t
+"""
+_APPLIERS = """
+SELECT a.*, {0}._fits(a.revision) AS fits, {0}._process_of(a.applier) AS process FROM {0}.list_appliers() a
 """
 
 
@@ -120,11 +123,7 @@ def _read(connection: Connection[Any], schema: str, topic: str | None, older_tha
         topics = rows(_TOPICS, older_than, topic, _RECENT)
     except psycopg.DataError as error:
         raise refuse_interval(error, "--older-than", older_than) from None
-    appliers = [
-        applier
-        for applier in rows("SELECT *, {0}._fits(revision) AS fits FROM {0}.list_appliers()")
-        if topic is None or topic in applier["topics"]
-    ]
+    appliers = [applier for applier in rows(_APPLIERS) if topic is None or topic in applier["topics"]]
     for each in topics:
         each["applied_per_second"] = round(each["applied"] / _RECENT.total_seconds(), 3)
         if older_than is None:
@@ -163,16 +162,6 @@ def _problems(found: _Status, older_than: str | None) -> Iterator[Row]:
                 "problem": "too_old",
                 "says": f"a command has been pending for {waited}, longer than {older_than}",
             }
-
-
-def down_topics(appliers: list[Row]) -> dict[str, Row]:
-    """Return the topics whose target does not answer: since when, the key tried last, and its error."""
-    down: dict[str, Row] = {}
-    for applier in appliers:
-        for topic, report in applier["down"].items() if applier["alive"] else ():
-            if topic not in down or report["since"] < down[topic]["since"]:
-                down[topic] = report
-    return down
 
 
 def _says_down(report: Row, now: datetime) -> str:
@@ -279,10 +268,7 @@ def _applier_lines(found: _Status) -> Iterator[str]:
             [_applier_row(applier, found.now) for applier in alive],
             [f"waits for {applier['waits_for']}" if applier["waits_for"] else "" for applier in alive],
         )
-    for each in {each["applier"].rpartition(":")[0]: each for each in alive if each["abandoned"]}.values():
-        threads = "1 thread" if each["abandoned"] == 1 else f"{each['abandoned']} threads"
-        left = f"has abandoned {threads}: handlers that did not return"
-        yield f"process {each['pid']} on {each['host']} {left}"
+    yield from abandoned_lines(alive)
     if gone:
         yield f"{gone} more seen in the last day {'is' if gone == 1 else 'are'} gone: see --json"
 

@@ -201,6 +201,7 @@ GRANT EXECUTE ON FUNCTION
     inturn.verify(text, text, text),
     inturn.list_appliers(),
     inturn._fits(text),
+    inturn._process_of(text),
     inturn.why(text, text),
     inturn.retry(text, text, text),
     inturn.retry_all(text, text, text, interval, text, text),

@@ -97,6 +97,27 @@ def test_topics_that_nobody_serves_beside_one_that_is_served_are_said(orders: Da
     assert len(said) == 2, "nothing is said twice"
 
 
+def test_who_has_abandoned_handlers_is_told_by_process_as_metrics_count_them(orders: Database) -> None:
+    """Each worker of a process announces all; a client of one's own may be called anything."""
+    for applier, pid, abandoned in (
+        *(("h:1-a:1", 1, 2), ("h:1-a:2", 1, 3), ("billing:a", 12, 1), ("billing:b", 13, 4)),
+        *(("own", 14, 5), ("another", None, 6), ("idle", 15, 0)),
+    ):
+        orders.execute(
+            "SELECT inturn.announce_applier(%s, '{orders}', 'b', %s, '0001', true, '{}', %s)",
+            [applier, pid, abandoned],
+        )
+    out = run_inturn(orders.dsn, "status")[1]
+    told = re.findall(r"^(.*) has abandoned (\d+)", out, re.MULTILINE)
+    processes = {"process 1": 3, "process 12": 1, "process 13": 4, "process 14": 5}
+    assert {who: int(count) for who, count in told} == {
+        **{f"{process} on b": count for process, count in processes.items()},
+        "applier another": 6,
+    }
+    metric = "SELECT value FROM inturn.server_metrics() WHERE metric = 'inturn_abandoned_threads'"
+    assert orders.value(metric) == sum(int(count) for _, count in told)
+
+
 def test_an_applier_at_work_is_shown_with_its_key_and_gone_afterwards(database: Database) -> None:
     open_shop(database, target="sql")
     append(database, "stuck", "after")

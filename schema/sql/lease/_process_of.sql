@@ -1,6 +1,6 @@
 -- Returns the process of an applier: HOST:PID-START for HOST:PID-START:NUMBER, as the workers of a process are called,
 -- and HOST:PID for HOST:PID:NUMBER; otherwise the applier itself.
--- Internal. Takes no locks. Qualified, not pinned: it is inlined.
+-- Internal; inturn status groups appliers by it. Takes no locks. Qualified, not pinned: it is inlined.
 CREATE FUNCTION inturn._process_of(applier text) RETURNS text
 LANGUAGE sql IMMUTABLE
 AS $$
