@@ -97,7 +97,7 @@ def announce_applier(
     Args:
         backend_pid: that of the session, as the driver knows it.
         down: which of the topics have a target that is down; see breaker.reports.
-        abandoned: how many threads were.
+        abandoned: how many handlers were.
         most: ask, before it is announced, how many keys are taken alone at first: so many where another
             applier may have died of one, and note that. In one statement: who dies in between would have
             noted that death.

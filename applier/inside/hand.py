@@ -13,7 +13,7 @@ import psycopg
 from inturn.applier.command import ClaimedCommand
 from inturn.schema.errors import InturnError
 
-#: How many abandoned threads end a process: they take memory and processor, and stay.
+#: How many abandoned handlers, threads and coroutines, end a process: they take memory and processor.
 MOST_ABANDONED = 10
 
 #: For commands that may take for ever: one for all, since it comes with each command.
@@ -26,7 +26,7 @@ class TooManyAbandoned(InturnError):
     def __init__(self, count: int) -> None:
         super().__init__(
             f"{count} handlers did not return within their topic's timeout",
-            hint="Their threads are abandoned in this process: start it again",
+            hint="They are abandoned, and go on in this process: start it again",
         )
 
 

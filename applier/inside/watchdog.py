@@ -110,7 +110,7 @@ class Watchdog(Generic[_W]):
             calls.session.terminate(*worker.backend, _TERMINATE_MILLISECONDS).on(connection)
             if blame:
                 blame.charge(connection)
-        log.warning("a handler that does not return was given up", extra=extra)
+        log.warning("a handler that does not return was abandoned", extra=extra)
 
 
 def _go_on(step: Callable[[], None]) -> None:

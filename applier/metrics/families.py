@@ -124,11 +124,11 @@ FAMILIES = (
         "Age of the oldest transaction that keeps dead rows.",
     ),
     Family(
-        "inturn_abandoned_threads",
+        "inturn_abandoned_handlers",
         "gauge",
         "server",
         (),
-        "Threads abandoned by living processes, because a handler did not return.",
+        "Handlers abandoned by living processes, because they did not return.",
     ),
     Family("inturn_schema", "info", "server", ("revision",), "The revision of the schema."),
     Family(

@@ -73,7 +73,7 @@ class OutsideWorker:
         self._tallies = tallies or Tallies()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.totals = Totals()
-        #: How many handlers that do not return were given up, and go on.
+        #: How many handlers, of threads and coroutines, were abandoned because they do not return, and go on.
         self.abandoned = 0
         #: Why the worker ended before it should have; None while it runs and after a good end.
         self.error: Exception | None = None
@@ -184,13 +184,13 @@ class OutsideWorker:
         return self._lanes.breakers
 
     def _give_up(self, order: ClaimedCommand) -> None:
-        """Count a handler that is left behind, because it cannot be ended: a thread, or a coroutine."""
+        """Count a handler that is abandoned, because it cannot be ended: in a thread, or a coroutine."""
         self.abandoned += 1
         if self.abandoned >= MOST_ABANDONED:
             self.error = TooManyAbandoned(self.abandoned)
             self._stop.request()
         log.warning(
-            "a handler that does not return was given up", extra={"topic": order.topic, "key": order.key}
+            "a handler that does not return was abandoned", extra={"topic": order.topic, "key": order.key}
         )
 
     async def _finish(self, helpers: list[asyncio.Task[None]]) -> None:

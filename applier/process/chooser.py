@@ -56,7 +56,7 @@ class Chooser:
             only: the topics to serve; empty: every one that can be.
             start_outside: called when there is a topic that is applied outside the database.
             others_breakers: those of the work outside the database.
-            abandoned: how many threads were, because a handler did not return.
+            abandoned: how many handlers were, because they did not return.
             tallies: learn the database's time, now and then.
         """
         self._applier = applier

@@ -68,7 +68,7 @@ class Crew:
 
     @property
     def abandoned(self) -> int:
-        """How many threads were abandoned, because a handler does not return."""
+        """How many handlers were abandoned, because they do not return."""
         return sum(int(worker.abandoned) for worker in self.workers)
 
     @property

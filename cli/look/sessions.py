@@ -63,7 +63,7 @@ def abandoned_lines(appliers: list[Row]) -> Iterator[str]:
         if applier["abandoned"] > processes.get(applier["process"], {"abandoned": 0})["abandoned"]:
             processes[applier["process"]] = applier
     for each in processes.values():
-        threads = "1 thread" if each["abandoned"] == 1 else f"{each['abandoned']} threads"
+        handlers = "1 handler that" if each["abandoned"] == 1 else f"{each['abandoned']} handlers that"
         process = f"process {each['pid']} on {each['host']}"
         who = process if each["pid"] is not None else f"applier {each['applier']}"
-        yield f"{who} has abandoned {threads}: handlers that did not return"
+        yield f"{who} has abandoned {handlers} did not return"

@@ -114,7 +114,7 @@ def test_who_has_abandoned_handlers_is_told_by_process_as_metrics_count_them(ord
         **{f"{process} on b": count for process, count in processes.items()},
         "applier another": 6,
     }
-    metric = "SELECT value FROM inturn.server_metrics() WHERE metric = 'inturn_abandoned_threads'"
+    metric = "SELECT value FROM inturn.server_metrics() WHERE metric = 'inturn_abandoned_handlers'"
     assert orders.value(metric) == sum(int(count) for _, count in told)
 
 

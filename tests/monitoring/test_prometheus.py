@@ -155,11 +155,11 @@ def test_every_alert_fires_and_clears_in_a_real_prometheus_that_scrapes_a_fleet(
         until(lambda: query(port, failed), "one failure is counted", PATIENCE)
         alarms.put_right()
         # A thread that was left behind is, until its process ends.
-        wait_clear(port, WRONG - {("InturnThreadsAbandoned", "")})
+        wait_clear(port, WRONG - {("InturnHandlersAbandoned", "")})
         alarms.hide_topics()
         until(lambda: _HIDDEN in firing(port), "a scrape without topics", PATIENCE)
         alarms.show_topics()
-        until(lambda: firing(port) == {("InturnThreadsAbandoned", "")}, "the topics again", PATIENCE)
+        until(lambda: firing(port) == {("InturnHandlersAbandoned", "")}, "the topics again", PATIENCE)
         alarms.kill_fleet()
         until(lambda: _GONE in firing(port), "nobody answers", PATIENCE)
         alarms.start_fleet()

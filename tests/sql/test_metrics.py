@@ -309,7 +309,7 @@ def test_who_serves_a_topic_and_what_is_down_is_said_of_living_appliers_only(ord
     assert (found["inturn_appliers", "orders"], found["inturn_appliers", "bills"]) == (3, 1)
     # A process counts once, however many workers it has.
     assert (found["inturn_breakers_open", "orders"], found["inturn_breakers_open", "bills"]) == (1, 0)
-    assert metrics(orders, SERVER_METRICS)["inturn_abandoned_threads",] == 4
+    assert metrics(orders, SERVER_METRICS)["inturn_abandoned_handlers",] == 4
 
 
 def test_a_paused_topic_is_said_to_be_until_its_time_is_over(orders: Database) -> None:

@@ -22,7 +22,7 @@ WRONG = {
     ("InturnTargetDown", "down"),
     ("InturnFailing", "failing"),
     ("InturnLeasesLost", "lost"),
-    ("InturnThreadsAbandoned", ""),
+    ("InturnHandlersAbandoned", ""),
     ("InturnSnapshotHeld", "session"),
     ("InturnDeadRows", "ticket"),
 }

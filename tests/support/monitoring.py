@@ -142,7 +142,7 @@ SCENES: dict[str, list[Scene]] = {
         )
     ],
     "InturnLeasesLost": [Scene(_of("t", applier_lost_leases_total="0x4 1x36"), {"topic": "t"}, 3, 6, 25)],
-    "InturnThreadsAbandoned": [Scene({"inturn_abandoned_threads": "0 2x10 0x20"}, {}, 4, 8, 14)],
+    "InturnHandlersAbandoned": [Scene({"inturn_abandoned_handlers": "0 2x10 0x20"}, {}, 4, 8, 14)],
     "InturnSnapshotHeld": [
         Scene(
             {

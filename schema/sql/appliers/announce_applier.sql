@@ -13,7 +13,7 @@ AS $$
 -- next.
 -- down: the topics whose breaker is open in its process, each with seconds (since when), key (the last one tried) and
 -- error.
--- abandoned: how many threads its process has abandoned.
+-- abandoned: how many handlers its process has abandoned, because they did not return.
 -- It need not announce its end: see list_appliers. Deletes appliers that were not seen for a day.
 -- Locks: the applier's row; rows of forgotten ones, skipping locked ones. Raises 22004 and 22023 for what cannot be.
 BEGIN

@@ -4,7 +4,7 @@ SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
 -- Returns what a scrape of metrics says of the schema as a whole: its tables' rows and sizes, the oldest snapshots that
--- keep dead rows from being removed, and the threads that appliers abandoned. Costs the same however many keys there
+-- keep dead rows from being removed, and the handlers that appliers abandoned. Costs the same however many keys there
 -- are.
 -- Takes no locks, but ACCESS SHARE on the tables.
 --
@@ -50,7 +50,7 @@ UNION ALL
 SELECT 'inturn_oldest_snapshot_age_seconds', jsonb_build_object('holder', k.holder), coalesce(max(h.seconds), 0)
 FROM unnest(ARRAY['session', 'prepared']) k (holder) LEFT JOIN holder h USING (holder) GROUP BY k.holder
 UNION ALL
-SELECT 'inturn_abandoned_threads', '{}', coalesce(sum(p.abandoned), 0) FROM (
+SELECT 'inturn_abandoned_handlers', '{}', coalesce(sum(p.abandoned), 0) FROM (
     SELECT max(p.abandoned) AS abandoned FROM inturn.applier p
     LEFT JOIN pg_stat_activity a ON a.pid = p.backend_pid AND a.datname = current_database()
                                    AND coalesce(a.backend_start, p.backend_start) = p.backend_start

@@ -25,7 +25,7 @@ COMMENT ON COLUMN inturn.applier.pooled IS 'It goes through a pooler: the sessio
 COMMENT ON COLUMN inturn.applier.down IS
     'The topics whose breaker is open in its process: topic to since, key (the last one tried) and error.';
 COMMENT ON COLUMN inturn.applier.abandoned IS
-    'How many threads its process has abandoned, because a handler did not return.';
+    'How many handlers its process has abandoned, because they did not return.';
 COMMENT ON COLUMN inturn.applier.careful IS
     'The topics of which it takes the first keys alone still, as another applier may have died of one.';
 COMMENT ON COLUMN inturn.applier.ended IS 'It has said its end, or the next call of apply has noted that it is gone.';

@@ -92,7 +92,7 @@ def test_a_handler_that_does_not_return_is_given_up_after_a_stop_too(
     assert "timeout of 0.5 s" in error
 
 
-def test_status_says_how_many_threads_a_process_has_left_behind(
+def test_status_says_how_many_handlers_a_process_has_abandoned(
     database: Database, release: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of both kinds of handlers."""
@@ -105,4 +105,5 @@ def test_status_says_how_many_threads_a_process_has_left_behind(
         announced = "SELECT max(abandoned) FROM inturn.list_appliers() WHERE alive"
         until(lambda: database.value(announced) == 3, "three announced")
         _, said, _ = run_inturn(database.dsn, "status")
-    assert f"process {os.getpid()} on {socket.gethostname()} has abandoned 3 threads" in said
+    process = f"process {os.getpid()} on {socket.gethostname()}"
+    assert f"{process} has abandoned 3 handlers that did not return" in said

@@ -308,7 +308,7 @@ def test_a_target_that_does_not_answer_is_the_cause_while_its_applier_is_there(d
     assert timedelta(hours=1) <= waited < timedelta(hours=1, minutes=2)
     status = run_inturn(database.dsn, "status")[1]
     assert "topic orders: its target has not answered for 1h; the key tried last was order-7: " in status
-    assert "process 4711 on b1 has abandoned 2 threads: handlers that did not return" in status
+    assert "process 4711 on b1 has abandoned 2 handlers that did not return" in status
     applier.close()
     until(lambda: asked(database, "a")["cause"] == "no_applier", "its session gone")
 

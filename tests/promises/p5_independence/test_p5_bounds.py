@@ -172,7 +172,7 @@ def _figures() -> Iterator[tuple[str, str]]:
     yield failures, f"does not return within {_SAID[give_up]} seconds of that is abandoned"
     yield failures, f"The other keys go on within {_SAID[OTHERS_GO_ON]} seconds of the deadline"
     yield "reference/settings.md", f"does not return within {give_up:g} seconds of that is abandoned"
-    yield failures, f"\n{_SAID[hand.MOST_ABANDONED].title()} abandoned threads end the process"
+    yield failures, f"\n{_SAID[hand.MOST_ABANDONED].title()} abandoned handlers end the process"
     for page in (failures, deploy):
         yield page, f"has waited {_SAID[half_open.ANSWER_SECONDS]} seconds for an answer"
     yield deploy, f"gives it up after {connection.KEEPALIVE['tcp_user_timeout'] / 1000:g} seconds"
