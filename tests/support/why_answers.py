@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,6 +13,7 @@ from psycopg.rows import dict_row
 from inturn.cli.look.why import TITLES
 from support.database import Database, Session
 from support.logins import connect_as
+from support.place import DOCS
 from support.process import run_inturn
 from support.terminal import Terminal
 
@@ -19,6 +21,8 @@ Explained = dict[str, Any]
 
 #: One who may do nothing else, of each database that was asked.
 _operators: WeakKeyDictionary[Database, psycopg.Connection[Any]] = WeakKeyDictionary()
+#: What changes a key, in what why advises.
+_ACTS = re.compile(r"\binturn (retry|amend|skip|resume|fill-gap)\b|\b(inturn\.release)\b")
 _COLUMNS = ("topic", "key", "cause", "since", "says", "to_do", "details")
 
 
@@ -52,8 +56,20 @@ def explained(database: Database, key: str, cause: str, topic: str = "orders") -
     assert len(lines) <= 10
     assert max(map(len, lines)) <= 80, out
     assert "{" not in out
+    assert _advised(answer["to_do"]) <= _advised_on_the_page(cause)
     print(out)
     return answer, out
+
+
+def _advised(text: str) -> set[str]:
+    return {command or function for command, function in _ACTS.findall(text)}
+
+
+def _advised_on_the_page(cause: str) -> set[str]:
+    """Return what the page on the causes has to do about one."""
+    page = (DOCS / "reference" / "keys.md").read_text("utf-8")
+    (to_do,) = re.findall(rf"^\| (?:`\w+`, )?`{cause}`[^|]*\|.*\| ([^|]*) \|$", page, re.MULTILINE)
+    return set(re.findall(r"`([\w.-]+)`", to_do))
 
 
 def backends(answer: Explained) -> list[int]:
