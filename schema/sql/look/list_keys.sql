@@ -40,8 +40,9 @@ AS $$
 -- list is exact.
 -- Sorted by age or lesser lags it is exact while no state but idle has more than 20,000 keys that pass the filters;
 -- beyond, it is that of the worst 20,000 of each such state, and a WARNING says so.
--- No index lists the idle keys: they are looked for among the first 50,000 keys of a topic, or max_keys, and a WARNING
--- says so where that is not all and too few were found.
+-- No index lists the idle keys: they are looked for among the first 50,000 keys of a topic, or max_keys, of those that
+-- begin as of_like does, and a WARNING says so where that is not all and too few were found.
+-- max_keys NULL lists all, and looks at all, however long that takes.
 -- Topics that are granted to other operators only are left out. Raises IT044 for a state or sort_by that does not
 -- exist, and IT014 for a topic that is granted to other operators only.
 DECLARE
@@ -74,7 +75,7 @@ BEGIN
     max_keys := CASE WHEN max_keys < 0 THEN 0 ELSE max_keys END;
     -- It is added to a number.
     min_lag := CASE WHEN min_lag > 1000000000000000000 THEN 1000000000000000000 ELSE min_lag END;
-    most := greatest(max_keys, 20000); look := greatest(max_keys, 50000);
+    most := max_keys + greatest(20000 - max_keys, 0); look := max_keys + greatest(50000 - max_keys, 0); -- NULL: all
     IF NOT states <@ ranks OR states = '{}' THEN
         RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('there is no state %L', of_state),
             HINT = 'Give one of held, waiting, retrying, paused, leased, ready, arrived, idle, or several with commas '

@@ -1,0 +1,84 @@
+"""list_keys: at how many keys it looks where no index has what is asked for, and that it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from support.crowd import FEW, crowd_of_keys
+from support.database import Database
+from support.plans import cost
+from support.race import replaced
+from support.roles import OWNER
+from support.server import Server
+
+
+@pytest.fixture(scope="module")
+def shop(server: Server, template: str) -> Iterator[Database]:
+    """5,000 ready keys, and few in every other state."""
+    database = crowd_of_keys(server, template, "list_bounds", ready=5_000)
+    database.execute("VACUUM ANALYZE")
+    yield database
+    database.drop()
+
+
+@pytest.fixture(scope="module")
+def connection(shop: Database) -> psycopg.Connection[Any]:
+    return shop.connect(user=OWNER)
+
+
+def _listed(connection: psycopg.Connection[Any], arguments: str) -> tuple[list[str], list[str]]:
+    """Return the keys, and the warnings."""
+    said: list[str] = []
+
+    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+        said.append(diagnostic.message_primary or "")
+
+    connection.add_notice_handler(note)
+    rows = connection.execute(f"SELECT key FROM inturn.list_keys({arguments})".encode()).fetchall()
+    connection.remove_notice_handler(note)
+    return [key for (key,) in rows], said
+
+
+def test_idle_keys_that_a_pattern_does_not_match_count_as_looked_at(
+    shop: Database, connection: psycopg.Connection[Any]
+) -> None:
+    """A pattern that matches next to none would walk over all keys, and once more for the warning."""
+    arguments = "of_state => 'idle', of_like => '%nosuch'"
+    query = f"SELECT FROM inturn.list_keys({arguments.replace('%', '%%')})"
+    with replaced(shop, "list_keys", ("50000", "100")):
+        keys, (warning,) = _listed(connection, arguments)
+        assert keys == []
+        assert warning.startswith("more than 100 keys in topic 'shop': idle ones were looked for among the")
+        some = cost(connection, query)
+    assert _listed(connection, arguments) == ([], [])
+    assert cost(connection, query) > some + 20, "which looks at 5,000"
+
+
+def test_idle_keys_are_looked_for_from_where_the_pattern_begins(
+    shop: Database, connection: psycopg.Connection[Any]
+) -> None:
+    with replaced(shop, "list_keys", ("50000", "50")):
+        for like, found in (("idle9_", 10), (r"id\le9_", 10), ("idle9%9", 1), ("idle99", 1), ("held9_", 0)):
+            keys, said = _listed(connection, f"of_state => 'idle', of_like => '{like}'")
+            assert (len(keys), said) == (found, []), like
+        keys, said = _listed(connection, "of_state => 'idle', of_like => 'idle%'")
+        assert len(keys) == 50, "it has found as many as it lists"
+        assert said == []
+        keys, said = _listed(connection, "of_state => 'idle', of_like => 'idle%0'")
+        assert 0 < len(keys) < 10
+        (warning,) = said
+        assert warning.startswith(
+            "more than 50 keys in topic 'shop' begin with 'idle': idle ones were looked for"
+        )
+        assert _listed(connection, "of_state => 'idle', of_like => '_dle9_'")[0] == [], "others come first"
+
+
+def test_a_list_of_all_keys_has_all(shop: Database, connection: psycopg.Connection[Any]) -> None:
+    with replaced(shop, "list_keys", (r"\b50000\b", "50"), (r"\b20000\b", "10")):
+        for sort in ("NULL", "'lag'", "'age'", "'attempts'"):
+            arguments = f"max_keys => NULL, of_state => 'held,idle', sort_by => {sort}"
+            keys, said = _listed(connection, arguments)
+            assert (len(keys), said) == (2 * FEW, []), sort
