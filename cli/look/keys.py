@@ -123,7 +123,7 @@ Example:
     show_default=True,
     help="List at most N.",
 )
-@click.option("--check", is_flag=True, help="Exit with 7 if there are such keys; print nothing if not.")
+@click.option("--check", is_flag=True, help="Exit with 7 if there are such keys or may be; silent if not.")
 @watch_option
 @json_option
 @pass_database
@@ -173,7 +173,7 @@ def keys(
         echo("inturn: no such keys" if wanted.filtered or errors else "inturn: no keys yet", err=True)
     for remark in listing.remarks:
         echo(remark, err=True)
-    return ExitCode.FOUND if check and listing.found else ExitCode.OK
+    return ExitCode.FOUND if check and (listing.found or listing.warnings) else ExitCode.OK
 
 
 def _check_options(wanted: _Wanted, *, errors: bool, check: bool, watch: float | None, as_json: bool) -> None:

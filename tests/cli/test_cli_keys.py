@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.database import Database
 from support.process import run_inturn
+from support.race import replaced
 from support.terminal import Terminal, on_terminal
 
 EVIL = "evil\x1b[2J\u202e\nkey\\"
@@ -106,6 +107,16 @@ def test_check_exits_with_7_when_there_are_such_keys_and_is_silent_when_not(orde
     assert run_inturn(orders.dsn, "keys", "--lagging", "121", "--check") == (0, "", "")
     assert run_inturn(orders.dsn, "keys", "--lagging", "120", "--check", "--json")[0] == 7
     assert run_inturn("host=127.0.0.1 port=1", "keys", "--held", "--check")[0] == 4
+
+
+def test_check_is_not_silent_where_not_all_keys_were_looked_at(orders: Database) -> None:
+    orders.execute("SELECT inturn.append('orders', 'more' || n, 'insert') FROM generate_series(1, 3) n")
+    check = ("keys", "--lagging", "121", "--limit", "1", "--check")
+    assert run_inturn(orders.dsn, *check) == (0, "", "")
+    with replaced(orders, "list_keys", ("200000", "1")):
+        code, out, err = run_inturn(orders.dsn, *check)
+    assert (code, out) == (7, "")
+    assert err.startswith("inturn: more than 2 ready keys in topic 'orders': only the first 2 of each topic")
 
 
 def test_a_pipe_gets_every_column_and_keys_that_can_be_given_back(orders: Database) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support.crowd import FEW, crowd_of_keys
+from support.crowd import FEW, STATES, crowd_of_keys
 from support.database import Database
 from support.plans import cost
 from support.race import replaced
@@ -82,3 +82,25 @@ def test_a_list_of_all_keys_has_all(shop: Database, connection: psycopg.Connecti
             arguments = f"max_keys => NULL, of_state => 'held,idle', sort_by => {sort}"
             keys, said = _listed(connection, arguments)
             assert (len(keys), said) == (2 * FEW, []), sort
+
+
+def test_a_filter_that_no_index_knows_looks_at_some_keys_of_each_state_and_says_so(
+    shop: Database, connection: psycopg.Connection[Any]
+) -> None:
+    warning = "more than {0} {1} keys in topic 'shop': only the first {0} of each topic were looked at"
+    filters = ("older_than => '1 h'", "min_lag => 2", "min_lag => 40", "of_error => 'x'")
+    sorts = ("NULL", "'lag'", "'age'", "'attempts'")
+    with replaced(shop, "list_keys", ("200000", "10")):
+        for state in STATES[:-1]:
+            for each in filters:
+                for sort in sorts:
+                    arguments = f"of_state => '{state}', max_keys => 5, sort_by => {sort}, {each}"
+                    assert _listed(connection, arguments) == ([], [warning.format(10, state)]), arguments
+        assert warning.format(10, "ready") in _listed(connection, "sort_by => 'lag', max_keys => 5")[1]
+        deep = "SELECT FROM inturn.list_keys(of_state => 'ready', max_keys => 5, min_lag => 40)"
+        quick = cost(connection, deep)
+        # Nothing is said where as many are listed as were wanted, nor of other topics, nor without a filter.
+        for arguments in ("older_than => '0 s', max_keys => 5", "'other', older_than => '1 h'", ""):
+            assert _listed(connection, arguments)[1] == [], arguments
+    assert _listed(connection, "min_lag => 40") == (["deep1"], [])
+    assert cost(connection, deep) > 20 * quick

@@ -3,15 +3,15 @@
 --
 -- state: one of key_state's, or arrived. order_by: what comes before the state's own order, with a comma at its end.
 -- hidden: the topics to leave out. deep: only keys on which more than 32 commands are pending, all of them, whatever
--- $5. look: at how many keys of a topic it looks at most for idle ones, which no index lists: the first ones of those
--- that begin as the pattern does; NULL: at all.
+-- $5. look: at how many keys of the state in a topic it looks at most, the first ones; and for idle ones, which no
+-- index lists, at how many of those that begin as the pattern does. NULL: at all.
 -- $1 topic, $2 pattern of the key, $3 least number pending, $4 appended by then at the latest, $6 pattern of the
 -- error's first line: NULL for any; $5 how many; $7 as of when; $8, where idle ones are read, what _unwoken_keys
 -- returns.
 -- A key that has a ticket is read from that and its marks, as key_cursor has it: a probe for each that is marked.
 -- What is pending is looked for by subqueries: from a join, or from EXISTS, a planner may read the whole log.
 CREATE FUNCTION inturn._keys_query(state text, order_by text DEFAULT '', deep boolean DEFAULT false,
-                                   hidden text[] DEFAULT '{}', look bigint DEFAULT NULL)
+                                   hidden text[] DEFAULT '{}', look bigint[] DEFAULT NULL)
 RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
@@ -42,7 +42,7 @@ $query$,
         SELECT c.*, inturn._state_at(c, $7) AS state FROM (
             SELECT f.topic, f.key FROM inturn.key_sequence f
             WHERE f.topic = t.name AND f.key ^@ inturn._like_prefix($2)
-            ORDER BY f.key$source$ || coalesce(' LIMIT ' || look, '') || $source$) f
+            ORDER BY f.key$source$ || coalesce(' LIMIT ' || look[2], '') || $source$) f
         CROSS JOIN LATERAL (SELECT c.* FROM inturn.key_cursor c WHERE c.topic = f.topic AND c.key = f.key OFFSET 0) c
         WHERE CASE WHEN $8 <> '{}' THEN $8 ? pg_catalog.jsonb_build_array(f.topic, f.key)::text
                    ELSE false END IS FALSE$source$
@@ -69,7 +69,8 @@ $query$,
                    ELSE 'f.ready_at < ''infinity''' END) END,
     CASE WHEN state IN ('ready', 'idle') THEN '' ELSE order_by END || CASE state
         WHEN 'held' THEN 'f.held_at' WHEN 'waiting' THEN 'f.waiting_at' WHEN 'paused' THEN 'f.paused_at'
-        WHEN 'leased' THEN 'f.lease_until' WHEN 'idle' THEN 'f.key' ELSE 'f.ready_at' END,
+        WHEN 'leased' THEN 'f.lease_until' WHEN 'idle' THEN 'f.key' ELSE 'f.ready_at' END
+        || CASE WHEN state <> 'idle' AND look[1] IS NOT NULL THEN ' LIMIT ' || look[1] ELSE '' END,
     state, n.least, n.least, n.least,
     CASE WHEN NOT deep THEN 'LIMIT $5' END, hidden) END
     || CASE WHEN state = 'ready' THEN 'UNION ALL' || inturn._hinted_query(deep, hidden) ELSE '' END

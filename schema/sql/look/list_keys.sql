@@ -33,11 +33,10 @@ AS $$
 -- it. An idle key of which a hint says that something is pending counts as ready since then: see _hinted_keys.
 -- waiting_at: since when it is missing. claimed_by, lease_until: who had or has the key by lease.
 --
--- Each state is read from its own index, and only as far as max_keys: quick with millions of keys. Every filter is
--- exact; one by age or by lag looks into the log for each key that is not idle until it has found max_keys, and a list
--- sorted by lag for each: where a million are ready, that takes two seconds and a half; where a million are held or
--- retrying, whose marks are looked up too, six, and twelve sorted by lag. Sorted by attempts, and by lags over 32, the
--- list is exact.
+-- Each state is read from its own index, and only as far as max_keys: quick with millions of keys. No index knows ages,
+-- lags and errors. So a filter by one of them, and an order by lag, look at each key of the first 200,000 of a state in
+-- each topic, or max_keys, and a WARNING says so where that is not all. Among those every filter is exact, and so are
+-- the orders by attempts and by lags over 32.
 -- Sorted by age or lesser lags it is exact while no state but idle has more than 20,000 keys that pass the filters;
 -- beyond, it is that of the worst 20,000 of each such state, and a WARNING says so.
 -- No index lists the idle keys: they are looked for among the first 50,000 keys of a topic, or max_keys, of those that
@@ -51,8 +50,8 @@ DECLARE
     deep_lag constant bigint := 32;
     states text[] := coalesce(string_to_array(of_state, ','), ranks);
     now constant timestamptz := clock_timestamp(); appended_by timestamptz;
-    most bigint; look bigint; listed bigint := 0; passing bigint;
-    bounded boolean := false; cut boolean := false; parts text[] := '{}'; part text; deep text[];
+    most bigint; look bigint[]; listed bigint := 0; passing bigint;
+    bounded boolean := false; parts text[] := '{}'; part text; deep text[];
     details constant text := $query$
         SELECT c.topic, c.key, c.state, c.applied_seq, l.last_seq,
                coalesce(c.arrived, CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END),
@@ -75,7 +74,9 @@ BEGIN
     max_keys := CASE WHEN max_keys < 0 THEN 0 ELSE max_keys END;
     -- It is added to a number.
     min_lag := CASE WHEN min_lag > 1000000000000000000 THEN 1000000000000000000 ELSE min_lag END;
-    most := max_keys + greatest(20000 - max_keys, 0); look := max_keys + greatest(50000 - max_keys, 0); -- NULL: all
+    most := max_keys + greatest(20000 - max_keys, 0); -- NULL: all
+    look := ARRAY[CASE WHEN sort_by = 'lag' OR num_nonnulls(older_than, min_lag, of_error) > 0
+                       THEN max_keys + greatest(200000 - max_keys, 0) END, max_keys + greatest(50000 - max_keys, 0)];
     IF NOT states <@ ranks OR states = '{}' THEN
         RAISE EXCEPTION USING ERRCODE = 'IT044', MESSAGE = format('there is no state %L', of_state),
             HINT = 'Give one of held, waiting, retrying, paused, leased, ready, arrived, idle, or several with commas '
@@ -95,7 +96,7 @@ BEGIN
         RETURN;
     END IF;
 
-    deep := ARRAY(SELECT inturn._keys_query(s, deep => true, hidden => hidden) FROM unnest(states) s WHERE s <> 'idle');
+    deep := ARRAY(SELECT inturn._keys_query(s, '', true, hidden, look) FROM unnest(states) s WHERE s <> 'idle');
     IF sort_by IS NULL THEN
         -- State by state: the search for an idle key must not begin while there are others to list.
         FOREACH state IN ARRAY states LOOP
@@ -105,9 +106,8 @@ BEGIN
             GET DIAGNOSTICS passing = ROW_COUNT;
             listed := listed + passing;
             EXIT WHEN listed >= max_keys;
-            cut := state = 'idle';
+            PERFORM inturn._warn_of_more(of_topic, of_like, hidden, state, look);
         END LOOP;
-        PERFORM inturn._warn_of_idle(of_topic, of_like, hidden, look) WHERE cut;
         RETURN;
     END IF;
 
@@ -121,7 +121,6 @@ BEGIN
                             THEN 'f.attempts DESC,' ELSE '' END, hidden => hidden, look => look);
             IF state = 'idle' THEN
                 EXIT WHEN listed >= max_keys; -- they come last
-                cut := true;
                 part := part || 'LIMIT $10';
             ELSE
                 EXECUTE format('SELECT count(*) FROM (%s LIMIT $5) c', part)
@@ -131,9 +130,7 @@ BEGIN
             END IF;
             parts := parts || part;
         END LOOP;
-        IF bounded AND sort_by = 'lag' THEN
-            parts := parts || deep;
-        END IF;
+        parts := parts || CASE WHEN bounded AND sort_by = 'lag' THEN deep ELSE '{}' END;
     END IF;
     FOR topic, key, state, applied_seq, last_seq, pending, oldest_pending_at, attempts, ready_at, held_at, last_error,
         paused_at, paused_until, topic_paused, waiting_at, claimed_by, lease_until
@@ -149,7 +146,8 @@ BEGIN
         RETURN NEXT;
         listed := listed + (state = 'idle')::integer;
     END LOOP;
-    PERFORM inturn._warn_of_idle(of_topic, of_like, hidden, look) WHERE cut AND (listed < max_keys) IS NOT FALSE;
+    PERFORM inturn._warn_of_more(of_topic, of_like, hidden, s, look) FROM unnest(states) s
+    WHERE s <> 'idle' OR listed < max_keys;
     IF bounded AND (sort_by = 'age' OR pending <= deep_lag) THEN
         RAISE WARNING USING MESSAGE = format('more than %s keys of a state: sorted among the worst %s of each',
                                              most, most);
