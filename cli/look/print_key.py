@@ -31,7 +31,8 @@ def print_key(key: Row, *, errors: bool, payload: bool | None) -> None:
         echo(f"lease    {key['claimed_by']} for {_since(key['claimed_at'], now)}, {ends}")
     lag = f", {key['pending']} pending" if key["pending"] else ""
     if key["oldest_pending_at"]:
-        lag += f", the {'first' if key['waiting_at'] else 'next'} for {_since(key['oldest_pending_at'], now)}"
+        which = "first" if key["state"] == "waiting" else "next"
+        lag += f", the {which} for {_since(key['oldest_pending_at'], now)}"
     echo(f"applied  {key['applied_seq']} of {key['last_seq']}{lag}")
     if key["history_seq"] is not None:
         echo(f"history  begins at {key['history_seq']}: what came before was pruned")
@@ -57,7 +58,8 @@ def _state(key: Row) -> str:
                 return f"held for {since}, because command {key['applied_seq'] + 1} was not appended"
             return f"held for {_since(key['held_at'], now)}, after {attempts}"
         case "waiting":
-            text = f"waiting for {_since(key['waiting_at'], now)} for command {key['applied_seq'] + 1}"
+            since = key["waiting_at"] or key["oldest_pending_at"]  # the latter if only a hint tells of it
+            text = f"waiting for {_since(since, now)} for command {key['applied_seq'] + 1}"
             wait = (key["held_from"] - now).total_seconds() if key["held_from"] else 0
             return text + (f", held in {age(wait)}" if wait > 0 else "")
         case "paused":

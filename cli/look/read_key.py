@@ -129,7 +129,7 @@ def _command_state(command: Row, key: Row) -> str:
         return "applied"
     if command["seq"] > key["applied_seq"] + 1:
         return "pending"
-    return "held" if key["held_at"] else "retrying" if key["attempts"] else "next"
+    return "held" if key["state"] == "held" else "retrying" if key["attempts"] else "next"
 
 
 def _gaps(key: Row, limit: int) -> Iterator[Row]:

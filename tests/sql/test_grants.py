@@ -260,6 +260,8 @@ DEFINERS = {
     *("_prune_idle", "prune_batch", "_topics_to_prune"),
     # These show an operator the sessions of others.
     *("list_appliers", "why", "topic_metrics", "server_metrics"),
+    # It looks into the log, which an applier may not read.
+    "key_state",
     # These leave out keys of topics that are granted to other operators.
     *("_hidden_topics", "list_keys", "list_errors", "topic_status", "timeline"),
     *("verify", "verify_slice", "verify_topics"),

@@ -31,7 +31,7 @@ BEGIN
         CONTINUE WHEN NOT FOUND;
         -- The list was made before the lock was taken.
         SELECT * INTO was FROM inturn._find_cursor(was.topic, was.key) c;
-        IF inturn.key_state(was) = ANY (states)
+        IF inturn._stored_state(was) = ANY (states)
             AND (of_error IS NULL OR inturn._first_line(was.last_error) LIKE of_error) THEN
             RETURN NEXT was;
         END IF;

@@ -14,7 +14,7 @@ AS $$
 -- _lock_cursor raises.
 DECLARE
     was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
-    paused constant boolean := inturn.key_state(was) = 'paused';
+    paused constant boolean := inturn._stored_state(was) = 'paused';
     cursor inturn.key_cursor := was;
 BEGIN
     until := nullif(until, 'infinity'); -- no end is NULL, everywhere

@@ -10,7 +10,7 @@ AS $$
 DECLARE
     was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
     cursor inturn.key_cursor := was;
-    state constant text := inturn.key_state(was);
+    state constant text := inturn._stored_state(was);
 BEGIN
     IF state <> 'paused' THEN
         PERFORM inturn._refuse_action(topic, key, format('is %s, not paused', state),

@@ -10,11 +10,12 @@ AS $$
 -- Raises IT041 when the key waits for no next attempt, and what _lock_cursor raises.
 DECLARE
     was constant inturn.key_cursor := inturn._lock_cursor(topic, key, beside_lease => true);
-    state constant text := inturn.key_state(was);
+    state text := inturn._stored_state(was);
 BEGIN
     IF state NOT IN ('held', 'retrying') AND (
         state = 'ready' AND was.last_error IS NOT NULL AND was.ready_at > clock_timestamp()) IS NOT TRUE
     THEN
+        state := inturn._seen_state(was);
         PERFORM inturn._refuse_action(topic, key, format('is %s: there is no failed command to retry', state),
             CASE state WHEN 'paused' THEN 'Resume it instead.'
                  WHEN 'waiting' THEN 'Append the command that it waits for, or go on without it by fill-gap.'

@@ -19,7 +19,7 @@ BEGIN
     SELECT * INTO cursor FROM inturn._find_cursor(progress.topic, progress.key) c;
     IF FOUND THEN
         applied_seq := cursor.applied_seq;
-        state := inturn.key_state(cursor);
+        state := inturn._seen_state(cursor);
     END IF;
 END
 $$;

@@ -12,7 +12,7 @@ AS $$
 DECLARE
     cursor inturn.key_cursor := was;
     until timestamptz;
-    paused constant boolean := inturn.key_state(was) = 'paused';
+    paused constant boolean := inturn._stored_state(was) = 'paused';
 BEGIN
     -- Only the looks count what is there: a key may wait before thousands.
     IF NOT EXISTS (SELECT FROM inturn.topic t WHERE t.name = was.topic AND t.numbering = 'given')

@@ -26,7 +26,7 @@ BEGIN
     drained := locked AND missing AND (cursor.lease_until > clock_timestamp()) IS NOT TRUE;
     IF drained THEN
         cursor := inturn._find_gap(cursor);
-        IF cursor.waiting_at IS NULL AND inturn.key_state(cursor) <> 'paused' THEN
+        IF cursor.waiting_at IS NULL AND inturn._stored_state(cursor) <> 'paused' THEN
             PERFORM inturn._make_idle(was, cursor);
             SELECT * INTO cursor FROM inturn._find_cursor(was.topic, was.key) c;
             RETURN cursor;

@@ -1,6 +1,7 @@
 -- Returns the state that a key has at a time: for whoever looks at many keys as of one. Internal. Takes no locks.
 --
--- What it returns, key_state says. Qualified, not pinned: it is inlined, where the time is no more than a value.
+-- As it is stored: what it returns, and what hints make of it, key_state says. Qualified, not pinned: it is inlined,
+-- where the time is no more than a value.
 CREATE FUNCTION inturn._state_at(c inturn.key_cursor, at timestamptz) RETURNS text
 LANGUAGE sql STABLE
 AS $$

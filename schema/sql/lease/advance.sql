@@ -53,7 +53,7 @@ BEGIN
         cursor.lease_until := fresh;
         cursor.ready_at := inturn._next_ready_at(cursor, fresh);
     END IF;
-    IF inturn.key_state(was) = 'paused'
+    IF inturn._stored_state(was) = 'paused'
         OR settings.paused_at IS NOT NULL AND clock_timestamp() < coalesce(settings.paused_until, 'infinity') THEN
         cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL;
         PERFORM inturn._requeue(was, cursor);

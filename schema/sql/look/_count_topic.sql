@@ -6,7 +6,8 @@
 -- ANALYZE, and pending is what the keys that were looked at have, and one command for each further key.
 -- oldest_at: when the oldest pending command was appended, among the keys looked at: those that have been ready the
 -- longest, and those that have stood the longest for another reason. Where callers give the numbers, one that is
--- missing counts as pending. A key that only a hint tells of counts as ready since that was left: see _hinted_keys.
+-- missing counts as pending. A key that only a hint tells of counts as ready since that was left, or as waiting: see
+-- _hinted_keys.
 -- Takes no locks.
 CREATE FUNCTION inturn._count_topic(
     topic text, most integer, since timestamptz, hints_since timestamptz,
@@ -35,10 +36,14 @@ BEGIN
                (SELECT l.seq FROM inturn.command_log l
                 WHERE l.topic = c.topic AND l.key = c.key ORDER BY l.seq DESC LIMIT 1) AS last) p;
     exact := exact AND keys <= looked;
-    SELECT count(*) AS keys, coalesce(sum(h.pending), 0) AS pending, min(h.since) AS since,
-           min(h.first_at) AS first_at INTO hinted
+    -- What is pending on those that have a ticket was counted.
+    SELECT count(*) FILTER (WHERE h.state = 'ready') AS ready, count(*) FILTER (WHERE h.stored = 'held') AS held,
+           count(*) FILTER (WHERE h.state = 'waiting') - count(*) FILTER (WHERE h.stored = 'waiting') AS waiting,
+           coalesce(sum(h.pending) FILTER (WHERE h.stored = 'idle'), 0) AS pending,
+           min(h.since) FILTER (WHERE h.state = 'ready') AS since, min(h.first_at) AS first_at INTO hinted
     FROM inturn._hinted_keys(topic, most + 1, hints_since) h;
-    ready := ready + hinted.keys;
+    ready := ready + hinted.ready;
+    waiting := greatest(waiting + hinted.waiting, 0); held := greatest(held - hinted.held, 0);
     ready_since := least(ready_since, hinted.since);
     oldest_at := least(oldest_at, hinted.first_at);
     exact := exact AND (SELECT count(*)

@@ -1,13 +1,12 @@
--- Returns the query by which list_keys reads the keys of one state, from that state's own index; with the ready ones
--- those that only hints tell of. Internal to list_keys.
+-- Returns the query by which list_keys reads the keys of one state, from that state's own index; with the ready and the
+-- waiting ones those that only hints tell of. Internal to list_keys.
 --
 -- state: one of key_state's, or arrived. order_by: what comes before the state's own order, with a comma at its end.
 -- hidden: the topics to leave out. deep: only keys on which more than 32 commands are pending, all of them, whatever
 -- $5. look: at how many keys of the state in a topic it looks at most, the first ones; and for idle ones, which no
 -- index lists, at how many of those that begin as the pattern does. NULL: at all.
 -- $1 topic, $2 pattern of the key, $3 least number pending, $4 appended by then at the latest, $6 pattern of the
--- error's first line: NULL for any; $5 how many; $7 as of when; $8, where idle ones are read, what _unwoken_keys
--- returns.
+-- error's first line: NULL for any; $5 how many; $7 as of when; $8 what _unwoken_keys returns.
 -- A key that has a ticket is read from that and its marks, as key_cursor has it: a probe for each that is marked.
 -- What is pending is looked for by subqueries: from a join, or from EXISTS, a planner may read the whole log.
 CREATE FUNCTION inturn._keys_query(state text, order_by text DEFAULT '', deep boolean DEFAULT false,
@@ -21,7 +20,7 @@ SELECT c.*, NULL::bigint AS arrived, NULL::timestamptz AS arrived_at,
        CASE c.state WHEN 'held' THEN c.held_at WHEN 'paused' THEN c.paused_at WHEN 'waiting' THEN c.waiting_at
                          WHEN 'leased' THEN c.lease_until ELSE c.ready_at END AS at
 FROM inturn.topic t CROSS JOIN LATERAL (
-    SELECT c.* FROM (%s AND ($2 IS NULL OR f.key LIKE $2) ORDER BY %s) c
+    SELECT c.* FROM (%s AND ($2 IS NULL OR f.key LIKE $2)%s ORDER BY %s) c
     WHERE c.state = %L
       AND ($6 IS NULL OR inturn._first_line(c.last_error) LIKE $6)
       AND (%s IS NULL OR CASE WHEN t.numbering <> 'given'
@@ -44,8 +43,7 @@ $query$,
             WHERE f.topic = t.name AND f.key ^@ inturn._like_prefix($2)
             ORDER BY f.key$source$ || coalesce(' LIMIT ' || look[2], '') || $source$) f
         CROSS JOIN LATERAL (SELECT c.* FROM inturn.key_cursor c WHERE c.topic = f.topic AND c.key = f.key OFFSET 0) c
-        WHERE CASE WHEN $8 <> '{}' THEN $8 ? pg_catalog.jsonb_build_array(f.topic, f.key)::text
-                   ELSE false END IS FALSE$source$
+        WHERE true$source$
     ELSE format($source$
         SELECT (c.cursor).*, inturn._state_at(c.cursor, $7) AS state
         FROM %s CROSS JOIN LATERAL (SELECT ROW(
@@ -67,13 +65,15 @@ $query$,
                    WHEN 'paused' THEN 'f.paused_at IS NOT NULL'
                    WHEN 'leased' THEN 'f.lease_until IS NOT NULL'
                    ELSE 'f.ready_at < ''infinity''' END) END,
+    CASE WHEN state IN ('held', 'waiting', 'idle') THEN ' AND CASE WHEN $8 <> ''{}'' THEN $8 ? '
+        'pg_catalog.jsonb_build_array(f.topic, f.key)::text ELSE false END IS FALSE' END,
     CASE WHEN state IN ('ready', 'idle') THEN '' ELSE order_by END || CASE state
         WHEN 'held' THEN 'f.held_at' WHEN 'waiting' THEN 'f.waiting_at' WHEN 'paused' THEN 'f.paused_at'
         WHEN 'leased' THEN 'f.lease_until' WHEN 'idle' THEN 'f.key' ELSE 'f.ready_at' END
         || CASE WHEN state <> 'idle' AND look[1] IS NOT NULL THEN ' LIMIT ' || look[1] ELSE '' END,
     state, n.least, n.least, n.least,
     CASE WHEN NOT deep THEN 'LIMIT $5' END, hidden) END
-    || CASE WHEN state = 'ready' THEN 'UNION ALL' || inturn._hinted_query(deep, hidden) ELSE '' END
+    || CASE WHEN state IN ('ready', 'waiting') THEN 'UNION ALL' || inturn._hinted_query(state, deep, hidden) ELSE '' END
 FROM (SELECT CASE WHEN deep THEN 'greatest($3, 33)' ELSE '$3' END) n (least)
 $$;
 COMMENT ON FUNCTION inturn._keys_query IS 'Internal to list_keys: the query that reads the keys of one state.';

@@ -30,7 +30,8 @@ AS $$
 -- What its topic does, topic_paused says. pending counts commands that are committed and not
 -- applied; oldest_pending_at is when the next one was appended; last_error is of its latest attempt. Where callers
 -- number, the next one may be missing: pending counts what is there, and oldest_pending_at is the first that came of
--- it. An idle key of which a hint says that something is pending counts as ready since then: see _hinted_keys.
+-- it. A key of which only a hint tells that something was appended is listed as what the next applier will find, ready
+-- since then, or waiting: see _hinted_keys.
 -- waiting_at: since when it is missing. claimed_by, lease_until: who had or has the key by lease.
 --
 -- Each state is read from its own index, and only as far as max_keys: quick with millions of keys. No index knows ages,
@@ -51,7 +52,7 @@ DECLARE
     states text[] := coalesce(string_to_array(of_state, ','), ranks);
     now constant timestamptz := clock_timestamp(); appended_by timestamptz;
     most bigint; look bigint[]; listed bigint := 0; passing bigint;
-    bounded boolean := false; parts text[] := '{}'; part text; deep text[];
+    bounded boolean := false; parts text[] := '{}'; part text; deep text[]; unwoken jsonb;
     details constant text := $query$
         SELECT c.topic, c.key, c.state, c.applied_seq, l.last_seq,
                coalesce(c.arrived, CASE t.numbering WHEN 'given' THEN g.pending ELSE l.last_seq - c.applied_seq END),
@@ -102,7 +103,7 @@ BEGIN
         FOREACH state IN ARRAY states LOOP
             RETURN QUERY EXECUTE format(details, inturn._keys_query(state, hidden => hidden, look => look), '')
             USING of_topic, of_like, min_lag, appended_by, max_keys - listed, of_error, now,
-                  CASE state WHEN 'idle' THEN inturn._unwoken_keys(of_topic) END, ranks, max_keys - listed;
+                  inturn._unwoken_keys(of_topic, ARRAY[state]), ranks, max_keys - listed;
             GET DIAGNOSTICS passing = ROW_COUNT;
             listed := listed + passing;
             EXIT WHEN listed >= max_keys;
@@ -111,6 +112,7 @@ BEGIN
         RETURN;
     END IF;
 
+    unwoken := inturn._unwoken_keys(of_topic, states);
     IF min_lag > deep_lag THEN
         parts := deep;
     ELSE
@@ -124,7 +126,7 @@ BEGIN
                 part := part || 'LIMIT $10';
             ELSE
                 EXECUTE format('SELECT count(*) FROM (%s LIMIT $5) c', part)
-                INTO passing USING of_topic, of_like, min_lag, appended_by, most + 1, of_error, now;
+                INTO passing USING of_topic, of_like, min_lag, appended_by, most + 1, of_error, now, unwoken;
                 listed := listed + passing;
                 bounded := bounded OR passing > most AND sort_by <> 'attempts';
             END IF;
@@ -140,8 +142,7 @@ BEGIN
                                                         'ELSE l.last_seq - c.applied_seq END) DESC,'
                                    WHEN 'age' THEN 'coalesce(c.arrived_at, g.first_at, o.created_at),'
                                    WHEN 'attempts' THEN 'c.attempts DESC,' END)
-    USING of_topic, of_like, min_lag, appended_by, most, of_error, now,
-          CASE WHEN 'idle' = ANY (states) THEN inturn._unwoken_keys(of_topic) END, ranks, max_keys
+    USING of_topic, of_like, min_lag, appended_by, most, of_error, now, unwoken, ranks, max_keys
     LOOP
         RETURN NEXT;
         listed := listed + (state = 'idle')::integer;

@@ -17,7 +17,7 @@ AS $$
 -- the planner expects, from the last ANALYZE (see _count_keys).
 -- What is pending is summed over the worst 20,000 keys of a topic; where it has more, each further one counts as one
 -- command, and exact is false: more may be pending, and longer.
--- A key that only a hint tells of counts as ready: see _hinted_keys.
+-- A key that only a hint tells of counts as ready, or waiting: see _hinted_keys.
 -- arrived counts the commands that have no number yet, arrived_at is when the first of them was appended.
 -- Topics that are granted to other operators only are left out; raises IT014 for such a one.
 -- Materialized, and of all topics: with a topic given, a planner may read all its turns by their primary key.
@@ -28,11 +28,12 @@ WITH lately AS MATERIALIZED (
     FROM inturn.turn r
     WHERE r.finished_at > statement_timestamp() - least(greatest(recent, '-1000 years'), '1000 years') GROUP BY r.topic
 )
-SELECT t.name, t.target, k.held, k.retrying, k.paused, k.ready + h.keys,
+SELECT t.name, t.target, greatest(k.held - h.held, 0), k.retrying, k.paused, k.ready + h.ready,
        p.pending + greatest(k.held + k.retrying + k.paused + k.ready + h.keys + k.waiting + k.leased - p.keys, 0),
        least(p.oldest_pending_at, h.first_at),
        k.exact AND k.held + k.retrying + k.paused + k.ready + h.keys + k.waiting + k.leased <= p.keys,
-       coalesce(y.applied, 0)::bigint, coalesce(y.failed, 0), s.paused_at, s.paused_until, k.waiting, k.leased,
+       coalesce(y.applied, 0)::bigint, coalesce(y.failed, 0), s.paused_at, s.paused_until,
+       greatest(k.waiting + h.waiting, 0), k.leased,
        a.arrived, a.arrived_at
 FROM inturn.topic t
 CROSS JOIN LATERAL inturn._count_keys(t.name, 100000, '-infinity') k
@@ -41,7 +42,9 @@ CROSS JOIN LATERAL (
            min(l.oldest_pending_at) AS oldest_pending_at
     FROM inturn.list_keys(t.name, 'held,waiting,retrying,paused,leased,ready', 20000) l) p
 CROSS JOIN LATERAL (
-    SELECT count(*) AS keys, min(h.first_at) AS first_at
+    SELECT count(*) FILTER (WHERE h.stored = 'idle') AS keys, count(*) FILTER (WHERE h.state = 'ready') AS ready,
+           count(*) FILTER (WHERE h.state = 'waiting') - count(*) FILTER (WHERE h.stored = 'waiting') AS waiting,
+           count(*) FILTER (WHERE h.stored = 'held') AS held, min(h.first_at) AS first_at
     FROM inturn._hinted_keys(t.name, 50000) h) h
 CROSS JOIN LATERAL (
     SELECT count(*) AS arrived, min(i.created_at) AS arrived_at FROM inturn.intake i WHERE i.topic = t.name) a

@@ -49,7 +49,7 @@ BEGIN
     cursor.last_error := CASE WHEN passed_seq IS NULL THEN left(error, 8000) END;
     cursor.failed_at := CASE WHEN passed_seq IS NULL THEN failed_at END;
     cursor.held_at := CASE outcome WHEN 'held' THEN failed_at END;
-    IF outcome = 'held' OR inturn.key_state(was) <> 'paused' THEN
+    IF outcome = 'held' OR inturn._stored_state(was) <> 'paused' THEN
         cursor.paused_at := NULL; cursor.paused_until := NULL;
     END IF;
     cursor.ready_at := inturn._next_ready_at(cursor, failed_at + CASE

@@ -42,7 +42,7 @@ BEGIN
     skipped := coalesce((SELECT true FROM inturn.skip s
                          WHERE s.topic = wait_state.topic AND s.key = wait_state.key
                            AND s.seq = wait_state.seq), false);
-    state := coalesce(inturn.key_state(c), 'idle'); -- within wait() the statement began when the wait did
+    state := coalesce(inturn._seen_state(c), 'idle'); -- within wait() the statement began when the wait did
     since := CASE state WHEN 'held' THEN c.held_at WHEN 'paused' THEN c.paused_at WHEN 'leased' THEN c.claimed_at
                         WHEN 'waiting' THEN c.waiting_at WHEN 'retrying' THEN c.failed_at END;
     IF state NOT IN ('held', 'paused') AND settings.paused_at IS NOT NULL

@@ -32,6 +32,9 @@ BEGIN
         -- Not a failure: what it waits for may be on its way.
         RETURN QUERY SELECT * FROM inturn._explain_gap(c, t, locked.on_sequence);
         IF FOUND THEN RETURN; END IF;
+        IF inturn._seen_state(c) = 'ready' THEN -- it has come; as an applier will have it that takes the hint
+            c.held_at := NULL; c.attempts := 0; c.last_error := NULL;
+        END IF;
     END IF;
     RETURN QUERY SELECT * FROM inturn._explain_standstill(c, t, next);
     IF FOUND THEN RETURN; END IF;

@@ -8,7 +8,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    whole constant boolean := inturn.key_state(c) <> 'paused';
+    whole constant boolean := inturn._stored_state(c) <> 'paused';
     action inturn.operator_action;
     last timestamptz;
 BEGIN
