@@ -16,9 +16,9 @@ LeaseOutcome: TypeAlias = Literal["kept", "let go", "fenced"]
 
 
 class ClaimedAlone(NamedTuple):
-    """A key that was claimed alone; epoch is None when it was not after all."""
+    """A key that was claimed alone; epoch is None when it was not after all, key too if none can be now."""
 
-    key: str
+    key: str | None
     epoch: int | None
     ready_at: datetime
     server: str

@@ -29,6 +29,8 @@ from inturn.schema.version import check_after
 #: A session that ends with one of these has ended because of what was done in it:
 #: idle_in_transaction_session_timeout, transaction_timeout.
 _OF_THE_COMMAND = {"25P03", "25P04"}
+#: When to ask again where a process may take no key alone, as it has just begun one that was lost.
+BLOCKED_SECONDS = 0.05
 #: How often the outcome of a turn is recorded again after it was lost against another transaction.
 _LOSE_ATTEMPTS = 5
 #: What is said of a turn of which nothing was recorded: its lease runs out, or had by then.
@@ -175,6 +177,9 @@ def take_alone(target: AloneTarget, connection: psycopg.Connection[Any], since: 
     if row is None:
         return Batch()
     key, epoch, ready_at, server, settings = row
+    if key is None:
+        target.stop.wait(BLOCKED_SECONDS)
+        return Batch(keys=1, redo=True, lost=True)
     if epoch is None:
         return Batch(keys=1, hand=ready_at)
     alone = Alone(target.schema, target.topic, key, epoch, ready_at)

@@ -157,6 +157,7 @@ def test_a_lost_turn_counts_as_a_failure_where_it_was_the_commands(
         claimed = call.on(connection)
         server = "another run" if restarted else server_of(connection)
     assert claimed is not None
+    assert claimed.key is not None
     assert claimed.epoch is not None
     alone = Alone("inturn", shop.TOPIC, claimed.key, claimed.epoch, claimed.ready_at)
     worker = _worker(database, choose, stop=stop, recovery=Recovery())

@@ -1,13 +1,17 @@
--- Claims one ready key by a short lease, for a turn in a transaction of its own; no row: none is ready, or none can be
--- claimed now.
--- Internal to the appliers.
+-- Claims one ready key by a short lease, for a turn in a transaction of its own; no row: none is ready. Internal to the
+-- appliers.
 --
 -- Appliers take suspects this way, and any key while they are careful: after a death (see _careful_keys),
 -- after a connection that was lost with several keys in hand, and after a failure with an unknown cause. Once this is
 -- committed, the next claim finds out what became of the process (see _lose_lease). The turn locks the ticket, so that
 -- it may last longer than the lease.
--- since: as in claim. epoch is NULL when there was nothing to do on the key after all.
--- Locks, in this order: what _lock_process, claim and _try_lease lock, and raises what they raise.
+-- since: as in claim. epoch is NULL when there was nothing to do on the key after all; so is key where none can be
+-- claimed now: ask again in a moment.
+-- A process begins no other key beside one that was lost, nor that beside others: what ends the process then was alone.
+-- But nothing waits for that without end: the others only for a second (see _has_leases); the lost one for a minute, as
+-- a process that works outside the database too may always have something in hand.
+-- Locks, in this order: what claim, _lock_process and _try_lease lock, and raises what they raise. Waits for those of
+-- the process that have begun a key, or a lost one, and commit at once.
 CREATE FUNCTION inturn._claim_alone(topic text, since timestamptz, applier text)
 RETURNS TABLE (key text, epoch bigint, ready_at timestamptz)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -19,21 +23,23 @@ DECLARE
     claimed record;
     leased inturn.key_cursor;
 BEGIN
-    PERFORM inturn._lock_process(applier, shared => true);
     SELECT * INTO claimed FROM inturn.claim(topic, since, 1) c;
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    -- A lost key and other keys are never in hand at the same time in one process. Whoever else claims at this moment
-    -- has not committed yet.
-    IF (CASE WHEN claimed.lost THEN NOT pg_try_advisory_xact_lock(inturn._process_lock(applier)) ELSE false END)
-        OR inturn._has_leases(applier, NOT claimed.lost) THEN
+    -- Not tried for: where many claim, somebody always has it.
+    PERFORM inturn._lock_process(applier, shared => NOT claimed.lost);
+    -- Whoever has claimed before has committed by now.
+    IF inturn._has_leases(applier, NOT claimed.lost) AND (NOT claimed.lost OR (
+        SELECT coalesce(m.lease_until, m.failed_at) > clock_timestamp() - interval '1 minute' FROM inturn.key_mark m
+        WHERE m.topic = _claim_alone.topic AND m.key = claimed.key AND m.epoch = claimed.epoch - 1) IS NOT false) THEN
         IF claimed.lost THEN
             UPDATE inturn.ticket t SET ready_at = clock_timestamp() + interval '50 ms'
             WHERE t.topic = _claim_alone.topic AND t.key = claimed.key AND t.epoch = claimed.epoch - 1;
-            key := claimed.key; ready_at := claimed.ready_at;
-            RETURN NEXT;
+            key := claimed.key;
         END IF;
+        ready_at := claimed.ready_at;
+        RETURN NEXT;
         RETURN;
     END IF;
     SELECT * INTO settings FROM inturn.topic t WHERE t.name = _claim_alone.topic;

@@ -1,8 +1,8 @@
 -- Keeps the process of an applier from having a key that was lost (see _lose_lease) in hand beside any other. Internal
 -- to the claims by lease, which ask _has_leases in a later statement: what it has begun before is committed then.
 --
--- shared: several claims of the process may hold the lock together, as long as none takes a lost key. One that finds a
--- lost key tries for the exclusive lock without waiting, and leaves the key if it does not get it (see _claim_alone).
+-- shared: several claims of the process may hold the lock together, as long as none takes a lost key. One that has
+-- found a lost key waits until they have committed.
 -- Locks, to the end of the transaction: an advisory lock of the process. Its holder waits for no other lock.
 CREATE FUNCTION inturn._lock_process(applier text, shared boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql VOLATILE

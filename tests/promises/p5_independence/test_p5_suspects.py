@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import Any
 
-from support.database import Database, until
+from support.database import Database, come_first, until
 from support.roles import APPLIER
 
+from inturn.applier import Applier, Command, Fleet
+from inturn.applier.process.names import worker_name
 from inturn.schema.version import HEAD
 
 #: The most suspects that a process takes together, and how many wait where it does so.
@@ -129,3 +132,81 @@ def test_p5_an_applier_that_is_alive_has_not_ended_where_its_lease_ran_out(datab
         assert len(taken) == 1
         assert database.value(ended, [HERE]) == (not alive)
         _apply(database, taken)
+
+
+_ALONE = "SELECT key, epoch IS NOT NULL FROM inturn._claim_alone('t', '-infinity', %s)"
+_LOST = "UPDATE inturn.key_cursor SET lease_until = {0}, ready_at = now() WHERE key = 'suspect'"
+
+
+def _suspect(database: Database) -> None:
+    """Make a suspect of a key, and another key beside it."""
+    database.execute("SELECT inturn.create_topic('t')")
+    database.execute("SELECT inturn.append('t', 'suspect', 'do')")
+    assert database.execute(_ALONE, ["dead:1:1"]) == [("suspect", True)]
+    database.execute(_LOST.format("now()"))
+    database.execute("SELECT inturn.append('t', 'fresh', 'do')")
+
+
+def test_p5_a_suspect_that_takes_long_keeps_no_other_key_from_being_taken_alone(database: Database) -> None:
+    """A process may work on it outside the database for hours, while its workers inside are careful."""
+    _suspect(database)
+    assert database.execute(_ALONE, [HERE]) == [("suspect", True)]
+    lasts = "UPDATE inturn.key_cursor SET claimed_at = now() {}, lease_until = now() + '1 h' WHERE lost > 0"
+    for begun, taken in (("+ interval '1 h'", [(None, False)]), ("- interval '2 s'", [("fresh", True)])):
+        database.execute(lasts.format(begun))
+        assert database.execute(_ALONE, ["here:1:2"]) == taken
+
+
+def test_p5_a_suspect_is_taken_beside_other_keys_where_they_are_always_there(database: Database) -> None:
+    """A process that works outside the database, too, always has something in hand."""
+    _suspect(database)
+    come_first(database, "fresh")
+    assert [key for key, *_ in database.execute(_CLAIM.replace("1000", "1"), [HERE])] == ["fresh"]
+    for lost_at, begun in (("now() + interval '1 h'", False), ("now() - interval '2 min'", True)):
+        database.execute(_LOST.format(lost_at))
+        assert database.execute(_ALONE, ["here:1:2"]) == [("suspect", begun)]
+
+
+def test_p5_a_fleet_that_has_started_goes_on_beside_a_suspect_that_takes_long(
+    database: Database,
+) -> None:
+    """It takes its first keys alone: none of them, while the suspect's command lasted."""
+    _crash(database, 1)
+    database.execute("SELECT inturn.create_topic('healthy', 'python')")
+    applier, over = Applier(), threading.Event()
+    applier.handler("healthy")(lambda _connection, _command: None)
+
+    @applier.handler("t", outside=True)
+    def wait(_command: Command) -> None:
+        over.wait(300)
+
+    fleet = Fleet(database.applier_dsn, applier, workers=2)
+    fleet.start()
+    in_hand = "SELECT count(*) FROM inturn.key_cursor WHERE lost > 0 AND claimed_by IS NOT NULL"
+    until(lambda: database.value(in_hand), "the suspect is in hand")
+    database.execute(
+        "UPDATE inturn.key_cursor SET claimed_at = claimed_at - interval '2 s' WHERE claimed_by IS NOT NULL"
+    )
+    database.execute("SELECT count(inturn.append('healthy', 'k' || n, 'do')) FROM generate_series(1, 50) n")
+    pending = "SELECT count(*) FROM inturn.key_cursor WHERE topic = 'healthy' AND ready_at IS NOT NULL"
+    until(lambda: not database.value(pending), "the healthy ones are applied")
+    assert database.value(in_hand)
+    over.set()
+    fleet.end(60)
+
+
+def test_p5_a_drain_does_not_end_while_its_process_has_just_begun_a_suspect(database: Database) -> None:
+    """It takes no first key of a topic beside that: which is not to say that none is ready."""
+    _crash(database, 1)
+    ((key, epoch, _),) = _claim(database, worker_name(9))
+    database.execute("UPDATE inturn.key_cursor SET claimed_at = now() + '1 h' WHERE topic = 't'")
+    database.execute("SELECT inturn.create_topic('healthy', 'python'), inturn.append('healthy', 'k', 'do')")
+    applier = Applier()
+    applier.handler("healthy")(lambda _connection, _command: None)
+    fleet = Fleet(database.applier_dsn, applier, topics=["healthy"], drain=True)
+    fleet.start()
+    assert not fleet.wait(0.3)
+    database.execute("SELECT inturn.release('t', %s, %s)", [key, epoch])
+    assert fleet.wait(60)
+    outcome = fleet.end(0)
+    assert (outcome.error, outcome.commands) == (None, 1)
