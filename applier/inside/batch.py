@@ -66,6 +66,12 @@ class Batch:
         """How many seconds a key takes, without the waiting; there is one at least."""
         return self.target_seconds / self.slowness / self.keys
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether none of the keys that were claimed was begun, as the time for that was over."""
+        done = self.commands or self.failures or self.skipped or self.empty or self.left
+        return self.keys > 0 and not self.redo and not done
+
 
 class Target(Protocol):
     """What applies the commands of a topic: makes one batch on a connection in autocommit."""

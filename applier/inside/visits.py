@@ -50,6 +50,16 @@ class Visit(NamedTuple):
     emptied: bool
 
 
+def _was_undone(batch: Batch, max_keys: int) -> bool:
+    """Return whether a batch of several keys was undone, so that fewer of them are claimed again.
+
+    That is done in the same visit, however long it took: where everything takes long, the next one would
+    begin with the same batch, for ever. With half as many where one was lost: if that was put off for a
+    moment, it may be back by the next claim, but as the last one.
+    """
+    return batch.keys > 1 if batch.redo else batch.lost and max_keys > 1
+
+
 class Visits:
     """The visits of one worker. `visit` applies what is ready in a topic, for a while."""
 
@@ -132,11 +142,9 @@ class Visits:
         """
         topic = target.topic
         leave_at: float | None = None
-        per_key = self._seconds_per_key.get(topic, pacing.NEVER)
-        max_keys, alone = self.width(topic), 0
-        while not self._stop.requested and (leave_at is None or time.monotonic() < leave_at):
-            started_at = time.monotonic()
-            careful = self.is_careful(topic)
+        max_keys, alone, owes = self.width(topic), 0, False
+        while not self._stop.requested and (owes or leave_at is None or time.monotonic() < leave_at):
+            started_at, careful = time.monotonic(), self.is_careful(topic)
             batch = self._make_batch(connection, target, hand, 1 if alone else max_keys)
             if batch.keys == 0:
                 return Visit(found=leave_at is not None, emptied=True)
@@ -150,27 +158,32 @@ class Visits:
                 self._bell.ring(topic)
             self._found()
             self._tallies.count_batch(topic, batch)
+            if owes := _was_undone(batch, max_keys):
+                leave_at = max(leave_at, time.monotonic() + pacing.SHORTEST_VISIT_SECONDS)
             if batch.redo:
                 alone = 0 if batch.lost else batch.keys
-                leave_at = max(leave_at, time.monotonic() + pacing.SHORTEST_VISIT_SECONDS)
                 continue
+            max_keys = max(max_keys // 2, 1) if batch.lost else max_keys
             alone = max(alone - 1, batch.left)
             hand = batch.hand
             self._totals.count(batch)
             self._check_session(connection, topic, batch)
             if batch.target_seconds and not careful:  # a key that was put off does not say how long one takes
-                per_key = pacing.seconds_per_key(per_key, batch.seconds_per_key, seconds, self.max_keys)
+                known = self._seconds_per_key.get(topic, pacing.NEVER)
+                per_key = pacing.seconds_per_key(known, batch.seconds_per_key, seconds, self.max_keys)
                 self._seconds_per_key[topic] = per_key
-                max_keys = min(pacing.fitting_keys(per_key, self.max_keys), max_keys * 2)
+                max_keys = min(self.width(topic), max_keys * 2)
         return Visit(found=leave_at is not None, emptied=False)
 
     def _check_session(self, connection: psycopg.Connection[Any], topic: str, batch: Batch) -> None:
-        """Make sure that nothing was left in the session.
+        """Make sure that nothing was left in the session, and that the next batch does something.
 
         Raises:
             SessionChanged: something was. If nothing was recorded either, so it would be again: the next keys
                 are taken alone, where the command that did it is charged.
         """
+        if batch.is_untouched and not (batch.lost or self.is_careful(topic)):
+            self._careful[topic] = 1  # alone, a key is begun however late it is
         if session_of(connection).is_fit():
             return
         if not (batch.commands or batch.failures or batch.skipped):
@@ -210,7 +223,7 @@ class Visits:
             if not alone.keys:  # somebody else has taken it meanwhile
                 return Batch(keys=1, redo=True, lost=True)
             # The others go on together; the hand stays where it was, before them.
-            return dataclasses.replace(alone, hand=hand)
+            return dataclasses.replace(alone, hand=hand, lost=True)
         return batch
 
     def _make_alone(self, connection: psycopg.Connection[Any], target: Target, hand: datetime | str) -> Batch:
@@ -225,7 +238,7 @@ class Visits:
             return Batch(keys=1, redo=True, lost=True)
         self._lost_in_a_row = 0
         careful = self._careful_keys(target.topic)
-        if batch.keys and 0 < careful < math.inf:
+        if batch.keys and not batch.redo and 0 < careful < math.inf:
             self._careful[target.topic] = careful - 1
         return batch
 
