@@ -191,3 +191,17 @@ def test_how_busy_the_machine_is_shows_in_how_long_transactions_take_to_begin(
         trips.add(seconds)
     assert target.apply_batch(connection, OLDEST, 50).slowness == pacing.MOST_SLOWNESS
     assert trips._latest[-1] < 60.0
+
+
+def test_where_no_key_of_a_batch_is_begun_in_time_one_is_taken_alone(
+    database: Database, target: PythonTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where everything takes long, each batch would be late, and nothing would ever be applied."""
+    late = _Clock()
+    late.now = 1e12
+    monkeypatch.setattr(handler_calls, "time", late)
+    monkeypatch.setattr(pacing, "visit_seconds", lambda _: 10.0)
+    for key in ("a", "b"):
+        shop.append(database, key, "insert")
+    assert _visits(target).visit(_worker(database), target, OLDEST).emptied
+    assert _keys(database) == ["a", "b"]

@@ -203,10 +203,29 @@ def test_a_clock_that_is_set_back_leaves_no_command_out(witness: Database, oracl
     replace_in(
         witness,
         "_target_query",
-        (r"pg_catalog\.clock_timestamp\(\) OPERATOR\(pg_catalog\.<\) \$7", "l.seq <> 2"),
+        (r"l\.ordinality [^\n]+ OPERATOR\(pg_catalog\.<\) \$7", "l.seq <> 2"),
     )
     append(witness, "x", "insert", "insert", "insert")
     row = witness.execute("SELECT keys, commands FROM inturn.apply_batch('orders', '-infinity', 10, 'test')")
     assert row == [(1, 1)]
     assert effects(witness) == [1]
     oracle.check()
+
+
+def test_a_batch_that_is_late_from_the_beginning_begins_a_command_all_the_same(witness: Database) -> None:
+    """Where everything takes long each would be, and none of them would ever apply anything."""
+    replace_in(witness, "apply_batch", (r"leave_at := inturn\._begin_until\(\)", "leave_at := '-infinity'"))
+    witness.execute("""
+        CREATE FUNCTION app.all_orders(commands inturn.command[]) RETURNS void LANGUAGE sql AS
+        $$ SELECT app.apply_order(c) FROM unnest(commands) c $$
+    """)
+    batch = "SELECT keys, commands FROM inturn.apply_batch('orders', '-infinity', 10, 'test')"
+    for target, done in (("app.apply_order", 1), ("app.all_orders", 2)):
+        witness.execute("UPDATE inturn.topic SET target = %s", [f"sql:{target}"])
+        for key in ("x", "y"):
+            append(witness, key, "insert", "insert")
+        assert [witness.execute(batch)[0][1] for _ in range(4 // done)] == [done] * (4 // done)
+        assert witness.execute(batch)[0][0] == 0
+    append(witness, "x", "insert")
+    witness.execute("UPDATE inturn.key_cursor SET attempts = 1 WHERE key = 'x'")
+    assert witness.execute(batch) == [(1, 1)]

@@ -17,10 +17,10 @@ SELECT format($query$
         FROM (
             SELECT b.*, CASE WHEN pg_catalog.cardinality(b.batch) OPERATOR(pg_catalog.>) 0
                                  THEN %3$s(b.batch) END AS answer
-            FROM (SELECT t.key, r.* FROM %5$s
+            FROM (SELECT t.key, t.place, r.* FROM %5$s
                   CROSS JOIN LATERAL inturn._read_batch($1, t.key, %4$s, $5, $6) r OFFSET 0) b
             WHERE b.last_seq OPERATOR(pg_catalog.>=) b.first_seq
-              AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) $7
+              AND (b.place OPERATOR(pg_catalog.=) 1 OR pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) $7)
             OFFSET 0) c
         OFFSET 0) k
     CROSS JOIN LATERAL pg_catalog.generate_series(k.first_seq, k.done_seq) s (seq)
@@ -31,8 +31,9 @@ $query$, target,
         ELSE 'c.answer' END,
     target::oid::regproc,
     CASE WHEN source = '_batch_commands' THEN 'NULL, 0' ELSE 't.epoch, t.seq' END || format(', %L', merges),
-    CASE WHEN source = '_batch_commands' THEN 'pg_catalog.unnest($2) t (key)'
-         ELSE 'ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4)) t (key, epoch, seq)' END)
+    CASE WHEN source = '_batch_commands' THEN 'pg_catalog.unnest($2) WITH ORDINALITY t (key, place)'
+         ELSE 'ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4)) WITH ORDINALITY '
+              't (key, epoch, seq, place)' END)
 FROM pg_proc p WHERE p.oid = target::oid
 $$;
 COMMENT ON FUNCTION inturn._batch_query IS 'Internal to the appliers: the query that calls a SQL target for batches.';

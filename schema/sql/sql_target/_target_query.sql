@@ -2,7 +2,7 @@
 --
 -- source: the function that reads them, _batch_commands or _turn_commands. Its parameters: $1 to $5 what that takes:
 -- the topic, the keys, two that find them, the most commands of a key; $6 the attempt; $7 a time after which no further
--- command is begun.
+-- command is begun. The first one is, however late that is: where everything takes long, none would be otherwise.
 -- It gives one row: of each command that was called, its key and its seq (see _reached), and how many there
 -- were.
 -- It runs with the session's search_path, which is the target's: all of it is qualified. The target is called for one
@@ -23,8 +23,8 @@ SELECT CASE WHEN batches THEN inturn._batch_query(target, source, settings.merge
     FROM (
         SELECT l.key, l.seq, %2$s%3$s(ROW($1, l.key, l.seq, l.name, l.payload, l.created_at,
                                           $6)::inturn.command)%4$s AS effect
-        FROM inturn.%5$I($1, $2, $3, $4, $5) l
-        WHERE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) $7
+        FROM inturn.%5$I($1, $2, $3, $4, $5) WITH ORDINALITY l
+        WHERE l.ordinality OPERATOR(pg_catalog.=) 1 OR pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) $7
         OFFSET 0) c%6$s
 $query$, CASE WHEN settings.merges THEN 's' ELSE 'c' END,
     CASE WHEN settings.merges THEN 'l.from_seq, CASE WHEN l.name IS NOT NULL THEN ' END, target::oid::regproc,

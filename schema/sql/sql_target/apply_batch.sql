@@ -38,8 +38,7 @@ DECLARE
     fresh pg_catalog.record;
     began_at timestamp with time zone; leave_at timestamp with time zone; cut boolean;
     done_keys pg_catalog.text[]; done_seqs bigint[]; called pg_catalog.text[];
-    step_by_step boolean := false;
-    turn pg_catalog.record;
+    step_by_step boolean := false; turn pg_catalog.record;
     failed_keys pg_catalog.text[] := '{}';
 BEGIN
     keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0'; lost := false;
@@ -137,6 +136,7 @@ BEGIN
     FOR i IN 1 .. pg_catalog.cardinality(claimed.keys) LOOP
         CONTINUE WHEN claimed.attempts[i] OPERATOR(pg_catalog.=) 0 AND NOT step_by_step;
         CONTINUE WHEN claimed.attempts[i] OPERATOR(pg_catalog.>) 0
+            AND (i OPERATOR(pg_catalog.>) 1 OR commands OPERATOR(pg_catalog.>) 0)
             AND pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) leave_at;
         SELECT * INTO turn FROM inturn._apply_key(
             topic, claimed.keys[i], claimed.epochs[i], claimed.applied_seqs[i],
