@@ -258,6 +258,16 @@ def test_short_payloads_are_claimed_behind_long_ones_and_have_no_more_octets_tha
     assert database.execute(claim, [50, 99]) == []
 
 
+def test_a_claim_that_takes_long_brings_a_short_payload_all_the_same(database: Database) -> None:
+    """It looks at payloads for 100 ms: where everything takes long, the claim alone may take longer."""
+    database.execute("SELECT inturn.create_topic('outside')")
+    _put(database, "outside", "short", 100)
+    replace_in(
+        database, "claim(text, timestamptz, integer)", ("IF EXISTS", "PERFORM pg_sleep(0.15); IF EXISTS")
+    )
+    assert database.execute("SELECT key FROM inturn._claim_small('outside', 1, 'me', 1000)") == [("short",)]
+
+
 def test_of_a_topic_with_merge_rules_what_commands_become_is_claimed_if_it_is_short(
     database: Database,
 ) -> None:

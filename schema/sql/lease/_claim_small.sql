@@ -17,7 +17,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    leave_at constant timestamptz := clock_timestamp() + interval '100 ms';
+    leave_at timestamptz;
     pass constant inturn._pass := inturn._begin_saved_pass(ARRAY[_claim_small.topic]);
     settings constant inturn.topic := inturn._settings_of(_claim_small.topic);
     left_octets bigint := octets;
@@ -29,6 +29,7 @@ BEGIN
     END IF;
     PERFORM inturn._require_merges(settings);
     FOR claimed IN SELECT * FROM inturn.claim(_claim_small.topic, pass.starts[1], 200) LOOP
+        leave_at := coalesce(leave_at, clock_timestamp() + interval '100 ms'); -- however long the claim took
         EXIT WHEN taken >= max_keys OR clock_timestamp() >= leave_at;
         SELECT * INTO begun FROM inturn._lease_claimed(
             _claim_small.topic, claimed.key, claimed.epoch, NULL, applier, true, left_octets);
