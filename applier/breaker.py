@@ -26,7 +26,7 @@ _ERROR_CHARACTERS = 300
 
 #: The same as in the SQL function _outage_of, which says what they are: SQLSTATEs of an outage; those of
 #: extensions and languages that have none for it, and what their messages say then.
-_DOWN, _FOREIGN = re.compile("08...|HV00N|57P0."), re.compile("38000|XX000")
+_DOWN, _FOREIGN = re.compile("08...|53[0-3]00|57P0.|580[03]0|HV00N"), re.compile("38000|XX000")
 _SAID = re.compile(
     "(could ?n.t|failed to|unable to|cannot) (connect|resolve)|name resolution|service not known"
     "|connection ?(error|refused|reset|closed|aborted)|closed connection|disconnected|empty reply"
@@ -43,7 +43,8 @@ def is_outage(error: BaseException) -> bool:
 
     An outage is an OSError, from which most clients derive theirs, or an error whose class, or one of its
     base classes, has a name that network libraries use. An error that PostgreSQL gives for a statement is
-    one where the SQL function _outage_of says so: it was about another server.
+    one where the SQL function _outage_of says so: it was about another server, or about what this one has
+    no more of.
     """
     if isinstance(error, psycopg.Error):
         if error.sqlstate is None:

@@ -383,7 +383,14 @@ def test_p5_what_looks_like_an_outage_is_the_same_in_sql_and_in_python(database:
         ("23505", "duplicate key value violates unique constraint", False),
         ("57014", "canceling statement due to statement timeout", False),
         ("40001", "could not serialize access", False),
-        ("53300", "too many connections", False),
+        ("53000", "insufficient resources", True),
+        ("53100", 'could not extend file "base/5/16390": No space left on device', True),
+        ("53200", "out of shared memory", True),
+        ("53300", "too many connections", True),
+        ("53400", "temporary file size exceeds temp_file_limit (1024kB)", False),
+        ("58000", "could not fsync file", True),
+        ("58030", 'could not read blocks 0..0 in file "base/5/16390": Input/output error', True),
+        ("58P01", 'could not access file "$libdir/gone": No such file or directory', False),
     ):
         found = "SELECT inturn._outage_of(%s, %s, 'k', 1, 1, 1, 'e') IS NOT NULL"
         assert database.value(found, [state, said]) == is_down, state
