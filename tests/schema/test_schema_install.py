@@ -20,6 +20,7 @@ from support.server import Server
 
 from inturn.schema.errors import SchemaInUse, SchemaMismatch, SchemaNameRefused
 from inturn.schema.install import downgrade, upgrade, upgrade_script
+from inturn.schema.receiver import upgrade_receiver
 from inturn.schema.version import HEAD
 
 
@@ -56,6 +57,17 @@ def test_the_tables_that_a_prune_or_a_turn_deletes_from_are_vacuumed_as_was_meas
         CROSS JOIN LATERAL pg_options_to_table(c.reloptions) o
         WHERE c.relnamespace = 'inturn'::regnamespace AND starts_with(o.option_name, 'autovacuum') ORDER BY 1
     """) == [("command_log", "0.05"), ("ticket", "0.05"), ("turn", "0.05")]
+
+
+def test_no_index_is_in_an_order_that_a_new_release_of_the_system_may_change(database: Database) -> None:
+    """Of glibc or ICU, after which PostgreSQL warns of a collation version mismatch."""
+    upgrade_receiver(database.owner_dsn)
+    collations = database.execute("""
+        SELECT DISTINCT c.collname::text FROM pg_index i
+        JOIN pg_class t ON t.oid = i.indrelid AND t.relnamespace = 'inturn'::regnamespace
+        CROSS JOIN unnest(i.indcollation) o (oid) JOIN pg_collation c ON c.oid = o.oid ORDER BY 1
+    """)
+    assert collations == [("C",), ("POSIX",)]
 
 
 def test_upgrade_again_keeps_topics_and_commands(witness: Database) -> None:

@@ -25,7 +25,7 @@ CREATE INDEX key_mark_waiting ON inturn.key_mark (topic, waiting_at) WHERE waiti
 CREATE INDEX key_mark_leased ON inturn.key_mark (topic, lease_until) WHERE lease_until IS NOT NULL;
 CREATE INDEX key_mark_paused ON inturn.key_mark (topic, paused_at) WHERE paused_at IS NOT NULL;
 -- Of the suspects, which a process works on one at a time; and of those that wait for that and were lost once.
-CREATE INDEX key_mark_lost ON inturn.key_mark (claimed_by) WHERE lost > 0 AND claimed_by IS NOT NULL;
+CREATE INDEX key_mark_lost ON inturn.key_mark (claimed_by COLLATE "C") WHERE lost > 0 AND claimed_by IS NOT NULL;
 CREATE INDEX key_mark_suspect ON inturn.key_mark (topic)
 WHERE lost = 1 AND attempts = 0 AND claimed_by IS NULL AND held_at IS NULL;
 COMMENT ON TABLE inturn.key_mark IS 'What is exceptional about a key, while it lasts.';
