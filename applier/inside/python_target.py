@@ -122,8 +122,7 @@ class PythonTarget:
                 if (alone.is_shared and time.monotonic() > leave_at) or self.stop.requested:
                     break
                 try:
-                    with connection.transaction():
-                        self._calls.run(connection, turn, [order], pacing.NEVER, check=True)
+                    self._calls.run_undoable(connection, turn, [order], pacing.NEVER, check_each=True)
                 except CommandFailed as failure:
                     self._judge.judge(connection, turn, order, failure.__cause__ or failure)
                 except psycopg.errors.InvalidSavepointSpecification as error:
@@ -175,10 +174,7 @@ class PythonTarget:
         orders, each = turn.orders, False
         while orders:
             try:
-                with connection.transaction():
-                    self._calls.run(connection, turn, orders, leave_at, check=each)
-                    if not each:
-                        self._calls.check_all(connection, orders)
+                self._calls.run_undoable(connection, turn, orders, leave_at, check_each=each)
             except Violated:
                 # However long the first run took, this one has to reach the command that is to be charged.
                 orders = [order for order in orders if order.seq <= turn.done_seq]

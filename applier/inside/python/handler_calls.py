@@ -21,6 +21,19 @@ from inturn.applier.inside.session import session_of
 from inturn.applier.stop import Stop
 
 
+def _is_stale(error: BaseException) -> bool:
+    """Return whether a statement that the driver had prepared failed because what it reads was altered since.
+
+    Whatever the driver has prepared it forgets when it rolls back. By where the server said it: the message
+    is in the server's language.
+    """
+    return any(
+        isinstance(each, psycopg.errors.FeatureNotSupported)
+        and each.diag.source_function == "RevalidateCachedQuery"
+        for each in left_open.behind(error)
+    )
+
+
 class Violated(Exception):
     """One of several commands has violated a deferred constraint."""
 
@@ -80,6 +93,38 @@ class HandlerCalls:
                     raise self.broke(called[0]) from error
                 raise CommandFailed(index, called[0]) from error
             turn.done_seq = called[done - 1].seq
+
+    def run_undoable(
+        self,
+        connection: psycopg.Connection[Any],
+        turn: Turn,
+        orders: list[ClaimedCommand],
+        leave_at: float,
+        *,
+        check_each: bool,
+    ) -> None:
+        """Do as `run`, under a savepoint; once more after a migration, of which no command is at fault.
+
+        Args:
+            check_each: the deferred constraints are checked after each call; otherwise once, at the end.
+
+        Raises:
+            CommandFailed, HandlerBrokeTransaction: as `run`.
+            Violated: one of several commands violates a deferred constraint.
+        """
+        done_seq = turn.done_seq
+        for is_last in (False, True):
+            try:
+                with connection.transaction():
+                    self.run(connection, turn, orders, leave_at, check=check_each)
+                    if not check_each:
+                        self.check_all(connection, orders)
+            except CommandFailed as failure:
+                if is_last or not _is_stale(failure):
+                    raise
+                turn.done_seq = done_seq
+            else:
+                return
 
     def _split(self, orders: list[ClaimedCommand]) -> list[list[ClaimedCommand]]:
         """Return what each call gets: a command, or all of them for a batch handler."""

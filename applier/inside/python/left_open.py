@@ -36,7 +36,7 @@ def free(connection: psycopg.Connection[Any], count: int, error: BaseException |
     if connection.closed:
         return False
     if error is not None and (connection.lock.locked() or blocks(connection) != count):
-        for each in _behind(error):
+        for each in behind(error):
             traceback.clear_frames(each.__traceback__)
     # Nothing but what has begun it ends a pipeline or a COPY.
     status = connection.pgconn.transaction_status
@@ -48,7 +48,7 @@ def free(connection: psycopg.Connection[Any], count: int, error: BaseException |
     return True
 
 
-def _behind(error: BaseException) -> Iterator[BaseException]:
+def behind(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and all that is behind it."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()

@@ -66,8 +66,7 @@ class Narrowing:
     ) -> BaseException | None:
         """Call the handler under a savepoint; return what it failed with."""
         try:
-            with connection.transaction():
-                self.calls.run(connection, turn, orders, leave_at, check=True)
+            self.calls.run_undoable(connection, turn, orders, leave_at, check_each=True)
         except CommandFailed as failure:
             return failure.__cause__ or failure
         except psycopg.errors.InvalidSavepointSpecification as error:
