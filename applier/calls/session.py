@@ -108,6 +108,18 @@ def bound() -> Call[None]:
     )
 
 
+def end_unread(milliseconds: int) -> Call[None]:
+    """Return the call that has the server end the session once its client has read nothing for so long.
+
+    Only what waits to be read counts; and only over TCP, where the server's system can tell.
+    """
+    return Call(
+        sql.SQL("SELECT pg_catalog.set_config('tcp_user_timeout', {}, false)").format(str(milliseconds)),
+        (),
+        nothing,
+    )
+
+
 def is_idle(backend_pid: int) -> Call[bool]:
     """Return the call that says whether another session does nothing, or has ended."""
     return Call(

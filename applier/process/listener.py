@@ -13,6 +13,7 @@ import psycopg
 from inturn.applier import calls
 from inturn.applier.failure import on_one_line
 from inturn.applier.stop import Ringer, Stop
+from inturn.schema.pooling import is_pooled
 
 log = logging.getLogger("inturn.applier")
 
@@ -20,6 +21,9 @@ _CHECK_STOP_SECONDS = 0.25
 _RECONNECT_SECONDS = 5.0
 #: How often the server has to answer: a client that only listens does not notice a dead connection.
 _PING_SECONDS = 5.0
+#: How long what it has heard may wait to be read, in a process that was stopped, say. A session that cannot
+#: send it to the end holds a snapshot meanwhile, for which nothing is vacuumed in the whole database.
+_UNREAD_MILLISECONDS = 25_000
 
 
 class Listener:
@@ -43,6 +47,8 @@ class Listener:
         while not self._stop.requested:
             try:
                 with self._connect() as connection:
+                    if not is_pooled(connection):  # others use that session too
+                        calls.session.end_unread(_UNREAD_MILLISECONDS).on(connection)
                     connection.execute(calls.appliers.listen(self._schema))
                     # What turned ready while nobody listened.
                     self._bell.ring_all()
