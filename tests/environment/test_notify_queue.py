@@ -19,7 +19,7 @@ _SMALL, _VERSION = "max_notify_queue_pages = 64", 18
 def full() -> Iterator[Database]:
     """A shop on a server where a listener is idle in a transaction, behind which no notification fits."""
     with own_database(_VERSION, extra_settings=_SMALL) as database:
-        shop.open_shop(database)
+        shop.open_shop(database, settings="backoff_base => '4 minutes'")
         listener = database.connect(user=CALLER, autocommit=False)
         listener.execute("LISTEN something")
         listener.commit()
