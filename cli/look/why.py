@@ -89,7 +89,11 @@ def why(database: Database, key: str, *, topic: str | None, as_json: bool) -> in
 
 def _explained(connection: Connection[Any], schema: str, topic: str | None, key: str) -> list[dict[str, Any]]:
     query = "SELECT topic, key, cause, since, says, to_do, details FROM {}.why(%s::text, %s::text)"
-    return fetch(connection, sql.SQL(query).format(sql.Identifier(schema)), (topic, key))
+    with connection.transaction():
+        # The rows that it locks for a moment are in the log: its COMMIT would wait for a synchronous standby,
+        # which may be why the key does not move.
+        connection.execute("SELECT pg_catalog.set_config('synchronous_commit', 'off', true)")
+        return fetch(connection, sql.SQL(query).format(sql.Identifier(schema)), (topic, key))
 
 
 def _to_do(each: dict[str, Any]) -> list[tuple[str, str]]:

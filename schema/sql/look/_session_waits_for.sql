@@ -9,6 +9,7 @@ SELECT CASE
         SELECT string_agg(CASE b.pid WHEN 0 THEN 'a prepared transaction'
                                ELSE inturn._describe_backend(b.pid) END, '; ')
         FROM unnest(pg_blocking_pids(a.pid)) b (pid)), 'somebody')
+    WHEN a.wait_event = 'SyncRep' THEN 'a synchronous standby to confirm its COMMIT'
     WHEN a.state = 'active' THEN a.wait_event_type || ' ' || a.wait_event END
 FROM pg_stat_activity a WHERE a.pid = backend
 $$;

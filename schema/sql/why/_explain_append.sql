@@ -17,8 +17,10 @@ SELECT 'appending', (sessions->0->>'since')::timestamptz,
                     ELSE format('. %s more callers wait behind it, one behind the other', waiting) END,
     CASE jsonb_array_length(sessions)
         WHEN 0 THEN inturn._find_unseen(locker)
-        ELSE format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # if it will never commit',
-                    CASE jsonb_array_length(sessions) WHEN 1 THEN sessions->0->>'backend' ELSE 'BACKEND' END) END,
+        ELSE coalesce(inturn._await_standby(sessions),
+                      format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # if it will never commit',
+                             CASE jsonb_array_length(sessions) WHEN 1 THEN sessions->0->>'backend'
+                                  ELSE 'BACKEND' END)) END,
     jsonb_build_object('sessions', sessions, 'waiting', waiting, 'next_seq', next_seq)
 $$;
 COMMENT ON FUNCTION inturn._explain_append IS 'Internal to why: explains a key whose next command is being appended.';

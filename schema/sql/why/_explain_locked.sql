@@ -17,6 +17,7 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
     CASE WHEN h.blocker IS NOT NULL
              THEN format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # ends what it waits for', h.blocker)
          WHEN h.first IS NULL THEN inturn._find_unseen(h.locker)
+         WHEN h.standby IS NOT NULL THEN h.standby
          ELSE format('psql "$INTURN_DSN" -c "SELECT pg_terminate_backend(%s)"  # %s',
                      CASE jsonb_array_length(h.sessions) WHEN 1 THEN h.first->>'backend' ELSE 'BACKEND' END,
                      CASE WHEN h.applies THEN 'if it hangs: its turn is taken again' ELSE 'if it will never commit' END)
@@ -29,7 +30,7 @@ SELECT CASE WHEN h.applies THEN 'applying' ELSE 'row_locked' END, (h.first->>'si
 FROM (
     SELECT s.sessions, s.sessions->0 AS first, s.sessions->0->>'kind' = 'applier' AS applies,
            inturn._name_sessions(s.sessions, inturn._describe_locker(c.locker, c.relation)) AS who,
-           s.sessions->0->'blocked_by'->>0 AS blocker, c.locker
+           s.sessions->0->'blocked_by'->>0 AS blocker, c.locker, inturn._await_standby(s.sessions) AS standby
     FROM inturn._find_locker(_explain_locked.topic, _explain_locked.key) c CROSS JOIN LATERAL (
         SELECT inturn._session_facts(inturn._lock_holders(c.locker, c.relation))) s (sessions)) h
 WHERE NOT jsonb_path_exists(h.sessions, '$[*] ? (@.kind == "caller")')
