@@ -26,7 +26,7 @@ COMMENT ON COLUMN inturn.arrival_pass.looked_back_at IS 'When a pass last looked
 COMMENT ON COLUMN inturn.arrival_pass.cluster IS 'Of which server: transaction ids of another one mean nothing here.';
 COMMENT ON COLUMN inturn.arrival_pass.is_full IS 'Whether it left some of what it saw: then the next one makes a plan.';
 COMMENT ON COLUMN inturn.arrival_pass.planned IS
-    'What the plan saw by which passes number a backlog part by part; NULL: there is none.';
+    'What the plan saw by which passes number what has arrived, part by part; NULL: there is none.';
 COMMENT ON COLUMN inturn.arrival_pass.planned_by IS 'The transaction that made the plan.';
 COMMENT ON COLUMN inturn.arrival_pass.from_id IS
     'Everything of the plan up to this id has a number, or is left behind.';
