@@ -26,7 +26,8 @@ Exit codes: 0 nothing found, or warnings only; 9 an error was found, with
 \b
 Example:
   inturn doctor
-  inturn doctor --strict --json"""
+  inturn doctor --strict --json
+  0 5 * * * inturn doctor --strict --quiet"""
 )
 @click.option("--strict", is_flag=True, help="Exit with 9 for a warning too.")
 @click.option(
@@ -38,9 +39,10 @@ Example:
     show_default=True,
     help="Report transactions that have been open for this long.",
 )
+@click.option("--quiet", is_flag=True, help="Print nothing if nothing is found, for cron.")
 @json_option
 @pass_database
-def doctor(database: Database, /, *, strict: bool, long_seconds: float, as_json: bool) -> int:
+def doctor(database: Database, /, *, strict: bool, long_seconds: float, quiet: bool, as_json: bool) -> int:
     """Examine the server, the schema and the appliers, and say what to do about each finding.
 
     Looks at version and settings, roles and privileges, long transactions, topics
@@ -52,6 +54,8 @@ def doctor(database: Database, /, *, strict: bool, long_seconds: float, as_json:
             (check, finding._replace(do=advised(finding.do)))
             for check, finding in examine(Facts(connection, database.schema, long_seconds))
         ]
+    if quiet and not found:
+        return ExitCode.OK
     if as_json:
         document = [{"check": check, **finding._asdict()} for check, finding in found]
         print_json({"checks": [check.name for check in CHECKS], "findings": document})

@@ -54,7 +54,8 @@ Exit codes: 0 nothing found; 8 a promise is broken; 4 database unreachable.
 \b
 Example:
   inturn verify
-  inturn verify --topic orders --key order-42 --json"""
+  inturn verify --topic orders --key order-42 --json
+  0 6 * * 0 inturn verify --quiet"""
 )
 @click.option("--topic", type=TOPIC, metavar="NAME", help="Only this topic.")
 @click.option("--key", type=KEY, metavar="KEY", help="Only this key.")
@@ -66,9 +67,12 @@ Example:
     show_default=True,
     help="Print at most N violations; all are counted.",
 )
+@click.option("--quiet", is_flag=True, help="Print nothing if nothing is found, for cron.")
 @json_option
 @pass_database
-def verify(database: Database, *, topic: str | None, key: str | None, limit: int, as_json: bool) -> int:
+def verify(
+    database: Database, *, topic: str | None, key: str | None, limit: int, quiet: bool, as_json: bool
+) -> int:
     """Recompute the promises from what is stored, and print what breaks them.
 
     Checks that numbers have no gaps, that no key is beyond its last command, that
@@ -98,14 +102,9 @@ def verify(database: Database, *, topic: str | None, key: str | None, limit: int
                 _take(work, reader.key(each, key, work), limit)
             if not work.keys and not work.found:
                 raise Failure(f"there is no key {shown(key)}", hint="List keys with: inturn keys")
-    seconds = time.monotonic() - started_at
-    if as_json:
-        counted = {name: getattr(work, name) for name in _COUNTED}
-        of_work = {"found": work.found, "violations": work.violations, "warnings": warnings}
-        print_json({**counted, "seconds": round(seconds, 3), **of_work})
-    else:
-        echo_all((f"warning: {warning}" for warning in warnings), err=True)
-        _print(work, seconds)
+    if work.found or warnings or not quiet:
+        say = _print_json if as_json else _print
+        say(work, warnings, time.monotonic() - started_at)
     return ExitCode.VIOLATED if work.found else ExitCode.OK
 
 
@@ -172,7 +171,14 @@ def _take(work: _Work, found: list[dict[str, Any]], limit: int) -> None:
     work.violations += found[: max(0, limit - len(work.violations))]
 
 
-def _print(work: _Work, seconds: float) -> None:
+def _print_json(work: _Work, warnings: list[str], seconds: float) -> None:
+    counted = {name: getattr(work, name) for name in _COUNTED}
+    of_work = {"found": work.found, "violations": work.violations, "warnings": warnings}
+    print_json({**counted, "seconds": round(seconds, 3), **of_work})
+
+
+def _print(work: _Work, warnings: list[str], seconds: float) -> None:
+    echo_all((f"warning: {warning}" for warning in warnings), err=True)
     for violation in work.violations:
         where = f"topic {violation['topic']}"
         if violation["key"]:

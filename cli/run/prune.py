@@ -17,13 +17,16 @@ from inturn.cli.terminal.seconds import Seconds
 from inturn.cli.terminal.spans import refuse_interval
 
 _PRUNE = "CALL {}.prune(%s, %s::interval, %s)"
+#: Of commands, turns and forgotten keys; and whether all that may go is gone.
+_NOTHING = (0, 0, 0, True)
 
 
 @click.command(
     epilog="""\b
 Example:
   inturn topic set orders --retain 30d && inturn prune
-  inturn prune --topic orders --older-than 7d --max-seconds 60"""
+  inturn prune --topic orders --older-than 7d --max-seconds 60
+  0 2 * * * inturn prune --max-seconds 3600 --quiet"""
 )
 @click.option("--topic", type=TOPIC, metavar="NAME", help="Only this topic, not all.")
 @click.option(
@@ -36,6 +39,7 @@ Example:
     type=Seconds(min=0, min_open=True),
     help="Stop after this many seconds; the next prune goes on from there.",
 )
+@click.option("--quiet", is_flag=True, help="Print nothing if all that may go is gone, for cron.")
 @json_option
 @pass_database
 def prune(
@@ -44,6 +48,7 @@ def prune(
     topic: str | None,
     older_than: str | None,
     max_seconds: float | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Remove commands that were applied or skipped, with their turns, once they are old enough.
@@ -60,12 +65,17 @@ def prune(
     with database.connect() as connection:
         call = sql.SQL(_PRUNE).format(sql.Identifier(database.schema))
         try:
-            row = connection.execute(call, (topic, older_than, max_seconds)).fetchone()
+            row = connection.execute(call, (topic, older_than, max_seconds)).fetchone() or _NOTHING
         except psycopg.DataError as error:
             raise refuse_interval(error, "--older-than", older_than) from None
         keeps_all = older_than is None and not _has_retain(connection, database.schema)
-    commands, turns, forgotten, done = row or (0, 0, 0, True)
-    seconds = time.monotonic() - started_at
+    if row[-1] and quiet and not keeps_all:
+        return
+    _print(row, time.monotonic() - started_at, keeps_all=keeps_all, as_json=as_json)
+
+
+def _print(row: tuple[Any, ...], seconds: float, *, keeps_all: bool, as_json: bool) -> None:
+    commands, turns, forgotten, done = row
     if as_json:
         counts = {"commands": commands, "turns": turns, "forgotten": forgotten}
         print_json(counts | {"done": done, "seconds": round(seconds, 3)})

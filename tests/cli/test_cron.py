@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+from support.cron import Machine, jobs
 from support.database import Database, until
-from support.forked import folder_of_inturn
 from support.logins import login
 from support.place import DOCS
 from support.roles import APPLIER, OPERATOR, OWNER
@@ -58,63 +57,35 @@ class Crontab:
     """The page's crontab, in a folder that stands for the machine."""
 
     def __init__(self, root: Path, database: Database) -> None:
-        self._root = root
         self.database = database
-        (root / "opt/shop/shop").mkdir(parents=True)
+        self._machine = Machine(root, database.server.binaries)
+        (root / "opt/shop/shop").mkdir()
         (root / "opt/shop/shop/handlers.py").write_text(_HANDLERS)
-        self._venv = root / "opt/shop/.venv"
-        self._venv.mkdir()
-        (self._venv / "bin").symlink_to(folder_of_inturn())
-        (root / "var/log/shop").mkdir(parents=True)
         self._log = root / "var/log/shop/inturn.log"
         # One login for all lines: it applies, and lists what is held.
         shop = conninfo_to_dict(login(database, "inturn_applier", "inturn_operator"))
         database.execute(f"GRANT ALL ON TABLE effect TO {shop['user']}")
         database.execute(f"GRANT ALL ON SEQUENCE effect_id_seq TO {shop['user']}")
-        self.service({k: str(v) for k, v in shop.items()})
-        lines = FILES["crontab"].splitlines()
-        self._settings = dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
-        self.schedules, self.commands = zip(
-            *(re.fullmatch(r"((?:\S+ ){5})(.*)", line).groups() for line in lines if " * " in line),  # type: ignore[union-attr]
-            strict=True,
-        )
+        self.service({**shop})
+        self.jobs = jobs(FILES["crontab"])
 
     def use_installed(self) -> None:
         """Run the installed program, which takes longer, from now on."""
-        (self._venv / "bin").unlink()
-        (self._venv / "bin").symlink_to(Path(sys.executable).parent)
+        (self._machine.venv / "bin").unlink()
+        (self._machine.venv / "bin").symlink_to(Path(sys.executable).parent)
 
-    def service(self, parameters: dict[str, str]) -> None:
-        text = "".join(f"{name}={value}\n" for name, value in parameters.items())
-        (self._root / ".pg_service.conf").write_text(f"[shop]\n{text}")
+    def service(self, parameters: Mapping[str, object]) -> None:
+        self._machine.name_services(shop=parameters)
 
     def start(self, number: int = 0) -> subprocess.Popen[str]:
-        """Run a line as cron does: by sh, with an environment that has next to nothing in it."""
-        command = re.sub(r"/(?=opt/|var/)", f"{self._root}/", self.commands[number])
-        return subprocess.Popen(
-            ["/bin/sh", "-c", command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            cwd=self._root,
-            env={
-                **self._settings,
-                "HOME": str(self._root),
-                "LOGNAME": "shop",
-                "SHELL": "/bin/sh",
-                "PATH": "/usr/bin:/bin",
-                # libpq asks the password database for the home folder, not HOME.
-                "PGSERVICEFILE": str(self._root / ".pg_service.conf"),
-            },
-        )
+        return self._machine.start(self.jobs[number])
 
     def end(self, running: subprocess.Popen[str]) -> Run:
-        mail, _ = running.communicate(timeout=120)
+        ended = self._machine.end(running)
         log = self._log.read_text() if self._log.exists() else ""
         if log:
             os.truncate(self._log, 0)  # another run may have it open
-        return Run(log, mail, running.returncode)
+        return Run(log, ended.mail, ended.code)
 
     def run(self, number: int = 0) -> Run:
         return self.end(self.start(number))
@@ -143,7 +114,7 @@ def settled(text: str) -> str:
 
 
 def test_the_lines_run_every_minute_and_every_ten(crontab: Crontab) -> None:
-    assert crontab.schedules == ("* * * * * ", "*/10 * * * * ")
+    assert [job.schedule for job in crontab.jobs] == ["* * * * *", "*/10 * * * *"]
 
 
 def test_nothing_to_do_says_nothing_at_all(crontab: Crontab) -> None:
@@ -190,15 +161,15 @@ def test_overlapping_runs_share_the_keys_and_need_no_flock(crontab: Crontab) -> 
 
 def test_a_run_cut_in_the_middle_of_a_deep_key_is_continued_by_the_next(crontab: Crontab) -> None:
     crontab.append("x", *["slow"] * 20)
-    whole = crontab.commands
-    crontab.commands = tuple(line.replace("--max-seconds 55", "--max-seconds 1") for line in whole)
+    whole = crontab.jobs
+    crontab.jobs = [whole[0].changed("--max-seconds 55", "--max-seconds 1")]
     first = crontab.run()
     assert (settled(first.log), first.mail, first.code) == (settled(CUT), "", 0)
     done = crontab.effects("x")
     assert 0 < len(done) < 20
     assert f"applied {len(done)} command" in first.log
     crontab.database.execute("UPDATE inturn.command_log SET name = 'quick' WHERE seq > %s", [len(done)])
-    crontab.commands = whole
+    crontab.jobs = whole
     assert crontab.run().log.startswith(f"applied {20 - len(done)} command")
     assert crontab.effects("x") == list(range(1, 21))
 
@@ -226,32 +197,6 @@ def test_the_page_tells_every_exit_code_right() -> None:
     assert told["found held keys"] == "3"
     assert told["found the database down"] == "4"
     assert told["had nothing to do"] == told["was cut by `--max-seconds`"] == "0"
-
-
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
-def test_systemd_accepts_the_units(tmp_path: Path) -> None:
-    (tmp_path / "opt/shop").mkdir(parents=True)
-    (tmp_path / "opt/shop/.venv").symlink_to(Path(sys.executable).parents[1])
-    units = []
-    for name in ("inturn-apply.service", "inturn-apply.timer"):
-        units.append(tmp_path / name)
-        units[-1].write_text(FILES[name].replace("/opt/", f"{tmp_path}/opt/"))
-    found = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *map(str, units)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    ours = [line for line in (found.stdout + found.stderr).splitlines() if "inturn-apply" in line]
-    assert (ours, found.returncode) == ([], 0)
-
-
-def test_the_unit_runs_what_the_crontab_runs() -> None:
-    line = re.search(r"^\* \* \* \* \* cd /opt/shop && (\S+ .*?) >> ", FILES["crontab"], re.MULTILINE)
-    start = re.search(r"^ExecStart=/opt/shop/(.*)$", FILES["inturn-apply.service"], re.MULTILINE)
-    assert line is not None
-    assert start is not None
-    assert line[1] == start[1]
 
 
 @pytest.fixture

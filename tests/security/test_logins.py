@@ -25,6 +25,7 @@ BY_NAME = {
     "cli/test_cli_lost.py": "ends a session, whosever it is",
     "cli/test_cli_odd_values.py": "makes a database in another encoding",
     "cli/test_cron.py": "makes the extension pg_cron",
+    "cli/test_crontabs.py": "sets what is in force in the whole server",
     "cli/test_demo.py": "comments on the demo's database, and drops it",
     "cli/test_doctor.py": "takes roles away, and gives them powers",
     "cli/test_doctor_settings.py": "sets what is in force in the whole server",
