@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from support.monitoring import (
     unit_tests,
     without_annotations,
 )
+from support.place import DOCS
 from support.process import inturn_apply
 from support.scrape import get, metrics_port
 from support.server import free_port
@@ -43,6 +45,16 @@ def promtool(*args: str | Path, input: str | None = None) -> str:  # noqa: A002
 
 def test_promtool_accepts_the_rules() -> None:
     assert "12 rules found" in promtool("check", "rules", RULES)
+
+
+def test_promtool_accepts_the_configuration_that_the_page_shows(tmp_path: Path) -> None:
+    page = (DOCS / "how-to" / "watch-it.md").read_text()
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(shown)
+    (tmp_path / RULES.name).symlink_to(RULES)
+    said = promtool("check", "config", tmp_path / "prometheus.yml")
+    assert "1 rule files found" in said
+    assert "12 rules found" in said
 
 
 def test_every_alert_fires_and_clears_in_its_scene(tmp_path: Path) -> None:
