@@ -12,6 +12,7 @@ from support.dump import dump
 from support.logins import login
 from support.moved import check_goes_on, check_verified, fill
 from support.process import run_inturn
+from support.recovery_page import backup_lines, run_lines
 from support.roles import OWNER, RECEIVER, THEIR_APP, members
 from support.server import Server
 
@@ -31,7 +32,6 @@ OPEN = f"""
         UNION ALL SELECT nspname, nspacl FROM pg_namespace WHERE nspname = 'inturn') o (name, acl)
     WHERE acl::text ~ '[{{,](|{RECEIVER})='
 """
-BARE = ("--no-owner", "--no-privileges")
 
 
 @pytest.fixture
@@ -42,14 +42,15 @@ def restored(server: Server, empty_database: Database) -> Iterator[Database]:
     database.drop()
 
 
-def copy(source: Database, to: Database, kind: str, folder: Path, *more: str) -> None:
-    """Dump one database in a format and restore it into another one, with neither owners nor privileges."""
-    file = str(folder / "dump")
-    source.server.run("pg_dump", "--format", kind, "--file", file, *more, source.dsn)
-    if kind == "plain":
-        to.server.run("psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-d", to.dsn, "-f", file)
-    else:
-        to.server.run("pg_restore", "--exit-on-error", *BARE, "-d", to.dsn, file)
+def copy(source: Database, to: Database, kind: str, folder: Path, *more: str, bare: bool = True) -> None:
+    """Dump one database in a format and restore it into another one, by the first lines of the page.
+
+    What comes after those is the test's to do. more: options of pg_dump; bare: without owners and privileges.
+    """
+    backup, restore = backup_lines(kind, bare=bare)
+    backup = backup.replace("pg_dump ", f"pg_dump {' '.join(more)} ")
+    names = {"INTURN_DSN": source.owner_dsn, "RESTORED_DSN": to.owner_dsn}
+    run_lines(backup + restore.partition("\n")[0] + "\n", folder, source.server.binaries, **names)
     # The tables of the service are not inturn's to put right.
     to.execute(THEIR_APP)
 
@@ -59,8 +60,7 @@ def test_a_restore_in_any_format_goes_on_after_an_upgrade(
     witness: Database, restored: Database, tmp_path: Path, kind: str
 ) -> None:
     fill(witness)
-    # The plain format has no pg_restore that could leave them out.
-    copy(witness, restored, kind, tmp_path, *(BARE if kind == "plain" else ()))
+    copy(witness, restored, kind, tmp_path)
     changes: list[Change] = []
     assert upgrade(restored.dsn, report=changes.append) == (HEAD, HEAD)
     assert len(changes) > 100
@@ -98,11 +98,15 @@ def test_until_it_is_upgraded_a_restore_is_open_to_everybody_and_everything_warn
     check_verified(restored)
 
 
-@pytest.mark.parametrize("more", [(), BARE, (*BARE, "--no-comments")], ids=["whole", "bare", "no-comments"])
+@pytest.mark.parametrize(
+    ("bare", "more"),
+    [(False, ()), (True, ()), (True, ("--no-comments",))],
+    ids=["whole", "bare", "no-comments"],
+)
 def test_a_copy_of_the_schema_alone_is_upgraded(
-    witness: Database, restored: Database, tmp_path: Path, more: tuple[str, ...]
+    witness: Database, restored: Database, tmp_path: Path, *, bare: bool, more: tuple[str, ...]
 ) -> None:
-    copy(witness, restored, "plain", tmp_path, "--schema-only", *more)
+    copy(witness, restored, "plain", tmp_path, "--schema-only", *more, bare=bare)
     assert installed_version(restored.connect(user=OWNER)) == HEAD
     assert upgrade(restored.dsn) == (HEAD, HEAD)
     if "--no-comments" not in more:

@@ -24,7 +24,7 @@ from support.moved import (
 )
 from support.own_server import own_database
 from support.process import run_inturn
-from support.recovery_page import lines, run_lines
+from support.recovery_page import backup_lines, run_lines
 from support.roles import THEIR_APP, members
 from support.server import DEBIAN_BINARIES, Server
 
@@ -73,22 +73,13 @@ def test_pg_upgrade_from_16_to_18_goes_on() -> None:
             new.remove()
 
 
-def _restored(kind: str, old: Database, new: Server, folder: Path, *, bare: bool) -> Database:
+def _restore(kind: str, old: Database, new: Database, folder: Path, *, bare: bool) -> None:
     """Back up in a format and restore as the page says, without owners and privileges or with them."""
-    backup, restore = lines("backup").replace("custom", kind), lines("restore")
-    assert "pg_restore --no-owner --no-privileges --exit-on-error -d" in restore
-    if not bare:
-        restore = restore.replace("--no-owner --no-privileges ", "")
-    if kind == "plain":
-        assert not bare, "these options belong to pg_dump then"
-        restore = restore.replace("pg_restore --exit-on-error", "psql -X -v ON_ERROR_STOP=1")
-        restore = restore.replace("shop.dump", "-f shop.dump")
-    restored = Database(new, "restored")
-    names = {"INTURN_DSN": old.owner_dsn, "RESTORED_DSN": restored.owner_dsn}
+    backup, restore = backup_lines(kind, bare=bare)
+    names = {"INTURN_DSN": old.owner_dsn, "RESTORED_DSN": new.owner_dsn}
     # Last night's backup is of the old server's own program.
     run_lines(backup, folder, old.server.binaries, **names)
-    run_lines(restore, folder, new.binaries, **names)
-    return restored
+    run_lines(restore, folder, new.server.binaries, **names)
 
 
 def check_as_installed(database: Database) -> None:
@@ -112,8 +103,9 @@ def test_a_dump_of_any_format_with_privileges_or_without_goes_on(
         for kind in kinds:
             folder = tmp_path / kind
             folder.mkdir()
-            restored = _restored(kind, database, new, folder, bare=kind == kinds[0])
+            restored = Database(new, "restored")
             try:
+                _restore(kind, database, restored, folder, bare=kind == kinds[0])
                 restored.execute(THEIR_APP)
                 restored.execute(members())
                 check_doctor(restored)

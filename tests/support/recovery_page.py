@@ -25,6 +25,21 @@ def lines(name: str) -> str:
     return f"{block}\n"
 
 
+def backup_lines(kind: str, *, bare: bool) -> tuple[str, str]:
+    """Return the lines that back up in a format, and those that restore it.
+
+    bare: without owners and privileges, as the page has it; otherwise with them, as it allows.
+    """
+    backup, restore = lines("backup").replace("custom", kind), lines("restore")
+    options = "--no-owner --no-privileges "
+    if kind == "plain":
+        # What takes the place of the first line of each.
+        backup, load = lines("plain backup"), lines("plain restore")
+        restore = load + restore.partition("\n")[2]
+    assert (backup + restore).count(options) == 1
+    return (backup, restore) if bare else (backup.replace(options, ""), restore.replace(options, ""))
+
+
 def _after(name: str, begin: str) -> str:
     text = "".join((DOCS / "how-to" / f"{page}.md").read_text("utf-8") for page in _PAGES)
     return text.split(f"<!-- {name} -->\n{begin}", 1)[1]
