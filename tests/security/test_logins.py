@@ -36,7 +36,6 @@ BY_NAME = {
     "package/test_bench_peers.py": "looks for databases",
     "package/test_compose.py": "is the DBA of docker-compose.yml",
     "promises/p1_commit_order/test_p1_arrival_passes.py": "lets the server not tell which one it is",
-    "promises/all/test_prune_flat.py": "vacuums all tables of the database",
     "promises/p5_independence/test_p5_sessions.py": "lets a target set what only a superuser may",
     "recovery/test_failover.py": "is the DBA: replication, ALTER SYSTEM",
     "recovery/test_major_upgrade.py": "is the DBA: takes roles away, before a dump without privileges",
