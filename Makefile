@@ -19,8 +19,8 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 PGBOUNCER := $(wildcard /usr/sbin/pgbouncer)
 POOLED = INTURN_TEST_PG=$(POSTGRES) INTURN_TEST_POOLER=transaction $(PYTEST)
 # Beside the promises, what depends on the server's version. test_major_upgrade.py has two versions itself.
-SERVER := tests/recovery tests/environment/test_standby.py tests/sql/test_metrics.py tests/cli/test_cli_metrics.py \
-	tests/cli/test_doctor.py tests/cli/test_doctor_settings.py --ignore tests/recovery/test_major_upgrade.py
+SERVER := tests/recovery tests/environment/test_standby.py tests/sql/test_metrics.py tests/sql/test_snapshot_holders.py \
+	tests/cli/test_cli_metrics.py tests/cli/test_doctor.py tests/cli/test_doctor_settings.py --ignore tests/recovery/test_major_upgrade.py
 CORE := tests/promises/p1_commit_order tests/promises/p2_p3_in_turn/test_p2_p3_in_turn.py \
 	tests/promises/p4_no_lost_wakeup tests/conformance
 # Interpreters beside $(PYTHON). A shim of pyenv does not work for a version that is not selected.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from support.database import Database, Session, until
 from support.moved import CopiedServer
 from support.own_server import own_database
 from support.server import Server
+
+pytestmark = pytest.mark.server
 
 HOLDERS = ("session", "prepared", "slot", "standby")
 _SERVER = "max_prepared_transactions = 2\nwal_level = logical\n"
