@@ -48,7 +48,7 @@ busy_inside, busy_batches, busy_plain, busy_coroutine = Applier(), Applier(), Ap
 
 def _die_of(command: Command) -> None:
     if command.key == "bad":
-        os.kill(os.getpid(), signal.SIGKILL)
+        signal.raise_signal(signal.SIGKILL)
 
 
 def _write(connection: psycopg.Connection[Any], command: Command) -> None:
