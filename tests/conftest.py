@@ -69,25 +69,30 @@ def pytest_collection_modifyitems(
 ) -> Generator[None, object, object]:
     """Mark what the page of promises names, and which combinations wait for `make rest`; long tests first.
 
-    Leave out, of a run through a pooler, what is marked as needing a session of its own, and says why.
+    Leave out what is marked as needing something that the run lacks, and says what: a session of its own,
+    through a pooler; or a newer server.
     """
     named = set(re.findall(r"`(?:\w+::)?(test_\w+)`", _PROMISES.read_text()))
     for item in items:
         if named & {getattr(item, "originalname", ""), item.path.stem}:
             item.add_marker("promise")
     mark_rest(items)
-    alone = []
-    for item in items:
-        if marker := item.get_closest_marker("needs_session"):
-            assert marker.args, f"{item.nodeid}: needs_session says no reason"
-            alone.append(item)
-    if "INTURN_TEST_POOLER" in os.environ and alone:
-        config.hook.pytest_deselected(items=alone)
-        items[:] = [item for item in items if item not in alone]
+    without = {item for item in items if _lacks_what_it_needs(item)}
+    if without:
+        config.hook.pytest_deselected(items=[*without])
+        items[:] = [item for item in items if item not in without]
     result = yield
     if hasattr(config, "workerinput"):
         _long_first(items, config.workerinput["workercount"])
     return result
+
+
+def _lacks_what_it_needs(item: pytest.Item) -> bool:
+    session, newer = item.get_closest_marker("needs_session"), item.get_closest_marker("needs_version")
+    assert session is None or session.args, f"{item.nodeid}: needs_session says no reason"
+    assert newer is None or len(newer.args) == 2, f"{item.nodeid}: needs_version says no reason"
+    pooled, version = "INTURN_TEST_POOLER" in os.environ, int(os.environ.get("INTURN_TEST_PG", "18"))
+    return (session is not None and pooled) or (newer is not None and version < newer.args[0])
 
 
 def _long_first(items: list[pytest.Item], workers: int) -> None:

@@ -34,6 +34,7 @@ def _open(database: Database, count: int, target: str = "python", timeout: str =
         database.execute(f"ALTER DATABASE {database.name} SET transaction_timeout = '{timeout}'")
 
 
+@pytest.mark.needs_version(17, "there is no transaction_timeout before")
 @pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
 def test_p5_a_transaction_timeout_ends_no_session_for_commands_that_are_quick(
     database: Database, *, steady: bool
