@@ -23,7 +23,8 @@ from inturn.applier import Applier, Fleet, Outage
 from inturn.applier.breaker import OPENING_FAILURES, is_outage
 from inturn.applier.outside.leases import Leases
 
-KEYS = 40
+#: How many keys a topic has; and how many where a test waits for as many probes.
+KEYS, FEW = 40, 10
 _EACH_WAY = pytest.mark.parametrize("way", OUTAGES.values(), ids=OUTAGES)
 #: What one test shows of each way, `make test` looks into in two of them.
 _SOME_WAYS = pytest.mark.parametrize(
@@ -201,10 +202,15 @@ def test_p5_only_what_opens_a_breaker_counts_as_an_attempt_however_long_it_is_op
     outage: Database, way: str
 ) -> None:
     outage.execute("UPDATE inturn.topic SET max_attempts = 1 WHERE name = 'needs'")
+    outage.execute(
+        "SELECT count(inturn.cancel_rest('needs', 'k' || n, 'fewer are enough'))"
+        " FROM generate_series(%s + 1, %s) n",
+        [FEW, KEYS],
+    )
     service = _needed(outage, way)
     with _at_work(outage, service, way, workers=2, topics=["needs"]):
         # Before it opened, each key may have been tried once.
-        until(lambda: service.asked >= KEYS + 3, "three probes", 60)
+        until(lambda: service.asked >= FEW + 3, "three probes", 60)
         held = "SELECT count(*) FROM inturn.key_mark WHERE held_at IS NOT NULL"
         until(lambda: outage.value(held) >= OPENING_FAILURES, "what opened it is recorded")
         assert outage.value(held) == OPENING_FAILURES
