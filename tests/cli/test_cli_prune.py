@@ -6,9 +6,9 @@ import json
 import re
 from typing import NamedTuple
 
-from support.database import Database
+from support.database import Database, until
 from support.logins import login
-from support.process import run_inturn
+from support.process import inturn_apply, run_inturn
 
 
 class Ran(NamedTuple):
@@ -88,6 +88,10 @@ def test_an_applier_prunes_when_nothing_is_ready(witness: Database) -> None:
     assert _run(witness, "apply", "--drain", "--prune").returncode == 0
     assert witness.value("SELECT count(*) FROM inturn.command_log") == 0
     assert witness.value("SELECT count(*) FROM app.witness") == 300
+    witness.execute("SELECT inturn.append('orders', 'k' || n, 'insert') FROM generate_series(1, 300) n")
+    with inturn_apply(witness.dsn, "--prune", "--processes", "2", app=None):
+        until(lambda: witness.value("SELECT count(*) FROM inturn.command_log") == 0, "daemons prune too")
+    assert witness.value("SELECT count(*) FROM app.witness") == 600
 
 
 def test_an_operator_may_prune_and_nobody_else(witness: Database) -> None:
