@@ -11,11 +11,14 @@ from support.monitoring import (
     SCENES,
     alerts,
     expressions,
+    minutes_of_range,
     panel_queries,
     rule_queries,
+    samples,
     unit_tests,
 )
 from support.place import DOCS, ROOT
+from support.promql import found
 
 from inturn.applier.metrics import tallies
 from inturn.applier.metrics.families import BY_NAME, FAMILIES, Family, family_of
@@ -97,6 +100,15 @@ def test_every_alert_has_a_scene_and_says_what_to_do() -> None:
     for test in unit_tests("rules")["tests"]:
         fired = [bool(case["exp_alerts"]) for case in test["alert_rule_test"]]
         assert fired == [False, True, False]
+
+
+def test_the_rules_find_in_their_scenes_what_promtool_finds_there() -> None:
+    """By the tests' own reading of PromQL, by which the year judges; promtool's is in test_prometheus.py."""
+    for name, query in rule_queries().items():
+        for scene in SCENES[name]:
+            for minute, labels in ((scene.fires, [scene.labels]), (scene.clear, [])):
+                before = samples(scene, max(minute - minutes_of_range(query), 0))
+                assert found(query, before, samples(scene, minute)) == labels, (name, minute)
 
 
 def test_the_database_says_what_the_table_of_families_says(database: Database) -> None:

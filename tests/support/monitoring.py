@@ -7,6 +7,7 @@ import re
 from typing import Any, NamedTuple
 
 from support.place import DOCS
+from support.scrape import Samples
 
 RULES = DOCS / "monitoring" / "inturn.rules.yml"
 DASHBOARD = DOCS / "monitoring" / "grafana-dashboard.json"
@@ -196,6 +197,34 @@ SCENES: dict[str, list[Scene]] = {
         Scene({'inturn_scrape_success{part="topics"}': "_x15 1x20"}, {}, 4, 8, 18),
     ],
 }
+
+
+def samples(scene: Scene, minute: int) -> Samples:
+    """Return what a look at a scene finds at a minute."""
+    found = {}
+    for series, values in scene.series.items():
+        if (value := _values(values)[minute : minute + 1]) and value[0] is not None:
+            labels = re.findall(r'(\w+)="([^"]*)"', series)
+            found[series.partition("{")[0], frozenset(labels)] = value[0]
+    return found
+
+
+def _values(text: str) -> list[float | None]:
+    """Return the values of a series, a minute apart, from PromQL's notation; None: it is not there then."""
+    values: list[float | None] = []
+    for part in text.split():
+        first, step, times = re.fullmatch(r"(_|\d+)(?:\+(\d+))?(?:x(\d+))?", part).groups()  # type: ignore[union-attr]
+        if first == "_":
+            values += [None] * int(times or 1)
+        else:  # and so many more
+            values += [int(first) + int(step or 0) * number for number in range(int(times or 0) + 1)]
+    return values
+
+
+def minutes_of_range(query: str) -> int:
+    """Return how far a query looks back."""
+    found = re.findall(r"\[(\d+)([smhd])\]", query)
+    return max((int(number) * _SECONDS[unit] // 60 for number, unit in found), default=0)
 
 
 def unit_tests(rules: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,16 +19,25 @@ from psycopg.conninfo import make_conninfo
 from inturn.schema.source import DEFAULT_SCHEMA
 from support import roles
 from support.database import Database, until
-from support.monitoring import alerts
 from support.moved import CopiedServer, database_on
 from support.process import run_inturn
-from support.scrape import Samples, read
-from support.server import Server
+from support.scrape import Samples, read, scrape
+from support.server import Server, free_port
 from support.shop import TOPIC, open_shop
+from support.watch import Watch
 
 #: For a fleet that has to connect again first, on a busy machine.
 PATIENCE = 120.0
 RETAIN_DAYS, FORGET_DAYS = 7, 14
+#: The topics beside that of the shop: see year_app.
+_OTHERS = {
+    "bank": "max_attempts => 1000, backoff_base => '10 ms'",
+    "numbered": "numbering => 'given'",
+    "letters": "max_in_flight => 1",
+    "stuck": "timeout => '100 ms', max_attempts => 1",
+}
+_KEPT = f"retain => '{RETAIN_DAYS} days', retain_idempotency => '{RETAIN_DAYS} days'"
+_FORGOTTEN = f"forget_idle_after => '{FORGET_DAYS} days'"
 _PORT = 5432
 _HOT_KEYS, _NEW_KEYS = 5, 5
 _TIMES = """
@@ -61,19 +70,25 @@ class Year:
         database: the one that it lives in now.
         address: a folder in which appliers find the socket of its server, whichever that is now: what a name
             in the DNS, or an address that moves, is elsewhere.
+        signs: a folder whose files tell handlers what goes wrong.
         day: the number of the day.
-        appended: commands that were committed.
+        appended: commands that were committed, and whose effect is written down.
+        given: the highest number that a caller gave.
+        port: where the appliers serve their metrics, when there are any.
+        scraped, printed: watch these metrics, and those that `inturn metrics` prints.
     """
 
     def __init__(self, database: Database) -> None:
-        open_shop(
-            database,
-            settings=f"max_attempts => 1, retain => '{RETAIN_DAYS} days',"
-            f" retain_idempotency => '{RETAIN_DAYS} days', forget_idle_after => '{FORGET_DAYS} days'",
-        )
+        open_shop(database, settings=f"max_attempts => 1, {_KEPT}, {_FORGOTTEN}")
+        for topic, settings in _OTHERS.items():
+            forgotten = "" if topic == "numbered" else f", {_FORGOTTEN}"
+            database.execute(f"SELECT inturn.create_topic('{topic}', {settings}, {_KEPT}{forgotten})")
         self.database = database
-        self.day = self.appended = 0
+        self.day = self.appended = self.given = 0
+        self.port = free_port()
+        self.scraped, self.printed = Watch(self._served, PATIENCE), Watch(self._printed, PATIENCE)
         self.address = Path(tempfile.mkdtemp(prefix="inturn-address-"))
+        self.signs = Path(tempfile.mkdtemp(prefix="inturn-signs-"))
         self._first = database.server
         self._move_to(database)
 
@@ -105,9 +120,8 @@ class Year:
                 own.remove()
 
     def fail_over(self, standby: CopiedServer) -> None:
-        """Lose the primary in the middle of its work, and go on with the standby."""
+        """Go on with the standby; the primary was lost."""
         lost = self.database
-        lost.server.stop("immediate")
         standby.promote()
         self._move_to(database_on(standby, lost.name))
         lost.close()
@@ -118,6 +132,7 @@ class Year:
         self.database.close()
         self._remove(self.database.server)
         shutil.rmtree(self.address)
+        shutil.rmtree(self.signs)
 
     def _remove(self, server: Server) -> None:
         if server is not self._first:  # that is its maker's
@@ -130,13 +145,31 @@ class Year:
         for keys in (hot, new):
             self.append(*keys)
 
-    def append(self, *keys: str, name: str = "insert") -> None:
+    def append(self, *keys: str, topic: str = TOPIC, name: str = "insert") -> None:
         self.database.execute(
             "SELECT inturn.append(%s, k.key, %s, jsonb_build_object('text', repeat(md5(n::text), 30)),"
             " idempotency_key => gen_random_uuid()::text) FROM unnest(%s::text[]) WITH ORDINALITY k (key, n)",
-            [TOPIC, name, list(keys)],
+            [topic, name, list(keys)],
         )
         self.appended += len(keys)
+
+    def give(self, seq: int) -> None:
+        """Append a command whose number the caller gives, to one key: such keys are not forgotten."""
+        self.database.execute("SELECT inturn.append('numbered', 'given', 'insert', seq => %s)", [seq])
+        self.appended += 1
+        self.given = max(self.given, seq)
+
+    def send(self, topic: str, *keys: str) -> None:
+        """Append commands whose effect is not written down."""
+        self.append(*keys, topic=topic)
+        self.appended -= len(keys)
+
+    def skip_held(self) -> None:
+        """Skip what has failed for good, as an operator does."""
+        self.database.execute(
+            "SELECT inturn.skip(topic, key, applied_seq + 1, 'it cannot be') FROM inturn.key_cursor"
+            " WHERE held_at IS NOT NULL"
+        )
 
     def wait_drained(self) -> None:
         """Wait until everything was applied by whoever is at work."""
@@ -170,38 +203,13 @@ class Year:
             for (table,) in self.database.execute(_TABLES)
         )
 
-    def firing(self) -> set[str]:
-        """Return which of the alerts' conditions hold, by what `inturn metrics` prints."""
+    def _served(self) -> Samples:
+        try:
+            return scrape(self.port)
+        except OSError:
+            return {}  # nobody answers
+
+    def _printed(self) -> Samples:
         code, out, err = run_inturn(self.database.dsn, "metrics")
         assert (code, err) == (0, "")
-        samples = read(out)
-        held = {name for name, (_, holds) in _CONDITIONS.items() if holds(samples)}
-        rules = alerts()
-        assert all(words in rules[name] for name, (words, _) in _CONDITIONS.items()), "a rule has changed"
-        return held
-
-
-def _of(samples: Samples, name: str, **labels: str) -> float:
-    return samples[name, frozenset({"topic": TOPIC, **labels}.items())]
-
-
-#: Of each alert: the words of its rule, and the same asked of the topic's samples. Prometheus itself
-#: evaluates them in tests/monitoring, where it is there.
-_CONDITIONS: dict[str, tuple[str, Callable[[Samples], bool]]] = {
-    "InturnKeysHeld": (
-        'inturn_keys{state="held"}) > 0',
-        lambda samples: _of(samples, "inturn_keys", state="held") > 0,
-    ),
-    "InturnNoApplier": (
-        "inturn_oldest_ready_age_seconds) > 60",
-        lambda samples: (
-            _of(samples, "inturn_oldest_ready_age_seconds") > 60 and _of(samples, "inturn_appliers") == 0
-        ),
-    ),
-    "InturnBehind": (
-        "inturn_oldest_ready_age_seconds) > 300",
-        lambda samples: (
-            _of(samples, "inturn_oldest_ready_age_seconds") > 300 and _of(samples, "inturn_appliers") > 0
-        ),
-    ),
-}
+        return read(out)
