@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from support.database import Database
 from support.logins import connect_as
+from support.roles import OWNER
 
 ROLES = ("caller", "applier", "operator", "admin")
 PRIVILEGES = "{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}"
@@ -39,6 +40,7 @@ def _functions() -> dict[str, set[str]]:
 
 
 TOPICS = [tuple(part.strip() for part in line.split("|")) for line in _section("topics")]
+STEPS = [tuple(part.strip() for part in line.split("|")) for line in _section("steps")]
 
 
 @pytest.fixture
@@ -165,3 +167,55 @@ def test_grants_of_topics_keep_out_whom_they_say(topics: Database, role: str) ->
     assert not wrong, "\n".join(map(str, wrong))
     if role != "admin":
         assert topics.execute(kept) == before
+
+
+def test_every_step_on_a_topic_that_runs_as_the_owner_has_a_line(database: Database) -> None:
+    rows = database.execute(
+        """
+        SELECT proname::text FROM pg_proc p
+        WHERE pronamespace = 'inturn'::regnamespace AND starts_with(proname, '_') AND prosecdef
+        AND proargnames[1:pronargs] && '{topic,topics,name,named,key,keys}'
+        AND EXISTS (SELECT FROM unnest(%s::text[]) r (role)
+                    WHERE has_function_privilege('inturn_' || role, p.oid, 'EXECUTE'))
+        """,
+        [list(ROLES)],
+    )
+    called = [re.findall(r"inturn\.(\w+)\(", call) for _, call in STEPS]
+    assert {name for (name,) in rows} == {name for names in called for name in names}
+
+
+def _answers(session: psycopg.Connection[Any], call: str, epoch: int) -> list[object]:
+    """Return what a step answers of key x of topic `theirs`, and of a key that is not there."""
+    answers: list[object] = []
+    for key in ("x", "absent"):
+        try:
+            with session.transaction(force_rollback=True):
+                answers.append(session.execute(call.format(topic="theirs", key=key, epoch=epoch)).fetchall())
+        except psycopg.Error as error:
+            answers.append(error.sqlstate)
+    return answers
+
+
+def test_no_step_tells_an_applier_of_a_key_that_is_others(topics: Database) -> None:
+    """An epoch can be guessed."""
+    applier, owner = connect_as(topics, "inturn_applier"), topics.connect(user=OWNER)
+    claim = "SELECT epoch FROM inturn.claim('{theirs}'::text[], 1, '1 hour', 'theirs')"
+    ((epoch,),) = owner.execute(claim).fetchall()
+    topics.execute("UPDATE inturn.turn SET outcome = 'retrying', started_at = finished_at - interval '1 s'")
+    topics.execute(
+        "INSERT INTO inturn.skip VALUES ('theirs', 'x', 1, 1, 'handler');"
+        f"INSERT INTO inturn.merge_plan VALUES ('theirs', 'x', {epoch}, 2, 2, 3, 3, 'last', 'a', '{{}}')"
+    )
+    wrong = []
+    for answer, call in STEPS:
+        leased, absent = _answers(applier, call, epoch)
+        known = _answers(owner, call, epoch)
+        right = {
+            "refused": leased == NOT_GRANTED,
+            "hidden": leased == absent and known[0] != known[1],
+            "same": leased == absent and known[0] == known[1],
+            "plain": not isinstance(leased, str),
+        }
+        if not right[answer]:
+            wrong.append((answer, call, leased, absent, known))
+    assert not wrong, "\n".join(map(str, wrong))

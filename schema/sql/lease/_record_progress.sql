@@ -6,7 +6,7 @@
 -- changed.
 -- seconds: how long a kept lease runs from now.
 -- Locks the keys' tickets in byte order, so that two appliers that differ on who has a lease do not deadlock; what
--- release locks. Raises IT032 when a seq is not the next.
+-- release locks. Raises IT032 when a seq is not the next; IT014 when a topic is granted to other appliers only.
 CREATE FUNCTION inturn._record_progress(topics text[], keys text[], epochs bigint[], seqs bigint[], releases boolean[])
 RETURNS TABLE (place bigint, outcome text, seconds double precision)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -35,6 +35,8 @@ BEGIN
         IF NOT FOUND OR NOT EXISTS (
             SELECT FROM inturn.key_mark m
             WHERE m.topic = step.topic AND m.key = step.key AND m.epoch = step.epoch AND m.claimed_by IS NOT NULL) THEN
+            -- As where it is leased: what another applier has is not told to those who may not have it.
+            PERFORM inturn._require_grant(step.topic, 'applier');
             outcome := 'fenced';
         ELSE
             IF step.seq IS NOT NULL THEN
