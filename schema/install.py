@@ -135,8 +135,11 @@ def _upgrade(connection: Connection, schema: str, report: Report | None) -> tupl
             connection.execute(text(f"CREATE SCHEMA {schema}"))
         else:
             strangers.refuse_taken(ask, schema, strangers.receiver_objects())
-        walk.up(run, schema=schema, installed=None, head=HEAD)
+        # A part of the transaction: what it grants afterwards is told from what was given here by default.
+        with connection.begin_nested():
+            walk.up(run, schema=schema, installed=None, head=HEAD)
     elif before != HEAD:
+        privileges.close_opened(ask, run, schema, report)
         lock(partial(walk.up, run, schema=schema, installed=before, head=HEAD))
     told = report if before else None
     privileges.set_right(ask, run, schema, told)

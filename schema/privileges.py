@@ -81,7 +81,7 @@ class Differences(NamedTuple):
         missing: what the roles that are there lack.
         extra: what they have more than they need, and the options of others by which they, or everybody,
             were granted something.
-        opened: what others have by default privileges, as after a restore.
+        opened: what others have got by default privileges, as in a restore.
     """
 
     roles: list[str]
@@ -112,7 +112,7 @@ def differences(ask: Ask, schema: str) -> Differences:
     """Compare what the roles and PUBLIC may do in a schema of today's revision with what they must.
 
     What lies in the schema and is not ours is left out. So is what is granted to anybody else, unless default
-    privileges give him just that on whatever is created: then nobody has meant it.
+    privileges gave it when the object was made: then nobody has meant it.
 
     Args:
         ask: in a session whose search_path does not name the schema.
@@ -123,19 +123,8 @@ def differences(ask: Ask, schema: str) -> Differences:
     """
     wanted = [name for name in (*_ROLES, "receiver") if name in _parts(ask, schema)]
     names = [f"{schema}_{name}" for name in wanted]
-    listed = ",".join(names)
-    there = {row[0]: row[1] for row in ask(acls.POWERFUL.format(roles=listed))}
-    ours = {"", *created_names(script()), *created_names(receiver_source())}
-    relations = acls.RELATIONS.format(schema=schema)
-    rows = ask(acls.ACTUAL.format(schema=schema, roles=listed, relations=relations))
-    actual = {
-        grant
-        for *said, bare, grantable, by_default in rows
-        if bare in ours
-        for grant in _held(
-            Grant(*said), counts=by_default or said[0] in {"PUBLIC", *names}, grantable=grantable
-        )
-    }
+    there = {row[0]: row[1] for row in ask(acls.POWERFUL.format(roles=",".join(names)))}
+    actual = {*_actual(ask, schema, names)}
     expected = {grant for grant in _expected(ask, schema, wanted) if grant.role in names}
     return Differences(
         roles=[name for name in names if name not in there],
@@ -145,6 +134,38 @@ def differences(ask: Ask, schema: str) -> Differences:
         extra=sorted(grant for grant in actual - expected if grant.role in names or grant.is_option),
         opened=sorted(grant for grant in actual if not (grant.role in {"PUBLIC", *names} or grant.is_option)),
     )
+
+
+def close_opened(ask: Ask, run: Callable[[str], None], schema: str, report: Report | None = None) -> None:
+    """Take away what others have got by default privileges, before functions are replaced.
+
+    Afterwards nothing tells any more when such a function was made.
+
+    Args:
+        ask, run, schema, report: as for `set_right`; the schema is of any revision.
+
+    Raises:
+        Whatever `ask` and `run` do.
+    """
+    ours = {"PUBLIC", *(f"{schema}_{name}" for name in (*_ROLES, "receiver"))}
+    found = {grant for grant in _actual(ask, schema, [*ours]) if grant.role not in ours}
+    for grant in sorted(found, key=lambda one: not one.is_option):
+        run(grant.sql("REVOKE"))
+    left = {*_actual(ask, schema, [*ours])} if found else set()
+    tell(report, [grant.sql("REVOKE") for grant in sorted(found - left)], done=True)
+
+
+def _actual(ask: Ask, schema: str, names: list[str]) -> Iterator[Grant]:
+    """Yield what the roles `names` and PUBLIC have on what is ours, and others by default privileges."""
+    ours = {"", *created_names(script()), *created_names(receiver_source())}
+    relations = acls.RELATIONS.format(schema=schema)
+    listed = ",".join(names)
+    for *said, bare, grantable, by_default in ask(
+        acls.ACTUAL.format(schema=schema, roles=listed, relations=relations, at_once=acls.AT_ONCE)
+    ):
+        if bare in ours:
+            counts = by_default or said[0] in {"PUBLIC", *names}
+            yield from _held(Grant(*said), counts=counts, grantable=grantable)
 
 
 def _held(grant: Grant, *, counts: bool, grantable: bool) -> Iterator[Grant]:

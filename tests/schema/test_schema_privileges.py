@@ -286,31 +286,3 @@ def test_of_the_guard_alone_nothing_is_asked_that_is_not_there(empty_database: D
 
     assert differences(ask, "inturn").statements() == []
     assert [query for query in asked if "inturn.topic)" in query] == []
-
-
-def test_what_default_privileges_have_opened_is_named_and_closed(database: Database) -> None:
-    """A restore makes everything anew, with what its login grants by default; then nobody has meant it."""
-    app = conninfo_to_dict(login(database))["user"]
-    everybody = f"PUBLIC, {app}"
-    before = lines(database)
-    for what in ("TABLES", "SEQUENCES", "ROUTINES"):
-        database.execute(f"""
-            ALTER DEFAULT PRIVILEGES GRANT ALL ON {what} TO {everybody};
-            GRANT ALL ON ALL {what} IN SCHEMA inturn TO {everybody};
-        """)
-    database.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO {everybody}")
-    database.execute(f"GRANT ALL ON SCHEMA inturn TO {everybody}")
-    found = json.loads(run_inturn(database.dsn, "doctor", "--json")[1])["findings"]
-    says = {
-        each["says"]: each for each in found if each["check"] == "privileges" and each["level"] == "error"
-    }
-    assert len(says) == 2
-    (opened,) = (says[one] for one in says if one.startswith("default privileges"))
-    assert f"REVOKE CREATE ON SCHEMA inturn FROM {app}" in opened["sql"]
-    assert {f"REVOKE UPDATE ON TABLE inturn.{one} FROM {app}" for one in ("turn", "intake_id_seq")} <= {
-        *opened["sql"]
-    }
-    assert all(change.done for change in reported(database))
-    assert reported(database) == []
-    database.execute(f"REVOKE USAGE ON SCHEMA inturn FROM {app}")
-    assert lines(database) == before

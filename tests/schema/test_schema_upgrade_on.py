@@ -14,6 +14,7 @@ from support.next_release import NEXT, NextRelease
 
 from inturn.schema.errors import SchemaMismatch, SchemaNameRefused, TransactionNeeded
 from inturn.schema.install import upgrade, upgrade_on, upgrade_script
+from inturn.schema.privileges import Change
 from inturn.schema.source import script, statements
 from inturn.schema.version import HEAD
 
@@ -68,6 +69,21 @@ def test_an_upgrade_from_the_release_before_is_undone_too(
         connection.commit()
     with pytest.raises(SchemaMismatch, match="newer than"):
         upgrade_on(connection)
+
+
+def test_what_a_migration_grants_behind_it_stays_where_default_privileges_give_the_same(
+    empty_database: Database, connection: Connection
+) -> None:
+    reader = f"reader_{empty_database.name}"
+    empty_database.execute(
+        f"CREATE ROLE {reader}; ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {reader}"
+    )
+    assert upgrade_on(connection) == (None, HEAD)
+    connection.execute(text(f"GRANT SELECT ON inturn.turn TO {reader}"))
+    connection.commit()
+    changes: list[Change] = []
+    upgrade(empty_database.dsn, report=changes.append)
+    assert changes == []
 
 
 def test_in_autocommit_it_is_refused_and_leaves_nothing(engine: Engine, empty_database: Database) -> None:

@@ -40,6 +40,7 @@ BY_NAME = {
     "recovery/test_failover.py": "is the DBA: replication, ALTER SYSTEM",
     "recovery/test_major_upgrade.py": "is the DBA: takes roles away, before a dump without privileges",
     "recovery/test_point_in_time.py": "is the DBA: restore point, archive",
+    "schema/test_schema_default_privileges.py": "dumps, and gives a function to somebody else and back",
     "schema/test_schema_install.py": "makes an event trigger",
     "schema/test_schema_privileges.py": "takes roles away, and powers from roles",
     "security/test_code_of_others.py": "applies as one: the warning, and the attack of a session's function",
