@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from inturn.schema.source import grants_script, rename, statements
+from inturn.schema.source import created_objects, grants_script, rename, script, statements
 from inturn.schema.strangers import Ask
 
 _SETS_UP = re.compile(
@@ -14,9 +15,16 @@ _SETS_UP = re.compile(
     re.MULTILINE,
 )
 _INVOKES = re.compile(r"ALTER VIEW inturn\.(\w+) SET \(security_invoker = true\)")
-#: The policy is ours as long as it asks our function; what else it says is not compared.
+#: The policy is ours as long as it asks our function; what else it says is not compared. Others count if they
+#: are for everybody or our roles: they would show them more, or less.
 _ACTUAL = """
-    SELECT c.relname, c.relrowsecurity, p.oid IS NOT NULL,
+    SELECT c.relname, c.relrowsecurity, c.relforcerowsecurity,
+           ARRAY(SELECT pg_catalog.quote_ident(o.polname) FROM pg_catalog.pg_policy o
+                 WHERE o.polrelid = c.oid AND o.polname <> 'granted' AND (0 = ANY (o.polroles) OR EXISTS (
+                     SELECT FROM pg_catalog.pg_roles r WHERE r.oid = ANY (o.polroles)
+                         AND r.rolname ~ '^{schema}_(caller|applier|operator|admin)$'))
+                 ORDER BY 1),
+           p.oid IS NOT NULL,
            p.polpermissive AND p.polcmd = '*' AND p.polroles = '{{0}}' AND EXISTS (
                SELECT FROM pg_catalog.pg_depend d
                JOIN pg_catalog.pg_proc f ON f.oid = d.refobjid AND f.pronamespace = c.relnamespace
@@ -24,7 +32,8 @@ _ACTUAL = """
                  AND d.refclassid = 'pg_catalog.pg_proc'::regclass AND f.proname = '_hidden_topics')
     FROM pg_catalog.pg_class c
     LEFT JOIN pg_catalog.pg_policy p ON p.polrelid = c.oid AND p.polname = 'granted'
-    WHERE c.relnamespace = pg_catalog.to_regnamespace('{schema}') AND c.relkind IN ('r', 'p')"""
+    WHERE c.relnamespace = pg_catalog.to_regnamespace('{schema}') AND c.relkind IN ('r', 'p')
+      AND NOT c.relispartition"""
 #: Since 15 a view can read with the rights of whoever asks; one that comes from 14 does not.
 _VIEWS = """
     SELECT c.relname FROM pg_catalog.pg_class c
@@ -39,7 +48,8 @@ _OWNS = """
 def wrong(ask: Ask, schema: str) -> list[str]:
     """Return the statements that put right what is not as it must be; none where everything is.
 
-    Restored without policies, or once they were switched off, tables show operators every topic.
+    Restored without policies, or once they were switched off, tables show operators every topic. Where it is
+    forced, the functions of inturn too find only what whoever calls them may see.
 
     Args:
         ask: in a session whose search_path does not name the schema.
@@ -84,17 +94,27 @@ def set_right(
     tell(wanted, done=owns)
 
 
-def _wrong(actual: dict[str, list[bool]]) -> Iterator[str]:
+def _wrong(actual: dict[str, list[Any]]) -> Iterator[str]:
+    secured = set()
     for found in _SETS_UP.finditer("\n".join(statements(grants_script()))):
-        is_secured, is_there, is_ours = actual.get(found["secured"] or found["table"], [True, True, True])
+        table = found["secured"] or found["table"]
+        secured.add(table)
+        is_secured, is_forced, others, is_there, is_ours = actual.get(table, [True, False, [], True, True])
         if found["secured"]:
             if not is_secured:
                 yield found[0].removesuffix(";")
+            if is_forced:
+                yield f"ALTER TABLE inturn.{table} NO FORCE ROW LEVEL SECURITY"
+            yield from (f"DROP POLICY {policy} ON inturn.{table}" for policy in others)
         elif not is_there:
             yield found[0].removesuffix(";")
         elif not is_ours:
-            yield f"DROP POLICY granted ON inturn.{found['table']}"
+            yield f"DROP POLICY granted ON inturn.{table}"
             yield found[0].removesuffix(";")
+    # Where we have no policy, it would hide everything.
+    for table in sorted({*actual} - secured):
+        if actual[table][0] and f"table {table}" in created_objects(script()):
+            yield f"ALTER TABLE inturn.{table} DISABLE ROW LEVEL SECURITY"
 
 
 def _wrong_views(views: set[str]) -> Iterator[str]:

@@ -32,7 +32,7 @@ _CHANGES: dict[str | tuple[str, ...], str] = {
     "ALTER ROLE": "powers taken away from roles",
     "REVOKE": "privileges taken away that nobody should have so",
     "GRANT": "privileges granted that roles lacked",
-    ("ALTER TABLE", "ALTER VIEW", "DROP POLICY", "CREATE POLICY"): "row level security brought back",
+    ("ALTER TABLE", "ALTER VIEW", "DROP POLICY", "CREATE POLICY"): "row level security set right",
     "SELECT": "targets and merge functions called again, whose owners were recorded on another server",
 }
 
@@ -75,7 +75,8 @@ def upgrade(database: Database, *, as_script: bool, roles: bool, receiver_only: 
     try:
         before, now = run(database.conninfo, schema=database.schema, report=changes.append)
     except psycopg.errors.InsufficientPrivilege as error:
-        if "create role" not in str(error):
+        # The message is in the server's language.
+        if "CREATE ROLE" not in (error.diag.context or ""):
             raise
         roles_of = f"{program()} upgrade --roles{' --receiver-only' * receiver_only}"
         raise Failure(

@@ -35,6 +35,22 @@ WRONG = [
         "ALTER POLICY granted ON inturn.skip TO inturn_caller",
         ["DROP POLICY granted ON inturn.skip", POLICY.format("skip")],
     ),
+    # Then it holds for the owner's functions as well: an applier that may see no key applies none.
+    (
+        "ALTER TABLE inturn.wake_hint FORCE ROW LEVEL SECURITY",
+        ["ALTER TABLE inturn.wake_hint NO FORCE ROW LEVEL SECURITY"],
+    ),
+    # One of several that holds is enough.
+    ('CREATE POLICY "All" ON inturn.intake USING (true)', ['DROP POLICY "All" ON inturn.intake']),
+    (
+        "CREATE POLICY mine ON inturn.waiter AS RESTRICTIVE TO inturn_operator USING (false)",
+        ["DROP POLICY mine ON inturn.waiter"],
+    ),
+    # It has no policy of ours, so nobody would see any topic.
+    (
+        "ALTER TABLE inturn.topic ENABLE ROW LEVEL SECURITY",
+        ["ALTER TABLE inturn.topic DISABLE ROW LEVEL SECURITY"],
+    ),
     # As it comes from 14, where a view cannot be told.
     (
         "ALTER VIEW inturn.merge RESET (security_invoker)",
@@ -63,10 +79,10 @@ def test_it_puts_policies_right_and_says_so_once_and_until_then_everything_warns
     found = json.loads(run_inturn(database.dsn, "doctor", "--json")[1])["findings"]
     (finding,) = (each for each in found if each["check"] == "privileges")
     assert (finding["level"], sorted(finding["sql"])) == ("error", expected)
-    assert "warning: 7 privileges are not as they must be" in run_inturn(database.dsn, "verify")[2]
+    assert "warning: 11 privileges are not as they must be" in run_inturn(database.dsn, "verify")[2]
     script = run_inturn(database.dsn, "upgrade", "--sql")[1]
     assert {f"{right};" for right in expected} <= {*script.splitlines()}
-    says = "row level security brought back: 7. The first: ALTER TABLE inturn.command_log"
+    says = "row level security set right: 11. The first: ALTER TABLE inturn.command_log"
     assert says in run_inturn(database.dsn, "upgrade")[1]
     assert dump(database) == before
 
@@ -164,3 +180,27 @@ def test_partitions_show_an_operator_nothing_beside_their_tables_policy(empty_da
     assert [change.sql for change in reported(empty_database)] == [
         "ALTER TABLE inturn.turn ENABLE ROW LEVEL SECURITY"
     ]
+
+
+def test_policies_for_others_and_on_what_is_not_ours_stay(database: Database) -> None:
+    """As of a login that may read all rows, but no other table of the database."""
+    reader = conninfo_to_dict(login(database))["user"]
+    database.execute(f"CREATE POLICY reads ON inturn.turn TO {reader} USING (true)")
+    database.execute("CREATE TABLE inturn.theirs (); ALTER TABLE inturn.theirs ENABLE ROW LEVEL SECURITY")
+    before = dump(database)
+    assert reported(database) == []
+    assert dump(database) == before
+
+
+def test_forced_it_would_hide_keys_from_the_appliers_of_a_topic(witness: Database) -> None:
+    """Why that is put right."""
+    operators = conninfo_to_dict(login(witness))["user"]
+    witness.execute("SELECT inturn.grant_topic('orders', 'operator', %s)", [operators])
+    witness.execute("SELECT inturn.append('orders', 'a', 'insert')")
+    witness.execute("ALTER TABLE inturn.ticket FORCE ROW LEVEL SECURITY")
+    applied = "SELECT count(*) FROM inturn.turn"
+    witness.execute("CALL inturn.apply()")
+    assert witness.value(applied) == 0
+    assert len(reported(witness)) == 1
+    witness.execute("CALL inturn.apply()")
+    assert witness.value(applied) == 1
