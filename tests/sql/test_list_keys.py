@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support.crowd import CROWDED, FEW, STATES, crowd_of_keys
+from support.crowd_of_keys import CROWDED, FEW, STATES, crowd_of_keys
 from support.database import Database, come_first
 from support.plans import believe, buffers, cost, explain, nodes
 from support.race import replaced

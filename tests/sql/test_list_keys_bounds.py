@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support.crowd import FEW, STATES, crowd_of_keys
+from support.crowd_of_keys import FEW, STATES, crowd_of_keys
 from support.database import Database
 from support.plans import cost
 from support.race import replaced

@@ -1,60 +1,125 @@
-"""Many keys of each state, written straight into the tables as the protocol leaves them."""
+"""Crowds: callers and appliers by the dozen, each in a session and a thread of its own."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
 from support.database import Database
-from support.server import Server
+from support.roles import APPLIER, CALLER
+from support.statements import login_of
 
-STATES = ("held", "waiting", "retrying", "paused", "leased", "ready", "idle")
-FEW = 100
-
-#: Of topic shop; deep1 has 300 commands.
-_CROWD = """
-    CREATE TEMP TABLE k AS
-    SELECT 'held' AS state, n, 1 AS last FROM generate_series(1, {held}) n
-    UNION ALL SELECT 'retrying', n, 1 FROM generate_series(1, {retrying}) n
-    UNION ALL SELECT 'paused', n, 1 FROM generate_series(1, {paused}) n
-    UNION ALL SELECT 'waiting', n, 1 FROM generate_series(1, {waiting}) n
-    UNION ALL SELECT 'leased', n, 1 FROM generate_series(1, {leased}) n
-    UNION ALL SELECT 'ready', n, 1 FROM generate_series(1, {ready}) n
-    UNION ALL SELECT 'idle', n, 1 FROM generate_series(1, {idle}) n
-    UNION ALL SELECT 'deep', 1, 300;
-    INSERT INTO inturn.command_log (topic, key, seq, name, payload, created_at)
-    SELECT 'shop', state || n, seq, 'insert', '{}', now() - n * interval '1 ms'
-    FROM k, generate_series(1, last) seq;
-    INSERT INTO inturn.key_sequence (topic, key) SELECT 'shop', state || n FROM k;
-    INSERT INTO inturn.turn
-        (topic, key, epoch, from_seq, to_seq, applied_seq, drained, outcome, applier, started_at)
-    SELECT 'shop', state || n, 1, 1, 1, 1, true, 'applied', 'me', now() FROM k WHERE state = 'idle';
-    INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at, marked)
-    SELECT 'shop', state || n, 0, 0,
-        CASE WHEN state IN ('retrying', 'ready', 'deep') THEN now() - n * interval '1 ms'
-             WHEN state = 'leased' THEN now() + interval '1 h' ELSE 'infinity' END,
-        state NOT IN ('ready', 'deep') FROM k WHERE state <> 'idle';
-    INSERT INTO inturn.key_mark (topic, key, epoch, attempts, ready_at, held_at, paused_at, waiting_at,
-        claimed_by, claimed_at, lease_until)
-    SELECT 'shop', state || n, 0,
-        CASE state WHEN 'held' THEN 5 WHEN 'retrying' THEN 1 + n % 4 ELSE 0 END,
-        CASE state WHEN 'retrying' THEN now() - n * interval '1 ms' END,
-        CASE state WHEN 'held' THEN now() - n * interval '1 ms' END,
-        CASE state WHEN 'paused' THEN now() - n * interval '1 ms' END,
-        CASE state WHEN 'waiting' THEN now() - n * interval '1 ms' END,
-        CASE state WHEN 'leased' THEN 'node' END, CASE state WHEN 'leased' THEN now() END,
-        CASE state WHEN 'leased' THEN now() + interval '1 h' END
-    FROM k WHERE state NOT IN ('ready', 'deep', 'idle');
-    DROP TABLE k;
+#: A caller: transactions of one to three keys, low numbers more often, each with one to three commands;
+#: some are undone by a savepoint, some transactions roll back. Receipts say which seqs it was given.
+#: Keys are taken in byte order, as who appends to several should, or callers would deadlock.
+_CALL = """
+    CREATE FUNCTION app.append(topic text, key text, name text DEFAULT 'insert') RETURNS void
+    LANGUAGE plpgsql AS $$
+    DECLARE
+        seq constant bigint := inturn.append(topic, key, name);
+    BEGIN
+        -- A statement of its own: the receipt shows its snapshot, which has to be newer than the append.
+        INSERT INTO app.receipt (key, seq) VALUES (key, seq);
+    END $$;
+    CREATE PROCEDURE app.call(
+        topic text, transactions integer, keys integer, prefix text DEFAULT 'k',
+        rollbacks double precision DEFAULT 0.2, widest integer DEFAULT 3
+    ) LANGUAGE plpgsql AS $$
+    DECLARE
+        chosen text;
+    BEGIN
+        FOR n IN 1 .. transactions LOOP
+            FOR chosen IN
+                SELECT DISTINCT (prefix || floor(keys * power(random(), 3))) COLLATE "C" AS key
+                FROM generate_series(1, 1 + floor(random() * widest)::integer)
+                ORDER BY key
+            LOOP
+                FOR m IN 1 .. 1 + floor(random() * widest)::integer LOOP
+                    PERFORM app.append(topic, chosen);
+                END LOOP;
+                IF random() < rollbacks THEN
+                    BEGIN
+                        PERFORM inturn.append(topic, chosen, 'undone');
+                        RAISE no_data_found;
+                    EXCEPTION WHEN no_data_found THEN NULL;
+                    END;
+                END IF;
+            END LOOP;
+            IF random() < rollbacks THEN
+                ROLLBACK;
+            ELSE
+                COMMIT;
+            END IF;
+        END LOOP;
+    END $$;
 """
-CROWDED = ("command_log", "key_sequence", "ticket", "key_mark", "turn")
 
 
-def crowd_of_keys(server: Server, template: str, name: str, **crowd: int) -> Database:
-    """Return a database with so many keys of each state, FEW where nothing is said."""
-    database = Database(server, name, template=template)
-    database.execute("SELECT inturn.create_topic('shop'), inturn.create_topic('other')")
-    for table in CROWDED:
-        database.execute(f"ALTER TABLE inturn.{table} SET (autovacuum_enabled = false)")
-    load = _CROWD
-    for state in STATES:
-        load = load.replace(f"{{{state}}}", str(crowd.get(state, FEW)))
-    database.execute(load)
-    return database
+class Crowd:
+    """Statements that run at the same time, in sessions of their own. Needs the Oracle's tables."""
+
+    def __init__(self, database: Database) -> None:
+        database.execute(_CALL)
+        self._database = database
+
+    def run(self, statements: list[str], **parameters: Any) -> None:
+        """Run every statement in a session of its own, all at once, to the end of the last."""
+        start = threading.Barrier(len(statements))
+
+        def one(statement: str) -> None:
+            with self._database.connect(**{"user": login_of(statement), **parameters}) as connection:
+                start.wait()
+                connection.execute(statement)
+
+        together([partial(one, statement) for statement in statements])
+
+    def call(self, callers: int, arguments: str) -> None:
+        """Run app.call with these arguments by so many callers at once."""
+        self.run([f"CALL app.call({arguments})"] * callers, user=CALLER)
+
+    @contextmanager
+    def applying(self, appliers: int, **parameters: Any) -> Iterator[None]:
+        """Keep so many sessions at CALL inturn.apply() while the block runs, and then until drained."""
+        over = threading.Event()
+
+        def one() -> None:
+            with self._database.connect(user=APPLIER, **parameters) as connection:
+                while True:
+                    last = over.is_set()
+                    connection.execute("CALL inturn.apply()")
+                    if last and not self._ready():
+                        return
+                    over.wait(0.001)
+
+        with ThreadPoolExecutor(appliers, "applier") as threads:
+            futures = [threads.submit(one) for _ in range(appliers)]
+            try:
+                yield
+            finally:
+                over.set()
+                gather(futures)
+
+    def _ready(self) -> bool:
+        return bool(
+            self._database.value(
+                "SELECT EXISTS (SELECT FROM inturn.key_cursor k JOIN inturn.topic t ON t.name = topic"
+                " WHERE ready_at IS NOT NULL AND target LIKE 'sql:%')"
+            )
+        )
+
+
+def together(works: list[Callable[[], None]]) -> None:
+    """Do all the works at once, each in a thread of its own."""
+    with ThreadPoolExecutor(len(works), "crowd") as threads:
+        gather([threads.submit(work) for work in works])
+
+
+def gather(futures: list[Future[None]]) -> None:
+    """Wait for all; raise what the first to fail raised."""
+    wait(futures)
+    for future in futures:
+        future.result()
