@@ -15,29 +15,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-import psycopg
-from psycopg.rows import tuple_row
-from sqlalchemy import Connection, text
-from sqlalchemy.orm import Session, scoped_session
-
+from inturn.applier import accepting
 from inturn.applier import headers as names
+from inturn.applier.accepting import AnyAsyncConnection, AnyConnection
 from inturn.applier.secrets import read_secrets
 from inturn.schema.errors import (
     BodyRefused,
     HeaderMissing,
     HeaderRefused,
-    NotInTransaction,
     SignatureRefused,
 )
-from inturn.schema.source import DEFAULT_SCHEMA, check_schema_name
-
-if TYPE_CHECKING:
-    # Needs greenlet when it is imported, which only its users install.
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from inturn.schema.source import DEFAULT_SCHEMA
 
 
 @runtime_checkable
@@ -48,24 +40,8 @@ class HasItems(Protocol):
         """Return pairs of name and value."""
 
 
-class Cursor(Protocol):
-    """A DBAPI cursor whose parameters are written %s, as psycopg's, psycopg2's and Django's."""
-
-    def execute(self, query: Any, parameters: Any, /) -> Any:
-        """Run a statement."""
-
-    def fetchone(self) -> Any:
-        """Return a row."""
-
-
 Headers: TypeAlias = "HasItems | Iterable[tuple[Any, Any]]"
-AnyConnection: TypeAlias = "psycopg.Connection[Any] | Connection | Session | scoped_session[Any] | Cursor"
-AnyAsyncConnection: TypeAlias = "psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession"
-
-_CALL = 'SELECT "{schema}".accept({topic}, {key}, CAST({seq} AS bigint), CAST({epoch} AS bigint))'
-_PLACE = ("topic", "key", "seq", "epoch")
 _SIGNATURE = (names.WEBHOOK_ID, names.WEBHOOK_TIMESTAMP, names.WEBHOOK_SIGNATURE)
-_IDLE = psycopg.pq.TransactionStatus.IDLE
 _NUMBER = re.compile("[0-9]{1,19}")
 _LARGEST = 2**63 - 1  # of a bigint
 
@@ -122,33 +98,14 @@ class Received:
         Raises:
             NotInTransaction: the connection is in autocommit, which would commit accept without the effect.
             SchemaNameRefused: no schema of inturn can have this name.
+            TypeError: it is neither a connection nor a cursor, or an async one.
             psycopg.Error, sqlalchemy.exc.DBAPIError or the driver's own: what the database says.
         """
-        if isinstance(connection, scoped_session):
-            registered: Session = connection()
-            return self.accept(registered, schema=schema)
-        _require_transaction(_driver(connection))
-        if isinstance(connection, Connection | Session):
-            return bool(connection.execute(text(_statement(":{}", schema)), self._place()).scalar_one())
-        query = _statement("%({})s", schema)
-        if isinstance(connection, psycopg.Connection):
-            # A cursor of our own: the connection's row factory may make anything of a row.
-            with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
-                return _answer(cursor.execute(query.encode(), self._place()).fetchone())
-        connection.execute(query, self._place())
-        return _answer(connection.fetchone())
+        return accepting.accept(connection, self._place(), schema)
 
     async def accept_async(self, connection: AnyAsyncConnection, *, schema: str = DEFAULT_SCHEMA) -> bool:
-        """Do what `accept` does, on psycopg's AsyncConnection or SQLAlchemy's async kinds of connection."""
-        if isinstance(connection, psycopg.AsyncConnection):
-            _require_transaction(connection)
-            async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
-                await cursor.execute(_statement("%({})s", schema).encode(), self._place())
-                return _answer(await cursor.fetchone())
-        alchemy = connection if hasattr(connection, "get_raw_connection") else await connection.connection()
-        _require_transaction((await alchemy.get_raw_connection()).driver_connection)
-        result = await alchemy.execute(text(_statement(":{}", schema)), self._place())
-        return bool(result.scalar_one())
+        """Do what `accept` does, on psycopg's AsyncConnection or AsyncCursor, or SQLAlchemy's async kinds."""
+        return await accepting.accept_async(connection, self._place(), schema)
 
     def _place(self) -> dict[str, str | int]:
         return {"topic": self.topic, "key": self.key, "seq": self.seq, "epoch": self.epoch}
@@ -261,33 +218,3 @@ def _verify(given: _Given, body: bytes, secrets: str | Sequence[str]) -> None:
         f"the signature of {signature[names.WEBHOOK_ID]:.200} is refused: {problem}",
         hint="Compare the secret on both sides, and the clocks",
     )
-
-
-def _statement(place: str, schema: str) -> str:
-    check_schema_name(schema)
-    return _CALL.format(schema=schema, **{name: place.format(name) for name in _PLACE})
-
-
-def _answer(row: Any) -> bool:
-    return bool(next(iter(row.values())) if isinstance(row, Mapping) else row[0])
-
-
-def _driver(connection: AnyConnection) -> Any:
-    """Return the driver's own connection."""
-    if isinstance(connection, Session):
-        connection = connection.connection()
-    if isinstance(connection, Connection):
-        return connection.connection.driver_connection
-    return (
-        connection if isinstance(connection, psycopg.Connection) else getattr(connection, "connection", None)
-    )
-
-
-def _require_transaction(driver: Any) -> None:
-    # The same attributes in psycopg and psycopg2; of other drivers nothing is known.
-    info = getattr(driver, "info", None)
-    if getattr(driver, "autocommit", False) is True and getattr(info, "transaction_status", None) == _IDLE:
-        raise NotInTransaction(
-            "accept was called outside a transaction, where it would be committed without the effect",
-            hint="Open one around accept and the effect: with connection.transaction()",
-        )

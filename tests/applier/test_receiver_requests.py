@@ -245,8 +245,7 @@ def test_accept_on_psycopg_whatever_its_rows(receiver: Database) -> None:
     for seq, rows in enumerate((tuple_row, dict_row, scalar_row), 1):
         connection = receiver.connect(autocommit=False, row_factory=rows, user=OWNER)
         twice(receiver, 2 * seq, connection, connection.commit)
-        if rows is not scalar_row:
-            twice(receiver, 2 * seq + 1, connection.cursor(), connection.commit)
+        twice(receiver, 2 * seq + 1, connection.cursor(), connection.commit)
 
 
 def test_accept_on_sqlalchemy(receiver: Database) -> None:
@@ -268,18 +267,47 @@ def test_accept_async(receiver: Database) -> None:
         answers = []
         async with await psycopg.AsyncConnection.connect(receiver.dsn) as connection:
             answers += [await numbered(1).accept_async(connection) for _ in range(2)]
+            for seq, rows in enumerate((tuple_row, dict_row, scalar_row), 2):
+                async with connection.cursor(row_factory=rows) as cursor:
+                    answers += [await numbered(seq).accept_async(cursor) for _ in range(2)]
         engine = create_async_engine(
             "postgresql+psycopg://",
             async_creator=lambda: psycopg.AsyncConnection.connect(receiver.dsn),
             poolclass=NullPool,
         )
         async with engine.begin() as other:
-            answers += [await numbered(2).accept_async(other) for _ in range(2)]
+            answers += [await numbered(5).accept_async(other) for _ in range(2)]
         async with AsyncSession(engine) as session:
-            answers += [await numbered(3).accept_async(session) for _ in range(2)]
+            answers += [await numbered(6).accept_async(session) for _ in range(2)]
         return answers
 
-    assert asyncio.run(run()) == [True, False] * 3
+    assert asyncio.run(run()) == [True, False] * 6
+
+
+def test_accept_refuses_the_other_kind_and_what_is_no_connection_before_it_asks(receiver: Database) -> None:
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(receiver.dsn))
+    async_engine = create_async_engine("postgresql+psycopg://")
+    no_connection: list[Any] = [None, receiver.dsn, engine, async_engine, psycopg, object()]
+
+    async def run() -> None:
+        async with await psycopg.AsyncConnection.connect(receiver.dsn) as other, other.cursor() as cursor:
+            for each in (other, cursor, async_engine.connect(), AsyncSession(async_engine)):
+                with pytest.raises(TypeError, match=r"is for accept_async$"):
+                    numbered(1).accept(each)  # type: ignore[arg-type]
+        connection = receiver.connect(autocommit=False, user=OWNER)
+        with engine.connect() as alchemy, Session(engine) as session:
+            for one in (connection, connection.cursor(), alchemy, session):
+                with pytest.raises(TypeError, match=r"is for accept$"):
+                    await numbered(1).accept_async(one)  # type: ignore[arg-type]
+        for none in no_connection:
+            with pytest.raises(TypeError, match=r"is not a connection: give psycopg's Connection or"):
+                numbered(1).accept(none)
+            with pytest.raises(TypeError, match=r"is not a connection: give psycopg's AsyncConnection or"):
+                await numbered(1).accept_async(none)
+
+    asyncio.run(run())
+    engine.dispose()
+    assert receiver.execute("SELECT 1 FROM inturn.accepted") == []
 
 
 def test_accept_outside_a_transaction_is_refused_before_anything_is_accepted(receiver: Database) -> None:

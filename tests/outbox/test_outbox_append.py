@@ -202,9 +202,9 @@ def test_an_orm_class_mapped_onto_the_outbox_appends_and_learns_its_seq(orders: 
     assert [row[:2] for row in log(orders)] == [*(("a", 1), ("a", 2), ("b", 1), ("c", 1), ("d", 1), ("e", 1))]
 
 
-def test_importing_it_brings_neither_alembic_nor_sqlalchemy_nor_its_asyncio_afterwards() -> None:
+def test_importing_it_or_the_receiver_brings_neither_sqlalchemy_nor_its_asyncio_afterwards() -> None:
     code = (
-        "import sys, inturn.outbox\n"
+        "import sys, inturn.outbox, inturn.applier.receiver\n"
         "heavy = {'alembic', 'sqlalchemy', 'click', 'rich'} & {*sys.modules}\n"
         # Not greenlet: before 2.1 SQLAlchemy itself imports it.
         "import sqlalchemy.orm\n"
