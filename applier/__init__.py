@@ -17,8 +17,16 @@ from inturn.applier.inside.hand import TooManyAbandoned
 from inturn.applier.inside.python.turn import HandlerBrokeTransaction
 from inturn.applier.outside.effect import Timeouts
 from inturn.applier.process.threads import NoThread
-from inturn.applier.process.totals import WorkerEnded
+from inturn.applier.process.totals import Totals, WorkerEnded
 from inturn.applier.verdict import Hold, Outage, Retry, Skip, Verdict
+from inturn.schema.errors import (
+    InturnError,
+    SchemaMismatch,
+    SchemaNameRefused,
+    StatementPooling,
+    TargetRefused,
+    UnknownTopic,
+)
 
 __all__ = [
     "AnswerRefused",
@@ -31,16 +39,23 @@ __all__ = [
     "HandlerBrokeTransaction",
     "HandlerDidNotRun",
     "Hold",
+    "InturnError",
     "NoHandler",
     "NoThread",
     "Outage",
     "Outcome",
     "OutsideHandler",
     "Retry",
+    "SchemaMismatch",
+    "SchemaNameRefused",
     "Skip",
+    "StatementPooling",
     "TargetDown",
+    "TargetRefused",
     "Timeouts",
     "TooManyAbandoned",
+    "Totals",
+    "UnknownTopic",
     "Verdict",
     "WorkerEnded",
 ]

@@ -133,6 +133,7 @@ class Fleet:
             psycopg.Error: the database cannot be reached, or refuses.
             SchemaMismatch, StatementPooling: this package does not serve the schema that is installed, or the
                 database is reached through a pooler in statement mode.
+            SchemaNameRefused: no schema of inturn can have this name.
             UnknownTopic, TargetRefused: a topic of `topics` does not exist or cannot be served; or with
                 `drain` there is no topic to serve.
             NoThread: the system gives the process too few threads; call `end` to end those that run.

@@ -27,9 +27,28 @@ from inturn.schema.errors import (
     BodyRefused,
     HeaderMissing,
     HeaderRefused,
+    InturnError,
+    NotInTransaction,
+    RequestRefused,
+    SchemaNameRefused,
+    SecretRefused,
     SignatureRefused,
 )
 from inturn.schema.source import DEFAULT_SCHEMA
+
+__all__ = [
+    "BodyRefused",
+    "HeaderMissing",
+    "HeaderRefused",
+    "InturnError",
+    "NotInTransaction",
+    "Received",
+    "RequestRefused",
+    "SchemaNameRefused",
+    "SecretRefused",
+    "SignatureRefused",
+    "receive",
+]
 
 
 @runtime_checkable

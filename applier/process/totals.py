@@ -11,7 +11,13 @@ from inturn.schema.errors import InturnError
 
 @dataclass(slots=True)
 class Totals:
-    """What a worker has done so far."""
+    """What a worker, or a whole fleet, has done so far.
+
+    Attributes:
+        keys: how many turns it took; a key that was claimed twice counts twice.
+        commands, failures: how many commands it applied, and how many attempts failed.
+        skipped: commands that were skipped, because a handler asked for it or attempts ran out.
+    """
 
     keys: int = 0
     commands: int = 0

@@ -27,5 +27,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     page = (tmp_path / "reference" / "api.html").read_text()
     assert 'id="inturn.schema.install.upgrade_on"' in page
-    for module in (inturn.applier, inturn.outbox):
-        assert [n for n in module.__all__ if f'id="{module.__name__}.{n}"' not in page] == []
+    # An error that both export is there once.
+    for module, names in (
+        (inturn.outbox, inturn.outbox.__all__),
+        (inturn.applier, {*inturn.applier.__all__} - {*inturn.outbox.__all__}),
+    ):
+        assert [name for name in names if f'id="{module.__name__}.{name}"' not in page] == []

@@ -316,7 +316,7 @@ ATTACKED = {
     "inturn.outbox": {"append", "append_async", "append_many", "append_many_async", "wait", "wait_async",
                       "NewCommand", "Waited"},
     "inturn.applier": {"Applier", "Fleet", "Timeouts", "Hold", "Outage", "Retry", "Skip", "Verdict", "Batch",
-                       "Command", "Outcome", "Handler", "BatchHandler", "OutsideHandler"},
+                       "Command", "Outcome", "Totals", "Handler", "BatchHandler", "OutsideHandler"},
     "inturn.schema": {"check_version", "DEFAULT_SCHEMA", "HEAD"},
 }  # fmt: skip
 
