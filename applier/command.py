@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 #: The commands whose handler runs, in its thread or task: log lines of handlers carry them.
@@ -28,6 +28,8 @@ def handling(*commands: Command) -> Iterator[None]:
 class Command:
     """One command of a key, as it was appended.
 
+    The defaults are for tests: an applier fills in everything.
+
     Attributes:
         topic, key: the key that it was appended to.
         seq: its number in the key; commands take effect in the order of these numbers.
@@ -42,10 +44,10 @@ class Command:
     key: str
     seq: int
     name: str
-    payload: Any
-    created_at: datetime
-    attempt: int
-    epoch: int
+    payload: Any = field(default_factory=dict)
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    attempt: int = 1
+    epoch: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,13 @@ def test_a_handler_is_found_by_topic_and_name_else_the_default() -> None:
     assert handlers.topics == ["other", TOPIC]
 
 
+def test_a_command_for_a_test_needs_no_more_than_an_append() -> None:
+    one, other = Command(TOPIC, "a", 1, "insert"), Command(TOPIC, "a", 2, "insert")
+    assert (one.payload, one.attempt, one.epoch) == ({}, 1, 1)
+    assert one.payload is not other.payload
+    assert one.created_at.utcoffset() is not None
+
+
 def test_a_handler_is_found_although_it_is_empty() -> None:
     """As an object that is a collection of steps: the default one would apply its commands."""
 
