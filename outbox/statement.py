@@ -148,6 +148,10 @@ def check_kind(connection: object, *, is_async: bool) -> None:
     if kinds[not is_async]:
         functions = "append, append_many and wait" if is_async else "the functions that end in _async"
         raise TypeError(f"{kind} is a connection for {functions}")
+    # A cursor has one, and so has Django's connection.
+    inner = getattr(connection, "connection", None)
+    if is_async_connection(inner) if is_async else is_sync_connection(inner):
+        raise TypeError(f"{kind} is not a connection: give its attribute `connection`, which is one")
     prefix = "Async" * is_async
     raise TypeError(
         f"{kind} is not a connection: give psycopg's {prefix}Connection,"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -245,8 +246,11 @@ def test_what_is_not_a_connection_is_refused_in_words(orders: Database) -> None:
     engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(orders.caller_dsn))
     with psycopg.connect(orders.caller_dsn) as connection, connection.cursor() as cursor:
         mine: Any
-        for mine in (engine, sessionmaker(engine), cursor, orders.caller_dsn, None):
+        for mine in (engine, sessionmaker(engine), SimpleNamespace(connection=None), orders.caller_dsn, None):
             with pytest.raises(TypeError, match=r"is not a connection: give psycopg's Connection, or SQL"):
+                append(mine, "orders", "a", "insert")
+        for mine in (cursor, SimpleNamespace(connection=connection)):  # the second is what Django has
+            with pytest.raises(TypeError, match=r"is not a connection: give its attribute `connection`"):
                 append(mine, "orders", "a", "insert")
         with pytest.raises(TypeError, match=r"is not a connection: give psycopg's AsyncConnection, or SQL"):
             asyncio.run(append_async(create_async_engine("postgresql+psycopg://"), "orders", "a", "x"))  # type: ignore[arg-type]
