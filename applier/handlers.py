@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeAlias, TypeVar, cast, overload
 
 import psycopg
 
 from inturn.applier.command import ClaimedCommand, Command
+from inturn.applier.registration import check_function, check_text
 from inturn.schema.errors import InturnError
 
 #: Gets the connection of the transaction and the command; what it returns is ignored.
@@ -21,8 +21,6 @@ OutsideHandler: TypeAlias = Callable[[Command], object] | Callable[[Command], Aw
 _H = TypeVar("_H", bound=Handler)
 _B = TypeVar("_B", bound=BatchHandler)
 _O = TypeVar("_O", bound=OutsideHandler)
-#: An object may answer for every attribute, with a new one each time.
-_MOST_LAYERS = 50
 
 
 class NoHandler(InturnError):
@@ -85,15 +83,16 @@ class Applier:
             ValueError: there is a handler already for this topic and name, or the topic has handlers of the
                 other kind.
             TypeError: the topic or the name is not a text, as where the parentheses of the decorator are
-                missing. From the decorator: the function is a generator function, or without outside=True an
-                `async def`, so that a call would not run its body.
+                missing. From the decorator: the function does not take the arguments that it will get; or it
+                is a generator function, or without outside=True an `async def`, so that a call would not run
+                its body.
         """
-        _check_text("topic", topic)
+        check_text("topic", topic)
         if name is not None:
-            _check_text("name", name)
+            check_text("name", name)
 
         def register(function: Any) -> Any:
-            _refuse_function(function, outside=outside)
+            check_function(function, ["command"] if outside else ["connection", "command"])
             if topic in self._batch:
                 raise ValueError(f"topic {topic!r} has a batch handler, which takes all of its commands")
             handlers = self._handlers.setdefault(topic, {})
@@ -125,9 +124,10 @@ class Applier:
         Raises:
             ValueError: the topic has a handler already.
             TypeError: outside is True, or the topic is not a text, as where the parentheses of the decorator
-                are missing. From the decorator: the function is an `async def` or a generator function.
+                are missing. From the decorator: the function does not take a connection and a list, or is an
+                `async def` or a generator function.
         """
-        _check_text("topic", topic)
+        check_text("topic", topic)
         if outside:
             raise TypeError(
                 "a batch handler works in the transaction; outside the database each command is recorded "
@@ -135,7 +135,7 @@ class Applier:
             )
 
         def register(function: _B) -> _B:
-            _refuse_function(function, outside=False)
+            check_function(function, ["connection", "commands"])
             if topic in self._batch:
                 raise ValueError(f"topic {topic!r} has a batch handler already")
             if self._handlers.get(topic):
@@ -189,11 +189,6 @@ class Applier:
         return found
 
 
-def is_async(handler: object) -> bool:
-    """Return whether what a call of this handler returns has to be awaited."""
-    return any(inspect.iscoroutinefunction(layer) for layer in _layers(handler))
-
-
 def is_coroutine_function(handler: object) -> bool:
     """Return whether a call of this handler makes a coroutine and does nothing else."""
     call = handler if inspect.isroutine(handler) else getattr(type(handler), "__call__", None)  # noqa: B004 - the method
@@ -236,55 +231,3 @@ def count_done(result: object, commands: int) -> int:
         f"the batch handler returned {shown} for {commands} commands",
         hint="Return how many of them took effect, from 1 on, or None: all. Raise when the first one cannot",
     )
-
-
-def _check_text(what: str, given: object) -> None:
-    """Make sure that a decorator was given a text: `@applier.handler` alone would register nothing.
-
-    Raises:
-        TypeError: it was given something else.
-    """
-    if not isinstance(given, str):
-        name = getattr(given, "__qualname__", None) or repr(given)
-        raise TypeError(
-            f'the {what} of a handler is {name}, not a text: write @applier.handler("TOPIC", "NAME")'
-        )
-
-
-def _refuse_function(function: object, *, outside: bool) -> None:
-    """Refuse a function of which a call would run nothing.
-
-    Raises:
-        TypeError: it is one, or no function at all.
-    """
-    name = getattr(function, "__qualname__", None) or repr(function)
-    if not callable(function):
-        raise TypeError(f"handler {name} cannot be called")
-    if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in _layers(function)):
-        raise TypeError(
-            f"handler {name} is a generator function, whose body a call does not run: "
-            "use no yield in a handler, and register a plain function that iterates it"
-        )
-    if not outside and is_async(function):
-        raise TypeError(
-            f"handler {name} is an `async def`, which nobody awaits inside the transaction: register a plain "
-            "function (also where a decorator awaits it), or work outside the database by "
-            "handler(topic, outside=True)"
-        )
-
-
-def _layers(function: object) -> Iterator[object]:
-    """Yield the callables that a call goes through, as far as they tell: partials, decorators, __call__."""
-    waiting: list[object] = [function]
-    seen: set[int] = set()
-    while waiting and len(seen) < _MOST_LAYERS:
-        layer = waiting.pop()
-        if layer is None or id(layer) in seen:
-            continue
-        seen.add(id(layer))
-        yield layer
-        if isinstance(layer, functools.partial):
-            waiting.append(layer.func)
-        waiting.append(getattr(layer, "__wrapped__", None))
-        if not inspect.isroutine(layer) and not isinstance(layer, type):
-            waiting.append(getattr(type(layer), "__call__", None))  # noqa: B004 - the method, to look at it

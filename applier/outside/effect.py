@@ -17,11 +17,11 @@ from inturn.applier.handlers import (
     HandlerDidNotRun,
     NoHandler,
     OutsideHandler,
-    is_async,
     is_coroutine_function,
     refuse_unrun,
 )
 from inturn.applier.outside.leases import Lease
+from inturn.applier.registration import is_async
 from inturn.applier.verdict import NOTHING, Requested, asked
 
 _T = TypeVar("_T")
