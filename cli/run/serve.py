@@ -222,7 +222,7 @@ def load_app(app: str) -> Applier:
         Failure: it is not there, or is not an Applier; its message says which.
     """
     module_name, _, attribute = app.partition(":")
-    if not module_name or not attribute:
+    if not module_name or not attribute or "/" in module_name or module_name.endswith(".py"):
         raise Failure(
             f"--app {app} names no applier",
             hint="Write MODULE:NAME, as shop.handlers:applier",
@@ -230,14 +230,16 @@ def load_app(app: str) -> Applier:
         )
     # As `python -m` does: the user's modules are beside where the user stands.
     sys.path.insert(0, "")
+    module: Any = None
+    found: Any
     try:
-        found: Any = importlib.import_module(module_name)
+        module = found = importlib.import_module(module_name)
         for name in attribute.split("."):
             found = getattr(found, name)
     except (Exception, SystemExit) as error:  # a script ends itself, well even
         raise Failure(
             f"--app {app} cannot be loaded: {type(error).__name__}: {error}",
-            hint="Try it alone: python -c 'import " + module_name + "'",
+            hint=_remedy(module_name, module, error),
         ) from error
     if not isinstance(found, Applier):
         raise Failure(
@@ -245,3 +247,14 @@ def load_app(app: str) -> Applier:
             hint="Name the Applier that the handlers are registered with",
         )
     return found
+
+
+def _remedy(name: str, module: object, error: BaseException) -> str:
+    """Return what to do where an app could not be loaded; module: None where it could not be imported."""
+    if module is not None:
+        appliers = [found for found, value in sorted(vars(module).items()) if isinstance(value, Applier)]
+        return f"In {name} there is: {', '.join(appliers)}" if appliers else f"There is no Applier in {name}"
+    missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    if missing and f"{name}.".startswith(f"{missing}."):
+        return "Run it in the folder that holds the module, put that into PYTHONPATH, or install the package"
+    return f"Try it alone: python -c 'import {name}'"

@@ -134,17 +134,27 @@ def test_only_the_named_topics_are_served(database: Database) -> None:
     assert database.execute("SELECT key FROM app.witness ORDER BY id") == [("o",), ("a",)]
 
 
-def test_an_app_that_cannot_be_used_is_said_in_one_line(database: Database) -> None:
+def test_an_app_that_cannot_be_used_is_said_in_one_line_with_what_helps(
+    database: Database, tmp_path: Path
+) -> None:
     open_shop(database)
-    for app, code, said in (
-        ("support.shop", 2, "names no applier"),
-        ("nosuch.module:applier", 1, "cannot be loaded: ModuleNotFoundError"),
-        ("support.shop:nosuch", 1, "cannot be loaded: AttributeError"),
-        ("support.shop:append", 1, "not an inturn.applier.Applier"),
+    (tmp_path / "needy.py").write_text("import nosuch\n")
+    for app, code, said, helps in (
+        ("support.shop", 2, "names no applier", "Write MODULE:NAME"),
+        ("support/shop.py:applier", 2, "names no applier", "Write MODULE:NAME"),
+        ("shop.py:applier", 2, "names no applier", "Write MODULE:NAME"),
+        ("nosuch.module:applier", 1, "cannot be loaded: ModuleNotFoundError", "Run it in the folder"),
+        ("support.nosuch:applier", 1, "cannot be loaded: ModuleNotFoundError", "Run it in the folder"),
+        ("needy:applier", 1, "cannot be loaded: ModuleNotFoundError", "python -c 'import needy'"),
+        ("support.shop:nosuch", 1, "cannot be loaded: AttributeError", "In support.shop there is: "),
+        ("support.roles:nosuch", 1, "cannot be loaded: AttributeError", "no Applier in support.roles"),
+        ("support.shop:append", 1, "not an inturn.applier.Applier", "Name the Applier"),
     ):
-        returned, _, err = run_apply(database.dsn, "--drain", app=app)
+        returned, _, err = run_apply(database.dsn, "--drain", app=app, PYTHONPATH=str(tmp_path))
         assert returned == code, app
-        assert said in _one_line(err)
+        line = _one_line(err)
+        assert said in line, app
+        assert helps in line, app
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
