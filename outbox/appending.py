@@ -37,7 +37,7 @@ def append(
 ) -> int | None:
     """Append one command to a key, in the transaction of the given connection, and return its seq.
 
-    It never commits, and locks the key for other callers until the transaction ends.
+    It never commits, except in autocommit, and locks the key for other callers until the transaction ends.
 
     Args:
         connection: psycopg's Connection, or SQLAlchemy's Connection, Session or scoped_session.
