@@ -155,6 +155,15 @@ def test_a_command_that_cannot_be_loaded_does_not_break_the_others(command: str,
     assert run.stderr.count("\n") == 1
 
 
+def test_a_ctrl_c_while_it_is_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    program = Path(sys.executable).with_name("inturn")
+    run = subprocess.run(
+        [program, "keys"], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (ExitCode.INTERRUPTED, "", "\ninturn: interrupted\n")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 def test_a_full_disk_behind_stdout_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
