@@ -12,10 +12,13 @@ from pathlib import Path
 import click
 
 from inturn.cli.errors import Failure
+from inturn.cli.terminal.confirm import confirm
 from inturn.cli.terminal.key_text import quoted
 from inturn.cli.terminal.output import echo, escape
 from inturn.schema.advice import one_line
 from inturn.schema.errors import InturnError
+
+_INSTEAD = "Name a program that edits a file by EDITOR, or give the payload: --payload JSON"
 
 
 @contextmanager
@@ -49,8 +52,13 @@ def edited(text: str, check: Callable[[str], None], *, keep: bool = False) -> It
 
 
 def _written(path: Path, text: str, check: Callable[[str], None]) -> str:
+    if not sys.stdin.isatty() and not any(map(os.environ.get, ("VISUAL", "EDITOR"))):
+        raise Failure("there is no terminal for an editor", hint=_INSTEAD)
     while True:
-        click.edit(filename=str(path))
+        try:
+            click.edit(filename=str(path))
+        except click.ClickException as error:
+            raise Failure(error.format_message(), hint=_INSTEAD) from error
         if not _is_changed(path, text):
             raise Failure("the payload was not changed in the editor", hint="Nothing was done")
         written = _read(path)
@@ -60,7 +68,7 @@ def _written(path: Path, text: str, check: Callable[[str], None]) -> str:
             if not sys.stdin.isatty():
                 raise
             question = f"{escape(one_line(error.message)).rstrip('.')}. Edit it again?"
-            click.confirm(question, default=True, abort=True, err=True)
+            confirm(question, default=True)
         else:
             return written
 

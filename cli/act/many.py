@@ -14,6 +14,7 @@ from psycopg import Connection, Rollback
 from inturn.cli.act.operator import Operator, Recorded
 from inturn.cli.errors import Failure
 from inturn.cli.exit_codes import ExitCode
+from inturn.cli.terminal.confirm import confirm
 from inturn.cli.terminal.output import echo
 from inturn.cli.terminal.spans import check_interval
 
@@ -155,4 +156,4 @@ def _ask(keys: str, verb: str, done: str) -> None:
             hint="Give --yes, or look first with --dry-run",
             code=ExitCode.USAGE,
         )
-    click.confirm(f"{verb} {keys}?", abort=True, err=True)
+    confirm(f"{verb} {keys}?")

@@ -18,7 +18,7 @@ from support.process import run_inturn
 from support.race import blocked
 from support.roles import OPERATOR
 
-ERROR, USAGE, ABORTED = 1, 2, 130
+ERROR, USAGE = 1, 2
 EVIL = "it's\x1b[2J \u202e\n\\key"
 
 
@@ -261,8 +261,8 @@ def test_retry_all_asks_with_the_count_and_needs_yes_where_nobody_answers(orders
         orders, "retry", "--all", code=USAGE
     )
     no = on_terminal(orders, b"n\n", "retry", "--all")
-    assert (no.returncode, no.stdout) == (ABORTED, "")
-    assert "Retry 2 held keys? [y/N]" in no.stderr
+    assert (no.returncode, no.stdout) == (ERROR, "")
+    assert no.stderr.endswith("Retry 2 held keys? [y/N]: inturn: nothing was changed: you answered no\n")
     assert recorded(orders) == 0
     yes = on_terminal(orders, b"y\n", "retry", "--all", "--like", "y%")
     assert (yes.returncode, yes.stdout) == (0, "orders y: held -> ready; command 2 will be tried again\n")
@@ -283,7 +283,7 @@ def test_keys_that_are_held_only_after_the_question_are_asked_about_too(orders: 
         hold(orders, "y")
         os.write(here, b"y\nn\n")
         out, err = asking.communicate()
-    assert (asking.returncode, out) == (ABORTED, "")
+    assert (asking.returncode, out) == (ERROR, "")
     assert "inturn: 1 more since you were asked\nRetry 2 held keys?" in err
     assert recorded(orders) == 0
     yes = on_terminal(orders, b"y\n", "retry", "--all")
@@ -400,6 +400,15 @@ def test_what_was_written_in_the_editor_is_kept_where_it_is_refused(
     assert recorded(orders) == 0
 
 
+def test_without_an_editor_or_a_terminal_for_one_it_says_what_to_do(orders: Database) -> None:
+    amend = ("amend", "x", "2", "--edit", "--reason", "r")
+    for given, because in (("", "there is no terminal for an editor"), ("nosuch", "nosuch: Editing failed")):
+        code, out, err = run_inturn(orders.dsn, *amend, EDITOR=given, VISUAL="")
+        assert (code, out) == (ERROR, ""), given
+        assert err.startswith(f"inturn: {because}"), err
+        assert err.endswith("or give the payload: --payload JSON\n"), err
+
+
 def test_what_was_written_in_the_editor_is_kept_where_its_user_gives_up(
     orders: Database, tmp_path: Path
 ) -> None:
@@ -407,7 +416,7 @@ def test_what_was_written_in_the_editor_is_kept_where_its_user_gives_up(
     ended = on_terminal(
         orders, b"y\nn\n", *("amend", "x", "2", "--edit", "--reason", "r"), EDITOR=once, VISUAL=""
     )
-    assert ended.returncode == ABORTED
+    assert ended.returncode == ERROR
     assert ended.stderr.count("is invalid. Edit it again? [Y/n]") == 2
     assert kept(ended.stderr) == "oops\n"
 
