@@ -118,7 +118,8 @@ def _parts(error: BaseException) -> tuple[str, str, ExitCode]:
         case psycopg.Error():
             parts = _database_parts(error)
         case UnicodeError():
-            parts = "an argument, or the input, is not UTF-8", "", ExitCode.ERROR
+            hint = "Write it in UTF-8, in a locale that has it, as LC_ALL=C.UTF-8"
+            parts = "an argument, or the input, is not UTF-8", hint, ExitCode.ERROR
         case OSError():
             where = f": {error.filename}" if error.filename else ""
             parts = f"{error.strerror or error}{where}", "", ExitCode.ERROR
