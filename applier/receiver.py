@@ -218,8 +218,12 @@ def _pairs(headers: Headers) -> Iterator[tuple[str, str]]:
 
 
 def _verify(given: _Given, body: bytes, secrets: str | Sequence[str]) -> None:
-    from standardwebhooks import Webhook, WebhookVerificationError
-
+    try:
+        from standardwebhooks import Webhook, WebhookVerificationError
+    except ImportError as error:
+        raise ImportError(
+            "a signature cannot be verified without standardwebhooks: pip install 'inturn[receiver]'"
+        ) from error
     webhooks = [Webhook(one) for one in read_secrets(secrets)]
     try:
         signature = {name: given.value(name) for name in _SIGNATURE}

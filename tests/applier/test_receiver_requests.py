@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -177,6 +178,15 @@ def test_a_request_that_was_changed_is_refused(
 ) -> None:
     with pytest.raises(SignatureRefused, match=said):
         receive(change(request()), body, secret=SECRET)
+
+
+def test_without_its_extra_a_signature_is_not_verified_and_the_error_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "standardwebhooks", None)
+    with pytest.raises(ImportError, match=r"pip install 'inturn\[receiver\]'"):
+        receive(request(), BODY, secret=SECRET)
+    assert receive(request(), BODY, secret=None) == RECEIVED
 
 
 @pytest.mark.parametrize("minutes", [-6, 6])
