@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 from psycopg import Connection, sql
 
 from inturn.cli.advice import advised
-from inturn.cli.terminal.key_text import shown
+from inturn.cli.terminal.key_text import shown, shown_topic
 from inturn.cli.terminal.output import echo
 from inturn.schema.errors import UnknownTopic
 
@@ -26,13 +27,14 @@ def require_topic(connection: Connection[Any], schema: str, topic: str) -> None:
     Raises:
         UnknownTopic: it does not.
     """
-    found = connection.execute(
-        sql.SQL("SELECT FROM {}.topic WHERE name = %s").format(sql.Identifier(schema)), (topic,)
-    ).fetchone()
-    if found is None:
-        raise UnknownTopic(
-            f"topic '{topic}' does not exist", hint="List them with: inturn topic list", topic=topic
-        )
+    names = sql.SQL("SELECT name FROM {}.topic").format(sql.Identifier(schema))
+    if connection.execute(names + sql.SQL(" WHERE name = %s"), (topic,)).fetchone() is not None:
+        return
+    near = get_close_matches(topic, [name for (name,) in connection.execute(names)], n=1)
+    meant = f". Did you mean {shown_topic(near[0])}?" if near else ""
+    raise UnknownTopic(
+        f"topic '{topic}' does not exist{meant}", hint="List them with: inturn topic list", topic=topic
+    )
 
 
 def require_sight(connection: Connection[Any], schema: str, topic: str) -> None:

@@ -255,3 +255,11 @@ def test_failures_are_grouped_by_their_first_line(orders: Database) -> None:
     assert lines[1].split()[:3] == ["bills", "3", "3"]
     assert lines[2] == "  TimeoutError: bank timed out"
     assert run_inturn(orders.dsn, "keys", "--errors", "--held")[0] == 2
+
+
+def test_a_topic_that_is_mistyped_is_named_as_it_may_be_meant(orders: Database) -> None:
+    for command in (("keys", "--topic"), ("status", "--topic"), ("verify", "--topic"), ("topic", "show")):
+        for given, meant in (("ordres", ". Did you mean orders?"), ("zzz", ".")):
+            code, out, err = run_inturn(orders.dsn, *command, given)
+            assert (code, out) == (1, ""), command
+            assert f"topic '{given}' does not exist{meant} List them with: inturn topic list\n" in err
