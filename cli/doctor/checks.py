@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inturn.cli.doctor import pooler, privileges, server, sessions, topics
+from inturn.cli.doctor import pooler, privileges, roles, server, sessions, topics
 from inturn.cli.doctor.finding import Check, Facts, Finding
 from inturn.schema.errors import SchemaMismatch
 from inturn.schema.version import HEAD, check_version, installed_version
@@ -37,9 +37,9 @@ CHECKS = (
     Check("session-defaults", server.session_defaults, installed=False),
     Check("clock", server.clock, installed=False),
     Check("pooler", pooler.pooler, installed=False),
-    Check("roles", privileges.roles),
+    Check("roles", roles.roles),
     Check("privileges", privileges.privileges),
-    Check("owner", privileges.owner),
+    Check("owner", roles.owner),
     Check("public-schema", privileges.public_schema, installed=False),
     Check("long-transactions", sessions.long_transactions, installed=False),
     Check("prepared-transactions", sessions.prepared_transactions, installed=False),

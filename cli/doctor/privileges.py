@@ -1,4 +1,4 @@
-"""Roles and privileges: as schema/sql/grants.sql says, see inturn.schema.privileges."""
+"""Privileges: as schema/sql/grants.sql says, see inturn.schema.privileges."""
 
 from __future__ import annotations
 
@@ -6,25 +6,7 @@ from collections.abc import Iterator
 
 from inturn.cli.doctor.finding import Facts, Finding
 from inturn.schema import row_security
-from inturn.schema.privileges import differences, powers_sql
-
-
-def roles(facts: Facts) -> Iterator[Finding]:
-    found = differences(facts.ask, facts.schema)
-    for name in found.roles:
-        yield Finding(
-            "error",
-            f"the role {name} is missing",
-            "Run inturn upgrade, or create it and see privileges then",
-            (f"CREATE ROLE {name}",),
-        )
-    for name in found.powerful:
-        yield Finding(
-            "error",
-            f"the role {name} has powers that every login with it gets",
-            "Take them away",
-            (powers_sql(name),),
-        )
+from inturn.schema.privileges import differences
 
 
 def privileges(facts: Facts) -> Iterator[Finding]:
@@ -56,25 +38,10 @@ def privileges(facts: Facts) -> Iterator[Finding]:
     if policies := row_security.wrong(facts.ask, facts.schema):
         yield Finding(
             "error",
-            "row level security is not as it must be: operators read keys and payloads of topics that are"
-            " granted to others",
+            "row level security is not as it must be: operators, or inturn's own functions, see more of the"
+            " tables than they may, or less than they need",
             "As the schema's owner, run inturn upgrade, or what follows",
             tuple(policies),
-        )
-
-
-def owner(facts: Facts) -> Iterator[Finding]:
-    for row in facts.rows(
-        "SELECT quote_ident(r.rolname) AS name FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner"
-        " WHERE n.nspname = %s AND NOT r.rolsuper AND NOT pg_has_role(r.oid, 'pg_read_all_stats', 'usage')",
-        facts.schema,
-    ):
-        yield Finding(
-            "warning",
-            f"the schema's owner, {row['name']}, may not see other users' sessions:"
-            " why, list_appliers and the metrics of snapshots know less",
-            "Grant it pg_monitor, as a superuser",
-            (f"GRANT pg_monitor TO {row['name']}",),
         )
 
 

@@ -16,7 +16,7 @@ from support.logins import login
 from support.own_server import own_database
 from support.place import DOCS
 from support.process import run_inturn
-from support.roles import OWNER
+from support.roles import OWNER, SUPERUSER
 from support.server import Server
 
 from inturn.cli import database as cli_database
@@ -177,7 +177,7 @@ def test_a_restore_without_privileges_is_found_and_repaired(database: Database) 
 
 
 def test_a_role_that_is_missing_or_has_powers_is_found_and_repaired(database: Database) -> None:
-    from inturn.cli.doctor.privileges import roles
+    from inturn.cli.doctor.roles import roles
 
     upgrade(database.dsn, schema="mighty")
     database.administer("DROP OWNED BY mighty_caller; DROP ROLE mighty_caller")
@@ -191,6 +191,62 @@ def test_a_role_that_is_missing_or_has_powers_is_found_and_repaired(database: Da
     for finding in findings:
         database.administer("; ".join(finding.sql))
     assert [*roles(facts)] == []
+
+
+def test_topics_of_a_role_that_was_renamed_are_found(database: Database) -> None:
+    """A grant is stored by name: who has it now is refused, and whoever comes by the name is not."""
+    name = str(psycopg.conninfo.conninfo_to_dict(login(database))["user"])
+    for topic in ("a", "b"):
+        database.execute("SELECT inturn.create_topic(%s), inturn.pause_topic(%s)", [topic, topic])
+        database.execute("SELECT inturn.grant_topic(%s, 'caller', %s)", [topic, name])
+    assert checks(database) == []
+    database.administer(f"ALTER ROLE {name} RENAME TO re{name}")
+    (one,) = found(database)
+    assert (one[0], one[1].level, f"{name}, to which is granted: a, b, is" in one[1].says) == (
+        "roles",
+        "warning",
+        True,
+    )
+
+
+def test_a_role_that_is_a_member_of_another_is_found_and_repaired(database: Database) -> None:
+    upgrade(database.dsn, schema="joined")
+    database.administer(f"GRANT joined_admin TO joined_operator; GRANT {SUPERUSER} TO joined_caller")
+    from inturn.cli.doctor.roles import roles
+
+    facts = Facts(database.connect(user=OWNER), "joined", 300)
+    findings = [*roles(facts)]
+    assert [(finding.level, finding.sql) for finding in findings] == [
+        ("warning", (f"REVOKE {SUPERUSER} FROM joined_caller",)),
+        ("warning", ("REVOKE joined_admin FROM joined_operator",)),
+    ]
+    for finding in findings:
+        database.administer("; ".join(finding.sql))
+    assert [*roles(facts)] == []
+
+
+def test_whoever_else_may_create_in_the_schema_is_found_and_repaired(database: Database) -> None:
+    planter = str(psycopg.conninfo.conninfo_to_dict(login(database))["user"])
+    database.execute(f"GRANT CREATE ON SCHEMA inturn TO {planter}")
+    assert checks(database) == ["warning owner"]
+    assert repaired(database) == []
+
+
+def test_several_owners_are_found_and_repaired(database: Database) -> None:
+    """A function sees what its owner may see."""
+    other = str(psycopg.conninfo.conninfo_to_dict(login(database))["user"])
+    database.administer(
+        f"GRANT USAGE ON SCHEMA inturn TO {other}; ALTER TABLE inturn.skip OWNER TO {other};"
+        f" ALTER FUNCTION inturn.timeline(text, text, integer) OWNER TO {other}"
+    )
+    (one,) = found(database)
+    assert (one[0], one[1].level) == ("owner", "error")
+    assert one[1].sql == (
+        f"ALTER ROUTINE inturn.timeline(text,text,integer) OWNER TO {OWNER}",
+        f"ALTER TABLE inturn.skip OWNER TO {OWNER}",
+    )
+    database.administer("; ".join(one[1].sql))
+    assert checks(database) == []
 
 
 def test_create_on_public_is_found_and_repaired(database: Database) -> None:
