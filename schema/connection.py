@@ -42,8 +42,9 @@ _PROBED = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_kee
 #: How often it looks for the client of a session that is at work, where its system can tell: what a killed
 #: process has left would go on to its end otherwise, with its keys locked.
 _CHECK_INTERVAL, _CHECKED = "client_connection_check_interval", "5s"
-#: Names mean PostgreSQL's own. Not where handlers run.
-_PATH = {"search_path": "pg_catalog, pg_temp"}
+#: Names mean PostgreSQL's own, and rows that a login may not see are left out rather than refused. Not where
+#: handlers run.
+_OWN = {"search_path": "pg_catalog, pg_temp", "row_security": "on"}
 
 
 def complete(dsn: str, **defaults: Any) -> str:
@@ -143,7 +144,7 @@ def pins(backend_pid: int, *, for_handlers: bool) -> sql.Composed:
     A pooler tells its clients another backend than the one that they have. There the search_path stays,
     as it would stay behind in a session that others use: operators connect directly, see security.md.
     """
-    pinned_directly = _PINNED_DIRECTLY | _PROBED | ({} if for_handlers else _PATH)
+    pinned_directly = _PINNED_DIRECTLY | _PROBED | ({} if for_handlers else _OWN)
     everywhere = [
         sql.SQL("pg_catalog.set_config({}, {}, false)").format(name, value) for name, value in _PINNED.items()
     ]

@@ -252,6 +252,14 @@ def test_a_command_that_names_theirs_is_refused_in_a_line(theirs: Database) -> N
         assert "Traceback" not in err, command
 
 
+def test_a_login_that_would_rather_be_refused_than_see_less_sees_what_others_do(theirs: Database) -> None:
+    """As who dumps is told to be."""
+    operator = _operators_dsn(theirs)
+    theirs.execute(f"ALTER ROLE {conninfo_to_dict(operator)['user']} SET row_security = off")
+    code, out, err = run_inturn(operator, "show", "plain-k")
+    assert (code, "plain-k" in out, LEFT_OUT in err) == (0, True, True)
+
+
 def test_whoever_sees_everything_is_told_of_nothing(theirs: Database) -> None:
     for command in ("status", "keys", "verify"):
         assert "not shown, granted" not in run_inturn(theirs.owner_dsn, command)[2]
