@@ -32,6 +32,8 @@ _MISSING_TO = (
 )
 #: The innermost one that the context of an error names.
 _FUNCTION = re.compile(r'function "?(?P<function>(?:[^\s(".]+\.)?(?P<name>[^\s(".]+)(?:\([^)]*\))?)')
+#: A role of inturn, as a message in any language quotes it.
+_ROLE = re.compile(r"\w+_(?:caller|applier|operator|admin|receiver)\b")
 _PRIMARY = "Name the primary server: this one, or this session, takes no writes"
 _HINTS = {
     "0A000": _PRIMARY,
@@ -40,7 +42,8 @@ _HINTS = {
     "40001": "Run it again",
     "40P01": "Run it again",
     "42501": "Use its owner's login, or grant this one inturn_operator to look and set up,"
-    " inturn_caller to append, inturn_applier to apply, inturn_admin to deploy",
+    " inturn_caller to append, inturn_applier to apply, inturn_admin to deploy; where it has that and does"
+    " not inherit it: PGOPTIONS='-c role=inturn_operator'",
     "42883": _MISSING,
     "42P01": _MISSING,
     "42703": _MISSING,
@@ -159,6 +162,8 @@ def _database_parts(error: psycopg.Error) -> tuple[str, str, ExitCode]:
 def _hint(error: psycopg.Error) -> str:
     if error.sqlstate == "0A000" and "during recovery" not in str(error):  # a standby has no unlogged tables
         return ""
+    if error.sqlstate == "42704" and _ROLE.search(str(error)):
+        return "Have the owner of the schema, or a superuser, run: inturn upgrade"
     hint = _HINTS.get(error.sqlstate or "", "")
     stranger = _stranger(error) if hint == _MISSING else None
     return _MISSING_TO.format(stranger) if stranger else hint

@@ -75,8 +75,7 @@ def upgrade(database: Database, *, as_script: bool, roles: bool, receiver_only: 
     try:
         before, now = run(database.conninfo, schema=database.schema, report=changes.append)
     except psycopg.errors.InsufficientPrivilege as error:
-        # The message is in the server's language.
-        if "CREATE ROLE" not in (error.diag.context or ""):
+        if "CREATE ROLE" not in (error.diag.context or ""):  # its message is in the server's language
             raise
         roles_of = f"{program()} upgrade --roles{' --receiver-only' * receiver_only}"
         raise Failure(

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from support.database import Database
 from support.place import ROOT
@@ -15,6 +16,7 @@ from support.process import run_inturn
 from support.roles import members
 
 from inturn.cli import advice
+from inturn.cli.errors import explain
 from inturn.cli.main import COMMANDS
 from inturn.schema.advice import COMMANDS as ADVISED
 from inturn.schema.install import upgrade
@@ -188,3 +190,15 @@ def test_a_line_that_was_printed_can_be_pasted(database: Database) -> None:
     again = shlex.split(answer["to_do"][-1])
     code, out, _ = run_inturn("host=nowhere", *again[1:], "--json")
     assert (code, json.loads(out)[0]["cause"]) == (0, "no_applier")
+
+
+def test_a_role_of_inturn_that_is_gone_is_advised_to_be_made_in_any_language() -> None:
+    for said in ('role "inturn_admin" does not exist', "Rolle »inturn_admin« existiert nicht"):
+        line, _ = explain(psycopg.errors.UndefinedObject(said))
+        assert line.endswith("Have the owner of the schema, or a superuser, run: inturn upgrade"), line
+    assert "upgrade" not in explain(psycopg.errors.UndefinedObject('type "shelf" does not exist'))[0]
+
+
+def test_a_login_that_does_not_inherit_its_role_is_told_how_to_take_it() -> None:
+    line, _ = explain(psycopg.errors.InsufficientPrivilege("permission denied for schema inturn"))
+    assert line.endswith("where it has that and does not inherit it: PGOPTIONS='-c role=inturn_operator'")
