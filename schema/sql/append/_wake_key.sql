@@ -14,8 +14,10 @@ BEGIN
     VALUES (_wake_key.topic, _wake_key.key, _wake_key.epoch, _wake_key.applied_seq, pg_catalog.clock_timestamp())
     ON CONFLICT DO NOTHING
     RETURNING EXISTS (SELECT FROM inturn.listener l
-                      -- Not OR: without bitmap scans it would read the table, so that 17 and older compile it.
+                      -- Not OR: 17 and older would walk over all of the index. And by a time that bounds it, of which
+                      -- the other one is not.
                       WHERE l.topic OPERATOR(pg_catalog.=) ANY (ARRAY[_wake_key.topic, ''])
+                        AND l.asleep_until OPERATOR(pg_catalog.>) pg_catalog.statement_timestamp()
                         AND l.asleep_until OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()) INTO asleep;
     IF asleep THEN
         PERFORM inturn._notify_appliers(topic);

@@ -53,7 +53,8 @@ BEGIN
         INSERT INTO inturn.intake (topic, key, name, payload)
         VALUES (append.topic, append.key, append.name, append.payload)
         RETURNING EXISTS (SELECT FROM inturn.listener l
-                          WHERE l.topic = ANY (ARRAY[append.topic, '']) AND l.asleep_until > clock_timestamp())
+                          WHERE l.topic = ANY (ARRAY[append.topic, ''])
+                            AND l.asleep_until > statement_timestamp() AND l.asleep_until > clock_timestamp())
         INTO asleep;
         IF asleep THEN
             PERFORM inturn._notify_appliers(topic);
@@ -107,7 +108,8 @@ BEGIN
         INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)
         VALUES (append.topic, append.key, 0, 0, clock_timestamp())
         RETURNING EXISTS (SELECT FROM inturn.listener l
-                          WHERE l.topic = ANY (ARRAY[append.topic, '']) AND l.asleep_until > clock_timestamp())
+                          WHERE l.topic = ANY (ARRAY[append.topic, ''])
+                            AND l.asleep_until > statement_timestamp() AND l.asleep_until > clock_timestamp())
         INTO asleep;
         IF asleep THEN
             PERFORM inturn._notify_appliers(topic);

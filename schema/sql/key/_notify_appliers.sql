@@ -9,7 +9,8 @@ LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT pg_notify('inturn.ready', _notify_appliers.topic) FROM inturn.listener l
-WHERE l.topic IN (_notify_appliers.topic, '') AND l.asleep_until > clock_timestamp()
+WHERE l.topic IN (_notify_appliers.topic, '')
+  AND l.asleep_until > statement_timestamp() AND l.asleep_until > clock_timestamp()
   AND lower(coalesce(current_setting('inturn.notify', true), 'on')) NOT IN ('off', 'false', 'no', '0')
   AND pg_notification_queue_usage() < 0.75
 LIMIT 1

@@ -56,8 +56,7 @@ def asleep(prepares: Database) -> Database:
         idle = "SELECT count(*) = 0 FROM inturn.ticket"
         until(lambda: prepares.value(idle), "the key idle")
     prepares.execute(
-        "INSERT INTO inturn.listener VALUES ('', 'infinity') ON CONFLICT (topic) DO UPDATE"
-        " SET asleep_until = 'infinity'"
+        "DELETE FROM inturn.listener; INSERT INTO inturn.listener VALUES ('', 'infinity')"
     )
     return prepares
 
