@@ -55,9 +55,7 @@ def asleep(prepares: Database) -> Database:
         until(lambda: applied(prepares, "idle") == [1], "the first command")
         idle = "SELECT count(*) = 0 FROM inturn.ticket"
         until(lambda: prepares.value(idle), "the key idle")
-    prepares.execute(
-        "DELETE FROM inturn.listener; INSERT INTO inturn.listener VALUES ('', 'infinity')"
-    )
+    prepares.execute("DELETE FROM inturn.listener; INSERT INTO inturn.listener VALUES ('', 'infinity')")
     return prepares
 
 
