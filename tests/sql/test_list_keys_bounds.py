@@ -104,3 +104,11 @@ def test_a_filter_that_no_index_knows_looks_at_some_keys_of_each_state_and_says_
             assert _listed(connection, arguments)[1] == [], arguments
     assert _listed(connection, "min_lag => 40") == (["deep1"], [])
     assert cost(connection, deep) > 20 * quick
+
+
+def test_a_filter_by_errors_costs_next_to_nothing_on_keys_without_one(
+    connection: psycopg.Connection[Any],
+) -> None:
+    """What shortens them sets its search_path at each call, which takes longer than to find the key."""
+    strict = "SELECT proisstrict FROM pg_proc WHERE oid = 'inturn._shorten(text,integer)'::regprocedure"
+    assert connection.execute(strict).fetchone() == (True,)

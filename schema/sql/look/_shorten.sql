@@ -1,7 +1,8 @@
 -- Returns the first line of a text that says something, its spaces collapsed, cut to that many characters: after a
--- word, unless that is very long. Internal. Takes no locks.
+-- word, unless that is very long. Internal. Takes no locks. Strict: a filter by errors asks for those of many keys, of
+-- which most have none.
 CREATE FUNCTION inturn._shorten(text_ text, most integer) RETURNS text
-LANGUAGE sql IMMUTABLE
+LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT CASE WHEN length(l.line) > most
