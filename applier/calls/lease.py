@@ -84,17 +84,28 @@ def end_alone(schema: str, topic: str, key: str, epoch: int, done_seq: int) -> C
 
 
 def fail_alone(
-    schema: str, topic: str, key: str, epoch: int, done_seq: int, error: str, asked: Requested
+    schema: str,
+    topic: str,
+    key: str,
+    epoch: int,
+    done_seq: int,
+    error: str,
+    asked: Requested,
+    took: float | None,
 ) -> Call[str]:
-    """Return the call that ends it when the command after done_seq failed; it says the outcome."""
+    """Return the call that ends it when the command after done_seq failed; it says the outcome.
+
+    took: for how many seconds the command was at work.
+    """
     return Call(
         statement(
             "SELECT {schema}._end_alone(%s, %s, %s, %s,"
-            " pg_catalog.concat_ws(E'\\n', %s::pg_catalog.text, v.problem), v.verdict, v.retry_after)"
+            " pg_catalog.concat_ws(E'\\n', %s::pg_catalog.text, v.problem), v.verdict, v.retry_after,"
+            " pg_catalog.make_interval(secs => %s::double precision))"
             " FROM {schema}._read_verdict(%s, %s) v",
             schema,
         ),
-        (topic, key, epoch, done_seq, error, asked.sqlstate, asked.detail),
+        (topic, key, epoch, done_seq, error, took, asked.sqlstate, asked.detail),
         value,
     )
 

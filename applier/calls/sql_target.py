@@ -12,7 +12,8 @@ from inturn.applier.calls.call import Call, nothing, statement
 class Down(NamedTuple):
     """A command that failed by what looks like an outage of what it needs, and is not recorded yet.
 
-    from_seq: where its turn began; None for a key that was claimed alone.
+    from_seq: where its turn began; None for a key that was claimed alone. took: for how many
+        seconds it was at work.
     """
 
     key: str
@@ -20,6 +21,7 @@ class Down(NamedTuple):
     from_seq: int | None
     failed_seq: int
     error: str
+    took: float
 
 
 class Applied(NamedTuple):

@@ -77,19 +77,30 @@ def finish(schema: str, topic: str, turns: Sequence[Done], applier_id: str) -> C
 
 
 def fail(
-    schema: str, topic: str, turn: Done, failed_seq: int, error: str, asked: Requested, applier_id: str
+    schema: str,
+    topic: str,
+    turn: Done,
+    failed_seq: int,
+    error: str,
+    asked: Requested,
+    applier_id: str,
+    took: float | None,
 ) -> Call[str]:
-    """Return the call that ends a turn of which a command failed; it says the outcome."""
+    """Return the call that ends a turn of which a command failed; it says the outcome.
+
+    took: for how many seconds the command was at work.
+    """
     return Call(
         statement(
             "SELECT {schema}.fail(%s, %s, %s, %s, %s, "
             "pg_catalog.concat_ws(E'\\n', %s::pg_catalog.text, v.problem), %s,"
-            " v.verdict, v.retry_after) FROM {schema}._read_verdict(%s, %s) v",
+            " v.verdict, v.retry_after, pg_catalog.make_interval(secs => %s::double precision))"
+            " FROM {schema}._read_verdict(%s, %s) v",
             schema,
         ),
         (
             *(topic, turn.key, turn.epoch, turn.first_seq, failed_seq, error, applier_id),
-            *(asked.sqlstate, asked.detail),
+            *(took, asked.sqlstate, asked.detail),
         ),
         value,
     )

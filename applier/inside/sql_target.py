@@ -104,13 +104,20 @@ class SqlTarget:
         assert down.from_seq is not None  # noqa: S101 - for mypy: it is not alone
         turn = calls.turn.Done(down.key, down.epoch, down.from_seq, down.failed_seq - 1)
         call = calls.turn.fail(
-            self.schema, self.topic, turn, down.failed_seq, down.error, self._judge(down), self.applier_id
+            self.schema,
+            self.topic,
+            turn,
+            down.failed_seq,
+            down.error,
+            self._judge(down),
+            self.applier_id,
+            down.took,
         )
         return self._count_skipped(session, down, session.call(call))
 
     def _fail_alone(self, session: Session, down: calls.sql_target.Down) -> int:
         place = (self.schema, self.topic, down.key, down.epoch, down.failed_seq - 1)
-        outcome = session.call(calls.lease.fail_alone(*place, down.error, self._judge(down)))
+        outcome = session.call(calls.lease.fail_alone(*place, down.error, self._judge(down), down.took))
         return self._count_skipped(session, down, outcome)
 
     def _count_skipped(self, session: Session, down: calls.sql_target.Down, outcome: str) -> int:

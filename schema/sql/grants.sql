@@ -61,7 +61,7 @@ GRANT EXECUTE ON ROUTINE
     inturn.claim_commands(text, timestamptz, integer),
     inturn.finish(text, text[], bigint[], bigint[], bigint[], text),
     inturn._finish(text, text[], bigint[], bigint[], bigint[], text),
-    inturn.fail(text, text, bigint, bigint, bigint, text, text, text, interval),
+    inturn.fail(text, text, bigint, bigint, bigint, text, text, text, interval, interval),
     inturn._count_skipped(text, text, bigint, bigint),
     inturn._lock_ticket(text, text, bigint),
     inturn._keep_alone(text, text, bigint),
@@ -85,8 +85,8 @@ GRANT EXECUTE ON ROUTINE
     inturn._claim_alone(text, timestamptz, text),
     inturn._hold_lease(text, text, bigint),
     inturn._take_alone(text, text, bigint, integer),
-    inturn._end_alone(text, text, bigint, bigint, text, text, interval),
-    inturn._end_turn_alone(text, text, bigint, bigint, text, text, interval),
+    inturn._end_alone(text, text, bigint, bigint, text, text, interval, interval),
+    inturn._end_turn_alone(text, text, bigint, bigint, text, text, interval, interval),
     inturn._lose_alone(text, text, bigint, text, boolean),
     inturn._blame_alone(text, text, bigint, text),
     -- Where the topic has merge rules; what merges runs as the applier.
@@ -142,7 +142,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._reached(text[], bigint[], text[], bigint[]),
     inturn._batch_commands(text, text[], timestamptz, timestamptz, integer),
     inturn._failure_text(text, text, text, text, text, boolean, text),
-    inturn._outage_of(text, text, text, bigint, bigint, bigint, text),
+    inturn._outage_of(text, text, text, bigint, bigint, bigint, text, interval),
     inturn._judge_outages(text, jsonb, boolean, text, jsonb),
     -- Who applies, and where a pass begins.
     inturn.announce_applier(text, text[], text, integer, text, boolean, jsonb, integer),

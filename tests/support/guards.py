@@ -52,7 +52,7 @@ WAKES = r"u\.drained AND l\.name IS NULL"
 PAUSED_READY = r"cursor\.ready_at := inturn\._next_ready_at\(cursor, NULL\);"
 HEEDS_LEASE = (r"c\.paused_until, c\.lease_until\) END", "c.paused_until) END")
 CLAIM = "claim(text, timestamptz, integer)"
-FAIL = "fail(text, text, bigint, bigint, bigint, text, text, text, interval)"
+FAIL = "fail(text, text, bigint, bigint, bigint, text, text, text, interval, interval)"
 WAITS = "waits for a lock"
 NOT_READY = re.escape("assert [] == ['x']")
 NOT_WOKEN = "P4: the next append will not wake it"

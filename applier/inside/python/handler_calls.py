@@ -138,7 +138,7 @@ class HandlerCalls:
         Returns:
             how many of the commands took effect: the only one, or those that a batch handler says.
         """
-        session = session_of(connection)
+        session, turn.begun_at = session_of(connection), time.monotonic()
         commands = [order.read(self.applier.parse_float) for order in orders]
         batch = self.applier.find_batch(orders[0].topic)
         began_at, started_at = time.time(), time.monotonic()

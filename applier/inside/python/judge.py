@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class Judge:
         Raises:
             SchemaMismatch: it failed because the schema was upgraded meanwhile.
         """
+        turn.took = time.monotonic() - turn.begun_at
         check_after(error, connection, self.schema)
         turn.failed, turn.error, turn.asked = order, describe(error), asked(error)
         if isinstance(error, NoHandler):

@@ -58,6 +58,9 @@ class Turn:
     failed: ClaimedCommand | None = None
     error: str = ""
     asked: Requested = NOTHING
+    #: When the latest call was begun, by time.monotonic(), and how long the one took that failed.
+    begun_at: float = 0.0
+    took: float | None = None
     outcome: str = "applied"
     skipped: int = 0
     is_alone: bool = False

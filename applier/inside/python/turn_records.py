@@ -101,7 +101,9 @@ class TurnRecords:
             turn.outcome = session_of(connection).call(calls.lease.end_alone(*place))
             return
         error = encodable(turn.error, connection.info)
-        turn.outcome = session_of(connection).call(calls.lease.fail_alone(*place, error, turn.asked))
+        turn.outcome = session_of(connection).call(
+            calls.lease.fail_alone(*place, error, turn.asked, turn.took)
+        )
         self._count_skipped(connection, turn, turn.failed)
 
     def fail_alone(
@@ -139,7 +141,14 @@ class TurnRecords:
         error = encodable(turn.error, connection.info)
         turn.outcome = session_of(connection).call(
             calls.turn.fail(
-                self.schema, self.topic, _done(turn), failed.seq, error, turn.asked, self.applier_id
+                self.schema,
+                self.topic,
+                _done(turn),
+                failed.seq,
+                error,
+                turn.asked,
+                self.applier_id,
+                turn.took,
             )
         )
         self._count_skipped(connection, turn, failed)

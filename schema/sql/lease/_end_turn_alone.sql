@@ -5,7 +5,7 @@
 -- raise.
 CREATE FUNCTION inturn._end_turn_alone(
     topic text, key text, epoch bigint, done_seq bigint,
-    error text DEFAULT NULL, verdict text DEFAULT NULL, retry_after interval DEFAULT NULL
+    error text DEFAULT NULL, verdict text DEFAULT NULL, retry_after interval DEFAULT NULL, took interval DEFAULT NULL
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -21,7 +21,8 @@ BEGIN
         was.lost := 0; -- whoever can say so is not lost
         RETURN inturn._record_failure(
             was, epoch, from_seq, done_seq + 1, CASE WHEN done_seq >= from_seq THEN 1 ELSE was.attempts + 1 END,
-            error, was.claimed_by, was.claimed_at, verdict, retry_after);
+            error, was.claimed_by, least(greatest(was.claimed_at, clock_timestamp() - took), clock_timestamp()),
+            verdict, retry_after);
     END IF;
     cursor := was;
     cursor.claimed_by := NULL; cursor.claimed_at := NULL; cursor.lease_until := NULL;

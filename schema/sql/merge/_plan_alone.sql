@@ -14,7 +14,7 @@ BEGIN
                                       CASE WHEN was.attempts > 0 OR was.lost > 0 THEN 1 ELSE max_commands END);
     END IF;
     IF problem IS NOT NULL THEN
-        PERFORM inturn._end_alone(was.topic, was.key, was.epoch, was.applied_seq, problem, 'merge');
+        PERFORM inturn._end_alone(was.topic, was.key, was.epoch, was.applied_seq, problem, 'merge', took => '0');
         RETURN false;
     END IF;
     RETURN true;

@@ -20,7 +20,7 @@ BEGIN
         IF problem IS NOT NULL THEN
             PERFORM inturn.fail(settings.name, claimed.key, claimed.epoch, claimed.applied_seq + 1,
                                 claimed.applied_seq + 1,
-                                problem, applier, 'merge');
+                                problem, applier, 'merge', took => '0'); -- what comes next is not merged
             failed := failed || claimed.key;
         END IF;
     END LOOP;

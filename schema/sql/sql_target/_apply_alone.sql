@@ -22,10 +22,10 @@ DECLARE
     last_seq constant bigint := was.applied_seq OPERATOR(pg_catalog.+)
         CASE WHEN was.attempts OPERATOR(pg_catalog.>) 0 OR was.lost OPERATOR(pg_catalog.>) 0 THEN 1
              ELSE least(settings.batch_commands, 50) END;
-    leave_at constant timestamp with time zone := inturn._begin_until();
+    leave_at constant timestamp with time zone := inturn._begin_until(); began_at timestamp with time zone;
     done_seq bigint := was.applied_seq; number bigint; next_seq bigint;
     message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text;
-    state pg_catalog.text; asked pg_catalog.record; error pg_catalog.text;
+    state pg_catalog.text; asked pg_catalog.record; error pg_catalog.text; took interval;
     revision constant pg_catalog.text := inturn._revision(); me constant pg_catalog.name := current_user;
 BEGIN
     failures := 0; skipped := 0; answered := false; asked := inturn._read_verdict(NULL, NULL);
@@ -35,7 +35,7 @@ BEGIN
     WHILE done_seq OPERATOR(pg_catalog.<) last_seq
         AND (done_seq OPERATOR(pg_catalog.=) was.applied_seq
              OR pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) leave_at) LOOP
-        next_seq := done_seq OPERATOR(pg_catalog.+) 1;
+        next_seq := done_seq OPERATOR(pg_catalog.+) 1; began_at := pg_catalog.clock_timestamp();
         next_seq := CASE WHEN settings.merges THEN inturn._planned_end(topic, key, epoch, next_seq) ELSE next_seq END;
         BEGIN
             EXECUTE pg_catalog.format('SELECT commands FROM (%s) AS q (keys, seqs, commands)',
@@ -59,6 +59,7 @@ BEGIN
                 context = PG_EXCEPTION_CONTEXT, state = RETURNED_SQLSTATE;
             cancellation := CASE WHEN state OPERATOR(pg_catalog.=) '57014' THEN message END;
             asked := inturn._read_verdict(state, detail);
+            took := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began_at;
             error := inturn._failure_text(state, message, detail, hint, context, asked.verdict IS NOT NULL,
                                           asked.problem);
             EXIT;
@@ -66,8 +67,8 @@ BEGIN
         done_seq := next_seq;
     END LOOP;
     commands := done_seq OPERATOR(pg_catalog.-) was.applied_seq;
-    outage := inturn._outage_of(state, message, key, epoch, NULL, done_seq OPERATOR(pg_catalog.+) 1, error);
-    PERFORM inturn._end_alone(topic, key, epoch, done_seq, error, asked.verdict, asked.retry_after)
+    outage := inturn._outage_of(state, message, key, epoch, NULL, done_seq OPERATOR(pg_catalog.+) 1, error, took);
+    PERFORM inturn._end_alone(topic, key, epoch, done_seq, error, asked.verdict, asked.retry_after, took)
     WHERE outage IS NULL OR NOT judged;
     IF error IS NOT NULL THEN
         answered := outage IS NULL AND coalesce(asked.verdict, '') OPERATOR(pg_catalog.<>) 'outage';

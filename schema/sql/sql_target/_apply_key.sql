@@ -23,7 +23,7 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     stop_seq bigint := applied_seq OPERATOR(pg_catalog.+) max_commands;
-    leave_at timestamp with time zone := inturn._begin_until();
+    leave_at timestamp with time zone := inturn._begin_until(); began_at timestamp with time zone; took interval;
     commands bigint;
     message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text;
     state pg_catalog.text; error pg_catalog.text;
@@ -36,6 +36,7 @@ BEGIN
         BEGIN
             done_seq := applied_seq;
             WHILE done_seq OPERATOR(pg_catalog.<) stop_seq LOOP
+                began_at := pg_catalog.clock_timestamp();
                 EXECUTE pg_catalog.format('SELECT commands FROM (%s) AS q (keys, seqs, commands)',
                                           inturn._target_query(settings, '_turn_commands'))
                 INTO commands USING topic, ARRAY[key], ARRAY[epoch], ARRAY[done_seq], 1, attempt,
@@ -53,6 +54,7 @@ BEGIN
             END LOOP;
             EXIT;
         EXCEPTION WHEN query_canceled OR assert_failure OR OTHERS THEN
+            took := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began_at;
             IF SQLSTATE OPERATOR(pg_catalog.=) '57014' AND attempt OPERATOR(pg_catalog.=) 1
                OR pg_catalog.starts_with(SQLSTATE, '42') AND inturn._revision() OPERATOR(pg_catalog.<>) revision THEN
                 RAISE;
@@ -72,11 +74,11 @@ BEGIN
     IF error IS NOT NULL THEN
         failures := CASE WHEN asked.verdict OPERATOR(pg_catalog.=) 'skip' THEN 0 ELSE 1 END;
         outage := inturn._outage_of(state, message, key, epoch, applied_seq OPERATOR(pg_catalog.+) 1,
-                                    done_seq OPERATOR(pg_catalog.+) 1, error);
+                                    done_seq OPERATOR(pg_catalog.+) 1, error, took);
         answered := outage IS NULL AND coalesce(asked.verdict, '') OPERATOR(pg_catalog.<>) 'outage';
         outcome := CASE WHEN outage IS NOT NULL AND judged THEN 'outage' ELSE
             inturn.fail(topic, key, epoch, applied_seq OPERATOR(pg_catalog.+) 1, done_seq OPERATOR(pg_catalog.+) 1,
-                        error, applier, asked.verdict, asked.retry_after) END;
+                        error, applier, asked.verdict, asked.retry_after, took) END;
         skipped := inturn._count_skipped(topic, key, done_seq OPERATOR(pg_catalog.+) 1, epoch);
     END IF;
 END

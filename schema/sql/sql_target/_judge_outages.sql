@@ -18,10 +18,10 @@ DECLARE
 BEGIN
     FOR outage IN
         SELECT * FROM jsonb_to_recordset(coalesce(outages, '[]'))
-                          o (key text, epoch bigint, from_seq bigint, failed_seq bigint, error text)
+            o (key text, epoch bigint, from_seq bigint, failed_seq bigint, error text, took double precision)
     LOOP
         PERFORM inturn.fail(topic, outage.key, outage.epoch, outage.from_seq, outage.failed_seq, outage.error, applier,
-                            CASE WHEN is_down THEN 'outage' END)
+                            CASE WHEN is_down THEN 'outage' END, took => make_interval(secs => outage.took))
         WHERE applier IS NOT NULL;
         keys := (keys - outage.key) || to_jsonb(outage.key);
         is_down := is_down OR jsonb_array_length(keys) >= 5;

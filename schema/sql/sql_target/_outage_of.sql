@@ -7,8 +7,9 @@
 -- disk fails (53, 58); not a limit that is set for what a command takes (53400).
 -- Extensions and languages that have no SQLSTATE for that (XX000, 38000) say it in their message.
 -- inturn.applier.breaker.is_outage says the same of what handlers in Python get from the database.
+-- took: how long the command was at work; in seconds in what is returned.
 CREATE FUNCTION inturn._outage_of(
-    state text, message text, key text, epoch bigint, from_seq bigint, failed_seq bigint, error text
+    state text, message text, key text, epoch bigint, from_seq bigint, failed_seq bigint, error text, took interval
 ) RETURNS jsonb
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -19,7 +20,7 @@ SELECT CASE
                         '|connection ?(error|refused|reset|closed|aborted)|closed connection|disconnected|empty reply'
                         '|timed ?out|timeout|unreachable|no route to host')
         THEN jsonb_build_object('key', key, 'epoch', epoch, 'from_seq', from_seq, 'failed_seq', failed_seq,
-                                'error', left(error, 8000)) END
+                                'error', left(error, 8000), 'took', extract(epoch FROM took)::double precision) END
 $$;
 COMMENT ON FUNCTION inturn._outage_of IS
     'Internal to the appliers: a failure of a SQL target that looks like an outage of what commands need.';

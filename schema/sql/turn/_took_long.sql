@@ -1,8 +1,9 @@
 -- Returns whether one of these keys is being tried again and its last attempt took at least 100 ms: those that share
 -- its transaction would wait as long for their commit. Internal to the appliers.
 --
--- epochs, attempts: as the claim returned them. Of a topic that is granted to other appliers only it says no. Takes no
--- locks.
+-- epochs, attempts: as the claim returned them. Of a turn that failed, started_at is when the failed command was begun,
+-- or as if what came after it had come before: so it says how long that took, and nothing of what shared its
+-- transaction. Of a topic that is granted to other appliers only it says no. Takes no locks.
 CREATE FUNCTION inturn._took_long(topic text, keys text[], epochs bigint[], attempts integer[]) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -40,7 +40,7 @@ BEGIN
             CASE WHEN singles[n] THEN 1 ELSE settings.batch_commands END);
         IF problem IS NOT NULL THEN
             PERFORM inturn.fail(topic, keys[n], epochs[n], applied_seqs[n] + 1, applied_seqs[n] + 1, problem,
-                                session_user::text, 'merge');
+                                session_user::text, 'merge', took => '0'); -- what comes next is not merged
             keys[n] := NULL;
         END IF;
     END LOOP;

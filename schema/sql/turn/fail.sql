@@ -1,6 +1,7 @@
 CREATE FUNCTION inturn.fail(
     topic text, key text, epoch bigint, from_seq bigint, failed_seq bigint,
-    error text, applier text, verdict text DEFAULT NULL, retry_after interval DEFAULT NULL
+    error text, applier text, verdict text DEFAULT NULL, retry_after interval DEFAULT NULL,
+    took interval DEFAULT NULL
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -13,6 +14,8 @@ AS $$
 -- outage, which counts as no attempt; NULL: nothing.
 -- Without hold or skip, the key is ready again after a wait (see _backoff), until the command has failed max_attempts
 -- times; then the topic's on_exhausted decides: hold it, skip the command, or cancel-rest: skip all that is pending.
+-- took: how long that command was at work; NULL: since the transaction began. One that took long shares no transaction
+-- with other keys when it is tried again (see _took_long).
 -- failed_seq: the number that the handler had; of commands that were merged, the first one has failed with it.
 -- Returns the outcome: retrying, held, skipped or cancelled. The key cannot go idle here, so its callers are not
 -- locked.
@@ -36,8 +39,9 @@ BEGIN
     was.lost := 0; -- whoever can say so is not lost
     RETURN inturn._record_failure(was, epoch, from_seq, failed_seq,
                                   CASE WHEN failed_seq > from_seq THEN 1 ELSE was.attempts + 1 END,
-                                 error, applier, now(), verdict, retry_after);
+                                 error, applier, least(greatest(now(), clock_timestamp() - took), clock_timestamp()),
+                                 verdict, retry_after);
 END
 $$;
-COMMENT ON FUNCTION inturn.fail(text, text, bigint, bigint, bigint, text, text, text, interval) IS
+COMMENT ON FUNCTION inturn.fail(text, text, bigint, bigint, bigint, text, text, text, interval, interval) IS
     'Ends a turn whose last command failed: records the error, and what becomes of the key.';

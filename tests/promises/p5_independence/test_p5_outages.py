@@ -398,7 +398,7 @@ def test_p5_what_looks_like_an_outage_is_the_same_in_sql_and_in_python(database:
         ("58030", 'could not read blocks 0..0 in file "base/5/16390": Input/output error', True),
         ("58P01", 'could not access file "$libdir/gone": No such file or directory', False),
     ):
-        found = "SELECT inturn._outage_of(%s, %s, 'k', 1, 1, 1, 'e') IS NOT NULL"
+        found = "SELECT inturn._outage_of(%s, %s, 'k', 1, 1, 1, 'e', '0') IS NOT NULL"
         assert database.value(found, [state, said]) == is_down, state
         with pytest.raises(psycopg.Error) as raised:
             database.execute(
