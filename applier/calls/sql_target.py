@@ -6,7 +6,7 @@ import json
 from datetime import datetime
 from typing import NamedTuple, TypeAlias
 
-from inturn.applier.calls.call import Call, nothing, statement
+from inturn.applier.calls.call import Call, nothing, statement, value
 
 
 class Down(NamedTuple):
@@ -63,6 +63,16 @@ def apply_batch(
 
 def _downs(text: str) -> list[Down]:
     return [Down(**each) for each in json.loads(text)]
+
+
+def fail_outages(schema: str, topic: str, downs: list[tuple[Down, bool]], applier_id: str) -> Call[int]:
+    """Return the call that records outages, each with whether it counts; it says how many it skipped."""
+    outages = [down._asdict() | {"counts": counts} for down, counts in downs]
+    return Call(
+        statement("SELECT {schema}._fail_outages(%s, %s::pg_catalog.jsonb, %s)", schema),
+        (topic, json.dumps(outages, ensure_ascii=False), applier_id),
+        value,
+    )
 
 
 def require_sql_topic(schema: str, topic: str) -> Call[None]:

@@ -51,7 +51,7 @@ class SqlTarget:
             done = session.call(call)
             if self.stop.expired:
                 raise _Cut
-            skipped = done.skipped + sum(self._fail(session, down) for down in done.outages)
+            skipped = done.skipped + self._fail(session, done.outages)
         if not done.keys:
             return Batch()
         self._tell(done)
@@ -99,37 +99,26 @@ class SqlTarget:
             empty=int(not done.commands + done.failures + skipped),
         )
 
-    def _fail(self, session: Session, down: calls.sql_target.Down) -> int:
-        """Record a command that failed by an outage; return how many were skipped because of it."""
-        assert down.from_seq is not None  # noqa: S101 - for mypy: it is not alone
-        turn = calls.turn.Done(down.key, down.epoch, down.from_seq, down.failed_seq - 1)
-        call = calls.turn.fail(
-            self.schema,
-            self.topic,
-            turn,
-            down.failed_seq,
-            down.error,
-            self._judge(down),
-            self.applier_id,
-            down.took,
-        )
-        return self._count_skipped(session, down, session.call(call))
+    def _fail(self, session: Session, downs: list[calls.sql_target.Down]) -> int:
+        """Record commands that failed by outages; return how many were skipped because of it."""
+        if not downs:
+            return 0
+        judged = [(down, self._counts(down)) for down in downs]
+        return session.call(calls.sql_target.fail_outages(self.schema, self.topic, judged, self.applier_id))
 
     def _fail_alone(self, session: Session, down: calls.sql_target.Down) -> int:
         place = (self.schema, self.topic, down.key, down.epoch, down.failed_seq - 1)
-        outcome = session.call(calls.lease.fail_alone(*place, down.error, self._judge(down), down.took))
-        return self._count_skipped(session, down, outcome)
-
-    def _count_skipped(self, session: Session, down: calls.sql_target.Down, outcome: str) -> int:
+        asked = NOTHING if self._counts(down) else Requested(Outage.sqlstate)
+        outcome = session.call(calls.lease.fail_alone(*place, down.error, asked, down.took))
         if outcome not in {"skipped", "cancelled"}:
             return 0
-        call = calls.turn.count_skipped(self.schema, self.topic, down.key, down.failed_seq, down.epoch)
-        return session.call(call)
+        return session.call(
+            calls.turn.count_skipped(self.schema, self.topic, down.key, down.failed_seq, down.epoch)
+        )
 
-    def _judge(self, down: calls.sql_target.Down) -> Requested:
-        """Note an outage; return what becomes of the command: while the breaker is open, none counts."""
-        counts = self.breaker.failed(down.key, down.error, probe=self.breaker.is_probing)
-        return NOTHING if counts else Requested(Outage.sqlstate)
+    def _counts(self, down: calls.sql_target.Down) -> bool:
+        """Note an outage; return whether it is an attempt: while the breaker is open, none is."""
+        return self.breaker.failed(down.key, down.error, probe=self.breaker.is_probing)
 
     def _tell(self, done: calls.sql_target.Applied | calls.sql_target.AppliedAlone) -> None:
         """Tell the breaker that what commands need answers: one took effect, or failed for its own reason."""

@@ -63,6 +63,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._finish(text, text[], bigint[], bigint[], bigint[], text),
     inturn.fail(text, text, bigint, bigint, bigint, text, text, text, interval, interval),
     inturn._count_skipped(text, text, bigint, bigint),
+    inturn._fail_outages(text, jsonb, text),
     inturn._lock_ticket(text, text, bigint),
     inturn._keep_alone(text, text, bigint),
     inturn._took_long(text, text[], bigint[], integer[]),

@@ -21,7 +21,12 @@ from support.ways import OUTAGES, UNHANDLED
 
 from inturn.applier import Applier, Fleet, Outage
 from inturn.applier.breaker import OPENING_FAILURES, is_outage
+from inturn.applier.calls.call import Call
+from inturn.applier.inside.batch import OLDEST
+from inturn.applier.inside.sql_target import SqlTarget
 from inturn.applier.outside.leases import Leases
+from inturn.applier.process.connections import Connections
+from inturn.applier.stop import Stop
 
 #: How many keys a topic has; and how many where a test waits for as many probes.
 KEYS, FEW = 40, 10
@@ -316,27 +321,45 @@ def test_p5_an_outage_that_a_commit_meets_counts_no_more_than_that_opens_the_bre
     assert outage.value(held) == OPENING_FAILURES
 
 
-def test_p5_of_the_outages_of_one_batch_no_more_count_than_open_the_breaker(outage: Database) -> None:
-    """Keys that are tried again share a batch, where each fails for itself."""
+#: Keys that are tried again share a batch, where each fails for itself.
+_DUE = "UPDATE inturn.ticket SET ready_at = now() - interval '1 hour' WHERE epoch > 0"
+_FAILED_BEFORE = f"""SELECT inturn.fail('needs', key, epoch, 1, 1, 'before', 'me', took => '0')
+    FROM inturn.claim('needs', '-infinity', 20); {_DUE}"""
+
+
+def test_p5_the_outages_of_a_batch_are_recorded_by_one_call(
+    outage: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The callers of its other keys wait for its commit."""
     RemoteTable(outage)
-    outage.execute(
-        "SELECT inturn.fail('needs', c.key, c.epoch, 1, 1, 'before', 'me')"
-        " FROM inturn.claim('needs', '-infinity', 20) c"
-    )
-    due = (
-        "UPDATE inturn.ticket SET ready_at = now() - interval '1 hour' WHERE epoch > 0;"
-        " UPDATE inturn.turn SET started_at = finished_at"  # what took long is taken alone
-    )
+    outage.execute("SELECT inturn.set_topic('needs', max_attempts => 2, on_exhausted => 'skip')")
+    outage.execute(_FAILED_BEFORE)
+    said, run = list[str](), Call.on
+
+    def on(call: Call[Any], connection: Any) -> Any:
+        said.append(call.query.as_string(None))
+        return run(call, connection)
+
+    with Connections(outage.applier_dsn, None).connect() as worker:
+        monkeypatch.setattr(Call, "on", on)
+        batch = SqlTarget("needs", "inturn", "me", Stop()).apply_batch(worker, OLDEST, 20)
+    assert len([text for text in said if "_outages(" in text or ".fail(" in text]) == 1, said
+    assert (batch.keys, batch.failures, batch.skipped) == (20, 20, OPENING_FAILURES)
+    assert outage.execute("SELECT attempts, count(*) FROM inturn.key_mark GROUP BY 1") == [(1, 15)]
+
+
+def test_p5_of_the_outages_of_one_batch_no_more_count_than_open_the_breaker(outage: Database) -> None:
+    RemoteTable(outage)
+    outage.execute(_FAILED_BEFORE)
     batch = "SELECT outages, failures, answered FROM inturn.apply_batch('needs', '-infinity', 20, 'me'"
     attempts = "SELECT attempts, count(*) FROM inturn.key_mark GROUP BY 1 ORDER BY 1"
-    outage.execute(due)
     with outage.connect(user=APPLIER) as session, session.transaction():
         ((outages, *others),) = session.execute(f"{batch}, judged => true)").fetchall()
         session.execute("SELECT inturn._judge_outages('needs', %s, false, 'me', '{}')", [json.dumps(outages)])
     assert others == [20, False]
     assert outage.execute(attempts) == [(1, 15), (2, 5)]
     # Whoever does not judge them has them recorded as failed attempts.
-    outage.execute(due)
+    outage.execute(_DUE)
     with outage.connect(user=APPLIER) as session:
         ((again, *others),) = session.execute(f"{batch})").fetchall()
     assert (len(again), others) == (len(outages), [20, False])
