@@ -39,11 +39,12 @@ def claim_alone(schema: str, topic: str, since: datetime | str, applier_id: str)
     )
 
 
-def lock_lease(schema: str, topic: str, key: str, epoch: int) -> Call[None]:
-    """Return the call that locks a key that was claimed alone, to the end of the transaction."""
-    return Call(
-        statement("SELECT FROM {schema}._hold_lease(%s, %s, %s)", schema), (topic, key, epoch), nothing
-    )
+def hold_alone(schema: str, topic: str, key: str, epoch: int) -> Call[int]:
+    """Return the call that locks a key that was claimed alone, to the end of the transaction.
+
+    It says how many commands its turn takes at the most.
+    """
+    return Call(statement("SELECT {schema}._hold_alone(%s, %s, %s)", schema), (topic, key, epoch), value)
 
 
 class Held(NamedTuple):

@@ -90,14 +90,16 @@ class AppliedAlone(NamedTuple):
     outages: list[Down]
 
 
-def apply_alone(schema: str, topic: str, key: str, epoch: int, settings: Settings) -> Call[AppliedAlone]:
-    """Return the call that takes a turn alone; the session's settings are put back."""
+def apply_alone(
+    schema: str, topic: str, key: str, epoch: int, most: int, settings: Settings
+) -> Call[AppliedAlone]:
+    """Return the call that takes a turn alone, of so many commands; the session's settings are put back."""
     return Call(
         statement(
             "SELECT commands, failures, skipped, answered, outage::pg_catalog.text,"
-            " {schema}._reset_session(%s, %s) FROM {schema}._apply_alone(%s, %s, %s, true)",
+            " {schema}._reset_session(%s, %s) FROM {schema}._apply_alone(%s, %s, %s, true, %s)",
             schema,
         ),
-        (*settings, topic, key, epoch),
+        (*settings, topic, key, epoch, most),
         lambda rows: AppliedAlone(*(*rows[0][:-2], _downs(f"[{rows[0][-2] or ''}]"))),
     )

@@ -43,6 +43,7 @@ _OF_THE_SERVER = {"57P02", "57P03"}
 class Alone:
     """A key that was claimed alone.
 
+    is_begun: its turn has the key. Whatever ends the wait for that, no command has.
     is_shared: several of its commands may have been begun in the transaction of its turn, so that nobody can
         tell which of them has ended it: it is a suspect, of which one command is taken next.
     """
@@ -52,6 +53,7 @@ class Alone:
     key: str
     epoch: int
     ready_at: datetime
+    is_begun: bool = False
     is_shared: bool = False
 
 
@@ -78,7 +80,7 @@ class TurnLost(Exception):
         state = getattr(self.error, "sqlstate", None)
         restarted = server_of(connection) != self._server
         error: str | None = describe(self.error)
-        if not self.closed and (state in _OF_THE_SERVER or restarted):
+        if not self.alone.is_begun or (not self.closed and (state in _OF_THE_SERVER or restarted)):
             error = None
         is_clear = (self.closed or state in _OF_THE_COMMAND) and not self.alone.is_shared
         outcome = _lose(connection, self.alone, error, is_clear=is_clear)
@@ -91,18 +93,24 @@ class NotHeld(Exception):
     """A key that was claimed alone could not be locked for its turn: nothing of it was begun."""
 
 
-def hold(connection: psycopg.Connection[Any], alone: Alone) -> None:
+def hold(connection: psycopg.Connection[Any], alone: Alone) -> int:
     """Lock a key that was claimed alone, to the end of the transaction, before any limit is set.
+
+    Returns:
+        how many commands its turn takes at the most.
 
     Raises:
         NotHeld: another claim was quicker, or the session's timeouts have ended the wait for somebody else.
     """
     try:
-        session_of(connection).call(calls.lease.lock_lease(alone.schema, alone.topic, alone.key, alone.epoch))
+        call = calls.lease.hold_alone(alone.schema, alone.topic, alone.key, alone.epoch)
+        most = session_of(connection).call(call)
     except psycopg.Error as error:
         if error.sqlstate == Fenced.sqlstate or is_cut(error):
             raise NotHeld from error
         raise
+    alone.is_begun = True
+    return most
 
 
 def is_cut(error: BaseException) -> bool:
@@ -223,6 +231,8 @@ def _is_clear(target: AloneTarget, alone: Alone, error: BaseException, text: str
 
     What handlers fail with is caught before. A COMMIT fails by an outage where foreign tables were written.
     """
+    if not alone.is_begun:
+        return None
     breaker = target.breaker
     if is_outage(error) and not breaker.failed(alone.key, text, probe=breaker.is_probing):
         return None

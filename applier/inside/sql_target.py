@@ -78,12 +78,13 @@ class SqlTarget:
     def turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:
         """Apply the commands of a key that was claimed alone; see AloneTarget."""
         session = session_of(connection)
-        alone.is_shared = True  # the database does not say how many commands it begins
-        call = calls.sql_target.apply_alone(self.schema, self.topic, alone.key, alone.epoch, session.pinned)
         started_at = time.monotonic()
         with connection.transaction():
-            hold(connection, alone)
+            most = hold(connection, alone)
+            alone.is_shared = most > 1  # the database does not say how many of them it has begun
             session.limit(self._limit)
+            place = (self.schema, self.topic, alone.key, alone.epoch)
+            call = calls.sql_target.apply_alone(*place, most, session.pinned)
             done = session.call(call)
             if self.stop.expired:
                 raise _Cut

@@ -159,7 +159,7 @@ def test_a_lost_turn_counts_as_a_failure_where_it_was_the_commands(
     assert claimed is not None
     assert claimed.key is not None
     assert claimed.epoch is not None
-    alone = Alone("inturn", shop.TOPIC, claimed.key, claimed.epoch, claimed.ready_at)
+    alone = Alone("inturn", shop.TOPIC, claimed.key, claimed.epoch, claimed.ready_at, is_begun=True)
     worker = _worker(database, choose, stop=stop, recovery=Recovery())
     worker._lost = TurnLost(alone, psycopg.OperationalError("lost"), closed=False, server=server)
     worker.run()

@@ -206,6 +206,7 @@ APPLIER_STEPS = {
         "_keep_alone",
         "_took_long",
         "_hold_lease",
+        "_hold_alone",
         "_record_progress",
     ),
     *(

@@ -1,15 +1,16 @@
 -- Applies the next commands of a key that was claimed alone (see _claim_alone), with a SQL target, and ends the turn.
 -- Internal to the appliers.
 --
--- Each command under a savepoint of its own; the first that fails ends the turn, and what came before it stays. A
--- cancelled query fails the command in hand too: cancellation is what it says, for the caller to end after the commit.
+-- most: how many, as _hold_alone says. Each command under a savepoint of its own; the first that fails ends the turn,
+-- and what came before it stays. A cancelled query fails the command in hand too: cancellation is what it says, for the
+-- caller to end after the commit.
 -- outage: the failure looks like one of what commands need (see _outage_of): with judged, it is for the caller to
 -- record by _end_alone. answered: it was for a reason of the command's own.
 -- Begins no further command after _begin_until. failures: 0 too when the command only asked to be skipped.
 -- Locks what the target and _end_alone lock. Raises what they raise: then nothing was changed. So it does where a part
 -- of the schema is gone because an upgrade has committed meanwhile.
 CREATE FUNCTION inturn._apply_alone(
-    topic text, key text, epoch bigint, judged boolean,
+    topic text, key text, epoch bigint, judged boolean, most integer,
     OUT commands bigint, OUT failures integer, OUT skipped bigint, OUT cancellation text, OUT outage jsonb,
     OUT answered boolean
 )
@@ -19,9 +20,7 @@ AS $$
 DECLARE
     settings constant inturn.topic := inturn._sql_topic(topic);
     was constant inturn.key_cursor := inturn._hold_lease(topic, key, epoch);
-    last_seq constant bigint := was.applied_seq OPERATOR(pg_catalog.+)
-        CASE WHEN was.attempts OPERATOR(pg_catalog.>) 0 OR was.lost OPERATOR(pg_catalog.>) 0 THEN 1
-             ELSE least(settings.batch_commands, 50) END;
+    last_seq constant bigint := was.applied_seq OPERATOR(pg_catalog.+) most;
     leave_at constant timestamp with time zone := inturn._begin_until(); began_at timestamp with time zone;
     done_seq bigint := was.applied_seq; number bigint; next_seq bigint;
     message pg_catalog.text; detail pg_catalog.text; hint pg_catalog.text; context pg_catalog.text;
@@ -29,7 +28,7 @@ DECLARE
     revision constant pg_catalog.text := inturn._revision(); me constant pg_catalog.name := current_user;
 BEGIN
     failures := 0; skipped := 0; answered := false; asked := inturn._read_verdict(NULL, NULL);
-    IF NOT inturn._plan_alone(settings, was, (last_seq OPERATOR(pg_catalog.-) was.applied_seq)::integer) THEN
+    IF NOT inturn._plan_alone(settings, was, most) THEN
         commands := 0; failures := 1; RETURN;
     END IF;
     WHILE done_seq OPERATOR(pg_catalog.<) last_seq

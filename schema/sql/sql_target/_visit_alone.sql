@@ -17,7 +17,7 @@ DECLARE
     claimed pg_catalog.record;
     turn pg_catalog.record;
     problem pg_catalog.text; state pg_catalog.text;
-    held boolean := false;
+    most integer; -- NULL: not held
     blameless boolean;
     revision constant pg_catalog.text := inturn._revision();
     upgraded boolean;
@@ -31,22 +31,23 @@ BEGIN
         RETURN;
     END IF;
     BEGIN
-        PERFORM inturn._hold_lease(topic, claimed.key, claimed.epoch);
-        held := true;
-        SELECT * INTO turn FROM inturn._apply_alone(topic, claimed.key, claimed.epoch, false);
+        most := inturn._hold_alone(topic, claimed.key, claimed.epoch);
+        SELECT * INTO turn FROM inturn._apply_alone(topic, claimed.key, claimed.epoch, false, most);
     EXCEPTION WHEN OTHERS THEN
         GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT, state = RETURNED_SQLSTATE;
     END;
     COMMIT AND CHAIN;
     PERFORM inturn._keep_settings(settings);
-    IF NOT held AND state OPERATOR(pg_catalog.=) ANY ('{55P03,IT030}') THEN
+    IF most IS NULL AND state OPERATOR(pg_catalog.=) ANY ('{55P03,IT030}') THEN
         RETURN; -- somebody else has it locked, or claimed: the lease runs out
     ELSIF state IS NOT NULL THEN
-        -- The turn itself could not be ended. Lost against another transaction, the key is put off.
+        -- The turn itself could not be ended. Lost against another transaction, or never begun, the key is put off; of
+        -- several commands nobody can tell which one it was.
         upgraded := pg_catalog.starts_with(state, '42') AND inturn._revision() OPERATOR(pg_catalog.<>) revision;
         blameless := upgraded OR pg_catalog.starts_with(state, '40');
         PERFORM inturn._lose_alone(topic, claimed.key, claimed.epoch, CASE WHEN NOT upgraded THEN problem END,
-                                   CASE WHEN upgraded OR NOT blameless THEN true END);
+                                   CASE WHEN upgraded THEN true
+                                        WHEN NOT blameless THEN most OPERATOR(pg_catalog.=) 1 END);
         COMMIT AND CHAIN;
         IF upgraded THEN
             RAISE USING ERRCODE = state, MESSAGE = problem,

@@ -17,7 +17,7 @@ from support.race import replace_in
 from inturn.applier import Applier, Command, Fleet
 from inturn.applier.breaker import Breaker
 from inturn.applier.command import ClaimedCommand
-from inturn.applier.inside.alone import Alone, hold, take_alone
+from inturn.applier.inside.alone import Alone, AloneTarget, TurnLost, hold, take_alone
 from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.hand import Hand
 from inturn.applier.inside.python_target import PythonTarget
@@ -28,6 +28,7 @@ from inturn.applier.stop import Stop
 #: Longer than any timeout here.
 _LONGER = "SELECT pg_sleep(0.5)"
 _LOCK = "SELECT FROM inturn.ticket FOR UPDATE"
+_ENDS = "SELECT pg_terminate_backend(pg_backend_pid())"
 _CLAIM_ALONE = "SELECT epoch FROM inturn._claim_alone('t', '-infinity', %s)"
 _SECOND_CLAIM = "UPDATE inturn.key_cursor SET lease_until = now(), ready_at = now() - interval '1 minute'"
 
@@ -95,10 +96,10 @@ def test_p5_a_key_that_somebody_has_locked_is_charged_with_no_timeout_of_the_ses
     operator = database.session()
     between = _Between(_target(target), lambda: operator.execute(_LOCK))
 
-    def hold_in_time(connection: psycopg.Connection[Any], alone: Alone) -> None:
+    def hold_in_time(connection: psycopg.Connection[Any], alone: Alone) -> int:
         # Of this wait alone: on a busy machine a new session's claim may take longer.
         connection.execute(f"SET LOCAL {setting} = '50 ms'")
-        hold(connection, alone)
+        return hold(connection, alone)
 
     monkeypatch.setattr(f"inturn.applier.inside.{target}_target.hold", hold_in_time)
     with Connections(database.applier_dsn, None).connect() as connection:
@@ -143,6 +144,86 @@ def test_p5_a_key_that_another_claim_has_taken_is_no_failure(database: Database,
         batch = take_alone(_Between(_target(target), claim), connection, "-infinity")
     assert (batch.keys, batch.failures) == (1, 0)
     assert not _is_charged(database)
+
+
+def _lost(target: AloneTarget, connection: psycopg.Connection[Any]) -> TurnLost:
+    with pytest.raises(TurnLost) as raised:
+        take_alone(target, connection, "-infinity")
+    return raised.value
+
+
+@pytest.mark.parametrize("target", ["python", "sql"])
+def test_p5_a_session_that_ends_while_it_waits_for_a_key_is_no_commands_doing(
+    database: Database, target: str
+) -> None:
+    """By an administrator, or by a transaction_timeout: of the command, nothing was begun."""
+    _open(database, target)
+    operator = database.session()
+    between = _Between(_target(target), lambda: operator.execute(_LOCK))
+    connections = Connections(database.applier_dsn, None)
+    with connections.connect() as connection:
+        pid = connection.info.backend_pid
+        with database.beside(lambda: _lost(between, connection)) as taken:
+            waits = "SELECT cardinality(pg_blocking_pids(%s)) > 0"
+            until(lambda: taken.done() or database.value(waits, [pid]), "its wait for the key")
+            database.administer("SELECT pg_terminate_backend(%s)", [pid])
+            lost = taken.result(60)
+    operator.rollback()
+    with connections.connect() as connection:
+        assert not lost.record(connection)
+    assert not _is_charged(database)
+    assert database.execute("SELECT FROM inturn.key_mark WHERE lost > 0") == []
+
+
+@pytest.mark.parametrize("target", ["python", "sql"])
+def test_p5_a_command_that_ends_its_session_is_charged_at_once_where_no_other_was_begun(
+    database: Database, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a timeout of the session, for which the end of its own stands here: every server has that."""
+    monkeypatch.setattr("inturn.applier.inside.alone._OF_THE_COMMAND", {"57P01"})
+    _open(database, target)
+    database.execute("""
+        CREATE OR REPLACE FUNCTION app.nothing(command inturn.command) RETURNS void LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); END $$;
+        GRANT USAGE ON SCHEMA app TO PUBLIC""")
+    by = _target(target)
+    if isinstance(by, PythonTarget):
+        by.applier.handler("t", "do")(lambda connection, _: connection.execute(_ENDS))
+    connections = Connections(database.applier_dsn, None)
+    with connections.connect() as connection:
+        lost = _lost(by, connection)
+    with connections.connect() as connection:
+        assert lost.record(connection)
+    assert database.execute("SELECT attempts, lost FROM inturn.key_mark") == [(1, 1)]
+
+
+_REFUSED = """
+    CREATE FUNCTION app.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE EXCEPTION 'refused'; END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON inturn.turn FOR EACH ROW WHEN (NEW.outcome = 'applied')
+        EXECUTE FUNCTION app.refuse();
+"""
+
+
+@pytest.mark.parametrize("by", ["python", "sql", "call"])
+def test_p5_a_turn_that_cannot_be_ended_is_charged_at_once_where_one_command_was_begun(
+    database: Database, by: str
+) -> None:
+    """Of several nobody can tell which one it was: the key is a suspect first."""
+    _open(database, "python" if by == "python" else "sql", "one", "several", "several")
+    database.execute(_REFUSED)
+    database.execute("GRANT USAGE ON SCHEMA app TO PUBLIC")
+    first = "SELECT key, (array_agg(outcome ORDER BY epoch))[1] FROM inturn.turn GROUP BY 1 ORDER BY 1"
+    if by == "call":
+        database.execute("UPDATE inturn.topic SET backoff_base = '1 hour', backoff_cap = '1 hour'")
+        with database.connect(user=roles.APPLIER) as session:
+            session.execute("SET inturn.careful_keys = 2")
+            session.execute("CALL inturn.apply()")
+    else:
+        with Connections(database.applier_dsn, None).connect() as connection:
+            for _ in range(2):
+                assert _target(by).apply_alone(connection, "-infinity").failures == 1
+    assert database.execute(first) == [("one", "retrying"), ("several", "lost")]
 
 
 def test_p5_under_call_a_key_that_somebody_has_locked_is_not_charged(database: Database) -> None:
