@@ -163,14 +163,15 @@ class OutsideTurns:
     async def _do(self, lane: Lane, work: Work, order: ClaimedCommand, effect: Effect) -> Failed | None:
         work.at_work = True
         began_at, started_at = time.time(), time.monotonic()
-        timeout = lane.timeout  # as the effect: the setting may be changed meanwhile
         try:
+            timeout = lane.timeout  # as the effect: the setting may be changed meanwhile
+            stops = effect.stops_when_cut(order)
             apply = effect.apply(order, work.lease)
-            return await (apply if timeout is None else _apply_within(apply, timeout))
+            return await (apply if timeout is None else _apply_within(apply, timeout, stops=stops))
         except LeaseOver:
             raise
         except _Overdue as late:
-            ended = late.ended and effect.stops_when_cut(order)
+            ended = late.ended and stops
             if not ended:
                 self._give_up(order)
             text = f"the command took longer than the topic's timeout of {timeout:g} s"
@@ -219,38 +220,46 @@ class OutsideTurns:
         log_failure(order, failed.error, failed.asked, outcome)
 
 
-async def _apply_within(apply: Coroutine[Any, Any, Failed | None], seconds: float) -> Failed | None:
+async def _apply_within(
+    apply: Coroutine[Any, Any, Failed | None], seconds: float, *, stops: bool
+) -> Failed | None:
     """Await an effect in a task of its own for so long; then cancel it, and leave it behind if it goes on.
 
-    One that is cut off and heeds no cancel is left behind too, once its time is over.
+    What it says within GIVE_UP_SECONDS of that, or of a cut, is what became of it: one that has succeeded
+    late would have its effect twice. One that heeds no cut is left behind too, once its time is over.
+
+    stops: whether a cancel ends its work. Otherwise it is waited for: a thread may end by itself.
 
     Raises:
-        _Overdue: it took longer.
+        _Overdue: it took longer, and does not say what became of it.
         CancelledError: this was cut off, and so was the effect; or that has cancelled its own task.
     """
     task = asyncio.create_task(apply)
     ends_at = time.monotonic() + seconds
     try:
         await asyncio.wait([task], timeout=seconds)
-        if task.done():
-            return task.result()
-        task.cancel()
-        await asyncio.wait([task], timeout=GIVE_UP_SECONDS)
+        is_late = not task.done()
+        if is_late:
+            if stops:
+                task.cancel()
+            await asyncio.wait([task], timeout=GIVE_UP_SECONDS)
     except asyncio.CancelledError:
         give_up_at = max(ends_at, time.monotonic()) + GIVE_UP_SECONDS
         while not task.done() and (left := give_up_at - time.monotonic()) > 0:
             task.cancel()
             with suppress(asyncio.CancelledError):  # whoever cuts does so again and again
                 await asyncio.wait([task], timeout=left)
-        if task.done():
+        if task.cancelled():
             raise
         current = asyncio.current_task()
         assert current is not None  # noqa: S101 - for mypy: this is one
         while current.cancelling():
             current.uncancel()
-    if task.done() and not task.cancelled():
-        task.exception()  # seen: that it took too long is said instead
-    raise _Overdue(ended=task.done())
+        is_late = not task.done()
+    if is_late and (task.cancelled() or not task.done()):
+        task.cancel()
+        raise _Overdue(ended=task.done())
+    return task.result()
 
 
 def _goes_on(effect: Effect, order: ClaimedCommand, work: Work) -> bool:

@@ -8,7 +8,7 @@ import threading
 import time
 from datetime import UTC, datetime
 from typing import Any
-from unittest.mock import AsyncMock, Mock
+from unittest.mock import AsyncMock, Mock, call
 
 import psycopg
 import pytest
@@ -19,7 +19,7 @@ from inturn.applier.breaker import Breaker
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.http.effect import HttpEffect
 from inturn.applier.metrics.tallies import Tallies
-from inturn.applier.outside.effect import Effect, HandlerEffect, Timeouts
+from inturn.applier.outside.effect import Effect, Failed, HandlerEffect, Timeouts
 from inturn.applier.outside.keeper import keep_leases
 from inturn.applier.outside.lanes import Lane, OutsideTarget, Work
 from inturn.applier.outside.leases import Lease, LeaseStep
@@ -200,6 +200,55 @@ def test_a_command_that_takes_too_long_fails_though_its_topic_has_no_timeout_by_
 
     failed = asyncio.run(run()).args[0].keywords
     assert "took longer than the topic's timeout of 0.01 s" in failed["error"]
+
+
+class Late(Hanging):
+    """Ends when its topic's timeout is over, or when it is cut off: it says what became of it."""
+
+    said: Failed | None = None
+
+    async def apply(self, order: ClaimedCommand, lease: Lease) -> Any:
+        self.begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait() if self.stops else await asyncio.sleep(0.1)
+        return self.said
+
+
+@pytest.mark.parametrize("said", [None, Failed("its own error")])
+@pytest.mark.parametrize(
+    ("stops", "cut", "timeout"), [(True, False, 0.01), (False, False, 0.01), (True, True, 3600)]
+)
+def test_a_command_that_ends_late_has_said_what_became_of_it(
+    said: Failed | None, *, stops: bool, cut: bool, timeout: float
+) -> None:
+    """One that has succeeded would have its effect twice; its thread is not abandoned, for it has ended."""
+
+    async def run() -> None:
+        order = ClaimedCommand(TOPIC, "a", 1, "x", "{}", datetime.now(UTC), 1, 1)
+        lease = Lease(TOPIC, "a", 1, 3600.0, time.monotonic() + 3600, 0.0, [order])
+        effect, recorder, link, give_up = Late(stops=stops), Mock(), Mock(), Mock()
+        effect.said = said
+        recorder.record = AsyncMock(return_value="let go")
+        link.run = AsyncMock(return_value=("retrying", 0))
+        turns = OutsideTurns(
+            Mock(), link, recorder, stop=Stop(), bell=LoopBell(), totals=Totals(), tallies=Tallies(),
+            give_up=give_up,
+        )  # fmt: skip
+        lane, work = Lane(TOPIC, 1, None, effect, Breaker(TOPIC), timeout=timeout), Work(lease, probe=False)
+        lane.in_flight.add(work)
+        work.task = asyncio.create_task(turns.take(lane, work))
+        await effect.begun.wait()
+        if cut:
+            work.cut()
+        await work.task
+        give_up.assert_not_called()
+        if said is None:
+            assert recorder.record.await_args_list == [call(LeaseStep(lease, 1, release=True))]
+            link.run.assert_not_awaited()
+        else:
+            assert link.run.await_args.args[0].keywords["error"] == "its own error"
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(

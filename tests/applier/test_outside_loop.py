@@ -128,7 +128,7 @@ def test_a_coroutine_that_heeds_neither_a_cut_nor_a_cancel_is_left_behind(
                 with suppress(asyncio.CancelledError):
                     await over.wait()
 
-        within = asyncio.create_task(turns._apply_within(heeds_nothing(), 0.02))
+        within = asyncio.create_task(turns._apply_within(heeds_nothing(), 0.02, stops=True))
         await began.wait()
         within.cancel()
         await asyncio.wait([within], timeout=60)

@@ -96,6 +96,7 @@ def test_status_says_how_many_handlers_a_process_has_abandoned(
     database: Database, release: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of both kinds of handlers."""
+    monkeypatch.setattr("inturn.applier.outside.turns.GIVE_UP_SECONDS", 0.1)
     monkeypatch.setattr(pacing, "CHOOSE_SECONDS", 0.05)
     handlers, _ = _hanging(database, release)
     open_topic(database, "python", "timeout => '50 ms', max_attempts => 1")

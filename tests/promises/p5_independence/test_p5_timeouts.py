@@ -218,7 +218,10 @@ def test_p5_under_call_nobody_is_charged_because_the_call_was_long(
 
 
 @pytest.mark.parametrize("kind", TOO_LONG_OUTSIDE.values())
-def test_p5_a_handler_outside_that_takes_too_long(slow: Database, kind: str) -> None:
+def test_p5_a_handler_outside_that_takes_too_long(
+    slow: Database, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inturn.applier.outside.turns.GIVE_UP_SECONDS", 0.3)
     _open(slow)
     applier = Applier()
 

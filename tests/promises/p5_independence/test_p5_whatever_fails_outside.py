@@ -56,8 +56,9 @@ def _assert_charged(database: Database, fault: Fault) -> None:
     ],
 )
 def test_p5_whatever_goes_wrong_in_an_outside_handler_is_charged_to_its_command(
-    database: Database, way: str, kind: str
+    database: Database, way: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("inturn.applier.outside.turns.GIVE_UP_SECONDS", 0.3)
     fault, seen = (PLAIN if way == "plain" else COROUTINE)[kind], Seen()
     handlers = plain(fault, seen) if way == "plain" else coroutine(fault, seen)
     prepare(database, fault)
