@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,9 +13,9 @@ import psycopg
 
 from inturn.applier import pacing
 from inturn.applier.breaker import Breaker
-from inturn.applier.failure import log_failure
+from inturn.applier.failure import log_failure, on_one_line
 from inturn.applier.handlers import Applier
-from inturn.applier.inside.alone import Alone, hold, take_alone
+from inturn.applier.inside.alone import Alone, hold, is_cut, is_transient, take_alone
 from inturn.applier.inside.batch import Batch
 from inturn.applier.inside.hand import Hand
 from inturn.applier.inside.python.handler_calls import HandlerCalls, Violated
@@ -23,6 +24,7 @@ from inturn.applier.inside.python.narrowing import Narrowing
 from inturn.applier.inside.python.turn import CommandFailed, HandlerBrokeTransaction, Lost, Redo, Turn
 from inturn.applier.inside.python.turn_records import TurnRecords
 from inturn.applier.inside.session import session_of
+from inturn.applier.process.failure_log import FAILURES
 from inturn.applier.stop import Stop
 from inturn.schema.errors import Fenced
 
@@ -94,9 +96,22 @@ class PythonTarget:
         """Record the failure of a key whose handler has ended the transaction of these turns.
 
         The claim went with the transaction. Of the other keys nothing is recorded: they are claimed again.
+        So is that key, alone, where somebody else has it and takes long.
         """
         broken = next(turn for turn in turns if turn.key == error.key)
-        self._records.fail_alone(connection, broken, error)
+        try:
+            self._records.fail_alone(connection, broken, error)
+        except psycopg.Error as refused:
+            if self.stop.expired or not (is_cut(refused) or is_transient(refused)):
+                raise
+            # Whoever has it locked may have it for long. As soon as it can be claimed alone, it is found out.
+            FAILURES.log(
+                logging.WARNING,
+                "a failure was not recorded, as somebody has its key",
+                on_one_line(error),
+                {"topic": self.topic, "key": broken.key},
+            )
+            return Batch(keys=len(turns), redo=True, lost=True, hand=broken.ready_at)
         self._tell([broken])
         return dataclasses.replace(_batch_of([broken], 0.0), hand=turns[0].ready_at)
 

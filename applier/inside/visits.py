@@ -16,7 +16,7 @@ from psycopg.pq import TransactionStatus
 from inturn.applier import pacing
 from inturn.applier.breaker import Breaker
 from inturn.applier.failure import on_one_line
-from inturn.applier.inside.alone import is_transient, raise_lost
+from inturn.applier.inside.alone import is_cut, is_transient, raise_lost
 from inturn.applier.inside.batch import Batch, Target
 from inturn.applier.inside.session import SessionChanged, session_of
 from inturn.applier.inside.sleep import Sleep
@@ -231,7 +231,7 @@ class Visits:
         try:
             batch = target.apply_alone(connection, hand)
         except psycopg.Error as error:
-            if not is_transient(error):
+            if self._stop.expired or not (is_transient(error) or is_cut(error)):
                 raise
             self._stop.wait(pacing.again_seconds(min(self._lost_in_a_row, MOST_DOUBLINGS)))
             self._lost_in_a_row += 1

@@ -137,13 +137,14 @@ def test_p5_a_suspect_whose_claim_always_loses_keeps_no_other_key_from_being_cla
     assert bad_company.innocent_and_charged(database) == []
 
 
+@pytest.mark.parametrize("state", ["serialization_failure", "lock_not_available"])
 def test_p5_a_claim_that_loses_over_and_over_is_made_again_after_ever_longer_pauses(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     _open(database)
     database.execute("DROP TRIGGER lose ON inturn.turn")
     database.execute("CREATE SEQUENCE app.once; GRANT USAGE ON SEQUENCE app.once TO PUBLIC")
-    loses = f"IF nextval('app.once') <= {visits.MOST_DOUBLINGS + 3} THEN RAISE serialization_failure; END IF;"
+    loses = f"IF nextval('app.once') <= {visits.MOST_DOUBLINGS + 3} THEN RAISE {state}; END IF;"
     replace_in(database, "_claim_alone", (r"\nBEGIN\n", f"\nBEGIN {loses}\n"))
     pauses: list[int] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -10,7 +11,15 @@ import pytest
 from support import shop
 from support.database import Database, until
 
-from inturn.applier import Applier, Command
+from inturn.applier import Applier, Batch, Command, calls, pacing
+from inturn.applier.calls.call import Call, nothing, statement
+from inturn.applier.inside.batch import OLDEST
+from inturn.applier.inside.python_target import PythonTarget
+from inturn.applier.inside.visits import Visits
+from inturn.applier.metrics.tallies import Tallies
+from inturn.applier.process.connections import Connections
+from inturn.applier.process.totals import Totals
+from inturn.applier.stop import Bell, Stop
 
 _STATE = "SELECT applied_seq, attempts, held_at IS NOT NULL FROM inturn.key_cursor WHERE key = 'k'"
 _ENDED = "SELECT inturn.key_state(c) IN ('idle', 'held') FROM inturn.key_cursor c WHERE key = 'k'"
@@ -113,3 +122,57 @@ def test_p5_a_handler_that_commits_is_charged_although_another_worker_was_quicke
     assert fleet.totals.failures == 1, "what the other one has recorded is not counted again"
     assert database.execute(_STATE) == [(0, 1, True)]
     assert "ended the transaction" in database.value("SELECT last_error FROM inturn.key_cursor")
+
+
+def _visits(target: PythonTarget) -> Visits:
+    return Visits(
+        max_keys=50,
+        careful=lambda _: 0,
+        stop=target.stop,
+        bell=Bell(1),
+        sleep=SimpleNamespace(),  # type: ignore[arg-type]
+        totals=Totals(),
+        tallies=Tallies(),
+        found=lambda: None,
+    )
+
+
+def test_p5_a_handler_that_commits_while_somebody_has_its_key_has_no_other_key_taken_alone(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its failure cannot be recorded for as long as that takes, and is no reason to suspect others."""
+    _open(database, 1)
+    others = "SELECT count(inturn.append('t', 'other' || n, 'do')) FROM generate_series(1, 9) n"
+    database.execute(others)
+    waits = statement("SELECT pg_catalog.set_config('lock_timeout', '10 ms', true)")
+    monkeypatch.setattr(calls.session, "bound", lambda: Call(waits, (), nothing))
+    monkeypatch.setattr(pacing, "visit_seconds", lambda _: 60.0)
+    somebody, applier, alone = database.session(), Applier(), list[Batch]()
+    apply_alone = PythonTarget.apply_alone
+
+    def recorded(self: PythonTarget, connection: psycopg.Connection[Any], since: Any) -> Batch:
+        alone.append(apply_alone(self, connection, since))
+        return alone[-1]
+
+    monkeypatch.setattr(PythonTarget, "apply_alone", recorded)
+
+    @applier.handler("t")
+    def apply(connection: psycopg.Connection[Any], command: Command) -> None:
+        if command.key == "k":
+            connection.execute("COMMIT")
+            if not alone:
+                somebody.execute("SELECT FROM inturn.ticket WHERE key = 'k' FOR UPDATE")
+        else:
+            connection.execute("INSERT INTO app.done VALUES (%s)", [command.seq])
+
+    target = PythonTarget("t", applier, Stop(), "inturn", "host:1:1")
+    visits = _visits(target)
+    visits._seconds_per_key["t"] = 0.0  # all keys share a transaction
+    with Connections(database.applier_dsn, None).connect() as worker:
+        assert visits.visit(worker, target, OLDEST).emptied
+        assert [batch.commands for batch in alone] == [1], "the key after it, once"
+        assert database.value("SELECT count(*) FROM app.done") == 9
+        assert database.execute(_STATE) == [(0, 0, False)]
+        somebody.rollback()
+        assert visits.visit(worker, target, OLDEST).emptied
+    assert database.execute(_STATE) == [(0, 1, True)]
