@@ -158,7 +158,7 @@ class Leases:
 
         Args:
             error: why; None: by no fault of the command, which is not charged with it.
-            is_clear: None: it was lost against another transaction, again and again: put off.
+            is_clear: None: it was lost against another transaction, again and again, or cut off: put off.
 
         Returns:
             the outcome, or `put off`, or `fenced` when the lease was gone.

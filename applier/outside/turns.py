@@ -16,7 +16,7 @@ import psycopg
 from inturn.applier.calls.lease import LeaseOutcome
 from inturn.applier.command import ClaimedCommand
 from inturn.applier.failure import describe, log_failure
-from inturn.applier.inside.alone import is_transient
+from inturn.applier.inside.alone import is_cut, is_transient
 from inturn.applier.inside.batch import Handled
 from inturn.applier.inside.python.judge import NO_HANDLER_WAIT
 from inturn.applier.inside.watchdog import GIVE_UP_SECONDS
@@ -137,7 +137,7 @@ class OutsideTurns:
                 self._leases.lose,
                 lease=lease,
                 error=f"what became of it could not be recorded: {reason}",
-                is_clear=None if is_transient(error) else True,
+                is_clear=None if is_transient(error) or is_cut(error) else True,
             )
             outcome = await self._link.run(lose, patient=True)
         except psycopg.Error:

@@ -293,6 +293,42 @@ def test_what_is_lost_against_others_over_and_over_is_refused_after_ever_longer_
     assert pauses == [], "nobody waits for it"
 
 
+class Done(Hanging):
+    """Takes effect at once."""
+
+    async def apply(self, order: ClaimedCommand, lease: Lease) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("error", "is_clear"),
+    [
+        (psycopg.errors.LockNotAvailable("somebody has the key locked"), None),
+        (psycopg.errors.QueryCanceled("statement timeout"), None),
+        (psycopg.errors.SerializationFailure("lost"), None),
+        (psycopg.errors.RaiseException("refused"), True),
+    ],
+)
+def test_progress_that_was_cut_off_is_no_failure_of_the_command(
+    error: psycopg.Error, *, is_clear: bool | None
+) -> None:
+    """By a timeout of the session, while it waited for somebody else's lock."""
+
+    async def run() -> Any:
+        order = ClaimedCommand(TOPIC, "a", 1, "x", "{}", datetime.now(UTC), 1, 1)
+        lease = Lease(TOPIC, "a", 1, 3600.0, time.monotonic() + 3600, 0.0, [order])
+        recorder, link = Mock(), Mock()
+        recorder.record, link.run = AsyncMock(side_effect=error), AsyncMock(return_value="put off")
+        turns = OutsideTurns(
+            Mock(), link, recorder, stop=Stop(), bell=LoopBell(), totals=Totals(), tallies=Tallies(),
+            give_up=Mock(),
+        )  # fmt: skip
+        lane = Lane(TOPIC, 1, None, Done(stops=True), Breaker(TOPIC))
+        await turns.take(lane, Work(lease, probe=False))
+        return link.run.await_args.args[0].keywords["is_clear"]
+
+    assert asyncio.run(run()) is is_clear
+
+
 def test_whatever_an_effect_raises_fails_its_command() -> None:
     """Nobody reads what a turn's task ends with: the key would stay leased, time and again."""
 
