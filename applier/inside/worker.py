@@ -12,7 +12,7 @@ import psycopg
 
 from inturn.applier import pacing
 from inturn.applier.failure import on_one_line
-from inturn.applier.inside.alone import TurnLost, is_lost
+from inturn.applier.inside.alone import TurnLost, is_cut, is_lost
 from inturn.applier.inside.batch import Target
 from inturn.applier.inside.entry import Entry
 from inturn.applier.inside.hand import Hand
@@ -148,8 +148,10 @@ class Worker:
             log.info("a new connection: %s", error)
             return True
         except psycopg.Error as error:
-            self._has_lost = True
-            return self._after_lost(error, lost=is_lost(error))
+            # What was cut off is no batch, which would have been taken apart: no key was in hand.
+            careful = not is_cut(error)
+            self._has_lost = self._has_lost or careful
+            return self._after_lost(error, lost=is_lost(error), careful=careful)
         except InturnError as error:
             self.error = error
         finally:

@@ -16,6 +16,7 @@ from support.roles import DEPLOYER, OWNER
 from inturn.applier import Applier, calls, pacing
 from inturn.applier.inside.alone import Alone, TurnLost, server_of
 from inturn.applier.inside.batch import OLDEST, Target
+from inturn.applier.inside.visits import Visits
 from inturn.applier.inside.worker import Worker
 from inturn.applier.process.recovery import Recovery
 from inturn.applier.stop import Bell, Stop
@@ -86,6 +87,27 @@ def test_a_server_that_takes_connections_and_does_no_work_wakes_nobody(
     worker = _worker(database, choose, stop=stop, recovery=recovery)
     worker.run()
     assert (attempts, recovery.times, worker.error) == (3, 0, None)
+
+
+def test_a_statement_that_was_cut_off_between_two_batches_has_no_key_taken_alone(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a timeout of the session: no key was in hand."""
+    monkeypatch.setattr(pacing, "reconnect_seconds", lambda _: 0.0)
+    careful: list[None] = []
+    monkeypatch.setattr(Visits, "be_careful", lambda _: careful.append(None))
+    stop, errors = Stop(), [psycopg.errors.LockNotAvailable("cut"), psycopg.errors.QueryCanceled("cut")]
+
+    def choose(_connection: psycopg.Connection[Any]) -> Sequence[Target]:
+        if errors:
+            raise errors.pop()
+        stop.request()
+        return []
+
+    worker = _worker(database, choose, stop=stop, recovery=Recovery())
+    worker.run()
+    assert (errors, careful, worker.error) == ([], [], None)
+    assert not worker._has_lost, "nor by whoever starts next"
 
 
 def test_whoever_was_refused_waits_although_another_one_is_served(
