@@ -322,7 +322,8 @@ def test_p5_an_outage_that_a_commit_meets_counts_no_more_than_that_opens_the_bre
 
 
 #: Keys that are tried again share a batch, where each fails for itself.
-_DUE = "UPDATE inturn.ticket SET ready_at = now() - interval '1 hour' WHERE epoch > 0"
+_DUE = """UPDATE inturn.ticket SET ready_at = now() - interval '1 hour' WHERE epoch > 0;
+    UPDATE inturn.turn SET started_at = finished_at"""
 _FAILED_BEFORE = f"""SELECT inturn.fail('needs', key, epoch, 1, 1, 'before', 'me', took => '0')
     FROM inturn.claim('needs', '-infinity', 20); {_DUE}"""
 
