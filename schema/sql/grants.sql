@@ -69,6 +69,7 @@ GRANT EXECUTE ON ROUTINE
     inturn._took_long(text, text[], bigint[], integer[]),
     inturn._require_read_committed(),
     inturn._check_effects(),
+    inturn._close_cursors(),
     inturn._read_verdict(text, text),
     -- By lease, and alone.
     inturn.claim(text[], integer, interval, text),

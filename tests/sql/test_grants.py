@@ -228,6 +228,7 @@ APPLIER_STEPS = {
 #: What it may call and runs as itself: what calls a target, and what only computes.
 APPLIER_OWN = {
     *("_visit_topic", "_visit_alone", "_apply_key", "_apply_alone", "_check_effects", "_end_alone"),
+    "_close_cursors",
     *("_require_read_committed", "_read_verdict", "_failure_text", "_revision", "_begin_until"),
     *("_outage_of", "_judge_outages", "_fail_outages", "_seconds_per_key"),
     *("_keep_settings", "_reset_session", "_state_at"),
@@ -309,7 +310,8 @@ def test_no_function_builds_sql_from_a_callers_value(database: Database) -> None
     """)
     # The applier's own, which call a target that an operator named.
     assert dynamic == [
-        *[("_apply_alone",), ("_apply_key",), ("_call_merge",), ("apply_batch",), ("list_keys",)],
+        *[("_apply_alone",), ("_apply_key",), ("_call_merge",), ("_close_cursors",), ("_reset_session",)],
+        *[("apply_batch",), ("list_keys",)],
     ]
 
 

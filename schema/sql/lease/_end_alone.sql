@@ -1,7 +1,7 @@
 -- Ends a turn that was claimed alone: records what was applied, and lets the key go. Internal to the appliers.
 --
 -- done_seq: the last command that was applied; one below the first when none was. Deferred constraints are checked
--- first, while no caller waits for the key.
+-- first, while no caller waits for the key; cursors WITH HOLD are closed, see _close_cursors.
 -- error: what command done_seq + 1 failed with; NULL: none did. verdict, retry_after, took: see fail.
 -- Returns the outcome: applied, or what fail returns.
 -- Locks the key's ticket; its row in key_sequence, if no caller holds it. Raises what _hold_lease and the constraints
@@ -15,6 +15,7 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
     SET CONSTRAINTS ALL IMMEDIATE;
+    PERFORM inturn._close_cursors();
     RETURN inturn._end_turn_alone(topic, key, epoch, done_seq, error, verdict, retry_after, took);
 END
 $$;

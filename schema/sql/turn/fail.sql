@@ -17,6 +17,7 @@ AS $$
 -- took: how long that command was at work; NULL: since the transaction began. One that took long shares no transaction
 -- with other keys when it is tried again (see _took_long).
 -- failed_seq: the number that the handler had; of commands that were merged, the first one has failed with it.
+-- Cursors WITH HOLD that were opened in this transaction are closed, see _close_cursors.
 -- Returns the outcome: retrying, held, skipped or cancelled. The key cannot go idle here, so its callers are not
 -- locked.
 -- Locks nothing: the claim has locked the key's ticket.
@@ -26,6 +27,7 @@ DECLARE
     was inturn.key_cursor;
 BEGIN
     PERFORM inturn._require_read_committed();
+    PERFORM inturn._close_cursors();
     SELECT c.* INTO was FROM inturn.ticket t JOIN inturn._find_cursor(fail.topic, fail.key) c ON c.epoch = t.epoch
     WHERE t.topic = fail.topic AND t.key = fail.key AND t.xmax = pg_current_xact_id()::xid
       AND t.epoch = greatest(fail.epoch, 0) - 1 AND t.applied_seq = greatest(from_seq, 0) - 1;

@@ -11,13 +11,15 @@ AS $$
 -- transaction is open on it; or it goes idle.
 -- Locks the keys' rows in key_sequence, skipping those that a caller holds. From here to the commit the callers of
 -- these keys wait: all handlers of a transaction run before it, and nothing after it.
--- Deferred constraints are checked first: from here on they are immediate in this transaction.
+-- Deferred constraints are checked first: from here on they are immediate in this transaction. Then cursors WITH
+-- HOLD that were opened in it are closed, see _close_cursors.
 -- Raises IT030 when this transaction does not hold the claim, or another turn was recorded since; IT031 outside READ
 -- COMMITTED; IT032 when applied_seqs names a command that is not there.
 BEGIN
     PERFORM inturn._require_read_committed();
     -- An error at COMMIT would be no command's failure; and their locks come before those of the callers.
     SET CONSTRAINTS ALL IMMEDIATE;
+    PERFORM inturn._close_cursors();
     PERFORM inturn._finish(topic, keys, epochs, from_seqs, applied_seqs, applier);
 END
 $$;

@@ -303,15 +303,26 @@ def test_p5_an_outage_that_a_commit_meets_counts_no_more_than_that_opens_the_bre
     """As where foreign tables are written: what commands need has answered all their statements."""
     outage.execute("UPDATE inturn.topic SET max_attempts = 1 WHERE name = 'needs'")
     outage.execute("""
-        CREATE FUNCTION app.down() RETURNS void LANGUAGE plpgsql AS $$
-        BEGIN RAISE EXCEPTION USING ERRCODE = '08006', MESSAGE = 'server closed the connection'; END $$;
+        CREATE TABLE app.far (n integer);
+        CREATE FUNCTION app.down() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF current_query() ILIKE 'COMMIT%' THEN
+                RAISE EXCEPTION USING ERRCODE = '08006', MESSAGE = 'server closed the connection';
+            END IF;
+            -- The end of the turn has checked all constraints: one more, for the COMMIT.
+            SET CONSTRAINTS ALL DEFERRED;
+            INSERT INTO app.far VALUES (1);
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER down AFTER INSERT ON app.far DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION app.down();
     """)
     applier, asked = Applier(), []
 
     @applier.handler("needs")
     def needs(connection: Any, command: Any) -> None:
         asked.append(command.key)
-        connection.execute("DECLARE kept CURSOR WITH HOLD FOR SELECT app.down()")  # which the COMMIT reads
+        connection.execute("INSERT INTO app.far VALUES (1)")
 
     with shop.at_work(outage, applier, topics=["needs"], workers=1) as fleet:
         until(lambda: fleet._chooser._breaker("needs").open, "the service to be taken for down")

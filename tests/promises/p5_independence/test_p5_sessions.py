@@ -231,33 +231,71 @@ def test_p5_nothing_else_that_a_sql_target_leaves_is_in_the_session_of_inturn_ap
     assert (done.commands, done.failures) == (5, 0)
 
 
-@pytest.mark.parametrize("by", ["CALL", "inturn apply"])
-def test_p5_limit_prepared_statements_and_held_cursors_of_a_sql_target_stay(
-    database: Database, by: str
-) -> None:
-    """As the page of failures says. They cost the other keys nothing that does not use the same names."""
-    shop.open_shop(database, target="sql")
-    database.execute("""
-        CREATE TABLE app.met (key text, found bigint); GRANT INSERT ON app.met TO PUBLIC;
+#: What a COMMIT of its own that reads the cursor would fail with.
+_NEVER = """
+    CREATE FUNCTION app.never() RETURNS integer LANGUAGE plpgsql AS $$
+    BEGIN RAISE EXCEPTION 'a COMMIT has read it'; END $$;
+"""
+_OUTCOMES = "SELECT outcome, split_part(error, E'\\n', 1), count(*) FROM inturn.turn GROUP BY 1, 2 ORDER BY 1"
+
+
+@pytest.mark.parametrize("by", ["CALL", "CALL, at first", "inturn apply"])
+def test_p5_what_a_sql_target_leaves_open_is_closed_before_the_commit(database: Database, by: str) -> None:
+    """A COMMIT reads a cursor WITH HOLD to its end, and no name can be given twice. A caller's own stays."""
+    shop.open_shop(database, target="sql", settings="max_attempts => 1")
+    database.execute(
+        _NEVER
+        + """
         CREATE FUNCTION app.leave(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
         BEGIN
-            INSERT INTO app.met SELECT command.key,
-                (SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'left%')
-                + (SELECT count(*) FROM pg_cursors WHERE is_holdable AND name LIKE 'left%');
-            EXECUTE format('PREPARE left_%s AS SELECT 1', command.key);
-            EXECUTE format('DECLARE left_%s CURSOR WITH HOLD FOR SELECT 1', command.key);
+            IF left(current_query(), 4) <> 'CALL' THEN  -- where that stays
+                EXECUTE format('PREPARE left_%s AS SELECT 1', command.seq);
+            END IF;
+            EXECUTE format('DECLARE left_%s CURSOR WITH HOLD FOR SELECT app.never()', command.seq);
+            IF command.name = 'fail' THEN
+                RAISE EXCEPTION 'after it';
+            END IF;
         END $$;
-        SELECT inturn.set_topic('shop', target => 'sql:app.leave')""")
-    shop.append_keys(database, 4)
+        SELECT inturn.set_topic('shop', target => 'sql:app.leave')"""
+    )
+    shop.append_keys(database, 3)
+    shop.append(database, "bad", "insert", "fail")
     if by == "inturn apply":
-        applying = Fleet(database.applier_dsn, topics=[shop.TOPIC], max_keys=1, drain=True)
-        applying.start()
-        applying.wait(PATIENCE)
-        applying.end(0)
+        shop.apply_all(database, max_keys=1)
     else:
-        database.connect(user=roles.APPLIER).execute("CALL inturn.apply(max_keys => 1)")
-    assert database.execute("SELECT found FROM app.met ORDER BY found") == [(0,), (2,), (4,), (6,)]
-    assert database.execute("SELECT DISTINCT outcome FROM inturn.turn") == [("applied",)]
+        with database.connect(user=roles.APPLIER) as session:
+            session.execute(f"SET inturn.careful_keys = {20 if by.endswith('first') else 0}")
+            session.execute("DECLARE mine CURSOR WITH HOLD FOR SELECT 8")
+            session.execute("CALL inturn.apply(max_keys => 1)")
+            assert session.execute("FETCH mine").fetchall() == [(8,)]
+            assert session.execute("SELECT name FROM pg_cursors").fetchall() == [("mine",)]
+    assert database.execute(_OUTCOMES) == [("applied", None, 3), ("held", "after it (SQLSTATE P0001)", 1)]
+
+
+@pytest.mark.parametrize("steady", [True, False], ids=["at work", "just started"])
+def test_p5_cursors_that_a_handler_leaves_open_are_closed_before_the_commit(
+    database: Database, *, steady: bool
+) -> None:
+    """Also one that no tag of a statement tells of; and the connection goes on."""
+    shop.open_shop(database, settings="max_attempts => 1")
+    database.execute(_NEVER)
+    backends: set[int] = set()
+    applier = Applier()
+
+    @applier.handler(shop.TOPIC)
+    def handle(connection: psycopg.Connection[Any], command: Any) -> None:
+        backends.add(connection.info.backend_pid)
+        declare = f"DECLARE left_{command.seq} CURSOR WITH HOLD FOR SELECT app.never()"
+        connection.execute(f"DO $$ BEGIN EXECUTE '{declare}'; END $$")
+        if command.name == "fail":
+            raise ValueError("after it")
+
+    shop.append_keys(database, 3)
+    shop.append(database, "bad", "insert", "fail")
+    with shop.at_work(database, applier, steady=steady, workers=1):
+        until(lambda: database.value("SELECT count(*) FROM inturn.turn") == 4, "all were taken")
+    assert database.execute(_OUTCOMES) == [("applied", None, 3), ("held", "ValueError: after it", 1)]
+    assert len(backends) == 1
 
 
 def test_p5_call_ends_where_a_setting_cannot_be_put_back(database: Database) -> None:
