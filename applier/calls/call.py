@@ -24,7 +24,9 @@ _SETTINGS: LiteralString = (
             *("default_transaction_isolation", "default_transaction_read_only", "synchronous_commit"),
         )
     )
-    + ")"
+    # Of inturn's own, those that an applier heeds.
+    + ", coalesce(pg_catalog.current_setting('inturn.max_claim_octets', true), '')"
+    + ", coalesce(pg_catalog.current_setting('inturn.notify', true), ''))"
 )
 
 #: What tells one run of a server from any other. Not as a time, which the session's TimeZone writes.

@@ -51,7 +51,8 @@ AT_ONCE = {
 }
 #: What is found out by the next claim.
 BY_THE_NEXT_CLAIM = {
-    "search_path by a function": _runs("DO $$ BEGIN EXECUTE 'SET search_path = nowhere'; END $$")
+    "search_path by a function": _runs("DO $$ BEGIN EXECUTE 'SET search_path = nowhere'; END $$"),
+    "a setting of inturn by a function": _runs("DO $$ BEGIN EXECUTE 'SET inturn.notify = off'; END $$"),
 }
 #: What costs the connection.
 BY_A_NEW_CONNECTION = {

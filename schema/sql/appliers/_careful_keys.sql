@@ -12,7 +12,7 @@
 -- So it is too where no applier of the topic is known: after a crash of the server none is.
 -- applier: who asks; what was announced by that name before is gone. So is what another process of its number has
 -- announced through a pooler, where no session tells: one of a container that was started again. most: NULL for what
--- the session's inturn.careful_keys says, or 20.
+-- the session's inturn.careful_keys says, if that is a number, or 20.
 -- Locks: the rows of those that are gone, skipping locked ones.
 CREATE FUNCTION inturn._careful_keys(topics text[], applier text, most integer) RETURNS integer[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -25,7 +25,7 @@ AS $$
 DECLARE
     process constant text := inturn._process_of(_careful_keys.applier) || ':';
     number constant text := substring(_careful_keys.applier, '^.+:[0-9]+-'); -- without what is random
-    setting constant text := nullif(current_setting('inturn.careful_keys', true), '');
+    setting constant text := substring(current_setting('inturn.careful_keys', true), '^[0-9]{1,9}$');
     -- Before the statement below: who comes between is seen there.
     known constant text[] := (SELECT coalesce(array_agg(DISTINCT t.name), '{}')
                               FROM inturn.applier a, unnest(a.topics) t (name));

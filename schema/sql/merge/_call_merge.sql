@@ -33,8 +33,9 @@ BEGIN
         WHEN SQLSTATE 'IT999' THEN RETURN;
         WHEN query_canceled OR assert_failure OR OTHERS THEN
             GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
-            -- The time of the statement is used up: this transaction merges nothing more, as nothing would end it.
-            PERFORM set_config('inturn.merge_cancelled', 'on', true) WHERE state = '57014';
+            -- The time of the statement is used up: this transaction merges nothing more, as nothing would end it. By
+            -- its time, so that nothing that a target leaves in the session says so of another transaction.
+            PERFORM set_config('inturn.merge_cancelled', now()::text, true) WHERE state = '57014';
     END;
     payload := NULL;
     problem := format(

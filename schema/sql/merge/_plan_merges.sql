@@ -13,7 +13,8 @@ DECLARE
     rules constant jsonb := inturn._merge_rules(settings.name);
     folded record;
 BEGIN
-    IF max_commands > 1 AND rules <> '{}' AND current_setting('inturn.merge_cancelled', true) IS DISTINCT FROM 'on' THEN
+    IF max_commands > 1 AND rules <> '{}'
+        AND current_setting('inturn.merge_cancelled', true) IS DISTINCT FROM now()::text THEN -- see _call_merge
         SELECT * INTO folded FROM inturn._fold_merges(settings, key, applied_seq, epoch, max_commands, rules, true);
         PERFORM inturn._save_merges(settings.name, key, epoch,
                                     CASE WHEN folded.problem IS NULL THEN folded.entries END);

@@ -70,7 +70,6 @@ BEGIN
             leave_at := 'infinity';
         END;
     END LOOP;
-    PERFORM pg_catalog.set_config('inturn.cancelled', cancellation, true) WHERE cancellation IS NOT NULL;
     IF error IS NOT NULL THEN
         failures := CASE WHEN asked.verdict OPERATOR(pg_catalog.=) 'skip' THEN 0 ELSE 1 END;
         outage := inturn._outage_of(state, message, key, epoch, applied_seq OPERATOR(pg_catalog.+) 1,

@@ -2,8 +2,8 @@
 -- Internal to apply, between two of its transactions. inturn apply has a connection of its own, and resets it.
 --
 -- was: what this has returned before, the names and then what they were; NULL: nothing is put back. They are all that
--- everybody may set, and session_replication_role: to compare them takes some 40 microseconds. Nothing lists the custom
--- ones (a.b) that were only ever SET: those stay as a target leaves them.
+-- everybody may set, session_replication_role, and inturn's own: to compare them takes some 40 microseconds. Nothing
+-- lists the other custom ones (a.b) that were only ever SET: those stay as a target leaves them.
 -- Takes no locks. Raises that a setting cannot be put back: what set it had more rights than who applies.
 CREATE FUNCTION inturn._keep_settings(was text[]) RETURNS text[]
 LANGUAGE plpgsql VOLATILE
@@ -15,9 +15,10 @@ DECLARE
         WHERE (s.context OPERATOR(pg_catalog.=) 'user' OR s.name OPERATOR(pg_catalog.=) 'session_replication_role')
           AND s.name OPERATOR(pg_catalog.<>) ALL (ARRAY['transaction_isolation', 'transaction_read_only',
                                                         'transaction_deferrable'])
-        UNION ALL SELECT 'role'));
+        UNION SELECT pg_catalog.unnest(ARRAY['role', 'inturn.careful_keys', 'inturn.max_claim_octets', 'inturn.notify',
+                                             'inturn.os_user', 'inturn.acting_as'])));
     are constant pg_catalog.text[] := names OPERATOR(pg_catalog.||)
-        ARRAY(SELECT pg_catalog.current_setting(n) FROM pg_catalog.unnest(names) n);
+        ARRAY(SELECT coalesce(pg_catalog.current_setting(n, true), '') FROM pg_catalog.unnest(names) n);
     changed pg_catalog.record;
 BEGIN
     IF was IS NULL OR was OPERATOR(pg_catalog.=) are THEN

@@ -26,7 +26,7 @@ DECLARE
     hand timestamp with time zone := CASE WHEN careful OPERATOR(pg_catalog.>) 0 THEN since ELSE inturn._spread_out(
         topic, since, CASE WHEN per_key IS NULL THEN max_keys ELSE width END) END;
     alone integer := 0; first boolean := true; owes boolean := false; took interval; batch pg_catalog.record;
-    lost_at timestamp with time zone; started_at timestamp with time zone; cancellation pg_catalog.text;
+    lost_at timestamp with time zone; started_at timestamp with time zone;
 BEGIN
     WHILE pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) CASE WHEN owes THEN stop_at ELSE leave_at END
         AND failing OPERATOR(pg_catalog.#>) ARRAY[topic, '4'] IS NULL LOOP
@@ -37,7 +37,6 @@ BEGIN
         END IF;
         SELECT * INTO batch FROM inturn.apply_batch(
             topic, hand, CASE WHEN alone OPERATOR(pg_catalog.>) 0 THEN 1 ELSE width END, applier, false, true);
-        cancellation := pg_catalog.current_setting('inturn.cancelled', true);
         failing := CASE WHEN batch.outages OPERATOR(pg_catalog.<>) '[]' OR failing OPERATOR(pg_catalog.<>) '{}'
             THEN inturn._judge_outages(topic, batch.outages, batch.answered OR batch.commands OPERATOR(pg_catalog.>) 0,
                                        applier, failing) ELSE failing END;
@@ -47,10 +46,10 @@ BEGIN
             EXIT WHEN NOT first OR (hand OPERATOR(pg_catalog.>) since) IS NOT true;
             hand := since; CONTINUE; -- where it began, others have all in hand
         END IF;
-        IF cancellation OPERATOR(pg_catalog.<>) '' THEN
+        IF batch.cancellation IS NOT NULL THEN
             PERFORM inturn._end_applier(applier);
             COMMIT AND CHAIN;
-            RAISE query_canceled USING MESSAGE = cancellation,
+            RAISE query_canceled USING MESSAGE = batch.cancellation,
                 DETAIL = pg_catalog.format('The next command of a key of topic %L has failed by it, and is tried again '
                                            'later.', topic);
         END IF;

@@ -3,7 +3,7 @@ CREATE FUNCTION inturn.apply_batch(
     judged boolean DEFAULT false,
     OUT keys integer, OUT commands bigint, OUT failures integer, OUT redo boolean, OUT hand timestamptz,
     OUT skipped bigint, OUT target_time interval, OUT lost boolean,
-    OUT outages jsonb, OUT answered boolean
+    OUT outages jsonb, OUT answered boolean, OUT cancellation text
 )
 LANGUAGE plpgsql VOLATILE
 -- Neither pinned nor with other settings, which would reach into the target: all is qualified.
@@ -26,7 +26,7 @@ AS $$
 -- failed_seq and error. judged: they are for the caller to record by fail, in this transaction; otherwise they are
 -- recorded. answered: a command failed for a reason of its own.
 -- A cancelled query, if it meets a command that is being tried again, has that command fail, and the batch begins no
--- further one: inturn.cancelled has what it says, to the end of the transaction. Otherwise it is raised.
+-- further one: cancellation is what it says. Otherwise it is raised.
 -- Locks: tickets (claim), what the target locks, rows in key_sequence (finish). Waits only in the target.
 -- Raises IT001, IT012 for a topic without a SQL target, IT013 where the target of ready keys, or a function that merges
 -- their commands, belongs to somebody else than when it was set (then nothing was claimed), and what claim, finish and
@@ -80,7 +80,8 @@ BEGIN
                         pg_catalog.unnest(claimed.epochs), pg_catalog.unnest(claimed.attempts))
             c (key, applied_seq, epoch, attempts)
         WHERE c.key OPERATOR(pg_catalog.<>) ALL (failed_keys);
-        redo := coalesce(pg_catalog.current_setting('inturn.merge_cancelled', true) OPERATOR(pg_catalog.=) 'on', false);
+        redo := coalesce(pg_catalog.current_setting('inturn.merge_cancelled', true) -- see _call_merge
+                         OPERATOR(pg_catalog.=) pg_catalog.now()::pg_catalog.text, false);
         IF claimed.keys IS NULL OR redo THEN
             RETURN;
         END IF;
@@ -145,7 +146,7 @@ BEGIN
             settings, applier, judged);
         commands := commands OPERATOR(pg_catalog.+) turn.done_seq OPERATOR(pg_catalog.-) claimed.applied_seqs[i];
         failures := failures OPERATOR(pg_catalog.+) turn.failures;
-        skipped := skipped OPERATOR(pg_catalog.+) turn.skipped;
+        skipped := skipped OPERATOR(pg_catalog.+) turn.skipped; cancellation := turn.cancellation;
         outages := outages OPERATOR(pg_catalog.||) coalesce(turn.outage, '[]'); answered := answered OR turn.answered;
         IF turn.outcome IS NOT NULL THEN
             failed_keys := pg_catalog.array_append(failed_keys, claimed.keys[i]);
@@ -153,11 +154,10 @@ BEGIN
             done_keys := pg_catalog.array_append(done_keys, claimed.keys[i]);
             done_seqs := pg_catalog.array_append(done_seqs, turn.done_seq);
         END IF;
-        cut := cut OR turn.cancellation IS NOT NULL;
-        EXIT WHEN turn.cancellation IS NOT NULL;
+        EXIT WHEN cancellation IS NOT NULL;
     END LOOP;
 
-    cut := cut OR pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) leave_at;
+    cut := cut OR cancellation IS NOT NULL OR pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) leave_at;
     target_time := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began_at;
     PERFORM inturn.finish(topic, pg_catalog.array_agg(c.key), pg_catalog.array_agg(c.epoch),
                           pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from support.left_behind import (
     IN_SQL,
     NEVER_SHARED,
 )
+from support.place import ROOT
 from support.refusal import refusal
 
 from inturn.applier import Applier, Fleet
@@ -31,6 +33,7 @@ _LOOK = """
            current_setting('transaction_isolation'), current_setting('transaction_read_only'),
            current_setting('default_transaction_isolation'), current_setting('default_transaction_read_only'),
            current_setting('row_security'), coalesce(current_setting('app.tenant', true), ''),
+           coalesce(current_setting('inturn.notify', true), ''),
            pg_my_temp_schema() <> 0, (SELECT count(*) FROM pg_listening_channels()),
            (SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'),
            (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())
@@ -229,6 +232,61 @@ def test_p5_nothing_else_that_a_sql_target_leaves_is_in_the_session_of_inturn_ap
     applying.wait(PATIENCE)
     done = applying.end(0)
     assert (done.commands, done.failures) == (5, 0)
+
+
+#: What a target may set that inturn's own code reads, or has read.
+_FORGED = {
+    "cancelled": "ended",
+    "merge_cancelled": "on",
+    "careful_keys": "many",
+    "max_claim_octets": "0",
+    "notify": "off",
+    "os_user": "root@db1",
+    "acting_as": "ann",
+}
+
+
+def test_p5_every_setting_that_the_sql_of_inturn_reads_is_forged_below() -> None:
+    read = {
+        name
+        for path in (ROOT / "schema" / "sql").rglob("*.sql")
+        for name in re.findall(r"current_setting\('inturn\.(\w+)'", path.read_text("utf-8"))
+    }
+    assert "notify" in read
+    assert read <= _FORGED.keys()
+
+
+@pytest.mark.parametrize("by", ["CALL", "CALL, at first", "inturn apply"])
+def test_p5_no_setting_of_inturn_that_a_sql_target_leaves_deceives_inturn(
+    database: Database, by: str
+) -> None:
+    """Not the batch in hand, nor the next one, nor the next CALL in the session."""
+    shop.open_shop(database, target="sql")
+    forging = "".join(f"PERFORM set_config('inturn.{n}', '{v}', false);" for n, v in _FORGED.items())
+    database.execute(f"""
+        CREATE FUNCTION app.forge(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+            {forging}
+            INSERT INTO app.witness (key, seq, name) VALUES (command.key, command.seq, command.name);
+        END $$;
+        SELECT inturn.set_topic('shop', target => 'sql:app.forge')""")
+    database.execute("SELECT inturn.merge_rule('shop', 'update', 'update', 'last')")
+    merged, careful = 0, "20" if by.endswith("first") else "0"
+    with database.connect(user=roles.APPLIER) as session:
+        session.execute(f"SET inturn.careful_keys = {careful}")
+        for key in "abc":
+            shop.append(database, key, "update", "update", "insert", "insert")
+            shop.append(database, key + key, "update", "update")
+            merged += 2
+            if by == "inturn apply":
+                shop.apply_all(database, max_keys=1)
+            else:
+                session.execute("CALL inturn.apply(max_keys => 1)")
+                kept = "SELECT current_setting('inturn.' || n, true) FROM unnest(%s::text[]) n"
+                found = [each for (each,) in session.execute(kept, [list(_FORGED)[2:]])]
+                assert found == [careful, "", "", "", ""]
+    assert shop.count_applied(database) == database.value("SELECT count(*) FROM inturn.command_log") - merged
+    assert database.execute("SELECT DISTINCT outcome FROM inturn.turn") == [("applied",)]
 
 
 #: What a COMMIT of its own that reads the cursor would fail with.
