@@ -178,9 +178,10 @@ def take_alone(target: AloneTarget, connection: psycopg.Connection[Any], since: 
         SessionChanged: the session is not as it was; the key was let go.
         TurnLost: the connection broke with the key in hand.
         SchemaMismatch: the schema was upgraded with the key in hand, which was let go if that can be said.
+        OwnerChanged: the topic is refused; nothing was changed.
     """
-    row = session_of(connection).call(
-        calls.lease.claim_alone(target.schema, target.topic, since, target.applier_id)
+    row = session_of(connection).ask(
+        calls.lease.claim_alone(target.schema, target.topic, since, target.applier_id), target.topic
     )
     if row is None:
         return Batch()

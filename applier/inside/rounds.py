@@ -18,7 +18,7 @@ from inturn.applier.inside.sleep import Sleep
 from inturn.applier.inside.visits import Visit, Visits
 from inturn.applier.process.suspects import SuspectLooks
 from inturn.applier.stop import Bell, Stop
-from inturn.schema.errors import InturnError, OwnerChanged, TargetRefused, from_database
+from inturn.schema.errors import InturnError, OwnerChanged, TargetRefused
 
 log = logging.getLogger("inturn.applier")
 
@@ -181,11 +181,9 @@ class Rounds:
             if topic in self._more and not self._visits.is_careful(topic):
                 hand = self._passes.hand_among_many(connection, topic, self._visits.width(topic))
             visit = self._visits.visit(connection, self._targets[topic], hand)
-        except psycopg.DatabaseError as error:
-            if error.sqlstate == OwnerChanged.sqlstate:
-                return self._leave_out(topic, error)
-            if error.sqlstate != TargetRefused.sqlstate:
-                raise
+        except OwnerChanged as refusal:
+            return self._leave_out(topic, refusal)
+        except TargetRefused:
             # Its target is no SQL function any more: ask again what it is.
             self._chosen_at = -pacing.CHOOSE_SECONDS
             return Visit(found=True, emptied=False)
@@ -196,10 +194,8 @@ class Rounds:
             return Visit(found=True, emptied=False)
         return visit
 
-    def _leave_out(self, topic: str, error: psycopg.DatabaseError) -> Visit:
+    def _leave_out(self, topic: str, refusal: OwnerChanged) -> Visit:
         """Leave a topic out whose target is refused: nothing was claimed. It is asked again each pass."""
-        refusal = from_database(error, topic=topic)
-        assert refusal is not None  # noqa: S101 - for mypy: OwnerChanged
         if topic not in self._refused:
             log.warning("left out: %s", refusal, extra={"topic": topic})
         self._refused[topic] = refusal

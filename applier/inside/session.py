@@ -17,10 +17,13 @@ from psycopg.rows import tuple_row
 from inturn.applier import calls, pacing
 from inturn.applier.calls.call import Call
 from inturn.schema.connection import pinned_for_handlers
-from inturn.schema.errors import InturnError
+from inturn.schema.errors import InturnError, OwnerChanged, TargetRefused, from_database
 from inturn.schema.pooling import is_pooled
 
 _T = TypeVar("_T")
+
+#: With these a topic is refused.
+_REFUSALS = {TargetRefused.sqlstate, OwnerChanged.sqlstate}
 
 #: Tags of statements that change settings, which are put back at once.
 _CHANGES_SETTINGS = frozenset({"SET", "RESET"})
@@ -113,6 +116,22 @@ class Session:
     def call(self, call: Call[_T]) -> _T:
         """Run a statement of inturn; see Call."""
         return call.on(self._cursor)
+
+    def ask(self, call: Call[_T], topic: str) -> _T:
+        """Do as `call`, for a statement that is refused where its topic is.
+
+        Of any other one the SQLSTATE tells nothing: it may be that of a trigger on what a command did.
+
+        Raises:
+            TargetRefused, OwnerChanged: the topic is refused.
+        """
+        try:
+            return self.call(call)
+        except psycopg.DatabaseError as error:
+            refusal = from_database(error, topic=topic) if error.sqlstate in _REFUSALS else None
+            if refusal is None:
+                raise
+            raise refusal from error
 
     @contextmanager
     def transaction(self, connection: psycopg.Connection[Any]) -> Iterator[None]:

@@ -48,7 +48,7 @@ class SqlTarget:
         )
         with connection.transaction():
             session.limit(self._limit)
-            done = session.call(call)
+            done = session.ask(call, self.topic)
             if self.stop.expired:
                 raise _Cut
             skipped = done.skipped + self._fail(session, done.outages)
@@ -72,7 +72,7 @@ class SqlTarget:
     def apply_alone(self, connection: psycopg.Connection[Any], since: datetime | str) -> Batch:
         """Claim one ready key by a short lease and take its turn; see take_alone."""
         # Before the claim, so that no key is charged with a target that is another kind by now.
-        session_of(connection).call(calls.sql_target.require_sql_topic(self.schema, self.topic))
+        session_of(connection).ask(calls.sql_target.require_sql_topic(self.schema, self.topic), self.topic)
         return take_alone(self, connection, since)
 
     def turn_alone(self, connection: psycopg.Connection[Any], alone: Alone) -> Batch:

@@ -137,7 +137,7 @@ class Visits:
         """Apply batches of a topic, from the keys on that became ready at `hand`.
 
         Raises:
-            psycopg.Error: the database failed, or refused (TargetRefused, OwnerChanged: so has the target).
+            psycopg.Error: the database failed, or refused; TargetRefused, OwnerChanged: it refuses the topic.
             SessionChanged, TurnLost, SchemaMismatch: so has the connection, or the worker.
         """
         topic = target.topic
@@ -201,11 +201,10 @@ class Visits:
             return self._make_alone(connection, target, hand)
         try:
             batch = target.apply_batch(connection, hand, max_keys)
-        except (SessionChanged, SchemaMismatch):
+        except (SessionChanged, SchemaMismatch, TargetRefused, OwnerChanged):
             raise
         except BaseException as error:
-            refused = getattr(error, "sqlstate", None) in {TargetRefused.sqlstate, OwnerChanged.sqlstate}
-            if self._stop.expired or refused:
+            if self._stop.expired:
                 raise
             if connection.closed:
                 raise_lost(error)

@@ -40,7 +40,8 @@ class Judge:
             SchemaMismatch: it failed because the schema was upgraded meanwhile.
         """
         turn.took = time.monotonic() - turn.begun_at
-        check_after(error, connection, self.schema)
+        if isinstance(error, psycopg.Error):  # a handler's own SchemaMismatch is about another database
+            check_after(error, connection, self.schema)
         turn.failed, turn.error, turn.asked = order, describe(error), asked(error)
         if isinstance(error, NoHandler):
             if self._has_others(connection):

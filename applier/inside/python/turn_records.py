@@ -36,9 +36,10 @@ class TurnRecords:
             Lost: an applier was lost with one of them in hand.
             Redo: one of several took long before it failed: the others are not to wait for it.
             SessionChanged: the session is not as it was.
+            OwnerChanged: the topic is refused.
         """
         session = session_of(connection)
-        rows = session.call(calls.turn.claim_commands(self.schema, self.topic, since, max_keys))
+        rows = session.ask(calls.turn.claim_commands(self.schema, self.topic, since, max_keys), self.topic)
         if rows:
             session.check(rows[0].settings)
         turns: dict[str, Turn] = {}

@@ -16,6 +16,7 @@ AS $$
 DECLARE
     state text; message text;
     function regprocedure;
+    called boolean := false;
 BEGIN
     BEGIN
         function := inturn._trusted_merge(first.topic, first.name, second.name);
@@ -28,10 +29,13 @@ BEGIN
                 'it returned a payload of %s bytes, over the %s that the topic allows',
                 octet_length(payload::text), max_bytes);
         END IF;
+        called := true;
         RAISE EXCEPTION USING ERRCODE = 'IT999'; -- the way back to a transaction that writes
     EXCEPTION
-        WHEN SQLSTATE 'IT999' THEN RETURN;
         WHEN query_canceled OR assert_failure OR OTHERS THEN
+            IF called THEN
+                RETURN;
+            END IF;
             GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
             -- The time of the statement is used up: this transaction merges nothing more, as nothing would end it. By
             -- its time, so that nothing that a target leaves in the session says so of another transaction.

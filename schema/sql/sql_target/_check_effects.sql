@@ -8,15 +8,20 @@
 CREATE FUNCTION inturn._check_effects() RETURNS void
 LANGUAGE plpgsql VOLATILE
 AS $$
+DECLARE
+    checked boolean := false;
 BEGIN
     IF pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on' THEN
         RAISE read_only_sql_transaction USING MESSAGE = 'the command made the transaction read-only',
             HINT = 'What becomes of it is recorded in the same transaction: remove its SET TRANSACTION READ ONLY.';
     END IF;
     SET CONSTRAINTS ALL IMMEDIATE;
+    checked := true;
     RAISE EXCEPTION USING ERRCODE = 'IT999';
 EXCEPTION WHEN SQLSTATE 'IT999' THEN
-    NULL;
+    IF NOT checked THEN
+        RAISE; -- it is a trigger's, not ours
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION inturn._check_effects IS
