@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, LiteralString
 
 import psycopg
@@ -9,6 +10,7 @@ import pytest
 from psycopg import sql
 from support.database import Database
 from support.logins import connect_as, let_apply, login
+from support.place import ROOT
 from support.refusal import refusal
 
 from inturn.applier import Applier, Command, Fleet
@@ -77,6 +79,38 @@ def trap_in(schema: LiteralString) -> sql.Composed:
         CREATE DOMAIN {0}.jsonb AS pg_catalog.jsonb CHECK (value = '"never"');
         CREATE TYPE {0}.record AS (nothing integer);
     """).format(sql.SQL(schema))
+
+
+# No more than is used.
+
+
+def test_no_role_may_call_a_part_that_nothing_calls_as_that_role(database: Database) -> None:
+    """By what Python sends, a view or a policy, or by a function that runs as who calls it."""
+    bodies = database.execute("""
+        SELECT proname, string_agg(regexp_replace(prosrc, '--[^\\n]*', '', 'g'), ' ') FILTER (
+            WHERE NOT prosecdef)
+        FROM pg_proc WHERE pronamespace = 'inturn'::regnamespace GROUP BY 1
+    """)
+    calls = {name: set(re.findall(r"\b_\w+", body or "")) for name, body in bodies}
+    read: str = database.value("""
+        SELECT concat((SELECT string_agg(pg_get_viewdef(oid), ' ') FROM pg_class
+                       WHERE relnamespace = 'inturn'::regnamespace AND relkind = 'v'),
+                      (SELECT string_agg(pg_get_expr(polqual, polrelid), ' ') FROM pg_policy))
+    """)
+    folders = [ROOT / name for name in ("applier", "cli", "outbox", "schema")]
+    sent = [path.read_text("utf-8") for folder in folders for path in folder.rglob("*.py")]
+    begun = set(re.findall(r"(?:\}|inturn)\.(_\w+)", "".join([read, *sent])))
+    for role in ("inturn_caller", "inturn_applier", "inturn_operator", "inturn_admin"):
+        rows = database.execute(
+            "SELECT proname FROM pg_proc WHERE pronamespace = 'inturn'::regnamespace"
+            " AND has_function_privilege(%s, oid, 'EXECUTE')",
+            [role],
+        )
+        granted = {name for (name,) in rows}
+        called = {name for name in granted if not name.startswith("_")} | (granted & begun)
+        while more := {part for name in called for part in calls[name] & granted} - called:
+            called |= more
+        assert granted - called == set(), role
 
 
 # A service whose processes hold one role each.
