@@ -100,6 +100,8 @@ class Session:
         self._attributes = {name: getattr(connection, name) for name in _ATTRIBUTES}
         self._modes = {name: getattr(connection, name) for name in _MODES}
         self._made = _as_made(connection)
+        callbacks: list[list[Any]] = [getattr(connection, name, []) for name in _CALLBACKS]
+        self._callbacks = [(given, len(given)) for given in callbacks]
         self.changed = False
         self.worn = False
         self.spent = False
@@ -170,6 +172,8 @@ class Session:
         Raises:
             psycopg.Error: the connection is lost.
         """
+        for given, count in self._callbacks:
+            del given[count:]
         # One look after each command. By identity: what a handler has set may be equal to anything.
         if all(map(is_, _as_made(connection), self._made)):
             return
@@ -234,6 +238,8 @@ class Session:
 _ATTRIBUTES = ("row_factory", "cursor_factory", "prepare_threshold", "server_cursor_factory")
 #: How transactions begin. The driver lets nobody change that while one is open.
 _MODES = ("autocommit", "isolation_level", "read_only", "deferrable")
+#: Where the driver keeps what it calls for notices and notifications.
+_CALLBACKS = ("_notice_handlers", "_notify_handlers")
 _as_made = attrgetter(*_ATTRIBUTES, *_MODES)
 #: Of a connection, the attribute that has its Session. Not a dictionary of all of them, even a weak one: a
 #: Session has a cursor, which has the connection, so none would ever be forgotten.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import decimal
 import sys
 import time
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,13 @@ def _is_stale(error: BaseException) -> bool:
 
 class Violated(Exception):
     """One of several commands has violated a deferred constraint."""
+
+
+def _own_context() -> Context:
+    """Return a context for one call: what it sets there is not set for the next one in the thread."""
+    context = copy_context()
+    context.run(decimal.setcontext, decimal.getcontext().copy())  # whose precision is changed in place
+    return context
 
 
 def _is_open(connection: psycopg.Connection[Any]) -> bool:
@@ -148,10 +157,11 @@ class HandlerCalls:
                 self.hand.holding(orders[0], self.timeout, is_alone=turn.is_alone),
                 handling(*commands),
             ):
+                context = _own_context()
                 if batch is not None:
-                    result: object = batch(connection, commands)
+                    result: object = context.run(batch, connection, commands)
                 else:
-                    result = self.applier.find(commands[0])(connection, commands[0])
+                    result = context.run(self.applier.find(commands[0]), connection, commands[0])
         finally:
             share = (time.monotonic() - started_at) / len(orders)
             turn.handled |= {order.seq: Handled(order, began_at, share) for order in orders}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import decimal
 import re
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import psycopg
@@ -86,6 +88,40 @@ def _run(
 
 def test_p5_what_a_handler_changes_is_put_back_before_the_next_command(database: Database) -> None:
     _run(database, AT_ONCE, ("a", "leave look"), ("b", "look"))
+
+
+@pytest.mark.parametrize("batches", [False, True], ids=["commands", "batches"])
+def test_p5_what_a_handler_sets_in_its_thread_is_not_there_for_the_next_command(
+    database: Database, *, batches: bool
+) -> None:
+    """A context variable, as logs have them; how precise decimals are; what is called for notices."""
+    shop.open_shop(database)
+    tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+    seen: list[tuple[str, int, int]] = []
+    applier = Applier(parse_float=decimal.Decimal)
+
+    def handle(connection: psycopg.Connection[Any], command: Any) -> None:
+        seen.append((tenant.get(), decimal.getcontext().prec, len(connection._notice_handlers)))
+        tenant.set("somebody")
+        decimal.getcontext().prec = 2
+        connection.add_notice_handler(print)
+
+    def handle_all(connection: psycopg.Connection[Any], commands: list[Any]) -> int:
+        handle(connection, commands[0])
+        return 1
+
+    if batches:
+        applier.batch_handler(shop.TOPIC)(handle_all)
+    else:
+        applier.handler(shop.TOPIC)(handle)
+    with shop.at_work(database, applier, workers=1):
+        for key in "ab":
+            database.execute(
+                "SELECT inturn.append('shop', %s, 'do', '1.5') FROM generate_series(1, 2)", [key]
+            )
+        until(lambda: not database.value("SELECT count(*) FROM inturn.ticket"), "all applied")
+    assert set(seen) == {("nobody", 28, 0)}
+    assert len(seen) == 4
 
 
 def test_p5_what_cannot_be_put_back_costs_the_connection(database: Database) -> None:
