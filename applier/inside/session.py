@@ -102,6 +102,7 @@ class Session:
         self._made = _as_made(connection)
         callbacks: list[list[Any]] = [getattr(connection, name, []) for name in _CALLBACKS]
         self._callbacks = [(given, len(given)) for given in callbacks]
+        self._encoding = connection.pgconn.parameter_status(_ENCODING)
         self.changed = False
         self.worn = False
         self.spent = False
@@ -201,7 +202,8 @@ class Session:
         Raises:
             psycopg.Error: the connection is lost, or cannot put it back.
         """
-        if self.changed:
+        # The server reports how it takes text to be sent; in another way a key's name may not come through.
+        if self.changed or connection.pgconn.parameter_status(_ENCODING) != self._encoding:
             self.changed = False
             # One round trip, which the driver must not prepare: it is several statements.
             if self._seconds not in self._put_back:
@@ -238,6 +240,7 @@ class Session:
 _ATTRIBUTES = ("row_factory", "cursor_factory", "prepare_threshold", "server_cursor_factory")
 #: How transactions begin. The driver lets nobody change that while one is open.
 _MODES = ("autocommit", "isolation_level", "read_only", "deferrable")
+_ENCODING = b"client_encoding"
 #: Where the driver keeps what it calls for notices and notifications.
 _CALLBACKS = ("_notice_handlers", "_notify_handlers")
 _as_made = attrgetter(*_ATTRIBUTES, *_MODES)

@@ -41,6 +41,7 @@ AT_ONCE = {
     "a custom setting of the transaction": _runs("SELECT set_config('app.tenant', 'one', true)"),
     "search_path by set_config": _runs("SELECT set_config('search_path', 'nowhere', false)"),
     "DateStyle": _runs("SET DateStyle = German"),
+    "client_encoding by a function": _runs("DO $$ BEGIN EXECUTE 'SET client_encoding = LATIN1'; END $$"),
     "statement_timeout": _runs("SET statement_timeout = '1 ms'"),
     "TimeZone": _runs("SET TIME ZONE 'Asia/Tokyo'"),
     "default_transaction_isolation": _runs("SET default_transaction_isolation = 'serializable'"),

@@ -35,7 +35,7 @@ _LOOK = """
            current_setting('transaction_isolation'), current_setting('transaction_read_only'),
            current_setting('default_transaction_isolation'), current_setting('default_transaction_read_only'),
            current_setting('row_security'), coalesce(current_setting('app.tenant', true), ''),
-           coalesce(current_setting('inturn.notify', true), ''),
+           coalesce(current_setting('inturn.notify', true), ''), current_setting('client_encoding'),
            pg_my_temp_schema() <> 0, (SELECT count(*) FROM pg_listening_channels()),
            (SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'),
            (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())
@@ -87,7 +87,7 @@ def _run(
 
 
 def test_p5_what_a_handler_changes_is_put_back_before_the_next_command(database: Database) -> None:
-    _run(database, AT_ONCE, ("a", "leave look"), ("b", "look"))
+    _run(database, AT_ONCE, ("a", "leave look"), ("ь", "look"))
 
 
 @pytest.mark.parametrize("batches", [False, True], ids=["commands", "batches"])
