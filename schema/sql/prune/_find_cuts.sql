@@ -38,10 +38,11 @@ SELECT * FROM (
     CROSS JOIN LATERAL (
         SELECT coalesce(s.history_seq, settings.first_seq) AS seq, coalesce(s.history_epoch, 0) AS epoch
         WHERE idle_before IS NOT NULL OR s.kept_seq IS NOT NULL OR (
-            SELECT w.finished_at FROM inturn.turn w
+            -- Compared in here: outside, the comparison would be two, with a copy of this in each.
+            SELECT w.finished_at NOT BETWEEN done_before AND clock_timestamp() FROM inturn.turn w
             WHERE w.topic = settings.name AND w.key = k.key AND w.epoch >= coalesce(s.history_epoch, 0)
               AND CASE WHEN w.epoch = s.history_epoch THEN w.applied_seq >= s.history_seq ELSE true END
-            ORDER BY w.epoch LIMIT 1) NOT BETWEEN done_before AND clock_timestamp() OFFSET 0) f
+            ORDER BY w.epoch LIMIT 1) OFFSET 0) f
     CROSS JOIN LATERAL (
         SELECT u.epoch, u.drained, u.finished_at FROM inturn.turn u
         WHERE u.topic = settings.name AND u.key = k.key ORDER BY u.epoch DESC LIMIT 1) u

@@ -437,6 +437,22 @@ def test_a_deep_key_goes_bit_by_bit_and_every_batch_is_bounded(witness: Database
     assert len(batches) >= 10
 
 
+def test_a_prune_looks_once_at_a_key_of_which_nothing_is_due(witness: Database) -> None:
+    for number in range(20):
+        append(witness, f"k{number}", "insert")
+    _apply(witness)
+    counter = "SELECT pg_stat_get_xact_numscans('inturn.turn_pkey'::regclass)"
+    cuts = (
+        "SELECT count(*) FROM inturn.topic t, inturn._find_cuts(t, ARRAY(SELECT key FROM"
+        " inturn.key_sequence), now() - interval '1 day', now() - interval '1 day', NULL, 1000)"
+    )
+    with witness.connect(user=OWNER, autocommit=False) as connection:
+        before, found, after = (
+            connection.execute(each).fetchall()[0][0] for each in (counter, cuts, counter)
+        )
+    assert (found, after - before) == (0, 20)
+
+
 def test_a_prune_of_all_topics_leaves_those_of_other_operators_and_goes_on(witness: Database) -> None:
     witness.execute("SELECT inturn.create_topic('posts', 'sql:app.apply_order')")
     for topic in ("orders", "posts"):
