@@ -87,12 +87,16 @@ class TurnRecords:
         turn.take(ClaimedCommand(self.topic, turn.key, seq, name, payload, created_at, attempt, epoch))
 
     def end(self, connection: psycopg.Connection[Any], turns: list[Turn]) -> None:
-        """Record what became of turns that were claimed in this transaction."""
+        """Record what became of turns that were claimed in this transaction.
+
+        Where one failed, the constraints are checked also if nothing is to be finished: those of what came
+        before it, while a timeout can end that. None ends what a COMMIT runs.
+        """
         for turn in turns:
             if turn.failed is not None:
                 self._fail(connection, turn, turn.failed)
         done = [_done(turn) for turn in turns if turn.failed is None and not turn.untouched]
-        if done:
+        if done or any(turn.failed is not None for turn in turns):
             session_of(connection).call(calls.turn.finish(self.schema, self.topic, done, self.applier_id))
 
     def end_alone(self, connection: psycopg.Connection[Any], turn: Turn) -> None:

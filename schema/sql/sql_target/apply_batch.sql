@@ -146,7 +146,7 @@ BEGIN
             settings, applier, judged);
         commands := commands OPERATOR(pg_catalog.+) turn.done_seq OPERATOR(pg_catalog.-) claimed.applied_seqs[i];
         failures := failures OPERATOR(pg_catalog.+) turn.failures;
-        skipped := skipped OPERATOR(pg_catalog.+) turn.skipped; cancellation := turn.cancellation;
+        skipped := skipped OPERATOR(pg_catalog.+) turn.skipped;
         outages := outages OPERATOR(pg_catalog.||) coalesce(turn.outage, '[]'); answered := answered OR turn.answered;
         IF turn.outcome IS NOT NULL THEN
             failed_keys := pg_catalog.array_append(failed_keys, claimed.keys[i]);
@@ -154,11 +154,12 @@ BEGIN
             done_keys := pg_catalog.array_append(done_keys, claimed.keys[i]);
             done_seqs := pg_catalog.array_append(done_seqs, turn.done_seq);
         END IF;
-        EXIT WHEN cancellation IS NOT NULL;
+        cancellation := turn.cancellation; EXIT WHEN cancellation IS NOT NULL;
     END LOOP;
 
     cut := cut OR cancellation IS NOT NULL OR pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) leave_at;
     target_time := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) began_at;
+    SET CONSTRAINTS ALL IMMEDIATE; -- also where nothing is to be finished: no timeout ends what a COMMIT runs
     PERFORM inturn.finish(topic, pg_catalog.array_agg(c.key), pg_catalog.array_agg(c.epoch),
                           pg_catalog.array_agg(c.applied_seq OPERATOR(pg_catalog.+) 1),
                           pg_catalog.array_agg(coalesce(d.seq, c.applied_seq)), applier)

@@ -164,6 +164,31 @@ def test_p5_a_sql_target_that_takes_too_long(slow: Database, *, steady: bool) ->
         _assert_charged(slow)
 
 
+@pytest.mark.parametrize("target", ["sql", "python"])
+def test_p5_a_turn_of_which_a_command_failed_leaves_no_constraint_to_the_commit(
+    database: Database, target: shop.Target
+) -> None:
+    """No statement_timeout ends what a COMMIT runs. This trigger hangs there, and nowhere else."""
+    shop.open_shop(database, target=target, settings="max_attempts => 1")
+    database.execute("""
+        CREATE FUNCTION app.hang() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF current_query() ILIKE 'COMMIT%' THEN PERFORM pg_sleep(600); END IF;
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER hang AFTER INSERT ON app.witness DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION app.hang()""")
+    shop.append(database, "bad", "insert", "fail")
+    shop.append_keys(database, 3)
+    done = "SELECT count(*) FROM app.witness WHERE key <> 'bad'"
+    with shop.at_work(database, workers=1):
+        until(lambda: database.value(done) == 3, "the healthy keys")
+        held = "SELECT last_error FROM inturn.key_cursor WHERE key = 'bad' AND held_at IS NOT NULL"
+        error = until(lambda: database.execute(held), "held", 60)[0][0]
+    assert "refused bad" in error
+    assert innocent_and_charged(database) == []
+
+
 _HANGS = """
     CREATE FUNCTION bad.apply(command inturn.command) RETURNS void LANGUAGE plpgsql AS $$
     BEGIN
