@@ -44,6 +44,7 @@ CHECKS = (
     Check("long-transactions", sessions.long_transactions, installed=False),
     Check("prepared-transactions", sessions.prepared_transactions, installed=False),
     Check("replication-slots", sessions.replication_slots, installed=False),
+    Check("standbys", sessions.standbys, installed=False),
     Check("appliers", topics.appliers),
     Check("targets", topics.targets),
 )

@@ -258,7 +258,10 @@ def test_create_on_public_is_found_and_repaired(database: Database) -> None:
 def test_what_keeps_old_snapshots_is_found_and_is_a_failure_where_warnings_are(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = "max_prepared_transactions = 2\nfsync = on\nfull_page_writes = on\nwal_level = logical\n"
+    settings = (
+        "max_prepared_transactions = 2\nfsync = on\nfull_page_writes = on\nwal_level = logical\n"
+        "autovacuum_naptime = 1h\n"
+    )
     with own_database(server, extra_settings=settings) as database:
         database.administer("SELECT pg_create_logical_replication_slot('stale', 'pgoutput')")
         assert checks(database) == []

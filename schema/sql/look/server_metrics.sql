@@ -10,8 +10,11 @@ AS $$
 --
 -- Rows are those that PostgreSQL's statistics count, inserts of transactions that were rolled back included. A table's
 -- partitions count together.
--- Holders of snapshots: session, of this database; prepared, a prepared transaction in it; slot, a replication slot of
--- the server; standby, one that reports its snapshots. Their age is in transactions, of the first two in seconds too.
+-- Holders of snapshots: session, whatever it is of, also a subscription's or a background worker's; prepared, a
+-- prepared transaction; slot, a replication slot of the server that can be used still; standby, one that reports its
+-- snapshots. Their age is in transactions, of the first two in seconds too. Of another database's sessions and prepared
+-- transactions those count that have written: no snapshot here is newer than the oldest of them. A VACUUM at work does
+-- not, as nothing is kept for it.
 -- Runs as its owner, so that other users' sessions are seen: the owner needs pg_monitor, or is a superuser.
 WITH tables AS MATERIALIZED (
     SELECT c.relname, jsonb_build_object('table', c.relname) AS labels, sum(s.n_live_tup) AS n_live_tup,
@@ -24,18 +27,22 @@ WITH tables AS MATERIALIZED (
     GROUP BY c.relname
 ),
 holder AS MATERIALIZED (
-    SELECT 'session' AS holder, age(coalesce(a.backend_xmin, a.backend_xid)) AS xids,
+    SELECT 'session' AS holder, greatest(age(a.backend_xid), CASE WHEN a.datname = current_database()
+                                                                  THEN age(a.backend_xmin) END) AS xids,
            extract(epoch FROM clock_timestamp() - a.xact_start)::double precision AS seconds
     FROM pg_stat_activity a
-    WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend'
-      AND (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL)
+    WHERE a.datname IS NOT NULL AND a.pid <> pg_backend_pid()
+      AND (a.backend_xid IS NOT NULL OR a.datname = current_database() AND a.backend_xmin IS NOT NULL)
+      AND NOT EXISTS (SELECT FROM pg_stat_progress_vacuum v WHERE v.pid = a.pid)
     UNION ALL
     SELECT 'prepared', age(x.transaction), extract(epoch FROM clock_timestamp() - x.prepared)::double precision
-    FROM pg_prepared_xacts x WHERE x.database = current_database()
+    FROM pg_prepared_xacts x
     UNION ALL
     SELECT 'slot', greatest(age(r.xmin), age(r.catalog_xmin)), NULL FROM pg_replication_slots r
+    WHERE r.wal_status IS DISTINCT FROM 'lost'
     UNION ALL
-    SELECT 'standby', age(r.backend_xmin), NULL FROM pg_stat_replication r
+    SELECT 'standby', age(a.backend_xmin), NULL FROM pg_stat_activity a
+    WHERE a.backend_type = 'walsender' AND a.datname IS NULL
 )
 SELECT 'inturn_table_size_bytes', t.labels, t.size FROM tables t
 UNION ALL SELECT 'inturn_table_live_rows', t.labels, t.n_live_tup FROM tables t
