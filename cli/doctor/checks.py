@@ -45,6 +45,7 @@ CHECKS = (
     Check("prepared-transactions", sessions.prepared_transactions, installed=False),
     Check("replication-slots", sessions.replication_slots, installed=False),
     Check("standbys", sessions.standbys, installed=False),
+    Check("notifications", sessions.notifications, installed=False),
     Check("appliers", topics.appliers),
     Check("targets", topics.targets),
 )

@@ -1,4 +1,4 @@
-"""Who keeps snapshots that dead rows are kept for: the holders of server_metrics, by name."""
+"""Who keeps dead rows, the holders of server_metrics by name; and notifications from being removed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from inturn.cli.terminal.output import age
 
 #: A replication slot or a standby is reported whose snapshot is older, in transactions.
 SLOT_TRANSACTIONS = 1_000_000
+#: How full the server's queue of notifications is when it is reported.
+QUEUE_USED = 0.25
 
 
 def long_transactions(facts: Facts) -> Iterator[Finding]:
@@ -92,4 +94,16 @@ def standbys(facts: Facts) -> Iterator[Finding]:
             f"the standby {row['name']} keeps dead rows of {row['xids']:,} transactions: by"
             " hot_standby_feedback, for a query there",
             "Find the query in pg_stat_activity there and end it; a statement_timeout bounds such queries",
+        )
+
+
+def notifications(facts: Facts) -> Iterator[Finding]:
+    (row,) = facts.rows("SELECT pg_notification_queue_usage() AS used")
+    if row["used"] > QUEUE_USED:
+        yield Finding(
+            "warning",
+            f"the server's queue of notifications is {row['used']:.0%} full: once it is full, each commit"
+            " that notifies fails, those of appends and appliers too",
+            "End whoever listens and is in a transaction for long, in any of the server's databases; until"
+            " then SET inturn.notify = off lets callers append",
         )

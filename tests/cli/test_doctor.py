@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from support.database import Database
+from support.database import Database, until
 from support.logins import login
 from support.own_server import own_database
 from support.place import DOCS
@@ -289,6 +289,21 @@ def test_what_keeps_old_snapshots_is_found_and_is_a_failure_where_warnings_are(
         assert "replication slot stale keeps dead rows" in one[1].says
         database.administer("SELECT pg_drop_replication_slot('stale')")
         assert checks(database) == []
+
+
+def test_a_queue_of_notifications_that_fills_is_found(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "QUEUE_USED", 0.0)
+    until(lambda: checks(database) == [], "others have heard what there was")
+    deaf = database.session()
+    deaf.execute("LISTEN elsewhere")
+    deaf.commit()
+    deaf.execute("SELECT 1")
+    database.execute("SELECT pg_notify('elsewhere', n || repeat('x', 7000)) FROM generate_series(1, 9) n")
+    assert checks(database) == ["warning notifications"]
+    deaf.rollback()
+    until(lambda: checks(database) == [], "it has heard them")
 
 
 def test_a_topic_that_nobody_serves_is_an_error_once_its_keys_stand(database: Database) -> None:
