@@ -169,11 +169,15 @@ class Visits:
             self._totals.count(batch)
             self._check_session(connection, topic, batch)
             if batch.target_seconds and not careful:  # a key that was put off does not say how long one takes
-                known = self._seconds_per_key.get(topic, pacing.NEVER)
-                per_key = pacing.seconds_per_key(known, batch.seconds_per_key, seconds, self.max_keys)
-                self._seconds_per_key[topic] = per_key
+                self._learn(topic, batch, seconds)
                 max_keys = min(self.width(topic), max_keys * 2)
         return Visit(found=leave_at is not None, emptied=False)
+
+    def _learn(self, topic: str, batch: Batch, seconds: float) -> None:
+        """Learn from a batch that took so many seconds how long a key of its topic takes."""
+        known = self._seconds_per_key.get(topic, pacing.NEVER)
+        per_key = pacing.seconds_per_key(known, batch.seconds_per_key, seconds, self.max_keys)
+        self._seconds_per_key[topic] = per_key
 
     def _check_session(self, connection: psycopg.Connection[Any], topic: str, batch: Batch) -> None:
         """Make sure that nothing was left in the session, and that the next batch does something.
