@@ -56,6 +56,10 @@ class Took:
     turns: int
 
 
+_CLAIMING = """
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+        AND state = 'active' AND query ILIKE '%claim%'
+"""
 _END_LEASES = """
     WITH leased AS (
         SELECT t.topic, t.key FROM inturn.ticket t JOIN inturn.key_mark m USING (topic, key, epoch)
@@ -133,8 +137,10 @@ def _round(database: Database, keys: Mapping[str, int], *, end_lease: bool) -> N
 def end_leases(database: Database) -> None:
     """Let every lease be over: whoever had one is gone.
 
+    The server may be at his last claim still, which would not be seen to be over: that one ends first.
     A session of his may be recording something still, in another order of keys: then once more.
     """
+    until(lambda: not database.value(_CLAIMING), "the end of the last claims")
     while True:
         with suppress(psycopg.errors.DeadlockDetected):
             database.execute(_END_LEASES)

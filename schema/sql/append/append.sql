@@ -52,8 +52,7 @@ BEGIN
     ELSIF numbering = 'arrival' AND idempotency_key IS NULL THEN
         INSERT INTO inturn.intake (topic, key, name, payload)
         VALUES (append.topic, append.key, append.name, append.payload)
-        RETURNING EXISTS (SELECT FROM inturn.listener l
-                          WHERE l.topic = ANY (ARRAY[append.topic, ''])
+        RETURNING EXISTS (SELECT FROM inturn.listener l WHERE l.topic = ANY (ARRAY[append.topic, ''])
                             AND l.asleep_until > statement_timestamp() AND l.asleep_until > clock_timestamp())
         INTO asleep;
         IF asleep THEN
@@ -107,8 +106,7 @@ BEGIN
         -- As _wake_key does, but that no ticket can be there: only a known key is paused.
         INSERT INTO inturn.ticket (topic, key, epoch, applied_seq, ready_at)
         VALUES (append.topic, append.key, 0, 0, clock_timestamp())
-        RETURNING EXISTS (SELECT FROM inturn.listener l
-                          WHERE l.topic = ANY (ARRAY[append.topic, ''])
+        RETURNING EXISTS (SELECT FROM inturn.listener l WHERE l.topic = ANY (ARRAY[append.topic, ''])
                             AND l.asleep_until > statement_timestamp() AND l.asleep_until > clock_timestamp())
         INTO asleep;
         IF asleep THEN

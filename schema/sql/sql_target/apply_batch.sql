@@ -38,8 +38,7 @@ DECLARE
     fresh pg_catalog.record;
     began_at timestamp with time zone; leave_at timestamp with time zone; cut boolean;
     done_keys pg_catalog.text[]; done_seqs bigint[]; called pg_catalog.text[];
-    step_by_step boolean := false; turn pg_catalog.record;
-    failed_keys pg_catalog.text[] := '{}';
+    step_by_step boolean := false; turn pg_catalog.record; failed_keys pg_catalog.text[] := '{}';
 BEGIN
     keys := 0; commands := 0; failures := 0; redo := false; skipped := 0; target_time := '0'; lost := false;
     outages := '[]'; answered := false;

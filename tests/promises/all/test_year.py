@@ -123,13 +123,13 @@ def _leave_alone(year: Year) -> None:
     year.printed.wait_fired("InturnNoApplier")
     year.scraped.wait_fired("InturnNotScraped")
     with fleet(year):
-        year.scraped.wait_fired("InturnBehind", "InturnThreadsAbandoned", "InturnKeysHeld")
+        year.scraped.wait_fired("InturnBehind", "InturnHandlersAbandoned", "InturnKeysHeld")
         _end_the_lease(year)
         sign.unlink()
         year.scraped.wait_fired("InturnLeasesLost")
         year.skip_held()
         year.wait_drained()
-        year.scraped.wait_clear("InturnThreadsAbandoned")  # until the process is started again
+        year.scraped.wait_clear("InturnHandlersAbandoned")  # until the process is started again
 
 
 def _end_the_lease(year: Year) -> None:
