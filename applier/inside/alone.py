@@ -190,7 +190,7 @@ def take_alone(target: AloneTarget, connection: psycopg.Connection[Any], since: 
         target.stop.wait(BLOCKED_SECONDS)
         return Batch(keys=1, redo=True, lost=True)
     if epoch is None:
-        return Batch(keys=1, hand=ready_at)
+        return Batch(keys=1, hand=ready_at, empty=1)
     alone = Alone(target.schema, target.topic, key, epoch, ready_at)
     return _take(target, connection, alone, server, settings)
 

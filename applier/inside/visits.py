@@ -94,12 +94,9 @@ class Visits:
         self._careful: dict[str, float] = {}
         self._careful_at_first = careful
         self._careful_since_lost = 0
-        # How many claims of a key alone have lost against another transaction.
-        self._lost_in_a_row = 0
-        # When it began to be careful, by time.monotonic().
-        self._careful_from = time.monotonic()
-        # That of the topic that is probed just now.
-        self._probed: Breaker | None = None
+        self._lost_in_a_row = 0  # claims of a key alone, against another transaction
+        self._careful_from = time.monotonic()  # since when it has been
+        self._probed: Breaker | None = None  # that of the topic that is probed just now
         #: Topics with ready keys that the last pass left, because their breaker is open.
         self.left_out: set[str] = set()
 
@@ -163,12 +160,13 @@ class Visits:
             if batch.redo:
                 alone = 0 if batch.lost else batch.keys
                 continue
-            max_keys = max(max_keys // 2, 1) if batch.lost else max_keys
             alone = max(alone - 1, batch.left)
             hand = batch.hand
             self._totals.count(batch)
             self._check_session(connection, topic, batch)
-            if batch.target_seconds and not careful:  # a key that was put off does not say how long one takes
+            if batch.lost:
+                max_keys = max(max_keys // 2, 1)
+            elif batch.target_seconds and not careful:  # what was put off does not say how long a key takes
                 self._learn(topic, batch, seconds)
                 max_keys = min(self.width(topic), max_keys * 2)
         return Visit(found=leave_at is not None, emptied=False)
@@ -186,7 +184,7 @@ class Visits:
             SessionChanged: something was. If nothing was recorded either, so it would be again: the next keys
                 are taken alone, where the command that did it is charged.
         """
-        if batch.is_untouched and not (batch.lost or self.is_careful(topic)):
+        if batch.is_untouched and not (batch.lost or self._stop.requested or self.is_careful(topic)):
             self._careful[topic] = 1  # alone, a key is begun however late it is
         if session_of(connection).is_fit():
             return

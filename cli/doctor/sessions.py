@@ -103,7 +103,7 @@ def notifications(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"the server's queue of notifications is {row['used']:.0%} full: once it is full, each commit"
-            " that notifies fails, those of appends and appliers too",
-            "End whoever listens and is in a transaction for long, in any of the server's databases; until"
-            " then SET inturn.notify = off lets callers append",
+            " that notifies fails. From three quarters on inturn sends none: its appliers and those who wait"
+            " hear of commands later",
+            "End whoever listens and is in a transaction for long, in any of the server's databases",
         )

@@ -35,7 +35,8 @@ def _relations() -> dict[str, dict[str, set[str]]]:
 
 
 def _functions() -> dict[str, set[str]]:
-    lines = (line.rpartition(": ") for line in _section("functions"))
+    lines = [line.rpartition(": ") for line in _section("functions")]
+    assert len({signature for signature, _, _ in lines}) == len(lines), "a signature is there twice"
     return {signature: set(roles.split()) - {"-"} for signature, _, roles in lines}
 
 

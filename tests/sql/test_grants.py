@@ -231,7 +231,7 @@ APPLIER_OWN = {
     "_close_cursors",
     *("_require_read_committed", "_read_verdict", "_failure_text", "_revision", "_begin_until"),
     *("_outage_of", "_judge_outages", "_fail_outages", "_seconds_per_key"),
-    *("_keep_settings", "_reset_session", "_state_at"),
+    *("_keep_settings", "_reset_session"),
     *("_claim_leases", "_claim_small", "_first_merged", "_take_alone", "_max_claim_octets"),
     *("_plan_batch", "_plan_alone", "_plan_merges", "_fold_merges", "_call_merge", "_merge_function"),
     *(

@@ -56,9 +56,9 @@ class Took:
     turns: int
 
 
-_CLAIMING = """
+_SESSIONS = """
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
-        AND state = 'active' AND query ILIKE '%claim%'
+        AND (application_name = 'inturn apply' OR query ILIKE '%claim%')
 """
 _END_LEASES = """
     WITH leased AS (
@@ -134,13 +134,19 @@ def _round(database: Database, keys: Mapping[str, int], *, end_lease: bool) -> N
     _wait(database, tried)
 
 
+def wait_gone(database: Database) -> None:
+    """Wait until the server has noticed that whoever applied is dead: what he had sent, it does until then.
+
+    A claim among that would begin after his leases were ended, and take a key beside the one he died of.
+    """
+    until(lambda: not database.value(_SESSIONS), "the end of the sessions of who is dead")
+
+
 def end_leases(database: Database) -> None:
     """Let every lease be over: whoever had one is gone.
 
-    The server may be at his last claim still, which would not be seen to be over: that one ends first.
     A session of his may be recording something still, in another order of keys: then once more.
     """
-    until(lambda: not database.value(_CLAIMING), "the end of the last claims")
     while True:
         with suppress(psycopg.errors.DeadlockDetected):
             database.execute(_END_LEASES)

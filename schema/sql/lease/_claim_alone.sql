@@ -31,7 +31,8 @@ BEGIN
     PERFORM inturn._lock_process(applier, shared => NOT claimed.lost);
     -- Whoever has claimed before has committed by now.
     IF inturn._has_leases(applier, NOT claimed.lost) AND (NOT claimed.lost OR (
-        SELECT coalesce(m.lease_until, m.failed_at) > clock_timestamp() - interval '1 minute' FROM inturn.key_mark m
+        SELECT coalesce(m.lease_until, m.failed_at, '-infinity') > clock_timestamp() - interval '1 minute'
+        FROM inturn.key_mark m
         WHERE m.topic = _claim_alone.topic AND m.key = claimed.key AND m.epoch = claimed.epoch - 1) IS NOT false) THEN
         IF claimed.lost THEN
             UPDATE inturn.ticket t SET ready_at = clock_timestamp() + interval '50 ms'

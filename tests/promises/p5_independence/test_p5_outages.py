@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import psycopg
 import pytest
 from support import shop
 from support.b_server import Answer, B, Post, say_ok
@@ -20,7 +19,7 @@ from support.roles import APPLIER, OWNER
 from support.ways import OUTAGES, UNHANDLED
 
 from inturn.applier import Applier, Fleet, Outage
-from inturn.applier.breaker import OPENING_FAILURES, is_outage
+from inturn.applier.breaker import OPENING_FAILURES
 from inturn.applier.calls.call import Call
 from inturn.applier.inside.batch import OLDEST
 from inturn.applier.inside.sql_target import SqlTarget
@@ -403,43 +402,6 @@ def test_p5_a_failure_of_its_own_between_outages_keeps_the_breaker_of_a_sql_targ
         with shop.at_work(outage, Applier(), workers=1, topics=["needs"]):
             until(lambda: outage.value(held) == KEYS, "all are held")
     assert outage.value(held) == KEYS
-
-
-def test_p5_what_looks_like_an_outage_is_the_same_in_sql_and_in_python(database: Database) -> None:
-    """It is by its SQLSTATE, or by what extensions and languages say that have none for it."""
-    for state, said, is_down in (
-        ("08001", 'could not connect to server "shop"', True),
-        ("08006", "server closed the connection unexpectedly", True),
-        ("08P01", "server login has been failing", True),
-        ("HV00N", "could not connect", True),
-        ("57P01", "terminating connection due to administrator command", True),
-        ("57P03", "the database system is starting up", True),
-        ("XX000", "Failed to connect to shop port 80 after 0 ms: Couldn't connect to server", True),
-        ("XX000", "Could not resolve host: shop", True),
-        ("38000", "requests.exceptions.ConnectTimeout: HTTPSConnectionPool: Max retries exceeded", True),
-        ("38000", "urllib.error.URLError: <urlopen error [Errno 111] Connection refused>", True),
-        ("38000", "KeyError: 'amount'", False),
-        ("XX000", "cache lookup failed for type 1", False),
-        ("P0001", "could not connect to server", False),
-        ("23505", "duplicate key value violates unique constraint", False),
-        ("57014", "canceling statement due to statement timeout", False),
-        ("40001", "could not serialize access", False),
-        ("53000", "insufficient resources", True),
-        ("53100", 'could not extend file "base/5/16390": No space left on device', True),
-        ("53200", "out of shared memory", True),
-        ("53300", "too many connections", True),
-        ("53400", "temporary file size exceeds temp_file_limit (1024kB)", False),
-        ("58000", "could not fsync file", True),
-        ("58030", 'could not read blocks 0..0 in file "base/5/16390": Input/output error', True),
-        ("58P01", 'could not access file "$libdir/gone": No such file or directory', False),
-    ):
-        found = "SELECT inturn._outage_of(%s, %s, 'k', 1, 1, 1, 'e', '0') IS NOT NULL"
-        assert database.value(found, [state, said]) == is_down, state
-        with pytest.raises(psycopg.Error) as raised:
-            database.execute(
-                f"DO $$BEGIN RAISE EXCEPTION USING ERRCODE = '{state}', MESSAGE = $m${said}$m$; END$$"
-            )
-        assert is_outage(raised.value) == is_down, state
 
 
 def test_p5_failures_of_one_key_open_no_breaker(database: Database) -> None:

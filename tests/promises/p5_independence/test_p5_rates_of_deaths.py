@@ -29,6 +29,7 @@ def test_p5_healthy_commands_take_no_more_beside_deaths(database: Database, way:
                 starts += 1
                 run(over.is_set, "--workers", str(rounds.WORKERS))  # a client of ours has one
                 if deaths.WAYS[way] != "call":  # whose server goes on
+                    rounds.wait_gone(database)
                     rounds.end_leases(database)
 
         with rounds.beside(supervise, 1):
