@@ -21,6 +21,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -193,6 +194,10 @@ def _run() -> NoReturn:
     except SystemExit as end:
         _END.append(end.code)
         raise
+    finally:
+        # As Python does when it has run a file, before it says of what that ended.
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
 
 
 def _run_script(words: list[str]) -> None:
