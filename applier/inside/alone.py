@@ -129,8 +129,11 @@ def is_lost(error: BaseException) -> bool:
 
 
 def raise_lost(error: BaseException) -> NoReturn:
-    """Raise that the connection was lost with which an error came, whatever a handler made of it."""
-    if is_lost(error):
+    """Raise that the connection was lost with which an error came, whatever a handler made of it.
+
+    A statement that was only cut off would be charged to nobody, and the same keys would share a batch again.
+    """
+    if is_lost(error) and not is_cut(error):
         raise error
     raise psycopg.OperationalError(f"the connection is gone: {on_one_line(error)}") from error
 

@@ -13,6 +13,7 @@ from support.roles import APPLIER
 
 from inturn.applier import Applier, Batch, Command, pacing
 from inturn.applier.inside import python_target
+from inturn.applier.inside.alone import is_cut
 from inturn.applier.inside.batch import OLDEST
 from inturn.applier.inside.python import handler_calls
 from inturn.applier.inside.python_target import PythonTarget
@@ -158,6 +159,37 @@ def test_a_suspect_that_was_put_off_does_not_say_how_long_a_key_takes(
     left, visits = _finding(monkeypatch, Batch(keys=1)), _visits(target)
     assert visits.visit(_worker(database), target, OLDEST).found
     assert (left, visits._seconds_per_key) == ([], {})
+
+
+@pytest.mark.parametrize("error", [psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable])
+def test_a_connection_that_is_gone_with_a_batch_was_not_only_cut_off(
+    database: Database, target: PythonTarget, monkeypatch: pytest.MonkeyPatch, error: type[psycopg.Error]
+) -> None:
+    """A worker whose statement was cut off has no suspect: the same keys would share a batch for ever."""
+
+    def gone(_: PythonTarget, connection: psycopg.Connection[Any], *_rest: object) -> Batch:
+        connection.close()
+        raise error("cut off")
+
+    monkeypatch.setattr(PythonTarget, "apply_batch", gone)
+    with pytest.raises(psycopg.OperationalError, match="the connection is gone: cut off") as raised:
+        _visits(target).visit(_worker(database), target, OLDEST)
+    assert not is_cut(raised.value)
+
+
+def test_a_worker_that_is_stopped_before_its_first_handler_is_not_careful_for_that(
+    database: Database, target: PythonTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would not say its end: the next start would take the first keys of each topic alone for it."""
+
+    def stopped(*_: object) -> Batch:
+        target.stop.request()
+        return Batch(keys=2)
+
+    monkeypatch.setattr(PythonTarget, "apply_batch", stopped)
+    visits = _visits(target)
+    assert visits.visit(_worker(database), target, OLDEST).found
+    assert not visits.is_careful(shop.TOPIC)
 
 
 def test_a_suspect_that_somebody_else_took_meanwhile_ends_no_visit(

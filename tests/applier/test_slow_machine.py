@@ -31,10 +31,11 @@ class _Slow:
         suspect: cannot be taken now, as its process has something else in hand.
     """
 
-    topic, schema, breaker = TOPIC, "inturn", Breaker(TOPIC)
+    topic, schema = TOPIC, "inturn"
 
     def __init__(self, trip: float, *, fails: str = "", suspect: str = "") -> None:
         self.now, self.trip, self.fails, self.suspect = 100.0, trip, fails, suspect
+        self.breaker = Breaker(TOPIC)
         # Since when each key is ready: the healthy ones in the middle.
         self.ready = {f"k{n}": float(n) for n in range(HEALTHY)}
         self.ready |= {key: HEALTHY / 2 for key in (fails, suspect) if key}

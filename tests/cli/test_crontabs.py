@@ -65,8 +65,8 @@ def all_is_well(database: Database) -> Iterator[None]:
         server.administer("SELECT pg_reload_conf()")
         until(lambda: database.value(durable) == value, f"fsync is {value}")
 
-    set_fsync("ALTER SYSTEM SET fsync = on", "on")
     try:
+        set_fsync("ALTER SYSTEM SET fsync = on", "on")
         with at_work(database, Applier()):
             yield
     finally:
@@ -83,7 +83,7 @@ def test_a_page_says_what_each_of_its_lines_runs_and_when() -> None:
     }
     assert {name: job.schedule for name, job in WATCHING.items()} == {
         "status": "*/5 * * * *",
-        "verify": "0 6 * * *",
+        "verify": "0 6 * * 0",
     }
     assert {job.settings["MAILTO"] for job in (*NIGHTLY.values(), *WATCHING.values())} == {"ops@example.com"}
 

@@ -26,8 +26,11 @@ BEGIN
     CROSS JOIN inturn._claim_alone(topic, hand, applier) c;
     COMMIT AND CHAIN;
     hand := claimed.ready_at;
-    careful := CASE WHEN hand IS NULL THEN 0 ELSE careful OPERATOR(pg_catalog.-) 1 END;
+    -- Where none could be claimed now, none was taken alone: it is asked again in a moment.
+    careful := CASE WHEN hand IS NULL THEN 0 WHEN claimed.key IS NULL THEN careful
+                    ELSE careful OPERATOR(pg_catalog.-) 1 END;
     IF claimed.epoch IS NULL THEN
+        PERFORM pg_catalog.pg_sleep(0.05) WHERE claimed.key IS NULL AND hand IS NOT NULL;
         RETURN;
     END IF;
     BEGIN

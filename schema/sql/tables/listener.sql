@@ -1,7 +1,7 @@
 -- Whether an applier of the topic sleeps, so that an append need not NOTIFY (which takes a lock over the whole database
 -- at commit) while all of them are busy. Unlogged: after a crash nobody counts as asleep.
--- A row a topic, which rises in its index with each announcement: what a held snapshot keeps of it lies before now,
--- where no append walks.
+-- One row for each topic (two where two appliers met at its first announcement), which rises in its index with each
+-- announcement: what a held snapshot keeps of it lies before now, where no append walks.
 CREATE UNLOGGED TABLE inturn.listener (
     topic text COLLATE "C" NOT NULL,
     asleep_until timestamptz NOT NULL

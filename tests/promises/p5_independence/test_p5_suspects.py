@@ -157,6 +157,26 @@ def test_p5_a_suspect_that_takes_long_keeps_no_other_key_from_being_taken_alone(
         assert database.execute(_ALONE, ["here:1:2"]) == taken
 
 
+_VISIT_ALONE = """
+    CALL inturn._visit_alone('orders', '-infinity', 'here:1:2', inturn._keep_settings(NULL), 0, 0, 5, '{}')
+"""
+
+
+def test_p5_a_call_counts_no_key_as_taken_alone_that_it_could_not_take(witness: Database) -> None:
+    """It is as careful for its first keys as before: it would take twenty of them for taken in a moment."""
+    _suspect(witness)
+    assert witness.execute(_ALONE, [HERE]) == [("suspect", True)]
+    lasts = "UPDATE inturn.key_cursor SET claimed_at = now() + '1 h', lease_until = now() {} WHERE lost > 0"
+    witness.execute("SELECT inturn.append('orders', 'a', 'insert')")
+    with witness.connect(user=APPLIER) as session:
+        for lease, taken in (("+ interval '1 h'", 0), ("- interval '1 s'", 1)):
+            witness.execute(lasts.format(lease))
+            found = session.execute(_VISIT_ALONE).fetchone()
+            assert found is not None
+            hand, commands, failures, careful, _ = found
+            assert (hand is None, commands, failures, careful) == (False, taken, 0, 5 - taken)
+
+
 def test_p5_a_suspect_is_taken_beside_other_keys_where_they_are_always_there(database: Database) -> None:
     """A process that works outside the database, too, always has something in hand."""
     _suspect(database)
@@ -181,18 +201,21 @@ def test_p5_a_fleet_that_has_started_goes_on_beside_a_suspect_that_takes_long(
         over.wait(300)
 
     fleet = Fleet(database.applier_dsn, applier, workers=2)
-    fleet.start()
     in_hand = "SELECT count(*) FROM inturn.key_cursor WHERE lost > 0 AND claimed_by IS NOT NULL"
-    until(lambda: database.value(in_hand), "the suspect is in hand")
-    database.execute(
-        "UPDATE inturn.key_cursor SET claimed_at = claimed_at - interval '2 s' WHERE claimed_by IS NOT NULL"
-    )
-    database.execute("SELECT count(inturn.append('healthy', 'k' || n, 'do')) FROM generate_series(1, 50) n")
+    begun_before = "UPDATE inturn.key_cursor SET claimed_at = now() - interval '2 s' WHERE lost > 0"
     pending = "SELECT count(*) FROM inturn.key_cursor WHERE topic = 'healthy' AND ready_at IS NOT NULL"
-    until(lambda: not database.value(pending), "the healthy ones are applied")
-    assert database.value(in_hand)
-    over.set()
-    fleet.end(60)
+    fleet.start()
+    try:
+        until(lambda: database.value(in_hand), "the suspect is in hand")
+        database.execute(begun_before)
+        database.execute(
+            "SELECT count(inturn.append('healthy', 'k' || n, 'do')) FROM generate_series(1, 50) n"
+        )
+        until(lambda: not database.value(pending), "the healthy ones are applied")
+        assert database.value(in_hand)
+    finally:
+        over.set()
+        fleet.end(60)
 
 
 def test_p5_a_drain_does_not_end_while_its_process_has_just_begun_a_suspect(database: Database) -> None:
